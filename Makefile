@@ -1,0 +1,48 @@
+# make demo   everything on drawn sample images, offline but for the package registry
+# make test   lint, types, tests
+# make bench  the measured claims
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-output
+
+.PHONY: demo test lint types tests bench browser docs clean
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/lookalike demo --output $(DEMO)
+
+test: lint types tests
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.tested
+	$(BIN)/mypy
+
+tests: $(VENV)/.tested
+	$(BIN)/pytest
+
+# what the browser tests of the report need, on Debian
+browser:
+	apt-get install --yes chromium chromium-driver
+
+# the pages that are made from the code
+docs: $(VENV)/.tested
+	$(BIN)/python -m tests.generated
+
+bench: $(VENV)/.tested
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -1,0 +1,201 @@
+"""The command line: a verb is a module that is loaded when it is called.
+
+stdout holds the result and nothing else. Ray and its workers print there too, so at the start
+descriptor 1 is set aside for the result and everything else that is written to it goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from jobs import options
+from jobs.options import Option
+from retrieval.errors import LookalikeError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: its settings, the module that has its `start`, and its line of help."""
+
+    settings: type
+    module: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "run": Verb(options.RunSettings, "jobs.run",
+                "The whole job: embed both folders, index, rank, evaluate, report."),
+    "embed": Verb(options.EmbedSettings, "jobs.embed", "Images to a store of vectors."),
+    "index": Verb(options.IndexSettings, "jobs.index", "A store to a sharded IVF index."),
+    "rank": Verb(options.RankSettings, "jobs.rank", "Queries to ranked matches."),
+    "evaluate": Verb(options.EvaluateSettings, "jobs.evaluate", "Matches and labels to measures."),
+    "report": Verb(options.ReportSettings, "jobs.report", "Matches to a page with pictures."),
+    "train": Verb(options.TrainSettings, "jobs.train", "Labelled images to a bundle."),
+    "verify": Verb(options.VerifySettings, "jobs.verify",
+                   "Is an output whole and unaltered, and how far is it?"),
+    "demo": Verb(options.DemoSettings, "jobs.demo", "Everything on drawn sample images."),
+}  # fmt: skip
+
+_EXIT_CODES = (
+    "Exit codes: 0 done · 1 unexpected error · 2 usage · 3 input missing or unreadable · "
+    "4 too many images failed · 5 below a bound that was asked for · 6 does not belong together · "
+    "7 something on disk is missing, extra or altered · 8 stalled · 130 interrupted"
+)
+
+
+class _Size(click.ParamType[Any]):
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            return value if isinstance(value, int) else options.parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Recall(click.ParamType[Any]):
+    name = "recall"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            return value if isinstance(value, float) else options.parse_recall(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_TYPES: Mapping[Any, Any] = {"size": _Size(), "recall": _Recall(), int: int, float: float, str: str}
+
+
+def _parameter(option: Option) -> click.Option:
+    required = option.default is options.REQUIRED
+    common: dict[str, Any] = {"help": option.help, "required": required}
+    if not required:
+        common |= {"default": option.default, "show_default": option.default is not None}
+    if option.type is bool:
+        names = f"{option.flag}/--no-{option.flag[2:]}" if option.default else option.flag
+        return click.Option([names], is_flag=True, **common)
+    kind = click.Choice(option.choices) if option.choices else _TYPES[option.type]
+    return click.Option([option.flag, option.name], type=kind, **common)
+
+
+def _command(name: str) -> click.Command:
+    verb = VERBS[name]
+    parameters: list[click.Parameter] = []
+    for field in dataclasses.fields(verb.settings):
+        if "option" in field.metadata:
+            parameters.append(_parameter(field.metadata["option"]))
+        else:
+            parameters.append(click.Argument([field.name]))
+    parameters.sort(key=lambda parameter: not parameter.required)
+
+    def call(**values: Any) -> None:
+        _start(verb, verb.settings(**values))
+
+    return click.Command(
+        name, params=parameters, callback=call, help=verb.help, epilog=_EXIT_CODES,
+        context_settings={"max_content_width": 100},
+    )  # fmt: skip
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return _command(name) if name in VERBS else None
+
+
+def command_line() -> click.Group:
+    """Make the command line; the help page in the docs is generated from it."""
+    return _Verbs(
+        "lookalike",
+        help="For each of these query images, which gallery images look most alike?",
+        epilog=_EXIT_CODES,
+        context_settings={
+            "token_normalize_func": lambda token: token.replace("_", "-"),
+            "max_content_width": 100,
+            "help_option_names": ["-h", "--help"],
+        },
+        params=[click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False,
+                             callback=_version, help="Print the version and stop.")],
+    )  # fmt: skip
+
+
+def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(f"lookalike {version('lookalike')}")
+        ctx.exit()
+
+
+def _start(verb: Verb, settings: Any) -> None:
+    options.check(settings)
+    start: Callable[[Any], Any] = importlib.import_module(verb.module).start
+    result = start(settings)
+    with contextlib.suppress(BrokenPipeError):
+        _result.write(result.as_json() if settings.json else result.as_text())
+        _result.write("\n")
+        _result.flush()
+    if result.exit_code:
+        raise SystemExit(result.exit_code)
+
+
+_result: io.TextIOBase = sys.stdout  # type: ignore[assignment]
+
+
+def _set_stdout_aside() -> None:
+    """Keep descriptor 1 for the result; whatever else prints to it lands on stderr."""
+    global _result
+    sys.stdout.flush()
+    _result = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
+    os.dup2(2, 1)
+
+
+def main() -> None:
+    """Run the command line and end with the documented exit code."""
+    asked = sys.argv[1:]
+    if asked and asked[0] in VERBS and not {"-h", "--help"} & set(asked):
+        _set_stdout_aside()
+    try:
+        code = command_line().main(args=asked, standalone_mode=False) or 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        code = _say("interrupted; what is finished is kept, the same command goes on", INTERRUPTED)
+    except click.ClickException as error:
+        code = _say(error.format_message(), error.exit_code)
+    except LookalikeError as error:
+        code = _say(str(error), error.exit_code)
+    except BaseException as error:  # a fault of ours, said as one sentence
+        code = _say(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Ray's threads must not outlive the answer, nor change the code
+
+
+def _say(message: str, code: int) -> int:
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""Every option once: name, type, default, unit, help, and whether it shapes content.
+
+A stage has one frozen settings dataclass, whose fields name options of this table; the command line
+and the help page are made from it. What *shapes content* goes into job.json and into fingerprints;
+what says *how it runs* never changes a byte of the result. Sizes become bytes here, at the edge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from retrieval.errors import UsageError
+
+Shapes = Literal["content", "run"]
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line."""
+
+    name: str
+    type: type | str  # int, float, str, bool, "size" or "recall"
+    default: Any
+    shapes: Shapes
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def flag(self) -> str:
+        """Give the option as it is typed: `--top-k`."""
+        return "--" + self.name.replace("_", "-")
+
+
+def _table(*options: Option) -> dict[str, Option]:
+    return {option.name: option for option in options}
+
+
+OPTIONS = _table(
+    Option("gallery", str, REQUIRED, "content", "folder or URI with the images to search"),
+    Option("queries", str, REQUIRED, "content", "folder or URI with the images to search for"),
+    Option("input", str, REQUIRED, "content", "folder or URI with images"),
+    Option("output", str, REQUIRED, "run", "folder or URI to write; made if absent"),
+    Option("embeddings", str, REQUIRED, "content", "a store that `embed` made"),
+    Option("index", str, REQUIRED, "content", "an index that `index` made"),
+    Option("matches", str, REQUIRED, "content", "matches that `rank` made"),
+    Option("data", str, REQUIRED, "content", "labelled images: a folder a class"),
+    Option("labels", str, None, "content",
+           "CSV or Parquet with image_id,label (and split); default: an image's parent folder"),
+    Option("backbone", str, "resnet50", "content",
+           "a torchvision classification model, or scratch (train)"),
+    Option("weights", str, None, "content",
+           "state dict (.safetensors, .pth) or URI, or random; default: torchvision's own"),
+    Option("bundle", str, None, "content", "a trained or stored bundle, instead of a backbone"),
+    Option("pooling", str, "avg", "content", "how a feature map becomes a vector",
+           choices=("avg", "max", "gem")),
+    Option("normalize", bool, True, "content", "bring vectors to unit length before storing"),
+    Option("image_size", int, None, "content",
+           "pixels a side that the network reads; default: the weights' own", low=16, high=4096),
+    Option("resize", str, "crop", "content",
+           "crop: shorter side, then centre; squash: both sides; pad: longer side, then fill",
+           choices=("crop", "squash", "pad")),
+    Option("embedding_dtype", str, "float16", "content", "numbers of a stored vector",
+           choices=("float16", "float32")),
+    Option("batch_size", int, 8, "content", "images a forward pass", low=1, high=4096),
+    Option("chunk_rows", int, None, "content",
+           "images a part file holds; default: by the size of the listing, 256 to 4096",
+           low=1, high=1 << 20),
+    Option("max_pixels", int, 178956970, "content",
+           "width x height above which an image goes to the ledger, judged by its header", low=1),
+    Option("limit", int, None, "content", "take only the first N images of the listing", low=1),
+    Option("max_error_rate", float, 0.01, "run",
+           "share of images that may fail, 0 to 1; above it: exit 4", low=0, high=1),
+    Option("metric", str, "cosine", "content", "what close means", choices=("cosine", "ip", "l2")),
+    Option("max_index_memory", "size", 4 << 30, "content",
+           "bytes one task may hold: a shard and a block of queries"),
+    Option("rows_per_shard", int, None, "content", "default: planned from the memory", low=1),
+    Option("top_k", int, 10, "content", "matches a query", low=1, high=1 << 20),
+    Option("recall", "recall", 0.95, "content",
+           "share of the exact top-k that must be found, 0 to 1, or exact; below it: exit 5"),
+    Option("nprobe", int, None, "content",
+           "lists read a query, by hand: recall is measured but not gated", low=1),
+    Option("epochs", int, 20, "content", "passes over the training images", low=1),
+    Option("leave_out", str, None, "content", "classes to keep out of training, a,b,c"),
+    Option("learning_rate", float, 0.002, "content", "of AdamW at the start", low=0),
+    Option("seed", int, 0, "content", "of everything that is drawn", low=0),
+    Option("workers", int, None, "run", "processes that work; default: the whole cluster", low=1),
+    Option("ray_address", str, None, "run",
+           "a running Ray cluster (auto, host:port); default: $RAY_ADDRESS, else this machine"),
+    Option("overwrite", bool, False, "run",
+           "start anew where another job's output stands (run: only the stages that differ)"),
+    Option("json", bool, False, "run", "print one JSON object on stdout"),
+    Option("debug", bool, False, "run", "print the traceback of an error"),
+    Option("title", str, "lookalike", "content", "heading of the page"),
+    Option("max_queries", int, 200, "content", "queries the page shows", low=1, high=2000),
+)  # fmt: skip
+
+
+def setting(name: str) -> Any:
+    """Make a dataclass field from the option of that name."""
+    option = OPTIONS[name]
+    if option.default is REQUIRED:
+        return dataclasses.field(metadata={"option": option})
+    return dataclasses.field(default=option.default, metadata={"option": option})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every verb takes."""
+
+    json: bool = setting("json")
+    debug: bool = setting("debug")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(Common):
+    """What every verb takes that works on Ray and writes an output."""
+
+    output: str = setting("output")
+    overwrite: bool = setting("overwrite")
+    workers: int | None = setting("workers")
+    ray_address: str | None = setting("ray_address")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What makes a bundle; the bundle's digest stands for all of it in job.json."""
+
+    backbone: str = setting("backbone")
+    weights: str | None = setting("weights")
+    bundle: str | None = setting("bundle")
+    pooling: str = setting("pooling")
+    normalize: bool = setting("normalize")
+    image_size: int | None = setting("image_size")
+    resize: str = setting("resize")
+    seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How images are listed, read and embedded."""
+
+    labels: str | None = setting("labels")
+    batch_size: int = setting("batch_size")
+    chunk_rows: int | None = setting("chunk_rows")
+    max_pixels: int = setting("max_pixels")
+    limit: int | None = setting("limit")
+    max_error_rate: float = setting("max_error_rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexing:
+    """How vectors become an index."""
+
+    metric: str = setting("metric")
+    max_index_memory: int = setting("max_index_memory")
+    rows_per_shard: int | None = setting("rows_per_shard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How queries are answered."""
+
+    top_k: int = setting("top_k")
+    recall: float = setting("recall")
+    nprobe: int | None = setting("nprobe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings(Running, Model, Reading):
+    """lookalike embed."""
+
+    input: str = setting("input")
+    embedding_dtype: str = setting("embedding_dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings(Running, Indexing):
+    """lookalike index."""
+
+    embeddings: str = setting("embeddings")
+    seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSettings(Running, Ranking, Reading):
+    """lookalike rank."""
+
+    index: str = setting("index")
+    queries: str = setting("queries")
+    seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Running, Model, Reading, Indexing, Ranking):
+    """lookalike run."""
+
+    gallery: str = setting("gallery")
+    queries: str = setting("queries")
+    embedding_dtype: str = setting("embedding_dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(Common):
+    """lookalike evaluate."""
+
+    matches: str = setting("matches")
+    labels: str | None = setting("labels")
+    seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(Common):
+    """lookalike report."""
+
+    matches: str = setting("matches")
+    output: str = setting("output")
+    title: str = setting("title")
+    max_queries: int = setting("max_queries")
+    seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Common):
+    """lookalike train."""
+
+    data: str = setting("data")
+    output: str = setting("output")
+    overwrite: bool = setting("overwrite")
+    labels: str | None = setting("labels")
+    image_size: int | None = setting("image_size")
+    epochs: int = setting("epochs")
+    learning_rate: float = setting("learning_rate")
+    leave_out: str | None = setting("leave_out")
+    max_pixels: int = setting("max_pixels")
+    seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(Common):
+    """lookalike demo."""
+
+    output: str = setting("output")
+    seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings(Common):
+    """lookalike verify; the path is its one argument."""
+
+    path: str
+
+
+Settings = TypeVar("Settings")
+
+
+def part_of(whole: Any, stage: type[Settings], **given: Any) -> Settings:
+    """Make a stage's settings from those of a chain, field by field of the same name."""
+    names = {field.name for field in dataclasses.fields(stage)}  # type: ignore[arg-type]
+    shared = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole) if f.name in names}
+    return stage(**{**shared, **given})
+
+
+def content_of(settings: Any) -> dict[str, Any]:
+    """Give what shapes content, for job.json."""
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if "option" in field.metadata and field.metadata["option"].shapes == "content"
+    }
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Read `16G`, `512M` or a number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise ValueError(f"{text!r} is not a size; write 512M or 16G")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def parse_recall(text: str) -> float:
+    """Read a share between 0 and 1, or `exact`, which is 1."""
+    if text == "exact":
+        return 1.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise ValueError(f"{text!r} is not a recall; write 0.95 or exact")
+    return value
+
+
+def check(settings: Any) -> None:
+    """Refuse values outside an option's range or choices, however the settings were made."""
+    for field in dataclasses.fields(settings):
+        option = field.metadata.get("option")
+        value = getattr(settings, field.name)
+        if option is None or value is None:
+            continue
+        if option.choices and value not in option.choices:
+            raise UsageError(f"{option.flag} {value!r}: write one of {', '.join(option.choices)}")
+        if option.low is not None and value < option.low:
+            raise UsageError(f"{option.flag} {value}: write at least {option.low:g}")
+        if option.high is not None and value > option.high:
+            raise UsageError(f"{option.flag} {value}: write at most {option.high:g}")

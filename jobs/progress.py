@@ -1,0 +1,82 @@
+"""The only place that draws: a bar on a terminal, a line per interval in a log, always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+INTERVAL = 10.0  # seconds between lines in a log
+
+
+class Progress:
+    """How far a stage is; the total is known before it starts."""
+
+    def __init__(self, stage: str, total: int, unit: str) -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self.done = 0
+        self.failed = 0
+        self._started = self._said = time.monotonic()
+
+    def advance(self, done: int, failed: int = 0) -> None:
+        """Count what was finished, and say so if it is time to."""
+        self.done += done
+        self.failed += failed
+        now = time.monotonic()
+        if now - self._said >= INTERVAL:
+            self._said = now
+            self._say()
+
+    def line(self) -> str:
+        """Give one line: stage, done of total, rate, time left, failures."""
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate = self.done / elapsed
+        left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "no estimate yet"
+        failures = f", {self.failed} failed" if self.failed else ""
+        return (
+            f"{self.stage}: {self.done}/{self.total} {self.unit}, "
+            f"{rate:.1f}/s, {left}{failures}"
+        )
+
+    def _say(self) -> None:
+        print(self.line(), file=sys.stderr, flush=True)
+
+
+class _Bar(Progress):
+    """The same, as a bar that is drawn over."""
+
+    def __init__(self, stage: str, total: int, unit: str) -> None:
+        super().__init__(stage, total, unit)
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+        self.bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task(stage, total=total)
+
+    def advance(self, done: int, failed: int = 0) -> None:
+        self.done += done
+        self.failed += failed
+        self.bar.update(self.task, completed=self.done, description=self.line())
+
+
+@contextmanager
+def progress(stage: str, total: int, unit: str) -> Iterator[Progress]:
+    """Show a stage while it runs, and one line of what it came to."""
+    if sys.stderr.isatty():
+        bar = _Bar(stage, total, unit)
+        with bar.bar:
+            yield bar
+        shown: Progress = bar
+    else:
+        shown = Progress(stage, total, unit)
+        yield shown
+    if shown.done:
+        print(shown.line(), file=sys.stderr, flush=True)
+
+
+def say(message: str) -> None:
+    """Say one thing a person should know, on stderr."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Vectors on disk, streamed, and brute force over them."""

@@ -1,0 +1,1 @@
+"""What is relevant, and how well a ranking finds it."""

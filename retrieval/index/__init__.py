@@ -1,0 +1,1 @@
+"""Sharded IVF: plan, centroids, shards, recall, search."""

@@ -1,0 +1,1 @@
+"""Everything that turns the bytes of an image into a vector."""

@@ -1,0 +1,1 @@
+"""From the candidates of many shards to the ranked matches of each query."""

@@ -1,0 +1,354 @@
+"""Every byte this project reads or writes passes here: local folders and any fsspec URI.
+
+Two promises are kept by the names: `put` replaces a file as a whole, `put_new` writes it only if
+nothing is there and says whether it did. A reader never sees half a file. Locally that is a
+temporary file in the same folder, fsync, link or replace, fsync of the folder; on object stores it
+is one conditional put.
+
+`seam` is the ONE place where tests inject faults: it is called before and after every operation.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeVar, cast
+from urllib.parse import unquote_to_bytes
+
+import fsspec
+import psutil
+
+from retrieval.errors import StorageFailure
+
+TEMPORARY = ".tmp-"
+_STALE_SECONDS = 24 * 3600
+_ATTEMPTS = 4
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors that come again however often one tries; all other OSErrors may pass."""
+
+Answer = TypeVar("Answer")
+
+
+def _nothing(when: Literal["before", "after"], operation: str, path: str) -> None:
+    """Let every operation pass."""
+
+
+seam: Callable[[Literal["before", "after"], str, str], None] = _nothing
+
+
+@contextmanager
+def _operation(name: str, path: str) -> Iterator[None]:
+    seam("before", name, path)
+    yield
+    seam("after", name, path)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a folder: its path below it ('/'-separated) and its size in bytes."""
+
+    path: str
+    size: int
+
+
+class Folder(ABC):
+    """A folder and what may be done in it; paths are relative to it, '/'-separated."""
+
+    @abstractmethod
+    def uri(self, path: str = "") -> str:
+        """Give the absolute path or URI of a file in it."""
+
+    @abstractmethod
+    def child(self, path: str) -> Folder:
+        """Give the folder at `path` below this one, there or not."""
+
+    @abstractmethod
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading, seekable; FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def entries(self, below: str = "") -> Iterator[Entry]:
+        """Give every file in it, at any depth, temporary ones included; none if it is absent."""
+
+    @abstractmethod
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file as a whole, replacing what is there."""
+
+    @abstractmethod
+    def put_new(self, path: str, data: bytes) -> bool:
+        """Write a file as a whole if nothing is there; False where something is."""
+
+    @abstractmethod
+    def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
+        """Let `write` fill a local file of a given name, then put it as `put_new` does."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+
+    def sweep(self) -> None:
+        """Remove what dead processes of this host, or anyone a day ago, left half-written."""
+        return
+
+    def read(self, path: str) -> bytes:
+        """Give a file's bytes."""
+        with self.open(path) as file:
+            return file.read()
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is such a file."""
+        try:
+            self.open(path).close()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class LocalFolder(Folder):
+    """A folder of this machine, or of a file system that all machines mount."""
+
+    root: str
+
+    def uri(self, path: str = "") -> str:
+        return os.path.join(self.root, path) if path else self.root
+
+    def child(self, path: str) -> Folder:
+        return LocalFolder(self.uri(path))
+
+    def open(self, path: str) -> BinaryIO:
+        with _operation("read", self.uri(path)):
+            return open(self.uri(path), "rb")
+
+    def entries(self, below: str = "") -> Iterator[Entry]:
+        for folder, _, names in os.walk(self.uri(below)):
+            for name in names:
+                full = os.path.join(folder, name)
+                relative = os.path.relpath(full, self.root).replace(os.sep, "/")
+                try:
+                    yield Entry(relative, os.stat(full).st_size)
+                except FileNotFoundError:  # another run swept its temporary file meanwhile
+                    continue
+
+    def put(self, path: str, data: bytes) -> None:
+        with self._temporary(path) as name:
+            _write(name, data)
+            with _operation("replace", self.uri(path)):
+                os.replace(name, self.uri(path))
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        return self.put_new_file(path, lambda name: _write(name, data))
+
+    def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
+        if os.path.exists(self.uri(path)):
+            return False
+        with self._temporary(path) as name:
+            write(name)
+            _sync(name)
+            with _operation("link", self.uri(path)):
+                try:
+                    os.link(name, self.uri(path))
+                except FileExistsError:
+                    return False
+        return True
+
+    def delete(self, path: str) -> None:
+        with _operation("delete", self.uri(path)):
+            Path(self.uri(path)).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        for entry in self.entries():
+            name = entry.path.rsplit("/", 1)[-1]
+            if name.startswith(TEMPORARY) and _abandoned(self.uri(entry.path)):
+                self.delete(entry.path)
+
+    @contextmanager
+    def _temporary(self, path: str) -> Iterator[str]:
+        folder = os.path.dirname(self.uri(path))
+        with _operation("make folder", folder):
+            os.makedirs(folder, exist_ok=True)
+        name = os.path.join(folder, _temporary_name())
+        try:
+            yield name
+        finally:
+            Path(name).unlink(missing_ok=True)
+        _sync(folder)
+
+
+@dataclass(frozen=True)
+class RemoteFolder(Folder):
+    """A folder of an object store, through fsspec; a put there is atomic by itself."""
+
+    root: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold secrets
+
+    def _at(self, path: str) -> tuple[Any, str]:
+        return fsspec.core.url_to_fs(self.uri(path), **self.options)  # type: ignore[no-any-return]
+
+    def uri(self, path: str = "") -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def child(self, path: str) -> Folder:
+        return RemoteFolder(self.uri(path), self.options)
+
+    def open(self, path: str) -> BinaryIO:
+        with _operation("read", self.uri(path)):
+            system, name = self._at(path)
+            return cast(BinaryIO, system.open(name, "rb"))
+
+    def entries(self, below: str = "") -> Iterator[Entry]:
+        system, name = self._at(below)
+        system.invalidate_cache()
+        root = self._at("")[1].rstrip("/") + "/"
+        for found, info in system.find(name, detail=True).items():
+            yield Entry(found.removeprefix(root), info["size"])
+
+    def put(self, path: str, data: bytes) -> None:
+        with _operation("put", self.uri(path)):
+            system, name = self._at(path)
+            system.pipe_file(name, data)
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        with _operation("put new", self.uri(path)):
+            system, name = self._at(path)
+            try:
+                system.pipe_file(name, data, mode="create")
+            except FileExistsError:
+                # the answer of our own put may have been lost: equal content is ours
+                return self.read(path) == data
+        return True
+
+    def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
+        with tempfile.TemporaryDirectory() as scratch:
+            name = os.path.join(scratch, "file")
+            write(name)
+            with _operation("put new", self.uri(path)):
+                system, target = self._at(path)
+                try:
+                    system.put_file(name, target, mode="create")
+                except FileExistsError:
+                    return False
+        return True
+
+    def delete(self, path: str) -> None:
+        with _operation("delete", self.uri(path)):
+            system, name = self._at(path)
+            try:
+                system.rm_file(name)
+            except FileNotFoundError:
+                return
+
+
+def open_folder(url: str, options: Mapping[str, Any] | None = None) -> Folder:
+    """Give the folder at a local path (made absolute) or an fsspec URI."""
+    if is_remote(url):
+        return RemoteFolder(url.rstrip("/"), dict(options or {}))
+    return LocalFolder(os.path.abspath(os.path.expanduser(url.removeprefix("file://"))))
+
+
+def is_remote(url: str) -> bool:
+    """Tell a URI of an object store from a local path."""
+    return "://" in url and not url.startswith("file://")
+
+
+def read_uri(path: str, options: Mapping[str, Any] | None = None) -> bytes:
+    """Give the bytes of one image, wherever it lies.
+
+    A name that is not UTF-8 stands in listings with %XX for the bytes that are not; it is tried
+    when no file has the name as written.
+    """
+
+    def read() -> bytes:
+        with _operation("read", path):
+            if is_remote(path):
+                system, name = fsspec.core.url_to_fs(path, **(options or {}))
+                return cast(bytes, system.cat_file(name))
+            try:
+                return Path(path).read_bytes()
+            except FileNotFoundError:
+                if "%" not in path:
+                    raise
+                return Path(os.fsdecode(unquote_to_bytes(path))).read_bytes()
+
+    return retrying(read, path)
+
+
+def retrying(action: Callable[[], Answer], path: str) -> Answer:
+    """Do an action again after errors that may pass, then refuse with `StorageFailure`.
+
+    Waits 0.1, 0.4, 1.6 s: long enough for a dropped connection, short enough for an image.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return action()
+        except PERMANENT:
+            raise
+        except OSError as error:
+            if attempt == _ATTEMPTS - 1:
+                raise StorageFailure(
+                    f"{path} could not be read after {_ATTEMPTS} attempts ({error}); "
+                    "what is finished is kept: run the same command again when it can"
+                ) from error
+            time.sleep(0.1 * 4**attempt)
+    raise AssertionError("unreachable")
+
+
+def wipe(folder: Folder, *, last: str) -> None:
+    """Remove every file of an output; `last` goes last, so that a kill leaves it recognisable."""
+    for entry in list(folder.entries()):
+        if entry.path != last:
+            folder.delete(entry.path)
+    folder.delete(last)
+    if isinstance(folder, LocalFolder):
+        for name in sorted(Path(folder.root).glob("*/")):
+            shutil.rmtree(name, ignore_errors=True)
+
+
+def _write(name: str, data: bytes) -> None:
+    with _operation("write", name), open(name, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: str) -> None:
+    with _operation("sync", path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+_serial = iter(range(1 << 62))
+
+
+def _temporary_name() -> str:
+    process = psutil.Process()
+    host = socket.gethostname()
+    return f"{TEMPORARY}{host}-{process.pid}-{int(process.create_time())}-{next(_serial)}"
+
+
+def _abandoned(path: str) -> bool:
+    """Tell whether the process that made a temporary file is dead, or the file a day old."""
+    try:
+        if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
+            return True
+    except FileNotFoundError:
+        return False
+    parts = os.path.basename(path)[len(TEMPORARY) :].rsplit("-", 3)
+    if len(parts) != 4 or parts[0] != socket.gethostname():
+        return False
+    pid, start = parts[1], parts[2]
+    try:
+        return int(psutil.Process(int(pid)).create_time()) != int(start)
+    except psutil.NoSuchProcess:
+        return True

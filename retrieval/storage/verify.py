@@ -1,0 +1,140 @@
+"""Is an output sound, and how far is it? Every byte is read and checked.
+
+A finished output is held against its inventory. An unfinished one has none; there each file carries
+its own checksum (`seal.py`) or is named with its checksum by one that does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from retrieval.errors import Damaged, InputError, LookalikeError
+from retrieval.storage import commit
+from retrieval.storage.files import TEMPORARY, Folder
+from retrieval.storage.seal import is_sealed, notes_of, read_json
+from retrieval.tables import KINDS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found in one output: its state, how far it is, and what is wrong."""
+
+    path: str
+    kind: str
+    state: Literal["finished", "unfinished", "damaged"]
+    files: int
+    done: str
+    problems: tuple[str, ...] = field(default=())
+
+
+def verify(folder: Folder) -> list[Verdict]:
+    """Judge an output and every output inside it, outermost first."""
+    paths = [entry.path for entry in folder.entries()]
+    if not paths and not _there(folder):
+        raise InputError(f"{folder.uri()} does not exist; name an output of lookalike")
+    inner = sorted(path.removesuffix("/" + commit.JOB) for path in paths if path.endswith("/" + commit.JOB))
+    return [_judge(folder), *(_judge(folder.child(path)) for path in inner)]
+
+
+def _there(folder: Folder) -> bool:
+    import os
+
+    return os.path.isdir(folder.uri())
+
+
+def _judge(folder: Folder) -> Verdict:
+    entries = commit.own_entries(folder)
+    kind = "unknown"
+    try:
+        if not folder.exists(commit.JOB):
+            if entries or commit.is_finished(folder):
+                raise Damaged(f"{folder.uri(commit.JOB)} is missing")
+            return Verdict(folder.uri(), kind, "unfinished", 0, "nothing yet")
+        job = read_json(folder.read(commit.JOB))
+        if job is None:
+            raise Damaged(f"{folder.uri(commit.JOB)} was altered")
+        kind = job["kind"]
+        problems = [f"{folder.uri(path)} does not belong there" for path in _foreign(folder, kind)]
+        if commit.is_finished(folder):
+            manifest = commit.read_manifest(folder)
+            for expected in manifest.files.values():
+                problems += _problem(lambda e=expected: commit.read_checked(folder, e))
+            state: Literal["finished", "unfinished"] = "finished"
+        else:
+            problems += _unsealed(folder)
+            state = "unfinished"
+    except (LookalikeError, ValueError, KeyError, TypeError, OSError) as error:
+        return Verdict(folder.uri(), kind, "damaged", len(entries), "", (str(error),))
+    done = _progress(folder, kind)
+    found = tuple(problems)
+    return Verdict(folder.uri(), kind, "damaged" if found else state, len(entries), done, found)
+
+
+def _problem(check: Any) -> list[str]:
+    try:
+        check()
+    except Damaged as error:
+        return [str(error)]
+    return []
+
+
+def _foreign(folder: Folder, kind: str) -> Iterator[str]:
+    allowed = [re.compile(pattern) for pattern in KINDS[kind]]
+    for entry in commit.own_entries(folder):
+        nested = entry.path.endswith("/" + commit.MANIFEST)
+        if not nested and not any(pattern.fullmatch(entry.path) for pattern in allowed):
+            yield entry.path
+
+
+def _unsealed(folder: Folder) -> list[str]:
+    """Check the files of an unfinished output: those without a seal are vouched for by another."""
+    problems = []
+    vouched: dict[str, str] = {}
+    plain: dict[str, str] = {}
+    entries = [e for e in commit.own_entries(folder) if not e.path.endswith("/" + commit.MANIFEST)]
+    for entry in entries:
+        data = folder.read(entry.path)
+        if entry.path.endswith((".faiss", ".safetensors")):
+            plain[entry.path] = hashlib.sha256(data).hexdigest()
+        elif not is_sealed(io.BytesIO(data)):
+            problems.append(f"{folder.uri(entry.path)} was altered")
+        else:
+            vouched.update(_vouches(entry.path, data))
+    for path, digest in plain.items():
+        if path in vouched and vouched[path] != digest:
+            problems.append(f"{folder.uri(path)} was altered")
+    return problems
+
+
+def _vouches(path: str, data: bytes) -> dict[str, str]:
+    """Give the checksums of other files that a sealed file names: {path: sha256}."""
+    named: Any = None
+    if path.endswith(".json"):
+        named = (read_json(data) or {}).get("files")
+    elif path.endswith(".rows.parquet"):
+        named = {path.replace(".rows.parquet", ".faiss"): notes_of(data)["faiss_sha256"]}
+    folder = path.rsplit("/", 1)[0] + "/" if path.startswith("model/") else ""
+    return {folder + name: digest for name, digest in (named or {}).items()}
+
+
+def _progress(folder: Folder, kind: str) -> str:
+    paths = [entry.path for entry in folder.entries()]
+    if kind == "store":
+        done = sum(1 for path in paths if re.fullmatch(r"segments/\d{5}/parts/.*", path)
+                   and TEMPORARY not in path)
+        try:
+            segment = read_json(folder.read("segments/00000/segment.json")) or {}
+        except FileNotFoundError:
+            return "listing not finished"
+        return f"{done} of {segment.get('chunks', '?')} chunks"
+    if kind == "index":
+        done = sum(1 for path in paths if path.endswith(".rows.parquet"))
+        return f"{done} shards"
+    if kind == "matches":
+        return f"{sum(1 for path in paths if path.startswith('matches/'))} parts"
+    return f"{len(paths)} files"
