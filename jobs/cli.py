@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -60,6 +59,7 @@ class _Size(click.ParamType[Any]):
     name = "size"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Read what was typed; a default is a number already."""
         try:
             return value if isinstance(value, int) else options.parse_size(value)
         except ValueError as error:
@@ -70,6 +70,7 @@ class _Recall(click.ParamType[Any]):
     name = "recall"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Read what was typed; a default is a number already."""
         try:
             return value if isinstance(value, float) else options.parse_recall(value)
         except ValueError as error:
@@ -111,10 +112,12 @@ def _command(name: str) -> click.Command:
 
 
 class _Verbs(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Name the verbs in the order a job takes them."""
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        """Make one verb, when it is asked for."""
         return _command(name) if name in VERBS else None
 
 
@@ -134,7 +137,7 @@ def command_line() -> click.Group:
     )  # fmt: skip
 
 
-def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -144,34 +147,28 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 
 def _start(verb: Verb, settings: Any) -> None:
     options.check(settings)
+    aside = _stdout_aside()
     start: Callable[[Any], Any] = importlib.import_module(verb.module).start
     result = start(settings)
     with contextlib.suppress(BrokenPipeError):
-        _result.write(result.as_json() if settings.json else result.as_text())
-        _result.write("\n")
-        _result.flush()
+        aside.write((result.as_json() if settings.json else result.as_text()) + "\n")
+        aside.flush()
     if result.exit_code:
         raise SystemExit(result.exit_code)
 
 
-_result: io.TextIOBase = sys.stdout  # type: ignore[assignment]
-
-
-def _set_stdout_aside() -> None:
+def _stdout_aside() -> TextIO:
     """Keep descriptor 1 for the result; whatever else prints to it lands on stderr."""
-    global _result
     sys.stdout.flush()
-    _result = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
+    aside = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
     os.dup2(2, 1)
+    return aside
 
 
 def main() -> None:
     """Run the command line and end with the documented exit code."""
-    asked = sys.argv[1:]
-    if asked and asked[0] in VERBS and not {"-h", "--help"} & set(asked):
-        _set_stdout_aside()
     try:
-        code = command_line().main(args=asked, standalone_mode=False) or 0
+        code = command_line().main(standalone_mode=False) or 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except click.exceptions.NoArgsIsHelpError as error:
@@ -183,7 +180,7 @@ def main() -> None:
         code = _say(error.format_message(), error.exit_code)
     except LookalikeError as error:
         code = _say(str(error), error.exit_code)
-    except BaseException as error:  # a fault of ours, said as one sentence
+    except BaseException as error:  # noqa: BLE001 - a fault of ours, said as one sentence
         code = _say(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -6,6 +6,8 @@ numbers), results are small, and both are streamed.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import queue
 import sys
@@ -13,7 +15,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from retrieval.errors import InputError, LookalikeError, Stalled
@@ -27,44 +28,88 @@ workers of a lost node move to the others."""
 _BLOCKS = 4096  # work items are spread over at most so many blocks of Ray Data
 
 
-@dataclass(frozen=True)
 class Cluster:
-    """A cluster in reach, and how many workers it may run."""
+    """A cluster that is reached when the first work is given to it.
 
-    workers: int
+    So a job that finds everything done never starts Ray.
+    """
+
+    def __init__(self, address: str | None, workers: int | None) -> None:
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._asked = workers
+        self._connected = False
+
+    @property
+    def workers(self) -> int:
+        """Count the workers that may run at once; reaches the cluster."""
+        self.connect()
+        return self._asked or _cpus()
+
+    def connect(self) -> None:
+        """Reach the cluster, or start one here.
+
+        To be called by the main thread: Linux ends what Ray starts here with the thread that
+        started it.
+        """
+        if self._connected:
+            return
+        _connect(self._address)
+        self._connected = True
+
+    def close(self) -> None:
+        """Let go of the cluster; one that was started here ends."""
+        if self._connected:
+            import ray
+
+            ray.shutdown()
+            self._connected = False
 
 
 @contextmanager
 def cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
-    """Reach the cluster (`address`, $RAY_ADDRESS, or one started here) and let go of it after.
+    """Give the cluster at `address` ($RAY_ADDRESS, or one started here) and let go of it after."""
+    where = Cluster(address, workers)
+    try:
+        yield where
+    finally:
+        where.close()
 
-    Nested calls share the one that is there.
-    """
+
+def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    if ray.is_initialized():
-        yield Cluster(workers or _cpus())
-        return
-    wanted = address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": wanted or "local", "log_to_driver": False}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False}
     options["runtime_env"] = {"worker_process_setup_hook": _our_packages_first}
     options["logging_level"] = "ERROR"
-    if not wanted:
+    if not address:
         options |= {"include_dashboard": False, "_temp_dir": _short_folder()}
     _pickle_by_value()
     try:
-        ray.init(**options)
+        with _quiet():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise InputError(
-            f"--ray-address {wanted or 'local'}: Ray cannot be reached or started ({error})"
+            f"--ray-address {address or 'local'}: Ray cannot be reached or started ({error})"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray's native code says at start off a person's screen; errors are raised anyway."""
+    sys.stderr.flush()
+    kept = os.dup(2)
     try:
-        yield Cluster(workers or _cpus())
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
     finally:
-        ray.shutdown()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _cpus() -> int:
@@ -101,27 +146,29 @@ def _pickle_by_value() -> None:
 class _Worker:
     """A Ray Data actor: makes its work once, then does item after item."""
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self, make: Callable[[], Callable[[int], dict[str, Any]]]) -> None:
         self._work = make()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        import pickle
-
-        return {"answer": [pickle.dumps(self._work(item)) for item in batch["item"]]}
+        return {"answer": [json.dumps(self._work(item)) for item in batch["item"].tolist()]}
 
 
 def stream(
-    where: Cluster, make: Callable[[], Callable[[Any], Any]], items: list[Any]
-) -> Iterator[Any]:
+    where: Cluster, make: Callable[[], Callable[[int], dict[str, Any]]], items: list[int]
+) -> Iterator[dict[str, Any]]:
     """Do items on a pool of actors through Ray Data; answers come as they are ready, in any order.
 
-    `make` is called once in each actor and gives the function that does one item. An actor that
-    dies is replaced and its item done again, so the function must be idempotent.
+    `make` is called once in each actor and gives the function that does one item and answers with
+    plain values. An actor that dies is replaced and its item done again, so the function must be
+    idempotent.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    DataContext.get_current().enable_progress_bars = False
+    where.connect()
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     size = max(1, min(where.workers, len(items)))
     dataset = ray.data.from_items(
         [{"item": item} for item in items], override_num_blocks=min(len(items), _BLOCKS)
@@ -136,15 +183,17 @@ def stream(
 
 
 def _answers(dataset: Any) -> Iterator[Any]:
-    import pickle
-
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
         for answer in batch["answer"]:
-            yield pickle.loads(answer)  # noqa: S301 - our own workers made it, a moment ago
+            yield json.loads(answer)
 
 
 def tasks(where: Cluster, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Do items as Ray tasks, as many at once as there are workers; answers in any order."""
+    """Do items as Ray tasks, as many at once as there are workers; answers in any order.
+
+    Answers should be small: what is large belongs into a file.
+    """
+    where.connect()
     yield from _watched(_tasks(where, function, items))
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from retrieval.errors import UsageError
+
+if TYPE_CHECKING:  # not loaded for --help
+    from retrieval.tables import Metric, Pooling, Resize
 
 Shapes = Literal["content", "run"]
 REQUIRED = object()
@@ -134,10 +137,10 @@ class Model:
     backbone: str = setting("backbone")
     weights: str | None = setting("weights")
     bundle: str | None = setting("bundle")
-    pooling: str = setting("pooling")
+    pooling: Pooling = setting("pooling")
     normalize: bool = setting("normalize")
     image_size: int | None = setting("image_size")
-    resize: str = setting("resize")
+    resize: Resize = setting("resize")
     seed: int = setting("seed")
 
 
@@ -157,7 +160,7 @@ class Reading:
 class Indexing:
     """How vectors become an index."""
 
-    metric: str = setting("metric")
+    metric: Metric = setting("metric")
     max_index_memory: int = setting("max_index_memory")
     rows_per_shard: int | None = setting("rows_per_shard")
 

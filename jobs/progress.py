@@ -1,4 +1,4 @@
-"""The only place that draws: a bar on a terminal, a line per interval in a log, always on stderr."""
+"""The only place that draws: a bar on a terminal, a line per interval in a log, all on stderr."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress:
         self.done += done
         self.failed += failed
         now = time.monotonic()
-        if now - self._said >= INTERVAL:
+        if now - self._said >= INTERVAL and self.done < self.total:
             self._said = now
             self._say()
 
@@ -34,10 +34,7 @@ class Progress:
         rate = self.done / elapsed
         left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "no estimate yet"
         failures = f", {self.failed} failed" if self.failed else ""
-        return (
-            f"{self.stage}: {self.done}/{self.total} {self.unit}, "
-            f"{rate:.1f}/s, {left}{failures}"
-        )
+        return f"{self.stage}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {left}{failures}"
 
     def _say(self) -> None:
         print(self.line(), file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.tables import Metric
+from retrieval.tables import Metric, Vectors
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -38,7 +38,7 @@ class Block:
     """
 
     metric: Metric
-    values: NDArray[np.float16] | Float32
+    values: Vectors
     norms: Float64
     cheap: Float32
 
@@ -50,25 +50,34 @@ class Block:
         return Block(self.metric, self.values[which], self.norms[which], self.cheap[which])
 
 
-def block(values: NDArray[np.float16] | Float32, metric: Metric) -> Block:
-    """Make (n, d) vectors ready; ValueError where one of them is not finite."""
+def block(values: Vectors, metric: Metric, norms: Float64 | None = None) -> Block:
+    """Make (n, d) vectors ready; ValueError where one of them is not finite.
+
+    `norms` are those that `norms_of` gave for the same vectors, where they are known.
+    """
     if values.ndim != 2 or values.dtype not in (np.float16, np.float32):
         raise ValueError(f"vectors must be (n, d) float16 or float32, not {values.dtype}")
-    values = np.ascontiguousarray(values)
-    norms = norms_of(values)
+    values = np.ascontiguousarray(values)  # type: ignore[assignment]
+    if norms is None:
+        norms = norms_of(values)
     if not np.isfinite(norms).all():
         raise ValueError(f"row {int(np.argmin(np.isfinite(norms)))} holds NaN or infinity")
-    if metric == "cosine":
-        lengths = np.where(norms > 0, norms, 1.0)
-        cheap = np.empty(values.shape, np.float32)
-        for rows in _slices(len(values), _PAIRS):
-            cheap[rows] = values[rows].astype(np.float64) / lengths[rows, None]
-    else:
-        cheap = values.astype(np.float32, copy=False)
-    return Block(metric, values, norms, cheap)
+    cheap = values.astype(np.float32, copy=False)
+    return Block(metric, values, norms, _unit(cheap, norms) if metric == "cosine" else cheap)
 
 
-def norms_of(values: NDArray[np.float16] | Float32) -> Float64:
+def _unit(values: Float32, norms: Float64) -> Float32:
+    """Divide by the lengths with at most two roundings to float32 an element."""
+    lengths = np.where(norms > 0, norms, 1.0)
+    if len(norms) and lengths.min() > 2.0**-100 and lengths.max() < 2.0**100:
+        return values * (1 / lengths).astype(np.float32)[:, None]
+    unit = np.empty_like(values)  # the quotient itself would leave the range of float32
+    for rows in _slices(len(values), _PAIRS):
+        unit[rows] = values[rows].astype(np.float64) / lengths[rows, None]
+    return unit
+
+
+def norms_of(values: Vectors) -> Float64:
     """Give the Euclidean lengths of (n, d) vectors, (n,) float64, independent of blocking."""
     norms = np.empty(len(values))
     for rows in _slices(len(values), _PAIRS):
@@ -116,8 +125,8 @@ def propose(queries: Block, rows: Block) -> tuple[Float32, Float64]:
     wide = (dimension + 8) * 2.0**-52
     with np.errstate(over="ignore", invalid="ignore"):
         keys = queries.cheap @ rows.cheap.T
-        if queries.metric == "cosine":  # both sides rounded to float32 after division: 2 u
-            return keys, np.full(len(queries), 1.001 * (gamma + 4 * _U) + tiny + wide)
+        if queries.metric == "cosine":  # each side is rounded twice on its way to unit length
+            return keys, np.full(len(queries), 1.001 * (gamma + 5 * _U) + tiny + wide)
         longest = rows.norms.max(initial=0.0)
         product = queries.norms * longest
         if queries.metric == "ip":
@@ -146,9 +155,7 @@ class TopK:
         self.ties = np.full(shape, _NONE)
         self.positions = np.full(shape, -1, np.int64)
 
-    def push(
-        self, rows: Block, ties: Int64, positions: Int64, which: Int64 | None = None
-    ) -> None:
+    def push(self, rows: Block, ties: Int64, positions: Int64, which: Int64 | None = None) -> None:
         """Offer rows to all queries, or to those that `which` names (unique positions)."""
         queries = np.arange(len(self.queries)) if which is None else which
         if len(rows) == 0 or len(queries) == 0:
@@ -163,9 +170,7 @@ class TopK:
         keys = keys_of(pair_scores(queries, rows, q, x), queries.metric)
         self._merge(which, q, keys, ties[x], positions[x])
 
-    def _merge(
-        self, which: Int64, q: Int64, keys: Float64, ties: Int64, positions: Int64
-    ) -> None:
+    def _merge(self, which: Int64, q: Int64, keys: Float64, ties: Int64, positions: Int64) -> None:
         old = np.repeat(np.arange(len(which)), self.k)
         owner = np.concatenate([old, q])
         all_keys = np.concatenate([self.keys[which].ravel(), keys])

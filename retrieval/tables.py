@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 FORMAT = 1
 """Version of the layout on disk; another one is refused."""
@@ -17,6 +19,9 @@ FORMAT = 1
 Metric = Literal["cosine", "ip", "l2"]
 Pooling = Literal["avg", "max", "gem"]
 Resize = Literal["crop", "squash", "pad"]
+Vectors = NDArray[np.float16] | NDArray[np.float32]
+"""(n, d) vectors as they are stored."""
+
 Kind = Literal["store", "index", "matches", "run", "bundle"]
 
 
@@ -168,9 +173,7 @@ def part_table(dimension: int, dtype: str) -> Table:
     """Give the table of a store's parts: `dimension` numbers a row, as float16 or float32."""
     number = pa.float16() if dtype == "float16" else pa.float32()
     embedding = Column("embedding", pa.list_(number, dimension), "the vector")
-    return Table(
-        "part", "row", (_ROW, _ID, _PATH, _WIDTH, _HEIGHT, _SHA256, _LABEL, embedding)
-    )
+    return Table("part", "row", (_ROW, _ID, _PATH, _WIDTH, _HEIGHT, _SHA256, _LABEL, embedding))
 
 
 CANDIDATES = pa.schema(
@@ -186,6 +189,9 @@ CANDIDATES = pa.schema(
 )
 """What one shard answers for many queries. It travels and never lies on disk."""
 
+
+WORK = "work/"
+"""Where an output keeps what it no longer needs when it is finished; no part of it."""
 
 # Files that may lie in an output, by kind; anything else there is foreign.
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
@@ -203,12 +209,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         *_COMMON,
         *_MODEL,
         r"trained\.(faiss|json)",
-        r"recall\.parquet",
+        r"(recall|labels)\.parquet",
         r"shards/\d{5}\.(faiss|rows\.parquet)",
     ),
     "matches": (
         *_COMMON,
-        r"gallery_labels\.parquet",
+        r"labels\.parquet",
         r"matches/part-\d{5}\.parquet",
         r"failures/\d{8}\.parquet",
     ),
@@ -282,7 +288,10 @@ class Transform:
     @staticmethod
     def from_json(values: dict[str, Any]) -> Transform:
         """Read what `to_json` gave."""
-        return Transform(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return Transform(**plain)
 
 
 @dataclass(frozen=True)
@@ -296,6 +305,28 @@ class IndexPlan:
     bytes_per_vector: int
     probe_all: bool  # every query reads every list: recall is 1 by construction
     reasons: tuple[str, ...]  # a sentence a decision
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What remains to be said of a shard once it is on disk."""
+
+    number: int
+    rows: int
+    labels: dict[str, int]  # images a class
+    files: tuple[FileRecord, ...]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The closest rows of some part of the gallery to each of s sampled vectors.
+
+    All are (s, k), closest first; `rows` is -1 where there are fewer than k.
+    """
+
+    keys: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    lists: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from retrieval.storage import commit
 from retrieval.storage.commit import Manifest
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import read_json
-from retrieval.tables import Chunk, FileRecord
+from retrieval.tables import Chunk, FileRecord, Vectors
 
 SEGMENT = "segments/00000"
 LISTING = f"{SEGMENT}/listing.parquet"
 SEGMENT_JSON = f"{SEGMENT}/segment.json"
-
-Vectors = NDArray[np.float16] | NDArray[np.float32]
 
 
 def part_path(chunk: int) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 from retrieval.tables import Transform
 
@@ -24,8 +25,8 @@ FORMATS = tuple(name for name in (
     "JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "ICO", "TGA", "PPM",
     "JPEG2000",
 ) if name in Image.OPEN)  # fmt: skip
-"""What Pillow may try, of what this build has: its EPS reader would start a program. A multi-picture
-JPEG (MPO) is opened as a JPEG."""
+"""What Pillow may try, of what this build has: its EPS reader would start a program. A JPEG of
+several pictures (MPO) is opened as a JPEG."""
 
 MAX_ASPECT = 8
 """Beyond this ratio of the sides only the middle that the crop can see is resized: a photo of
@@ -80,9 +81,11 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
 
 def _jpeg(data: bytes) -> Pixels | None:
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        pixels: Pixels = decode_jpeg(buffer, ImageReadMode.RGB)
     except RuntimeError:  # Pillow decides: it forgives leading rubbish, and refuses what is cut off
         return None
+    return pixels
 
 
 def _pillow(image: Image.Image) -> Pixels:
@@ -102,7 +105,7 @@ def _pillow(image: Image.Image) -> Pixels:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF must not lose a sound photo: it is shown as it lies
+    except Exception:  # noqa: BLE001 - broken EXIF must not lose a sound photo: it is shown as it lies
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -126,7 +129,9 @@ def apply(pixels: Pixels, transform: Transform) -> Pixels:
         resized = _resize(pixels, tall, wide, transform)
         top, left = (side - tall) // 2, (side - wide) // 2
         fill = [round(255 * value) for value in transform.mean]
-        return F.pad(resized, [left, top, side - wide - left, side - tall - top], fill=fill)
+        right, bottom = side - wide - left, side - tall - top
+        padded: Pixels = functional.pad(resized, [left, top, right, bottom], fill=fill)
+        return padded
     return _crop(pixels, transform)
 
 
@@ -135,21 +140,21 @@ def _crop(pixels: Pixels, transform: Transform) -> Pixels:
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     if max(height, width) > MAX_ASPECT * min(height, width):
         keep = MAX_ASPECT * min(height, width)
-        pixels = F.center_crop(pixels, [min(height, keep), min(width, keep)])
+        pixels = functional.center_crop(pixels, [min(height, keep), min(width, keep)])
         height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     # torchvision's own rounding: the longer side is cut to a whole number
     tall = short if height <= width else int(short * height / width)
     wide = short if width <= height else int(short * width / height)
     resized = _resize(pixels, tall, wide, transform)
-    return F.center_crop(resized, [transform.image_size, transform.image_size])
+    cropped: Pixels = functional.center_crop(resized, [transform.image_size, transform.image_size])
+    return cropped
 
 
 def _resize(pixels: Pixels, height: int, width: int, transform: Transform) -> Pixels:
     if (height, width) == tuple(pixels.shape[-2:]):
         return pixels.contiguous()
-    mode = (
-        F.InterpolationMode.BICUBIC
-        if transform.interpolation == "bicubic"
-        else F.InterpolationMode.BILINEAR
+    mode = InterpolationMode(transform.interpolation)
+    resized: Pixels = functional.resize(
+        pixels.contiguous(), [height, width], interpolation=mode, antialias=True
     )
-    return F.resize(pixels.contiguous(), [height, width], interpolation=mode, antialias=True)
+    return resized

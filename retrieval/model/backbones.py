@@ -59,7 +59,8 @@ def network(name: str, *, num_classes: int = 1000) -> nn.Module:
     check_name(name)
     if name == SCRATCH:
         return ScratchCNN(num_classes)
-    return models.get_model(name, weights=None, **_extra(name), num_classes=num_classes)
+    made: nn.Module = models.get_model(name, weights=None, **_extra(name), num_classes=num_classes)
+    return made
 
 
 def _skeleton(name: str) -> nn.Module:
@@ -83,7 +84,7 @@ def pretrained(name: str, *, image_size: int | None, resize: Resize) -> Source:
     check_name(name)
     if name == SCRATCH:
         raise UsageError("--backbone scratch has no weights of its own; train it, name --bundle")
-    weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    weights = models.get_model_weights(name).DEFAULT
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
@@ -171,7 +172,7 @@ def extractor(name: str, state: State, pooling: Pooling) -> Extractor:
     """Make the feature extractor of a backbone with the parameters that `fit_state` gave."""
     model = _skeleton(name).eval()
     versioned = OrderedDict(state)  # some networks read old layouts by the version noted beside
-    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # noqa: SLF001
     model.load_state_dict(versioned, strict=False, assign=True)
     graph, node, tokens = _up_to_places(model, name)
     for after in reversed(list(graph.nodes)):

@@ -8,8 +8,10 @@ bundle.json: two vectors may be compared if their bundles have the same one.
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -58,12 +60,14 @@ class Bundle:
 
     def state(self) -> State:
         """Give the parameters."""
-        return load_safetensors(self.weights)
+        state: State = load_safetensors(self.weights)
+        return state
 
 
 def pack(state: State) -> bytes:
     """Write parameters as safetensors; the same parameters give the same bytes."""
-    return save_safetensors({key: state[key].contiguous() for key in sorted(state)})
+    data: bytes = save_safetensors({key: state[key].contiguous() for key in sorted(state)})
+    return data
 
 
 def write_bundle(output: Folder, bundle: Bundle) -> None:
@@ -107,12 +111,12 @@ def load_weights(data: bytes, name: str) -> State:
 
     A dict that holds the state dict under `state_dict` or `model` is understood.
     """
+    loaded: Any
     try:
         if name.lower().endswith(".safetensors"):
-            return load_safetensors(data)
-        import io
-
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            loaded = load_safetensors(data)
+        else:
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
             f"--weights {name} is neither safetensors nor a state dict that loads without "
@@ -121,8 +125,10 @@ def load_weights(data: bytes, name: str) -> State:
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(
-        isinstance(value, torch.Tensor) for value in loaded.values()
+    if (
+        not isinstance(loaded, dict)
+        or not loaded
+        or not all(isinstance(value, torch.Tensor) for value in loaded.values())
     ):
         raise InputError(f"--weights {name} holds no state dict of tensors")
     return dict(loaded)

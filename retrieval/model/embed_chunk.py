@@ -126,7 +126,7 @@ def _image(
         found = decode(data, embedder.bundle.transform, max_pixels=decoding.max_pixels)
     except LookalikeError:
         raise
-    except (MemoryError, Exception) as error:  # decoders raise anything at all on broken bytes
+    except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all
         failures.append(_failure(item, stage, error))
         return None
     return _Image(item, found.pixels, found.width, found.height, hashlib.sha256(data).hexdigest())

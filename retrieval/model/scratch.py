@@ -24,7 +24,8 @@ class ScratchCNN(nn.Module):
         blocks: list[nn.Module] = []
         channels = 3
         for width in WIDTHS:
-            blocks += [_convolution(channels, width, stride=2), _convolution(width, width, stride=1)]
+            blocks.append(_convolution(channels, width, stride=2))
+            blocks.append(_convolution(width, width, stride=1))
             channels = width
         self.features = nn.Sequential(*blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)

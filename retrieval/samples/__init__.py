@@ -17,7 +17,7 @@ from PIL import Image
 
 from retrieval.errors import UsageError
 from retrieval.samples.pen import Pen, Rng
-from retrieval.samples.scenery import FRAMES, backdrop, expose, lay, scatter
+from retrieval.samples.scenery import FRAMES, backdrop, expose, lay, scatter, set_apart
 from retrieval.samples.species import DRAWERS
 
 __all__ = ["HELD_OUT", "SPECIES", "draw", "write_samples"]
@@ -42,23 +42,22 @@ def draw(species: str, seed: int, size: int = 192) -> Image.Image:
         raise UsageError(f"no species is named {species!r}; there are {', '.join(SPECIES)}")
     rng = np.random.default_rng((seed, SPECIES.index(species)))
     width, height = (round(size * part) for part in FRAMES[rng.integers(len(FRAMES))])
-    picture = backdrop(rng, width, height)
+    spread = (width / min(width, height), height / min(width, height))
     aim = rng.uniform(-2.6, -0.6)
     sun = (float(np.cos(aim)), float(np.sin(aim)))
-    pen = _pen(width, height)
-    spread = (width / min(width, height), height / min(width, height))
-    scatter(pen, rng, int(rng.integers(1, 9)), spread)
-    picture = lay(picture, pen, rng, sun, lift=0.012)
-    pen = _pen(width, height)
+    litter, creature = _pen(width, height), _pen(width, height)
     paint, turn = DRAWERS[species]
-    paint(_pose(pen, rng, spread, turn), rng)
-    picture = lay(picture, pen, rng, sun, lift=rng.uniform(0.01, 0.05))
+    paint(_pose(creature, rng, spread, turn), rng)
+    scatter(litter, rng, int(rng.integers(1, 9)), spread)
+    picture = set_apart(backdrop(rng, width, height), creature)
+    picture = lay(picture, litter, rng, sun, lift=0.012)
+    picture = lay(picture, creature, rng, sun, lift=rng.uniform(0.01, 0.05))
     if rng.random() < 0.3:
         # Something in front, at the margin: whole outlines are not to be relied upon.
-        pen = _pen(width, height)
-        edge = rng.uniform(-1, 1), rng.choice((-0.95, 0.95))
-        scatter(pen.moved(*edge), rng, int(rng.integers(1, 3)), (0.3, 0.1))
-        picture = lay(picture, pen, rng, sun, lift=0.03)
+        front = _pen(width, height)
+        x, y = rng.uniform(-1, 1), rng.choice((-0.95, 0.95))
+        scatter(front.moved(x, y), rng, int(rng.integers(1, 3)), (0.3, 0.1))
+        picture = lay(picture, front, rng, sun, lift=0.03)
     return expose(picture, rng)
 
 
@@ -71,8 +70,8 @@ def _pen(width: int, height: int) -> Pen:
 
 def _pose(pen: Pen, rng: Rng, spread: tuple[float, float], turn: float) -> Pen:
     """Place the creature: where it stands, how large, turned, mirrored and seen aslant."""
-    size = rng.uniform(0.7, 1.0)
-    slack = np.maximum(np.asarray(spread) - size, 0.08) * 0.8
+    size = rng.uniform(0.76, 1.0)
+    slack = np.maximum(np.asarray(spread) - size, 0.08) * 0.5
     x, y = rng.uniform(-slack, slack)
     flip = size * rng.choice((-1.0, 1.0))
     placed = pen.moved(x, y, turn=rng.uniform(-0.3, 0.3), scale=(1, rng.uniform(0.8, 1)))
@@ -86,28 +85,42 @@ def write_samples(
 
     gallery/<species>/<species>_0001.jpg and so on; queries/q0001.jpg and so on, shuffled, so that
     neither name nor order gives a species away; labels.csv with the columns split, image_id, label.
-    The same arguments give the same bytes. labels.csv is written last and marks the set as
-    complete: a complete set is left as it is, a half-written one is drawn again.
+    The same arguments give the same bytes, under one version of Pillow. A complete set is left as
+    it is, a half-written one is drawn again, and one of other arguments is refused, because what
+    it left behind would stand in the gallery without a label.
+
+    labels.csv marks a complete set, so it takes its name last; until then the same table lies
+    beside it as labels.csv.partial and says what is being drawn.
     """
     for name, count in (("gallery", gallery), ("queries", queries)):
         if count < 0 or count % len(SPECIES):
             raise UsageError(f"{name} is {count}; give a multiple of {len(SPECIES)}, the species")
-    folder = Path(root)
     plan = _plan(gallery, queries, seed)
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("split", "image_id", "label"))
-    rows.writerows((split, image_id, species) for split, image_id, species, _ in plan)
-    labels = folder / "labels.csv"
-    if labels.exists() and labels.read_text(encoding="utf-8") == table.getvalue():
+    table = _labels(plan)
+    folder = Path(root)
+    labels, partial = folder / "labels.csv", folder / "labels.csv.partial"
+    for found in (labels, partial):
+        # A beginning of the same table is what a stopped write leaves.
+        if found.exists() and not table.startswith(found.read_bytes()):
+            raise UsageError(f"{folder} holds other samples; remove it or name another folder")
+    if labels.exists() and labels.read_bytes() == table:
         return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(table)
     for split, image_id, species, number in plan:
         path = folder / split / image_id
         path.parent.mkdir(parents=True, exist_ok=True)
         draw(species, number).save(path, format="JPEG", quality=90)
-    partial = folder / "labels.csv.partial"
-    partial.write_text(table.getvalue(), encoding="utf-8")
     os.replace(partial, labels)
+
+
+def _labels(plan: list[tuple[str, str, str, int]]) -> bytes:
+    """Give labels.csv as UTF-8: split, image_id, label, a line a picture."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("split", "image_id", "label"))
+    rows.writerows((split, image_id, species) for split, image_id, species, _ in plan)
+    return text.getvalue().encode()
 
 
 def _plan(gallery: int, queries: int, seed: int) -> list[tuple[str, str, str, int]]:

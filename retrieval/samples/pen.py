@@ -59,7 +59,8 @@ def trail(start: tuple[float, float], headings: Floats, length: float) -> Floats
     `headings` are n radians, 0 to the right and growing clockwise; `length` is the whole way.
     """
     steps = np.stack([np.cos(headings), np.sin(headings)], axis=1) * (length / len(headings))
-    return np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)]) + np.asarray(start)
+    origin = np.asarray(start, dtype=np.float64)
+    return np.concatenate([origin[None], origin + np.cumsum(steps, axis=0)])
 
 
 def mirrored(half: Points) -> Floats:
@@ -130,7 +131,7 @@ class Pen:
     def stroke(
         self,
         points: Points,
-        widths: Sequence[float],
+        widths: Sequence[float] | Floats,
         fill: Colour,
         rise: int = 120,
         rim: float = 0.012,

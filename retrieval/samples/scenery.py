@@ -21,7 +21,7 @@ FRAMES = ((1.0, 1.0), (1.0, 0.75), (5 / 6, 13 / 12), (0.75, 1.0))
 
 
 def clouds(rng: Rng, width: int, height: int, cells: int, stretch: float = 1.0) -> Picture:
-    """Smooth noise of shape (height, width, 1), mean 0 and about +-1, in blobs 1/cells wide.
+    """Make smooth noise of shape (height, width, 1), mean 0 and about +-1, in blobs 1/cells wide.
 
     Random grids are enlarged rather than drawn at full size: quick, and the scene of a seed stays
     the same at every size. `stretch` above 1 draws the blobs out from side to side.
@@ -41,7 +41,7 @@ def _mix(low: tuple[int, ...], high: tuple[int, ...], share: Picture) -> Picture
 
 
 def _ground(rng: Rng, width: int, height: int) -> Picture:
-    """Sand, soil, moss or rock: two tones of one hue under coarse and fine noise."""
+    """Paint sand, soil, moss or rock: two tones of one hue under coarse and fine noise."""
     hue, saturation = rng.choice((0.06, 0.09, 0.12, 0.25, 0.6)), rng.uniform(0.08, 0.5)
     value = rng.uniform(0.35, 0.95)
     share = 0.5 + 0.3 * clouds(rng, width, height, 3) + 0.12 * clouds(rng, width, height, 40)
@@ -50,7 +50,7 @@ def _ground(rng: Rng, width: int, height: int) -> Picture:
 
 
 def _ripples(rng: Rng, width: int, height: int) -> Picture:
-    """Water or dune: bent bands of light, running across."""
+    """Paint water or dune: bent bands of light, running across."""
     hue = rng.choice((0.10, 0.45, 0.52, 0.58, 0.62))
     value, waves = rng.uniform(0.45, 0.95), rng.uniform(4, 11)
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
@@ -61,22 +61,24 @@ def _ripples(rng: Rng, width: int, height: int) -> Picture:
 
 
 def _sky(rng: Rng, width: int, height: int) -> Picture:
-    """Day, dusk, deep water or night: a gradient between two hues, a little hazy."""
+    """Paint day, dusk, deep water or night: a gradient between two hues, a little hazy."""
     night = rng.random() < 0.4
     value = rng.uniform(0.10, 0.3) if night else rng.uniform(0.55, 0.95)
-    hue = rng.choice((0.02, 0.12, 0.5, 0.58, 0.66, 0.8))
+    hue = rng.choice((0.04, 0.12, 0.5, 0.55, 0.6, 0.68))
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     share = y + 0.12 * clouds(rng, width, height, 2, stretch=2)
-    far = hsv(hue + rng.uniform(-0.15, 0.15), rng.uniform(0.1, 0.6), value * rng.uniform(0.8, 1.8))
-    return _mix(hsv(hue, rng.uniform(0.3, 0.7), value), far, share)
+    far = hsv(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.1, 0.45), value * rng.uniform(0.8, 1.8))
+    return _mix(hsv(hue, rng.uniform(0.2, 0.55), value), far, share)
 
 
 def _foliage(rng: Rng, width: int, height: int) -> Picture:
-    """Out-of-focus greenery or autumn leaves: soft blotches in two hues, with spots of light."""
+    """Paint out-of-focus greenery or autumn leaves: soft blotches in two hues, with spots of light."""
     hue = rng.choice((0.06, 0.16, 0.25, 0.30, 0.36))
     value = rng.uniform(0.3, 0.75)
     share = 0.5 + 0.5 * clouds(rng, width, height, 5)
-    picture = _mix(hsv(hue, 0.7, value * 0.5), hsv(hue + rng.uniform(-0.06, 0.06), 0.5, value), share)
+    picture = _mix(
+        hsv(hue, 0.7, value * 0.5), hsv(hue + rng.uniform(-0.06, 0.06), 0.5, value), share
+    )
     glow = np.clip(clouds(rng, width, height, 6) - 0.9, 0, 1)
     return np.asarray(picture + 0.3 * glow, dtype=np.float32)
 
@@ -89,15 +91,32 @@ def backdrop(rng: Rng, width: int, height: int) -> Picture:
     return _SCENES[rng.integers(len(_SCENES))](rng, width, height)
 
 
+def set_apart(picture: Picture, pen: Pen) -> Picture:
+    """Lighten or darken a backdrop whose mean is too near that of what the pen drew.
+
+    Both are brightnesses of 0..1; some animals hide too well for a labelled collection.
+    """
+    gap = 0.22
+    # 48 pixels a side do for a mean; Pillow weighs colour by alpha when it shrinks.
+    small = np.asarray(pen.colour.resize((48, 48), Image.Resampling.BOX), dtype=np.float32) / 255
+    opacity = small[..., 3]
+    subject = float((small[..., :3].mean(axis=2) * opacity).sum() / max(opacity.sum(), 1))
+    ground = float(picture.mean())
+    if abs(ground - subject) >= gap:
+        return picture
+    target = subject + gap if ground > subject and subject + gap < 0.85 else subject - gap
+    return np.asarray(picture * (max(target, 0.12) / ground), dtype=np.float32)
+
+
 def _blade(pen: Pen, rng: Rng) -> None:
-    """Grass or weed: one long, bent, tapering stroke."""
+    """Draw grass or weed: one long, bent, tapering stroke."""
     tone = hsv(rng.uniform(0.15, 0.45), rng.uniform(0.3, 0.8), rng.uniform(0.3, 0.8))
     bend = rng.uniform(-0.5, 0.5)
     pen.stroke([(0, 1), (bend * 0.3, 0), (bend, -1)], (0.16, 0.12, 0.01), tone)
 
 
 def _leaf(pen: Pen, rng: Rng) -> None:
-    """A pointed leaf with a midrib."""
+    """Draw a pointed leaf with a midrib."""
     tone = hsv(rng.uniform(0, 0.4), rng.uniform(0.3, 0.9), rng.uniform(0.3, 0.85))
     wide = rng.uniform(0.25, 0.5)
     pen.shape([(0, -1), (wide, -0.2), (wide * 0.7, 0.5), (0, 0.9), (-wide * 0.7, 0.5),
@@ -106,7 +125,7 @@ def _leaf(pen: Pen, rng: Rng) -> None:
 
 
 def _pebble(pen: Pen, rng: Rng) -> None:
-    """A rounded, speckled stone."""
+    """Draw a rounded, speckled stone."""
     tone = hsv(rng.uniform(0, 1), rng.uniform(0.02, 0.4), rng.uniform(0.3, 0.9))
     angles = np.linspace(0, 2 * np.pi, 7, endpoint=False)
     radii = rng.uniform(0.5, 0.85, 7)
@@ -116,7 +135,7 @@ def _pebble(pen: Pen, rng: Rng) -> None:
 
 
 def _twig(pen: Pen, rng: Rng) -> None:
-    """A forked stick."""
+    """Draw a forked stick."""
     tone = hsv(rng.uniform(0.03, 0.12), rng.uniform(0.2, 0.6), rng.uniform(0.25, 0.7))
     kink = rng.uniform(-0.3, 0.3)
     pen.stroke([(0, 0.1), (0.35, -0.3), (0.4, -0.7)], (0.08, 0.03), tone)
@@ -124,7 +143,7 @@ def _twig(pen: Pen, rng: Rng) -> None:
 
 
 def _blossom(pen: Pen, rng: Rng) -> None:
-    """A flower of five to eight round petals."""
+    """Draw a flower of five to eight round petals."""
     tone = hsv(rng.uniform(0, 1), rng.uniform(0.1, 0.8), rng.uniform(0.7, 1))
     for aim in np.linspace(0, 2 * np.pi, int(rng.integers(5, 9)), endpoint=False):
         pen.oval(0.5 * np.cos(aim), 0.5 * np.sin(aim), 0.33, 0.33, tone, rise=130, rim=0.03)
@@ -132,7 +151,7 @@ def _blossom(pen: Pen, rng: Rng) -> None:
 
 
 def _ring(pen: Pen, rng: Rng) -> None:
-    """A bubble or a drop."""
+    """Draw a bubble or a drop."""
     tone = hsv(rng.uniform(0, 1), rng.uniform(0, 0.3), rng.uniform(0.7, 1))
     pen.oval(0, 0, 0.6, 0.6, (*tone, 110), rise=150, rim=0.06)
     pen.oval(-0.2, -0.22, 0.14, 0.1, (255, 255, 255, 200))

@@ -17,9 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import Damaged, InputError, Mismatch, UsageError
-from retrieval.storage.files import TEMPORARY, Entry, Folder, wipe
-from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
-from retrieval.tables import FILES, FORMAT, FileRecord, Kind
+from retrieval.storage.files import TEMPORARY, Entry, Folder
+from retrieval.storage.seal import is_sealed, read_json, sealed_json, sealed_parquet
+from retrieval.tables import FILES, FORMAT, WORK, FileRecord, Kind
+
+SEALED = (".json", ".parquet", ".html")
+"""What carries its own checksum; other files are named with theirs by one that does."""
 
 JOB, MANIFEST, INVENTORY, RUN = "job.json", "manifest.json", "files.parquet", "run.json"
 
@@ -59,11 +62,13 @@ def begin(
     try:
         there = _existing_job(folder)
         if there is not None and overwrite and not (keep_equal and there == data):
-            wipe(folder, last=JOB)
+            _wipe(folder)
             there = None
         if there is None:
             there = data if folder.put_new(JOB, data) else folder.read(JOB)
         folder.sweep()
+        if is_finished(folder):  # by a run that was killed before it cleared its work away
+            clear_work(folder)
     except OSError as error:
         raise UsageError(
             f"--output {folder.uri()} cannot be written ({error.strerror or error}); "
@@ -71,6 +76,20 @@ def begin(
         ) from error
     if there != data:
         _refuse(folder, there, data)
+
+
+def _wipe(folder: Folder) -> None:
+    """Remove an output, but not the outputs inside it: each answers for itself.
+
+    The manifest goes first and job.json last, so that a kill leaves an unfinished output.
+    """
+    folder.delete(MANIFEST)
+    for entry in own_entries(folder):
+        if entry.path != JOB and not entry.path.endswith("/" + MANIFEST):
+            folder.delete(entry.path)
+    clear_work(folder)
+    for path in (INVENTORY, RUN, JOB):
+        folder.delete(path)
 
 
 def _existing_job(folder: Folder) -> bytes | None:
@@ -147,11 +166,26 @@ def own_entries(folder: Folder) -> list[Entry]:
         below = next((outer for outer in nested if entry.path.startswith(outer)), None)
         if entry.path.rsplit("/", 1)[-1].startswith(TEMPORARY):
             continue
-        if entry.path in (MANIFEST, INVENTORY, RUN):
+        if entry.path in (MANIFEST, INVENTORY, RUN) or entry.path.startswith(WORK):
             continue
         if below is None or entry.path == below + MANIFEST:
             keep.append(entry)
     return keep
+
+
+def records(folder: Folder, known: Iterable[FileRecord] = ()) -> list[FileRecord]:
+    """Give the record of each file of an output; those in `known` are not read again.
+
+    What an earlier run left is read and must carry its own checksum.
+    """
+    found = {record.path: record for record in known}
+    for entry in own_entries(folder):
+        if entry.path not in found:
+            data = folder.read(entry.path)
+            if entry.path.endswith(SEALED) and not is_sealed(io.BytesIO(data)):
+                raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
+            found[entry.path] = record(entry.path, data)
+    return [found[path] for path in sorted(found)]
 
 
 def finish(
@@ -160,12 +194,8 @@ def finish(
     counts: Mapping[str, Any],
     known: Iterable[FileRecord] = (),
 ) -> Manifest:
-    """Write files.parquet and, last of all, manifest.json; records in `known` are not read again."""
-    records = {record.path: record for record in known}
-    for entry in own_entries(folder):
-        if entry.path not in records:
-            records[entry.path] = record(entry.path, folder.read(entry.path))
-    rows = [records[path] for path in sorted(records)]
+    """Write files.parquet and, last of all, manifest.json; then clear the work away."""
+    rows = records(folder, known)
     columns = {name: [getattr(row, name) for row in rows] for name in FILES.schema.names}
     inventory = sealed_parquet(pa.table(columns, schema=FILES.schema))
     folder.put(INVENTORY, inventory)
@@ -173,13 +203,20 @@ def finish(
         {
             "format": FORMAT,
             "kind": kind,
-            "job_sha256": records[JOB].sha256,
+            "job_sha256": next(row.sha256 for row in rows if row.path == JOB),
             "files_sha256": hashlib.sha256(inventory).hexdigest(),
             "counts": dict(counts),
         }
     )
     folder.put(MANIFEST, data)
+    clear_work(folder)
     return _manifest(data, inventory, folder)
+
+
+def clear_work(folder: Folder) -> None:
+    """Remove what a finished output no longer needs."""
+    for entry in list(folder.entries(WORK.rstrip("/"))):
+        folder.delete(entry.path)
 
 
 def is_finished(folder: Folder) -> bool:
@@ -196,9 +233,11 @@ def read_manifest(folder: Folder, *, kind: Kind | None = None) -> Manifest:
     try:
         data = folder.read(MANIFEST)
     except FileNotFoundError:
-        what = "is not finished: run the command that makes it again" if (
-            folder.exists(JOB)
-        ) else "is not an output of lookalike"
+        what = (
+            "is not finished: run the command that makes it again"
+            if (folder.exists(JOB))
+            else "is not an output of lookalike"
+        )
         raise InputError(f"{folder.uri()} {what}") from None
     except NotADirectoryError:
         raise InputError(f"{folder.uri()} is a file, not a folder lookalike made") from None

@@ -11,7 +11,6 @@ is one conditional put.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -163,6 +162,9 @@ class LocalFolder(Folder):
     def delete(self, path: str) -> None:
         with _operation("delete", self.uri(path)):
             Path(self.uri(path)).unlink(missing_ok=True)
+            for folder in Path(self.uri(path)).parents:  # object stores have no empty folders
+                if str(folder) == self.root or not _remove_empty(folder):
+                    break
 
     def sweep(self) -> None:
         for entry in self.entries():
@@ -301,15 +303,12 @@ def retrying(action: Callable[[], Answer], path: str) -> Answer:
     raise AssertionError("unreachable")
 
 
-def wipe(folder: Folder, *, last: str) -> None:
-    """Remove every file of an output; `last` goes last, so that a kill leaves it recognisable."""
-    for entry in list(folder.entries()):
-        if entry.path != last:
-            folder.delete(entry.path)
-    folder.delete(last)
-    if isinstance(folder, LocalFolder):
-        for name in sorted(Path(folder.root).glob("*/")):
-            shutil.rmtree(name, ignore_errors=True)
+def _remove_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _write(name: str, data: bytes) -> None:

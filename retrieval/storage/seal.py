@@ -45,9 +45,7 @@ def is_sealed(file: BinaryIO) -> bool:
         first, last = max(at, position), min(at + 64, position + len(block))
         if first < last:
             written += block[first - position : last - position]
-            block = (
-                block[: first - position] + b"0" * (last - first) + block[last - position :]
-            )
+            block = block[: first - position] + b"0" * (last - first) + block[last - position :]
         digest.update(block)
         position += len(block)
     return written == digest.hexdigest().encode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from retrieval.errors import Damaged, InputError, LookalikeError
 from retrieval.storage import commit
 from retrieval.storage.files import TEMPORARY, Folder
 from retrieval.storage.seal import is_sealed, notes_of, read_json
-from retrieval.tables import KINDS
+from retrieval.tables import KINDS, WORK
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,12 @@ def verify(folder: Folder) -> list[Verdict]:
     paths = [entry.path for entry in folder.entries()]
     if not paths and not _there(folder):
         raise InputError(f"{folder.uri()} does not exist; name an output of lookalike")
-    inner = sorted(path.removesuffix("/" + commit.JOB) for path in paths if path.endswith("/" + commit.JOB))
+    nested = "/" + commit.JOB
+    inner = sorted(path.removesuffix(nested) for path in paths if path.endswith(nested))
     return [_judge(folder), *(_judge(folder.child(path)) for path in inner)]
 
 
 def _there(folder: Folder) -> bool:
-    import os
-
     return os.path.isdir(folder.uri())
 
 
@@ -97,6 +97,7 @@ def _unsealed(folder: Folder) -> list[str]:
     vouched: dict[str, str] = {}
     plain: dict[str, str] = {}
     entries = [e for e in commit.own_entries(folder) if not e.path.endswith("/" + commit.MANIFEST)]
+    entries += [e for e in folder.entries(WORK.rstrip("/")) if TEMPORARY not in e.path]
     for entry in entries:
         data = folder.read(entry.path)
         if entry.path.endswith((".faiss", ".safetensors")):
@@ -125,8 +126,11 @@ def _vouches(path: str, data: bytes) -> dict[str, str]:
 def _progress(folder: Folder, kind: str) -> str:
     paths = [entry.path for entry in folder.entries()]
     if kind == "store":
-        done = sum(1 for path in paths if re.fullmatch(r"segments/\d{5}/parts/.*", path)
-                   and TEMPORARY not in path)
+        done = sum(
+            1
+            for path in paths
+            if re.fullmatch(r"segments/\d{5}/parts/.*", path) and TEMPORARY not in path
+        )
         try:
             segment = read_json(folder.read("segments/00000/segment.json")) or {}
         except FileNotFoundError:

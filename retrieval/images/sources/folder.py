@@ -14,9 +14,12 @@ from retrieval.storage.files import is_remote
 from retrieval.tables import Item
 
 SUFFIXES = frozenset(
-    "jpg jpeg jpe jfif png apng gif webp avif bmp tif tiff ico tga mpo ppm pgm pbm jp2".split()
-)
-"""A file is an image if its name ends in one of these, in any case; its format is told by content."""
+    (
+        "jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "webp", "avif", "bmp", "tif", "tiff",
+        "ico", "tga", "mpo", "ppm", "pgm", "pbm", "jp2",
+    )
+)  # fmt: skip
+"""A file is an image if its name ends in one of these, in any case; content tells its format."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class FolderSource:
     def items(self) -> Iterator[Item]:
         """Give every image below the root, in no particular order."""
         return self._remote() if is_remote(self.root) else self._local()
+
+    def check(self) -> None:
+        """Refuse a root that is missing or holds no image, before anything is written."""
+        if next(self.items(), None) is None:
+            raise InputError(f"{self.root} holds no images; name a folder with photos")
 
     def _local(self) -> Iterator[Item]:
         root = os.path.abspath(os.path.expanduser(self.root))

@@ -1,0 +1,221 @@
+"""lookalike embed: images to a store of vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster import Cluster, cluster, stream
+from jobs.options import EmbedSettings, Model, content_of
+from jobs.progress import progress, say
+from jobs.result import Result
+from jobs.runfile import Stopwatch
+from retrieval.embeddings import store
+from retrieval.errors import InputError, Mismatch, TooManyFailures
+from retrieval.images.chunks import chunks
+from retrieval.images.listing import digest, read_labels, write_listing
+from retrieval.images.sources.folder import FolderSource
+from retrieval.storage import commit
+from retrieval.storage.commit import Manifest
+from retrieval.storage.files import Folder, is_remote, open_folder, read_uri
+from retrieval.storage.seal import read_json, sealed_json
+from retrieval.tables import Chunk, FileRecord
+
+ENGINE = {"engine": "torch", "precision": "fp32"}
+
+
+def start(settings: EmbedSettings) -> Result:
+    """Embed a source and say what it came to."""
+    with cluster(settings.ray_address, settings.workers) as where:
+        manifest = embed(settings, where)
+    return _summary(settings.output, manifest)
+
+
+def embed(
+    settings: EmbedSettings,
+    where: Cluster,
+    *,
+    bundle: Any = None,
+    split: str | None = None,
+    keep_equal: bool = False,
+    stage: str = "embed",
+) -> Manifest:
+    """Make a store, going on with what is there; `bundle` stands instead of the model options.
+
+    `split` names the rows of a labels file that are meant; `keep_equal` limits `--overwrite` to a
+    store of other settings.
+    """
+    watch = Stopwatch()
+    folder = open_folder(settings.output)
+    with tempfile.TemporaryDirectory() as scratch:
+        listing = Path(scratch) / "listing.parquet"
+        segment = _list(settings, listing, split)
+        bundle = bundle or _bundle(settings)
+        commit.begin(
+            folder, "store", _job(settings, bundle.digest), overwrite=settings.overwrite,
+            keep_equal=keep_equal,
+        )  # fmt: skip
+        _claim_segment(folder, segment, listing, settings.input)
+    if commit.is_finished(folder):
+        return commit.read_manifest(folder, kind="store")
+    from retrieval.model.bundle import write_bundle
+
+    write_bundle(folder, bundle)
+    images, step = segment["images"], segment["chunk_rows"]
+    work = store.pending(folder, chunks(images, step))
+    known = _embed_chunks(settings, where, folder, work, stage)
+    manifest = _finish(settings, folder, segment, bundle.dimension, known)
+    watch.write(folder, settings, images=images, failures=manifest.counts["failures"])
+    return manifest
+
+
+def _job(settings: EmbedSettings, bundle: str) -> dict[str, Any]:
+    """Give what shapes a store; the bundle's digest stands for all that made the bundle."""
+    model = {field.name for field in dataclasses.fields(Model)}
+    content = {k: v for k, v in content_of(settings).items() if k not in model}
+    content["input"] = open_folder(settings.input).uri()
+    return {**content, **ENGINE, "bundle": bundle}
+
+
+def _bundle(settings: EmbedSettings) -> Any:
+    from retrieval.model.resolve import resolve_bundle
+
+    names = {field.name for field in dataclasses.fields(Model)}
+    return resolve_bundle(**{name: getattr(settings, name) for name in names})
+
+
+def _list(settings: EmbedSettings, target: Path, split: str | None) -> dict[str, Any]:
+    labels = None if settings.labels is None else read_labels_file(settings.labels, split)
+    items = FolderSource(settings.input).items()
+    rows, step = write_listing(
+        items, target, labels=labels, limit=settings.limit, chunk_rows=settings.chunk_rows
+    )
+    if rows == 0:
+        raise InputError(f"{settings.input} holds no images; name a folder with photos")
+    return {
+        "images": rows,
+        "chunk_rows": step,
+        "chunks": -(-rows // step),
+        "files": {store.LISTING: digest(target)},
+    }
+
+
+def read_labels_file(path: str, split: str | None) -> Any:
+    """Read a labels file as a table (image_id, label), of one split where it names splits."""
+    try:
+        data = read_uri(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"--labels {path} cannot be read ({error})") from error
+    return read_labels(data, path, split)
+
+
+def _claim_segment(folder: Folder, segment: dict[str, Any], listing: Path, source: str) -> None:
+    """Put the listing, then segment.json; refuse a source that has changed since."""
+    data = sealed_json(segment)
+    try:
+        there = folder.read(store.SEGMENT_JSON)
+    except FileNotFoundError:
+        folder.delete(store.LISTING)  # of a run that was killed before it put segment.json
+        folder.put_new_file(store.LISTING, lambda name: _copy(listing, name))
+        there = (
+            data if folder.put_new(store.SEGMENT_JSON, data) else folder.read(store.SEGMENT_JSON)
+        )
+    if there != data:
+        was = (read_json(there) or {}).get("images", "?")
+        raise Mismatch(
+            f"{source} has changed since {folder.uri()} was begun ({was} images then, "
+            f"{segment['images']} now, or some are newer); name another --output, or --overwrite"
+        )
+
+
+def _copy(source: Path, target: str) -> None:
+    Path(target).write_bytes(source.read_bytes())
+
+
+def _embed_chunks(
+    settings: EmbedSettings, where: Cluster, folder: Folder, work: list[Chunk], stage: str
+) -> list[FileRecord]:
+    known: list[FileRecord] = []
+    by_number = {chunk.number: chunk for chunk in work}
+    make = _worker(folder, by_number, settings)
+    with progress(stage, sum(c.last - c.first for c in work), "images") as bar:
+        for answer in stream(where, make, list(by_number)) if work else ():
+            known += [FileRecord(**record) for record in answer["files"]]
+            bar.advance(answer["rows"] + answer["failures"], answer["failures"])
+    return known
+
+
+def _worker(
+    folder: Folder, by_number: dict[int, Chunk], settings: EmbedSettings
+) -> Callable[[], Callable[[int], dict[str, Any]]]:
+    """Give what an actor runs once to get the function that embeds a chunk."""
+    max_pixels, dtype, batch_size = (
+        settings.max_pixels, settings.embedding_dtype, settings.batch_size,
+    )  # fmt: skip
+
+    def make() -> Callable[[int], dict[str, Any]]:
+        from retrieval.model.bundle import read_bundle
+        from retrieval.model.embed_chunk import Decoding, embed_chunk
+        from retrieval.model.embedding import Embedder
+
+        embedder = Embedder(read_bundle(folder), batch_size)
+        decoding = Decoding(max_pixels, dtype)
+
+        def work(number: int) -> dict[str, Any]:
+            return dataclasses.asdict(embed_chunk(by_number[number], folder, embedder, decoding))
+
+        return work
+
+    return make
+
+
+def _finish(
+    settings: EmbedSettings,
+    folder: Folder,
+    segment: dict[str, Any],
+    dimension: int,
+    known: list[FileRecord],
+) -> Manifest:
+    """Judge the ledger against its bound and put the manifest."""
+    records = commit.records(folder, known)
+    rows = sum(r.rows or 0 for r in records if r.path.startswith(f"{store.SEGMENT}/parts/"))
+    failures = segment["images"] - rows
+    allowed = settings.max_error_rate * segment["images"]
+    if failures > allowed or rows == 0:
+        way = (
+            f"their reasons stand in {folder.uri(store.SEGMENT)}/failures; what is finished is "
+            "kept, mend them or run again with a looser --max-error-rate"
+        )
+        if rows == 0:
+            way = f"their reasons stand in {folder.uri(store.SEGMENT)}/failures"
+        raise TooManyFailures(
+            f"{failures} of {segment['images']} images of {settings.input} failed; {way}"
+        )
+    if failures:
+        say(f"{failures} of {segment['images']} images failed and stand in the ledger")
+    counts = {
+        "images": segment["images"],
+        "rows": rows,
+        "failures": failures,
+        "dimension": dimension,
+    }
+    return commit.finish(folder, "store", counts, records)
+
+
+def _summary(output: str, manifest: Manifest) -> Result:
+    counts = manifest.counts
+    lines = (
+        f"{counts['rows']} of {counts['images']} images embedded in {counts['dimension']} "
+        f"dimensions, {counts['failures']} failed: {output}",
+    )
+    return Result({"output": output, **counts}, lines)
+
+
+def is_store(path: str) -> bool:
+    """Tell a store (or the beginnings of one) from a folder of images."""
+    if not is_remote(path) and not Path(path).is_dir():
+        return False
+    return open_folder(path).exists(commit.JOB)

@@ -1,0 +1,231 @@
+"""lookalike rank: queries to ranked matches, with a certificate of the recall reached."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.cluster import Cluster, cluster, tasks
+from jobs.embed import embed, is_store
+from jobs.index import read_table
+from jobs.options import EmbedSettings, RankSettings, content_of, part_of
+from jobs.progress import progress, say
+from jobs.result import Result
+from jobs.runfile import Stopwatch
+from retrieval.embeddings.store import Store, failures_path, open_store
+from retrieval.errors import BelowBound, Mismatch
+from retrieval.storage import commit
+from retrieval.storage.commit import Manifest
+from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.seal import sealed_parquet
+from retrieval.tables import FAILURES, Certificate
+
+QUERIES = "queries"
+
+
+def start(settings: RankSettings) -> Result:
+    """Rank queries and say what it came to."""
+    with cluster(settings.ray_address, settings.workers) as where:
+        manifest = rank(settings, where)
+    return summary(settings.output, manifest)
+
+
+def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) -> Manifest:
+    """Make matches, going on with what is there; queries may be images or a store."""
+    watch = Stopwatch()
+    index_folder = open_folder(settings.index)
+    index = commit.read_manifest(index_folder, kind="index")
+    bundle = commit.read_settings(index_folder)["bundle"]
+    folder = open_folder(settings.output)
+    given = open_store(open_folder(settings.queries)) if is_store(settings.queries) else None
+    if given is not None and given.bundle != bundle:
+        raise Mismatch(
+            f"--queries {settings.queries} was embedded with another model than the index "
+            f"{settings.index}; embed the queries with --bundle {settings.index}"
+        )
+    job = _job(settings, index, given)
+    commit.begin(folder, "matches", job, overwrite=settings.overwrite, keep_equal=keep_equal)
+    if not commit.is_finished(folder):
+        queries = given or _embed_queries(settings, where, index_folder)
+        certificate = _answer(settings, where, folder, index_folder, index, queries)
+        _finish(folder, index_folder, index, queries, certificate)
+        watch.write(folder, settings, queries=queries.rows)
+    return commit.read_manifest(folder, kind="matches")
+
+
+def _job(settings: RankSettings, index: Manifest, queries: Store | None) -> dict[str, Any]:
+    return {
+        **content_of(settings),
+        "index": open_folder(settings.index).uri(),
+        "index_sha256": index.sha256,
+        "queries": open_folder(settings.queries).uri(),
+        "queries_sha256": queries.manifest.sha256 if queries else None,
+    }
+
+
+def _embed_queries(settings: RankSettings, where: Cluster, index: Folder) -> Store:
+    """Pass query images through a store of the index's dtype, with the index's own bundle."""
+    from retrieval.model.bundle import read_bundle
+
+    output = open_folder(settings.output).child(QUERIES).uri()
+    dtype = commit.read_settings(index)["embedding_dtype"]
+    embedding = part_of(
+        settings, EmbedSettings, input=settings.queries, output=output, embedding_dtype=dtype,
+    )  # fmt: skip
+    bundle = read_bundle(index)
+    embed(embedding, where, bundle=bundle, split="queries", stage="embed queries", keep_equal=True)
+    return open_store(open_folder(output))
+
+
+def _answer(
+    settings: RankSettings,
+    where: Cluster,
+    folder: Folder,
+    index_folder: Folder,
+    index: Manifest,
+    queries: Store,
+) -> Certificate:
+    """Stream the shards past the queries, once, or twice where the sample shows it is needed."""
+    from retrieval.index import recall
+    from retrieval.index.answer import Task
+    from retrieval.index.shards import RECALL_TABLE
+
+    nlist, k = index.counts["nlist"], settings.top_k
+    if k > index.counts["rows"]:
+        say(f"--top-k {k} is more than the gallery has: each query gets {index.counts['rows']}")
+    if settings.nprobe is not None:
+        nprobe = min(settings.nprobe, nlist)
+    elif index.counts["probe_all"]:
+        nprobe = nlist
+    else:
+        curve = read_table(index_folder, index, RECALL_TABLE)
+        nprobe = recall.choose_nprobe(curve, k, settings.recall, nlist)
+    sample = np.empty(0, np.int64)
+    if nprobe < nlist:
+        sample = _sample(queries, recall.SAMPLE, settings.seed)
+    dtype = commit.read_settings(index_folder)["embedding_dtype"]
+    metric = index.counts["metric"]
+    task = Task(index_folder, index, dtype, metric, queries, folder, nprobe, k, sample)
+    _pass(where, task, index.counts["shards"])
+    certificate, wider = _certify(settings, task)
+    if wider > nprobe and settings.nprobe is None:
+        say(f"recall {certificate.recall:.3f} is below {settings.recall}: reading {wider} lists")
+        task = dataclasses.replace(task, nprobe=wider)
+        _pass(where, task, index.counts["shards"])
+        certificate = dataclasses.replace(_certify(settings, task)[0], passes=2)
+    _merge(where, task, index.counts["shards"])
+    return certificate
+
+
+def _sample(queries: Store, count: int, seed: int) -> Any:
+    from retrieval.index.shards import sample_rows
+
+    return sample_rows(queries, min(count, queries.rows), seed)[1]
+
+
+def _pass(where: Cluster, task: Any, shards: int) -> None:
+    def answer(number: int) -> int:
+        from retrieval.index.answer import answer_shard
+
+        return answer_shard(task, number)
+
+    with progress("rank", shards, "shards") as bar:
+        for _ in tasks(where, answer, range(shards)):
+            bar.advance(1)
+
+
+def _certify(settings: RankSettings, task: Any) -> tuple[Certificate, int]:
+    """Measure recall on the sampled queries, and tell which nprobe would have been enough."""
+    from retrieval.index import certificate
+
+    nlist = task.manifest.counts["nlist"]
+    if len(task.sample) == 0:
+        return Certificate(task.nprobe, nlist, settings.recall, 1.0, 1.0, 1.0, 0, 1), task.nprobe
+    return certificate.certify(task, settings.recall, settings.seed)
+
+
+def _merge(where: Cluster, task: Any, shards: int) -> None:
+    from retrieval.index.answer import blocks_of
+
+    merge_one = _merger(task, shards)
+    for _ in tasks(where, merge_one, range(blocks_of(task.queries))):
+        pass
+
+
+def _merger(task: Any, shards: int) -> Callable[[int], int]:
+    def merge_one(number: int) -> int:
+        from retrieval.index.answer import candidates_path, query_block, read_answer
+        from retrieval.ranking.merge import matches_of
+
+        paths = [candidates_path(task.nprobe, shard, number) for shard in range(shards)]
+        parts = [read_answer(task.matches, path) for path in paths]
+        asked = query_block(task.queries, number).drop_columns("embedding")
+        table = matches_of(parts, task.top_k, asked, task.metric)
+        commit.put_once(task.matches, part_path(number), sealed_parquet(table))
+        return number
+
+    return merge_one
+
+
+def part_path(number: int) -> str:
+    """Give the path of one block's matches."""
+    return f"matches/part-{number:05d}.parquet"
+
+
+def _finish(
+    folder: Folder,
+    index_folder: Folder,
+    index: Manifest,
+    queries: Store,
+    certificate: Certificate,
+) -> None:
+    """Put the failures of the queries and the labels of the gallery, then the manifest."""
+    from retrieval.index.shards import LABELS
+
+    failed = pa.concat_tables([FAILURES.schema.empty_table(), *queries.failures()])
+    if len(failed):
+        path = failures_path(0).rsplit("/", 2)[1] + "/00000000.parquet"
+        commit.put_once(folder, path, sealed_parquet(failed.combine_chunks()))
+    labels = read_table(index_folder, index, LABELS)
+    commit.put_once(folder, LABELS, sealed_parquet(labels))
+    counts = {
+        "queries": queries.rows,
+        "failures": len(failed),
+        "gallery": index.counts["rows"],
+        "metric": index.counts["metric"],
+        "certificate": dataclasses.asdict(certificate),
+    }
+    commit.finish(folder, "matches", counts)
+
+
+def summary(output: str, manifest: Manifest) -> Result:
+    """Say which recall was reached; exit 5 where it is below what was asked for."""
+    counts = manifest.counts
+    certificate = Certificate(**counts["certificate"])
+    lines = (
+        f"{counts['queries']} queries ranked against {counts['gallery']} gallery images, "
+        f"{counts['failures']} queries failed: {output}",
+        recall_sentence(certificate),
+    )
+    settings = commit.read_settings(open_folder(output))
+    gated = settings["nprobe"] is None
+    code = BelowBound.exit_code if gated and certificate.recall < certificate.target else 0
+    values = {key: value for key, value in counts.items() if key != "certificate"}
+    for key, value in dataclasses.asdict(certificate).items():
+        values[f"recall_{key}" if key in ("target", "low", "high", "sample") else key] = value
+    return Result({"output": output, **values}, lines, code)
+
+
+def recall_sentence(certificate: Certificate) -> str:
+    """Say in one line which recall a ranking has and how that is known."""
+    if certificate.sample == 0:
+        return f"recall 1.000: all {certificate.nlist} lists were read"
+    return (
+        f"recall {certificate.recall:.3f} [{certificate.low:.3f}, {certificate.high:.3f}] against "
+        f"exact search of {certificate.sample} of the queries, {certificate.nprobe} of "
+        f"{certificate.nlist} lists read (asked for {certificate.target:g})"
+    )

@@ -1,0 +1,116 @@
+"""lookalike report: matches to one page with pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.evaluate import Evaluation, evaluate, read_tables
+from jobs.options import ReportSettings
+from jobs.rank import recall_sentence
+from jobs.result import Result
+from retrieval.errors import InputError, LookalikeError, UsageError
+from retrieval.report.contact_sheet import MatchCell, Measure, Page, QueryRow, render
+from retrieval.report.thumbnails import thumbnails
+from retrieval.storage import commit
+from retrieval.storage.commit import Manifest
+from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.seal import read_json
+from retrieval.tables import FAILURES, MATCHES, Certificate
+
+SHOWN_QUERIES = 200
+SHOWN_MATCHES = 20
+_MAX_PIXELS = 178956970
+
+
+def start(settings: ReportSettings) -> Result:
+    """Write the page, replacing one that is there."""
+    folder = open_folder(settings.matches)
+    manifest = commit.read_manifest(folder, kind="matches")
+    try:
+        evaluation = evaluate(folder, manifest, None, settings.seed)
+    except InputError:
+        evaluation = None
+    page = build_page(
+        folder, manifest, evaluation, title=settings.title, shown=settings.max_queries
+    )
+    head, _, name = settings.output.rpartition("/")
+    try:
+        open_folder(head or ("/" if settings.output.startswith("/") else ".")).put(name, page)
+    except OSError as error:
+        raise UsageError(
+            f"--output {settings.output} cannot be written ({error.strerror or error}); "
+            "name a file that can"
+        ) from error
+    return Result({"report": settings.output}, (f"report: {settings.output}",))
+
+
+def build_page(
+    folder: Folder,
+    manifest: Manifest,
+    evaluation: Evaluation | None,
+    *,
+    title: str,
+    shown: int = SHOWN_QUERIES,
+) -> bytes:
+    """Make the page of finished matches; failed queries are always on it."""
+    matches = read_tables(folder, manifest, "matches/", MATCHES.schema)
+    failed = read_tables(folder, manifest, "failures/", FAILURES.schema).to_pylist()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in matches.to_pylist():
+        if row["query_id"] in rows or len(rows) < shown:
+            rows.setdefault(row["query_id"], []).append(row)
+    queries = [_query_row(name, rows[name][:SHOWN_MATCHES]) for name in rows]
+    queries += [
+        QueryRow(f["image_id"], f["path"], None, (), f"{f['error']}: {f['message']}")
+        for f in failed[:shown]
+    ]
+    queries.sort(key=lambda query: query.query_id)
+    paths = {query.path for query in queries}
+    paths |= {cell.path for query in queries for cell in query.matches}
+    page = Page(
+        title=title,
+        metric=manifest.counts["metric"],
+        facts=_facts(folder, manifest),
+        measures=_measures(evaluation),
+        recall=recall_sentence(Certificate(**manifest.counts["certificate"])),
+        queries=tuple(queries),
+        shown_of=(len(queries), manifest.counts["queries"] + len(failed)),
+    )
+    return render(page, thumbnails(sorted(paths), max_pixels=_MAX_PIXELS))
+
+
+def _query_row(name: str, rows: list[dict[str, Any]]) -> QueryRow:
+    first = rows[0]
+    cells = tuple(
+        MatchCell(
+            row["rank"], row["image_id"], row["path"], row["score"], row["label"],
+            None if row["query_label"] is None else row["label"] == row["query_label"],
+        )
+        for row in rows
+    )  # fmt: skip
+    return QueryRow(name, first["query_path"], first["query_label"], cells, None)
+
+
+def _measures(evaluation: Evaluation | None) -> tuple[Measure, ...]:
+    if evaluation is None:
+        return ()
+    return tuple(Measure(m.name, m.value, m.low, m.high, m.meaning) for m in evaluation.measures)
+
+
+def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """Tell what the matches were made from."""
+    counts, settings = manifest.counts, commit.read_settings(folder)
+    facts = [
+        ("gallery", f"{counts['gallery']} images"),
+        ("queries", f"{counts['queries']} images in {settings['queries']}"),
+        ("failed queries", str(counts["failures"])),
+        ("matches a query", str(settings["top_k"])),
+        ("index", settings["index"]),
+    ]
+    try:
+        bundle = read_json(open_folder(settings["index"]).child("model").read("bundle.json")) or {}
+        network = f"{bundle['backbone']}, {bundle['pooling']} pooling"
+        facts.insert(2, ("network", f"{network}, {bundle['dimension']} numbers an image"))
+    except (OSError, KeyError, LookalikeError):  # the index may have moved; the matches still stand
+        pass
+    return tuple(facts)

@@ -1,0 +1,116 @@
+"""lookalike run: the whole job, each stage an output of its own beside the others.
+
+OUT/gallery and OUT/queries (stores), OUT/index, OUT/matches, OUT/report.html.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from jobs import embed, index, rank
+from jobs.cluster import cluster
+from jobs.embed import read_labels_file
+from jobs.evaluate import Evaluation, evaluate, flat, lines
+from jobs.options import (
+    EmbedSettings,
+    IndexSettings,
+    Model,
+    RankSettings,
+    RunSettings,
+    content_of,
+    part_of,
+)
+from jobs.report import build_page
+from jobs.result import Result
+from jobs.runfile import Stopwatch
+from retrieval.errors import InputError
+from retrieval.images.sources.folder import FolderSource
+from retrieval.storage import commit
+from retrieval.storage.commit import Manifest
+from retrieval.storage.files import Folder, open_folder
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a whole job came to."""
+
+    folder: Folder
+    matches: Manifest
+    evaluation: Evaluation | None
+    result: Result
+
+
+def start(settings: RunSettings) -> Result:
+    """Do the whole job and say what it came to."""
+    return run(settings).result
+
+
+def run(settings: RunSettings) -> Ran:
+    """Do the whole job, going on with what is there."""
+    watch = Stopwatch()
+    FolderSource(settings.gallery).check()
+    FolderSource(settings.queries).check()
+    if settings.labels is not None:
+        read_labels_file(settings.labels, "gallery")
+    from retrieval.model.resolve import resolve_bundle
+
+    with cluster(settings.ray_address, settings.workers) as where:
+        model = {field.name for field in dataclasses.fields(Model)}
+        bundle = resolve_bundle(**{name: getattr(settings, name) for name in model})
+        folder = open_folder(settings.output)
+        job = {**content_of(settings), "bundle": bundle.digest}
+        job |= {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
+        commit.begin(folder, "run", job, overwrite=settings.overwrite, keep_equal=True)
+        matches = _stages(settings, where, folder, bundle)
+        evaluation = _evaluation(settings, folder.child("matches"), matches)
+        if not commit.is_finished(folder):
+            page = build_page(folder.child("matches"), matches, evaluation, title="lookalike")
+            commit.put_once(folder, REPORT, page)
+            commit.finish(folder, "run", {"queries": matches.counts["queries"]})
+            watch.write(folder, settings)
+    return Ran(folder, matches, evaluation, _summary(settings.output, matches, evaluation))
+
+
+def _stages(settings: RunSettings, where: Any, folder: Folder, bundle: Any) -> Manifest:
+    gallery, queries, index_at, matches = (
+        folder.child(name).uri() for name in ("gallery", "queries", "index", "matches")
+    )
+    common: dict[str, Any] = {"keep_equal": True}
+    embed.embed(
+        part_of(settings, EmbedSettings, input=settings.gallery, output=gallery),
+        where, bundle=bundle, split="gallery", stage="embed gallery", **common,
+    )  # fmt: skip
+    index.build(
+        part_of(settings, IndexSettings, embeddings=gallery, output=index_at), where, **common
+    )
+    embed.embed(
+        part_of(settings, EmbedSettings, input=settings.queries, output=queries),
+        where, bundle=bundle, split="queries", stage="embed queries", **common,
+    )  # fmt: skip
+    return rank.rank(
+        part_of(settings, RankSettings, index=index_at, queries=queries, output=matches),
+        where, **common,
+    )  # fmt: skip
+
+
+def _evaluation(settings: RunSettings, matches: Folder, manifest: Manifest) -> Evaluation | None:
+    """Evaluate if there are labels to judge by."""
+    try:
+        return evaluate(matches, manifest, None, settings.seed)
+    except InputError:
+        return None
+
+
+def _summary(output: str, matches: Manifest, evaluation: Evaluation | None) -> Result:
+    ranked = rank.summary(f"{output}/matches", matches)
+    report = f"{output}/{REPORT}"
+    values = {**ranked.values, "output": output, "report": report}
+    measured: tuple[str, ...] = ()
+    if evaluation is not None:
+        values = {**flat(evaluation), **values}
+        measured = lines(evaluation)
+    return Result(values, (*ranked.lines, *measured, f"report: {report}"), ranked.exit_code)

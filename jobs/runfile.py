@@ -1,0 +1,50 @@
+"""run.json: what may differ from run to run, and so stands in no fingerprint and no checksum."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import resource
+import socket
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from retrieval.storage.commit import RUN
+from retrieval.storage.files import Folder
+
+_PACKAGES = ("lookalike", "ray", "torch", "torchvision", "faiss-cpu", "pyarrow", "numpy")
+
+
+class Stopwatch:
+    """Times a stage from its making on."""
+
+    def __init__(self) -> None:
+        self._began = datetime.now(UTC)
+        self._started = time.monotonic()
+
+    def write(self, folder: Folder, settings: Any, **counts: Any) -> None:
+        """Put run.json into an output; values of settings that may hold secrets are left out."""
+        values = {
+            "began": self._began.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "host": socket.gethostname(),
+            "processor": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in _PACKAGES},
+            "peak_memory_bytes": _peak_memory(),
+            "settings": {
+                field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
+            },
+            **counts,
+        }
+        folder.put(RUN, json.dumps(values, indent=1, sort_keys=True).encode())
+
+
+def _peak_memory() -> int:
+    """Give the largest resident size of this process (the driver's) so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

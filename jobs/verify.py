@@ -1,0 +1,35 @@
+"""lookalike verify: tell whether an output is whole and unaltered, and how far it is."""
+
+from __future__ import annotations
+
+from jobs.options import VerifySettings
+from jobs.result import Result
+from retrieval.errors import Damaged, InputError
+from retrieval.storage.files import open_folder
+from retrieval.storage.verify import Verdict, verify
+
+
+def start(settings: VerifySettings) -> Result:
+    """Read every byte and judge; exit 0, 3 or 7."""
+    verdicts = verify(open_folder(settings.path))
+    states = {verdict.state for verdict in verdicts}
+    code = 0
+    if "damaged" in states:
+        code = Damaged.exit_code
+    elif "unfinished" in states:
+        code = InputError.exit_code
+    problems = [problem for verdict in verdicts for problem in verdict.problems]
+    lines = [_line(verdict) for verdict in verdicts] + [f"  {problem}" for problem in problems]
+    state = {0: "finished", 3: "unfinished", 7: "damaged"}[code]
+    values = {
+        "path": settings.path,
+        "state": state,
+        "files": sum(verdict.files for verdict in verdicts),
+        "problems": problems,
+        "outputs": {verdict.path: f"{verdict.state}: {verdict.done}" for verdict in verdicts},
+    }
+    return Result(values, (*lines, f"{settings.path} is {state}"), code)
+
+
+def _line(verdict: Verdict) -> str:
+    return f"{verdict.state:>10}  {verdict.kind:<8} {verdict.path}  {verdict.done}"

@@ -1,0 +1,118 @@
+"""Recall, measured: how many lists must be read to find the exact neighbours.
+
+The codes are the vectors and every decision within a list is exact, so a neighbour is found if and
+only if its list is read. Hence it is enough to know, for sampled vectors, their exact neighbours
+and at which place of their order of lists each neighbour's list stands; recall at any nprobe
+follows without a search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrieval.intervals import bootstrap_mean
+from retrieval.scoring import Block, top_k
+from retrieval.tables import RECALL, Neighbours
+
+CURVE_K = (1, 10, 100)
+SAMPLE = 500
+"""Sampled vectors: the half width of a 95 % interval around 0.95 is then about 0.01."""
+
+
+def merge_neighbours(parts: Sequence[Neighbours], k: int) -> Neighbours:
+    """Give the k closest of what several shards found, ties to the smaller row."""
+    keys = np.concatenate([part.keys for part in parts], 1)
+    rows = np.concatenate([part.rows for part in parts], 1)
+    lists = np.concatenate([part.lists for part in parts], 1)
+    ties = np.where(rows < 0, np.iinfo(np.int64).max, rows)
+    order = np.lexsort((ties, -keys), axis=1)[:, :k]
+    pick = np.arange(len(keys))[:, None]
+    return Neighbours(keys[pick, order], rows[pick, order], lists[pick, order])
+
+
+def without_self(found: Neighbours, own: NDArray[np.int64]) -> Neighbours:
+    """Leave each sampled row itself out, or the last neighbour where it is not among them."""
+    count = found.rows.shape[1]
+    is_self = found.rows == own[:, None]
+    drop = np.where(is_self.any(1), is_self.argmax(1), count - 1)
+    keep = np.arange(count)[None, :] != drop[:, None]
+    shape = (len(own), count - 1)
+    return Neighbours(
+        found.keys[keep].reshape(shape),
+        found.rows[keep].reshape(shape),
+        found.lists[keep].reshape(shape),
+    )
+
+
+def probes_needed(
+    queries: Block, centroids: Block, found: Neighbours
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Tell how many lists must be read to meet each neighbour, (s, k), and which entries count.
+
+    Lists are read in the order of the search: closest centroid first, ties to the smaller number.
+    """
+    nlist = len(centroids)
+    order = top_k(queries, centroids, nlist).positions
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.arange(nlist)[None, :].repeat(len(order), 0), 1)
+    there = found.rows >= 0
+    needed = np.take_along_axis(place, np.where(there, found.lists, 0), 1) + 1
+    return needed, there
+
+
+def recall_at(
+    needed: NDArray[np.int64], there: NDArray[np.bool_], nprobe: int
+) -> NDArray[np.float64]:
+    """Give each query's recall when `nprobe` lists are read; 1 where it has no neighbour at all."""
+    counts = there.sum(1)
+    hits = ((needed <= nprobe) & there).sum(1)
+    return np.where(counts > 0, hits / np.maximum(counts, 1), 1.0)
+
+
+def recall_curve(queries: Block, centroids: Block, found: Neighbours, *, seed: int) -> pa.Table:
+    """Measure recall@k over nprobe with intervals, for each k of `CURVE_K`: table RECALL."""
+    needed, there = probes_needed(queries, centroids, found)
+    rows = []
+    for k in CURVE_K:
+        for nprobe in probe_grid(len(centroids)):
+            values = recall_at(needed[:, :k], there[:, :k], nprobe)
+            low, high = bootstrap_mean(values, seed=seed)
+            rows.append((k, nprobe, float(values.mean()), low, high, len(values)))
+    columns = zip(*rows, strict=True)
+    return pa.table([list(column) for column in columns], schema=RECALL.schema)
+
+
+def probe_grid(nlist: int) -> list[int]:
+    """List the nprobe that a curve is measured at: 1, 2, 3, 4, 6, 8, 12, … and all."""
+    grid = {nlist}
+    step = 1
+    while step < nlist:
+        grid |= {step, min(step * 3 // 2, nlist)}
+        step *= 2
+    return sorted(grid)
+
+
+def choose_nprobe(curve: pa.Table, k: int, target: float, nlist: int) -> int:
+    """Give the smallest nprobe whose lower bound of recall@k meets the target, or all lists.
+
+    A k between two of the curve counts as the larger one, which is the harder.
+    """
+    measured = [c for c in CURVE_K if c >= k]
+    for row in curve.to_pylist():
+        if measured and row["k"] == measured[0] and row["low"] >= target:
+            return int(row["nprobe"])
+    return nlist
+
+
+def wider_nprobe(
+    needed: NDArray[np.int64], there: NDArray[np.bool_], target: float, nlist: int, seed: int
+) -> int:
+    """Give the smallest nprobe of the grid at which the sample's lower bound meets the target."""
+    for nprobe in probe_grid(nlist):
+        if bootstrap_mean(recall_at(needed, there, nprobe), seed=seed)[0] >= target:
+            return nprobe
+    return nlist
