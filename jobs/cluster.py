@@ -51,10 +51,11 @@ class Cluster:
         To be called by the main thread: Linux ends what Ray starts here with the thread that
         started it.
         """
-        if self._connected:
-            return
-        _connect(self._address)
-        self._connected = True
+        import ray
+
+        if not ray.is_initialized():  # a notebook or a test may have its own
+            _connect(self._address)
+            self._connected = True
 
     def close(self) -> None:
         """Let go of the cluster; one that was started here ends."""

@@ -9,6 +9,7 @@ from jobs.options import ReportSettings
 from jobs.rank import recall_sentence
 from jobs.result import Result
 from retrieval.errors import InputError, LookalikeError, UsageError
+from retrieval.evaluation.truth import DISTRACTOR
 from retrieval.report.contact_sheet import MatchCell, Measure, Page, QueryRow, render
 from retrieval.report.thumbnails import thumbnails
 from retrieval.storage import commit
@@ -84,11 +85,16 @@ def _query_row(name: str, rows: list[dict[str, Any]]) -> QueryRow:
     cells = tuple(
         MatchCell(
             row["rank"], row["image_id"], row["path"], row["score"], row["label"],
-            None if row["query_label"] is None else row["label"] == row["query_label"],
+            _right(row["query_label"], row["label"]),
         )
         for row in rows
     )  # fmt: skip
     return QueryRow(name, first["query_path"], first["query_label"], cells, None)
+
+
+def _right(query: str | None, match: str | None) -> bool | None:
+    """Judge a match; None where one of the labels says nothing."""
+    return None if {query, match} & {None, "", DISTRACTOR} else query == match
 
 
 def _measures(evaluation: Evaluation | None) -> tuple[Measure, ...]:

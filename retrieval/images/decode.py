@@ -35,10 +35,6 @@ MAX_ASPECT = 8
 Pixels = torch.Tensor  # uint8 (3, H, W)
 
 
-class ImageTooLarge(ValueError):
-    """The header claims more pixels than `--max-pixels`."""
-
-
 @dataclass(frozen=True)
 class Decoded:
     """An image ready for the network, and its true size in pixels after EXIF orientation."""
@@ -52,7 +48,7 @@ def decode(data: bytes, transform: Transform, *, max_pixels: int) -> Decoded:
     """Decode, orient, and bring to uint8 (3, image_size, image_size).
 
     Raises whatever the decoders raise on broken bytes (OSError, ValueError, SyntaxError, …) and
-    ImageTooLarge, judged by the header; the caller writes it into the ledger.
+    DecompressionBombError, judged by the header; the caller writes it into the ledger.
     """
     pixels = decode_full(data, max_pixels=max_pixels)
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
@@ -67,15 +63,20 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
         warnings.simplefilter("ignore")
         # Pillow warns from the bound on and raises from twice that: make the bound exact
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise ImageTooLarge(f"{image.width} x {image.height} pixels, over {max_pixels}")
-            pixels = _jpeg(data) if image.format == "JPEG" and image.mode in ("L", "RGB") else None
-            if pixels is None:
-                image.load()  # before EXIF is asked for, which in a PNG loads and hides the error
-            orientation = _orientation(image)
-            if pixels is None:
-                pixels = _pillow(image)
+        try:
+            return _decode_oriented(data)
+        except Image.DecompressionBombWarning as warning:
+            raise Image.DecompressionBombError(str(warning)) from warning
+
+
+def _decode_oriented(data: bytes) -> Pixels:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        pixels = _jpeg(data) if image.format == "JPEG" and image.mode in ("L", "RGB") else None
+        if pixels is None:
+            image.load()  # before EXIF is asked for, which in a PNG loads and hides the error
+        orientation = _orientation(image)
+        if pixels is None:
+            pixels = _pillow(image)
     return _orient(pixels, orientation)
 
 

@@ -94,10 +94,10 @@ class Pen:
         """Return this pen and its twin mirrored about x = 0."""
         return self, self.moved(scale=(-1, 1))
 
-    def pixels(self, points: Points) -> list[tuple[float, float]]:
-        """Return `points` in pixels, in the form Pillow draws."""
+    def pixels(self, points: Points) -> list[float]:
+        """Return `points` in pixels, as the flat x, y, x, y … that Pillow draws quickest."""
         placed = np.asarray(points, dtype=np.float64) @ self.matrix.T + self.origin
-        return [(float(x), float(y)) for x, y in placed]
+        return placed.ravel().tolist()
 
     def poly(self, points: Points, fill: Colour, rise: int = 150, rim: float = 0.016) -> None:
         """Fill a polygon; `rise` is its height (0 leaves the height as it is).
@@ -106,15 +106,15 @@ class Pen:
         """
         xy = self.pixels(points)
         width = round(rim * float(np.sqrt(abs(np.linalg.det(self.matrix)))))
-        layers = [(self.colour, fill, darker(fill))]
+        draw = ImageDraw.Draw(self.colour)
+        draw.polygon(xy, fill=fill)
+        if width:
+            draw.line([*xy, *xy[:2]], fill=darker(fill), width=width)
         if rise:
-            layers.append((self.height, (rise,), (rise * 2 // 3,)))
-        for layer, inside, edge in layers:
-            draw = ImageDraw.Draw(layer)
-            # Pillow wants a bare number, not a 1-tuple, for a single-band layer.
-            draw.polygon(xy, fill=inside if len(inside) > 1 else inside[0])
+            draw = ImageDraw.Draw(self.height)
+            draw.polygon(xy, fill=rise)
             if width:
-                draw.line([*xy, xy[0]], fill=edge if len(edge) > 1 else edge[0], width=width)
+                draw.line([*xy, *xy[:2]], fill=rise * 2 // 3, width=width)
 
     def shape(self, points: Points, fill: Colour, rise: int = 150, rim: float = 0.016) -> None:
         """Fill the smooth closed curve through `points`."""

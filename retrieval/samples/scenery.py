@@ -72,7 +72,7 @@ def _sky(rng: Rng, width: int, height: int) -> Picture:
 
 
 def _foliage(rng: Rng, width: int, height: int) -> Picture:
-    """Paint out-of-focus greenery or autumn leaves: soft blotches in two hues, with spots of light."""
+    """Paint leaves out of focus: soft blotches in two hues, with spots of light."""
     hue = rng.choice((0.06, 0.16, 0.25, 0.30, 0.36))
     value = rng.uniform(0.3, 0.75)
     share = 0.5 + 0.5 * clouds(rng, width, height, 5)
@@ -97,8 +97,9 @@ def set_apart(picture: Picture, pen: Pen) -> Picture:
     Both are brightnesses of 0..1; some animals hide too well for a labelled collection.
     """
     gap = 0.22
-    # 48 pixels a side do for a mean; Pillow weighs colour by alpha when it shrinks.
-    small = np.asarray(pen.colour.resize((48, 48), Image.Resampling.BOX), dtype=np.float32) / 255
+    # 64 samples a side do for a mean.
+    sampled = pen.colour.resize((64, 64), Image.Resampling.NEAREST)
+    small = np.asarray(sampled, dtype=np.float32) / 255
     opacity = small[..., 3]
     subject = float((small[..., :3].mean(axis=2) * opacity).sum() / max(opacity.sum(), 1))
     ground = float(picture.mean())

@@ -1,0 +1,58 @@
+"""What several tests share: drawn photos, the real data where it is, one Ray for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+DATA = Path(os.environ.get("LOOKALIKE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The labelled photos, weights and broken files, which are not part of the repository."""
+    if not (DATA / "README.md").is_file():
+        pytest.skip(f"no photos and weights at {DATA} (set LOOKALIKE_DATA)")
+    return DATA
+
+
+Photos = Callable[..., Path]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Photos:
+    """Draws a folder of labelled photos: noise around a colour of the class."""
+
+    def draw(name: str, count: int = 12, *, classes: int = 3, seed: int = 0) -> Path:
+        root = tmp_path / name
+        generator = np.random.default_rng(seed)
+        for number in range(count):
+            label = number % classes
+            folder = root / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            colour = np.random.default_rng(label).integers(40, 215, 3)
+            pixels = colour + generator.normal(0, 25, (48, 64, 3))
+            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            image.save(folder / f"photo{number:04d}.jpg", quality=90)
+        return root
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One small Ray for all tests that need it; starting one takes seconds."""
+    from jobs.cluster import Cluster
+
+    where = Cluster("local", None)
+    where.connect()
+    yield
+    where.close()
