@@ -100,7 +100,21 @@ def _right(query: str | None, match: str | None) -> bool | None:
 def _measures(evaluation: Evaluation | None) -> tuple[Measure, ...]:
     if evaluation is None:
         return ()
-    return tuple(Measure(m.name, m.value, m.low, m.high, m.meaning) for m in evaluation.measures)
+    return tuple(Measure(m.title, m.value, m.low, m.high, m.meaning) for m in evaluation.measures)
+
+
+def _images_of(queries: str) -> str:
+    """Give the folder of images behind a store of queries, where there is one."""
+    try:
+        return str(commit.read_settings(open_folder(queries))["input"])
+    except (OSError, KeyError, LookalikeError):
+        return queries
+
+
+def _shown(top_k: int) -> str:
+    return (
+        f"{top_k}, of which the page shows {SHOWN_MATCHES}" if top_k > SHOWN_MATCHES else f"{top_k}"
+    )
 
 
 def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
@@ -108,13 +122,18 @@ def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
     counts, settings = manifest.counts, commit.read_settings(folder)
     facts = [
         ("gallery", f"{counts['gallery']} images"),
-        ("queries", f"{counts['queries']} images in {settings['queries']}"),
+        ("queries", f"{counts['queries']} images in {_images_of(settings['queries'])}"),
         ("failed queries", str(counts["failures"])),
-        ("matches a query", str(settings["top_k"])),
+        ("matches a query", _shown(settings["top_k"])),
         ("index", settings["index"]),
     ]
+    index = open_folder(settings["index"])
     try:
-        bundle = read_json(open_folder(settings["index"]).child("model").read("bundle.json")) or {}
+        store = open_folder(commit.read_settings(index)["embeddings"])
+        facts[0] = (
+            "gallery", f"{counts['gallery']} images in {commit.read_settings(store)['input']}"
+        )  # fmt: skip
+        bundle = read_json(index.child("model").read("bundle.json")) or {}
         network = f"{bundle['backbone']}, {bundle['pooling']} pooling"
         facts.insert(2, ("network", f"{network}, {bundle['dimension']} numbers an image"))
     except (OSError, KeyError, LookalikeError):  # the index may have moved; the matches still stand

@@ -24,25 +24,26 @@ def data() -> Path:
     return DATA
 
 
-Photos = Callable[..., Path]
+def draw_photos(root: Path, count: int, *, classes: int = 3, seed: int = 0) -> Path:
+    """Draw a folder of labelled photos: noise around a colour of the class."""
+    generator = np.random.default_rng(seed)
+    for number in range(count):
+        label = number % classes
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        colour = np.random.default_rng(label).integers(40, 215, 3)
+        pixels = colour + generator.normal(0, 25, (48, 64, 3))
+        image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+        image.save(folder / f"photo{number:04d}.jpg", quality=90)
+    return root
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Photos:
-    """Draws a folder of labelled photos: noise around a colour of the class."""
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """Draws a folder of labelled photos of a given name and number."""
 
     def draw(name: str, count: int = 12, *, classes: int = 3, seed: int = 0) -> Path:
-        root = tmp_path / name
-        generator = np.random.default_rng(seed)
-        for number in range(count):
-            label = number % classes
-            folder = root / f"class{label}"
-            folder.mkdir(parents=True, exist_ok=True)
-            colour = np.random.default_rng(label).integers(40, 215, 3)
-            pixels = colour + generator.normal(0, 25, (48, 64, 3))
-            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-            image.save(folder / f"photo{number:04d}.jpg", quality=90)
-        return root
+        return draw_photos(tmp_path / name, count, classes=classes, seed=seed)
 
     return draw
 

@@ -50,13 +50,24 @@ def reciprocal_rank(judged: Judged) -> Values:
     return np.where(judged.hits.any(1), 1 / (first + 1), 0.0)
 
 
-MEASURES: dict[str, tuple[Callable[[Judged], Values], str]] = {
-    "top1": (top(1), "queries whose best match is right"),
-    "top3": (top(3), "queries with a right match among the first 3"),
-    "top10": (top(10), "queries with a right match among the first 10"),
-    "p10": (precision(10), "right ones among the first 10 matches, on average"),
-    "map": (average_precision, "mean average precision: how early all right ones come"),
-    "mrr": (reciprocal_rank, "1 / rank of the first right match, on average"),
+@dataclass(frozen=True)
+class Measure:
+    """One measure: its function, and how a page names and explains it."""
+
+    values: Callable[[Judged], Values]
+    title: str
+    meaning: str
+
+
+MEASURES = {
+    "top1": Measure(top(1), "Top-1", "Share of queries whose best match is right."),
+    "top3": Measure(top(3), "Top-3", "Share with a right match among the first 3."),
+    "top10": Measure(top(10), "Top-10", "Share with a right match among the first 10."),
+    "p10": Measure(precision(10), "Precision@10", "Share of right ones in the first 10 places."),
+    "map": Measure(
+        average_precision, "mAP", "How early all the right images come: 1 if all come first."
+    ),
+    "mrr": Measure(reciprocal_rank, "MRR", "1 / rank of the first right match, on average."),
 }
 
 
@@ -65,6 +76,7 @@ class Measured:
     """A measure over all queries, with its 95 % bootstrap interval."""
 
     name: str
+    title: str
     value: float
     low: float
     high: float
@@ -74,8 +86,9 @@ class Measured:
 def measure(judged: Judged, *, seed: int) -> list[Measured]:
     """Measure a ranking by everything in `MEASURES`."""
     answers = []
-    for name, (function, meaning) in MEASURES.items():
-        values = function(judged)
+    for name, each in MEASURES.items():
+        values = each.values(judged)
         low, high = bootstrap_mean(values, seed=seed)
-        answers.append(Measured(name, float(values.mean()), low, high, meaning))
+        mean = float(values.mean())
+        answers.append(Measured(name, each.title, mean, low, high, each.meaning))
     return answers

@@ -1,0 +1,72 @@
+"""The real job on real photos with real weights equals figures that were made without it."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import run
+from jobs.options import RunSettings
+from retrieval.embeddings.store import open_store, vectors_of
+from retrieval.storage.files import open_folder
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+REFERENCE = {
+    ("squeezenet1_0", "avg"): (0.6833, 0.8389, 0.9333, 0.2930),
+    ("mobilenet_v2", "avg"): (0.8278, 0.9056, 0.9778, 0.5346),
+    ("squeezenet1_0", "max"): (0.6222, 0.8278, 0.9389, 0.2716),
+    ("squeezenet1_0", "gem"): (0.7111, 0.8278, 0.9667, 0.3179),
+    ("mobilenet_v2", "max"): (0.7833, 0.9000, 0.9667, 0.4313),
+    ("mobilenet_v2", "gem"): (0.8222, 0.9056, 0.9722, 0.5080),
+}
+"""top-1, top-3, top-10 and mAP over the whole gallery, from plain PyTorch and numpy."""
+
+NIGHTLY = [pytest.param(*key, marks=pytest.mark.nightly) for key in list(REFERENCE)[1:]]
+
+
+@pytest.mark.parametrize(("backbone", "pooling"), [("squeezenet1_0", "avg"), *NIGHTLY])
+def test_measures_equal_the_reference_and_the_ranking_equals_exact_search(
+    data, tmp_path, backbone, pooling
+):
+    images = data / "images"
+    ran = run.run(
+        RunSettings(
+            gallery=str(images / "gallery"), queries=str(images / "queries"),
+            labels=str(images / "labels.csv"), output=str(tmp_path / "out"), backbone=backbone,
+            weights=str(data / f"weights/{backbone}.safetensors"), pooling=pooling,
+            top_k=1372, rows_per_shard=500,
+        )
+    )  # fmt: skip
+    found = [ran.result.values[name] for name in ("top1", "top3", "top10", "map")]
+    assert found == pytest.approx(REFERENCE[backbone, pooling], abs=0.01)
+    assert ran.result.values["recall"] == 1.0
+    assert _ranking(tmp_path / "out") == _exact_ranking(tmp_path / "out")
+
+
+def _ranking(out):
+    table = pq.read_table(out / "matches/matches/part-00000.parquet")
+    ranking = {}
+    for query, image in zip(*(table[n].to_pylist() for n in ("query_id", "image_id")), strict=True):
+        ranking.setdefault(query, []).append(image)
+    return ranking
+
+
+def _exact_ranking(out):
+    """Brute force in plain float64: cosine of the stored vectors, ties by image_id."""
+    gallery, queries = (_vectors(out / name) for name in ("gallery", "queries"))
+    ids = np.array(list(gallery))
+    rows = np.stack(list(gallery.values()))
+    lengths = np.sqrt((rows * rows).sum(-1))
+    ranking = {}
+    for name, vector in queries.items():
+        scores = (vector * rows).sum(-1) / (np.sqrt((vector * vector).sum()) * lengths)
+        ranking[name] = ids[np.lexsort((ids, -scores))].tolist()
+    return ranking
+
+
+def _vectors(path):
+    found = {}
+    for table in open_store(open_folder(str(path))).blocks():
+        vectors = vectors_of(table).astype(np.float64)
+        found |= dict(zip(table["image_id"].to_pylist(), vectors, strict=True))
+    return found

@@ -1,0 +1,80 @@
+"""The same command, submitted to a cluster that is somebody else's process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import LOOKALIKE, SMALL, lookalike
+
+RAY = str(Path(sys.executable).with_name("ray"))
+WAIT = 180
+
+
+@pytest.fixture
+def head(tmp_path):
+    """Start a head node on loopback as a process of its own, and end it; gives its dashboard."""
+    gcs, dashboard = _free_ports(2)
+    socket_folder = Path("/tmp") / f"la{os.getpid()}"  # Ray's socket paths must be short
+    environment = {
+        **os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    command = [
+        RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2",
+        f"--temp-dir={socket_folder}", "--disable-usage-stats",
+    ]  # fmt: skip
+    log = tmp_path / "head.log"
+    with open(log, "w") as sink:
+        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
+    try:
+        yield f"http://127.0.0.1:{dashboard}", environment
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_a_submitted_job_runs_though_a_folder_of_the_users_is_named_jobs(head, photos, tmp_path):
+    address, environment = head
+    gallery, queries, out = photos("gallery"), photos("queries", 3, seed=1), tmp_path / "out"
+    mine = tmp_path / "work"
+    for package in ("jobs", "retrieval"):  # neither may be taken for ours
+        (mine / package).mkdir(parents=True)
+        (mine / package / "__init__.py").write_text("raise RuntimeError('the wrong package')")
+    words = ["--gallery", gallery, "--queries", queries, "--output", out, *SMALL, "--json"]
+    submit = [
+        RAY, "job", "submit", "--address", address, "--working-dir", mine, "--",
+        LOOKALIKE, "run", *words,
+    ]  # fmt: skip
+    ended = _submitted(submit, environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    answer = next(line for line in ended.stdout.splitlines() if line.startswith('{"'))
+    assert json.loads(answer)["queries"] == 3
+    assert lookalike("verify", out).code == 0
+
+
+def _submitted(command, environment):
+    """Submit, again while the head's dashboard is not up yet."""
+    for _ in range(30):
+        ended = subprocess.run(
+            [str(word) for word in command], env=environment, capture_output=True, text=True,
+            timeout=WAIT, check=False,
+        )  # fmt: skip
+        if ended.returncode == 0 or "Failed to connect" not in ended.stdout + ended.stderr:
+            return ended
+    return ended
+
+
+def _free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
