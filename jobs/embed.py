@@ -8,20 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import Cluster, cluster, stream
+from jobs.cluster import Cluster, cluster
 from jobs.options import EmbedSettings, Model, content_of
+from jobs.pool import stream
 from jobs.progress import progress, say
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from retrieval.embeddings import store
-from retrieval.errors import InputError, Mismatch, TooManyFailures
+from retrieval.embeddings.segment import claim_segment, finish_store
+from retrieval.errors import InputError
 from retrieval.images.chunks import chunks
 from retrieval.images.listing import digest, read_labels, write_listing
 from retrieval.images.sources.folder import FolderSource
 from retrieval.storage import commit
 from retrieval.storage.commit import Manifest
 from retrieval.storage.files import Folder, is_remote, open_folder, read_uri
-from retrieval.storage.seal import read_json, sealed_json
 from retrieval.tables import Chunk, FileRecord
 
 ENGINE = {"engine": "torch", "precision": "fp32"}
@@ -58,7 +59,7 @@ def embed(
             folder, "store", _job(settings, bundle.digest), overwrite=settings.overwrite,
             keep_equal=keep_equal,
         )  # fmt: skip
-        _claim_segment(folder, segment, listing, settings.input)
+        claim_segment(folder, segment, listing, settings.input)
     if commit.is_finished(folder):
         return commit.read_manifest(folder, kind="store")
     from retrieval.model.bundle import write_bundle
@@ -67,7 +68,11 @@ def embed(
     images, step = segment["images"], segment["chunk_rows"]
     work = store.pending(folder, chunks(images, step))
     known = _embed_chunks(settings, where, folder, work, stage)
-    manifest = _finish(settings, folder, segment, bundle.dimension, known)
+    manifest = finish_store(
+        folder, segment["images"], bundle.dimension, known, settings.max_error_rate
+    )
+    if failed := manifest.counts["failures"]:
+        say(f"{failed} of {images} images failed and stand in the ledger")
     watch.write(folder, settings, images=images, failures=manifest.counts["failures"])
     return manifest
 
@@ -112,29 +117,6 @@ def read_labels_file(path: str, split: str | None) -> Any:
     return read_labels(data, path, split)
 
 
-def _claim_segment(folder: Folder, segment: dict[str, Any], listing: Path, source: str) -> None:
-    """Put the listing, then segment.json; refuse a source that has changed since."""
-    data = sealed_json(segment)
-    try:
-        there = folder.read(store.SEGMENT_JSON)
-    except FileNotFoundError:
-        folder.delete(store.LISTING)  # of a run that was killed before it put segment.json
-        folder.put_new_file(store.LISTING, lambda name: _copy(listing, name))
-        there = (
-            data if folder.put_new(store.SEGMENT_JSON, data) else folder.read(store.SEGMENT_JSON)
-        )
-    if there != data:
-        was = (read_json(there) or {}).get("images", "?")
-        raise Mismatch(
-            f"{source} has changed since {folder.uri()} was begun ({was} images then, "
-            f"{segment['images']} now, or some are newer); name another --output, or --overwrite"
-        )
-
-
-def _copy(source: Path, target: str) -> None:
-    Path(target).write_bytes(source.read_bytes())
-
-
 def _embed_chunks(
     settings: EmbedSettings, where: Cluster, folder: Folder, work: list[Chunk], stage: str
 ) -> list[FileRecord]:
@@ -170,39 +152,6 @@ def _worker(
         return work
 
     return make
-
-
-def _finish(
-    settings: EmbedSettings,
-    folder: Folder,
-    segment: dict[str, Any],
-    dimension: int,
-    known: list[FileRecord],
-) -> Manifest:
-    """Judge the ledger against its bound and put the manifest."""
-    records = commit.records(folder, known)
-    rows = sum(r.rows or 0 for r in records if r.path.startswith(f"{store.SEGMENT}/parts/"))
-    failures = segment["images"] - rows
-    allowed = settings.max_error_rate * segment["images"]
-    if failures > allowed or rows == 0:
-        way = (
-            f"their reasons stand in {folder.uri(store.SEGMENT)}/failures; what is finished is "
-            "kept, mend them or run again with a looser --max-error-rate"
-        )
-        if rows == 0:
-            way = f"their reasons stand in {folder.uri(store.SEGMENT)}/failures"
-        raise TooManyFailures(
-            f"{failures} of {segment['images']} images of {settings.input} failed; {way}"
-        )
-    if failures:
-        say(f"{failures} of {segment['images']} images failed and stand in the ledger")
-    counts = {
-        "images": segment["images"],
-        "rows": rows,
-        "failures": failures,
-        "dimension": dimension,
-    }
-    return commit.finish(folder, "store", counts, records)
 
 
 def _summary(output: str, manifest: Manifest) -> Result:

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from jobs.embed import read_labels_file
 from jobs.options import EvaluateSettings
-from jobs.rank import recall_sentence
 from jobs.result import Result
 from retrieval.evaluation.measures import Measured, measure
 from retrieval.evaluation.truth import judge
@@ -35,7 +34,7 @@ def start(settings: EvaluateSettings) -> Result:
     folder = open_folder(settings.matches)
     manifest = commit.read_manifest(folder, kind="matches")
     evaluation = evaluate(folder, manifest, settings.labels, settings.seed)
-    sentence = recall_sentence(Certificate(**manifest.counts["certificate"]))
+    sentence = Certificate(**manifest.counts["certificate"]).sentence()
     return Result(flat(evaluation), (*lines(evaluation), sentence))
 
 

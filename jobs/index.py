@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable
@@ -11,17 +9,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.cluster import Cluster, cluster, tasks
+from jobs.cluster import Cluster, cluster
 from jobs.options import IndexSettings, content_of
+from jobs.pool import tasks
 from jobs.progress import progress
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from retrieval.embeddings.store import Store, open_store
-from retrieval.errors import Damaged, Mismatch
+from retrieval.errors import Mismatch
 from retrieval.storage import commit
 from retrieval.storage.commit import Manifest
 from retrieval.storage.files import Folder, open_folder
-from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
+from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import GALLERY_LABELS, IndexPlan, Metric, ShardResult
 
 
@@ -42,6 +41,7 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
     )
     if commit.is_finished(folder):
         return commit.read_manifest(folder, kind="index")
+    from retrieval.index.build import train_index
     from retrieval.index.sizing import plan_index
     from retrieval.model.bundle import read_bundle, write_bundle
 
@@ -58,7 +58,7 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
         memory=settings.max_index_memory,
         rows_per_shard=settings.rows_per_shard,
     )
-    trained = _train(settings, folder, store, plan)
+    trained = train_index(folder, store, plan, settings.metric, settings.seed)
     shards = _shards(settings, where, folder, store, plan, trained)
     manifest = _finish(settings, folder, store, plan, shards)
     watch.write(folder, settings, rows=store.rows)
@@ -75,36 +75,6 @@ def _job(settings: IndexSettings, store: Store) -> dict[str, Any]:
     }
 
 
-def _train(settings: IndexSettings, folder: Folder, store: Store, plan: IndexPlan) -> bytes:
-    """Find the centroids, or those that an earlier run put; trained.json vouches for them."""
-    from retrieval.index import kmeans, shards
-
-    try:
-        trained, note = folder.read(shards.TRAINED), read_json(folder.read(shards.TRAINED_JSON))
-        digest = hashlib.sha256(trained).hexdigest()
-        if note is None or note["files"] != {shards.TRAINED: digest}:
-            raise Damaged(f"{folder.uri(shards.TRAINED)} was altered; remove it and run again")
-        return trained
-    except FileNotFoundError:
-        pass
-    sample, _ = shards.sample_rows(store, plan.sample_rows, settings.seed)
-    centroids = kmeans.train_centroids(
-        sample,
-        plan.nlist,
-        settings.metric,
-        seed=settings.seed,
-    )
-    trained = shards.to_bytes(shards.empty_index(plan, centroids, settings.metric))
-    folder.delete(shards.TRAINED)  # of a run that was killed before it put trained.json
-    folder.put_new(shards.TRAINED, trained)
-    digest = hashlib.sha256(trained).hexdigest()
-    plan_values = {**dataclasses.asdict(plan), "reasons": list(plan.reasons)}
-    folder.put_new(
-        shards.TRAINED_JSON, sealed_json({"plan": plan_values, "files": {shards.TRAINED: digest}})
-    )
-    return trained
-
-
 def _shards(
     settings: IndexSettings,
     where: Cluster,
@@ -114,7 +84,7 @@ def _shards(
     trained: bytes,
 ) -> list[ShardResult]:
     """Build the shards in parallel; each also meets the sample that recall is measured on."""
-    from retrieval.index import recall, shards
+    from retrieval.index import build, recall, shards
 
     vectors, rows = shards.sample_rows(store, min(recall.SAMPLE, store.rows), settings.seed + 1)
     count = -(-int(store.segment["images"]) // plan.rows_per_shard)
@@ -125,9 +95,7 @@ def _shards(
             done.append(result)
             bar.advance(1)
     done.sort(key=lambda result: result.number)
-    if folder.exists(shards.RECALL_TABLE):
-        return done
-    _put_recall(settings, folder, trained, vectors, rows, done)
+    build.put_recall(folder, trained, vectors, rows, count, settings.metric, settings.seed)
     return done
 
 
@@ -146,26 +114,6 @@ def _shard_builder(
         return build_shard(folder, store, number, plan, metric, trained, sample, neighbours)
 
     return build_one
-
-
-def _put_recall(
-    settings: IndexSettings,
-    folder: Folder,
-    trained: bytes,
-    vectors: Any,
-    rows: Any,
-    done: list[ShardResult],
-) -> None:
-    from retrieval.index import kmeans, recall, shards
-    from retrieval.scoring import block
-
-    measure = kmeans.list_metric(settings.metric)
-    centroids = block(shards.centroids_of(shards.from_bytes(trained)), measure)
-    parts = [shards.read_neighbours(folder, result.number) for result in done]
-    found = recall.merge_neighbours(parts, max(recall.CURVE_K) + 1)
-    others = recall.without_self(found, rows)
-    curve = recall.recall_curve(block(vectors, measure), centroids, others, seed=settings.seed)
-    commit.put_once(folder, shards.RECALL_TABLE, sealed_parquet(curve))
 
 
 def _finish(

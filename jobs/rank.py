@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.cluster import Cluster, cluster, tasks
+from jobs.cluster import Cluster, cluster
 from jobs.embed import embed, is_store
 from jobs.index import read_table
 from jobs.options import EmbedSettings, RankSettings, content_of, part_of
+from jobs.pool import tasks
 from jobs.progress import progress, say
 from jobs.result import Result
 from jobs.runfile import Stopwatch
@@ -92,7 +93,8 @@ def _answer(
     """Stream the shards past the queries, once, or twice where the sample shows it is needed."""
     from retrieval.index import recall
     from retrieval.index.answer import Task
-    from retrieval.index.shards import RECALL_TABLE
+    from retrieval.index.certificate import certify
+    from retrieval.index.shards import RECALL_TABLE, sample_rows
 
     nlist, k = index.counts["nlist"], settings.top_k
     if k > index.counts["rows"]:
@@ -106,25 +108,20 @@ def _answer(
         nprobe = recall.choose_nprobe(curve, k, settings.recall, nlist)
     sample = np.empty(0, np.int64)
     if nprobe < nlist:
-        sample = _sample(queries, recall.SAMPLE, settings.seed)
+        sample = sample_rows(queries, min(recall.SAMPLE, queries.rows), settings.seed)[1]
     dtype = commit.read_settings(index_folder)["embedding_dtype"]
     metric = index.counts["metric"]
     task = Task(index_folder, index, dtype, metric, queries, folder, nprobe, k, sample)
     _pass(where, task, index.counts["shards"])
-    certificate, wider = _certify(settings, task)
+    certificate, wider = certify(task, settings.recall, settings.seed)
     if wider > nprobe and settings.nprobe is None:
         say(f"recall {certificate.recall:.3f} is below {settings.recall}: reading {wider} lists")
         task = dataclasses.replace(task, nprobe=wider)
         _pass(where, task, index.counts["shards"])
-        certificate = dataclasses.replace(_certify(settings, task)[0], passes=2)
+        again, _ = certify(task, settings.recall, settings.seed)
+        certificate = dataclasses.replace(again, passes=2)
     _merge(where, task, index.counts["shards"])
     return certificate
-
-
-def _sample(queries: Store, count: int, seed: int) -> Any:
-    from retrieval.index.shards import sample_rows
-
-    return sample_rows(queries, min(count, queries.rows), seed)[1]
 
 
 def _pass(where: Cluster, task: Any, shards: int) -> None:
@@ -136,16 +133,6 @@ def _pass(where: Cluster, task: Any, shards: int) -> None:
     with progress("rank", shards, "shards") as bar:
         for _ in tasks(where, answer, range(shards)):
             bar.advance(1)
-
-
-def _certify(settings: RankSettings, task: Any) -> tuple[Certificate, int]:
-    """Measure recall on the sampled queries, and tell which nprobe would have been enough."""
-    from retrieval.index import certificate
-
-    nlist = task.manifest.counts["nlist"]
-    if len(task.sample) == 0:
-        return Certificate(task.nprobe, nlist, settings.recall, 1.0, 1.0, 1.0, 0, 1), task.nprobe
-    return certificate.certify(task, settings.recall, settings.seed)
 
 
 def _merge(where: Cluster, task: Any, shards: int) -> None:
@@ -209,7 +196,7 @@ def summary(output: str, manifest: Manifest) -> Result:
     lines = (
         f"{counts['queries']} queries ranked against {counts['gallery']} gallery images, "
         f"{counts['failures']} queries failed: {output}",
-        recall_sentence(certificate),
+        certificate.sentence(),
     )
     settings = commit.read_settings(open_folder(output))
     gated = settings["nprobe"] is None
@@ -218,14 +205,3 @@ def summary(output: str, manifest: Manifest) -> Result:
     for key, value in dataclasses.asdict(certificate).items():
         values[f"recall_{key}" if key in ("target", "low", "high", "sample") else key] = value
     return Result({"output": output, **values}, lines, code)
-
-
-def recall_sentence(certificate: Certificate) -> str:
-    """Say in one line which recall a ranking has and how that is known."""
-    if certificate.sample == 0:
-        return f"recall 1.000: all {certificate.nlist} lists were read"
-    return (
-        f"recall {certificate.recall:.3f} [{certificate.low:.3f}, {certificate.high:.3f}] against "
-        f"exact search of {certificate.sample} of the queries, {certificate.nprobe} of "
-        f"{certificate.nlist} lists read (asked for {certificate.target:g})"
-    )

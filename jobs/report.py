@@ -6,7 +6,6 @@ from typing import Any
 
 from jobs.evaluate import Evaluation, evaluate, read_tables
 from jobs.options import ReportSettings
-from jobs.rank import recall_sentence
 from jobs.result import Result
 from retrieval.errors import InputError, LookalikeError, UsageError
 from retrieval.evaluation.truth import DISTRACTOR
@@ -73,7 +72,7 @@ def build_page(
         metric=manifest.counts["metric"],
         facts=_facts(folder, manifest),
         measures=_measures(evaluation),
-        recall=recall_sentence(Certificate(**manifest.counts["certificate"])),
+        recall=Certificate(**manifest.counts["certificate"]).sentence(),
         queries=tuple(queries),
         shown_of=(len(queries), manifest.counts["queries"] + len(failed)),
     )

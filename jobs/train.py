@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +16,7 @@ from jobs.runfile import Stopwatch
 from retrieval.errors import InputError
 from retrieval.images.listing import read_labels
 from retrieval.images.sources.folder import FolderSource
-from retrieval.model import backbones
-from retrieval.model.bundle import Bundle, write_bundle
+from retrieval.model import backbones, bundle
 from retrieval.model.resolve import make_bundle
 from retrieval.storage import commit
 from retrieval.storage.files import Folder, open_folder, read_uri
@@ -28,6 +25,7 @@ from retrieval.tables import HISTORY, Item, Transform
 from retrieval.training import data
 from retrieval.training.loop import Epoch, Trained, train
 
+_HISTORY = "history.parquet"
 _NAMED = 10  # photos that could not be read, named on stderr
 
 
@@ -35,32 +33,91 @@ def start(settings: TrainSettings) -> Result:
     """Train the compact CNN, unless that was done, and say what it came to."""
     watch = Stopwatch()
     folder = open_folder(settings.output)
-    transform = backbones.first_preset(
-        backbones.SCRATCH, image_size=settings.image_size, resize="crop"
-    )
+    side = settings.image_size
+    transform = backbones.first_preset(backbones.SCRATCH, image_size=side, resize="crop")
     items = _items(settings)
     job = _job(settings, transform, items)
     commit.begin(folder, "bundle", job, overwrite=settings.overwrite)
     if not commit.is_finished(folder):
         photos = data.load(items, transform, seed=settings.seed, max_pixels=settings.max_pixels)
-        _report(photos.failures, len(items))
-        with _all_cores():
-            trained = train(
-                photos,
-                transform,
-                epochs=settings.epochs,
-                learning_rate=settings.learning_rate,
-                seed=settings.seed,
-                on_epoch=lambda epoch: say(_line(epoch, settings.epochs)),
-            )
+        trained = _train(photos, transform, settings)
+        source = backbones.Source(trained.state, transform)
+        _put(folder, make_bundle(backbones.SCRATCH, source, "avg", True), trained)
         counts = _counts(photos, trained)
-        _put(folder, _bundle(trained, transform), trained)
-        commit.finish(folder, "bundle", counts)
         watch.write(folder, settings, **counts)
-    return _summary(settings.output, commit.read_manifest(folder, kind="bundle").counts)
+        commit.finish(folder, "bundle", counts)
+    counts = commit.read_manifest(folder, kind="bundle").counts
+    return Result({"output": settings.output, **counts}, _lines(settings.output, counts))
 
 
 def _items(settings: TrainSettings) -> list[Item]:
-    """List what is trained from: of labelled images those that are not left out."""
-    labels = None if settings.labels is None else _labels(settings.labels)
+    """List the images that have a class which is not left out."""
+    labels = None
+    if settings.labels is not None:
+        try:
+            table = read_labels(read_uri(settings.labels), settings.labels, None)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"--labels {settings.labels} cannot be read ({error})") from error
+        labels = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
     return data.labelled(FolderSource(settings.data).items(), labels, _left_out(settings))
+
+
+def _left_out(settings: TrainSettings) -> list[str]:
+    return sorted({name.strip() for name in (settings.leave_out or "").split(",")} - {""})
+
+
+def _job(settings: TrainSettings, transform: Transform, items: list[Item]) -> dict[str, Any]:
+    """Give what shapes the bundle; changed images or labels make another job."""
+    return {
+        **content_of(settings),
+        "backbone": backbones.SCRATCH,
+        "data": open_folder(settings.data).uri(),
+        "image_size": transform.image_size,
+        "images": len(items),
+        "images_sha256": data.digest(items),
+        "leave_out": _left_out(settings),
+    }
+
+
+def _train(photos: data.Photos, transform: Transform, settings: TrainSettings) -> Trained:
+    for failure in photos.failures[:_NAMED]:
+        say(f"train: not read: {failure}")
+    if photos.failures:
+        say(f"train: {len(photos.failures)} images could not be read and are left out")
+    torch.set_num_threads(os.cpu_count() or 1)
+    return train(
+        photos, transform, epochs=settings.epochs, learning_rate=settings.learning_rate,
+        seed=settings.seed, on_epoch=lambda epoch: say(
+            f"train: epoch {epoch.epoch}/{settings.epochs}, loss {epoch.loss:.3f}, "
+            f"accuracy {epoch.accuracy:.3f}, top-1 {epoch.top1:.3f}"
+        ),
+    )  # fmt: skip
+
+
+def _put(folder: Folder, made: bundle.Bundle, trained: Trained) -> None:
+    """Put bundle and history, in place of what a run that was killed left of them."""
+    for path in (f"{bundle.MODEL}/{bundle.WEIGHTS}", f"{bundle.MODEL}/{bundle.BUNDLE}", _HISTORY):
+        folder.delete(path)  # another number of cores gives other last bits: no mixture of two
+    bundle.write_bundle(folder, made)
+    rows = [vars(epoch) for epoch in trained.history]
+    folder.put_new(_HISTORY, sealed_parquet(pa.Table.from_pylist(rows, HISTORY.schema)))
+
+
+def _counts(photos: data.Photos, trained: Trained) -> dict[str, Any]:
+    training, validation = len(photos.training.classes), len(photos.validation.classes)
+    failures, best = len(photos.failures), trained.best
+    return {
+        "epochs": len(trained.history), "best_epoch": best.epoch, "top1": best.top1,
+        "accuracy": best.accuracy, "classes": len(photos.names), "failures": failures,
+        "images": training + validation + failures, "training": training, "validation": validation,
+    }  # fmt: skip
+
+
+def _lines(output: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        f"trained on {counts['training']} images of {counts['classes']} classes for "
+        f"{counts['epochs']} epochs, {counts['failures']} failed: {output}",
+        f"epoch {counts['best_epoch']} was best on {counts['validation']} other images: "
+        f"{counts['top1']:.1%} have their own class nearest, "
+        f"{counts['accuracy']:.1%} are classified right",
+    )

@@ -341,3 +341,13 @@ class Certificate:
     high: float
     sample: int  # queries that were also searched exactly; 0: all lists probed, nothing to sample
     passes: int
+
+    def sentence(self) -> str:
+        """Say in one line which recall it is and how that is known."""
+        if self.sample == 0:
+            return f"recall 1.000: all {self.nlist} lists were read"
+        return (
+            f"recall {self.recall:.3f} [{self.low:.3f}, {self.high:.3f}] against exact search of "
+            f"{self.sample} of the queries, {self.nprobe} of {self.nlist} lists read "
+            f"(asked for {self.target:g})"
+        )

@@ -19,9 +19,14 @@ from retrieval.tables import CANDIDATES, Certificate, Neighbours
 
 
 def certify(task: Task, target: float, seed: int) -> tuple[Certificate, int]:
-    """Give the certificate of one pass, and the nprobe that the sample shows to be enough."""
-    needed, there = _needed(task)
+    """Give the certificate of one pass, and the nprobe that the sample shows to be enough.
+
+    Without a sample all lists were read, and recall is 1.
+    """
     nlist = int(task.manifest.counts["nlist"])
+    if len(task.sample) == 0:
+        return Certificate(task.nprobe, nlist, target, 1.0, 1.0, 1.0, 0, 1), task.nprobe
+    needed, there = _needed(task)
     values = recall.recall_at(needed, there, task.nprobe)
     low, high = bootstrap_mean(values, seed=seed)
     mean = float(values.mean())

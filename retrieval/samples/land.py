@@ -210,8 +210,8 @@ def snake(pen: Pen, rng: Rng) -> None:
     """Draw one long patterned body, in waves or a coil, from the tail so that loops overlap."""
     coat, u = mix_coat(rng, GREEN, BROWN, GOLD, RED, BLUE), rng.uniform
     along = np.linspace(0, 1, 72)
-    if rng.random() < 0.6:
-        bend = u(1.1, 1.9) * np.sin(u(0, 6.3) + u(7, 13) * along)
+    if rng.random() < 0.7:
+        bend = u(1.2, 1.7) * np.sin(u(0, 6.3) + u(8, 12) * along)
     else:
         bend = -2 * np.pi * u(1.3, 2.0) * (1 - along) ** u(1.2, 1.8)
     path = trail((0, 0), bend, 1)

@@ -105,8 +105,9 @@ def set_apart(picture: Picture, pen: Pen) -> Picture:
     ground = float(picture.mean())
     if abs(ground - subject) >= gap:
         return picture
-    target = subject + gap if ground > subject and subject + gap < 0.85 else subject - gap
-    return np.asarray(picture * (max(target, 0.12) / ground), dtype=np.float32)
+    # Dark animals go on light ground, where their thin dark limbs can be seen.
+    target = subject + gap if subject < 0.45 else subject - gap
+    return np.asarray(picture * (target / ground), dtype=np.float32)
 
 
 def _blade(pen: Pen, rng: Rng) -> None:

@@ -10,7 +10,9 @@ is one conditional put.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
 import tempfile
 import time
@@ -20,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
-from urllib.parse import unquote_to_bytes
 
 import fsspec
 import psutil
@@ -31,6 +32,7 @@ TEMPORARY = ".tmp-"
 _STALE_SECONDS = 24 * 3600
 _ATTEMPTS = 4
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PERMANENT_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG)
 """Errors that come again however often one tries; all other OSErrors may pass."""
 
 Answer = TypeVar("Answer")
@@ -253,7 +255,12 @@ def open_folder(url: str, options: Mapping[str, Any] | None = None) -> Folder:
     """Give the folder at a local path (made absolute) or an fsspec URI."""
     if is_remote(url):
         return RemoteFolder(url.rstrip("/"), dict(options or {}))
-    return LocalFolder(os.path.abspath(os.path.expanduser(url.removeprefix("file://"))))
+    return LocalFolder(local_path(url))
+
+
+def local_path(url: str) -> str:
+    """Give the absolute path of a local path or file:// URI."""
+    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
 
 
 def is_remote(url: str) -> bool:
@@ -273,14 +280,23 @@ def read_uri(path: str, options: Mapping[str, Any] | None = None) -> bytes:
             if is_remote(path):
                 system, name = fsspec.core.url_to_fs(path, **(options or {}))
                 return cast(bytes, system.cat_file(name))
+            name = local_path(path)
             try:
-                return Path(path).read_bytes()
+                return Path(name).read_bytes()
             except FileNotFoundError:
-                if "%" not in path:
+                if "%" not in name:
                     raise
-                return Path(os.fsdecode(unquote_to_bytes(path))).read_bytes()
+                return Path(_not_utf8(name)).read_bytes()
 
     return retrying(read, path)
+
+
+def _not_utf8(name: str) -> str:
+    """Put bytes back for %80 … %FF, the only ones that are not UTF-8 by themselves."""
+    plain = re.sub(
+        rb"%([89A-F][0-9A-F])", lambda found: bytes([int(found[1], 16)]), os.fsencode(name)
+    )
+    return os.fsdecode(plain)
 
 
 def retrying(action: Callable[[], Answer], path: str) -> Answer:
@@ -291,9 +307,9 @@ def retrying(action: Callable[[], Answer], path: str) -> Answer:
     for attempt in range(_ATTEMPTS):
         try:
             return action()
-        except PERMANENT:
-            raise
         except OSError as error:
+            if isinstance(error, PERMANENT) or error.errno in _PERMANENT_NUMBERS:
+                raise
             if attempt == _ATTEMPTS - 1:
                 raise StorageFailure(
                     f"{path} could not be read after {_ATTEMPTS} attempts ({error}); "
@@ -346,8 +362,10 @@ def _abandoned(path: str) -> bool:
     parts = os.path.basename(path)[len(TEMPORARY) :].rsplit("-", 3)
     if len(parts) != 4 or parts[0] != socket.gethostname():
         return False
-    pid, start = parts[1], parts[2]
     try:
-        return int(psutil.Process(int(pid)).create_time()) != int(start)
+        # counted from the boot, whose time moves a little when the clock is set
+        return abs(psutil.Process(int(parts[1])).create_time() - int(parts[2])) > 2
     except psutil.NoSuchProcess:
         return True
+    except ValueError:  # no name of ours
+        return False

@@ -67,8 +67,8 @@ def _find_mark(file: BinaryIO) -> int | None:
 
 def sealed_json(values: dict[str, Any]) -> bytes:
     """Write a JSON object, keys sorted, the seal last: the same values give the same bytes."""
-    ordered = {key: values[key] for key in sorted(values)}
-    text = json.dumps({**ordered, "seal": SEAL}, indent=1, ensure_ascii=False, sort_keys=False)
+    ordered = json.loads(json.dumps(values, sort_keys=True))  # at every depth
+    text = json.dumps({**ordered, "seal": SEAL}, indent=1, ensure_ascii=False)
     return seal(text.encode() + b"\n")
 
 

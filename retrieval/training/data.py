@@ -12,7 +12,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
@@ -31,7 +32,7 @@ MARGIN = 1.125
 """Side of a kept training photo over the side the network reads: most crops lose no sharpness."""
 
 ZOOM = (0.7, 1.1)
-"""Side of a crop over the side of its photo; beyond 1 the photo shrinks and its edge is mirrored."""
+"""Side of a crop over that of its photo; beyond 1 the photo shrinks and its edge is mirrored."""
 
 ROTATION = math.radians(20)
 """Most a photo is turned, either way."""
@@ -39,7 +40,7 @@ ROTATION = math.radians(20)
 BRIGHTNESS, CONTRAST, SATURATION = 0.3, 0.3, 0.5
 """Most by which these factors differ from 1."""
 
-HUE = math.radians(180)
+HUE = 0.3
 """Most a colour is turned on the colour wheel, either way."""
 
 _YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
@@ -76,23 +77,28 @@ def labelled(
     """
     found = sorted(items, key=lambda item: item.image_id)
     if labels is not None:
-        found = [dataclasses.replace(i, label=labels.get(i.image_id)) for i in found]
-    counts: dict[str, int] = {}
-    for item in found:
-        if item.label is not None:
-            counts[item.label] = counts.get(item.label, 0) + 1
+        found = [dataclasses.replace(item, label=labels.get(item.image_id)) for item in found]
+    counts = Counter(item.label for item in found if item.label is not None)
     if not counts:
-        where = "is named in --labels" if labels is not None else "lies in a folder of its class"
-        raise InputError(f"none of the {len(found)} images of --data {where}; training needs that")
+        way = "name them in --labels" if labels is not None else "lay them in a folder a class"
+        raise InputError(f"none of the {len(found)} images of --data has a label; {way}")
     for name in sorted(leave_out):
         if name not in counts:
-            near = ", ".join(get_close_matches(name, counts, 3, 0.4) or sorted(counts)[:3])
-            raise UsageError(f"--leave-out {name} is not a class of --data; there are {near}, …")
+            near = get_close_matches(name, counts, 3, 0.4) or sorted(counts)[:3]
+            raise UsageError(
+                f"--leave-out {name} is not a class of --data; did you mean {', '.join(near)}?"
+            )
     kept = {name: count for name, count in counts.items() if name not in leave_out}
     if len(kept) < 2:
-        raise InputError(f"--data has {len(kept)} class to train; it takes two to tell apart")
+        raise InputError(
+            f"training needs two classes or more and --data leaves {len(kept)}; "
+            "add a class or leave out fewer"
+        )
     if lone := sorted(name for name, count in kept.items() if count < 2):
-        raise InputError(f"class {lone[0]} of --data has one image; add another or --leave-out it")
+        raise InputError(
+            f"class {lone[0]} of --data has one image and training needs two; "
+            "add one or --leave-out the class"
+        )
     return [item for item in found if item.label in kept]
 
 
@@ -129,8 +135,8 @@ def load(items: Iterable[Item], transform: Transform, *, seed: int, max_pixels: 
             seen += 1
         if seen < 2:
             raise InputError(
-                f"class {name} of --data has {seen} readable images, too few to train on "
-                f"({failures[-1]}); add some or --leave-out it"
+                f"of class {name} of --data {seen} image(s) can be read and training needs two "
+                f"({failures[-1]}); add some or --leave-out the class"
             )
     return Photos(tuple(names), parts[0].done(), parts[1].done(), tuple(sorted(failures)))
 
@@ -180,7 +186,7 @@ def _read(item: Item, transform: Transform, max_pixels: int) -> Tensor | str:
         return apply(decode_full(read_uri(item.path), max_pixels=max_pixels), transform)
     except LookalikeError:  # a disk that fails for now is no broken photo
         raise
-    except (MemoryError, Exception) as error:  # decoders raise anything at all on broken bytes
+    except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all
         return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -222,9 +228,10 @@ def _cropped(images: Tensor, side: int, draw: _Draw) -> Tensor:
     rows = (mirror * across, -along, x, mirror * along, across, y)
     theta = torch.stack(rows, 1).view(-1, 2, 3)
     grid = functional.affine_grid(theta, [len(images), 3, side, side], align_corners=False)
-    return functional.grid_sample(
-        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    cut: Tensor = functional.grid_sample(
+        images, grid, padding_mode="reflection", align_corners=False
     )
+    return cut
 
 
 def _coloured(images: Tensor, draw: _Draw) -> Tensor:

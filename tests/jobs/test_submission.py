@@ -43,9 +43,8 @@ def test_a_submitted_job_runs_though_a_folder_of_the_users_is_named_jobs(head, p
     address, environment = head
     gallery, queries, out = photos("gallery"), photos("queries", 3, seed=1), tmp_path / "out"
     mine = tmp_path / "work"
-    for package in ("jobs", "retrieval"):  # neither may be taken for ours
-        (mine / package).mkdir(parents=True)
-        (mine / package / "__init__.py").write_text("raise RuntimeError('the wrong package')")
+    (mine / "jobs").mkdir(parents=True)
+    (mine / "jobs" / "__init__.py").write_text("raise RuntimeError('the wrong package')")
     words = ["--gallery", gallery, "--queries", queries, "--output", out, *SMALL, "--json"]
     submit = [
         RAY, "job", "submit", "--address", address, "--working-dir", mine, "--",

@@ -1,0 +1,81 @@
+"""The pages that are made from the code: `make docs` writes them, a test compares them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from jobs.cli import VERBS, command_line
+from jobs.options import OPTIONS, REQUIRED, Option
+from retrieval.tables import TABLES, part_table
+
+ROOT = Path(__file__).parents[1]
+
+
+def options_page() -> str:
+    """Every option once, then each verb's own help."""
+    lines = [
+        "# Options",
+        "",
+        "Made from `jobs/options.py` by `make docs`. *Content* shapes what comes out and stands in",
+        "job.json; *run* says how it is done and never changes a byte of the result.",
+        "",
+        "| option | default | shapes | means |",
+        "|---|---|---|---|",
+        *(_option_row(option) for option in OPTIONS.values()),
+    ]
+    group = command_line()
+    for verb in VERBS:
+        context = click.Context(group, info_name="lookalike", max_content_width=100)
+        command = group.get_command(context, verb)
+        assert command is not None
+        inner = click.Context(command, info_name=verb, parent=context, max_content_width=100)
+        help_text = re.sub(r"\n\n  Exit codes:.*", "", command.get_help(inner), flags=re.DOTALL)
+        lines += ["", f"## lookalike {verb}", "", "```", help_text.rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _option_row(option: Option) -> str:
+    default = "required" if option.default is REQUIRED else _value(option.default)
+    choices = f" ({', '.join(option.choices)})" if option.choices else ""
+    return f"| `{option.flag}` | {default} | {option.shapes} | {option.help}{choices} |"
+
+
+def _value(default: object) -> str:
+    if default is None or default is False:
+        return ""
+    return "on" if default is True else str(default)
+
+
+def tables_section() -> str:
+    """Every table on disk, a line a column."""
+    lines = []
+    for table in (*TABLES, part_table(512, "float16")):
+        lines += [f"**{table.name}**, ordered by {table.order}", "", "| column | type | meaning |"]
+        lines.append("|---|---|---|")
+        lines += [f"| {c.name} | {c.type} | {c.meaning} |" for c in table.columns]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def architecture_page() -> str:
+    """ARCHITECTURE.md with the tables as they are now."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    begin, end = "<!-- tables: begin -->\n", "<!-- tables: end -->"
+    before, rest = text.split(begin)
+    return before + begin + tables_section() + end + rest.split(end)[1]
+
+
+PAGES = {"docs/options.md": options_page, "ARCHITECTURE.md": architecture_page}
+
+
+def main() -> None:
+    """Write every page."""
+    for path, make in PAGES.items():
+        (ROOT / path).write_text(make())
+
+
+if __name__ == "__main__":
+    main()

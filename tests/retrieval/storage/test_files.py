@@ -1,0 +1,437 @@
+"""Folders: what a reader may see, and what is left after every fault."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import fsspec
+import psutil
+import pytest
+
+from retrieval.errors import StorageFailure
+from retrieval.storage import files
+from retrieval.storage.files import (
+    TEMPORARY,
+    Entry,
+    LocalFolder,
+    RemoteFolder,
+    open_folder,
+    read_uri,
+    retrying,
+)
+from tests.retrieval.storage.faults import FailAt, operations, seam
+
+
+def copy_of(data):
+    """What put_new_file takes: writes `data` under the name it is given."""
+    return lambda name: Path(name).write_bytes(data)
+
+
+WRITES = {
+    "put": lambda folder, path, data: folder.put(path, data),
+    "put_new": lambda folder, path, data: folder.put_new(path, data),
+    "put_new_file": lambda folder, path, data: folder.put_new_file(path, copy_of(data)),
+}
+every_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+
+
+def state(folder, path):
+    """The bytes of a file, None where there is none."""
+    try:
+        return folder.read(path)
+    except FileNotFoundError:
+        return None
+
+
+def broken(when, operation, path):
+    raise OSError(5, "Input/output error", path)
+
+
+class FolderTests(ABC):
+    """What every kind of folder promises."""
+
+    @abstractmethod
+    def folder(self):
+        """A fixture that gives an empty folder, not yet made."""
+
+    @every_write
+    @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 5000])
+    def test_what_was_put_is_read(self, folder, write, data):
+        write(folder, "a/b c/Zürich – 猫.bin", data)
+        assert folder.read("a/b c/Zürich – 猫.bin") == data
+        assert list(folder.entries()) == [Entry("a/b c/Zürich – 猫.bin", len(data))]
+        with folder.open("a/b c/Zürich – 猫.bin") as file:
+            assert file.seek(0, os.SEEK_END) == len(data)
+
+    def test_put_replaces(self, folder):
+        folder.put("a", b"old and longer")
+        folder.put("a", b"new")
+        assert folder.read("a") == b"new"
+
+    def test_put_new_says_whether_the_file_is_ours_and_never_replaces(self, folder):
+        assert folder.put_new("a", b"first")
+        assert not folder.put_new("a", b"second")
+        assert folder.read("a") == b"first"
+        assert not folder.put_new_file("a", copy_of(b"third"))
+        assert folder.read("a") == b"first"
+        assert folder.put_new_file("b", copy_of(b"fourth"))
+        assert not folder.put_new("b", b"fifth")
+        assert folder.read("b") == b"fourth"
+
+    def test_what_is_absent(self, folder):
+        for path in ("a", "a/b"):
+            assert not folder.exists(path)
+            with pytest.raises(FileNotFoundError):
+                folder.read(path)
+            with pytest.raises(FileNotFoundError):
+                folder.open(path)
+            folder.delete(path)
+        assert list(folder.entries()) == list(folder.entries("a")) == []
+
+    def test_entries_are_all_files_at_any_depth_or_those_below_a_folder(self, folder):
+        for path in ("x", "a/x", "a/b/c/x", "ab/x"):
+            folder.put(path, path.encode())
+        assert sorted(e.path for e in folder.entries()) == ["a/b/c/x", "a/x", "ab/x", "x"]
+        assert sorted(folder.entries("a"), key=lambda e: e.path) == [
+            Entry("a/b/c/x", 7),
+            Entry("a/x", 3),
+        ]
+
+    def test_delete_removes_one_file_and_no_trace_of_it_stays(self, folder):
+        folder.put("a/b/x", b"1")
+        folder.put("a/y", b"2")
+        folder.delete("a/b/x")
+        assert [entry.path for entry in folder.entries()] == ["a/y"]
+        assert not folder.exists("a/b/x")
+        folder.put("a/b", b"a file where a folder was")
+        assert folder.read("a/b") == b"a file where a folder was"
+
+    def test_a_child_is_the_folder_below(self, folder):
+        folder.child("a/b").put("x", b"1")
+        assert folder.read("a/b/x") == b"1"
+        assert folder.child("a").child("b").read("x") == b"1"
+        assert folder.child("a/b").uri("x") == folder.uri("a/b/x")
+        assert [entry.path for entry in folder.child("a").entries()] == ["b/x"]
+
+    def test_its_uri_opens_it_again(self, folder):
+        folder.put("a/x y%20.bin", b"1")
+        assert open_folder(folder.uri()) == folder
+        assert read_uri(folder.uri("a/x y%20.bin")) == b"1"
+
+    @every_write
+    def test_after_a_fault_the_file_is_whole_or_absent_and_can_be_put_again(self, folder, write):
+        data = b"new" * 1000
+        moments = operations(lambda: write(folder, "a/rehearsal", data))
+        assert len(moments) >= 2
+        for number in range(len(moments)):
+            path = f"a/{number}"
+            with seam(FailAt(number, broken)), pytest.raises(OSError, match="Input/output"):
+                write(folder, path, data)
+            assert state(folder, path) in (None, data)
+            assert not any(TEMPORARY in entry.path for entry in folder.entries())
+            write(folder, path, data)
+            assert state(folder, path) == data
+
+    def test_after_a_fault_a_replaced_file_is_the_old_one_or_the_new(self, folder):
+        moments = operations(lambda: folder.put("a/x", b"new"))
+        for number in range(len(moments)):
+            folder.put("a/x", b"old")
+            with seam(FailAt(number, broken)), pytest.raises(OSError, match="Input/output"):
+                folder.put("a/x", b"new")
+            assert folder.read("a/x") in (b"old", b"new")
+            assert [entry.path for entry in folder.entries()] == ["a/x"]
+
+    @every_write
+    def test_at_every_moment_of_a_put_a_reader_sees_all_or_nothing(self, folder, write):
+        seen = []
+
+        def look(when, operation, path):
+            if operation != "read":
+                seen.append(state(folder, "a/x"))
+
+        data = b"new" * 1000
+        with seam(look):
+            write(folder, "a/x", data)
+        assert set(seen) == {None, data}
+        assert seen == sorted(seen, key=lambda found: found is not None)
+
+
+class TestLocalFolder(FolderTests):
+    @pytest.fixture
+    def folder(self, tmp_path):
+        return LocalFolder(str(tmp_path / "out"))
+
+    def test_a_write_that_was_cut_off_leaves_nothing(self, folder):
+        def tear(when, operation, path):
+            Path(path).write_bytes(b"hal")
+            raise OSError(28, "No space left on device", path)
+
+        for write in WRITES.values():
+            first = operations(lambda: write(folder, "rehearsal", b"half"))
+            folder.delete("rehearsal")
+            names = [operation for _, operation, _ in first]
+            at = names.index("write") if "write" in names else names.index("sync")
+            with seam(FailAt(at, tear)), pytest.raises(OSError, match="No space"):
+                write(folder, "x", b"half")
+            assert list(folder.entries()) == []
+
+    def test_one_of_many_writers_wins_and_its_file_is_whole(self, folder):
+        offers = [bytes([number]) * 100_000 for number in range(8)]
+        start = threading.Barrier(len(offers))
+        won = []
+
+        def offer(data):
+            start.wait()
+            if folder.put_new("a/x", data):
+                won.append(data)
+
+        threads = [threading.Thread(target=offer, args=(data,)) for data in offers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [folder.read("a/x")] == won
+        assert [entry.path for entry in folder.entries()] == ["a/x"]
+
+    def test_no_empty_folder_stays_but_the_root_does(self, folder):
+        folder.put("a/b/c/x", b"1")
+        folder.delete("a/b/c/x")
+        assert os.listdir(folder.uri()) == []
+
+    def test_a_link_to_nothing_counts_as_there(self, folder):
+        folder.put("x", b"1")
+        os.symlink("nowhere", folder.uri("dangling"))
+        assert not folder.put_new("dangling", b"2")
+        assert not os.path.exists(folder.uri("nowhere"))
+        assert [entry.path for entry in folder.entries()] == ["x"]
+
+
+class TestRemoteFolder(FolderTests):
+    @pytest.fixture
+    def folder(self):
+        root = f"memory://{uuid.uuid4()}"
+        yield RemoteFolder(f"{root}/out")
+        system = fsspec.filesystem("memory")
+        for path in system.find(root):
+            system.rm_file(path)
+
+    def test_a_put_whose_answer_was_lost_is_known_as_ours(self, folder):
+        """A store that kept the file but whose answer never came says "exists" the next time."""
+        trace = operations(lambda: folder.put_new("rehearsal", b"mine"))
+        lost = FailAt(trace.index(("after", "put new", folder.uri("rehearsal"))), broken)
+        with seam(lost), pytest.raises(OSError, match="Input/output"):
+            folder.put_new("x", b"mine")
+        assert folder.put_new("x", b"mine")
+        assert not folder.put_new("x", b"theirs")
+
+    def test_options_reach_the_file_system_and_stay_out_of_what_is_printed(self):
+        folder = open_folder("memory://out/", {"secret": "hunter2"})
+        assert folder.options == {"secret": "hunter2"}
+        assert "hunter2" not in repr(folder)
+        assert "hunter2" not in repr(folder.child("a"))
+        assert folder.child("a").options == folder.options
+
+
+def test_a_local_folder_is_known_by_its_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wanted = LocalFolder(str(tmp_path / "out"))
+    for name in ("out", "./out/", "~/out", f"file://{tmp_path}/out", f"{tmp_path}/x/../out"):
+        assert open_folder(name) == wanted
+
+
+# --- what dead processes left ---
+
+
+def mine():
+    return f"{socket.gethostname()}-{os.getpid()}-{int(psutil.Process().create_time())}-0"
+
+
+def dead_process():
+    """The number of a process that has just ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def lay(folder, owner, *, age=0.0):
+    """Lay a temporary file of an owner into a folder; give its path below it."""
+    path = f"parts/{TEMPORARY}{owner}"
+    folder.put(path, b"half")
+    os.utime(folder.uri(path), (time.time() - age, time.time() - age))
+    return path
+
+
+DAY = 24 * 3600.0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return LocalFolder(str(tmp_path / "out"))
+
+
+def test_sweep_removes_what_dead_processes_left(folder):
+    host, start = socket.gethostname(), int(psutil.Process().create_time())
+    lay(folder, f"{host}-{dead_process()}-{start}-0")
+    lay(folder, f"{host}-{os.getpid()}-{start - 1000}-0")  # its number is ours by now
+    lay(folder, f"{host}-{1 << 70}-{start}-0")
+    folder.put("parts/00000000.parquet", b"whole")
+    folder.sweep()
+    assert [entry.path for entry in folder.entries()] == ["parts/00000000.parquet"]
+
+
+def test_sweep_keeps_what_living_processes_write_until_it_is_a_day_old(folder):
+    kept = lay(folder, mine(), age=DAY - 60)
+    lay(folder, mine().replace("-0", "-1"), age=DAY + 60)
+    folder.sweep()
+    assert [entry.path for entry in folder.entries()] == [kept]
+
+
+def test_a_clock_that_was_set_makes_no_living_process_dead(folder):
+    """A process's start is counted from the boot, whose time moves when the clock is set."""
+    host, start = socket.gethostname(), int(psutil.Process().create_time())
+    kept = {lay(folder, f"{host}-{os.getpid()}-{start + shift}-0") for shift in (-1, 1)}
+    folder.sweep()
+    assert {entry.path for entry in folder.entries()} == kept
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        "elsewhere-1-1-0",  # of another host: it may live
+        "",
+        "x",
+        "1-2-3",
+        "{host}-1-2",
+        "{host}-one-two-three",
+        "{host}--1-2-3",
+        "{host}-0x1-2-3",
+        "{host}-1-two-3",
+    ],
+)
+def test_sweep_keeps_what_it_cannot_judge_until_it_is_a_day_old(folder, owner):
+    path = lay(folder, owner.format(host=socket.gethostname()))
+    folder.sweep()
+    assert folder.exists(path)
+    os.utime(folder.uri(path), (time.time() - DAY - 60,) * 2)
+    folder.sweep()
+    assert not folder.exists(path)
+
+
+def test_hosts_may_have_hyphens(folder, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "ip-10-0-0-1")
+    kept = lay(folder, mine())
+    lay(folder, f"ip-10-0-0-1-{dead_process()}-5-0")
+    folder.sweep()
+    assert [entry.path for entry in folder.entries()] == [kept]
+
+
+def test_a_writer_at_work_is_not_swept(folder):
+    with seam(lambda *moment: moment[1] == "link" and folder.sweep()):
+        assert folder.put_new("parts/x", b"1")
+    assert folder.read("parts/x") == b"1"
+
+
+# --- reading one image ---
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        (b"caf\xe9.jpg", "caf%E9.jpg"),
+        (b"\xff\x80/\xc3\xbc \xfc.jpg", "%FF%80/ü %FC.jpg"),
+        (b"100%25 caf\xe9.jpg", "100%25 caf%E9.jpg"),  # what was there before stays as it is
+        (b"a%20b.jpg", "a%20b.jpg"),
+        (b"caf%E9.jpg", "caf%E9.jpg"),
+    ],
+)
+def test_a_name_that_is_not_utf_8_is_read_by_how_it_is_listed(tmp_path, name, listed):
+    path = os.path.join(os.fsencode(tmp_path), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Path(os.fsdecode(path)).write_bytes(b"photo")
+    assert read_uri(str(tmp_path / listed)) == b"photo"
+
+
+def test_the_name_as_written_comes_first(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.jpg")).write_bytes(b"bytes")
+    (tmp_path / "caf%E9.jpg").write_bytes(b"letters")
+    assert read_uri(str(tmp_path / "caf%E9.jpg")) == b"letters"
+
+
+def test_a_file_uri_is_read(tmp_path):
+    (tmp_path / "a b.jpg").write_bytes(b"photo")
+    assert read_uri(f"file://{tmp_path}/a b.jpg") == b"photo"
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that would have been slept."""
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept
+
+
+def failing(times, error):
+    """An action that fails some times, then answers."""
+    left = iter([error] * times)
+
+    def action():
+        for each in left:
+            raise each
+        return "answer"
+
+    return action
+
+
+@pytest.mark.parametrize("times", range(4))
+def test_errors_that_pass_are_waited_for(waits, times):
+    assert retrying(failing(times, ConnectionResetError("reset")), "x.jpg") == "answer"
+    assert waits == pytest.approx([0.1, 0.4, 1.6][:times])
+
+
+def test_an_error_that_stays_stops_the_job_and_names_the_path(waits):
+    with pytest.raises(StorageFailure, match=r"photos/x\.jpg.*4 attempts.*reset"):
+        retrying(failing(4, ConnectionResetError("reset")), "photos/x.jpg")
+    assert len(waits) == 3
+
+
+@pytest.mark.parametrize("error", [*files.PERMANENT, OSError(errno.ELOOP, ""), ValueError])
+def test_what_would_fail_again_is_not_tried_again(waits, error):
+    with pytest.raises(error if isinstance(error, type) else type(error)) as raised:
+        retrying(failing(1, error), "x.jpg")
+    assert not isinstance(raised.value, StorageFailure)
+    assert waits == []
+
+
+def test_a_missing_file_is_missing_at_once(tmp_path, waits):
+    with pytest.raises(FileNotFoundError):
+        read_uri(str(tmp_path / "x.jpg"))
+    with pytest.raises(FileNotFoundError):
+        read_uri(str(tmp_path / "caf%E9.jpg"))
+    with pytest.raises(FileNotFoundError):
+        read_uri(f"memory://{uuid.uuid4()}/x.jpg")
+    assert waits == []
+
+
+def test_a_link_to_itself_fails_at_once(tmp_path, waits):
+    (tmp_path / "x.jpg").symlink_to("x.jpg")
+    with pytest.raises(OSError, match="symbolic links"):
+        read_uri(str(tmp_path / "x.jpg"))
+    assert waits == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_every_read_of_an_image_passes_the_seam(tmp_path, waits, when):
+    (tmp_path / "x.jpg").write_bytes(b"photo")
+    moments = operations(lambda: read_uri(str(tmp_path / "x.jpg")))
+    assert [moment[0] for moment in moments] == ["before", "after"]
+    with seam(FailAt(["before", "after"].index(when), broken)):
+        assert read_uri(str(tmp_path / "x.jpg")) == b"photo"
+    assert len(waits) == 1
