@@ -54,7 +54,7 @@ def embed(
     with tempfile.TemporaryDirectory() as scratch:
         listing = Path(scratch) / "listing.parquet"
         segment = _list(settings, listing, split)
-        bundle = bundle or _bundle(settings)
+        bundle = bundle or bundle_of(settings, where, folder)
         commit.begin(
             folder, "store", _job(settings, bundle.digest), overwrite=settings.overwrite,
             keep_equal=keep_equal,
@@ -85,11 +85,16 @@ def _job(settings: EmbedSettings, bundle: str) -> dict[str, Any]:
     return {**content, **ENGINE, "bundle": bundle}
 
 
-def _bundle(settings: EmbedSettings) -> Any:
-    from retrieval.model.resolve import resolve_bundle
+def bundle_of(settings: Model, where: Cluster, output: Folder) -> Any:
+    """Make the bundle that is meant; an output that is not finished will need the cluster too."""
 
-    names = {field.name for field in dataclasses.fields(Model)}
-    return resolve_bundle(**{name: getattr(settings, name) for name in names})
+    def resolve() -> Any:
+        from retrieval.model.resolve import resolve_bundle
+
+        names = {field.name for field in dataclasses.fields(Model)}
+        return resolve_bundle(**{name: getattr(settings, name) for name in names})
+
+    return resolve() if commit.is_finished(output) else where.connect_while(resolve)
 
 
 def _list(settings: EmbedSettings, target: Path, split: str | None) -> dict[str, Any]:

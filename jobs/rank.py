@@ -99,11 +99,10 @@ def _answer(
     nlist, k = index.counts["nlist"], settings.top_k
     if k > index.counts["rows"]:
         say(f"--top-k {k} is more than the gallery has: each query gets {index.counts['rows']}")
+    nprobe = nlist
     if settings.nprobe is not None:
         nprobe = min(settings.nprobe, nlist)
-    elif index.counts["probe_all"]:
-        nprobe = nlist
-    else:
+    elif settings.recall < 1 and not index.counts["probe_all"]:
         curve = read_table(index_folder, index, RECALL_TABLE)
         nprobe = recall.choose_nprobe(curve, k, settings.recall, nlist)
     sample = np.empty(0, np.int64)

@@ -5,7 +5,6 @@ OUT/gallery and OUT/queries (stores), OUT/index, OUT/matches, OUT/report.html.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from jobs.evaluate import Evaluation, evaluate, flat, lines
 from jobs.options import (
     EmbedSettings,
     IndexSettings,
-    Model,
     RankSettings,
     RunSettings,
     content_of,
@@ -56,12 +54,9 @@ def run(settings: RunSettings) -> Ran:
     FolderSource(settings.queries).check()
     if settings.labels is not None:
         read_labels_file(settings.labels, "gallery")
-    from retrieval.model.resolve import resolve_bundle
-
     with cluster(settings.ray_address, settings.workers) as where:
-        model = {field.name for field in dataclasses.fields(Model)}
-        bundle = resolve_bundle(**{name: getattr(settings, name) for name in model})
         folder = open_folder(settings.output)
+        bundle = embed.bundle_of(settings, where, folder)
         job = {**content_of(settings), "bundle": bundle.digest}
         job |= {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
         commit.begin(folder, "run", job, overwrite=settings.overwrite, keep_equal=True)

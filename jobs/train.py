@@ -23,7 +23,7 @@ from retrieval.storage.files import Folder, open_folder, read_uri
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import HISTORY, Item, Transform
 from retrieval.training import data
-from retrieval.training.loop import Epoch, Trained, train
+from retrieval.training.loop import Trained, train
 
 _HISTORY = "history.parquet"
 _NAMED = 10  # photos that could not be read, named on stderr

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from retrieval.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.storage.files import TEMPORARY, Entry, Folder
 from retrieval.storage.seal import is_sealed, read_json, sealed_json, sealed_parquet
-from retrieval.tables import FILES, FORMAT, WORK, FileRecord, Kind
+from retrieval.tables import FILES, FORMAT, KINDS, WORK, FileRecord, Kind
 
 SEALED = (".json", ".parquet", ".html")
 """What carries its own checksum; other files are named with theirs by one that does."""
@@ -83,6 +84,8 @@ def _wipe(folder: Folder) -> None:
 
     The manifest goes first and job.json last, so that a kill leaves an unfinished output.
     """
+    for path in foreign(folder, KINDS):
+        raise _not_ours(folder, path)
     folder.delete(MANIFEST)
     for entry in own_entries(folder):
         if entry.path != JOB and not entry.path.endswith("/" + MANIFEST):
@@ -103,11 +106,15 @@ def _existing_job(folder: Folder) -> bytes | None:
             continue
         if entry.path == MANIFEST:
             raise Damaged(f"{folder.uri(JOB)} is missing beside a manifest; remove the folder")
-        raise UsageError(
-            f"--output {folder.uri()} holds files that are not lookalike's ({entry.path}); "
-            "name an empty or a new folder"
-        )
+        raise _not_ours(folder, entry.path)
     return None
+
+
+def _not_ours(folder: Folder, path: str) -> UsageError:
+    return UsageError(
+        f"--output {folder.uri()} holds files that are not lookalike's ({path}); "
+        "name an empty or a new folder"
+    )
 
 
 def _refuse(folder: Folder, there: bytes, asked: bytes) -> None:
@@ -160,7 +167,8 @@ def own_entries(folder: Folder) -> list[Entry]:
     A folder below it that holds a job.json is an output of its own; only its manifest counts.
     """
     entries = sorted(folder.entries(), key=lambda entry: entry.path)
-    nested = {e.path.removesuffix(JOB) for e in entries if e.path.endswith("/" + JOB)}
+    # in order, so that of outputs inside one another the outermost comes first
+    nested = sorted(e.path.removesuffix(JOB) for e in entries if e.path.endswith("/" + JOB))
     keep = []
     for entry in entries:
         below = next((outer for outer in nested if entry.path.startswith(outer)), None)
@@ -171,6 +179,15 @@ def own_entries(folder: Folder) -> list[Entry]:
         if below is None or entry.path == below + MANIFEST:
             keep.append(entry)
     return keep
+
+
+def foreign(folder: Folder, kinds: Iterable[str]) -> Iterator[str]:
+    """Give the files that lie in no output of any of these kinds."""
+    allowed = [re.compile(pattern) for kind in kinds for pattern in KINDS[kind]]
+    for entry in own_entries(folder):
+        nested = entry.path.endswith("/" + MANIFEST)
+        if not nested and not any(pattern.fullmatch(entry.path) for pattern in allowed):
+            yield entry.path
 
 
 def records(folder: Folder, known: Iterable[FileRecord] = ()) -> list[FileRecord]:

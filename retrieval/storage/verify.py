@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from retrieval.errors import Damaged, InputError, LookalikeError
 from retrieval.storage import commit
 from retrieval.storage.files import TEMPORARY, Folder
 from retrieval.storage.seal import is_sealed, notes_of, read_json
-from retrieval.tables import KINDS, WORK
+from retrieval.tables import WORK
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,9 @@ def _judge(folder: Folder) -> Verdict:
         if job is None:
             raise Damaged(f"{folder.uri(commit.JOB)} was altered")
         kind = job["kind"]
-        problems = [f"{folder.uri(path)} does not belong there" for path in _foreign(folder, kind)]
+        problems = [
+            f"{folder.uri(path)} does not belong there" for path in commit.foreign(folder, [kind])
+        ]
         if commit.is_finished(folder):
             manifest = commit.read_manifest(folder)
             for expected in manifest.files.values():
@@ -81,14 +82,6 @@ def _problem(check: Any) -> list[str]:
     except Damaged as error:
         return [str(error)]
     return []
-
-
-def _foreign(folder: Folder, kind: str) -> Iterator[str]:
-    allowed = [re.compile(pattern) for pattern in KINDS[kind]]
-    for entry in commit.own_entries(folder):
-        nested = entry.path.endswith("/" + commit.MANIFEST)
-        if not nested and not any(pattern.fullmatch(entry.path) for pattern in allowed):
-            yield entry.path
 
 
 def _unsealed(folder: Folder) -> list[str]:

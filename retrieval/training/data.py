@@ -245,6 +245,6 @@ def _coloured(images: Tensor, draw: _Draw) -> Tensor:
     turn[:, 2, 1] = colour * angle.sin()
     turn[:, 1, 2] = -turn[:, 2, 1]
     matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq * (light * contrast).view(-1, 1, 1)
-    flat = matrix @ images.flatten(2)  # (n, 3, side * side)
+    flat: Tensor = matrix @ images.flatten(2)  # (n, 3, side * side)
     middle = images.mean((1, 2, 3)) * light * (1 - contrast)
     return (flat + middle.view(-1, 1, 1)).clamp(0, 255).view_as(images)

@@ -1,0 +1,11 @@
+"""Run every benchmark: `python -m benchmarks`, or `make bench`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = ("start", "embed")
+
+for name in BENCHMARKS:
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], check=True)

@@ -1,0 +1,62 @@
+"""How long a person waits: for --help, for the first image, for a finished job to be found so.
+
+python -m benchmarks.start [--runs 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from retrieval.samples import write_samples
+
+LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--backbone", default="mobilenet_v2")
+    asked = parser.parse_args()
+    help_seconds = [_timed("--help") for _ in range(asked.runs)]
+    first, whole, again = [], [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        write_samples(root / "samples", gallery=48, queries=12)
+        for number in range(asked.runs):
+            output = root / f"out{number}"
+            words = [
+                "embed", "--input", str(root / "samples/gallery"), "--output", str(output),
+                "--backbone", asked.backbone, "--weights", "random", "--chunk-rows", "1",
+            ]  # fmt: skip
+            began = time.time()
+            whole.append(_timed(*words))
+            parts = (output / "segments/00000/parts").glob("*.parquet")
+            first.append(min(part.stat().st_mtime for part in parts) - began)
+            again.append(_timed(*words))
+    answer = {
+        "benchmark": "start",
+        "help_seconds": statistics.median(help_seconds),
+        "first_image_seconds": statistics.median(first),
+        "first_image_seconds_range": [min(first), max(first)],
+        "embed_48_images_seconds": statistics.median(whole),
+        "finished_again_seconds": statistics.median(again),
+    }
+    print(json.dumps(answer, indent=1))
+
+
+def _timed(*words: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([LOOKALIKE, *words], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Where not every list is read: nprobe from the curve, the certificate, the wider pass, exit 5."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import index, rank
+from jobs.cluster import Cluster
+from jobs.options import IndexSettings, RankSettings
+from retrieval.index import sizing
+from tests.stores import write_store
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+DIMENSION, ROWS = 16, 3000
+
+
+@pytest.fixture
+def ranking(tmp_path, monkeypatch):
+    """A gallery in some hundred lists that are not all read, and queries unlike the gallery."""
+    monkeypatch.setattr(sizing, "PROBE_ALL_ROWS", 0)
+    monkeypatch.setattr(sizing, "LIST_ROWS", 24)
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(60, DIMENSION))
+    rows = centres[generator.integers(0, 60, ROWS)] + 0.3 * generator.normal(size=(ROWS, DIMENSION))
+    write_store(tmp_path / "gallery", rows.astype(np.float16))
+    write_store(tmp_path / "queries", generator.normal(size=(200, DIMENSION)).astype(np.float16))
+    where = Cluster("local", None)
+    index.build(
+        IndexSettings(
+            embeddings=str(tmp_path / "gallery"), output=str(tmp_path / "index"), rows_per_shard=1100
+        ),
+        where,
+    )  # fmt: skip
+
+    def go(name, **options):
+        settings = RankSettings(
+            index=str(tmp_path / "index"), queries=str(tmp_path / "queries"),
+            output=str(tmp_path / name), **options,
+        )  # fmt: skip
+        manifest = rank.rank(settings, where)
+        matches = pq.read_table(tmp_path / name / "matches/part-00000.parquet")
+        return rank.summary(settings.output, manifest), matches
+
+    return go
+
+
+def found(matches: pa.Table) -> dict[str, set[str]]:
+    """Give the set of images each query got."""
+    sets: dict[str, set[str]] = {}
+    pairs = zip(matches["query_id"].to_pylist(), matches["image_id"].to_pylist(), strict=True)
+    for query, image in pairs:
+        sets.setdefault(query, set()).add(image)
+    return sets
+
+
+def measured(matches: pa.Table, exact: pa.Table) -> float:
+    """Count recall from the matches themselves."""
+    one, other = found(matches), found(exact)
+    return float(np.mean([len(one[query] & other[query]) / len(other[query]) for query in other]))
+
+
+def test_the_recall_asked_for_is_the_recall_got(ranking):
+    _, exact = ranking("exact", recall=1.0)
+    result, matches = ranking("asked", recall=0.9)
+    assert result.exit_code == 0
+    assert result.values["nprobe"] < result.values["nlist"]
+    assert result.values["recall"] >= 0.9
+    assert result.values["recall_sample"] == 200
+    assert result.values["recall"] == pytest.approx(measured(matches, exact), abs=1e-12)
+
+
+def test_one_wider_pass_where_the_gallerys_curve_misleads(ranking, monkeypatch):
+    monkeypatch.setattr(rank_recall(), "choose_nprobe", lambda *_: 1)
+    result, _ = ranking("misled", recall=0.9)
+    assert result.values["passes"] == 2
+    assert result.values["recall"] >= 0.9
+    assert result.exit_code == 0
+
+
+def test_below_the_recall_asked_for_is_exit_5_again_and_again(ranking, monkeypatch):
+    monkeypatch.setattr(rank_recall(), "choose_nprobe", lambda *_: 1)
+    monkeypatch.setattr(rank_recall(), "wider_nprobe", lambda *_: 2)
+    for _ in range(2):
+        result, matches = ranking("below", recall=0.99)
+        assert result.exit_code == 5
+        assert 0 < result.values["recall"] < 0.99
+        assert len(found(matches)) == 200
+
+
+def test_nprobe_by_hand_is_measured_and_not_gated(ranking):
+    _, exact = ranking("exact", recall=1.0)
+    result, matches = ranking("hand", nprobe=2)
+    assert result.exit_code == 0
+    assert result.values["passes"] == 1
+    assert result.values["recall"] == pytest.approx(measured(matches, exact), abs=1e-12)
+
+
+def test_a_second_query_store_of_another_length_is_refused(ranking, tmp_path):
+    from retrieval.errors import Mismatch
+
+    write_store(tmp_path / "other", np.ones((3, 8), np.float16), model=1)
+    settings = RankSettings(
+        index=str(tmp_path / "index"), queries=str(tmp_path / "other"), output=str(tmp_path / "m")
+    )
+    with pytest.raises(Mismatch):
+        rank.rank(dataclasses.replace(settings), Cluster("local", None))
+
+
+def rank_recall():
+    """The module whose choice the tests mislead."""
+    from retrieval.index import recall
+
+    return recall

@@ -1,0 +1,140 @@
+"""Small outputs of every kind, made by the library as the jobs make them."""
+
+import hashlib
+import shutil
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from retrieval.storage import commit
+from retrieval.storage.files import LocalFolder
+from retrieval.storage.seal import sealed_json, sealed_parquet
+from retrieval.tables import (
+    FAILURES,
+    GALLERY_LABELS,
+    HISTORY,
+    LISTING,
+    MATCHES,
+    RECALL,
+    SHARD_ROWS,
+    Table,
+    part_table,
+)
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def rows_of(table: Table, count=3):
+    """A sealed Parquet file of a table, filled with whatever its types allow."""
+    return sealed_parquet(filled(table.schema, count))
+
+
+def filled(schema, count):
+    def column(kind):
+        if pa.types.is_fixed_size_list(kind):
+            return [[float(row + place) for place in range(kind.list_size)] for row in range(count)]
+        return [str(row) if pa.types.is_string(kind) else row for row in range(count)]
+
+    return pa.table([pa.array(column(f.type)).cast(f.type) for f in schema], schema=schema)
+
+
+def put_model(folder):
+    weights = bytes(range(97))
+    folder.put_new("model/weights.safetensors", weights)
+    files = {"weights.safetensors": sha256(weights)}
+    folder.put_new("model/bundle.json", sealed_json({"format": 1, "files": files}))
+
+
+def put_bundle(folder):
+    put_model(folder)
+    folder.put_new("history.parquet", rows_of(HISTORY, 2))
+
+
+def put_store(folder):
+    put_model(folder)
+    listing = rows_of(LISTING, 6)
+    folder.put_new("segments/00000/listing.parquet", listing)
+    segment = {"images": 6, "chunk_rows": 3, "chunks": 2}
+    segment["files"] = {"segments/00000/listing.parquet": sha256(listing)}
+    folder.put_new("segments/00000/segment.json", sealed_json(segment))
+    folder.put_new("segments/00000/failures/00000000.parquet", rows_of(FAILURES, 1))
+    for number in range(2):
+        part = rows_of(part_table(2, "float16"), 2 + number)
+        folder.put_new(f"segments/00000/parts/{number:08d}.parquet", part)
+
+
+def put_index(folder):
+    put_model(folder)
+    trained = b"centroids" * 9
+    folder.put_new("trained.faiss", trained)
+    folder.put_new("trained.json", sealed_json({"files": {"trained.faiss": sha256(trained)}}))
+    folder.put_new("recall.parquet", rows_of(RECALL))
+    folder.put_new("labels.parquet", rows_of(GALLERY_LABELS))
+    shard = b"lists" * 9
+    notes = {"faiss_sha256": sha256(shard)}
+    folder.put_new("shards/00000.faiss", shard)
+    rows = sealed_parquet(filled(SHARD_ROWS.schema, 2), notes)
+    folder.put_new("shards/00000.rows.parquet", rows)
+
+
+def put_matches(folder):
+    folder.put_new("labels.parquet", rows_of(GALLERY_LABELS))
+    folder.put_new("failures/00000000.parquet", rows_of(FAILURES, 1))
+    for number in range(2):
+        folder.put_new(f"matches/part-{number:05d}.parquet", rows_of(MATCHES, 2 + number))
+
+
+PUT = {"bundle": put_bundle, "store": put_store, "index": put_index, "matches": put_matches}
+RUN_JSON = b'{"seconds": 1.5}'
+
+
+def begin(folder, kind, **settings):
+    commit.begin(folder, kind, settings)
+    PUT[kind](folder)
+    return folder
+
+
+def made(folder, kind, **settings):
+    """A finished output of a kind, with its run.json."""
+    commit.finish(begin(folder, kind, **settings), kind, {"rows": 5})
+    folder.put(commit.RUN, RUN_JSON)
+    return folder
+
+
+def job(folder):
+    """A finished run: the outputs of its stages lie in it."""
+    commit.begin(folder, "run", {"top_k": 10})
+    made(folder.child("gallery"), "store")
+    made(folder.child("index"), "index")
+    matches = begin(folder.child("matches"), "matches")
+    made(matches.child("queries"), "store")
+    commit.finish(matches, "matches", {"rows": 5})
+    commit.finish(folder, "run", {"queries": 5})
+    folder.put(commit.RUN, RUN_JSON)
+    return folder
+
+
+def paths(folder):
+    """Every file of an output but run.json, outputs inside it included."""
+    return sorted(e.path for e in folder.entries() if not e.path.endswith(commit.RUN))
+
+
+def flip(data, position, bit):
+    altered = bytearray(data)
+    altered[position] ^= 1 << bit
+    return bytes(altered)
+
+
+@contextmanager
+def instead(folder: LocalFolder, path, change):
+    """Let a file be changed by `change(path on disk)`, and as it was before afterwards."""
+    at, kept = folder.uri(path), folder.read(path)
+    try:
+        change(at)
+        yield
+    finally:
+        shutil.rmtree(at, ignore_errors=True)
+        folder.delete(path)
+        folder.put(path, kept)

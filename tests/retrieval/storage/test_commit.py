@@ -1,0 +1,418 @@
+"""Outputs: claimed by one job, finished by one manifest, and never trusted unread."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from retrieval.errors import Damaged, InputError, Mismatch, UsageError
+from retrieval.storage import commit
+from retrieval.storage.files import LocalFolder, open_folder
+from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
+from retrieval.storage.verify import verify
+from retrieval.tables import KINDS, MATCHES, FileRecord
+from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
+from tests.retrieval.storage.outputs import (
+    PUT,
+    begin,
+    filled,
+    flip,
+    instead,
+    job,
+    made,
+    paths,
+    rows_of,
+    sha256,
+)
+from tests.trees import tree
+
+every_kind = pytest.mark.parametrize("kind", PUT)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return LocalFolder(str(tmp_path / "out"))
+
+
+@pytest.fixture
+def finished(folder):
+    return made(folder, "matches", top_k=10)
+
+
+def contents(folder):
+    return tree(Path(folder.uri()), but=())
+
+
+# --- claiming a folder ---
+
+
+def test_an_empty_folder_is_claimed_by_job_json(folder):
+    commit.begin(folder, "store", {"top_k": 10})
+    assert paths(folder) == ["job.json"]
+    assert commit.read_settings(folder) == {"top_k": 10}
+    assert read_json(folder.read("job.json"))["kind"] == "store"
+
+
+def test_the_same_job_goes_on_with_what_is_there(folder):
+    begin(folder, "store", a=1, b=2)
+    before = contents(folder)
+    commit.begin(folder, "store", {"b": 2, "a": 1})
+    assert contents(folder) == before
+
+
+def test_another_job_is_refused_naming_what_differs_and_only_that(folder):
+    begin(folder, "store", top_k=10, metric="cosine", engine={"name": "torch", "threads": 1})
+    before = contents(folder)
+    other = {"top_k": 5, "metric": "cosine", "engine": {"name": "torch", "threads": 2}, "seed": 1}
+    with pytest.raises(Mismatch) as raised:
+        commit.begin(folder, "store", other)
+    message = str(raised.value)
+    assert folder.uri() in message
+    assert "engine.threads was 1, is 2; seed was None, is 1; top_k was 10, is 5" in message
+    assert "metric" not in message
+    assert contents(folder) == before
+
+
+def test_another_kind_or_format_is_refused(folder):
+    begin(folder, "store")
+    with pytest.raises(Mismatch, match="is a store of format 1, not a index of format 1"):
+        commit.begin(folder, "index", {})
+    folder.put("job.json", sealed_json({"format": 2, "kind": "store", "settings": {}}))
+    with pytest.raises(Mismatch, match="store of format 2, not a store of format 1"):
+        commit.begin(folder, "store", {})
+
+
+@every_kind
+def test_overwrite_starts_anew(folder, kind):
+    made(folder, kind, a=1)
+    commit.begin(folder, kind, {"a": 2}, overwrite=True)
+    assert [entry.path for entry in folder.entries()] == ["job.json"]
+    assert commit.read_settings(folder) == {"a": 2}
+
+
+def test_overwrite_starts_anew_on_the_same_job_too(finished):
+    commit.begin(finished, "matches", {"top_k": 10}, overwrite=True)
+    assert [entry.path for entry in finished.entries()] == ["job.json"]
+
+
+def test_overwrite_that_keeps_equal_ones_removes_only_another_job(finished):
+    before = contents(finished)
+    commit.begin(finished, "matches", {"top_k": 10}, overwrite=True, keep_equal=True)
+    assert contents(finished) == before
+    commit.begin(finished, "matches", {"top_k": 5}, overwrite=True, keep_equal=True)
+    assert [entry.path for entry in finished.entries()] == ["job.json"]
+
+
+def test_overwrite_leaves_the_outputs_inside_alone(folder):
+    job(folder)
+    before = contents(folder)
+    commit.begin(folder, "run", {"top_k": 5}, overwrite=True)
+    after = contents(folder)
+    assert {path for path in before if "/" in path} == {path for path in after if "/" in path}
+    assert {path for path in after if "/" not in path} == {"job.json"}
+    assert all(before[path] == data for path, data in after.items() if path != "job.json")
+
+
+def test_a_killed_overwrite_leaves_an_output_that_overwrite_takes(folder):
+    def overwrite():
+        commit.begin(folder, "matches", {"top_k": 5}, overwrite=True)
+
+    def kill(*moment):
+        raise Killed
+
+    kept = made(LocalFolder(folder.uri() + "-kept"), "matches", top_k=10).uri()
+    shutil.copytree(kept, folder.uri())
+    moments = operations(overwrite)
+    assert len(moments) > 20
+    for number in range(len(moments)):
+        shutil.rmtree(folder.uri())
+        shutil.copytree(kept, folder.uri())
+        with seam(FailAt(number, kill)), pytest.raises(Killed):
+            overwrite()
+        if number > 4:  # the manifest is gone: nobody takes the remains for a finished output
+            assert not commit.is_finished(folder)
+        overwrite()
+        assert [entry.path for entry in folder.entries()] == ["job.json"]
+
+
+@pytest.mark.parametrize("foreign", ["photo.jpg", "a/b/photo.jpg", "matches/part-00000.parquet"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_never_touched(folder, foreign, overwrite):
+    folder.put(foreign, b"holidays")
+    with pytest.raises(UsageError, match=f"holds files that are not lookalike's.*{foreign}"):
+        commit.begin(folder, "store", {}, overwrite=overwrite)
+    assert contents(folder) == {foreign: b"holidays"}
+
+
+@pytest.mark.parametrize("foreign", ["photo.jpg", "a/b/photo.jpg", "matches/part-0.parquet"])
+def test_overwrite_refuses_an_output_into_which_something_else_was_laid(finished, foreign):
+    finished.put(foreign, b"holidays")
+    before = contents(finished)
+    with pytest.raises(UsageError, match=f"holds files that are not lookalike's.*{foreign}"):
+        commit.begin(finished, "matches", {"top_k": 5}, overwrite=True)
+    assert contents(finished) == before
+
+
+def test_a_manifest_without_its_job_is_damage(finished):
+    finished.delete("job.json")
+    with pytest.raises((Damaged, UsageError)):
+        commit.begin(finished, "matches", {"top_k": 10})
+    for path in paths(finished):
+        if path != "manifest.json":
+            finished.delete(path)
+    with pytest.raises(Damaged, match=r"job\.json is missing"):
+        commit.begin(finished, "matches", {"top_k": 10})
+
+
+def test_what_a_killed_first_put_left_does_not_count(folder):
+    folder.put(".tmp-elsewhere-1-1-0", b"{")
+    folder.put("run.json", b"{}")
+    commit.begin(folder, "store", {})
+    assert commit.read_settings(folder) == {}
+
+
+def test_an_altered_job_json_is_damage_not_another_job(folder):
+    begin(folder, "store", top_k=10)
+    data = folder.read("job.json")
+    for position in range(0, len(data), 3):
+        folder.put("job.json", flip(data, position, position % 8))
+        with pytest.raises(Damaged, match=r"job\.json was altered"):
+            commit.begin(folder, "store", {"top_k": 10})
+        with pytest.raises(Damaged, match=r"job\.json was altered"):
+            commit.read_settings(folder)
+    commit.begin(folder, "store", {"top_k": 10}, overwrite=True)
+    assert commit.read_settings(folder) == {"top_k": 10}
+
+
+@pytest.mark.parametrize("below", ["", "/a/b"])
+def test_where_nothing_can_be_written_is_a_wrong_option(tmp_path, below):
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(UsageError, match=r"--output .*/file.* cannot be written"):
+        commit.begin(open_folder(f"{tmp_path}/file{below}"), "store", {})
+    assert (tmp_path / "file").read_bytes() == b"in the way"
+
+
+def test_a_full_disk_at_the_start_is_told_with_its_reason(folder):
+    def full(when, operation, path):
+        raise OSError(28, "No space left on device")
+
+    moments = operations(lambda: commit.begin(folder.child("rehearsal"), "store", {}))
+    for number in range(len(moments)):
+        with seam(FailAt(number, full)), pytest.raises(UsageError, match="No space left"):
+            commit.begin(folder.child(str(number)), "store", {})
+
+
+def test_whoever_comes_second_keeps_what_is_there(folder):
+    first, second = rows_of(MATCHES, 2), rows_of(MATCHES, 3)
+    assert commit.put_once(folder, "a.parquet", first) == FileRecord(
+        "a.parquet", 2, len(first), sha256(first)
+    )
+    assert commit.put_once(folder, "a.parquet", second) == FileRecord(
+        "a.parquet", 2, len(first), sha256(first)
+    )
+    assert commit.put_once(folder, "a.faiss", b"12").rows is None
+
+
+# --- finishing it ---
+
+
+@every_kind
+def test_a_manifest_tells_of_every_file(folder, kind):
+    manifest = commit.finish(begin(folder, kind), kind, {"rows": 5})
+    assert commit.read_manifest(folder, kind=kind) == manifest
+    assert (manifest.kind, manifest.counts) == (kind, {"rows": 5})
+    assert manifest.sha256 == sha256(folder.read("manifest.json"))
+    assert sorted(manifest.files) == sorted(set(paths(folder)) - {"manifest.json", "files.parquet"})
+    for path, record in manifest.files.items():
+        data = commit.read_checked(folder, record)
+        assert record == commit.record(path, data)
+        assert (record.size, record.sha256) == (len(data), sha256(data))
+
+
+def test_records_that_are_known_are_not_read_again(folder):
+    begin(folder, "matches")
+    known = commit.records(folder)
+    reads = operations(lambda: commit.finish(folder, "matches", {}, known))
+    assert [operation for _, operation, _ in reads].count("read") == 0
+    first = folder.read("manifest.json")
+    commit.finish(folder, "matches", {})
+    assert folder.read("manifest.json") == first
+
+
+def test_what_an_earlier_run_left_altered_is_not_finished(folder):
+    begin(folder, "matches")
+    data = folder.read("matches/part-00000.parquet")
+    folder.put("matches/part-00000.parquet", flip(data, len(data) // 2, 3))
+    with pytest.raises(Damaged, match=r"part-00000\.parquet was altered"):
+        commit.finish(folder, "matches", {})
+    assert not commit.is_finished(folder)
+
+
+def test_work_is_no_part_of_an_output_and_goes_when_it_is_finished(folder):
+    begin(folder, "matches")
+    folder.put("work/candidates/1.parquet", b"1")
+    manifest = commit.finish(folder, "matches", {})
+    assert not any("work" in path for path in [*manifest.files, *paths(folder)])
+    assert not os.path.exists(folder.uri("work"))
+    folder.put("work/candidates/1.parquet", b"of a run that was killed before it cleared up")
+    assert commit.read_manifest(folder) == manifest
+    commit.begin(folder, "matches", {})
+    assert not os.path.exists(folder.uri("work"))
+
+
+def test_an_output_inside_counts_by_its_manifest_alone(folder):
+    manifest = commit.read_manifest(job(folder))
+    assert set(manifest.files) == {
+        "job.json",
+        "gallery/manifest.json",
+        "index/manifest.json",
+        "matches/manifest.json",
+    }
+
+
+@pytest.mark.parametrize("inner", ["a", "queries"])
+def test_each_output_inside_answers_for_those_inside_it(folder, inner):
+    """Several, since the order of a set of names differs from process to process."""
+    for number in range(5):
+        for name in (f"{number}", f"{number}/{inner}"):
+            commit.begin(folder.child(name), "bundle", {})
+            commit.finish(folder.child(name), "bundle", {})
+    own = [entry.path for entry in commit.own_entries(folder)]
+    assert own == [f"{number}/manifest.json" for number in range(5)]
+
+
+# --- opening it ---
+
+
+def test_what_is_not_finished_is_a_missing_input(folder):
+    with pytest.raises(InputError, match="is not an output of lookalike"):
+        commit.read_manifest(folder)
+    begin(folder, "store")
+    with pytest.raises(InputError, match="is not finished"):
+        commit.read_manifest(folder)
+    with pytest.raises(InputError, match="is a file"):
+        commit.read_manifest(folder.child("job.json"))
+
+
+def test_another_kind_or_format_does_not_fit(folder, monkeypatch):
+    made(folder, "store")
+    with pytest.raises(Mismatch, match="is a store, not a index"):
+        commit.read_manifest(folder, kind="index")
+    monkeypatch.setattr(commit, "FORMAT", 2)
+    with pytest.raises(Mismatch, match="has format 1, this version reads 2"):
+        commit.read_manifest(folder)
+
+
+@every_kind
+def test_every_missing_shortened_or_lengthened_file_is_found_on_opening(folder, kind):
+    made(folder, kind)
+    for path in [path for path in paths(folder) if path != "manifest.json"]:
+        changes = (
+            os.unlink,
+            lambda at: os.truncate(at, os.path.getsize(at) - 1),
+            lambda at: Path(at).write_bytes(Path(at).read_bytes() + b"\0"),
+        )
+        for change in changes:
+            with instead(folder, path, change), pytest.raises(Damaged) as raised:
+                commit.read_manifest(folder)
+            assert folder.uri(path) in str(raised.value)
+    commit.read_manifest(folder)
+
+
+def test_an_extra_file_is_found_on_opening(finished):
+    for path in ("matches/part-00007.parquet", "notes.txt", "a/notes.txt"):
+        finished.put(path, b"")
+        with pytest.raises(Damaged, match=f"{path} does not belong there"):
+            commit.read_manifest(finished)
+        finished.delete(path)
+    commit.read_manifest(finished)
+
+
+@every_kind
+def test_a_file_altered_at_the_same_length_is_found_when_it_is_read(folder, kind):
+    manifest = commit.read_manifest(made(folder, kind))
+    for path, record in manifest.files.items():
+        data = folder.read(path)
+        folder.put(path, flip(data, len(data) // 2, 0))
+        with pytest.raises(Damaged, match="was altered"):
+            commit.read_checked(folder, record)
+        folder.put(path, data)
+        assert commit.read_checked(folder, record) == data
+
+
+@pytest.mark.parametrize("path", ["job.json", "files.parquet", "manifest.json"])
+def test_whatever_vouches_for_others_is_checked_on_opening(finished, path):
+    data = finished.read(path)
+    for position in range(0, len(data), max(1, len(data) // 50)):
+        finished.put(path, flip(data, position, position % 8))
+        with pytest.raises(Damaged, match="was altered"):
+            commit.read_manifest(finished)
+
+
+def test_sealed_files_of_another_output_are_found_on_opening(finished, tmp_path):
+    other = made(LocalFolder(str(tmp_path / "other")), "matches", top_k=5)
+    other.put("matches/part-00002.parquet", sealed_parquet(filled(MATCHES.schema, 1)))
+    commit.finish(other, "matches", {"rows": 6})
+    for path in ("job.json", "files.parquet", "manifest.json"):
+        with (
+            instead(finished, path, lambda at, p=path: Path(at).write_bytes(other.read(p))),
+            pytest.raises(Damaged),
+        ):
+            commit.read_manifest(finished)
+
+
+# --- one flipped bit anywhere ---
+
+
+def flips(folder, count):
+    """Some bits of an output, spread over all its files: (path, data, position, bit)."""
+    draw = random.Random(0)
+    names = paths(folder)
+    for number in range(count):
+        path = names[number % len(names)]
+        data = folder.read(path)
+        yield path, data, draw.randrange(len(data)), draw.randrange(8)
+
+
+def undetected(folder, count):
+    """Flip bits one after the other; those after which nobody says damaged."""
+    missed = []
+    for path, data, position, bit in flips(folder, count):
+        Path(folder.uri(path)).write_bytes(flip(data, position, bit))
+        if "damaged" not in {verdict.state for verdict in verify(folder)}:
+            missed.append((path, position, bit))
+        Path(folder.uri(path)).write_bytes(data)
+    return missed
+
+
+@every_kind
+def test_every_flipped_bit_of_a_finished_output_is_found(folder, kind):
+    made(folder, kind)
+    assert undetected(folder, 100) == []
+    assert [verdict.state for verdict in verify(folder)] == ["finished"]
+
+
+@every_kind
+def test_every_flipped_bit_of_an_unfinished_output_is_found(folder, kind):
+    begin(folder, kind)
+    folder.put("work/block.parquet", rows_of(MATCHES))
+    assert undetected(folder, 100) == []
+    assert [verdict.state for verdict in verify(folder)] == ["unfinished"]
+
+
+def test_every_flipped_bit_of_a_whole_job_is_found(folder):
+    job(folder)
+    assert undetected(folder, 100) == []
+    assert {verdict.state for verdict in verify(folder)} == {"finished"}
+
+
+def test_run_json_may_be_anything(finished):
+    finished.put("run.json", b"\0")
+    assert commit.read_manifest(finished)
+    assert [verdict.state for verdict in verify(finished)] == ["finished"]
+
+
+def test_every_kind_is_tried_here():
+    assert {*PUT, "run"} == set(KINDS)

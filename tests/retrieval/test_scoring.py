@@ -1,0 +1,353 @@
+"""Top-k equals brute force in float64, whatever the product, the blocks and their order."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, target
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from retrieval import scoring
+from retrieval.scoring import Block, TopK, block, nearest, norms_of, pair_scores, propose, top_k
+from retrieval.tables import Metric, Vectors
+from tests.retrieval.vectors import (
+    METRICS,
+    Case,
+    brute_force,
+    cases,
+    exact_keys,
+    metrics,
+    nightly,
+    quick,
+    seeds,
+)
+
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+def float32(rows: object) -> NDArray[np.float32]:
+    return np.array(rows, np.float32)
+
+
+def assert_same(best: TopK, keys: NDArray[np.float64], places: NDArray[np.int64]) -> None:
+    np.testing.assert_array_equal(best.positions, places)
+    np.testing.assert_array_equal(best.keys, keys)  # to the last bit
+
+
+# --- top-k is brute force -----------------------------------------------------------------------
+
+
+def top_k_is_brute_force(case: Case, metric: Metric, k: int, seed: int, product: int) -> None:
+    """All rows at once, ties by a shuffled number."""
+    ties = np.random.default_rng(seed).permutation(len(case.rows))
+    expected = brute_force(exact_keys(case.queries, case.rows, metric), ties, k)
+    with mock.patch.object(scoring, "_PRODUCT", product):
+        best = top_k(block(case.queries, metric), block(case.rows, metric), k, ties)
+    assert_same(best, *expected)
+
+
+products = st.sampled_from([1, 30, 1 << 23])
+
+
+@quick
+@given(cases(), metrics, st.integers(1, 45), seeds, products)
+def test_top_k_is_brute_force(case, metric, k, seed, product):
+    top_k_is_brute_force(case, metric, k, seed, product)
+
+
+@pytest.mark.nightly
+@nightly
+@given(cases(), metrics, st.integers(1, 45), seeds, products)
+def test_top_k_is_brute_force_many_times(case, metric, k, seed, product):
+    top_k_is_brute_force(case, metric, k, seed, product)
+
+
+def pushes_do_not_matter(case: Case, metric: Metric, k: int, seed: int, cuts: int) -> None:
+    """Rows come in shuffled blocks of any size, each to some of the queries."""
+    generator = np.random.default_rng(seed)
+    count = len(case.rows)
+    ties, positions = generator.permutation(count), generator.permutation(1000)[:count]
+    queries, rows = block(case.queries, metric), block(case.rows, metric)
+    keys = exact_keys(case.queries, case.rows, metric)
+    best = TopK(queries, k)
+    for part in np.array_split(generator.permutation(count), cuts):
+        asked = np.flatnonzero(generator.random(len(queries)) < 0.7)
+        which = None if len(asked) == len(queries) else generator.permutation(asked)
+        best.push(rows.take(part), ties[part], positions[part], which)
+        unasked = np.setdiff1d(np.arange(len(queries)), asked)
+        keys[np.ix_(unasked, part)] = -np.inf
+    expected_keys, places = brute_force(keys, ties, k)
+    expected = np.where(places < 0, -1, positions[places])
+    assert_same(best, expected_keys, expected)
+
+
+cuts = st.integers(1, 12)
+
+
+@quick
+@given(cases(), metrics, st.integers(1, 12), seeds, cuts)
+def test_blocks_their_order_and_who_is_asked_do_not_matter(case, metric, k, seed, cuts):
+    pushes_do_not_matter(case, metric, k, seed, cuts)
+
+
+@pytest.mark.nightly
+@nightly
+@given(cases(), metrics, st.integers(1, 12), seeds, cuts)
+def test_blocks_their_order_and_who_is_asked_do_not_matter_many_times(case, metric, k, seed, cuts):
+    pushes_do_not_matter(case, metric, k, seed, cuts)
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_rows_that_tie_at_the_kth_place_are_kept_by_their_tie_alone(metric, dtype):
+    """Every row is the same, so that ties decide everything."""
+    rows = np.full((50, 33), 0.3, dtype)
+    ties = np.random.default_rng(0).permutation(50)
+    best = top_k(block(rows[:2], metric), block(rows, metric), 7, ties)
+    np.testing.assert_array_equal(best.positions, [np.argsort(ties)[:7]] * 2)
+
+
+@every_metric
+def test_near_ties_that_float32_cannot_tell_apart_are_ordered_in_float64(metric):
+    generator = np.random.default_rng(5)
+    centre = generator.normal(size=(1, 257))
+    rows = (centre * (1 + 1e-7 * generator.normal(size=(300, 257)))).astype(np.float32)
+    queries = centre.astype(np.float32)
+    cheap, _ = propose(block(queries, metric), block(rows, metric))
+    keys = exact_keys(queries, rows, metric)
+    assert not np.array_equal(np.argsort(-cheap[0]), np.argsort(-keys[0]))  # the case is hard
+    expected = brute_force(keys, np.arange(300), 10)
+    assert_same(top_k(block(queries, metric), block(rows, metric), 10), *expected)
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_pairs_whose_float32_product_overflows_are_decided_in_float64(metric):
+    generator = np.random.default_rng(1)
+    values = (generator.normal(size=(60, 40)) * 1e19).astype(np.float32)
+    values[::7] *= np.float32(1e18)  # up to 1e37: their products reach 1e74
+    values[::5] *= np.float32(1e-18)
+    queries, rows = block(values[:4], metric), block(values, metric)
+    cheap, _ = propose(queries, rows)
+    assert 0 < np.isfinite(cheap).sum() < cheap.size  # the case has both
+    expected = brute_force(exact_keys(values[:4], values, metric), np.arange(60), 9)
+    assert_same(top_k(queries, rows, 9), *expected)
+
+
+@every_metric
+def test_rows_of_the_size_of_subnormal_numbers_are_told_apart(metric):
+    tiny = np.arange(1, 9, dtype=np.float32)[:, None] * np.float32(1e-45)
+    rows = np.concatenate([tiny, -tiny, tiny * np.float32(1e30), np.zeros((2, 1), np.float32)])
+    queries = float32([[3e-45], [1e38], [-2e-16]])
+    expected = brute_force(exact_keys(queries, rows, metric), np.arange(len(rows)), 6)
+    assert_same(top_k(block(queries, metric), block(rows, metric), 6), *expected)
+
+
+@every_metric
+def test_galleries_longer_than_one_slice_are_searched_whole(metric):
+    generator = np.random.default_rng(2)
+    rows = generator.integers(-9, 10, ((1 << 16) + 4000, 2)).astype(np.float32)
+    rows[-1] = (0, 1e-3)
+    queries = float32([[0, 1e-3], [9, 9], [0, 0]])
+    keys = exact_keys(queries, rows, metric)
+    best = top_k(block(queries, metric), block(rows, metric), 5)
+    for query in range(3):
+        places = np.lexsort((np.arange(len(rows)), -keys[query]))[:5]
+        np.testing.assert_array_equal(best.positions[query], places)
+
+
+@every_metric
+def test_the_number_of_queries_asked_at_once_does_not_matter(metric):
+    generator = np.random.default_rng(3)
+    queries = block(generator.normal(size=(30, 20)).astype(np.float32), metric)
+    rows = block(generator.normal(size=(200, 20)).astype(np.float32), metric)
+    together = top_k(queries, rows, 8)
+    for place in range(len(queries)):
+        alone = top_k(queries.take(np.array([place])), rows, 8)
+        np.testing.assert_array_equal(alone.positions[0], together.positions[place])
+        np.testing.assert_array_equal(alone.keys[0], together.keys[place])
+
+
+@every_metric
+def test_where_there_are_fewer_rows_than_k_the_rest_has_no_position(metric):
+    best = top_k(block(float32([[1, 2]]), metric), block(float32([[1, 2], [0, 1]]), metric), 4)
+    assert best.positions.tolist() == [[0, 1, -1, -1]]
+    worst = np.inf if metric == "l2" else -np.inf
+    assert best.scores()[0, 2:].tolist() == [worst, worst]
+
+
+@every_metric
+def test_a_push_of_nothing_or_to_nobody_changes_nothing(metric):
+    queries, rows = block(float32([[1, 2]]), metric), block(float32([[1, 2]]), metric)
+    one = np.array([0])
+    best = TopK(queries, 2)
+    best.push(rows.take(slice(0, 0)), one[:0], one[:0])
+    best.push(rows, one, one, which=one[:0])
+    assert best.positions.tolist() == [[-1, -1]]
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def test_scores_are_what_their_metric_says():
+    queries, rows = float32([[3, 4]]), float32([[4, 3], [0, 0], [-6, -8]])
+    pairs = np.zeros(3, np.int64), np.arange(3)
+    scores = {m: pair_scores(block(queries, m), block(rows, m), *pairs).tolist() for m in METRICS}
+    assert scores == {
+        "cosine": [24 / 25, 0, -1],
+        "ip": [24, 0, -50],
+        "l2": [1 + 1, 9 + 16, 81 + 144],
+    }
+
+
+def test_scores_of_l2_are_distances_and_not_keys():
+    best = top_k(block(float32([[1, 0]]), "l2"), block(float32([[1, 3], [1, 0]]), "l2"), 2)
+    assert best.scores().tolist() == [[0, 9]]
+    assert best.keys.tolist() == [[0, -9]]
+
+
+@quick
+@given(cases(), metrics, st.sampled_from([1, 2, 3, 7, 64]))
+def test_a_score_has_the_same_bits_however_pairs_are_cut(case, metric, pairs):
+    queries, rows = block(case.queries, metric), block(case.rows, metric)
+    q, x = (part.ravel() for part in np.indices((len(queries), len(rows))))
+    whole = pair_scores(queries, rows, q, x)
+    with mock.patch.object(scoring, "_PAIRS", pairs):
+        assert pair_scores(queries, rows, q, x).tobytes() == whole.tobytes()
+        assert norms_of(case.rows).tobytes() == rows.norms.tobytes()
+    alone = [pair_scores(queries, rows, q[[i]], x[[i]])[0] for i in range(0, len(q), 7)]
+    assert np.array(alone).tobytes() == whole[::7].tobytes()
+
+
+@quick
+@given(cases(dims=st.integers(1, 12)), metrics)
+def test_scores_are_right_to_float64(case, metric):
+    """Against rational numbers, so that the definition itself is not its own oracle."""
+    scores = pair_scores(*ready(case, metric), *first_pair())
+    q = [Fraction(float(value)) for value in case.queries[0]]
+    x = [Fraction(float(value)) for value in case.rows[0]]
+    size = sum(a * a for a in q) * sum(b * b for b in x)
+    if metric == "l2":
+        exact = sum((a - b) ** 2 for a, b in zip(q, x, strict=True))
+        allowed = exact * Fraction(20, 2**52)
+    else:
+        exact = sum(a * b for a, b in zip(q, x, strict=True))
+        allowed = sum(abs(a * b) for a, b in zip(q, x, strict=True)) * Fraction(20, 2**52)
+    if metric == "cosine" and size:  # compare squares: roots are not rational
+        score = Fraction(float(scores[0]))
+        assert abs(score * abs(score) - exact * abs(exact) / size) <= Fraction(60, 2**52)
+    else:
+        assert abs(Fraction(float(scores[0])) - exact) <= allowed
+
+
+def ready(case: Case, metric: Metric) -> tuple[Block, Block]:
+    return block(case.queries, metric), block(case.rows, metric)
+
+
+def first_pair() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return np.zeros(1, np.int64), np.zeros(1, np.int64)
+
+
+# --- the bound ----------------------------------------------------------------------------------
+
+
+def worst_of_bound(case: Case, metric: Metric) -> float:
+    """Give the largest share of the bound that an error takes up; more than 1 would break it."""
+    queries, rows = ready(case, metric)
+    cheap, slack = propose(queries, rows)
+    keys = exact_keys(case.queries, case.rows, metric)
+    if metric == "l2":
+        keys = keys + (queries.norms**2)[:, None]  # the cheap key lacks it
+    with np.errstate(invalid="ignore"):
+        error = np.abs(cheap.astype(np.float64) - keys)
+    decided = np.isfinite(cheap)
+    return float((error / slack[:, None])[decided].max(initial=0.0))
+
+
+@quick
+@given(cases(), metrics)
+def test_the_cheap_key_is_within_its_bound(case, metric):
+    worst = worst_of_bound(case, metric)
+    target(worst)
+    assert worst <= 1
+
+
+@pytest.mark.nightly
+@nightly
+@given(cases(), metrics)
+def test_the_cheap_key_is_within_its_bound_many_times(case, metric):
+    test_the_cheap_key_is_within_its_bound.hypothesis.inner_test(case, metric)
+
+
+def rounding_up(d: int) -> Vectors:
+    """Numbers whose every partial sum rounds the same way, which is what the bound allows for."""
+    values = np.full(d, 1 + 2.0**-12, np.float32)
+    values[0] = 2**11
+    return values[None]
+
+
+def cancelling(d: int) -> Vectors:
+    """Terms of alternating sign whose sum is far smaller than any of them."""
+    signs = np.where(np.arange(d) % 2, -1, 1)
+    values = signs * (1 + np.random.default_rng(d).random(d) * 1e-3)
+    return values.astype(np.float32)[None]
+
+
+@every_metric
+@pytest.mark.parametrize("d", [1, 2, 31, 513, 4096])
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1, 1e15, 3e18])
+def test_the_bound_holds_where_rounding_adds_up(metric, d, scale):
+    straight, crossed = rounding_up(d), cancelling(d)
+    rows = np.concatenate([straight, crossed, np.abs(crossed), -straight, straight * 0])
+    rows = (rows * np.float32(scale)).astype(np.float32)
+    queries = np.concatenate([straight, np.abs(crossed), crossed])
+    assert worst_of_bound(Case(queries, rows), metric) <= 1
+    assert worst_of_bound(Case(rows, rows), metric) <= 1
+
+
+@every_metric
+def test_the_bound_is_narrow_enough_to_spare_nearly_all_pairs(metric):
+    generator = np.random.default_rng(0)
+    rows = block(generator.normal(size=(5000, 128)).astype(np.float32), metric)
+    queries = rows.take(slice(0, 20))
+    q, _ = scoring._survivors(queries, rows, np.full(20, -np.inf), 10)
+    assert 20 * 10 <= len(q) <= 20 * 12  # the 10 that are asked for, and hardly more
+
+
+# --- nearest, refusals --------------------------------------------------------------------------
+
+
+@every_metric
+def test_nearest_gives_ties_to_the_smaller_number(metric):
+    centroids = float32([[0, 1], [1, 0], [1, 0], [0, 1]])
+    queries = float32([[1, 0], [0, 1], [1, 1], [0, 0]])
+    found = nearest(block(queries, metric), block(centroids, metric))
+    assert found.tolist() == [1, 0, 0, 0]
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_refused_by_number(metric, dtype, bad):
+    values = np.ones((1500, 3), dtype)
+    values[1300, 1] = bad
+    with pytest.raises(ValueError, match="row 1300 holds NaN or infinity"):
+        block(values, metric)
+
+
+@pytest.mark.parametrize("values", [np.ones((2, 2)), np.ones(2, np.float32), np.ones((2, 2), int)])
+def test_only_matrices_of_float16_or_float32_are_vectors(values):
+    with pytest.raises(ValueError, match="float16 or float32"):
+        block(values, "ip")
+
+
+@every_metric
+def test_the_layout_in_memory_does_not_matter(metric):
+    values = np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)
+    plain = top_k(block(values[:5], metric), block(values, metric), 6)
+    wide = np.repeat(values, 2, axis=1)[:, ::2]
+    odd = top_k(block(np.asfortranarray(values[:5]), metric), block(wide, metric), 6)
+    assert_same(odd, plain.keys, plain.positions)

@@ -1,0 +1,269 @@
+"""What the tests of vectors share: strategies that aim at weak places, and finished outputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from retrieval.embeddings import store as stores
+from retrieval.embeddings.store import Store
+from retrieval.images.chunks import chunks
+from retrieval.index import kmeans, recall, shards
+from retrieval.model.backbones import SCRATCH, first_preset
+from retrieval.model.bundle import Bundle, pack, write_bundle
+from retrieval.scoring import block
+from retrieval.storage import commit
+from retrieval.storage.commit import Manifest
+from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.seal import sealed_json, sealed_parquet
+from retrieval.tables import FAILURES, LISTING, Chunk, IndexPlan, Metric, Vectors, part_table
+
+METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
+
+quick = settings(max_examples=150, deadline=None)
+slow = settings(max_examples=12, deadline=None)  # each example writes a store
+nightly = settings(max_examples=3000, deadline=None)
+
+metrics = st.sampled_from(METRICS)
+dtypes = st.sampled_from(["float16", "float32"])
+seeds = st.integers(0, 2**32 - 1)
+
+
+# --- the oracle ---------------------------------------------------------------------------------
+
+
+def exact_keys(queries: Vectors, rows: Vectors, metric: Metric) -> NDArray[np.float64]:
+    """Give (q, n) keys, more is closer: the definition in float64, all pairs at once."""
+    left, right = queries.astype(np.float64)[:, None], rows.astype(np.float64)[None]
+    if metric == "l2":
+        return -((left - right) ** 2).sum(-1)
+    dots = (left * right).sum(-1)
+    if metric == "ip":
+        return dots
+    lengths = np.sqrt((left**2).sum(-1)) * np.sqrt((right**2).sum(-1))
+    return np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1), 0)
+
+
+def brute_force(
+    keys: NDArray[np.float64], ties: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Give keys and places of the k closest, (q, k) each; -inf is no row and has place -1."""
+    best, places = np.full((len(keys), k), -np.inf), np.full((len(keys), k), -1)
+    for query, row in enumerate(keys):
+        order = sorted(np.flatnonzero(row > -np.inf), key=lambda x: (-row[x], ties[x]))[:k]
+        best[query, : len(order)], places[query, : len(order)] = row[order], order
+    return best, places
+
+
+# --- hostile vectors ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """Queries and rows of one dtype and dimension."""
+
+    queries: Vectors
+    rows: Vectors
+
+
+dimensions = st.sampled_from([1, 2, 3, 7, 8, 9, 16, 31, 64, 129, 513])
+
+
+@st.composite
+def cases(draw: st.DrawFn, max_rows: int = 40, dims: st.SearchStrategy[int] = dimensions) -> Case:
+    """Draw vectors with planted duplicates, near-ties, zeros, scales, signs and offsets."""
+    dtype = draw(dtypes)
+    d, n, q = draw(dims), draw(st.integers(1, max_rows)), draw(st.integers(1, 6))
+    generator = np.random.default_rng(draw(seeds))
+    values = generator.normal(size=(n + q, d))
+    if draw(st.booleans()):  # few different numbers: many exact ties
+        values = values.round()
+    if draw(st.booleans()):  # far from the origin: what decides an l2 distance cancels
+        values += draw(st.sampled_from([1.0, 100.0, 1e4]))
+    for _ in range(draw(st.integers(0, 6))):
+        plant(draw(st.sampled_from(PLANTS)), values, generator)
+    values *= 10.0 ** draw(st.sampled_from([0, 0, 0, -18, -6, 4, 18]))
+    if draw(st.booleans()):  # every row a scale of its own
+        values *= 10.0 ** generator.integers(-18, 19, (n + q, 1))
+    bound = float(np.finfo(dtype).max)
+    stored = np.clip(values, -bound, bound).astype(dtype)
+    return Case(stored[:q], stored[q:])
+
+
+PLANTS = ("same", "near", "opposite", "multiple", "zero", "huge", "small")
+
+
+def plant(what: str, values: NDArray[np.float64], generator: np.random.Generator) -> None:
+    """Make one vector a copy of another, nearly one, or something odd."""
+    one, other = generator.integers(0, len(values), 2)
+    near = 1 + 1e-7 * generator.normal(size=values.shape[1])
+    values[one] = {
+        "same": values[other],
+        "near": values[other] * near,
+        "opposite": -values[other],
+        "multiple": values[other] * 3,  # the same direction: equal cosines, but for rounding
+        "zero": values[other] * 0,
+        "huge": values[other] * 1e19,  # squares of it leave float32
+        "small": values[other] * 1e-22,
+    }[what]
+
+
+# --- finished outputs ---------------------------------------------------------------------------
+
+
+def image_ids(count: int) -> list[str]:
+    """Give ids that are ordered by bytes as by number, across the ends of ASCII and of the BMP."""
+    return sorted((f"{'AÿZ￿z🐟'[n % 6]}/{n:04d}.jpg" for n in range(count)), key=str.encode)
+
+
+def tiny_bundle(dimension: int) -> Bundle:
+    """Make a bundle that is whole, though no network: nothing here embeds with it."""
+    transform = first_preset(SCRATCH, image_size=None, resize="crop")
+    state = {"features.0.0.weight": torch.zeros(1)}
+    return Bundle(SCRATCH, "avg", False, transform, dimension, pack(state))
+
+
+def make_store(
+    root: Path | str,
+    vectors: Vectors,
+    *,
+    rows: Sequence[int] | None = None,
+    images: int | None = None,
+    chunk_rows: int = 4,
+    labels: Sequence[str | None] | None = None,
+) -> Store:
+    """Finish a store of the given vectors, as `jobs/embed.py` does.
+
+    Vector i is that of image `rows[i]` of `images` (all of them unless said otherwise); the other
+    images failed and stand in the ledger. `labels` are those of all images.
+    """
+    at = np.arange(len(vectors)) if rows is None else np.asarray(rows, np.int64)
+    count = images if images is not None else len(vectors)
+    folder = open_folder(str(root))
+    bundle = tiny_bundle(vectors.shape[1])
+    commit.begin(
+        folder, "store", {"embedding_dtype": str(vectors.dtype), "bundle": bundle.digest}
+    )
+    write_bundle(folder, bundle)
+    listing = _listing(count, labels)
+    _put_segment(folder, listing, chunk_rows)
+    for chunk in chunks(count, chunk_rows):
+        _put_chunk(folder, chunk, listing, at, vectors)
+    counts = {"images": count, "rows": len(at), "failures": count - len(at)}
+    commit.finish(folder, "store", {**counts, "dimension": vectors.shape[1]})
+    return stores.open_store(folder)
+
+
+def _listing(count: int, labels: Sequence[str | None] | None) -> pa.Table:
+    ids = image_ids(count)
+    columns = {
+        "row": range(count),
+        "image_id": ids,
+        "path": [f"/photos/{name}" for name in ids],
+        "size": [1000] * count,
+        "mtime_ns": [None] * count,
+        "label": labels if labels is not None else [None] * count,
+    }
+    arrays = [pa.array(columns[f.name], f.type) for f in LISTING.schema]
+    return pa.table(arrays, schema=LISTING.schema)
+
+
+def _put_segment(folder: Folder, listing: pa.Table, chunk_rows: int) -> None:
+    data = sealed_parquet(listing)
+    folder.put_new(stores.LISTING, data)
+    segment = {
+        "images": len(listing),
+        "chunk_rows": chunk_rows,
+        "chunks": -(-len(listing) // chunk_rows),
+        "files": {stores.LISTING: hashlib.sha256(data).hexdigest()},
+    }
+    folder.put_new(stores.SEGMENT_JSON, sealed_json(segment))
+
+
+def _put_chunk(
+    folder: Folder, chunk: Chunk, listing: pa.Table, at: NDArray[np.int64], vectors: Vectors
+) -> None:
+    own = np.flatnonzero((at >= chunk.first) & (at < chunk.last))
+    lost = sorted(set(range(chunk.first, chunk.last)) - set(at[own].tolist()))
+    items = listing.take(at[own])
+    count = len(items)
+    columns = {
+        **{name: items[name] for name in ("row", "image_id", "path", "label")},
+        "width": pa.array([640] * count, pa.int32()),
+        "height": pa.array([480] * count, pa.int32()),
+        "sha256": pa.array(["0" * 64] * count, pa.string()),
+        "embedding": stores.embedding_column(vectors[own]),
+    }
+    schema = part_table(vectors.shape[1], str(vectors.dtype)).schema
+    part = pa.table(columns).select(schema.names).cast(schema)
+    why = {"stage": "decode", "error": "OSError", "message": "broken"}
+    ledger = [{**item, **why} for item in listing.take(lost).to_pylist()]
+    failures = sealed_parquet(pa.Table.from_pylist(ledger, FAILURES.schema)) if lost else None
+    stores.put_part(folder, chunk, sealed_parquet(part), failures)
+
+
+@dataclass(frozen=True)
+class Index:
+    """A finished index, and what it was made of."""
+
+    folder: Folder
+    manifest: Manifest
+    store: Store
+    metric: Metric
+    centroids: NDArray[np.float32]
+
+    @property
+    def shards(self) -> list[shards.Shard]:
+        """Open all shards."""
+        dtype = self.store.dtype
+        return [
+            shards.open_shard(self.folder, self.manifest, number, self.metric, dtype)
+            for number in range(int(self.manifest.counts["shards"]))
+        ]
+
+
+def make_plan(store: Store, nlist: int, rows_per_shard: int) -> IndexPlan:
+    """Plan an index by hand."""
+    kind = "SQfp16" if store.dtype == "float16" else "Flat"
+    return IndexPlan(f"IVF{nlist},{kind}", nlist, store.rows, rows_per_shard, 0, False, ())
+
+
+def make_index(
+    root: Path | str,
+    store: Store,
+    metric: Metric,
+    *,
+    nlist: int = 4,
+    rows_per_shard: int = 10**9,
+    seed: int = 0,
+) -> Index:
+    """Finish an index of a store, as `jobs/index.py` does, without its tables of recall, labels."""
+    folder = open_folder(str(root))
+    nlist = min(nlist, store.rows)
+    plan = make_plan(store, nlist, rows_per_shard)
+    images = int(store.segment["images"])
+    count = -(-images // rows_per_shard)
+    commit.begin(folder, "index", {"embedding_dtype": store.dtype, "bundle": store.bundle})
+    vectors, _ = shards.sample_rows(store, store.rows, seed)
+    centroids = kmeans.train_centroids(vectors, nlist, metric, seed=seed)
+    trained = shards.to_bytes(shards.empty_index(plan, centroids, metric))
+    folder.put_new(shards.TRAINED, trained)
+    note = {"plan": asdict(plan), "files": {shards.TRAINED: hashlib.sha256(trained).hexdigest()}}
+    folder.put_new(shards.TRAINED_JSON, sealed_json(note))
+    sample, _ = shards.sample_rows(store, min(recall.SAMPLE, store.rows), seed + 1)
+    ready = block(sample, metric)
+    for number in range(count):
+        shards.build_shard(folder, store, number, plan, metric, trained, ready, 11)
+    counts: dict[str, Any] = {"rows": store.rows, "shards": count, "nlist": nlist, "metric": metric}
+    manifest = commit.finish(folder, "index", counts)
+    return Index(folder, manifest, store, metric, centroids)

@@ -1,0 +1,58 @@
+"""A finished store made from vectors, without images, for tests of what comes after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from retrieval.embeddings import store
+from retrieval.embeddings.segment import claim_segment, finish_store
+from retrieval.images.chunks import chunks
+from retrieval.images.listing import digest, write_listing
+from retrieval.model.bundle import Bundle, pack, write_bundle
+from retrieval.storage import commit
+from retrieval.storage.files import open_folder
+from retrieval.storage.seal import sealed_parquet
+from retrieval.tables import Item, Transform, Vectors, part_table
+
+
+def write_store(path: Path, vectors: Vectors, *, model: int = 0, chunk_rows: int = 256) -> None:
+    """Write (n, d) vectors as a store of images a00000.jpg …; another `model`, another bundle."""
+    rows, dimension = vectors.shape
+    folder = open_folder(str(path))
+    transform = Transform("crop", 32 + model, 32, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    bundle = Bundle("scratch", "avg", False, transform, dimension, pack({}))
+    settings = {"input": "nowhere", "embedding_dtype": str(vectors.dtype), "bundle": bundle.digest}
+    commit.begin(folder, "store", settings)
+    listing = path.with_suffix(".listing")
+    names = [f"a{row:05d}.jpg" for row in range(rows)]
+    items = (
+        Item(name, f"/nowhere/{name}", 1, 1, f"class{row % 7}") for row, name in enumerate(names)
+    )
+    write_listing(items, listing, chunk_rows=chunk_rows)
+    grid = list(chunks(rows, chunk_rows))
+    segment = {
+        "images": rows, "chunk_rows": chunk_rows, "chunks": len(grid),
+        "files": {store.LISTING: digest(listing)},
+    }  # fmt: skip
+    claim_segment(folder, segment, listing, "nowhere")
+    write_bundle(folder, bundle)
+    for chunk in grid:
+        store.put_part(folder, chunk, _part(vectors, names, chunk.first, chunk.last), None)
+    finish_store(folder, rows, dimension, (), 0.0)
+
+
+def _part(vectors: Vectors, names: list[str], first: int, last: int) -> bytes:
+    schema = part_table(vectors.shape[1], str(vectors.dtype)).schema
+    numbers = range(first, last)
+    columns = {
+        "row": numbers, "image_id": names[first:last],
+        "path": [f"/nowhere/{name}" for name in names[first:last]],
+        "width": [1] * len(numbers), "height": [1] * len(numbers), "sha256": ["0"] * len(numbers),
+        "label": [f"class{row % 7}" for row in numbers],
+    }  # fmt: skip
+    arrays = [pa.array(columns[f.name], f.type) for f in schema if f.name != "embedding"]
+    arrays.append(store.embedding_column(np.ascontiguousarray(vectors[first:last])))
+    return sealed_parquet(pa.table(arrays, schema=schema))
