@@ -55,29 +55,7 @@ _EXIT_CODES = (
 )
 
 
-class _Size(click.ParamType[Any]):
-    name = "size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Read what was typed; a default is a number already."""
-        try:
-            return value if isinstance(value, int) else options.parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Recall(click.ParamType[Any]):
-    name = "recall"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Read what was typed; a default is a number already."""
-        try:
-            return value if isinstance(value, float) else options.parse_recall(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-_TYPES: Mapping[Any, Any] = {"size": _Size(), "recall": _Recall(), int: int, float: float, str: str}
+_TYPES: Mapping[Any, Any] = {"size": str, "recall": str, int: int, float: float, str: str}
 
 
 def _parameter(option: Option) -> click.Option:
@@ -88,8 +66,19 @@ def _parameter(option: Option) -> click.Option:
     if option.type is bool:
         names = f"{option.flag}/--no-{option.flag[2:]}" if option.default else option.flag
         return click.Option([names], is_flag=True, **common)
+    if option.type in options.PARSERS:
+        common |= {"callback": _parsed, "metavar": str(option.type).upper()}
     kind = click.Choice(option.choices) if option.choices else _TYPES[option.type]
     return click.Option([option.flag, option.name], type=kind, **common)
+
+
+def _parsed(_: click.Context, parameter: click.Parameter, value: str) -> Any:
+    """Read a size or a recall where it is typed, so that inside there are numbers only."""
+    parse = options.PARSERS[options.OPTIONS[str(parameter.name)].type]
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _command(name: str) -> click.Command:

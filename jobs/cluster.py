@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from retrieval.entry import claim_packages
 from retrieval.errors import InputError
 
-
 Answer = TypeVar("Answer")
 
 

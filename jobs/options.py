@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -80,17 +81,17 @@ OPTIONS = _table(
     Option("max_error_rate", float, 0.01, "run",
            "share of images that may fail, 0 to 1; above it: exit 4", low=0, high=1),
     Option("metric", str, "cosine", "content", "what close means", choices=("cosine", "ip", "l2")),
-    Option("max_index_memory", "size", 4 << 30, "content",
+    Option("max_index_memory", "size", "4G", "content",
            "bytes one task may hold: a shard and a block of queries"),
     Option("rows_per_shard", int, None, "content", "default: planned from the memory", low=1),
     Option("top_k", int, 10, "content", "matches a query", low=1, high=1 << 20),
-    Option("recall", "recall", 0.95, "content",
+    Option("recall", "recall", "0.95", "content",
            "share of the exact top-k that must be found, 0 to 1, or exact; below it: exit 5"),
     Option("nprobe", int, None, "content",
            "lists read a query, by hand: recall is measured but not gated", low=1),
-    Option("epochs", int, 20, "content", "passes over the training images", low=1),
+    Option("epochs", int, 30, "content", "passes over the training images", low=1),
     Option("leave_out", str, None, "content", "classes to keep out of training, a,b,c"),
-    Option("learning_rate", float, 0.002, "content", "of AdamW at the start", low=0),
+    Option("learning_rate", float, 0.001, "content", "the highest that AdamW reaches", low=0),
     Option("seed", int, 0, "content", "of everything that is drawn", low=0),
     Option("workers", int, None, "run", "processes that work; default: the whole cluster", low=1),
     Option("ray_address", str, None, "run",
@@ -104,12 +105,42 @@ OPTIONS = _table(
 )  # fmt: skip
 
 
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Read `16G`, `512M` or a number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise ValueError(f"{text!r} is not a size; write 512M or 16G")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def parse_recall(text: str) -> float:
+    """Read a share between 0 and 1, or `exact`, which is 1."""
+    if text == "exact":
+        return 1.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise ValueError(f"{text!r} is not a recall; write 0.95 or exact")
+    return value
+
+
+PARSERS: dict[Any, Callable[[str], Any]] = {"size": parse_size, "recall": parse_recall}
+"""How the two kinds that are typed as text become numbers."""
+
+
 def setting(name: str) -> Any:
     """Make a dataclass field from the option of that name."""
     option = OPTIONS[name]
     if option.default is REQUIRED:
         return dataclasses.field(metadata={"option": option})
-    return dataclasses.field(default=option.default, metadata={"option": option})
+    parse = PARSERS.get(option.type)
+    default = parse(option.default) if parse else option.default
+    return dataclasses.field(default=default, metadata={"option": option})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,30 +307,6 @@ def content_of(settings: Any) -> dict[str, Any]:
         for field in dataclasses.fields(settings)
         if "option" in field.metadata and field.metadata["option"].shapes == "content"
     }
-
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """Read `16G`, `512M` or a number of bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise ValueError(f"{text!r} is not a size; write 512M or 16G")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
-
-
-def parse_recall(text: str) -> float:
-    """Read a share between 0 and 1, or `exact`, which is 1."""
-    if text == "exact":
-        return 1.0
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
-        raise ValueError(f"{text!r} is not a recall; write 0.95 or exact")
-    return value
 
 
 def check(settings: Any) -> None:

@@ -18,21 +18,31 @@ class Progress:
         self.done = 0
         self.failed = 0
         self._started = self._said = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def advance(self, done: int, failed: int = 0) -> None:
         """Count what was finished, and say so if it is time to."""
-        self.done += done
-        self.failed += failed
+        self._count(done, failed)
         now = time.monotonic()
         if now - self._said >= INTERVAL and self.done < self.total:
             self._said = now
             self._say()
 
+    def _count(self, done: int, failed: int) -> None:
+        if self._first is None:  # what comes before it is start-up, and would spoil the estimate
+            self._first = (time.monotonic(), done)
+        self.done += done
+        self.failed += failed
+
     def line(self) -> str:
         """Give one line: stage, done of total, rate, time left, failures."""
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        rate = self.done / elapsed
-        left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "no estimate yet"
+        now = time.monotonic()
+        rate = self.done / max(now - self._started, 1e-9)
+        left = f"{now - self._started:.0f} s"
+        if self.done < self.total:
+            since, before = self._first or (now, 0)
+            steady = (self.done - before) / max(now - since, 1e-9)
+            left = f"{(self.total - self.done) / steady:.0f} s left" if steady else "starting"
         failures = f", {self.failed} failed" if self.failed else ""
         return f"{self.stage}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {left}{failures}"
 
@@ -54,8 +64,8 @@ class _Bar(Progress):
         self.task = self.bar.add_task(stage, total=total)
 
     def advance(self, done: int, failed: int = 0) -> None:
-        self.done += done
-        self.failed += failed
+        """Count what was finished and draw the bar anew."""
+        self._count(done, failed)
         self.bar.update(self.task, completed=self.done, description=self.line())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ from retrieval.training import data
 from retrieval.training.loop import Trained, train
 
 _HISTORY = "history.parquet"
-_NAMED = 10  # photos that could not be read, named on stderr
+_NAMED = 10  # photos named on stderr, of those that cannot be read; the summary counts all
 
 
 def start(settings: TrainSettings) -> Result:
@@ -36,15 +35,14 @@ def start(settings: TrainSettings) -> Result:
     side = settings.image_size
     transform = backbones.first_preset(backbones.SCRATCH, image_size=side, resize="crop")
     items = _items(settings)
-    job = _job(settings, transform, items)
-    commit.begin(folder, "bundle", job, overwrite=settings.overwrite)
+    commit.begin(folder, "bundle", _job(settings, transform, items), overwrite=settings.overwrite)
     if not commit.is_finished(folder):
         photos = data.load(items, transform, seed=settings.seed, max_pixels=settings.max_pixels)
         trained = _train(photos, transform, settings)
         source = backbones.Source(trained.state, transform)
         _put(folder, make_bundle(backbones.SCRATCH, source, "avg", True), trained)
         counts = _counts(photos, trained)
-        watch.write(folder, settings, **counts)
+        watch.write(folder, settings, threads=torch.get_num_threads(), **counts)
         commit.finish(folder, "bundle", counts)
     counts = commit.read_manifest(folder, kind="bundle").counts
     return Result({"output": settings.output, **counts}, _lines(settings.output, counts))
@@ -59,7 +57,10 @@ def _items(settings: TrainSettings) -> list[Item]:
         except (OSError, ValueError, ImportError) as error:
             raise InputError(f"--labels {settings.labels} cannot be read ({error})") from error
         labels = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    return data.labelled(FolderSource(settings.data).items(), labels, _left_out(settings))
+    found = list(FolderSource(settings.data).items())
+    kept = data.labelled(found, labels, _left_out(settings))
+    say(f"train: {len(kept)} of {len(found)} images have a class that is not left out")
+    return kept
 
 
 def _left_out(settings: TrainSettings) -> list[str]:
@@ -81,10 +82,7 @@ def _job(settings: TrainSettings, transform: Transform, items: list[Item]) -> di
 
 def _train(photos: data.Photos, transform: Transform, settings: TrainSettings) -> Trained:
     for failure in photos.failures[:_NAMED]:
-        say(f"train: not read: {failure}")
-    if photos.failures:
-        say(f"train: {len(photos.failures)} images could not be read and are left out")
-    torch.set_num_threads(os.cpu_count() or 1)
+        say(f"train: cannot read {failure}")
     return train(
         photos, transform, epochs=settings.epochs, learning_rate=settings.learning_rate,
         seed=settings.seed, on_epoch=lambda epoch: say(
@@ -97,7 +95,7 @@ def _train(photos: data.Photos, transform: Transform, settings: TrainSettings) -
 def _put(folder: Folder, made: bundle.Bundle, trained: Trained) -> None:
     """Put bundle and history, in place of what a run that was killed left of them."""
     for path in (f"{bundle.MODEL}/{bundle.WEIGHTS}", f"{bundle.MODEL}/{bundle.BUNDLE}", _HISTORY):
-        folder.delete(path)  # another number of cores gives other last bits: no mixture of two
+        folder.delete(path)  # another number of threads gives other last bits: no mixture of two
     bundle.write_bundle(folder, made)
     rows = [vars(epoch) for epoch in trained.history]
     folder.put_new(_HISTORY, sealed_parquet(pa.Table.from_pylist(rows, HISTORY.schema)))
@@ -118,6 +116,5 @@ def _lines(output: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
         f"trained on {counts['training']} images of {counts['classes']} classes for "
         f"{counts['epochs']} epochs, {counts['failures']} failed: {output}",
         f"epoch {counts['best_epoch']} was best on {counts['validation']} other images: "
-        f"{counts['top1']:.1%} have their own class nearest, "
-        f"{counts['accuracy']:.1%} are classified right",
+        f"{counts['top1']:.1%} find their own class first, {counts['accuracy']:.1%} are told right",
     )

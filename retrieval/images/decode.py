@@ -64,13 +64,17 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
         # Pillow warns from the bound on and raises from twice that: make the bound exact
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return _decode_oriented(data)
+            return _decode_oriented(data, max_pixels)
         except Image.DecompressionBombWarning as warning:
             raise Image.DecompressionBombError(str(warning)) from warning
 
 
-def _decode_oriented(data: bytes) -> Pixels:
+def _decode_oriented(data: bytes, max_pixels: int) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > max_pixels:  # filters of warnings do not hold in threads
+            raise Image.DecompressionBombError(
+                f"{image.width} x {image.height} pixels exceed the limit of {max_pixels}"
+            )
         pixels = _jpeg(data) if image.format == "JPEG" and image.mode in ("L", "RGB") else None
         if pixels is None:
             image.load()  # before EXIF is asked for, which in a PNG loads and hides the error

@@ -154,7 +154,7 @@ def read_labels(data: bytes, name: str, split: str | None) -> pa.Table:
     """Read a labels file (CSV or Parquet: image_id,label and maybe split) as (image_id, label).
 
     With a column `split` only the rows of `split` ("gallery" or "queries") count. An empty label
-    is no label. Refused: missing columns, an image named twice.
+    is no label. Refused: columns missing or doubled, an image named twice.
     """
     try:
         source = pa.BufferReader(data)
@@ -168,11 +168,12 @@ def read_labels(data: bytes, name: str, split: str | None) -> pa.Table:
             table = pa.csv.read_csv(source, convert_options=text)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"--labels {name} is neither CSV nor Parquet ({error})") from error
-    missing = {"image_id", "label"} - set(table.column_names)
-    if missing:
-        raise InputError(
-            f"--labels {name} has no column {sorted(missing)[0]}; it needs image_id,label"
-        )
+    for column in ("image_id", "label"):
+        count = table.column_names.count(column)
+        if count != 1:
+            raise InputError(
+                f"--labels {name} has {count or 'no'} column {column}; it needs image_id,label"
+            )
     if split is not None and "split" in table.column_names:
         table = table.filter(pc.equal(table["split"], split))
     table = table.select(["image_id", "label"]).cast(

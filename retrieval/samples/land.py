@@ -23,7 +23,7 @@ from retrieval.samples.coat import (
     draw_eye,
     mix_coat,
 )
-from retrieval.samples.pen import Floats, Pen, Points, Rng, darker, hsv, mirrored, smooth, trail
+from retrieval.samples.pen import Colour, Pen, Points, Rng, darker, hsv, mirrored, smooth, trail
 
 
 def beetle(pen: Pen, rng: Rng) -> None:
@@ -95,7 +95,7 @@ def butterfly(pen: Pen, rng: Rng) -> None:
     pen.oval(0, -0.45, 0.08, 0.08, INK, rise=200)
 
 
-def _wing(pen: Pen, corners: Points, coat: Coat, margin: tuple[int, ...], spot: float) -> None:
+def _wing(pen: Pen, corners: Points, coat: Coat, margin: Colour, spot: float) -> None:
     """Draw a wing: margin, field, veins, dots along the edge and, if `spot` is not 0, an eye."""
     knots = np.asarray(corners)
     outline, root = smooth(knots, closed=True), knots[0]
@@ -249,7 +249,7 @@ def _snake_head(pen: Pen, coat: Coat) -> None:
     """Draw head, slit eyes and forked tongue; one unit is about the body's width here."""
     for fork in (-0.25, 0.25):
         pen.stroke([(1.0, 0), (1.7, 0), (2.1, fork)], (0.14, 0.06), hsv(0.98, 0.8, 0.75))
-    upper: Floats = np.array([(1.15, 0), (0.85, -0.4), (0.2, -0.62), (-0.5, -0.32)])
+    upper = np.array([(1.15, 0), (0.85, -0.4), (0.2, -0.62), (-0.5, -0.32)])
     lower = upper[:0:-1] * (1, -1)
     pen.shape(np.concatenate([upper, lower]), coat.base, rise=215, rim=0.1)
     for y in (-0.36, 0.36):

@@ -26,5 +26,5 @@ DRAWERS: Mapping[str, tuple[Callable[[Pen, Rng], None], float]] = MappingProxyTy
 )
 """What draws each species, and how far (radians) its pose may be turned either way.
 
-Animals seen from above lie about freely; those seen from the side keep their feet down.
+Animals seen from above lie more freely; those seen from the side keep their feet down.
 """

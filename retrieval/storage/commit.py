@@ -118,9 +118,7 @@ def _not_ours(folder: Folder, path: str) -> UsageError:
 
 
 def _refuse(folder: Folder, there: bytes, asked: bytes) -> None:
-    was, now = read_json(there), read_json(asked)
-    if was is None or now is None:
-        raise Damaged(f"{folder.uri(JOB)} was altered; remove {folder.uri()} and run again")
+    was, now = read_job(folder, there), read_job(folder, asked)
     if was["format"] != now["format"] or was["kind"] != now["kind"]:
         raise Mismatch(
             f"{folder.uri()} is a {was['kind']} of format {was['format']}, not a {now['kind']} of "
@@ -268,6 +266,8 @@ def read_manifest(folder: Folder, *, kind: Kind | None = None) -> Manifest:
     return manifest
 
 
+_JOB_KEYS = {"format", "kind", "settings"}
+_MANIFEST_KEYS = {"format", "kind", "job_sha256", "files_sha256", "counts"}
 _WAY_OUT = "remove the folder and run the command that made it again"
 
 
@@ -280,7 +280,7 @@ def _read(folder: Folder, path: str) -> bytes:
 
 def _manifest(data: bytes, inventory: bytes, folder: Folder) -> Manifest:
     values = read_json(data)
-    if values is None:
+    if values is None or not values.keys() >= _MANIFEST_KEYS:
         raise Damaged(f"{folder.uri(MANIFEST)} was altered; {_WAY_OUT}")
     if values["format"] != FORMAT:
         raise Mismatch(
@@ -322,8 +322,13 @@ def read_checked(folder: Folder, expected: FileRecord) -> bytes:
 
 def read_settings(folder: Folder) -> dict[str, Any]:
     """Give what job.json says an output is made of."""
-    values = read_json(_read(folder, JOB))
-    if values is None:
-        raise Damaged(f"{folder.uri(JOB)} was altered; {_WAY_OUT}")
-    settings: dict[str, Any] = values["settings"]
+    settings: dict[str, Any] = read_job(folder, _read(folder, JOB))["settings"]
     return settings
+
+
+def read_job(folder: Folder, data: bytes) -> dict[str, Any]:
+    """Read the bytes of a job.json: format, kind and settings."""
+    values = read_json(data)
+    if values is None or not values.keys() >= _JOB_KEYS:
+        raise Damaged(f"{folder.uri(JOB)} was altered; {_WAY_OUT}")
+    return values

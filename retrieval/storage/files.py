@@ -135,7 +135,7 @@ class LocalFolder(Folder):
                 full = os.path.join(folder, name)
                 relative = os.path.relpath(full, self.root).replace(os.sep, "/")
                 try:
-                    yield Entry(relative, os.stat(full).st_size)
+                    yield Entry(relative, _size(full))
                 except FileNotFoundError:  # another run swept its temporary file meanwhile
                     continue
 
@@ -317,6 +317,14 @@ def retrying(action: Callable[[], Answer], path: str) -> Answer:
                 ) from error
             time.sleep(0.1 * 4**attempt)
     raise AssertionError("unreachable")
+
+
+def _size(path: str) -> int:
+    """Give the size of a file; a link that leads nowhere has its own."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return os.lstat(path).st_size
 
 
 def _remove_empty(folder: Path) -> bool:

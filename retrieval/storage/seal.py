@@ -73,11 +73,16 @@ def sealed_json(values: dict[str, Any]) -> bytes:
 
 
 def read_json(data: bytes) -> dict[str, Any] | None:
-    """Read what `sealed_json` wrote, without the seal; None where the bytes were altered."""
+    """Read what `sealed_json` wrote, without the seal; None where it is anything else."""
     if not is_sealed(io.BytesIO(data)):
         return None
-    values: dict[str, Any] = json.loads(data)
-    values.pop("seal")
+    try:
+        values: Any = json.loads(data)
+    except ValueError:  # another sealed file lies in its place
+        return None
+    if not isinstance(values, dict):
+        return None
+    values.pop("seal", None)
     return values
 
 

@@ -17,7 +17,7 @@ from retrieval.errors import Damaged, InputError, LookalikeError
 from retrieval.storage import commit
 from retrieval.storage.files import TEMPORARY, Folder
 from retrieval.storage.seal import is_sealed, notes_of, read_json
-from retrieval.tables import WORK
+from retrieval.tables import KINDS, WORK
 
 
 @dataclass(frozen=True)
@@ -47,33 +47,41 @@ def _there(folder: Folder) -> bool:
 
 
 def _judge(folder: Folder) -> Verdict:
+    """Judge one output: whatever its files resemble, the answer is a verdict."""
     entries = commit.own_entries(folder)
-    kind = "unknown"
+    kind, done = "unknown", ""
+    state: Literal["finished", "unfinished"] = "unfinished"
+    problems: list[str] = []
     try:
-        if not folder.exists(commit.JOB):
-            if entries or commit.is_finished(folder):
-                raise Damaged(f"{folder.uri(commit.JOB)} is missing")
-            return Verdict(folder.uri(), kind, "unfinished", 0, "nothing yet")
-        job = read_json(folder.read(commit.JOB))
-        if job is None:
-            raise Damaged(f"{folder.uri(commit.JOB)} was altered")
-        kind = job["kind"]
-        problems = [
+        if not entries and not any(folder.exists(p) for p in (commit.MANIFEST, commit.INVENTORY)):
+            return Verdict(folder.uri(), kind, state, 0, "nothing yet")
+        kind = _kind(folder)
+        problems += [
             f"{folder.uri(path)} does not belong there" for path in commit.foreign(folder, [kind])
         ]
         if commit.is_finished(folder):
-            manifest = commit.read_manifest(folder)
-            for expected in manifest.files.values():
+            state = "finished"
+            for expected in commit.read_manifest(folder).files.values():
                 problems += _problem(lambda e=expected: commit.read_checked(folder, e))
-            state: Literal["finished", "unfinished"] = "finished"
         else:
             problems += _unsealed(folder)
-            state = "unfinished"
-    except (LookalikeError, ValueError, KeyError, TypeError, OSError) as error:
-        return Verdict(folder.uri(), kind, "damaged", len(entries), "", (str(error),))
-    done = _progress(folder, kind)
-    found = tuple(problems)
-    return Verdict(folder.uri(), kind, "damaged" if found else state, len(entries), done, found)
+        done = _progress(folder, kind)
+    except LookalikeError as error:
+        problems.append(str(error))
+    except Exception as error:  # noqa: BLE001 - rubbish raises anything at all
+        problems.append(f"{folder.uri()} holds what cannot be read ({error})")
+    return Verdict(
+        folder.uri(), kind, "damaged" if problems else state, len(entries), done, tuple(problems)
+    )
+
+
+def _kind(folder: Folder) -> str:
+    if not folder.exists(commit.JOB):
+        raise Damaged(f"{folder.uri(commit.JOB)} is missing")
+    kind = commit.read_job(folder, folder.read(commit.JOB))["kind"]
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise Damaged(f"{folder.uri(commit.JOB)} names no kind of output")
+    return kind
 
 
 def _problem(check: Any) -> list[str]:

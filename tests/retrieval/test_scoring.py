@@ -112,16 +112,19 @@ def test_rows_that_tie_at_the_kth_place_are_kept_by_their_tie_alone(metric, dtyp
 
 
 @every_metric
-def test_near_ties_that_float32_cannot_tell_apart_are_ordered_in_float64(metric):
+@pytest.mark.parametrize("step", [300, 40, 7, 1])
+def test_near_ties_that_float32_cannot_tell_apart_are_ordered_in_float64(metric, step):
     generator = np.random.default_rng(5)
     centre = generator.normal(size=(1, 257))
-    rows = (centre * (1 + 1e-7 * generator.normal(size=(300, 257)))).astype(np.float32)
-    queries = centre.astype(np.float32)
-    cheap, _ = propose(block(queries, metric), block(rows, metric))
-    keys = exact_keys(queries, rows, metric)
+    values = (centre * (1 + 1e-7 * generator.normal(size=(300, 257)))).astype(np.float32)
+    queries, rows = block(centre.astype(np.float32), metric), block(values, metric)
+    keys = exact_keys(queries.values, values, metric)
+    cheap, _ = propose(queries, rows)
     assert not np.array_equal(np.argsort(-cheap[0]), np.argsort(-keys[0]))  # the case is hard
-    expected = brute_force(keys, np.arange(300), 10)
-    assert_same(top_k(block(queries, metric), block(rows, metric), 10), *expected)
+    best, places = TopK(queries, 10), np.arange(300)
+    for part in scoring._slices(300, step):
+        best.push(rows.take(part), places[part], places[part])
+    assert_same(best, *brute_force(keys, places, 10))
 
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])
@@ -135,6 +138,12 @@ def test_pairs_whose_float32_product_overflows_are_decided_in_float64(metric):
     assert 0 < np.isfinite(cheap).sum() < cheap.size  # the case has both
     expected = brute_force(exact_keys(values[:4], values, metric), np.arange(60), 9)
     assert_same(top_k(queries, rows, 9), *expected)
+
+
+def test_a_best_row_whose_product_overflows_is_found_beside_k_that_do_not():
+    rows = float32([[1, 0]] * 20 + [[1e30, 0], [-1e30, 0]])
+    best = top_k(block(float32([[1e10, 0]]), "ip"), block(rows, "ip"), 3)
+    assert best.positions.tolist() == [[20, 0, 1]]
 
 
 @every_metric
@@ -308,13 +317,26 @@ def test_the_bound_holds_where_rounding_adds_up(metric, d, scale):
     assert worst_of_bound(Case(rows, rows), metric) <= 1
 
 
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_the_bound_holds_for_numbers_whose_rounding_is_worst(metric):
+    """One dimension, mantissas just above 1: a rounding may then take all that the bound has."""
+    generator = np.random.default_rng(0)
+    mantissas = (1 + generator.random((2, 1000)) * 1e-3).astype(np.float32)
+    small = mantissas[1] * np.float32(2**-23)  # its square is half of the last bit of 2 q x
+    case = Case(mantissas[0][:, None], small[:, None])
+    assert 0.9 < worst_of_bound(case, metric) <= 1
+
+
 @every_metric
 def test_the_bound_is_narrow_enough_to_spare_nearly_all_pairs(metric):
     generator = np.random.default_rng(0)
     rows = block(generator.normal(size=(5000, 128)).astype(np.float32), metric)
     queries = rows.take(slice(0, 20))
-    q, _ = scoring._survivors(queries, rows, np.full(20, -np.inf), 10)
-    assert 20 * 10 <= len(q) <= 20 * 12  # the 10 that are asked for, and hardly more
+    fresh, _ = scoring._survivors(queries, rows, np.full(20, -np.inf), 10)
+    kth = top_k(queries, rows, 10).keys[:, -1]
+    later, _ = scoring._survivors(queries, rows, kth, 10)
+    for survivors in (fresh, later):  # the 10 that are asked for, and hardly more
+        assert 20 * 10 <= len(survivors) <= 20 * 12
 
 
 # --- nearest, refusals --------------------------------------------------------------------------

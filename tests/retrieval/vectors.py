@@ -151,9 +151,7 @@ def make_store(
     count = images if images is not None else len(vectors)
     folder = open_folder(str(root))
     bundle = tiny_bundle(vectors.shape[1])
-    commit.begin(
-        folder, "store", {"embedding_dtype": str(vectors.dtype), "bundle": bundle.digest}
-    )
+    commit.begin(folder, "store", {"embedding_dtype": str(vectors.dtype), "bundle": bundle.digest})
     write_bundle(folder, bundle)
     listing = _listing(count, labels)
     _put_segment(folder, listing, chunk_rows)

@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 
 from retrieval.errors import InputError
-from retrieval.storage.files import is_remote
+from retrieval.storage.files import is_remote, local_path
 from retrieval.tables import Item
 
 SUFFIXES = frozenset(
@@ -39,7 +39,7 @@ class FolderSource:
             raise InputError(f"{self.root} holds no images; name a folder with photos")
 
     def _local(self) -> Iterator[Item]:
-        root = os.path.abspath(os.path.expanduser(self.root))
+        root = local_path(self.root)
         if not os.path.exists(root):
             raise InputError(f"{self.root} does not exist; name a folder with images")
         if not os.path.isdir(root):
@@ -57,6 +57,8 @@ class FolderSource:
             raise InputError(f"{self.root} cannot be listed ({error})") from error
         if not found and not system.exists(root):
             raise InputError(f"{self.root} does not exist; name a folder with images")
+        if root in found:
+            raise InputError(f"{self.root} is not a folder; name a folder with images")
         for path, info in found.items():
             if is_image(path):
                 name = path.removeprefix(root.rstrip("/") + "/")
@@ -87,7 +89,8 @@ def _files(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str
 
 def is_image(path: str) -> bool:
     """Tell by the suffix, in any case, whether a file is listed as an image."""
-    return path.rsplit("/", 1)[-1].rpartition(".")[2].lower() in SUFFIXES
+    _, dot, suffix = path.rsplit("/", 1)[-1].rpartition(".")
+    return bool(dot) and suffix.lower() in SUFFIXES
 
 
 def parent(image_id: str) -> str | None:

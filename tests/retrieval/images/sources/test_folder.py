@@ -1,0 +1,264 @@
+"""Folders of images: which files are offered, under which ids, and what opens them again."""
+
+import os
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from retrieval.errors import InputError
+from retrieval.images.sources.folder import SUFFIXES, FolderSource, is_image, parent, readable
+from retrieval.storage.files import read_uri
+
+
+def ids(source):
+    return sorted(item.image_id for item in source.items())
+
+
+class SourceTests(ABC):
+    """What every source promises: each image once, its id, its label, its size, and its bytes."""
+
+    @abstractmethod
+    def root(self):
+        """A fixture that gives the URI of a root that does not exist yet."""
+
+    @abstractmethod
+    def put(self, root, name, data):
+        """Lay a file below the root."""
+
+    def source(self, root, *names):
+        for name in names:
+            self.put(root, name, name.encode())
+        return FolderSource(root)
+
+    def test_each_image_is_offered_once_with_its_size_and_opens_by_its_path(self, root):
+        names = ["a.jpg", "cats/a.jpg", "cats/big/b.png", "dogs/c.webp", "zoo/cats/d.gif"]
+        items = sorted(self.source(root, *names).items(), key=lambda item: item.image_id)
+        assert [item.image_id for item in items] == names
+        for item in items:
+            assert read_uri(item.path) == item.image_id.encode()
+            assert item.size == len(item.image_id.encode())
+
+    def test_the_label_is_the_folder_an_image_lies_in(self, root):
+        source = self.source(root, "a.jpg", "cats/a.jpg", "cats/big/b.jpg")
+        labels = {item.image_id: item.label for item in source.items()}
+        assert labels == {"a.jpg": None, "cats/a.jpg": "cats", "cats/big/b.jpg": "big"}
+
+    @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+    def test_a_suffix_counts_in_any_case(self, root, suffix):
+        names = [f"{number}.{name}" for number, name in enumerate({suffix, suffix.upper()})]
+        names.append("mixed." + suffix[0].upper() + suffix[1:].lower())
+        assert ids(self.source(root, *names)) == sorted(names)
+
+    def test_other_files_are_left_out(self, root):
+        others = ["notes.txt", "jpg", "a/png", "a.jpg.bak", "a.jpgx", "a.jpg/b", "README", "a."]
+        assert ids(self.source(root, "x.jpg", *others)) == ["x.jpg"]
+
+    def test_odd_names_are_kept(self, root):
+        names = [
+            "it's & <b>bold.jpg",
+            "two  spaces /a b.jpg",
+            "Grüße – 猫.jpg",
+            "e\u0301.jpg",  # not composed: another name than the next
+            "\u00e9.jpg",
+            "100%.jpg",
+            "a%20b.jpg",
+            "a#b?c.jpg",
+            "[a]*.jpg",
+            ".hidden.jpg",
+            "new\nline.jpg",
+            "a-b.jpg",
+            "a/b.jpg",
+        ]
+        source = self.source(root, *names)
+        assert ids(source) == sorted(names)
+        for item in source.items():
+            assert read_uri(item.path) == item.image_id.encode()
+
+    def test_a_slash_at_the_end_of_the_root_makes_no_difference(self, root):
+        source = self.source(root, "cats/a.jpg", "b.jpg")
+        assert sorted(FolderSource(root + "/").items(), key=str) == sorted(source.items(), key=str)
+
+    def test_a_missing_root_is_refused(self, root):
+        for use in (ids, FolderSource.check):
+            with pytest.raises(InputError, match="does not exist"):
+                use(FolderSource(root))
+
+    def test_a_file_as_root_is_refused(self, root):
+        self.put(root, "a.jpg", b"1")
+        with pytest.raises(InputError, match="is not a folder"):
+            ids(FolderSource(f"{root}/a.jpg"))
+
+    def test_a_root_without_images_offers_nothing_and_is_refused_by_check(self, root):
+        source = self.source(root, "notes.txt")
+        assert ids(source) == []
+        with pytest.raises(InputError, match="holds no images"):
+            source.check()
+        self.put(root, "a/b/c.jpg", b"1")
+        source.check()
+
+    def test_a_file_that_vanished_is_missing_when_it_is_read(self, root):
+        (item,) = self.source(root, "a.jpg").items()
+        self.remove(root, "a.jpg")
+        with pytest.raises(FileNotFoundError):
+            read_uri(item.path)
+
+
+class TestRemote(SourceTests):
+    @pytest.fixture
+    def root(self):
+        root = f"memory://{uuid.uuid4()}/photos"
+        yield root
+        system = fsspec.filesystem("memory")
+        for path in system.find(root):
+            system.rm_file(path)
+
+    def put(self, root, name, data):
+        fsspec.filesystem("memory").pipe_file(f"{root}/{name}", data)
+
+    def remove(self, root, name):
+        fsspec.filesystem("memory").rm_file(f"{root}/{name}")
+
+    def test_the_last_change_is_not_known(self, root):
+        (item,) = self.source(root, "a.jpg").items()
+        assert item.mtime_ns is None
+
+    @pytest.mark.parametrize("root", ["nonsense://bucket/photos"])
+    def test_an_unknown_kind_of_store_is_refused(self, root):
+        with pytest.raises(InputError, match="nonsense"):
+            ids(FolderSource(root))
+
+
+class TestLocal(SourceTests):
+    @pytest.fixture
+    def root(self, tmp_path):
+        return str(tmp_path / "photos")
+
+    def put(self, root, name, data):
+        path = Path(root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def remove(self, root, name):
+        Path(root, name).unlink()
+
+    def test_the_last_change_is_known(self, root):
+        source = self.source(root, "a.jpg")
+        os.utime(f"{root}/a.jpg", ns=(1, 1_700_000_000_123_456_789))
+        (item,) = source.items()
+        assert item.mtime_ns == 1_700_000_000_123_456_789
+
+    @pytest.mark.parametrize("form", ["photos", "./photos", "../{name}/photos", "~/photos"])
+    def test_paths_are_absolute_however_the_root_is_named(self, root, monkeypatch, form):
+        self.put(root, "a b/c.jpg", b"1")
+        here = Path(root).parent
+        monkeypatch.chdir(here)
+        monkeypatch.setenv("HOME", str(here))
+        (item,) = FolderSource(form.format(name=here.name)).items()
+        assert (item.image_id, item.path) == ("a b/c.jpg", f"{root}/a b/c.jpg")
+
+    def test_a_file_uri_names_a_local_folder(self, root):
+        self.put(root, "a b/c.jpg", b"1")
+        (item,) = FolderSource(f"file://{root}").items()
+        assert (item.image_id, item.path) == ("a b/c.jpg", f"{root}/a b/c.jpg")
+
+    def test_names_that_are_not_utf_8_are_written_with_percents_and_open_again(self, root):
+        for name in (b"caf\xe9.jpg", b"\xff/\xc3\xbc\xfc.jpg", b"100%25 \xe9.jpg"):
+            path = os.path.join(os.fsencode(root), name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            Path(os.fsdecode(path)).write_bytes(name)
+        source = FolderSource(root)
+        assert ids(source) == ["%FF/ü%FC.jpg", "100%25 %E9.jpg", "caf%E9.jpg"]
+        assert {read_uri(item.path) for item in source.items()} == {
+            b"caf\xe9.jpg",
+            b"\xff/\xc3\xbc\xfc.jpg",
+            b"100%25 \xe9.jpg",
+        }
+        assert all(item.path.encode() for item in source.items())
+
+    def test_links_to_files_and_folders_are_followed_under_their_own_names(self, root):
+        self.put(root, "cats/a.jpg", b"1")
+        self.put(root, "../elsewhere/b.jpg", b"12")
+        os.symlink("cats/a.jpg", f"{root}/link.jpg")
+        os.symlink("../elsewhere", f"{root}/dogs")
+        items = {item.image_id: item for item in FolderSource(root).items()}
+        assert sorted(items) == ["cats/a.jpg", "dogs/b.jpg", "link.jpg"]
+        assert items["dogs/b.jpg"].size == 2
+        assert items["dogs/b.jpg"].label == "dogs"
+
+    def test_a_link_to_a_folder_above_is_not_followed(self, root):
+        self.put(root, "cats/deep/a.jpg", b"1")
+        os.symlink("..", f"{root}/cats/up")
+        os.symlink(".", f"{root}/cats/here")
+        os.symlink(root, f"{root}/cats/deep/root")
+        assert ids(FolderSource(root)) == ["cats/deep/a.jpg"]
+
+    def test_two_folders_that_link_to_each_other_end(self, root):
+        self.put(root, "a/1.jpg", b"1")
+        self.put(root, "b/2.jpg", b"2")
+        os.symlink("../b", f"{root}/a/b")
+        os.symlink("../a", f"{root}/b/a")
+        assert ids(FolderSource(root)) == ["a/1.jpg", "a/b/2.jpg", "b/2.jpg", "b/a/1.jpg"]
+
+    def test_the_root_may_be_a_link(self, root):
+        self.put(root, "a.jpg", b"1")
+        os.symlink(root, root + "-link")
+        assert ids(FolderSource(root + "-link")) == ["a.jpg"]
+
+    def test_a_link_to_nothing_is_offered_if_it_is_named_like_an_image(self, root):
+        """So that it fails and stands in the ledger, as a file that vanished does."""
+        self.put(root, "a.jpg", b"1")
+        os.symlink("nowhere", f"{root}/dangling.jpg")
+        os.symlink("circle.jpg", f"{root}/circle.jpg")
+        os.symlink("nowhere", f"{root}/dangling.txt")
+        os.symlink("nowhere", f"{root}/folder")
+        items = {item.image_id: item for item in FolderSource(root).items()}
+        assert sorted(items) == ["a.jpg", "circle.jpg", "dangling.jpg"]
+        for name in ("circle.jpg", "dangling.jpg"):
+            with pytest.raises(OSError, match=r"symbolic links|No such file"):
+                read_uri(items[name].path)
+
+    def test_what_is_neither_file_nor_folder_is_left_out(self, root):
+        self.put(root, "a.jpg", b"1")
+        os.mkfifo(f"{root}/pipe.jpg")
+        os.mkdir(f"{root}/folder.jpg")
+        os.symlink("/dev/null", f"{root}/null.jpg")
+        assert ids(FolderSource(root)) == ["a.jpg"]
+
+    def test_an_empty_root(self, root):
+        os.mkdir(root)
+        assert ids(FolderSource(root)) == []
+        with pytest.raises(InputError, match="holds no images"):
+            FolderSource(root).check()
+
+    def test_a_folder_that_cannot_be_listed_is_refused_by_name(self, root, monkeypatch):
+        self.put(root, "cats/a.jpg", b"1")
+        listed = os.scandir
+
+        def scandir(path):
+            if str(path).endswith("cats"):
+                raise PermissionError(13, "Permission denied", path)
+            return listed(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        with pytest.raises(InputError, match=r"photos/cats cannot be listed \(Permission denied\)"):
+            ids(FolderSource(root))
+
+
+def test_options_stay_out_of_what_is_printed():
+    assert "hunter2" not in repr(FolderSource("s3://bucket", {"secret": "hunter2"}))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("a.jpg", True), ("b/a.JPG", True), ("jpg", False), ("b.jpg/a", False), ("a.b.png", True)],
+)
+def test_the_suffix_of_the_name_tells_an_image(path, expected):
+    assert is_image(path) is expected
+
+
+def test_small_words():
+    assert (parent("a.jpg"), parent("x/a.jpg"), parent("x/y/a.jpg")) == (None, "x", "y")
+    assert readable(os.fsdecode(b"\x80\xff%41\xc3\xbc")) == "%80%FF%41ü"

@@ -1,0 +1,361 @@
+"""The listing: every image once, in one order, in bytes that depend on the images alone."""
+
+import hashlib
+import io
+import random
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval.errors import InputError
+from retrieval.images import listing
+from retrieval.images.chunks import ROW_GROUP_CHUNKS
+from retrieval.images.listing import digest, read_chunk, read_labels, write_listing
+from retrieval.storage.files import LocalFolder
+from retrieval.storage.seal import is_sealed
+from retrieval.tables import LISTING, Item
+
+IDS = st.lists(
+    st.text("ab-/.%Zz~äé\u0301猫\U0001f408\uffff", min_size=1, max_size=6) | st.text(min_size=1),
+    unique=True,
+    max_size=30,
+)
+
+
+def item(image_id, *, label=None, mtime_ns=5):
+    return Item(image_id, f"/root/{image_id}", len(image_id), mtime_ns, label)
+
+
+def items(count):
+    return [item(f"{number:06d}.jpg", label=f"class{number % 3}") for number in range(count)]
+
+
+def written(offered, **options):
+    """The listing of some items: its bytes, and what write_listing answered."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "listing.parquet")
+        answer = write_listing(offered, target, **options)
+        return target.read_bytes(), answer
+
+
+def table_of(offered, **options):
+    return pq.read_table(io.BytesIO(written(offered, **options)[0]))
+
+
+def ids_of(offered, **options):
+    return table_of(offered, **options)["image_id"].to_pylist()
+
+
+# --- order and content ---
+
+
+@settings(deadline=None, max_examples=20)
+@given(IDS, st.randoms())
+def test_the_order_is_that_of_the_ids_bytes_whatever_order_they_come_in(ids, chance):
+    shuffled = chance.sample(ids, len(ids))
+    data, (rows, _) = written(map(item, shuffled))
+    table = pq.read_table(io.BytesIO(data))
+    assert table["image_id"].to_pylist() == sorted(ids, key=str.encode)
+    assert table["row"].to_pylist() == list(range(rows)) == list(range(len(ids)))
+    assert data == written(map(item, ids))[0]
+
+
+def test_folders_are_no_units_of_the_order():
+    assert ids_of(map(item, ["a/b", "a-b", "a.b", "A", "a", "ä", "a/"])) == [
+        "A", "a", "a-b", "a.b", "a/", "a/b", "ä",
+    ]  # fmt: skip
+
+
+def test_every_column_is_as_the_source_said():
+    offered = [
+        Item("b", "s3://x/b", 7, None, None),
+        Item("a", "/x/a", 0, 1_700_000_000_123_456_789, "cat"),
+        Item("c", "/x/c", 1 << 40, 0, ""),
+    ]
+    table = table_of(offered)
+    assert table.schema.equals(LISTING.schema)
+    assert [tuple(row.values())[1:] for row in table.to_pylist()] == [
+        ("a", "/x/a", 0, 1_700_000_000_123_456_789, "cat"),
+        ("b", "s3://x/b", 7, None, None),
+        ("c", "/x/c", 1 << 40, 0, ""),
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 63, 64, 65, 200])
+def test_same_bytes_for_any_order_and_any_batches(count, monkeypatch):
+    offered = items(count)
+    wanted, answer = written(offered, chunk_rows=2)
+    assert answer == (count, 2)
+    for seed, batch in enumerate((1, 7, 1 << 14)):
+        monkeypatch.setattr(listing, "_BATCH", batch)
+        shuffled = random.Random(seed).sample(offered, count)
+        assert written(iter(shuffled), chunk_rows=2) == (wanted, answer)
+
+
+def test_the_digest_is_that_of_its_bytes(tmp_path):
+    write_listing(items(10), tmp_path / "x", chunk_rows=2)
+    assert digest(tmp_path / "x") == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+
+
+def test_a_listing_is_sealed_and_its_row_groups_are_whole_chunks():
+    data, _ = written(items(100), chunk_rows=3)
+    assert is_sealed(io.BytesIO(data))
+    metadata = pq.read_metadata(io.BytesIO(data))
+    groups = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+    assert groups == [3 * ROW_GROUP_CHUNKS] * 2 + [100 % (3 * ROW_GROUP_CHUNKS)]
+
+
+def test_the_chunk_size_follows_the_rows_that_are_kept():
+    assert written(items(300))[1] == (300, 256)
+    assert written(items(300), limit=10)[1] == (10, 256)
+    assert written(items(300), chunk_rows=7)[1] == (300, 7)
+    assert written([])[1] == (0, 256)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5, 20, 10**9])
+def test_a_limit_keeps_the_first_rows_of_the_order(limit):
+    offered = random.Random(0).sample(items(20), 20)
+    data, (rows, _) = written(offered, limit=limit)
+    assert rows == min(limit, 20)
+    table = pq.read_table(io.BytesIO(data))
+    assert table["image_id"].to_pylist() == [i.image_id for i in items(20)][:limit]
+
+
+def test_two_images_of_one_id_are_refused_naming_both():
+    offered = [*items(5), Item("000003.jpg", "/other/3", 1, 1, None)]
+    with pytest.raises(InputError, match=r"000003\.jpg .*/other/3 and /root/000003\.jpg"):
+        written(offered)
+
+
+def test_ids_that_only_look_alike_are_two():
+    assert ids_of(map(item, ["\u00e9", "e\u0301", "a", "A", "a "])) == [
+        "A", "a", "a ", "e\u0301", "\u00e9",
+    ]  # fmt: skip
+
+
+# --- labels ---
+
+
+def labels_of(offered, labels):
+    rows = table_of(offered, labels=labels).to_pylist()
+    return {row["image_id"]: row["label"] for row in rows}
+
+
+def given_labels(**values):
+    return pa.table(
+        {"image_id": pa.array(list(values), pa.string()), "label": pa.array(values.values())}
+    )
+
+
+def test_given_labels_stand_instead_of_all_others():
+    offered = [item("a", label="folder"), item("b", label="folder"), item("c")]
+    labels = given_labels(c="dog", a="cat", nobody="bird")
+    assert labels_of(offered, labels) == {"a": "cat", "b": None, "c": "dog"}
+    assert labels_of(offered, None) == {"a": "folder", "b": "folder", "c": None}
+
+
+def test_the_order_of_labels_makes_no_difference():
+    offered = items(50)
+    values = {i.image_id: f"label {n % 7}" for n, i in enumerate(offered)}
+    turned = dict(reversed(values.items()))
+    assert (
+        written(offered, labels=given_labels(**values))
+        == written(offered, labels=given_labels(**turned))
+    )  # fmt: skip
+
+
+def as_csv(rows, columns):
+    def cell(value):
+        return '"' + str(value).replace('"', '""') + '"'
+
+    lines = [",".join(columns), *(",".join(map(cell, row)) for row in rows)]
+    return ("\n".join(lines) + "\n").encode(), "labels.csv"
+
+
+def as_parquet(rows, columns):
+    sink = io.BytesIO()
+    pq.write_table(pa.table([list(c) for c in zip(*rows, strict=True)], names=columns), sink)
+    return sink.getvalue(), "LABELS.Parquet"
+
+
+both = pytest.mark.parametrize("form", [as_csv, as_parquet])
+
+
+def read(form, rows, columns=("image_id", "label"), split=None):
+    table = read_labels(*form(rows, columns), split)
+    return dict(zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+
+
+@both
+def test_a_labels_file_is_read(form):
+    rows = [("b/ü.jpg", "cat, black"), ("a.jpg", ""), ("007.jpg", "1"), ("x", "null"), ("y", "NA")]
+    assert read(form, rows) == {
+        "b/ü.jpg": "cat, black", "a.jpg": None, "007.jpg": "1", "x": "null", "y": "NA",
+    }  # fmt: skip
+
+
+@both
+def test_columns_may_stand_in_any_order_among_others(form):
+    columns = ("more", "label", "other", "image_id")
+    assert read(form, [("1", "cat", "x", "a"), ("2", "", "y", "b")], columns) == {
+        "a": "cat",
+        "b": None,
+    }
+
+
+@both
+def test_a_split_takes_its_own_rows(form):
+    rows = [("gallery", "a", "cat"), ("queries", "b", "dog"), ("", "c", "cow")]
+    columns = ("split", "image_id", "label")
+    assert read(form, rows, columns, "gallery") == {"a": "cat"}
+    assert read(form, rows, columns, "queries") == {"b": "dog"}
+    assert read(form, rows, columns) == {"a": "cat", "b": "dog", "c": "cow"}
+    assert read(form, [row[1:] for row in rows], columns[1:], "gallery").keys() == {"a", "b", "c"}
+
+
+@both
+def test_one_image_may_stand_in_both_splits(form):
+    rows = [("gallery", "a", "cat"), ("queries", "a", "dog")]
+    assert read(form, rows, ("split", "image_id", "label"), "queries") == {"a": "dog"}
+
+
+@both
+@pytest.mark.parametrize("missing", ["image_id", "label"])
+def test_a_missing_column_is_named(form, missing):
+    columns = ["image_id", "label"]
+    columns[columns.index(missing)] = "name"
+    with pytest.raises(InputError, match=f"has no column {missing}"):
+        read(form, [("a", "cat")], columns)
+
+
+@both
+def test_an_image_named_twice_is_refused_by_name(form):
+    with pytest.raises(InputError, match="names b twice"):
+        read(form, [("a", "cat"), ("b", "cat"), ("b", "cat")])
+
+
+@both
+def test_a_column_that_stands_there_twice_is_refused(form):
+    with pytest.raises(InputError, match="label"):
+        read(form, [("a", "cat", "dog")], ("image_id", "label", "label"))
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe\0", b"PAR1", b'image_id,label\n"a'])
+def test_rubbish_is_refused_by_name(data, name):
+    with pytest.raises(InputError, match=name):
+        read_labels(data, name, None)
+
+
+def test_numbers_and_categories_of_a_data_frame_are_read_as_text():
+    table = pa.table(
+        {
+            "image_id": pa.array(["a", "b"]).dictionary_encode(),
+            "label": pa.array([3, None]),
+            "split": pa.array(["gallery", "queries"]).dictionary_encode(),
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    for split, wanted in (("gallery", {"a": "3"}), ("queries", {"b": None})):
+        found = read_labels(sink.getvalue(), "x.pq", split)
+        assert found.to_pydict() == {"image_id": list(wanted), "label": list(wanted.values())}
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_names():
+    data = "\ufeffimage_id,label\r\na.jpg,Käse\r\n".encode()
+    assert read_labels(data, "x.csv", None).to_pydict() == {
+        "image_id": ["a.jpg"],
+        "label": ["Käse"],
+    }
+
+
+# --- reading a chunk ---
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return LocalFolder(str(tmp_path_factory.mktemp("listings")))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_a_chunk_is_the_same_as_a_slice_of_the_whole(folder, data):
+    rows, chunk_rows = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 4))
+    path = f"{rows}-{chunk_rows}.parquet"
+    target = Path(folder.uri(path))
+    if not target.exists():
+        write_listing(items(rows), target, chunk_rows=chunk_rows)
+    first = data.draw(st.integers(0, rows - 1))
+    last = data.draw(st.integers(first, rows))
+    assert read_chunk(folder, path, first, last).equals(
+        pq.read_table(target).slice(first, last - first)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return table_of(items(54))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.data())
+def test_row_groups_of_any_size_are_read(folder, whole, groups, data):
+    whole = whole.slice(0, sum(groups))
+    target = folder.uri("groups.parquet")
+    with pq.ParquetWriter(target, whole.schema, write_page_checksum=True) as writer:
+        start = 0
+        for rows in groups:
+            writer.write_table(whole.slice(start, rows))
+            start += rows
+    first = data.draw(st.integers(0, len(whole)))
+    last = data.draw(st.integers(first, len(whole)))
+    assert read_chunk(folder, "groups.parquet", first, last).equals(
+        whole.slice(first, last - first)
+    )
+
+
+def test_only_the_row_groups_of_a_chunk_are_read(folder, monkeypatch):
+    write_listing(items(160), Path(folder.uri("many.parquet")), chunk_rows=2)
+    asked = []
+    read_row_groups = pq.ParquetFile.read_row_groups
+
+    def note(self, groups):
+        asked.append(groups)
+        return read_row_groups(self, groups)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", note)
+    for first, last in ((0, 2), (30, 32), (32, 34), (62, 66), (158, 160)):
+        read_chunk(folder, "many.parquet", first, last)
+    assert asked == [[0], [0], [1], [1, 2], [4]]
+
+
+def test_every_damaged_page_is_found(folder):
+    target = Path(folder.uri("damaged.parquet"))
+    write_listing(items(90), target, chunk_rows=2)
+    sound = target.read_bytes()
+    metadata = pq.read_metadata(target)
+    tried = 0
+    for group in range(metadata.num_row_groups):
+        for place in range(metadata.num_columns):
+            column = metadata.row_group(group).column(place)
+            # the last byte of a column's pages is data, whatever their headers are like
+            start = column.dictionary_page_offset or column.data_page_offset
+            at = start + column.total_compressed_size - 1
+            target.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+            with pytest.raises(OSError, match="CRC"):
+                read_chunk(folder, "damaged.parquet", group * 32, group * 32 + 2)
+            tried += 1
+    assert tried == 3 * len(LISTING.columns)
+    target.write_bytes(sound)
+    assert read_chunk(folder, "damaged.parquet", 0, 90).num_rows == 90
+
+
+def test_a_missing_listing_is_missing(folder):
+    with pytest.raises(FileNotFoundError):
+        read_chunk(folder, "nowhere.parquet", 0, 1)
