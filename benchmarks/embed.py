@@ -80,7 +80,7 @@ def _with_ray(source: str, output: str, backbone: str) -> dict[str, float]:
 
 def _embed(source: str, output: str, backbone: str) -> None:
     from jobs.embed import start
-    from jobs.options import EmbedSettings
+    from jobs.settings import EmbedSettings
 
     start(
         EmbedSettings(

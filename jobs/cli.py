@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import click
 
-from jobs import options
+from jobs import options, settings
 from jobs.options import Option
 from retrieval.errors import LookalikeError
 
@@ -35,17 +35,17 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "run": Verb(options.RunSettings, "jobs.run",
+    "run": Verb(settings.RunSettings, "jobs.run",
                 "The whole job: embed both folders, index, rank, evaluate, report."),
-    "embed": Verb(options.EmbedSettings, "jobs.embed", "Images to a store of vectors."),
-    "index": Verb(options.IndexSettings, "jobs.index", "A store to a sharded IVF index."),
-    "rank": Verb(options.RankSettings, "jobs.rank", "Queries to ranked matches."),
-    "evaluate": Verb(options.EvaluateSettings, "jobs.evaluate", "Matches and labels to measures."),
-    "report": Verb(options.ReportSettings, "jobs.report", "Matches to a page with pictures."),
-    "train": Verb(options.TrainSettings, "jobs.train", "Labelled images to a bundle."),
-    "verify": Verb(options.VerifySettings, "jobs.verify",
+    "embed": Verb(settings.EmbedSettings, "jobs.embed", "Images to a store of vectors."),
+    "index": Verb(settings.IndexSettings, "jobs.index", "A store to a sharded IVF index."),
+    "rank": Verb(settings.RankSettings, "jobs.rank", "Queries to ranked matches."),
+    "evaluate": Verb(settings.EvaluateSettings, "jobs.evaluate", "Matches and labels to measures."),
+    "report": Verb(settings.ReportSettings, "jobs.report", "Matches to a page with pictures."),
+    "train": Verb(settings.TrainSettings, "jobs.train", "Labelled images to a bundle."),
+    "verify": Verb(settings.VerifySettings, "jobs.verify",
                    "Is an output whole and unaltered, and how far is it?"),
-    "demo": Verb(options.DemoSettings, "jobs.demo", "Everything on drawn sample images."),
+    "demo": Verb(settings.DemoSettings, "jobs.demo", "Everything on drawn sample images."),
 }  # fmt: skip
 
 _EXIT_CODES = (

@@ -6,9 +6,9 @@ import os
 
 from jobs import run, train
 from jobs.evaluate import evaluate
-from jobs.options import DemoSettings, RunSettings, TrainSettings
 from jobs.progress import say
 from jobs.result import Result
+from jobs.settings import DemoSettings, RunSettings, TrainSettings
 from retrieval.samples import HELD_OUT, write_samples
 
 SHARD_ROWS = 256

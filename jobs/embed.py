@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster import Cluster, cluster
-from jobs.options import EmbedSettings, Model, content_of
 from jobs.pool import stream
 from jobs.progress import progress, say
 from jobs.result import Result
 from jobs.runfile import Stopwatch
+from jobs.settings import EmbedSettings, Model, content_of
 from retrieval.embeddings import store
 from retrieval.embeddings.segment import claim_segment, finish_store
 from retrieval.errors import InputError

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.embed import read_labels_file
-from jobs.options import EvaluateSettings
 from jobs.result import Result
+from jobs.settings import EvaluateSettings
 from retrieval.evaluation.measures import Measured, measure
 from retrieval.evaluation.truth import judge
 from retrieval.storage import commit

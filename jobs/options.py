@@ -1,7 +1,7 @@
 """Every option once: name, type, default, unit, help, and whether it shapes content.
 
-A stage has one frozen settings dataclass, whose fields name options of this table; the command line
-and the help page are made from it. What *shapes content* goes into job.json and into fingerprints;
+The settings of each stage (`settings.py`), the command line and the help page are made from this
+table. What *shapes content* goes into job.json and into fingerprints;
 what says *how it runs* never changes a byte of the result. Sizes become bytes here, at the edge.
 """
 
@@ -11,12 +11,9 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 from retrieval.errors import UsageError
-
-if TYPE_CHECKING:  # not loaded for --help
-    from retrieval.tables import Metric, Pooling, Resize
 
 Shapes = Literal["content", "run"]
 REQUIRED = object()
@@ -141,172 +138,6 @@ def setting(name: str) -> Any:
     parse = PARSERS.get(option.type)
     default = parse(option.default) if parse else option.default
     return dataclasses.field(default=default, metadata={"option": option})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every verb takes."""
-
-    json: bool = setting("json")
-    debug: bool = setting("debug")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running(Common):
-    """What every verb takes that works on Ray and writes an output."""
-
-    output: str = setting("output")
-    overwrite: bool = setting("overwrite")
-    workers: int | None = setting("workers")
-    ray_address: str | None = setting("ray_address")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """What makes a bundle; the bundle's digest stands for all of it in job.json."""
-
-    backbone: str = setting("backbone")
-    weights: str | None = setting("weights")
-    bundle: str | None = setting("bundle")
-    pooling: Pooling = setting("pooling")
-    normalize: bool = setting("normalize")
-    image_size: int | None = setting("image_size")
-    resize: Resize = setting("resize")
-    seed: int = setting("seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How images are listed, read and embedded."""
-
-    labels: str | None = setting("labels")
-    batch_size: int = setting("batch_size")
-    chunk_rows: int | None = setting("chunk_rows")
-    max_pixels: int = setting("max_pixels")
-    limit: int | None = setting("limit")
-    max_error_rate: float = setting("max_error_rate")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Indexing:
-    """How vectors become an index."""
-
-    metric: Metric = setting("metric")
-    max_index_memory: int = setting("max_index_memory")
-    rows_per_shard: int | None = setting("rows_per_shard")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """How queries are answered."""
-
-    top_k: int = setting("top_k")
-    recall: float = setting("recall")
-    nprobe: int | None = setting("nprobe")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedSettings(Running, Model, Reading):
-    """lookalike embed."""
-
-    input: str = setting("input")
-    embedding_dtype: str = setting("embedding_dtype")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexSettings(Running, Indexing):
-    """lookalike index."""
-
-    embeddings: str = setting("embeddings")
-    seed: int = setting("seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankSettings(Running, Ranking, Reading):
-    """lookalike rank."""
-
-    index: str = setting("index")
-    queries: str = setting("queries")
-    seed: int = setting("seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings(Running, Model, Reading, Indexing, Ranking):
-    """lookalike run."""
-
-    gallery: str = setting("gallery")
-    queries: str = setting("queries")
-    embedding_dtype: str = setting("embedding_dtype")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(Common):
-    """lookalike evaluate."""
-
-    matches: str = setting("matches")
-    labels: str | None = setting("labels")
-    seed: int = setting("seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSettings(Common):
-    """lookalike report."""
-
-    matches: str = setting("matches")
-    output: str = setting("output")
-    title: str = setting("title")
-    max_queries: int = setting("max_queries")
-    seed: int = setting("seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings(Common):
-    """lookalike train."""
-
-    data: str = setting("data")
-    output: str = setting("output")
-    overwrite: bool = setting("overwrite")
-    labels: str | None = setting("labels")
-    image_size: int | None = setting("image_size")
-    epochs: int = setting("epochs")
-    learning_rate: float = setting("learning_rate")
-    leave_out: str | None = setting("leave_out")
-    max_pixels: int = setting("max_pixels")
-    seed: int = setting("seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoSettings(Common):
-    """lookalike demo."""
-
-    output: str = setting("output")
-    seed: int = setting("seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifySettings(Common):
-    """lookalike verify; the path is its one argument."""
-
-    path: str
-
-
-Settings = TypeVar("Settings")
-
-
-def part_of(whole: Any, stage: type[Settings], **given: Any) -> Settings:
-    """Make a stage's settings from those of a chain, field by field of the same name."""
-    names = {field.name for field in dataclasses.fields(stage)}  # type: ignore[arg-type]
-    shared = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole) if f.name in names}
-    return stage(**{**shared, **given})
-
-
-def content_of(settings: Any) -> dict[str, Any]:
-    """Give what shapes content, for job.json."""
-    return {
-        field.name: getattr(settings, field.name)
-        for field in dataclasses.fields(settings)
-        if "option" in field.metadata and field.metadata["option"].shapes == "content"
-    }
 
 
 def check(settings: Any) -> None:

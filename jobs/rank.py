@@ -12,11 +12,11 @@ import pyarrow as pa
 from jobs.cluster import Cluster, cluster
 from jobs.embed import embed, is_store
 from jobs.index import read_table
-from jobs.options import EmbedSettings, RankSettings, content_of, part_of
 from jobs.pool import tasks
 from jobs.progress import progress, say
 from jobs.result import Result
 from jobs.runfile import Stopwatch
+from jobs.settings import EmbedSettings, RankSettings, content_of, part_of
 from retrieval.embeddings.store import Store, failures_path, open_store
 from retrieval.errors import BelowBound, Mismatch
 from retrieval.storage import commit

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.evaluate import Evaluation, evaluate, read_tables
-from jobs.options import ReportSettings
 from jobs.result import Result
+from jobs.settings import ReportSettings
 from retrieval.errors import InputError, LookalikeError, UsageError
 from retrieval.evaluation.truth import DISTRACTOR
 from retrieval.report.contact_sheet import MatchCell, Measure, Page, QueryRow, render

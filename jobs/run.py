@@ -12,7 +12,10 @@ from jobs import embed, index, rank
 from jobs.cluster import cluster
 from jobs.embed import read_labels_file
 from jobs.evaluate import Evaluation, evaluate, flat, lines
-from jobs.options import (
+from jobs.report import build_page
+from jobs.result import Result
+from jobs.runfile import Stopwatch
+from jobs.settings import (
     EmbedSettings,
     IndexSettings,
     RankSettings,
@@ -20,9 +23,6 @@ from jobs.options import (
     content_of,
     part_of,
 )
-from jobs.report import build_page
-from jobs.result import Result
-from jobs.runfile import Stopwatch
 from retrieval.errors import InputError
 from retrieval.images.sources.folder import FolderSource
 from retrieval.storage import commit

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from jobs.options import TrainSettings, content_of
 from jobs.progress import say
 from jobs.result import Result
 from jobs.runfile import Stopwatch
+from jobs.settings import TrainSettings, content_of
 from retrieval.errors import InputError
 from retrieval.images.listing import read_labels
 from retrieval.images.sources.folder import FolderSource

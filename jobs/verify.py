@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.options import VerifySettings
 from jobs.result import Result
+from jobs.settings import VerifySettings
 from retrieval.errors import Damaged, InputError
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import Verdict, verify

@@ -21,7 +21,7 @@ FLOORS = [
     {"retrieval.report", "retrieval.training", "retrieval.costs", "retrieval.samples"},
     {"jobs"},
 ]
-MOST_LINES, MOST_IN_FUNCTION, MOST_IN_JOB = 320, 60, 260
+MOST_LINES, MOST_IN_FUNCTION, MOST_IN_JOB = 320, 60, 210
 
 
 def room_of(module: str) -> str:
@@ -45,8 +45,10 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} & known
-            found.add(node.module)
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            found |= modules
+            if len(modules) < len(node.names):  # something of the package itself
+                found.add(node.module)
     return found & known - {"jobs", "retrieval"}
 
 
@@ -79,7 +81,7 @@ def test_rooms_and_functions_are_small_enough_to_see_whole(path):
     text = path.read_text()
     most = MOST_IN_JOB if path.parent.name == "jobs" else MOST_LINES
     if path.name == "tables.py":
-        most = 400  # a list, which is read by looking things up
+        most = 360  # a list, which is read by looking things up
     assert len(text.splitlines()) <= most
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
@@ -126,7 +128,7 @@ def test_the_packages_are_exactly_two():
 
 def test_nothing_of_this_machine_is_in_the_tree():
     listed = subprocess.run(
-        ["git", "grep", "-nE", r"index-url|/root/|/home/[a-z]", "--", ":!LICENSE", ":!tests"],
+        ["git", "grep", "-nE", r"index-url|/root/|/work/", "--", ":!tests"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert listed.stdout == ""

@@ -12,6 +12,7 @@ from packaging.version import Version
 
 from jobs import options
 from jobs.cli import command_line
+from jobs.settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -63,7 +64,7 @@ def refuse_unknown(command):
     group = command_line()
     with group.make_context(program, [verb, *arguments]) as context:
         parsed = group.get_command(context, verb).make_context(verb, arguments, parent=context)
-    settings = options.RunSettings(**parsed.params)
+    settings = RunSettings(**parsed.params)
     options.check(settings)
     assert parsed.params.keys() <= options.OPTIONS.keys()
     return settings
@@ -111,7 +112,9 @@ def test_ray_start_takes_only_texts():
 def test_a_worker_holds_what_its_tasks_may(group):
     assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    at_once = in_cpus(limits["cpu"]) * options.OPTIONS["max_index_memory"].default
+    at_once = in_cpus(limits["cpu"]) * options.parse_size(
+        options.OPTIONS["max_index_memory"].default
+    )
     assert at_once <= 0.7 * in_bytes(limits["memory"])  # Ray's object store has the other 30 %
 
 

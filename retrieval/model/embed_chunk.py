@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from retrieval.storage.seal import is_sealed, sealed_parquet
 from retrieval.tables import FAILURES, Chunk, ChunkResult, part_table
 
 _MESSAGE = 300  # characters of an error kept in the ledger
+_OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
+"""What Pillow calls the bytes it was given; the place in memory differs from run to run."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def embed_chunk(
     for batch in _batches(items, embedder, decoding, failures):
         size += sum(image.item["size"] for image in batch)
         embedded = embedder.embed([image.pixels for image in batch])
-        stored = embedded.astype(decoding.embedding_dtype)
+        with np.errstate(over="ignore"):  # what float16 cannot hold is found below
+            stored = embedded.astype(decoding.embedding_dtype)
         for image, vector in zip(batch, stored, strict=True):
             if problem := _unfit(vector):
                 failures.append(_failure(image.item, "embed", ValueError(problem)))
@@ -74,6 +78,7 @@ def embed_chunk(
     part = _part(rows, vectors, embedder.bundle.dimension, decoding.embedding_dtype)
     failed = sorted(failures, key=lambda failure: failure["row"])
     ledger = sealed_parquet(pa.Table.from_pylist(failed, FAILURES.schema)) if failed else None
+    _drop_other_ledger(folder, chunk, ledger)
     records = store.put_part(folder, chunk, part, ledger)
     seconds = time.perf_counter() - started
     return ChunkResult(chunk.number, len(rows), len(failed), records, size, seconds)
@@ -92,6 +97,20 @@ def _finished(folder: Folder, chunk: Chunk) -> ChunkResult | None:
     rows = record.rows or 0
     failures = chunk.last - chunk.first - rows
     return ChunkResult(chunk.number, rows, failures, (record,))
+
+
+def _drop_other_ledger(folder: Folder, chunk: Chunk, ledger: bytes | None) -> None:
+    """Remove the ledger of an attempt that was killed before its part, if other images fail now.
+
+    An equal one stays, so that two runs at once never take each other's away.
+    """
+    path = store.failures_path(chunk.number)
+    try:
+        there = folder.read(path)
+    except FileNotFoundError:
+        return
+    if there != ledger:
+        folder.delete(path)
 
 
 def _batches(
@@ -133,7 +152,7 @@ def _image(
 
 
 def _failure(item: dict[str, Any], stage: str, error: BaseException) -> dict[str, Any]:
-    message = " ".join(str(error).split())[:_MESSAGE] or type(error).__name__
+    message = " ".join(_OBJECT.sub("", str(error)).split())[:_MESSAGE] or type(error).__name__
     kept = {key: item[key] for key in ("row", "image_id", "path")}
     return {**kept, "stage": stage, "error": type(error).__name__, "message": message}
 

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from jobs import options
+from jobs import options, settings
 from jobs.cli import VERBS, command_line
 from jobs.result import Result
 from tests.commands import lookalike
@@ -75,7 +75,7 @@ def test_parse_size(text, size):
 
 def test_values_out_of_range_name_the_option():
     with pytest.raises(options.UsageError, match=r"--top-k 0: write at least 1"):
-        options.check(options.RankSettings(index="i", queries="q", output="o", top_k=0))
+        options.check(settings.RankSettings(index="i", queries="q", output="o", top_k=0))
 
 
 def test_every_option_is_used_and_marked():
@@ -89,11 +89,11 @@ def test_every_option_is_used_and_marked():
 
 
 def test_content_leaves_out_how_it_runs():
-    one = options.EmbedSettings(input="i", output="a", workers=1)
-    two = options.EmbedSettings(input="i", output="b", workers=9, overwrite=True, json=True)
-    assert options.content_of(one) == options.content_of(two)
-    other = options.EmbedSettings(input="i", output="a", chunk_rows=300)
-    assert options.content_of(one) != options.content_of(other)
+    one = settings.EmbedSettings(input="i", output="a", workers=1)
+    two = settings.EmbedSettings(input="i", output="b", workers=9, overwrite=True, json=True)
+    assert settings.content_of(one) == settings.content_of(two)
+    other = settings.EmbedSettings(input="i", output="a", chunk_rows=300)
+    assert settings.content_of(one) != settings.content_of(other)
 
 
 def test_a_result_is_one_json_object_on_one_line():

@@ -9,7 +9,7 @@ import pytest
 
 from jobs import index, rank
 from jobs.cluster import Cluster
-from jobs.options import IndexSettings, RankSettings
+from jobs.settings import IndexSettings, RankSettings
 from retrieval.index import sizing
 from tests.stores import write_store
 
@@ -31,7 +31,8 @@ def ranking(tmp_path, monkeypatch):
     where = Cluster("local", None)
     index.build(
         IndexSettings(
-            embeddings=str(tmp_path / "gallery"), output=str(tmp_path / "index"), rows_per_shard=1100
+            embeddings=str(tmp_path / "gallery"), output=str(tmp_path / "index"),
+            rows_per_shard=1100,
         ),
         where,
     )  # fmt: skip

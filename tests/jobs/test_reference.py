@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import run
-from jobs.options import RunSettings
+from jobs.settings import RunSettings
 from retrieval.embeddings.store import open_store, vectors_of
 from retrieval.storage.files import open_folder
 

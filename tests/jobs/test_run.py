@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import embed, index, rank, run
-from jobs.options import EmbedSettings, IndexSettings, RankSettings, RunSettings
+from jobs.settings import EmbedSettings, IndexSettings, RankSettings, RunSettings
 from retrieval.errors import InputError, Mismatch, TooManyFailures
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs import train
-from jobs.options import TrainSettings
+from jobs.settings import TrainSettings
 from retrieval.errors import InputError, LookalikeError, Mismatch, UsageError
 from retrieval.model.bundle import read_bundle
 from retrieval.storage import commit

@@ -1,0 +1,282 @@
+"""Every family of torchvision, its classifier removed, gives what that classifier would read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from retrieval.errors import UsageError
+from retrieval.model import backbones
+from retrieval.model.backbones import (
+    SCRATCH,
+    Extractor,
+    State,
+    check_name,
+    extractor,
+    fit_state,
+    names,
+    network,
+)
+
+# one small member of each family: its dimension, and the side of its own images
+FAMILIES = {
+    "alexnet": (256, 224),
+    "convnext_tiny": (768, 224),
+    "densenet121": (1024, 224),
+    "efficientnet_b0": (1280, 224),
+    "googlenet": (1024, 224),
+    "inception_v3": (2048, 299),
+    "maxvit_t": (512, 224),
+    "mnasnet0_5": (1280, 224),
+    "mobilenet_v2": (1280, 224),
+    "mobilenet_v3_small": (576, 224),
+    "regnet_y_400mf": (440, 224),
+    "resnet18": (512, 224),
+    "shufflenet_v2_x0_5": (1024, 224),
+    "squeezenet1_0": (512, 224),
+    "swin_t": (768, 224),
+    "swin_v2_t": (768, 256),
+    "vgg11": (512, 224),
+    "vit_b_32": (768, 224),
+}
+
+
+def pictures(count: int, side: int) -> Tensor:
+    """Draw normalised images; the first ones are the same for any count."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.stack([torch.randn(3, side, side, generator=generator) for _ in range(count)])
+
+
+def whole(name: str) -> nn.Module:
+    """Make a network of a few classes whose normalisations are not those of a new one."""
+    torch.manual_seed(0)
+    made = network(name, num_classes=3)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return made.eval()
+
+
+@torch.inference_mode()
+def read_by_classifier(model: nn.Module, name: str, images: Tensor) -> Tensor:
+    """Give what a network's own classifier is given, by a hook and without our walk."""
+    seen: list[Tensor] = []
+    child = getattr(model, backbones.classifier_of(model, name))
+    hook = child.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    model(images)
+    hook.remove()
+    return seen[0]
+
+
+@torch.inference_mode()
+def embed(body: Extractor, images: Tensor) -> Tensor:
+    return body(images)
+
+
+class BackboneTests(ABC):
+    """What holds for any backbone; a subclass says which."""
+
+    @pytest.fixture(scope="class")
+    @abstractmethod
+    def case(self, request: pytest.FixtureRequest) -> tuple[str, int, int]:
+        """Give name, dimension and the side of an image."""
+
+    @pytest.fixture(scope="class")
+    def model(self, case) -> nn.Module:
+        return whole(case[0])
+
+    @pytest.fixture(scope="class")
+    def state(self, case, model) -> State:
+        return fit_state(model.state_dict(), case[0])
+
+    @pytest.fixture(scope="class")
+    def body(self, case, state) -> Extractor:
+        return extractor(case[0], state, "avg")
+
+    @pytest.fixture(scope="class")
+    def embedded(self, case, body) -> Tensor:
+        return embed(body, pictures(2, case[2]))
+
+    def test_the_dimension_is_that_of_the_features(self, case, embedded):
+        assert embedded.shape == (2, case[1])
+        assert embedded.dtype == torch.float32
+        assert (embedded.std(1) > 0).all()  # else nothing below could fail
+        assert not torch.equal(embedded[0], embedded[1])
+
+    def test_avg_is_what_the_own_classifier_reads(self, case, model, embedded):
+        """Where that is not pooled yet (AlexNet, VGG, SqueezeNet), it is the mean over places."""
+        read = read_by_classifier(model, case[0], pictures(2, case[2]))
+        expected = read.reshape(2, case[1], -1).mean(-1)
+        torch.testing.assert_close(embedded, expected, rtol=1e-5, atol=1e-6)
+
+    def test_the_same_images_give_the_same_bits(self, case, body, state, embedded):
+        assert torch.equal(embed(body, pictures(2, case[2])), embedded)
+        again = extractor(case[0], state, "avg")
+        assert torch.equal(embed(again, pictures(2, case[2])), embedded)
+
+    def test_an_image_alone_gives_what_it_gives_in_company(self, case, body, embedded):
+        alone = embed(body, pictures(1, case[2]))
+        torch.testing.assert_close(alone, embedded[:1], rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("pooling", ["max", "gem"])
+    def test_other_poolings_have_the_same_dimension_and_other_values(
+        self, case, state, embedded, pooling
+    ):
+        pooled = embed(extractor(case[0], state, pooling), pictures(1, case[2]))
+        assert pooled.shape == (1, case[1])
+        assert torch.isfinite(pooled).all()
+        assert not torch.allclose(pooled, embedded[:1], atol=1e-4)
+
+    def test_nothing_of_the_classifier_is_kept(self, case, model, state, body):
+        child = backbones.classifier_of(model, case[0]) + "."
+        assert not [key for key in state if key.startswith(child)]
+        assert not [p for p in body.parameters() if p.is_meta]
+        assert set(body.body.state_dict()) <= set(state)
+
+
+class TestTorchvision(BackboneTests):
+    @pytest.fixture(scope="class", params=FAMILIES)
+    def case(self, request):
+        return (request.param, *FAMILIES[request.param])
+
+
+class TestScratch(BackboneTests):
+    @pytest.fixture(scope="class")
+    def case(self):
+        return (SCRATCH, 192, 128)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_t", "densenet121", SCRATCH])
+def test_images_of_another_side_than_was_traced_are_embedded_as_the_network_would(name):
+    model = whole(name)
+    images = pictures(1, 160)
+    read = read_by_classifier(model, name, images)
+    embedded = embed(extractor(name, fit_state(model.state_dict(), name), "avg"), images)
+    torch.testing.assert_close(embedded, read.flatten(1), rtol=1e-5, atol=1e-6)
+
+
+# --- parameters from elsewhere ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet() -> State:
+    return dict(whole("resnet18").state_dict())
+
+
+def assert_equal_states(one: State, other: State) -> None:
+    assert list(one) == list(other)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_state_is_kept_value_by_value_in_the_order_of_its_keys(resnet):
+    fitted = fit_state(resnet, "resnet18")
+    assert list(fitted) == sorted(key for key in resnet if not key.startswith("fc."))
+    assert all(torch.equal(fitted[key], resnet[key]) for key in fitted)
+
+
+def changed(state: State, what: str) -> State:
+    """Give a state dict as other programs write it."""
+    if what == "module. before each key":
+        return {f"module.{key}": value for key, value in state.items()}
+    if what == "no classifier":
+        return {key: value for key, value in state.items() if not key.startswith("fc.")}
+    if what == "a classifier of another size":
+        return {**state, "fc.weight": torch.zeros(7, 512), "fc.bias": torch.zeros(7)}
+    if what == "a classifier of another kind":
+        rest = changed(state, "no classifier")
+        return {**rest, "fc.0.weight": torch.zeros(7, 512), "fc.1.scale": torch.zeros(1)}
+    if what == "another order":
+        return dict(reversed(state.items()))
+    return {key: value.double() for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "module. before each key",
+        "no classifier",
+        "a classifier of another size",
+        "a classifier of another kind",
+        "another order",
+        "float64",
+    ],
+)
+def test_what_other_programs_write_is_understood(resnet, what):
+    fitted = fit_state(changed(resnet, what), "resnet18")
+    assert_equal_states(fitted, fit_state(resnet, "resnet18"))
+
+
+def test_missing_batch_counters_are_zero(resnet):
+    """Files older than PyTorch 0.4.1 have none; inference reads none."""
+    old = {key: v for key, v in resnet.items() if not key.endswith("num_batches_tracked")}
+    fitted = fit_state(old, "resnet18")
+    assert set(fitted) == set(fit_state(resnet, "resnet18"))
+    assert fitted["bn1.num_batches_tracked"].item() == 0
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_what_only_helped_training_is_left_out(name):
+    state = dict(whole(name).state_dict())
+    fitted = fit_state(state, name)
+    left = {key.split(".")[0] for key in state.keys() - fitted.keys()}
+    assert left == ({"aux1", "aux2", "fc"} if name == "googlenet" else {"AuxLogits", "fc"})
+
+
+def without(state: State, *keys: str) -> State:
+    return {key: value for key, value in state.items() if key not in keys}
+
+
+def test_missing_unknown_and_misshapen_parameters_are_refused_by_name(resnet):
+    state = without(resnet, "conv1.weight", "bn1.bias")
+    state |= {"head7.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(2, 2)}
+    with pytest.raises(UsageError) as refused:
+        fit_state(state, "resnet18")
+    assert str(refused.value) == (
+        "--weights do not fit --backbone resnet18: missing bn1.bias, conv1.weight; "
+        "unknown head7.weight; of another shape layer1.0.conv1.weight"
+    )
+
+
+def test_of_many_wrong_parameters_three_are_named(resnet):
+    with pytest.raises(UsageError, match=r"missing bn1\.bias, .* and \d+ more; unknown"):
+        fit_state({"features.0.weight": torch.zeros(1)}, "resnet18")
+
+
+def test_weights_of_a_larger_sibling_are_refused(resnet):
+    with pytest.raises(UsageError, match=r"--backbone resnet34: missing layer1\.2\."):
+        fit_state(resnet, "resnet34")
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_all_families_of_torchvision_are_tested():
+    """A family is a module of torchvision; a new one should get a line in FAMILIES."""
+    from torchvision import models
+
+    known = {models.get_model_builder(name).__module__ for name in names() if name != SCRATCH}
+    tested = {models.get_model_builder(name).__module__ for name in FAMILIES}
+    assert known == tested
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("resnet-50", "resnet50"), ("mobilenetv2", "mobilenet_v2"), ("scrach", "scratch")],
+)
+def test_an_unknown_name_names_near_ones(wrong, near):
+    with pytest.raises(UsageError, match=f"--backbone {wrong} is not known; did you mean .*{near}"):
+        check_name(wrong)
+
+
+def test_a_name_near_nothing_names_what_many_take():
+    with pytest.raises(UsageError, match="did you mean resnet50, mobilenet_v2"):
+        check_name("###")
+
+
+def test_a_network_without_classifier_is_refused():
+    with pytest.raises(UsageError, match="no classifier"):
+        backbones.classifier_of(nn.Sequential(nn.Linear(1, 1)), "odd")
