@@ -44,6 +44,15 @@ FAMILIES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More would only wait for each other where tests run beside each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pictures(count: int, side: int) -> Tensor:
     """Draw normalised images; the first ones are the same for any count."""
     generator = torch.Generator().manual_seed(0)
@@ -113,8 +122,7 @@ class BackboneTests(ABC):
         expected = read.reshape(2, case[1], -1).mean(-1)
         torch.testing.assert_close(embedded, expected, rtol=1e-5, atol=1e-6)
 
-    def test_the_same_images_give_the_same_bits(self, case, body, state, embedded):
-        assert torch.equal(embed(body, pictures(2, case[2])), embedded)
+    def test_the_same_images_give_the_same_bits(self, case, state, embedded):
         again = extractor(case[0], state, "avg")
         assert torch.equal(embed(again, pictures(2, case[2])), embedded)
 
@@ -124,9 +132,9 @@ class BackboneTests(ABC):
 
     @pytest.mark.parametrize("pooling", ["max", "gem"])
     def test_other_poolings_have_the_same_dimension_and_other_values(
-        self, case, state, embedded, pooling
+        self, case, body, embedded, pooling
     ):
-        pooled = embed(extractor(case[0], state, pooling), pictures(1, case[2]))
+        pooled = embed(Extractor(body.body, pooling, tokens=body.tokens), pictures(1, case[2]))
         assert pooled.shape == (1, case[1])
         assert torch.isfinite(pooled).all()
         assert not torch.allclose(pooled, embedded[:1], atol=1e-4)
@@ -135,7 +143,7 @@ class BackboneTests(ABC):
         child = backbones.classifier_of(model, case[0]) + "."
         assert not [key for key in state if key.startswith(child)]
         assert not [p for p in body.parameters() if p.is_meta]
-        assert set(body.body.state_dict()) <= set(state)
+        assert set(dict(body.body.named_parameters())) <= set(state)
 
 
 class TestTorchvision(BackboneTests):
