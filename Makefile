@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-output
 
-.PHONY: demo test lint types tests bench browser docs clean
+.PHONY: demo test lint types tests nightly bench browser docs clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ types: $(VENV)/.tested
 
 tests: $(VENV)/.tested
 	$(BIN)/pytest
+
+# all points of the loops of which `make test` takes a sample
+nightly: $(VENV)/.tested
+	$(BIN)/pytest -m nightly --timeout=3600
 
 # what the browser tests of the report need, on Debian
 browser:

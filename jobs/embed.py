@@ -20,9 +20,10 @@ from retrieval.errors import InputError
 from retrieval.images.chunks import chunks
 from retrieval.images.listing import digest, read_labels, write_listing
 from retrieval.images.sources.folder import FolderSource
-from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
-from retrieval.storage.files import Folder, is_remote, open_folder, read_uri
+from retrieval.storage import commit, finished
+from retrieval.storage.files import Folder, is_remote, open_folder
+from retrieval.storage.finished import Manifest
+from retrieval.storage.reading import read_uri
 from retrieval.tables import Chunk, FileRecord
 
 ENGINE = {"engine": "torch", "precision": "fp32"}
@@ -60,8 +61,8 @@ def embed(
             keep_equal=keep_equal,
         )  # fmt: skip
         claim_segment(folder, segment, listing, settings.input)
-    if commit.is_finished(folder):
-        return commit.read_manifest(folder, kind="store")
+    if finished.is_finished(folder):
+        return finished.read_manifest(folder, kind="store")
     from retrieval.model.bundle import write_bundle
 
     write_bundle(folder, bundle)
@@ -94,7 +95,7 @@ def bundle_of(settings: Model, where: Cluster, output: Folder) -> Any:
         names = {field.name for field in dataclasses.fields(Model)}
         return resolve_bundle(**{name: getattr(settings, name) for name in names})
 
-    return resolve() if commit.is_finished(output) else where.connect_while(resolve)
+    return resolve() if finished.is_finished(output) else where.connect_while(resolve)
 
 
 def _list(settings: EmbedSettings, target: Path, split: str | None) -> dict[str, Any]:
@@ -172,4 +173,4 @@ def is_store(path: str) -> bool:
     """Tell a store (or the beginnings of one) from a folder of images."""
     if not is_remote(path) and not Path(path).is_dir():
         return False
-    return open_folder(path).exists(commit.JOB)
+    return open_folder(path).exists(finished.JOB)

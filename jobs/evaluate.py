@@ -14,9 +14,9 @@ from jobs.result import Result
 from jobs.settings import EvaluateSettings
 from retrieval.evaluation.measures import Measured, measure
 from retrieval.evaluation.truth import judge
-from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
+from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.finished import Manifest
 from retrieval.tables import FAILURES, MATCHES, Certificate
 
 
@@ -32,7 +32,7 @@ class Evaluation:
 def start(settings: EvaluateSettings) -> Result:
     """Evaluate matches and say what they are worth."""
     folder = open_folder(settings.matches)
-    manifest = commit.read_manifest(folder, kind="matches")
+    manifest = finished.read_manifest(folder, kind="matches")
     evaluation = evaluate(folder, manifest, settings.labels, settings.seed)
     sentence = Certificate(**manifest.counts["certificate"]).sentence()
     return Result(flat(evaluation), (*lines(evaluation), sentence))
@@ -74,7 +74,7 @@ def read_tables(
     tables = [] if schema is None else [schema.empty_table()]
     for path in sorted(manifest.files):
         if path.startswith(prefix):
-            data = commit.read_checked(folder, manifest.files[path])
+            data = finished.read_checked(folder, manifest.files[path])
             tables.append(pq.read_table(io.BytesIO(data)))
     return pa.concat_tables(tables)
 

@@ -17,9 +17,9 @@ from jobs.runfile import Stopwatch
 from jobs.settings import IndexSettings, content_of
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import Mismatch
-from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
+from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import GALLERY_LABELS, IndexPlan, Metric, ShardResult
 
@@ -39,8 +39,8 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
     commit.begin(
         folder, "index", _job(settings, store), overwrite=settings.overwrite, keep_equal=keep_equal
     )
-    if commit.is_finished(folder):
-        return commit.read_manifest(folder, kind="index")
+    if finished.is_finished(folder):
+        return finished.read_manifest(folder, kind="index")
     from retrieval.index.build import train_index
     from retrieval.index.sizing import plan_index
     from retrieval.model.bundle import read_bundle, write_bundle
@@ -149,7 +149,7 @@ def read_table(folder: Folder, manifest: Manifest, path: str) -> pa.Table:
     """Read a small Parquet file of a finished output, checked."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(io.BytesIO(commit.read_checked(folder, manifest.files[path])))
+    return pq.read_table(io.BytesIO(finished.read_checked(folder, manifest.files[path])))
 
 
 def _summary(output: str, manifest: Manifest) -> Result:

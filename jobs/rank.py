@@ -19,9 +19,9 @@ from jobs.runfile import Stopwatch
 from jobs.settings import EmbedSettings, RankSettings, content_of, part_of
 from retrieval.embeddings.store import Store, failures_path, open_store
 from retrieval.errors import BelowBound, Mismatch
-from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
+from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import FAILURES, Certificate
 
@@ -39,8 +39,8 @@ def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) ->
     """Make matches, going on with what is there; queries may be images or a store."""
     watch = Stopwatch()
     index_folder = open_folder(settings.index)
-    index = commit.read_manifest(index_folder, kind="index")
-    bundle = commit.read_settings(index_folder)["bundle"]
+    index = finished.read_manifest(index_folder, kind="index")
+    bundle = finished.read_settings(index_folder)["bundle"]
     folder = open_folder(settings.output)
     given = open_store(open_folder(settings.queries)) if is_store(settings.queries) else None
     if given is not None and given.bundle != bundle:
@@ -50,12 +50,12 @@ def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) ->
         )
     job = _job(settings, index, given)
     commit.begin(folder, "matches", job, overwrite=settings.overwrite, keep_equal=keep_equal)
-    if not commit.is_finished(folder):
+    if not finished.is_finished(folder):
         queries = given or _embed_queries(settings, where, index_folder)
         certificate = _answer(settings, where, folder, index_folder, index, queries)
         _finish(folder, index_folder, index, queries, certificate)
         watch.write(folder, settings, queries=queries.rows)
-    return commit.read_manifest(folder, kind="matches")
+    return finished.read_manifest(folder, kind="matches")
 
 
 def _job(settings: RankSettings, index: Manifest, queries: Store | None) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _embed_queries(settings: RankSettings, where: Cluster, index: Folder) -> Sto
     from retrieval.model.bundle import read_bundle
 
     output = open_folder(settings.output).child(QUERIES).uri()
-    dtype = commit.read_settings(index)["embedding_dtype"]
+    dtype = finished.read_settings(index)["embedding_dtype"]
     embedding = part_of(
         settings, EmbedSettings, input=settings.queries, output=output, embedding_dtype=dtype,
     )  # fmt: skip
@@ -108,7 +108,7 @@ def _answer(
     sample = np.empty(0, np.int64)
     if nprobe < nlist:
         sample = sample_rows(queries, min(recall.SAMPLE, queries.rows), settings.seed)[1]
-    dtype = commit.read_settings(index_folder)["embedding_dtype"]
+    dtype = finished.read_settings(index_folder)["embedding_dtype"]
     metric = index.counts["metric"]
     task = Task(index_folder, index, dtype, metric, queries, folder, nprobe, k, sample)
     _pass(where, task, index.counts["shards"])
@@ -197,7 +197,7 @@ def summary(output: str, manifest: Manifest) -> Result:
         f"{counts['failures']} queries failed: {output}",
         certificate.sentence(),
     )
-    settings = commit.read_settings(open_folder(output))
+    settings = finished.read_settings(open_folder(output))
     gated = settings["nprobe"] is None
     code = BelowBound.exit_code if gated and certificate.recall < certificate.target else 0
     values = {key: value for key, value in counts.items() if key != "certificate"}

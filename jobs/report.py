@@ -11,9 +11,9 @@ from retrieval.errors import InputError, LookalikeError, UsageError
 from retrieval.evaluation.truth import DISTRACTOR
 from retrieval.report.contact_sheet import MatchCell, Measure, Page, QueryRow, render
 from retrieval.report.thumbnails import thumbnails
-from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
+from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import read_json
 from retrieval.tables import FAILURES, MATCHES, Certificate
 
@@ -25,7 +25,7 @@ _MAX_PIXELS = 178956970
 def start(settings: ReportSettings) -> Result:
     """Write the page, replacing one that is there."""
     folder = open_folder(settings.matches)
-    manifest = commit.read_manifest(folder, kind="matches")
+    manifest = finished.read_manifest(folder, kind="matches")
     try:
         evaluation = evaluate(folder, manifest, None, settings.seed)
     except InputError:
@@ -105,7 +105,7 @@ def _measures(evaluation: Evaluation | None) -> tuple[Measure, ...]:
 def _images_of(queries: str) -> str:
     """Give the folder of images behind a store of queries, where there is one."""
     try:
-        return str(commit.read_settings(open_folder(queries))["input"])
+        return str(finished.read_settings(open_folder(queries))["input"])
     except (OSError, KeyError, LookalikeError):
         return queries
 
@@ -118,7 +118,7 @@ def _shown(top_k: int) -> str:
 
 def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
     """Tell what the matches were made from."""
-    counts, settings = manifest.counts, commit.read_settings(folder)
+    counts, settings = manifest.counts, finished.read_settings(folder)
     facts = [
         ("gallery", f"{counts['gallery']} images"),
         ("queries", f"{counts['queries']} images in {_images_of(settings['queries'])}"),
@@ -128,9 +128,9 @@ def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
     ]
     index = open_folder(settings["index"])
     try:
-        store = open_folder(commit.read_settings(index)["embeddings"])
+        store = open_folder(finished.read_settings(index)["embeddings"])
         facts[0] = (
-            "gallery", f"{counts['gallery']} images in {commit.read_settings(store)['input']}"
+            "gallery", f"{counts['gallery']} images in {finished.read_settings(store)['input']}"
         )  # fmt: skip
         bundle = read_json(index.child("model").read("bundle.json")) or {}
         network = f"{bundle['backbone']}, {bundle['pooling']} pooling"

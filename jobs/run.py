@@ -25,9 +25,9 @@ from jobs.settings import (
 )
 from retrieval.errors import InputError
 from retrieval.images.sources.folder import FolderSource
-from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
+from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.finished import Manifest
 
 REPORT = "report.html"
 
@@ -62,7 +62,7 @@ def run(settings: RunSettings) -> Ran:
         commit.begin(folder, "run", job, overwrite=settings.overwrite, keep_equal=True)
         matches = _stages(settings, where, folder, bundle)
         evaluation = _evaluation(settings, folder.child("matches"), matches)
-        if not commit.is_finished(folder):
+        if not finished.is_finished(folder):
             page = build_page(folder.child("matches"), matches, evaluation, title="lookalike")
             commit.put_once(folder, REPORT, page)
             commit.finish(folder, "run", {"queries": matches.counts["queries"]})

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from retrieval.storage.commit import RUN
 from retrieval.storage.files import Folder
+from retrieval.storage.finished import RUN
 
 _PACKAGES = ("lookalike", "ray", "torch", "torchvision", "faiss-cpu", "pyarrow", "numpy")
 

@@ -17,8 +17,9 @@ from retrieval.images.listing import read_labels
 from retrieval.images.sources.folder import FolderSource
 from retrieval.model import backbones, bundle
 from retrieval.model.resolve import make_bundle
-from retrieval.storage import commit
-from retrieval.storage.files import Folder, open_folder, read_uri
+from retrieval.storage import commit, finished
+from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.reading import read_uri
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import HISTORY, Item, Transform
 from retrieval.training import data
@@ -36,7 +37,7 @@ def start(settings: TrainSettings) -> Result:
     transform = backbones.first_preset(backbones.SCRATCH, image_size=side, resize="crop")
     items = _items(settings)
     commit.begin(folder, "bundle", _job(settings, transform, items), overwrite=settings.overwrite)
-    if not commit.is_finished(folder):
+    if not finished.is_finished(folder):
         photos = data.load(items, transform, seed=settings.seed, max_pixels=settings.max_pixels)
         trained = _train(photos, transform, settings)
         source = backbones.Source(trained.state, transform)
@@ -44,7 +45,7 @@ def start(settings: TrainSettings) -> Result:
         counts = _counts(photos, trained)
         watch.write(folder, settings, threads=torch.get_num_threads(), **counts)
         commit.finish(folder, "bundle", counts)
-    counts = commit.read_manifest(folder, kind="bundle").counts
+    counts = finished.read_manifest(folder, kind="bundle").counts
     return Result({"output": settings.output, **counts}, _lines(settings.output, counts))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from retrieval.embeddings import store
 from retrieval.errors import Mismatch, TooManyFailures
 from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
 from retrieval.storage.files import Folder
+from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import read_json, sealed_json
 from retrieval.tables import FileRecord
 

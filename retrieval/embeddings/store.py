@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
+from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
+from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import read_json
 from retrieval.tables import Chunk, FileRecord, Vectors
 
@@ -84,7 +84,7 @@ class Store:
     @cached_property
     def segment(self) -> dict[str, Any]:
         """Give what segment.json says: images, chunks, chunk_rows, digest of the listing."""
-        data = commit.read_checked(self.folder, self.manifest.files[SEGMENT_JSON])
+        data = finished.read_checked(self.folder, self.manifest.files[SEGMENT_JSON])
         return read_json(data) or {}
 
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[pa.Table]:
@@ -104,14 +104,14 @@ class Store:
                 yield self._read(path)
 
     def _read(self, path: str) -> pa.Table:
-        data = commit.read_checked(self.folder, self.manifest.files[path])
+        data = finished.read_checked(self.folder, self.manifest.files[path])
         return pq.read_table(io.BytesIO(data))
 
 
 def open_store(folder: Folder) -> Store:
-    """Open a finished store; refusals as `commit.read_manifest` has them."""
-    manifest = commit.read_manifest(folder, kind="store")
-    return Store(folder, manifest, commit.read_settings(folder))
+    """Open a finished store; refusals as `finished.read_manifest` has them."""
+    manifest = finished.read_manifest(folder, kind="store")
+    return Store(folder, manifest, finished.read_settings(folder))
 
 
 def pending(folder: Folder, chunks: Iterator[Chunk]) -> list[Chunk]:

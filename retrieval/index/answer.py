@@ -1,7 +1,7 @@
 """The step of a ranking: one shard against every block of queries, each answer put once.
 
-    MATCHES/work/candidates/NPROBE/SHARD-BLOCK.parquet   what the shard found for the block
-    MATCHES/work/exact/SHARD-BLOCK.parquet               for sampled queries, all lists read
+    work/candidates/NPROBE/SHARD-BLOCK.parquet   what the shard found for the block
+    work/exact/SHARD-BLOCK.parquet               for sampled queries, all lists read
 
 A shard is read once; an answer that is there already is not made again.
 """
@@ -22,8 +22,8 @@ from retrieval.index.kmeans import list_metric
 from retrieval.index.search import search_shard
 from retrieval.index.shards import Shard, centroids_of, open_shard
 from retrieval.scoring import block, top_k
-from retrieval.storage.commit import Manifest
 from retrieval.storage.files import Folder
+from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, sealed_parquet
 from retrieval.tables import WORK, Metric, Vectors
 

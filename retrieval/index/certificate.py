@@ -14,7 +14,7 @@ from retrieval.index.kmeans import list_metric
 from retrieval.index.shards import TRAINED, centroids_of, from_bytes
 from retrieval.intervals import bootstrap_mean
 from retrieval.scoring import block
-from retrieval.storage import commit
+from retrieval.storage import finished
 from retrieval.tables import CANDIDATES, Certificate, Neighbours
 
 
@@ -39,7 +39,7 @@ def certify(task: Task, target: float, seed: int) -> tuple[Certificate, int]:
 def _needed(task: Task) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Tell for each sampled query how many lists its exact neighbours need, block by block."""
     measure = list_metric(task.metric)
-    trained = commit.read_checked(task.index, task.manifest.files[TRAINED])
+    trained = finished.read_checked(task.index, task.manifest.files[TRAINED])
     centroids = block(centroids_of(from_bytes(trained)), measure)
     needed, there = [], []
     for number in range(blocks_of(task.queries)):

@@ -26,9 +26,9 @@ from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
 from retrieval.index.kmeans import list_metric
 from retrieval.scoring import Block, TopK, block, nearest, norms_of
-from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
+from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
+from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, notes_of, sealed_parquet
 from retrieval.tables import (
     SHARD_ROWS,
@@ -262,9 +262,9 @@ def open_shard(
     folder: Folder, manifest: Manifest, number: int, metric: Metric, dtype: str
 ) -> Shard:
     """Read a shard of a finished index; checksums are compared before FAISS parses a byte."""
-    data = commit.read_checked(folder, manifest.files[rows_path(number)])
+    data = finished.read_checked(folder, manifest.files[rows_path(number)])
     metadata = pq.read_table(io.BytesIO(data))
-    index = from_bytes(commit.read_checked(folder, manifest.files[shard_path(number)]))
+    index = from_bytes(finished.read_checked(folder, manifest.files[shard_path(number)]))
     if index.ntotal != len(metadata):
         raise Damaged(f"{folder.uri(shard_path(number))} has {index.ntotal} rows, not "
                       f"{len(metadata)}; make the index again")  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 from urllib.error import URLError
 
@@ -27,6 +28,8 @@ SCRATCH = "scratch"
 CLASSIFIERS = ("fc", "classifier", "heads", "head")
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PLAIN_SIZE = 224
+_POSITIONS = "encoder.pos_embedding"
+"""Of a vision transformer: it reads images of one size, and its parameters tell which."""
 
 State = dict[str, Tensor]
 
@@ -54,28 +57,33 @@ def check_name(name: str) -> None:
         raise UsageError(f"--backbone {name} is not known; did you mean {near}?")
 
 
-def network(name: str, *, num_classes: int = 1000) -> nn.Module:
-    """Make a network of random parameters, with its classifier."""
+def network(name: str, *, num_classes: int = 1000, state: State | None = None) -> nn.Module:
+    """Make a network of random parameters, with its classifier, of the size that `state` is for."""
     check_name(name)
     if name == SCRATCH:
         return ScratchCNN(num_classes)
-    made: nn.Module = models.get_model(name, weights=None, **_extra(name), num_classes=num_classes)
+    extra = _extra(name, state or {})
+    made: nn.Module = models.get_model(name, weights=None, **extra, num_classes=num_classes)
     return made
 
 
-def _skeleton(name: str) -> nn.Module:
+def _skeleton(name: str, state: State) -> nn.Module:
     """Make a network without memory for parameters, where that can be done."""
     try:
         with torch.device("meta"):
-            return network(name)
+            return network(name, state=state)
     except NotImplementedError:  # RegNet computes its widths with tensors
-        return network(name).to("meta")
+        return network(name, state=state).to("meta")
 
 
-def _extra(name: str) -> dict[str, Any]:
-    """Give what two old networks need so that torchvision's weights mean what they should."""
+def _extra(name: str, state: State) -> dict[str, Any]:
+    """Give what some networks need so that torchvision's weights mean what they should."""
     if name in ("googlenet", "inception_v3"):
         return {"transform_input": True, "init_weights": False, "aux_logits": True}
+    positions = state.get(_POSITIONS, torch.empty(0)).shape
+    if name.startswith("vit_") and len(positions) == 3:  # one a patch, and one of the class token
+        side = isqrt(max(positions[1] - 1, 1))
+        return {"image_size": side * int(name.rsplit("_", 1)[1])}
     return {}
 
 
@@ -123,10 +131,10 @@ def fit_state(state: State, name: str) -> State:
     A `module.` prefix, a missing or another classifier and missing batch counters are understood;
     anything else is refused, naming the keys.
     """
-    model = _skeleton(name)
+    given = {key.removeprefix("module."): value for key, value in state.items()}
+    model = _skeleton(name, given)
     prefix = classifier_of(model, name) + "."
     wanted = {key: value for key, value in model.state_dict().items() if not _aside(key, prefix)}
-    given = {key.removeprefix("module."): value for key, value in state.items()}
     given = {key: value for key, value in given.items() if not _aside(key, prefix)}
     missing = sorted(k for k in wanted if k not in given and not k.endswith("num_batches_tracked"))
     extra = sorted(key for key in given if key not in wanted)
@@ -170,7 +178,7 @@ class Extractor(nn.Module):
 
 def extractor(name: str, state: State, pooling: Pooling) -> Extractor:
     """Make the feature extractor of a backbone with the parameters that `fit_state` gave."""
-    model = _skeleton(name).eval()
+    model = _skeleton(name, state).eval()
     versioned = OrderedDict(state)  # some networks read old layouts by the version noted beside
     versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # noqa: SLF001
     model.load_state_dict(versioned, strict=False, assign=True)

@@ -79,10 +79,10 @@ def write_bundle(output: Folder, bundle: Bundle) -> None:
 
 def read_bundle(place: Folder) -> Bundle:
     """Read a bundle from an output (its `model/`) or from the folder that holds bundle.json."""
-    folder = place if place.exists(BUNDLE) else place.child(MODEL)
     try:
+        folder = place if place.exists(BUNDLE) else place.child(MODEL)
         data, weights = folder.read(BUNDLE), folder.read(WEIGHTS)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{place.uri()} holds no bundle (model/bundle.json and weights.safetensors); "
             "name what `lookalike train` or `embed` wrote"

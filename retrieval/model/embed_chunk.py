@@ -24,7 +24,8 @@ from retrieval.images.decode import decode
 from retrieval.images.listing import read_chunk
 from retrieval.model.embedding import Embedder
 from retrieval.storage import commit
-from retrieval.storage.files import Folder, read_uri
+from retrieval.storage.files import Folder
+from retrieval.storage.reading import read_uri
 from retrieval.storage.seal import is_sealed, sealed_parquet
 from retrieval.tables import FAILURES, Chunk, ChunkResult, part_table
 

@@ -7,7 +7,8 @@ import torch
 from retrieval.errors import InputError, UsageError
 from retrieval.model import backbones
 from retrieval.model.bundle import Bundle, load_weights, pack, read_bundle
-from retrieval.storage.files import open_folder, read_uri
+from retrieval.storage.files import open_folder
+from retrieval.storage.reading import read_uri
 from retrieval.tables import Pooling, Resize
 
 RANDOM = "random"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from retrieval.errors import LookalikeError
 from retrieval.images.decode import decode_full
-from retrieval.storage.files import read_uri
+from retrieval.storage.reading import read_uri
 
 QUALITY = 80
 """Below it the edges of small pictures ring visibly; above it the bytes grow and the eye gains

@@ -10,32 +10,18 @@ is one conditional put.
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import socket
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import fsspec
-import psutil
 
-from retrieval.errors import StorageFailure
-
-TEMPORARY = ".tmp-"
-_STALE_SECONDS = 24 * 3600
-_ATTEMPTS = 4
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_PERMANENT_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors that come again however often one tries; all other OSErrors may pass."""
-
-Answer = TypeVar("Answer")
+from retrieval.storage.temporary import TEMPORARY, is_abandoned, temporary_name
 
 
 def _nothing(when: Literal["before", "after"], operation: str, path: str) -> None:
@@ -46,7 +32,8 @@ seam: Callable[[Literal["before", "after"], str, str], None] = _nothing
 
 
 @contextmanager
-def _operation(name: str, path: str) -> Iterator[None]:
+def operation(name: str, path: str) -> Iterator[None]:
+    """Surround one operation on storage by the seam."""
     seam("before", name, path)
     yield
     seam("after", name, path)
@@ -126,7 +113,7 @@ class LocalFolder(Folder):
         return LocalFolder(self.uri(path))
 
     def open(self, path: str) -> BinaryIO:
-        with _operation("read", self.uri(path)):
+        with operation("read", self.uri(path)):
             return open(self.uri(path), "rb")
 
     def entries(self, below: str = "") -> Iterator[Entry]:
@@ -142,7 +129,7 @@ class LocalFolder(Folder):
     def put(self, path: str, data: bytes) -> None:
         with self._temporary(path) as name:
             _write(name, data)
-            with _operation("replace", self.uri(path)):
+            with operation("replace", self.uri(path)):
                 os.replace(name, self.uri(path))
 
     def put_new(self, path: str, data: bytes) -> bool:
@@ -154,7 +141,7 @@ class LocalFolder(Folder):
         with self._temporary(path) as name:
             write(name)
             _sync(name)
-            with _operation("link", self.uri(path)):
+            with operation("link", self.uri(path)):
                 try:
                     os.link(name, self.uri(path))
                 except FileExistsError:
@@ -162,7 +149,7 @@ class LocalFolder(Folder):
         return True
 
     def delete(self, path: str) -> None:
-        with _operation("delete", self.uri(path)):
+        with operation("delete", self.uri(path)):
             Path(self.uri(path)).unlink(missing_ok=True)
             for folder in Path(self.uri(path)).parents:  # object stores have no empty folders
                 if str(folder) == self.root or not _remove_empty(folder):
@@ -171,15 +158,15 @@ class LocalFolder(Folder):
     def sweep(self) -> None:
         for entry in self.entries():
             name = entry.path.rsplit("/", 1)[-1]
-            if name.startswith(TEMPORARY) and _abandoned(self.uri(entry.path)):
+            if name.startswith(TEMPORARY) and is_abandoned(self.uri(entry.path)):
                 self.delete(entry.path)
 
     @contextmanager
     def _temporary(self, path: str) -> Iterator[str]:
         folder = os.path.dirname(self.uri(path))
-        with _operation("make folder", folder):
+        with operation("make folder", folder):
             os.makedirs(folder, exist_ok=True)
-        name = os.path.join(folder, _temporary_name())
+        name = os.path.join(folder, temporary_name())
         try:
             yield name
         finally:
@@ -204,7 +191,7 @@ class RemoteFolder(Folder):
         return RemoteFolder(self.uri(path), self.options)
 
     def open(self, path: str) -> BinaryIO:
-        with _operation("read", self.uri(path)):
+        with operation("read", self.uri(path)):
             system, name = self._at(path)
             return cast(BinaryIO, system.open(name, "rb"))
 
@@ -216,12 +203,12 @@ class RemoteFolder(Folder):
             yield Entry(found.removeprefix(root), info["size"])
 
     def put(self, path: str, data: bytes) -> None:
-        with _operation("put", self.uri(path)):
+        with operation("put", self.uri(path)):
             system, name = self._at(path)
             system.pipe_file(name, data)
 
     def put_new(self, path: str, data: bytes) -> bool:
-        with _operation("put new", self.uri(path)):
+        with operation("put new", self.uri(path)):
             system, name = self._at(path)
             try:
                 system.pipe_file(name, data, mode="create")
@@ -234,7 +221,7 @@ class RemoteFolder(Folder):
         with tempfile.TemporaryDirectory() as scratch:
             name = os.path.join(scratch, "file")
             write(name)
-            with _operation("put new", self.uri(path)):
+            with operation("put new", self.uri(path)):
                 system, target = self._at(path)
                 try:
                     system.put_file(name, target, mode="create")
@@ -243,7 +230,7 @@ class RemoteFolder(Folder):
         return True
 
     def delete(self, path: str) -> None:
-        with _operation("delete", self.uri(path)):
+        with operation("delete", self.uri(path)):
             system, name = self._at(path)
             try:
                 system.rm_file(name)
@@ -268,57 +255,6 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
-def read_uri(path: str, options: Mapping[str, Any] | None = None) -> bytes:
-    """Give the bytes of one image, wherever it lies.
-
-    A name that is not UTF-8 stands in listings with %XX for the bytes that are not; it is tried
-    when no file has the name as written.
-    """
-
-    def read() -> bytes:
-        with _operation("read", path):
-            if is_remote(path):
-                system, name = fsspec.core.url_to_fs(path, **(options or {}))
-                return cast(bytes, system.cat_file(name))
-            name = local_path(path)
-            try:
-                return Path(name).read_bytes()
-            except FileNotFoundError:
-                if "%" not in name:
-                    raise
-                return Path(_not_utf8(name)).read_bytes()
-
-    return retrying(read, path)
-
-
-def _not_utf8(name: str) -> str:
-    """Put bytes back for %80 … %FF, the only ones that are not UTF-8 by themselves."""
-    plain = re.sub(
-        rb"%([89A-F][0-9A-F])", lambda found: bytes([int(found[1], 16)]), os.fsencode(name)
-    )
-    return os.fsdecode(plain)
-
-
-def retrying(action: Callable[[], Answer], path: str) -> Answer:
-    """Do an action again after errors that may pass, then refuse with `StorageFailure`.
-
-    Waits 0.1, 0.4, 1.6 s: long enough for a dropped connection, short enough for an image.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            return action()
-        except OSError as error:
-            if isinstance(error, PERMANENT) or error.errno in _PERMANENT_NUMBERS:
-                raise
-            if attempt == _ATTEMPTS - 1:
-                raise StorageFailure(
-                    f"{path} could not be read after {_ATTEMPTS} attempts ({error}); "
-                    "what is finished is kept: run the same command again when it can"
-                ) from error
-            time.sleep(0.1 * 4**attempt)
-    raise AssertionError("unreachable")
-
-
 def _size(path: str) -> int:
     """Give the size of a file; a link that leads nowhere has its own."""
     try:
@@ -336,44 +272,16 @@ def _remove_empty(folder: Path) -> bool:
 
 
 def _write(name: str, data: bytes) -> None:
-    with _operation("write", name), open(name, "wb") as file:
+    with operation("write", name), open(name, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _sync(path: str) -> None:
-    with _operation("sync", path):
+    with operation("sync", path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-_serial = iter(range(1 << 62))
-
-
-def _temporary_name() -> str:
-    process = psutil.Process()
-    host = socket.gethostname()
-    return f"{TEMPORARY}{host}-{process.pid}-{int(process.create_time())}-{next(_serial)}"
-
-
-def _abandoned(path: str) -> bool:
-    """Tell whether the process that made a temporary file is dead, or the file a day old."""
-    try:
-        if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
-            return True
-    except FileNotFoundError:
-        return False
-    parts = os.path.basename(path)[len(TEMPORARY) :].rsplit("-", 3)
-    if len(parts) != 4 or parts[0] != socket.gethostname():
-        return False
-    try:
-        # counted from the boot, whose time moves a little when the clock is set
-        return abs(psutil.Process(int(parts[1])).create_time() - int(parts[2])) > 2
-    except psutil.NoSuchProcess:
-        return True
-    except ValueError:  # no name of ours
-        return False

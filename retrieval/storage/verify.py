@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from retrieval.errors import Damaged, InputError, LookalikeError
-from retrieval.storage import commit
-from retrieval.storage.files import TEMPORARY, Folder
+from retrieval.storage import commit, finished
+from retrieval.storage.files import Folder
 from retrieval.storage.seal import is_sealed, notes_of, read_json
+from retrieval.storage.temporary import TEMPORARY
 from retrieval.tables import KINDS, WORK
 
 
@@ -37,7 +38,7 @@ def verify(folder: Folder) -> list[Verdict]:
     paths = [entry.path for entry in folder.entries()]
     if not paths and not _there(folder):
         raise InputError(f"{folder.uri()} does not exist; name an output of lookalike")
-    nested = "/" + commit.JOB
+    nested = "/" + finished.JOB
     inner = sorted(path.removesuffix(nested) for path in paths if path.endswith(nested))
     return [_judge(folder), *(_judge(folder.child(path)) for path in inner)]
 
@@ -48,21 +49,23 @@ def _there(folder: Folder) -> bool:
 
 def _judge(folder: Folder) -> Verdict:
     """Judge one output: whatever its files resemble, the answer is a verdict."""
-    entries = commit.own_entries(folder)
+    entries = finished.own_entries(folder)
     kind, done = "unknown", ""
     state: Literal["finished", "unfinished"] = "unfinished"
     problems: list[str] = []
     try:
-        if not entries and not any(folder.exists(p) for p in (commit.MANIFEST, commit.INVENTORY)):
+        if not entries and not any(
+            folder.exists(p) for p in (finished.MANIFEST, finished.INVENTORY)
+        ):
             return Verdict(folder.uri(), kind, state, 0, "nothing yet")
         kind = _kind(folder)
         problems += [
             f"{folder.uri(path)} does not belong there" for path in commit.foreign(folder, [kind])
         ]
-        if commit.is_finished(folder):
+        if finished.is_finished(folder):
             state = "finished"
-            for expected in commit.read_manifest(folder).files.values():
-                problems += _problem(lambda e=expected: commit.read_checked(folder, e))
+            for expected in finished.read_manifest(folder).files.values():
+                problems += _problem(lambda e=expected: finished.read_checked(folder, e))
         else:
             problems += _unsealed(folder)
         done = _progress(folder, kind)
@@ -76,11 +79,11 @@ def _judge(folder: Folder) -> Verdict:
 
 
 def _kind(folder: Folder) -> str:
-    if not folder.exists(commit.JOB):
-        raise Damaged(f"{folder.uri(commit.JOB)} is missing")
-    kind = commit.read_job(folder, folder.read(commit.JOB))["kind"]
+    if not folder.exists(finished.JOB):
+        raise Damaged(f"{folder.uri(finished.JOB)} is missing")
+    kind = finished.read_job(folder, folder.read(finished.JOB))["kind"]
     if not isinstance(kind, str) or kind not in KINDS:
-        raise Damaged(f"{folder.uri(commit.JOB)} names no kind of output")
+        raise Damaged(f"{folder.uri(finished.JOB)} names no kind of output")
     return kind
 
 
@@ -97,7 +100,9 @@ def _unsealed(folder: Folder) -> list[str]:
     problems = []
     vouched: dict[str, str] = {}
     plain: dict[str, str] = {}
-    entries = [e for e in commit.own_entries(folder) if not e.path.endswith("/" + commit.MANIFEST)]
+    entries = [
+        e for e in finished.own_entries(folder) if not e.path.endswith("/" + finished.MANIFEST)
+    ]
     entries += [e for e in folder.entries(WORK.rstrip("/")) if TEMPORARY not in e.path]
     for entry in entries:
         data = folder.read(entry.path)

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from retrieval.errors import InputError, LookalikeError, UsageError
 from retrieval.images.decode import apply, decode_full
-from retrieval.storage.files import read_uri
+from retrieval.storage.reading import read_uri
 from retrieval.tables import Item, Transform
 
 MARGIN = 1.125

@@ -13,7 +13,7 @@ from jobs import train
 from jobs.settings import TrainSettings
 from retrieval.errors import InputError, LookalikeError, Mismatch, UsageError
 from retrieval.model.bundle import read_bundle
-from retrieval.storage import commit
+from retrieval.storage import commit, finished
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
 from retrieval.tables import HISTORY
@@ -79,7 +79,7 @@ def test_the_answer_is_what_the_manifest_and_the_history_say(made):
     assert [row["epoch"] for row in rows] == [1, 2]
     best = rows[result.values["best_epoch"] - 1]
     assert (best["top1"], best["accuracy"]) == (result.values["top1"], result.values["accuracy"])
-    counts = commit.read_manifest(open_folder(str(output)), kind="bundle").counts
+    counts = finished.read_manifest(open_folder(str(output)), kind="bundle").counts
     assert {"output": str(output), **counts} == result.values
     assert json.loads(result.as_json()) == result.values
     assert "12 images of 3 classes for 2 epochs" in result.as_text()

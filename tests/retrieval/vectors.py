@@ -23,8 +23,8 @@ from retrieval.model.backbones import SCRATCH, first_preset
 from retrieval.model.bundle import Bundle, pack, write_bundle
 from retrieval.scoring import block
 from retrieval.storage import commit
-from retrieval.storage.commit import Manifest
 from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_json, sealed_parquet
 from retrieval.tables import FAILURES, LISTING, Chunk, IndexPlan, Metric, Vectors, part_table
 

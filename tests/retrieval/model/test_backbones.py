@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from retrieval.errors import UsageError
 from retrieval.model import backbones
@@ -234,6 +235,25 @@ def test_what_only_helped_training_is_left_out(name):
     assert left == ({"aux1", "aux2", "fc"} if name == "googlenet" else {"AuxLogits", "fc"})
 
 
+def test_a_vision_transformer_is_made_for_the_images_its_weights_are_for():
+    """Torchvision's default weights of vit_h_14 are for 518 pixels, the networks for 224."""
+    torch.manual_seed(0)
+    model = models.vit_b_32(image_size=96, num_classes=3).eval()
+    state = fit_state({f"module.{k}": v for k, v in model.state_dict().items()}, "vit_b_32")
+    body, images = extractor("vit_b_32", state, "avg"), pictures(2, 96)
+    read = read_by_classifier(model, "vit_b_32", images)
+    torch.testing.assert_close(embed(body, images), read, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 0, 768), (1, 1, 768), (1, 47, 768), (2, 50, 768)])
+def test_positions_that_no_vision_transformer_has_are_refused(shape):
+    with torch.device("meta"):
+        state = dict(network("vit_b_32").state_dict())
+    state["encoder.pos_embedding"] = torch.zeros(shape)
+    with pytest.raises(UsageError, match=r"another shape encoder\.pos_embedding"):
+        fit_state(state, "vit_b_32")
+
+
 def without(state: State, *keys: str) -> State:
     return {key: value for key, value in state.items() if key not in keys}
 
@@ -264,8 +284,6 @@ def test_weights_of_a_larger_sibling_are_refused(resnet):
 
 def test_all_families_of_torchvision_are_tested():
     """A family is a module of torchvision; a new one should get a line in FAMILIES."""
-    from torchvision import models
-
     known = {models.get_model_builder(name).__module__ for name in names() if name != SCRATCH}
     tested = {models.get_model_builder(name).__module__ for name in FAMILIES}
     assert known == tested

@@ -27,7 +27,7 @@ from retrieval.model.bundle import write_bundle
 from retrieval.model.embed_chunk import Decoding, embed_chunk
 from retrieval.model.embedding import Embedder
 from retrieval.model.resolve import resolve_bundle
-from retrieval.storage import commit, files
+from retrieval.storage import commit, files, finished
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
 from retrieval.tables import FAILURES, part_table
@@ -96,7 +96,7 @@ class Run:
 
     def all(self):
         self.begin()
-        if not commit.is_finished(self.folder):
+        if not finished.is_finished(self.folder):
             left = store.pending(self.folder, iter(self.grid))
             known = [record for chunk in left for record in self.embed(chunk).files]
             finish_store(self.folder, self.images, self.embedder.bundle.dimension, known, 0.5)
@@ -255,7 +255,7 @@ def test_source_and_store_may_lie_in_buckets(source, tmp_path, embedder):
             if path.exists():
                 system.put_file(str(path), f"/embed/photos/{path.relative_to(source)}")
         run = Run("memory://embed/photos", "memory://embed/store", embedder).all()
-        manifest = commit.read_manifest(run.folder, kind="store")
+        manifest = finished.read_manifest(run.folder, kind="store")
         assert (manifest.counts["rows"], manifest.counts["failures"]) == (9, 4)  # no links there
         assert {verdict.state for verdict in verify(run.folder)} == {"finished"}
     finally:
@@ -434,14 +434,14 @@ class Harmed:
 @contextmanager
 def dead_names():
     """Let temporary files be named as those of a process that is no more."""
-    name = files._temporary_name
+    name = files.temporary_name
 
     def named():
         host, pid, _, serial = name().rsplit("-", 3)
         return f"{host}-{pid}-1-{serial}"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_temporary_name", named)
+        patch.setattr(files, "temporary_name", named)
         yield
 
 

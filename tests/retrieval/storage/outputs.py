@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from retrieval.storage import commit
+from retrieval.storage import commit, finished
 from retrieval.storage.files import LocalFolder
 from retrieval.storage.seal import sealed_json, sealed_parquet
 from retrieval.tables import (
@@ -99,7 +99,7 @@ def begin(folder, kind, **settings):
 def made(folder, kind, **settings):
     """A finished output of a kind, with its run.json."""
     commit.finish(begin(folder, kind, **settings), kind, {"rows": 5})
-    folder.put(commit.RUN, RUN_JSON)
+    folder.put(finished.RUN, RUN_JSON)
     return folder
 
 
@@ -112,13 +112,13 @@ def job(folder):
     made(matches.child("queries"), "store")
     commit.finish(matches, "matches", {"rows": 5})
     commit.finish(folder, "run", {"queries": 5})
-    folder.put(commit.RUN, RUN_JSON)
+    folder.put(finished.RUN, RUN_JSON)
     return folder
 
 
 def paths(folder):
     """Every file of an output but run.json, outputs inside it included."""
-    return sorted(e.path for e in folder.entries() if not e.path.endswith(commit.RUN))
+    return sorted(e.path for e in folder.entries() if not e.path.endswith(finished.RUN))
 
 
 def flip(data, position, bit):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import Damaged, InputError, Mismatch, UsageError
-from retrieval.storage import commit
+from retrieval.storage import commit, finished
 from retrieval.storage.files import LocalFolder, open_folder
 from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
 from retrieval.storage.verify import verify
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def finished(folder):
+def whole(folder):
     return made(folder, "matches", top_k=10)
 
 
@@ -51,7 +51,7 @@ def contents(folder):
 def test_an_empty_folder_is_claimed_by_job_json(folder):
     commit.begin(folder, "store", {"top_k": 10})
     assert paths(folder) == ["job.json"]
-    assert commit.read_settings(folder) == {"top_k": 10}
+    assert finished.read_settings(folder) == {"top_k": 10}
     assert read_json(folder.read("job.json"))["kind"] == "store"
 
 
@@ -89,20 +89,20 @@ def test_overwrite_starts_anew(folder, kind):
     made(folder, kind, a=1)
     commit.begin(folder, kind, {"a": 2}, overwrite=True)
     assert [entry.path for entry in folder.entries()] == ["job.json"]
-    assert commit.read_settings(folder) == {"a": 2}
+    assert finished.read_settings(folder) == {"a": 2}
 
 
-def test_overwrite_starts_anew_on_the_same_job_too(finished):
-    commit.begin(finished, "matches", {"top_k": 10}, overwrite=True)
-    assert [entry.path for entry in finished.entries()] == ["job.json"]
+def test_overwrite_starts_anew_on_the_same_job_too(whole):
+    commit.begin(whole, "matches", {"top_k": 10}, overwrite=True)
+    assert [entry.path for entry in whole.entries()] == ["job.json"]
 
 
-def test_overwrite_that_keeps_equal_ones_removes_only_another_job(finished):
-    before = contents(finished)
-    commit.begin(finished, "matches", {"top_k": 10}, overwrite=True, keep_equal=True)
-    assert contents(finished) == before
-    commit.begin(finished, "matches", {"top_k": 5}, overwrite=True, keep_equal=True)
-    assert [entry.path for entry in finished.entries()] == ["job.json"]
+def test_overwrite_that_keeps_equal_ones_removes_only_another_job(whole):
+    before = contents(whole)
+    commit.begin(whole, "matches", {"top_k": 10}, overwrite=True, keep_equal=True)
+    assert contents(whole) == before
+    commit.begin(whole, "matches", {"top_k": 5}, overwrite=True, keep_equal=True)
+    assert [entry.path for entry in whole.entries()] == ["job.json"]
 
 
 def test_overwrite_leaves_the_outputs_inside_alone(folder):
@@ -132,7 +132,7 @@ def test_a_killed_overwrite_leaves_an_output_that_overwrite_takes(folder):
         with seam(FailAt(number, kill)), pytest.raises(Killed):
             overwrite()
         if number > 4:  # the manifest is gone: nobody takes the remains for a finished output
-            assert not commit.is_finished(folder)
+            assert not finished.is_finished(folder)
         overwrite()
         assert [entry.path for entry in folder.entries()] == ["job.json"]
 
@@ -147,30 +147,30 @@ def test_a_folder_of_something_else_is_never_touched(folder, foreign, overwrite)
 
 
 @pytest.mark.parametrize("foreign", ["photo.jpg", "a/b/photo.jpg", "matches/part-0.parquet"])
-def test_overwrite_refuses_an_output_into_which_something_else_was_laid(finished, foreign):
-    finished.put(foreign, b"holidays")
-    before = contents(finished)
+def test_overwrite_refuses_an_output_into_which_something_else_was_laid(whole, foreign):
+    whole.put(foreign, b"holidays")
+    before = contents(whole)
     with pytest.raises(UsageError, match=f"holds files that are not lookalike's.*{foreign}"):
-        commit.begin(finished, "matches", {"top_k": 5}, overwrite=True)
-    assert contents(finished) == before
+        commit.begin(whole, "matches", {"top_k": 5}, overwrite=True)
+    assert contents(whole) == before
 
 
-def test_a_manifest_without_its_job_is_damage(finished):
-    finished.delete("job.json")
+def test_a_manifest_without_its_job_is_damage(whole):
+    whole.delete("job.json")
     with pytest.raises((Damaged, UsageError)):
-        commit.begin(finished, "matches", {"top_k": 10})
-    for path in paths(finished):
+        commit.begin(whole, "matches", {"top_k": 10})
+    for path in paths(whole):
         if path != "manifest.json":
-            finished.delete(path)
+            whole.delete(path)
     with pytest.raises(Damaged, match=r"job\.json is missing"):
-        commit.begin(finished, "matches", {"top_k": 10})
+        commit.begin(whole, "matches", {"top_k": 10})
 
 
 def test_what_a_killed_first_put_left_does_not_count(folder):
     folder.put(".tmp-elsewhere-1-1-0", b"{")
     folder.put("run.json", b"{}")
     commit.begin(folder, "store", {})
-    assert commit.read_settings(folder) == {}
+    assert finished.read_settings(folder) == {}
 
 
 def test_an_altered_job_json_is_damage_not_another_job(folder):
@@ -181,9 +181,9 @@ def test_an_altered_job_json_is_damage_not_another_job(folder):
         with pytest.raises(Damaged, match=r"job\.json was altered"):
             commit.begin(folder, "store", {"top_k": 10})
         with pytest.raises(Damaged, match=r"job\.json was altered"):
-            commit.read_settings(folder)
+            finished.read_settings(folder)
     commit.begin(folder, "store", {"top_k": 10}, overwrite=True)
-    assert commit.read_settings(folder) == {"top_k": 10}
+    assert finished.read_settings(folder) == {"top_k": 10}
 
 
 @pytest.mark.parametrize("below", ["", "/a/b"])
@@ -221,12 +221,12 @@ def test_whoever_comes_second_keeps_what_is_there(folder):
 @every_kind
 def test_a_manifest_tells_of_every_file(folder, kind):
     manifest = commit.finish(begin(folder, kind), kind, {"rows": 5})
-    assert commit.read_manifest(folder, kind=kind) == manifest
+    assert finished.read_manifest(folder, kind=kind) == manifest
     assert (manifest.kind, manifest.counts) == (kind, {"rows": 5})
     assert manifest.sha256 == sha256(folder.read("manifest.json"))
     assert sorted(manifest.files) == sorted(set(paths(folder)) - {"manifest.json", "files.parquet"})
     for path, record in manifest.files.items():
-        data = commit.read_checked(folder, record)
+        data = finished.read_checked(folder, record)
         assert record == commit.record(path, data)
         assert (record.size, record.sha256) == (len(data), sha256(data))
 
@@ -247,7 +247,7 @@ def test_what_an_earlier_run_left_altered_is_not_finished(folder):
     folder.put("matches/part-00000.parquet", flip(data, len(data) // 2, 3))
     with pytest.raises(Damaged, match=r"part-00000\.parquet was altered"):
         commit.finish(folder, "matches", {})
-    assert not commit.is_finished(folder)
+    assert not finished.is_finished(folder)
 
 
 def test_work_is_no_part_of_an_output_and_goes_when_it_is_finished(folder):
@@ -257,13 +257,13 @@ def test_work_is_no_part_of_an_output_and_goes_when_it_is_finished(folder):
     assert not any("work" in path for path in [*manifest.files, *paths(folder)])
     assert not os.path.exists(folder.uri("work"))
     folder.put("work/candidates/1.parquet", b"of a run that was killed before it cleared up")
-    assert commit.read_manifest(folder) == manifest
+    assert finished.read_manifest(folder) == manifest
     commit.begin(folder, "matches", {})
     assert not os.path.exists(folder.uri("work"))
 
 
 def test_an_output_inside_counts_by_its_manifest_alone(folder):
-    manifest = commit.read_manifest(job(folder))
+    manifest = finished.read_manifest(job(folder))
     assert set(manifest.files) == {
         "job.json",
         "gallery/manifest.json",
@@ -279,7 +279,7 @@ def test_each_output_inside_answers_for_those_inside_it(folder, inner):
         for name in (f"{number}", f"{number}/{inner}"):
             commit.begin(folder.child(name), "bundle", {})
             commit.finish(folder.child(name), "bundle", {})
-    own = [entry.path for entry in commit.own_entries(folder)]
+    own = [entry.path for entry in finished.own_entries(folder)]
     assert own == [f"{number}/manifest.json" for number in range(5)]
 
 
@@ -288,21 +288,21 @@ def test_each_output_inside_answers_for_those_inside_it(folder, inner):
 
 def test_what_is_not_finished_is_a_missing_input(folder):
     with pytest.raises(InputError, match="is not an output of lookalike"):
-        commit.read_manifest(folder)
+        finished.read_manifest(folder)
     begin(folder, "store")
     with pytest.raises(InputError, match="is not finished"):
-        commit.read_manifest(folder)
+        finished.read_manifest(folder)
     with pytest.raises(InputError, match="is a file"):
-        commit.read_manifest(folder.child("job.json"))
+        finished.read_manifest(folder.child("job.json"))
 
 
 def test_another_kind_or_format_does_not_fit(folder, monkeypatch):
     made(folder, "store")
     with pytest.raises(Mismatch, match="is a store, not a index"):
-        commit.read_manifest(folder, kind="index")
+        finished.read_manifest(folder, kind="index")
     monkeypatch.setattr(commit, "FORMAT", 2)
     with pytest.raises(Mismatch, match="has format 1, this version reads 2"):
-        commit.read_manifest(folder)
+        finished.read_manifest(folder)
 
 
 @every_kind
@@ -316,51 +316,51 @@ def test_every_missing_shortened_or_lengthened_file_is_found_on_opening(folder, 
         )
         for change in changes:
             with instead(folder, path, change), pytest.raises(Damaged) as raised:
-                commit.read_manifest(folder)
+                finished.read_manifest(folder)
             assert folder.uri(path) in str(raised.value)
-    commit.read_manifest(folder)
+    finished.read_manifest(folder)
 
 
-def test_an_extra_file_is_found_on_opening(finished):
+def test_an_extra_file_is_found_on_opening(whole):
     for path in ("matches/part-00007.parquet", "notes.txt", "a/notes.txt"):
-        finished.put(path, b"")
+        whole.put(path, b"")
         with pytest.raises(Damaged, match=f"{path} does not belong there"):
-            commit.read_manifest(finished)
-        finished.delete(path)
-    commit.read_manifest(finished)
+            finished.read_manifest(whole)
+        whole.delete(path)
+    finished.read_manifest(whole)
 
 
 @every_kind
 def test_a_file_altered_at_the_same_length_is_found_when_it_is_read(folder, kind):
-    manifest = commit.read_manifest(made(folder, kind))
+    manifest = finished.read_manifest(made(folder, kind))
     for path, record in manifest.files.items():
         data = folder.read(path)
         folder.put(path, flip(data, len(data) // 2, 0))
         with pytest.raises(Damaged, match="was altered"):
-            commit.read_checked(folder, record)
+            finished.read_checked(folder, record)
         folder.put(path, data)
-        assert commit.read_checked(folder, record) == data
+        assert finished.read_checked(folder, record) == data
 
 
 @pytest.mark.parametrize("path", ["job.json", "files.parquet", "manifest.json"])
-def test_whatever_vouches_for_others_is_checked_on_opening(finished, path):
-    data = finished.read(path)
+def test_whatever_vouches_for_others_is_checked_on_opening(whole, path):
+    data = whole.read(path)
     for position in range(0, len(data), max(1, len(data) // 50)):
-        finished.put(path, flip(data, position, position % 8))
+        whole.put(path, flip(data, position, position % 8))
         with pytest.raises(Damaged, match="was altered"):
-            commit.read_manifest(finished)
+            finished.read_manifest(whole)
 
 
-def test_sealed_files_of_another_output_are_found_on_opening(finished, tmp_path):
+def test_sealed_files_of_another_output_are_found_on_opening(whole, tmp_path):
     other = made(LocalFolder(str(tmp_path / "other")), "matches", top_k=5)
     other.put("matches/part-00002.parquet", sealed_parquet(filled(MATCHES.schema, 1)))
     commit.finish(other, "matches", {"rows": 6})
     for path in ("job.json", "files.parquet", "manifest.json"):
         with (
-            instead(finished, path, lambda at, p=path: Path(at).write_bytes(other.read(p))),
+            instead(whole, path, lambda at, p=path: Path(at).write_bytes(other.read(p))),
             pytest.raises(Damaged),
         ):
-            commit.read_manifest(finished)
+            finished.read_manifest(whole)
 
 
 # --- one flipped bit anywhere ---
@@ -408,10 +408,10 @@ def test_every_flipped_bit_of_a_whole_job_is_found(folder):
     assert {verdict.state for verdict in verify(folder)} == {"finished"}
 
 
-def test_run_json_may_be_anything(finished):
-    finished.put("run.json", b"\0")
-    assert commit.read_manifest(finished)
-    assert [verdict.state for verdict in verify(finished)] == ["finished"]
+def test_run_json_may_be_anything(whole):
+    whole.put("run.json", b"\0")
+    assert finished.read_manifest(whole)
+    assert [verdict.state for verdict in verify(whole)] == ["finished"]
 
 
 def test_every_kind_is_tried_here():

@@ -16,16 +16,10 @@ import psutil
 import pytest
 
 from retrieval.errors import StorageFailure
-from retrieval.storage import files
-from retrieval.storage.files import (
-    TEMPORARY,
-    Entry,
-    LocalFolder,
-    RemoteFolder,
-    open_folder,
-    read_uri,
-    retrying,
-)
+from retrieval.storage import reading
+from retrieval.storage.files import Entry, LocalFolder, RemoteFolder, open_folder
+from retrieval.storage.reading import read_uri, retrying
+from retrieval.storage.temporary import TEMPORARY
 from tests.retrieval.storage.faults import FailAt, operations, seam
 
 
@@ -403,7 +397,7 @@ def test_an_error_that_stays_stops_the_job_and_names_the_path(waits):
     assert len(waits) == 3
 
 
-@pytest.mark.parametrize("error", [*files.PERMANENT, OSError(errno.ELOOP, ""), ValueError])
+@pytest.mark.parametrize("error", [*reading.PERMANENT, OSError(errno.ELOOP, ""), ValueError])
 def test_what_would_fail_again_is_not_tried_again(waits, error):
     with pytest.raises(error if isinstance(error, type) else type(error)) as raised:
         retrying(failing(1, error), "x.jpg")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from retrieval.errors import InputError
-from retrieval.storage import commit
+from retrieval.storage import commit, finished
 from retrieval.storage.files import LocalFolder, open_folder
 from retrieval.storage.seal import SEAL, seal, sealed_json, sealed_parquet
 from retrieval.storage.verify import verify
@@ -281,7 +281,7 @@ def test_folders_and_links_where_files_were_are_judged(folder, kind, make, chang
 def test_a_manifest_that_fits_an_empty_inventory_only(folder):
     """Both sealed, each naming the other: but there are files nobody names."""
     made(folder, "matches")
-    manifest = commit.read_manifest(folder)
+    manifest = finished.read_manifest(folder)
     inventory = sealed_parquet(FILES.schema.empty_table())
     folder.put("files.parquet", inventory)
     values = {"format": 1, "kind": "matches", "counts": {}, "job_sha256": manifest.job_sha256}

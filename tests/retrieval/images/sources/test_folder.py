@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.errors import InputError
 from retrieval.images.sources.folder import SUFFIXES, FolderSource, is_image, parent, readable
-from retrieval.storage.files import read_uri
+from retrieval.storage.reading import read_uri
 
 
 def ids(source):

@@ -1,0 +1,231 @@
+"""A bundle is data: it comes back as it was, is found altered, and never runs code."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save as save_safetensors
+
+from retrieval.errors import Damaged, InputError, Mismatch
+from retrieval.model.backbones import State
+from retrieval.model.bundle import (
+    BUNDLE,
+    MODEL,
+    WEIGHTS,
+    Bundle,
+    load_weights,
+    pack,
+    read_bundle,
+    write_bundle,
+)
+from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.seal import read_json, sealed_json
+from retrieval.tables import Transform
+
+TRANSFORM = Transform("pad", 256, 224, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def state_of(seed: int = 0) -> State:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(4, 3, generator=generator)
+    return {"a.weight": weight, "a.count": torch.tensor(7), "b.bias": weight.t()}
+
+
+def bundle_of(**changes: object) -> Bundle:
+    plain = Bundle("resnet18", "gem", True, TRANSFORM, 512, pack(state_of()))
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return open_folder(str(tmp_path / "output"))
+
+
+def test_a_bundle_comes_back_as_it_was(folder):
+    write_bundle(folder, bundle_of())
+    read = read_bundle(folder)
+    assert read == bundle_of()
+    assert read.digest == bundle_of().digest
+    state = read.state()
+    assert state.keys() == state_of().keys()
+    assert all(torch.equal(state[key], value) for key, value in state_of().items())
+
+
+def test_a_bundle_is_read_from_the_folder_that_holds_it_too(folder):
+    write_bundle(folder, bundle_of())
+    assert read_bundle(folder.child(MODEL)) == bundle_of()
+
+
+def test_the_same_parameters_are_the_same_bytes_in_whatever_order_and_layout():
+    state = state_of()
+    again = {key: state[key].clone() for key in reversed(state)}
+    again["b.bias"] = again["b.bias"].contiguous()
+    assert pack(again) == pack(state)
+    assert pack(state_of(seed=1)) != pack(state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": "resnet34"},
+        {"pooling": "avg"},
+        {"normalize": False},
+        {"dimension": 2048},
+        {"weights": pack(state_of(seed=1))},
+        *(
+            {"transform": dataclasses.replace(TRANSFORM, **other)}
+            for other in (
+                {"resize": "crop"},
+                {"resize_size": 257},
+                {"image_size": 225},
+                {"interpolation": "bilinear"},
+                {"mean": (0.1, 0.2, 0.4)},
+                {"std": (0.4, 0.5, 0.7)},
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_whatever_changes_a_vector_changes_the_digest(change):
+    assert bundle_of(**change).digest != bundle_of().digest
+
+
+@pytest.mark.parametrize("name", [BUNDLE, WEIGHTS])
+def test_an_altered_byte_is_found(folder, name):
+    write_bundle(folder, bundle_of())
+    path = f"{MODEL}/{name}"
+    data = bytearray(folder.read(path))
+    data[len(data) // 2] ^= 1
+    folder.put(path, bytes(data))
+    with pytest.raises(Damaged, match=f"{name} was altered"):
+        read_bundle(folder)
+
+
+def test_weights_of_another_bundle_are_found(folder):
+    write_bundle(folder, bundle_of())
+    folder.put(f"{MODEL}/{WEIGHTS}", pack(state_of(seed=1)))
+    with pytest.raises(Damaged, match=f"{WEIGHTS} was altered"):
+        read_bundle(folder)
+
+
+def test_another_format_is_refused(folder):
+    write_bundle(folder, bundle_of())
+    values = read_json(bundle_of().json)
+    folder.put(f"{MODEL}/{BUNDLE}", sealed_json({**values, "format": 2}))
+    with pytest.raises(Mismatch, match="has format 2, this version reads 1"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("missing", [(BUNDLE,), (WEIGHTS,), (BUNDLE, WEIGHTS)])
+def test_where_there_is_no_bundle_it_says_what_writes_one(folder, missing):
+    write_bundle(folder, bundle_of())
+    for name in missing:
+        folder.delete(f"{MODEL}/{name}")
+    with pytest.raises(InputError, match="holds no bundle .* `lookalike train` or `embed`"):
+        read_bundle(folder)
+
+
+def test_a_file_is_no_bundle(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(InputError, match="holds no bundle"):
+        read_bundle(open_folder(str(tmp_path / "weights.pth")))
+
+
+def test_a_bundle_that_is_there_is_kept(folder):
+    write_bundle(folder, bundle_of())
+    write_bundle(folder, bundle_of(pooling="max"))
+    assert read_bundle(folder) == bundle_of()
+
+
+def test_bundle_json_can_be_read_by_eye():
+    """Whoever opens it sees what made the vectors; the digest is that of these bytes."""
+    values = json.loads(bundle_of().json)
+    assert values.pop("seal").startswith("lookalike-sha256:")
+    files = values.pop("files")
+    assert list(files) == [WEIGHTS]
+    assert values == {
+        "format": 1,
+        "backbone": "resnet18",
+        "pooling": "gem",
+        "normalize": True,
+        "dimension": 512,
+        "transform": {
+            "resize": "pad",
+            "resize_size": 256,
+            "image_size": 224,
+            "interpolation": "bicubic",
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.4, 0.5, 0.6],
+        },
+    }
+
+
+# --- weights from elsewhere ---------------------------------------------------------------------
+
+
+def pth(value: object) -> bytes:
+    sink = io.BytesIO()
+    torch.save(value, sink)
+    return sink.getvalue()
+
+
+def plain(state: State) -> State:
+    return {key: value.contiguous() for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("w.safetensors", save_safetensors(plain(state_of()))),
+        ("W.SafeTensors", save_safetensors(plain(state_of()))),
+        ("w.pth", pth(state_of())),
+        ("w.pt", pth({"state_dict": state_of(), "epoch": 3})),
+        ("w.bin", pth({"model": state_of(), "optimizer": {}})),
+        ("w.ckpt", pth({"state_dict": {"model": state_of()}})),
+    ],
+)
+def test_state_dicts_are_understood_as_programs_write_them(name, data):
+    state = load_weights(data, name)
+    assert state.keys() == state_of().keys()
+    assert all(torch.equal(state[key], value) for key, value in state_of().items())
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"mkdir {self.path}",)
+
+
+@pytest.mark.parametrize("how", ["zip", "pickle"])
+def test_code_in_weights_is_refused_and_does_not_run(tmp_path, how):
+    mark = tmp_path / "ran"
+    value = {**state_of(), "bomb": Bomb(str(mark))}
+    data = pth(value) if how == "zip" else pickle.dumps({"bomb": Bomb(str(mark))})
+    with pytest.raises(InputError, match=r"w\.pth is neither .* without running code"):
+        load_weights(data, "w.pth")
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Bomb(str(mark))))  # it would have
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", pth(state_of())[:-100]])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_what_is_no_file_of_weights_is_refused(name, data):
+    with pytest.raises(InputError, match="is neither safetensors nor a state dict"):
+        load_weights(data, name)
+
+
+@pytest.mark.parametrize("value", [{}, [torch.zeros(1)], {"a": 1}, {"state_dict": {}}, 3])
+def test_what_is_no_state_dict_is_refused(value):
+    with pytest.raises(InputError, match=r"w\.pth holds no state dict of tensors"):
+        load_weights(pth(value), "w.pth")
