@@ -117,8 +117,8 @@ def _refuse(folder: Folder, there: bytes, asked: bytes) -> None:
     was, now = read_job(folder, there), read_job(folder, asked)
     if was["format"] != now["format"] or was["kind"] != now["kind"]:
         raise Mismatch(
-            f"{folder.uri()} is a {was['kind']} of format {was['format']}, not a {now['kind']} of "
-            f"format {now['format']}; name another --output, or --overwrite"
+            f"{folder.uri()} is of kind {was['kind']} and format {was['format']}, not "
+            f"{now['kind']} and {now['format']}; name another --output, or --overwrite"
         )
     differs = _differences(was["settings"], now["settings"])
     raise Mismatch(

@@ -95,7 +95,7 @@ class Folder(ABC):
         """Tell whether there is such a file."""
         try:
             self.open(path).close()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 

@@ -85,7 +85,7 @@ def read_manifest(folder: Folder, *, kind: Kind | None = None) -> Manifest:
     if hashlib.sha256(job).hexdigest() != manifest.job_sha256:
         raise Damaged(f"{folder.uri(JOB)} was altered; {_WAY_OUT}")
     if kind is not None and manifest.kind != kind:
-        raise Mismatch(f"{folder.uri()} is a {manifest.kind}, not a {kind}; name a {kind}")
+        raise Mismatch(f"{folder.uri()} is of kind {manifest.kind}; name one of kind {kind}")
     check_sizes(folder, manifest)
     return manifest
 

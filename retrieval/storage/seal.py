@@ -69,7 +69,8 @@ def sealed_json(values: dict[str, Any]) -> bytes:
     """Write a JSON object, keys sorted, the seal last: the same values give the same bytes."""
     ordered = json.loads(json.dumps(values, sort_keys=True))  # at every depth
     text = json.dumps({**ordered, "seal": SEAL}, indent=1, ensure_ascii=False)
-    return seal(text.encode() + b"\n")
+    # paths that are not UTF-8 hold surrogates, which json.loads takes back
+    return seal(text.encode("utf-8", "surrogatepass") + b"\n")
 
 
 def read_json(data: bytes) -> dict[str, Any] | None:

@@ -29,19 +29,19 @@ from retrieval.storage.reading import read_uri
 from retrieval.tables import Item, Transform
 
 MARGIN = 1.125
-"""Side of a kept training photo over the side the network reads: most crops lose no sharpness."""
+"""Side of a kept training photo over the side the network reads, so that crops lose little."""
 
 ZOOM = (0.7, 1.1)
 """Side of a crop over that of its photo; beyond 1 the photo shrinks and its edge is mirrored."""
 
 ROTATION = math.radians(20)
-"""Most a photo is turned, either way."""
+"""Most a photo is turned, either way, in radians."""
 
 BRIGHTNESS, CONTRAST, SATURATION = 0.3, 0.3, 0.5
 """Most by which these factors differ from 1."""
 
 HUE = 0.3
-"""Most a colour is turned on the colour wheel, either way."""
+"""Most a colour is turned on the colour wheel, either way, in radians; half a turn learnt worse."""
 
 _YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 """NTSC: brightness, and two axes of colour about it on which hue is an angle."""

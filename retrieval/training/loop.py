@@ -21,8 +21,13 @@ from retrieval.tables import Transform
 from retrieval.training.data import Part, Photos, augment
 
 BATCH = 16
+"""Most photos a step: few photos make few steps, and those are what a short training lacks."""
+
 WEIGHT_DECAY = 0.05
-SMOOTHING = 0.1
+
+SMOOTHING = 0.05
+"""Of labels: keeps the classes from being pushed apart for ever."""
+
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises to its highest."""
 

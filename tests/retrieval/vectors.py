@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from retrieval.embeddings import store as stores
 from retrieval.embeddings.store import Store
 from retrieval.images.chunks import chunks
-from retrieval.index import kmeans, recall, shards
+from retrieval.index import build, recall, shards
 from retrieval.model.backbones import SCRATCH, first_preset
 from retrieval.model.bundle import Bundle, pack, write_bundle
 from retrieval.scoring import block
@@ -28,6 +29,7 @@ from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_json, sealed_parquet
 from retrieval.tables import FAILURES, LISTING, Chunk, IndexPlan, Metric, Vectors, part_table
 
+NEIGHBOURS = max(recall.CURVE_K) + 1
 METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
 
 quick = settings(max_examples=150, deadline=None)
@@ -37,6 +39,15 @@ nightly = settings(max_examples=3000, deadline=None)
 metrics = st.sampled_from(METRICS)
 dtypes = st.sampled_from(["float16", "float32"])
 seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread: more wait for each other where tests run beside each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # --- the oracle ---------------------------------------------------------------------------------
@@ -245,23 +256,19 @@ def make_index(
     rows_per_shard: int = 10**9,
     seed: int = 0,
 ) -> Index:
-    """Finish an index of a store, as `jobs/index.py` does, without its tables of recall, labels."""
+    """Finish an index of a store, as `jobs/index.py` does, but for its table of labels."""
     folder = open_folder(str(root))
     nlist = min(nlist, store.rows)
     plan = make_plan(store, nlist, rows_per_shard)
     images = int(store.segment["images"])
     count = -(-images // rows_per_shard)
     commit.begin(folder, "index", {"embedding_dtype": store.dtype, "bundle": store.bundle})
-    vectors, _ = shards.sample_rows(store, store.rows, seed)
-    centroids = kmeans.train_centroids(vectors, nlist, metric, seed=seed)
-    trained = shards.to_bytes(shards.empty_index(plan, centroids, metric))
-    folder.put_new(shards.TRAINED, trained)
-    note = {"plan": asdict(plan), "files": {shards.TRAINED: hashlib.sha256(trained).hexdigest()}}
-    folder.put_new(shards.TRAINED_JSON, sealed_json(note))
-    sample, _ = shards.sample_rows(store, min(recall.SAMPLE, store.rows), seed + 1)
+    trained = build.train_index(folder, store, plan, metric, seed)
+    sample, rows = shards.sample_rows(store, min(recall.SAMPLE, store.rows), seed + 1)
     ready = block(sample, metric)
     for number in range(count):
-        shards.build_shard(folder, store, number, plan, metric, trained, ready, 11)
+        shards.build_shard(folder, store, number, plan, metric, trained, ready, NEIGHBOURS)
+    build.put_recall(folder, trained, sample, rows, count, metric, seed)
     counts: dict[str, Any] = {"rows": store.rows, "shards": count, "nlist": nlist, "metric": metric}
     manifest = commit.finish(folder, "index", counts)
-    return Index(folder, manifest, store, metric, centroids)
+    return Index(folder, manifest, store, metric, shards.centroids_of(shards.from_bytes(trained)))

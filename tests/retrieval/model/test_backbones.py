@@ -21,6 +21,9 @@ from retrieval.model.backbones import (
     names,
     network,
 )
+from tests.retrieval.vectors import one_thread  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # one small member of each family: its dimension, and the side of its own images
 FAMILIES = {
@@ -43,15 +46,6 @@ FAMILIES = {
     "vgg11": (512, 224),
     "vit_b_32": (768, 224),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More would only wait for each other where tests run beside each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(count: int, side: int) -> Tensor:

@@ -127,7 +127,7 @@ def test_where_there_is_no_bundle_it_says_what_writes_one(folder, missing):
     write_bundle(folder, bundle_of())
     for name in missing:
         folder.delete(f"{MODEL}/{name}")
-    with pytest.raises(InputError, match="holds no bundle .* `lookalike train` or `embed`"):
+    with pytest.raises(InputError, match=r"holds no bundle .* `lookalike train` or `embed`"):
         read_bundle(folder)
 
 

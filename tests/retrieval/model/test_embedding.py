@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms.functional import normalize
 
 from retrieval.model.backbones import extractor, fit_state, network
-from retrieval.model.bundle import Bundle
+from retrieval.model.bundle import Bundle, pack
 from retrieval.model.embedding import Embedder
 from retrieval.model.resolve import RANDOM, resolve_bundle
 
@@ -84,9 +84,7 @@ def test_vectors_have_unit_length_if_the_bundle_says_so(bundle):
 def test_a_vector_without_length_stays_so(bundle):
     """Dividing by nothing would make it NaN; the caller refuses it by name instead."""
     state = fit_state({k: v * 0 for k, v in network("scratch").state_dict().items()}, "scratch")
-    state = {key: value + 1 if key.endswith("running_var") else value for key, value in state.items()}
-    from retrieval.model.bundle import pack
-
+    state |= {key: value + 1 for key, value in state.items() if key.endswith("running_var")}
     empty = dataclasses.replace(normalized(bundle), weights=pack(state))
     embedded = Embedder(empty, 2).embed(images(2))
     np.testing.assert_array_equal(embedded, np.zeros((2, bundle.dimension)))

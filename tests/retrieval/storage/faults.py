@@ -38,3 +38,8 @@ class FailAt:
         self.left -= 1
         if self.left == -1:
             self.fault(when, operation, path)
+
+
+def broken(when, operation, path):
+    """Fail as a disk does."""
+    raise OSError(5, "Input/output error", path)

@@ -1,26 +1,18 @@
 """Folders: what a reader may see, and what is left after every fault."""
 
-import errno
 import os
-import socket
-import subprocess
-import sys
 import threading
-import time
 import uuid
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 import fsspec
-import psutil
 import pytest
 
-from retrieval.errors import StorageFailure
-from retrieval.storage import reading
 from retrieval.storage.files import Entry, LocalFolder, RemoteFolder, open_folder
-from retrieval.storage.reading import read_uri, retrying
+from retrieval.storage.reading import read_uri
 from retrieval.storage.temporary import TEMPORARY
-from tests.retrieval.storage.faults import FailAt, operations, seam
+from tests.retrieval.storage.faults import FailAt, broken, operations, seam
 
 
 def copy_of(data):
@@ -42,10 +34,6 @@ def state(folder, path):
         return folder.read(path)
     except FileNotFoundError:
         return None
-
-
-def broken(when, operation, path):
-    raise OSError(5, "Input/output error", path)
 
 
 class FolderTests(ABC):
@@ -176,6 +164,12 @@ class TestLocalFolder(FolderTests):
             write(folder, "x", b"half")
         assert list(folder.entries()) == []
 
+    def test_whoever_reads_a_file_while_it_is_replaced_reads_the_old_one_whole(self, folder):
+        folder.put("x", b"old")
+        with folder.open("x") as file:
+            folder.put("x", b"new")
+            assert file.read() == b"old"
+
     def test_one_of_many_writers_wins_and_its_file_is_whole(self, folder):
         offers = [bytes([number]) * 100_000 for number in range(8)]
         start = threading.Barrier(len(offers))
@@ -198,6 +192,11 @@ class TestLocalFolder(FolderTests):
         folder.put("a/b/c/x", b"1")
         folder.delete("a/b/c/x")
         assert os.listdir(folder.uri()) == []
+
+    def test_below_a_file_there_is_nothing(self, folder):
+        folder.put("x", b"1")
+        assert not folder.exists("x/y")
+        assert not folder.child("x").exists("y")
 
     def test_a_link_to_nothing_counts_as_there(self, folder):
         folder.put("x", b"1")
@@ -240,193 +239,3 @@ def test_a_local_folder_is_known_by_its_absolute_path(tmp_path, monkeypatch):
     wanted = LocalFolder(str(tmp_path / "out"))
     for name in ("out", "./out/", "~/out", f"file://{tmp_path}/out", f"{tmp_path}/x/../out"):
         assert open_folder(name) == wanted
-
-
-# --- what dead processes left ---
-
-
-def mine():
-    return f"{socket.gethostname()}-{os.getpid()}-{int(psutil.Process().create_time())}-0"
-
-
-def dead_process():
-    """The number of a process that has just ended."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    return ended.pid
-
-
-def lay(folder, owner, *, age=0.0):
-    """Lay a temporary file of an owner into a folder; give its path below it."""
-    path = f"parts/{TEMPORARY}{owner}"
-    folder.put(path, b"half")
-    os.utime(folder.uri(path), (time.time() - age, time.time() - age))
-    return path
-
-
-DAY = 24 * 3600.0
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return LocalFolder(str(tmp_path / "out"))
-
-
-def test_sweep_removes_what_dead_processes_left(folder):
-    host, start = socket.gethostname(), int(psutil.Process().create_time())
-    lay(folder, f"{host}-{dead_process()}-{start}-0")
-    lay(folder, f"{host}-{os.getpid()}-{start - 1000}-0")  # its number is ours by now
-    lay(folder, f"{host}-{1 << 70}-{start}-0")
-    folder.put("parts/00000000.parquet", b"whole")
-    folder.sweep()
-    assert [entry.path for entry in folder.entries()] == ["parts/00000000.parquet"]
-
-
-def test_sweep_keeps_what_living_processes_write_until_it_is_a_day_old(folder):
-    kept = lay(folder, mine(), age=DAY - 60)
-    lay(folder, mine().replace("-0", "-1"), age=DAY + 60)
-    folder.sweep()
-    assert [entry.path for entry in folder.entries()] == [kept]
-
-
-def test_a_clock_that_was_set_makes_no_living_process_dead(folder):
-    """A process's start is counted from the boot, whose time moves when the clock is set."""
-    host, start = socket.gethostname(), int(psutil.Process().create_time())
-    kept = {lay(folder, f"{host}-{os.getpid()}-{start + shift}-0") for shift in (-1, 1)}
-    folder.sweep()
-    assert {entry.path for entry in folder.entries()} == kept
-
-
-@pytest.mark.parametrize(
-    "owner",
-    [
-        "elsewhere-1-1-0",  # of another host: it may live
-        "",
-        "x",
-        "1-2-3",
-        "{host}-1-2",
-        "{host}-one-two-three",
-        "{host}--1-2-3",
-        "{host}-0x1-2-3",
-        "{host}-1-two-3",
-    ],
-)
-def test_sweep_keeps_what_it_cannot_judge_until_it_is_a_day_old(folder, owner):
-    path = lay(folder, owner.format(host=socket.gethostname()))
-    folder.sweep()
-    assert folder.exists(path)
-    os.utime(folder.uri(path), (time.time() - DAY - 60,) * 2)
-    folder.sweep()
-    assert not folder.exists(path)
-
-
-def test_hosts_may_have_hyphens(folder, monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: "ip-10-0-0-1")
-    kept = lay(folder, mine())
-    lay(folder, f"ip-10-0-0-1-{dead_process()}-5-0")
-    folder.sweep()
-    assert [entry.path for entry in folder.entries()] == [kept]
-
-
-def test_a_writer_at_work_is_not_swept(folder):
-    with seam(lambda *moment: moment[1] == "link" and folder.sweep()):
-        assert folder.put_new("parts/x", b"1")
-    assert folder.read("parts/x") == b"1"
-
-
-# --- reading one image ---
-
-
-@pytest.mark.parametrize(
-    ("name", "listed"),
-    [
-        (b"caf\xe9.jpg", "caf%E9.jpg"),
-        (b"\xff\x80/\xc3\xbc \xfc.jpg", "%FF%80/ü %FC.jpg"),
-        (b"100%25 caf\xe9.jpg", "100%25 caf%E9.jpg"),  # what was there before stays as it is
-        (b"a%20b.jpg", "a%20b.jpg"),
-        (b"caf%E9.jpg", "caf%E9.jpg"),
-    ],
-)
-def test_a_name_that_is_not_utf_8_is_read_by_how_it_is_listed(tmp_path, name, listed):
-    path = os.path.join(os.fsencode(tmp_path), name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    Path(os.fsdecode(path)).write_bytes(b"photo")
-    assert read_uri(str(tmp_path / listed)) == b"photo"
-
-
-def test_the_name_as_written_comes_first(tmp_path):
-    Path(os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.jpg")).write_bytes(b"bytes")
-    (tmp_path / "caf%E9.jpg").write_bytes(b"letters")
-    assert read_uri(str(tmp_path / "caf%E9.jpg")) == b"letters"
-
-
-def test_a_file_uri_is_read(tmp_path):
-    (tmp_path / "a b.jpg").write_bytes(b"photo")
-    assert read_uri(f"file://{tmp_path}/a b.jpg") == b"photo"
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """Seconds that would have been slept."""
-    slept = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    return slept
-
-
-def failing(times, error):
-    """An action that fails some times, then answers."""
-    left = iter([error] * times)
-
-    def action():
-        for each in left:
-            raise each
-        return "answer"
-
-    return action
-
-
-@pytest.mark.parametrize("times", range(4))
-def test_errors_that_pass_are_waited_for(waits, times):
-    assert retrying(failing(times, ConnectionResetError("reset")), "x.jpg") == "answer"
-    assert waits == pytest.approx([0.1, 0.4, 1.6][:times])
-
-
-def test_an_error_that_stays_stops_the_job_and_names_the_path(waits):
-    with pytest.raises(StorageFailure, match=r"photos/x\.jpg.*4 attempts.*reset"):
-        retrying(failing(4, ConnectionResetError("reset")), "photos/x.jpg")
-    assert len(waits) == 3
-
-
-@pytest.mark.parametrize("error", [*reading.PERMANENT, OSError(errno.ELOOP, ""), ValueError])
-def test_what_would_fail_again_is_not_tried_again(waits, error):
-    with pytest.raises(error if isinstance(error, type) else type(error)) as raised:
-        retrying(failing(1, error), "x.jpg")
-    assert not isinstance(raised.value, StorageFailure)
-    assert waits == []
-
-
-def test_a_missing_file_is_missing_at_once(tmp_path, waits):
-    with pytest.raises(FileNotFoundError):
-        read_uri(str(tmp_path / "x.jpg"))
-    with pytest.raises(FileNotFoundError):
-        read_uri(str(tmp_path / "caf%E9.jpg"))
-    with pytest.raises(FileNotFoundError):
-        read_uri(f"memory://{uuid.uuid4()}/x.jpg")
-    assert waits == []
-
-
-def test_a_link_to_itself_fails_at_once(tmp_path, waits):
-    (tmp_path / "x.jpg").symlink_to("x.jpg")
-    with pytest.raises(OSError, match="symbolic links"):
-        read_uri(str(tmp_path / "x.jpg"))
-    assert waits == []
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_every_read_of_an_image_passes_the_seam(tmp_path, waits, when):
-    (tmp_path / "x.jpg").write_bytes(b"photo")
-    moments = operations(lambda: read_uri(str(tmp_path / "x.jpg")))
-    assert [moment[0] for moment in moments] == ["before", "after"]
-    with seam(FailAt(["before", "after"].index(when), broken)):
-        assert read_uri(str(tmp_path / "x.jpg")) == b"photo"
-    assert len(waits) == 1

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,6 +57,7 @@ SMALL = {
 small = pytest.mark.parametrize("data", SMALL.values(), ids=SMALL)
 
 
+@settings(deadline=None, max_examples=50)
 @given(OBJECT)
 def test_json_comes_back_as_it_was(values):
     data = sealed_json(values)
@@ -63,6 +65,12 @@ def test_json_comes_back_as_it_was(values):
     assert read_json(data) == values
 
 
+def test_a_path_that_is_not_utf_8_comes_back_too():
+    path = os.fsdecode(b"/photos/caf\xe9")
+    assert read_json(sealed_json({"input": path})) == {"input": path}
+
+
+@settings(deadline=None, max_examples=50)
 @given(OBJECT)
 def test_same_values_give_the_same_json_whatever_the_order_of_their_keys(values):
     assert sealed_json(backwards(values)) == sealed_json(values)
@@ -126,7 +134,7 @@ def test_altered_json_is_not_read():
     assert read_json(b'{"kind": "store"}') is None
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=50)
 @given(OBJECT, st.integers(1, 400), st.data())
 def test_windows_may_end_anywhere_also_within_a_mark(values, window, data):
     whole = sealed_json(values)
