@@ -18,7 +18,7 @@ from retrieval.embeddings import store
 from retrieval.embeddings.segment import claim_segment, finish_store
 from retrieval.errors import InputError
 from retrieval.images.chunks import chunks
-from retrieval.images.listing import digest, read_labels, write_listing
+from retrieval.images.listing import digest, labelled_rows, read_labels, write_listing
 from retrieval.images.sources.folder import FolderSource
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, is_remote, open_folder
@@ -106,6 +106,8 @@ def _list(settings: EmbedSettings, target: Path, split: str | None) -> dict[str,
     )
     if rows == 0:
         raise InputError(f"{settings.input} holds no images; name a folder with photos")
+    if labels is not None and labelled_rows(target) == 0:
+        say(f"--labels {settings.labels} names none of the {rows} images of {settings.input}")
     return {
         "images": rows,
         "chunk_rows": step,

@@ -141,6 +141,12 @@ def read_chunk(folder: Folder, path: str, first: int, last: int) -> pa.Table:
     return table.slice(first - (base or 0), last - first)
 
 
+def labelled_rows(path: Path) -> int:
+    """Count the images of a listing that have a label."""
+    labels = pq.read_table(path, columns=["label"])["label"]
+    return len(labels) - int(labels.null_count)
+
+
 def digest(path: Path) -> str:
     """Give the SHA-256 of a listing file."""
     sha = hashlib.sha256()

@@ -203,7 +203,7 @@ def _put_chunk(
     folder: Folder, chunk: Chunk, listing: pa.Table, at: NDArray[np.int64], vectors: Vectors
 ) -> None:
     own = np.flatnonzero((at >= chunk.first) & (at < chunk.last))
-    lost = sorted(set(range(chunk.first, chunk.last)) - set(at[own].tolist()))
+    lost = np.setdiff1d(np.arange(chunk.first, chunk.last), at)
     items = listing.take(at[own])
     count = len(items)
     columns = {
@@ -217,7 +217,7 @@ def _put_chunk(
     part = pa.table(columns).select(schema.names).cast(schema)
     why = {"stage": "decode", "error": "OSError", "message": "broken"}
     ledger = [{**item, **why} for item in listing.take(lost).to_pylist()]
-    failures = sealed_parquet(pa.Table.from_pylist(ledger, FAILURES.schema)) if lost else None
+    failures = sealed_parquet(pa.Table.from_pylist(ledger, FAILURES.schema)) if len(lost) else None
     stores.put_part(folder, chunk, sealed_parquet(part), failures)
 
 

@@ -39,7 +39,7 @@ def rows_of(tables) -> list[int]:
 @st.composite
 def holes(draw: st.DrawFn) -> tuple[int, list[int]]:
     """Draw the number of images and the rows that have a vector: at least one, whole chunks lost."""
-    images = draw(st.integers(1, 40))
+    images = draw(st.integers(1, 20))
     lost = draw(st.sets(st.integers(0, images - 1), max_size=images - 1))
     first = draw(st.integers(0, images))
     lost |= set(range(first, min(first + draw(st.integers(0, 20)), images)))
@@ -47,11 +47,11 @@ def holes(draw: st.DrawFn) -> tuple[int, list[int]]:
     return images, there
 
 
-ranges = st.lists(st.tuples(st.integers(0, 45), st.none() | st.integers(0, 45)), max_size=20)
+ranges = st.lists(st.tuples(st.integers(0, 25), st.none() | st.integers(0, 25)), max_size=20)
 
 
 @slow
-@given(holes(), st.integers(1, 45), ranges, dtypes, st.integers(1, 5), seeds)
+@given(holes(), st.sampled_from([1, 3, 7, 45]), ranges, dtypes, st.integers(1, 5), seeds)
 def test_a_range_gives_its_rows_whatever_the_chunks_and_holes(shape, step, asked, dtype, d, seed):
     images, there = shape
     vectors = random_vectors(len(there), d, dtype, seed)

@@ -1,6 +1,5 @@
 """One chunk of images to one part: each image a row or a line, and no kill that leaves a trace."""
 
-import errno
 import hashlib
 import io
 import os
@@ -32,7 +31,7 @@ from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
 from retrieval.tables import FAILURES, part_table
 from tests.conftest import draw_photos
-from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
+from tests.retrieval.storage.faults import FailAt, Killed, broken, operations, seam
 from tests.trees import tree
 
 BATCH = 4
@@ -320,10 +319,6 @@ def test_a_vector_does_not_depend_on_what_else_is_in_its_batch(tmp_path, photos,
 @pytest.fixture
 def no_waits(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-
-
-def broken(when, operation, path):
-    raise OSError(errno.EIO, "Input/output error", path)
 
 
 def test_a_store_that_stays_away_stops_the_chunk_and_is_not_the_image_s_fault(run, no_waits):

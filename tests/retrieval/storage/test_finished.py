@@ -23,7 +23,6 @@ from tests.retrieval.storage.outputs import (
     paths,
     rows_of,
 )
-from tests.trees import tree
 
 every_kind = pytest.mark.parametrize("kind", PUT)
 
@@ -36,10 +35,6 @@ def folder(tmp_path):
 @pytest.fixture
 def whole(folder):
     return made(folder, "matches", top_k=10)
-
-
-def contents(folder):
-    return tree(Path(folder.uri()), but=())
 
 
 def test_what_is_not_finished_is_a_missing_input(folder):
