@@ -149,7 +149,7 @@ def check(settings: Any) -> None:
             continue
         if option.choices and value not in option.choices:
             raise UsageError(f"{option.flag} {value!r}: write one of {', '.join(option.choices)}")
-        if option.low is not None and value < option.low:
+        if option.low is not None and not value >= option.low:  # nor NaN
             raise UsageError(f"{option.flag} {value}: write at least {option.low:g}")
-        if option.high is not None and value > option.high:
+        if option.high is not None and not value <= option.high:
             raise UsageError(f"{option.flag} {value}: write at most {option.high:g}")
