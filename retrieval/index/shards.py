@@ -145,7 +145,11 @@ def build_shard(
 def _put_before(folder: Folder, number: int) -> ShardResult:
     """Find a shard that an earlier run put; its rows.parquet vouches for its FAISS file."""
     rows = folder.read(rows_path(number))
-    data = folder.read(shard_path(number))
+    try:
+        data = folder.read(shard_path(number))
+    except FileNotFoundError:
+        raise Damaged(f"{folder.uri(shard_path(number))} is missing; remove the index and run "
+                      "again") from None  # fmt: skip
     record = commit.record(shard_path(number), data)
     sealed = is_sealed(io.BytesIO(rows))
     if not sealed or notes_of(rows)["faiss_sha256"] != record.sha256:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +26,22 @@ from retrieval.storage import commit
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_json, sealed_parquet
-from retrieval.tables import FAILURES, LISTING, Chunk, IndexPlan, Metric, Vectors, part_table
+from retrieval.tables import (
+    FAILURES,
+    LISTING,
+    Chunk,
+    IndexPlan,
+    Metric,
+    ShardResult,
+    Vectors,
+    part_table,
+)
 
 NEIGHBOURS = max(recall.CURVE_K) + 1
 METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
 
 quick = settings(max_examples=150, deadline=None)
-slow = settings(max_examples=12, deadline=None)  # each example writes a store
+slow = settings(max_examples=25, deadline=None)  # each example writes a store
 nightly = settings(max_examples=3000, deadline=None)
 
 metrics = st.sampled_from(METRICS)
@@ -241,34 +249,63 @@ class Index:
         ]
 
 
-def make_plan(store: Store, nlist: int, rows_per_shard: int) -> IndexPlan:
+def make_plan(rows: int, dtype: str, nlist: int, rows_per_shard: int = 10**9) -> IndexPlan:
     """Plan an index by hand."""
-    kind = "SQfp16" if store.dtype == "float16" else "Flat"
-    return IndexPlan(f"IVF{nlist},{kind}", nlist, store.rows, rows_per_shard, 0, False, ())
+    kind = "SQfp16" if dtype == "float16" else "Flat"
+    return IndexPlan(f"IVF{nlist},{kind}", nlist, rows, rows_per_shard, 0, False, ())
 
 
-def make_index(
-    root: Path | str,
-    store: Store,
-    metric: Metric,
-    *,
-    nlist: int = 4,
-    rows_per_shard: int = 10**9,
-    seed: int = 0,
-) -> Index:
-    """Finish an index of a store, as `jobs/index.py` does, but for its table of labels."""
-    folder = open_folder(str(root))
-    nlist = min(nlist, store.rows)
-    plan = make_plan(store, nlist, rows_per_shard)
-    images = int(store.segment["images"])
-    count = -(-images // rows_per_shard)
-    commit.begin(folder, "index", {"embedding_dtype": store.dtype, "bundle": store.bundle})
-    trained = build.train_index(folder, store, plan, metric, seed)
-    sample, rows = shards.sample_rows(store, min(recall.SAMPLE, store.rows), seed + 1)
-    ready = block(sample, metric)
-    for number in range(count):
-        shards.build_shard(folder, store, number, plan, metric, trained, ready, NEIGHBOURS)
-    build.put_recall(folder, trained, sample, rows, count, metric, seed)
-    counts: dict[str, Any] = {"rows": store.rows, "shards": count, "nlist": nlist, "metric": metric}
-    manifest = commit.finish(folder, "index", counts)
-    return Index(folder, manifest, store, metric, shards.centroids_of(shards.from_bytes(trained)))
+class Building:
+    """An index that is being made, as `jobs/index.py` does, but for its table of labels."""
+
+    def __init__(
+        self,
+        root: Path | str,
+        store: Store,
+        metric: Metric,
+        *,
+        nlist: int = 4,
+        rows_per_shard: int = 10**9,
+        seed: int = 0,
+    ) -> None:
+        self.folder = open_folder(str(root))
+        self.store, self.metric, self.seed = store, metric, seed
+        self.plan = make_plan(store.rows, store.dtype, min(nlist, store.rows), rows_per_shard)
+        settings = {"embedding_dtype": store.dtype, "bundle": store.bundle}
+        commit.begin(self.folder, "index", settings)
+        self.trained = build.train_index(self.folder, store, self.plan, metric, seed)
+        count = min(recall.SAMPLE, store.rows)
+        self.sample, self.rows = shards.sample_rows(store, count, seed + 1)
+        self.count = -(-int(store.segment["images"]) // rows_per_shard)
+
+    def shard(self, number: int) -> ShardResult:
+        """Build one shard, or find it built."""
+        sample = block(self.sample, self.metric)
+        return shards.build_shard(
+            self.folder,
+            self.store,
+            number,
+            self.plan,
+            self.metric,
+            self.trained,
+            sample,
+            NEIGHBOURS,
+        )
+
+    def finish(self) -> Index:
+        """Build what is missing and put the manifest."""
+        for number in range(self.count):
+            self.shard(number)
+        build.put_recall(
+            self.folder,
+            self.trained,
+            self.sample,
+            self.rows,
+            self.count,
+            self.metric,
+            self.seed,
+        )
+        counts = {"rows": self.store.rows, "shards": self.count, "nlist": self.plan.nlist}
+        manifest = commit.finish(self.folder, "index", {**counts, "metric": self.metric})
+        centroids = shards.centroids_of(shards.from_bytes(self.trained))
+        return Index(self.folder, manifest, self.store, self.metric, centroids)

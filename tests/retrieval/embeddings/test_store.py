@@ -38,7 +38,7 @@ def rows_of(tables) -> list[int]:
 
 @st.composite
 def holes(draw: st.DrawFn) -> tuple[int, list[int]]:
-    """Draw the number of images and the rows that have a vector: at least one, whole chunks lost."""
+    """Draw the number of images and the rows that have a vector; whole chunks may be lost."""
     images = draw(st.integers(1, 20))
     lost = draw(st.sets(st.integers(0, images - 1), max_size=images - 1))
     first = draw(st.integers(0, images))

@@ -1,0 +1,207 @@
+"""Candidates of shards merge to brute force within the lists that were read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from retrieval.index import search, shards
+from retrieval.index.kmeans import list_metric, train_centroids
+from retrieval.index.search import search_shard
+from retrieval.index.shards import Shard
+from retrieval.ranking.merge import merge_candidates
+from retrieval.scoring import block, nearest, norms_of, top_k
+from retrieval.tables import CANDIDATES, SHARD_ROWS, Metric, Vectors
+from tests.retrieval.vectors import (
+    METRICS,
+    Building,
+    Case,
+    brute_force,
+    cases,
+    exact_keys,
+    image_ids,
+    make_plan,
+    make_store,
+    metrics,
+    nightly,
+    quick,
+    seeds,
+)
+
+Int64 = NDArray[np.int64]
+
+
+def make_shard(
+    vectors: Vectors, rows: Int64, ids: list[str], centroids: NDArray[np.float32], metric: Metric
+) -> Shard:
+    """Make a shard in memory of some rows; `ids` are those of all rows."""
+    dtype = str(vectors.dtype)
+    index = shards.empty_index(make_plan(len(ids), dtype, len(centroids)), centroids, metric)
+    measure = list_metric(metric)
+    own = nearest(block(vectors[rows], measure), block(centroids, measure))
+    shards._add(index, vectors[rows], rows, own)
+    known = {
+        "row": rows,
+        "image_id": [ids[row] for row in rows],
+        "path": [f"/photos/{row}" for row in rows],
+        "label": [f"class{row % 3}" for row in rows],
+        "norm": norms_of(vectors[rows]),
+    }
+    columns = [known.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]
+    return Shard(index, pa.table(columns, schema=SHARD_ROWS.schema), metric, dtype)
+
+
+def shards_merge_to_brute_force(
+    case: Case, metric: Metric, k: int, nlist: int, nprobe: int, cuts: int, seed: int
+) -> None:
+    """Cut a gallery into shards, whose image_ids are in another order than its rows."""
+    generator = np.random.default_rng(seed)
+    count, measure = len(case.rows), list_metric(metric)
+    nlist = min(nlist, count)
+    centroids = train_centroids(case.rows, nlist, metric, seed=seed)
+    queries = block(case.queries, measure)
+    probes = top_k(queries, block(centroids, measure), min(nprobe, nlist)).positions
+    places = generator.permutation(count)  # of each row in the order of image_ids
+    ids = [image_ids(count)[place] for place in places]
+    numbers = np.sort(generator.permutation(50)[: len(case.queries)])
+    parts = [
+        search_shard(
+            make_shard(case.rows, rows, ids, centroids, metric),
+            block(case.queries, metric),
+            probes,
+            numbers,
+            k,
+        )
+        for rows in np.array_split(np.arange(count), cuts)
+    ]
+    assert all(part.schema.equals(CANDIDATES) for part in parts)
+
+    lists = exact_keys(case.rows, centroids, measure).argmax(1)
+    read = (lists[None, :, None] == probes[:, None, :]).any(-1)
+    keys = np.where(read, exact_keys(case.queries, case.rows, metric), -np.inf)
+    expected, found = brute_force(keys, places, k)
+    query, rank = np.nonzero(found >= 0)
+    rows = found[query, rank]
+    merged, ranks = merge_candidates(parts, k)
+    assert merged["query"].to_pylist() == numbers[query].tolist()
+    assert merged["row"].to_pylist() == rows.tolist()
+    assert merged["key"].to_pylist() == expected[query, rank].tolist()  # to the last bit
+    assert merged["list"].to_pylist() == lists[rows].tolist()
+    assert merged["image_id"].to_pylist() == [ids[row] for row in rows]
+    assert merged["path"].to_pylist() == [f"/photos/{row}" for row in rows]
+    assert merged["label"].to_pylist() == [f"class{row % 3}" for row in rows]
+    assert ranks.tolist() == (rank + 1).tolist()
+
+
+@quick
+@given(cases(), metrics, st.integers(1, 12), st.integers(1, 8), st.integers(1, 5), seeds)
+def test_with_all_lists_read_it_is_exact_search(case, metric, k, nlist, cuts, seed):
+    shards_merge_to_brute_force(case, metric, k, nlist, nlist, cuts, seed)
+
+
+some = (st.integers(1, 12), st.integers(1, 8), st.integers(1, 8), st.integers(1, 5), seeds)
+
+
+@quick
+@given(cases(), metrics, *some)
+def test_it_is_exact_search_within_the_lists_that_are_read(
+    case, metric, k, nlist, nprobe, cuts, seed
+):
+    shards_merge_to_brute_force(case, metric, k, nlist, nprobe, cuts, seed)
+
+
+@pytest.mark.nightly
+@nightly
+@given(cases(), metrics, *some)
+def test_it_is_exact_search_within_the_lists_that_are_read_many_times(
+    case, metric, k, nlist, nprobe, cuts, seed
+):
+    shards_merge_to_brute_force(case, metric, k, nlist, nprobe, cuts, seed)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_equal_scores_are_ordered_by_the_bytes_of_image_id(metric, dtype):
+    rows = np.full((6, 5), 0.1, dtype)
+    ids = ["é.jpg", "z.jpg", "Z.jpg", "🐟.jpg", "￿.jpg", "a b.jpg"]
+    centroids = train_centroids(rows, 2, metric, seed=0)
+    shard = make_shard(rows, np.arange(6), ids, centroids, metric)
+    probes, number = np.array([[0, 1]]), np.array([0])
+    found = search_shard(shard, block(rows[:1], metric), probes, number, 4)
+    merged, _ = merge_candidates([found], 4)
+    assert merged["image_id"].to_pylist() == ["Z.jpg", "a b.jpg", "z.jpg", "é.jpg"]
+
+
+def test_a_zero_that_is_negative_ties_with_one_that_is_not():
+    """Across shards too, where Arrow compares the keys."""
+    rows = np.array([[0.0], [-0.0], [0.0], [-0.0]], np.float32)
+    ids = ["d", "c", "b", "a"]
+    centroids = np.ones((1, 1), np.float32)
+    query = block(np.array([[-3.0]], np.float32), "ip")
+    parts = [
+        search_shard(
+            make_shard(rows, np.array(own), ids, centroids, "ip"),
+            query,
+            np.array([[0]]),
+            np.array([0]),
+            4,
+        )
+        for own in ([0, 1], [2, 3])
+    ]
+    merged, _ = merge_candidates(parts, 4)
+    assert merged["image_id"].to_pylist() == ["a", "b", "c", "d"]
+
+
+def test_lists_are_read_by_those_who_asked_for_them():
+    pairs = search._pairs(np.array([[2, 0], [1, 2], [2, 1]]))
+    assert {number: which.tolist() for number, which in pairs} == {0: [0], 1: [1, 2], 2: [0, 1, 2]}
+    assert list(search._pairs(np.empty((3, 0), np.int64))) == []
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_shards_from_disk_answer_as_those_in_memory(tmp_path, metric):
+    vectors = np.random.default_rng(0).normal(size=(90, 12)).astype(np.float16)
+    vectors[40:60] = vectors[:20]
+    store = make_store(tmp_path / "store", vectors, chunk_rows=32)
+    index = Building(tmp_path / "index", store, metric, nlist=6, rows_per_shard=40).finish()
+    queries, probes = block(vectors[:7], metric), np.tile(np.arange(6), (7, 1))
+    parts = [search_shard(s, queries, probes, np.arange(7), 9) for s in index.shards]
+    merged, _ = merge_candidates(parts, 9)
+    _, found = brute_force(exact_keys(vectors[:7], vectors, metric), np.arange(90), 9)
+    assert merged["row"].to_pylist() == found.ravel().tolist()
+    ids = image_ids(90)
+    assert merged["image_id"].to_pylist() == [ids[row] for row in found.ravel()]
+
+
+def test_an_empty_shard_has_no_candidates():
+    rows = np.ones((3, 2), np.float32)
+    shard = make_shard(rows, np.arange(0), ["a", "b", "c"], rows[:1], "ip")
+    found = search_shard(shard, block(rows, "ip"), np.zeros((3, 1), np.int64), np.arange(3), 2)
+    assert found.schema.equals(CANDIDATES)
+    assert len(found) == 0
+
+
+def test_no_query_has_no_candidates():
+    rows = np.ones((3, 2), np.float32)
+    shard = make_shard(rows, np.arange(3), ["a", "b", "c"], rows[:1], "ip")
+    nobody = np.empty((0, 1), np.int64)
+    assert len(search_shard(shard, block(rows[:0], "ip"), nobody, nobody[:, 0], 2)) == 0
+
+
+def test_the_stored_norms_are_used(monkeypatch):
+    """They are read with the shard, so that no vector's length is summed again."""
+    rows = np.array([[3, 4], [6, 8]], np.float32)
+    shard = make_shard(rows, np.arange(2), ["a", "b"], np.ones((1, 2), np.float32), "cosine")
+    norm = SHARD_ROWS.schema.get_field_index("norm")
+    doubled = shard.metadata.set_column(norm, "norm", pa.array([10.0, 20.0]))
+    shard = dataclasses.replace(shard, metadata=doubled)
+    found = search_shard(
+        shard, block(rows[:1], "cosine"), np.array([[0]]), np.array([0]), 2
+    )
+    assert found["key"].to_pylist() == [0.5, 0.5]
