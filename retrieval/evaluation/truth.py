@@ -48,8 +48,8 @@ def judge(
     columns = ("query_id", "rank", "image_id", "query_label", "label")
     for row in matches.select(columns).to_pylist():
         name = row["query_id"]
-        labels[name] = query_labels.get(name) if query_labels else row["query_label"]
-        label = image_labels.get(row["image_id"]) if image_labels else row["label"]
+        labels[name] = row["query_label"] if query_labels is None else query_labels.get(name)
+        label = row["label"] if image_labels is None else image_labels.get(row["image_id"])
         found.setdefault(name, []).append((row["rank"], label))
     for name in failed["image_id"].to_pylist():
         labels[name] = (query_labels or {}).get(name)

@@ -57,6 +57,55 @@ def test_average_precision_equals_its_definition_on_random_rankings():
         assert value == pytest.approx(sums / total if total else 0.0, abs=1e-12)
 
 
+def test_measures_equal_those_of_trec_eval():
+    """On random rankings of 12 matches among 40 images, some queries without any right one."""
+    ir_measures = pytest.importorskip("ir_measures", reason="pip install ir-measures to compare")
+    generator = np.random.default_rng(2)
+    truth = generator.random((60, 40)) < 0.15
+    truth[:5, :20] = False  # their right images are those that are not ranked, or none
+    ranked = np.stack([generator.permutation(40)[:12] for _ in range(60)])
+    qrels = [
+        ir_measures.Qrel(f"q{q:02d}", f"x{x}", int(truth[q, x])) for q, x in np.ndindex(60, 40)
+    ]
+    run = [
+        ir_measures.ScoredDoc(f"q{q:02d}", f"x{x}", float(-rank))
+        for q in range(60)
+        for rank, x in enumerate(ranked[q])
+    ]
+    names = tuple(f"q{q:02d}" for q in range(60))
+    hits = np.take_along_axis(truth, ranked, 1)
+    found = Judged(names, hits, truth.sum(1), 0)
+    for name, theirs in (
+        ("map", ir_measures.AP),
+        ("mrr", ir_measures.RR),
+        ("p10", ir_measures.P @ 10),
+        ("top1", ir_measures.Success @ 1),
+        ("top3", ir_measures.Success @ 3),
+        ("top10", ir_measures.Success @ 10),
+    ):
+        expected = {value.query_id: value.value for value in theirs.iter_calc(qrels, run)}
+        values = dict(zip(names, MEASURES[name].values(found), strict=True))
+        assert values == pytest.approx(expected, abs=1e-9), name
+
+
+def test_all_measures_lie_between_0_and_1_and_rise_with_a_better_ranking():
+    generator = np.random.default_rng(3)
+    hits = generator.random((50, 12)) < 0.3
+    better = np.sort(hits, axis=1)[:, ::-1]  # the right ones first
+    relevant = hits.sum(1) + 1
+    names = tuple(map(str, range(50)))
+    for each in MEASURES.values():
+        values = each.values(Judged(names, hits, relevant, 0))
+        best = each.values(Judged(names, better, relevant, 0))
+        assert ((values >= 0) & (values <= best) & (best <= 1)).all()
+
+
+def test_what_is_measured_is_named_in_one_order():
+    measured = measure(judged("x.", relevant=[1]), seed=0)
+    assert [each.name for each in measured] == list(MEASURES)
+    assert all(each.title and each.meaning for each in measured)
+
+
 def test_intervals_hold_the_value_and_are_seeded():
     generator = np.random.default_rng(1)
     rankings = Judged(

@@ -99,9 +99,7 @@ def test_the_curve_of_an_index_is_that_of_the_sample_without_itself(tmp_path, me
     monkeypatch.setattr(recall, "SAMPLE", 25)
     vectors = np.random.default_rng(1).normal(size=(120, 6)).astype(np.float16)
     vectors[30:60] = vectors[:30]
-    store = make_store(
-        tmp_path / "store", vectors, rows=range(10, 130), images=140, chunk_rows=32
-    )
+    store = make_store(tmp_path / "store", vectors, rows=range(10, 130), images=140, chunk_rows=32)
     building = Building(tmp_path / "index", store, metric, nlist=9, rows_per_shard=40)
     index = building.finish()
     own = building.rows - 10  # place among the vectors
@@ -125,10 +123,10 @@ def test_the_curve_of_an_index_is_that_of_the_sample_without_itself(tmp_path, me
 def test_the_curve_rises_to_one(metric):
     rows = np.random.default_rng(2).normal(size=(300, 8)).astype(np.float32)
     centroids = train_centroids(rows, 20, metric, seed=0)
-    found = neighbours_of(rows[:50], rows, centroids, metric, 101)
+    queries = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
+    found = neighbours_of(queries, rows, centroids, metric, 100)
     measure = list_metric(metric)
-    queries = block(rows[:50], measure)
-    curve = recall_curve(queries, block(centroids, measure), found, seed=0)
+    curve = recall_curve(block(queries, measure), block(centroids, measure), found, seed=0)
     for k in (1, 10, 100):
         own = [line for line in curve.to_pylist() if line["k"] == k]
         shares = [line["recall"] for line in own]

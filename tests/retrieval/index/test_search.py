@@ -194,14 +194,12 @@ def test_no_query_has_no_candidates():
     assert len(search_shard(shard, block(rows[:0], "ip"), nobody, nobody[:, 0], 2)) == 0
 
 
-def test_the_stored_norms_are_used(monkeypatch):
+def test_the_stored_norms_are_used():
     """They are read with the shard, so that no vector's length is summed again."""
     rows = np.array([[3, 4], [6, 8]], np.float32)
     shard = make_shard(rows, np.arange(2), ["a", "b"], np.ones((1, 2), np.float32), "cosine")
     norm = SHARD_ROWS.schema.get_field_index("norm")
     doubled = shard.metadata.set_column(norm, "norm", pa.array([10.0, 20.0]))
     shard = dataclasses.replace(shard, metadata=doubled)
-    found = search_shard(
-        shard, block(rows[:1], "cosine"), np.array([[0]]), np.array([0]), 2
-    )
+    found = search_shard(shard, block(rows[:1], "cosine"), np.array([[0]]), np.array([0]), 2)
     assert found["key"].to_pylist() == [0.5, 0.5]

@@ -1,54 +1,122 @@
-"""Many shards' candidates become one ranking, in an order that is total."""
+"""Matches are one order of all candidates, however the gallery was cut."""
 
-from itertools import pairwise
+from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.ranking.merge import matches_of, merge_candidates
-from retrieval.tables import CANDIDATES
+from retrieval.tables import CANDIDATES, MATCHES
+from tests.retrieval.vectors import image_ids, quick, seeds
+
+Line = tuple[int, float, str]  # query, key, image_id
 
 
-def candidates(rows):
-    """Make candidates from (query, key, image_id)."""
+def candidates(lines: list[Line]) -> pa.Table:
+    """Make a table of candidates; row, path and label follow from the id."""
     columns = {
-        "query": [r[0] for r in rows], "key": [r[1] for r in rows],
-        "row": list(range(len(rows))), "list": [0] * len(rows), "image_id": [r[2] for r in rows],
-        "path": [r[2] for r in rows], "label": [None] * len(rows),
-    }  # fmt: skip
-    return pa.table(columns, schema=CANDIDATES)
-
-
-@settings(deadline=None)
-@given(
-    keys=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.2, 0.3])), max_size=40),
-    cuts=st.lists(st.integers(0, 40), max_size=4),
-    k=st.integers(1, 5),
-    seed=st.integers(0, 99),
-)
-def test_the_ranking_does_not_depend_on_how_the_gallery_was_cut(keys, cuts, k, seed):
-    rows = [(query, key, f"image{place:02d}") for place, (query, key) in enumerate(keys)]
-    order = np.random.default_rng(seed).permutation(len(rows))
-    edges = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
-    parts = [[rows[i] for i in order[a:b]] for a, b in pairwise(edges)]
-    found, rank = merge_candidates([candidates(part) for part in parts], k)
-    expected = []
-    for query in range(4):
-        own = sorted((row for row in rows if row[0] == query), key=lambda r: (-r[1], r[2]))
-        expected += [(*row, place + 1) for place, row in enumerate(own[:k])]
-    columns = (found[name].to_pylist() for name in ("query", "key", "image_id"))
-    assert list(zip(*columns, rank.tolist(), strict=True)) == expected
-
-
-def test_matches_are_ordered_by_query_id_and_l2_scores_are_distances():
-    asked = pa.table(
-        {"row": [4, 7], "image_id": ["z.jpg", "a.jpg"], "path": ["/z", "/a"], "label": ["x", None]}
+        "query": [query for query, _, _ in lines],
+        "key": [key for _, key, _ in lines],
+        "row": [len(name) for _, _, name in lines],
+        "list": [0] * len(lines),
+        "image_id": [name for _, _, name in lines],
+        "path": [f"/gallery/{name}" for _, _, name in lines],
+        "label": [name[:1] or None for _, _, name in lines],
+    }
+    return pa.table(
+        [pa.array(columns[field.name], field.type) for field in CANDIDATES], schema=CANDIDATES
     )
-    parts = [candidates([(4, -2.0, "m"), (7, -1.0, "m"), (4, -0.5, "n")])]
-    found = matches_of(parts, 2, asked, "l2")
-    assert found["query_id"].to_pylist() == ["a.jpg", "z.jpg", "z.jpg"]
-    assert found["rank"].to_pylist() == [1, 1, 2]
-    assert found["score"].to_pylist() == [1.0, 0.5, 2.0]
-    assert found["query_label"].to_pylist() == [None, "x", "x"]
+
+
+@st.composite
+def cut_candidates(draw: st.DrawFn) -> tuple[list[Line], list[list[Line]]]:
+    """Draw candidates with many equal keys, and the same ones shuffled and cut into parts."""
+    ids = image_ids(draw(st.integers(1, 12)))
+    keys = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 1e-300, 0.5, np.nextafter(0.5, 1)])
+    pairs = draw(st.sets(st.tuples(st.integers(0, 4), st.sampled_from(ids)), max_size=40))
+    lines = [(query, draw(keys), name) for query, name in sorted(pairs)]
+    shuffled = draw(st.permutations(lines))
+    at = sorted(draw(st.lists(st.integers(0, len(lines)), max_size=4)))
+    parts = [shuffled[a:b] for a, b in zip([0, *at], [*at, len(lines)], strict=True)]
+    return lines, parts
+
+
+@quick
+@given(cut_candidates(), st.integers(1, 6))
+def test_the_best_k_of_each_query_by_score_then_bytes_of_image_id(cut, k):
+    lines, parts = cut
+    order = sorted(lines, key=lambda line: (line[0], -line[1], line[2].encode()))
+    expected, ranks = [], []
+    for query in range(5):
+        best = [line for line in order if line[0] == query][:k]
+        expected += best
+        ranks += range(1, len(best) + 1)
+    table, rank = merge_candidates([candidates(part) for part in parts], k)
+    found = zip(*(table[name].to_pylist() for name in ("query", "key", "image_id")), strict=True)
+    assert list(found) == expected
+    assert rank.tolist() == ranks
+    assert table["path"].to_pylist() == [f"/gallery/{name}" for _, _, name in expected]
+
+
+@quick
+@given(cut_candidates(), st.integers(1, 6), seeds)
+def test_the_parts_and_their_order_do_not_matter(cut, k, seed):
+    lines, parts = cut
+    shuffled = np.random.default_rng(seed).permutation(len(parts))
+    table, rank = merge_candidates([candidates(parts[place]) for place in shuffled], k)
+    whole, whole_rank = merge_candidates([candidates(lines)], k)
+    assert table.drop_columns("key").equals(whole.drop_columns("key"))
+    np.testing.assert_array_equal(table["key"], whole["key"])  # -0.0 is 0.0
+    assert rank.tolist() == whole_rank.tolist()
+
+
+def test_nothing_merges_to_nothing():
+    table, rank = merge_candidates([], 3)
+    assert table.schema.equals(CANDIDATES)
+    assert len(table) == len(rank) == 0
+
+
+# --- matches ------------------------------------------------------------------------------------
+
+QUERIES = pa.table(
+    {
+        "row": [3, 5, 8],
+        "image_id": ["b", "a", "c"],
+        "path": ["/queries/b", "/queries/a", "/queries/c"],
+        "label": ["x", None, "z"],
+    }
+)
+FOUND = [
+    candidates([(3, -4.0, "p"), (8, -1.0, "q"), (5, -9.0, "r")]),
+    candidates([(3, -2.0, "s"), (8, -1.0, "p"), (5, -0.0, "t"), (3, -7.0, "u")]),
+]
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("cosine", 1), ("ip", 1), ("l2", -1)])
+def test_matches_say_who_asked_and_what_was_found(metric, sign):
+    table = matches_of(FOUND, 2, QUERIES, metric)
+    assert table.schema.equals(MATCHES.schema)
+    names = ("query_id", "query_path", "query_label", "rank", "image_id", "path", "label", "score")
+    lines = list(zip(*(table[name].to_pylist() for name in names), strict=True))
+    assert lines == [
+        ("a", "/queries/a", None, 1, "t", "/gallery/t", "t", 0.0),
+        ("a", "/queries/a", None, 2, "r", "/gallery/r", "r", sign * -9.0),
+        ("b", "/queries/b", "x", 1, "s", "/gallery/s", "s", sign * -2.0),
+        ("b", "/queries/b", "x", 2, "p", "/gallery/p", "p", sign * -4.0),
+        ("c", "/queries/c", "z", 1, "p", "/gallery/p", "p", sign * -1.0),
+        ("c", "/queries/c", "z", 2, "q", "/gallery/q", "q", sign * -1.0),
+    ]
+
+
+def test_a_query_that_nothing_was_found_for_has_no_match():
+    table = matches_of([candidates([(3, 1.0, "p")])], 2, QUERIES, "cosine")
+    assert table["query_id"].to_pylist() == ["b"]
+    assert len(matches_of([], 2, QUERIES, "cosine")) == 0
+
+
+def test_a_missing_label_is_null():
+    table = matches_of([candidates([(3, 1.0, "")])], 2, QUERIES, "cosine")
+    assert table["label"].to_pylist() == [None]

@@ -1,0 +1,249 @@
+"""The recall that is certified is the one counted from the matches themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from retrieval.embeddings.store import Store
+from retrieval.errors import Damaged
+from retrieval.index import answer
+from retrieval.index.answer import (
+    Task,
+    answer_shard,
+    blocks_of,
+    candidates_path,
+    exact_path,
+    query_block,
+    read_answer,
+)
+from retrieval.index.certificate import certify
+from retrieval.index.recall import probe_grid
+from retrieval.index.shards import sample_rows
+from retrieval.intervals import bootstrap_mean
+from retrieval.ranking.merge import matches_of, merge_candidates
+from retrieval.storage.files import open_folder
+from retrieval.tables import Certificate, Metric
+from tests.retrieval.vectors import (
+    METRICS,
+    Building,
+    Index,
+    brute_force,
+    dtypes,
+    exact_keys,
+    make_store,
+    metrics,
+    seeds,
+    slow,
+)
+
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+def make_task(
+    root: Path,
+    metric: Metric,
+    *,
+    dtype: str = "float32",
+    nprobe: int = 2,
+    top_k: int = 10,
+    seed: int = 0,
+    first: int = 0,
+) -> tuple[Task, Index]:
+    """Make an index of three shards, queries in three blocks with holes, and a sample of them.
+
+    Gallery and queries hold duplicates, so that ties cross the k-th place. Queries before `first`
+    of 60 failed.
+    """
+    generator = np.random.default_rng(seed)
+    gallery = generator.normal(size=(90, 5)).astype(dtype)
+    gallery[generator.integers(0, 90, 40)] = gallery[generator.integers(0, 90, 40)]
+    asked = generator.normal(size=(25, 5)).astype(dtype)
+    asked[:5] = gallery[:5]
+    store = make_store(root / "store", gallery, rows=range(5, 95), images=100, chunk_rows=32)
+    index = Building(root / "index", store, metric, nlist=9, rows_per_shard=40, seed=seed).finish()
+    rows = np.sort(generator.permutation(60 - first)[:25]) + first
+    queries = make_store(root / "queries", asked, rows=rows, images=60, chunk_rows=20)
+    sample = sample_rows(queries, 12, seed)[1]
+    folder = open_folder(str(root / "matches"))
+    return Task(
+        index.folder, index.manifest, dtype, metric, queries, folder, nprobe, top_k, sample
+    ), index
+
+
+def run(task: Task) -> None:
+    for number in range(int(task.manifest.counts["shards"])):
+        answer_shard(task, number)
+
+
+def matches(task: Task) -> pa.Table:
+    """Give the matches of all queries, as `jobs/rank.py` makes them."""
+    shards, tables = range(int(task.manifest.counts["shards"])), []
+    for number in range(blocks_of(task.queries)):
+        parts = [read_answer(task.matches, candidates_path(task.nprobe, s, number)) for s in shards]
+        asked = query_block(task.queries, number)
+        tables.append(matches_of(parts, task.top_k, asked, task.metric))
+    return pa.concat_tables(tables)
+
+
+def contents(store: Store) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
+    table = pa.concat_tables(store.blocks())
+    vectors, rows = sample_rows(store, store.rows, 0)
+    return table["image_id"].to_pylist(), vectors, rows
+
+
+def counted(task: Task, index: Index) -> NDArray[np.float64]:
+    """Count, for each sampled query, the share of its exact neighbours among its matches."""
+    ids, gallery, _ = contents(index.store)
+    names, vectors, rows = contents(task.queries)
+    keys = exact_keys(vectors, gallery, task.metric)
+    _, exact = brute_force(keys, np.arange(len(gallery)), task.top_k)  # rows are in order of ids
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for line in matches(task).to_pylist():
+        found[line["query_id"]].add(line["image_id"])
+    shares = []
+    for query in np.flatnonzero(np.isin(rows, task.sample)):
+        wanted = {ids[place] for place in exact[query] if place >= 0}
+        shares.append(len(wanted & found[names[query]]) / len(wanted))
+    return np.array(shares)
+
+
+def check(task: Task, index: Index, target: float, seed: int) -> Certificate:
+    run(task)
+    made, wider = certify(task, target, seed)
+    values = counted(task, index)
+    assert made.recall == pytest.approx(values.mean(), abs=1e-12)
+    assert (made.low, made.high) == pytest.approx(bootstrap_mean(values, seed=seed), abs=1e-12)
+    assert (made.nprobe, made.nlist, made.target) == (task.nprobe, 9, target)
+    assert (made.sample, made.passes) == (len(values), 1)
+    assert wider == enough(task, index, target, seed, made)
+    return made
+
+
+def enough(task: Task, index: Index, target: float, seed: int, made: Certificate) -> int:
+    """Search again and again to find the fewest lists whose lower bound meets the target."""
+    if made.recall >= target:
+        return task.nprobe
+    for nprobe in probe_grid(9):
+        again = dataclasses.replace(task, nprobe=nprobe)
+        run(again)
+        if bootstrap_mean(counted(again, index), seed=seed)[0] >= target:
+            return nprobe
+    return 9
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("nprobe", "target"), [(1, 0.9), (2, 0.1), (3, 1.0)])
+def test_certified_recall_is_counted_recall(tmp_path, metric, dtype, nprobe, target):
+    task, index = make_task(tmp_path, metric, dtype=dtype, nprobe=nprobe)
+    made = check(task, index, target, seed=5)
+    assert 0 < made.recall < 1  # else the case would show nothing
+
+
+@pytest.mark.nightly
+@slow
+@given(metrics, dtypes, st.integers(1, 9), st.sampled_from([1, 3, 10, 200]), st.floats(0, 1), seeds)
+def test_certified_recall_is_counted_recall_many_times(
+    tmp_path_factory, metric, dtype, nprobe, top_k, target, seed
+):
+    root = tmp_path_factory.mktemp("certificate")
+    task, index = make_task(root, metric, dtype=dtype, nprobe=nprobe, top_k=top_k, seed=seed)
+    check(task, index, target, seed)
+
+
+@every_metric
+def test_with_all_lists_read_the_sample_shows_recall_one(tmp_path, metric):
+    task, index = make_task(tmp_path, metric, nprobe=9)
+    made = check(task, index, 0.95, seed=0)
+    assert (made.recall, made.low, made.high) == (1, 1, 1)
+
+
+@every_metric
+def test_more_neighbours_than_the_gallery_has_are_all_of_it(tmp_path, metric):
+    task, index = make_task(tmp_path, metric, nprobe=4, top_k=200)
+    check(task, index, 0.95, seed=0)
+
+
+def test_blocks_of_queries_that_all_failed_are_no_trouble(tmp_path):
+    task, index = make_task(tmp_path, "cosine", first=30)
+    assert len(query_block(task.queries, 0)) == 0
+    check(task, index, 0.95, seed=0)
+
+
+def test_blocks_without_a_sampled_query_are_no_trouble(tmp_path):
+    task, index = make_task(tmp_path, "cosine")
+    task = dataclasses.replace(task, sample=task.sample[:1])
+    check(task, index, 0.95, seed=0)
+
+
+def test_without_a_sample_all_lists_were_read_and_nothing_is_measured(tmp_path):
+    task, _ = make_task(tmp_path, "cosine", nprobe=9)
+    task = dataclasses.replace(task, sample=np.empty(0, np.int64))
+    run(task)
+    assert not list(task.matches.entries("work/exact"))
+    assert certify(task, 0.95, 0) == (Certificate(9, 9, 0.95, 1.0, 1.0, 1.0, 0, 1), 9)
+
+
+@every_metric
+def test_the_same_task_has_the_same_certificate(tmp_path, metric):
+    for name in ("one", "other"):
+        run(make_task(tmp_path / name, metric)[0])
+    one, other = (make_task(tmp_path / name, metric)[0] for name in ("one", "other"))
+    assert certify(one, 0.9, 3) == certify(other, 0.9, 3)
+    assert certify(one, 0.9, 3)[0].low != certify(one, 0.9, 4)[0].low  # the seed is the interval's
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def test_exact_answers_are_those_of_the_sampled_queries_alone(tmp_path):
+    task, index = make_task(tmp_path, "l2", nprobe=1)
+    run(task)
+    _, gallery, rows = contents(index.store)
+    _, vectors, asked = contents(task.queries)
+    for number in range(blocks_of(task.queries)):
+        parts = [read_answer(task.matches, exact_path(shard, number)) for shard in range(3)]
+        merged, _ = merge_candidates(parts, task.top_k)
+        own = np.isin(asked, task.sample) & (asked // 20 == number)
+        assert merged["query"].unique().to_pylist() == asked[own].tolist()
+        _, exact = brute_force(exact_keys(vectors[own], gallery, "l2"), rows, task.top_k)
+        assert merged["row"].to_pylist() == rows[exact.ravel()].tolist()
+
+
+def test_answers_that_are_there_are_not_made_again(tmp_path, monkeypatch):
+    task, _ = make_task(tmp_path, "cosine")
+    run(task)
+    before = {e.path: task.matches.read(e.path) for e in task.matches.entries()}
+    assert len(before) == 3 * 3 * 2  # shards, blocks, found and exact
+    monkeypatch.setattr(answer, "open_shard", None)  # it would be called
+    run(task)
+    assert {e.path for e in task.matches.entries()} == before.keys()
+
+
+def test_an_answer_that_was_lost_is_made_again_to_the_same_bytes(tmp_path):
+    task, _ = make_task(tmp_path, "cosine")
+    run(task)
+    for path in (candidates_path(task.nprobe, 1, 2), exact_path(2, 0)):
+        before = task.matches.read(path)
+        task.matches.delete(path)
+        run(task)
+        assert task.matches.read(path) == before
+
+
+@pytest.mark.parametrize("path", [candidates_path(2, 1, 1), exact_path(0, 2)])
+def test_an_altered_answer_is_found(tmp_path, path):
+    task, _ = make_task(tmp_path, "cosine")
+    run(task)
+    data = bytearray(task.matches.read(path))
+    data[len(data) // 2] ^= 1
+    task.matches.put(path, bytes(data))
+    with pytest.raises(Damaged, match="was altered; remove it"):
+        read_answer(task.matches, path)
