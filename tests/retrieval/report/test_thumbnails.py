@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from retrieval.errors import StorageFailure
-from retrieval.images.decode import ImageTooLarge
 from retrieval.report.thumbnails import thumbnail, thumbnails
 from retrieval.storage import files
 
@@ -103,9 +102,8 @@ def test_every_mode_becomes_a_colour_jpeg(mode):
 
 
 def test_the_decoder_s_own_errors_come_through():
-    bombs = (ImageTooLarge, Image.DecompressionBombWarning, Image.DecompressionBombError)
     for bound in (100, 9999):
-        with pytest.raises(bombs, match=r"10000|100 x 100"):
+        with pytest.raises(Image.DecompressionBombError, match="10000"):
             thumbnail(encoded(halves(100, 100)), max_pixels=bound)
     with pytest.raises(OSError, match="cannot identify"):
         thumbnail(b"not an image", max_pixels=BOUND)
