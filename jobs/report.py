@@ -61,7 +61,7 @@ def build_page(
             rows.setdefault(row["query_id"], []).append(row)
     queries = [_query_row(name, rows[name][:SHOWN_MATCHES]) for name in rows]
     queries += [
-        QueryRow(f["image_id"], f["path"], None, (), f"{f['error']}: {f['message']}")
+        QueryRow(f["image_id"], f["path"], f["label"], (), f"{f['error']}: {f['message']}")
         for f in failed[:shown]
     ]
     queries.sort(key=lambda query: query.query_id)

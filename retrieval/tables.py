@@ -80,6 +80,7 @@ FAILURES = Table(
         Column("stage", pa.string(), "read, decode or embed"),
         Column("error", pa.string(), "class of the error"),
         Column("message", pa.string(), "one line"),
+        _LABEL,
     ),
 )
 

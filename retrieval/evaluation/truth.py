@@ -51,8 +51,9 @@ def judge(
         labels[name] = row["query_label"] if query_labels is None else query_labels.get(name)
         label = row["label"] if image_labels is None else image_labels.get(row["image_id"])
         found.setdefault(name, []).append((row["rank"], label))
-    for name in failed["image_id"].to_pylist():
-        labels[name] = (query_labels or {}).get(name)
+    for row in failed.select(("image_id", "label")).to_pylist():
+        name = row["image_id"]
+        labels[name] = row["label"] if query_labels is None else query_labels.get(name)
         found.setdefault(name, [])
     judged = sorted(
         name

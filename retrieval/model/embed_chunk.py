@@ -154,7 +154,7 @@ def _image(
 
 def _failure(item: dict[str, Any], stage: str, error: BaseException) -> dict[str, Any]:
     message = " ".join(_OBJECT.sub("", str(error)).split())[:_MESSAGE] or type(error).__name__
-    kept = {key: item[key] for key in ("row", "image_id", "path")}
+    kept = {key: item[key] for key in ("row", "image_id", "path", "label")}
     return {**kept, "stage": stage, "error": type(error).__name__, "message": message}
 
 

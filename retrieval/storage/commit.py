@@ -28,7 +28,7 @@ from retrieval.storage.finished import (
     parse_manifest,
     read_job,
 )
-from retrieval.storage.seal import is_sealed, sealed_json, sealed_parquet
+from retrieval.storage.seal import is_sealed, notes_of, read_json, sealed_json, sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
 from retrieval.tables import FILES, FORMAT, KINDS, WORK, FileRecord, Kind
 
@@ -167,16 +167,33 @@ def foreign(folder: Folder, kinds: Iterable[str]) -> Iterator[str]:
 def records(folder: Folder, known: Iterable[FileRecord] = ()) -> list[FileRecord]:
     """Give the record of each file of an output; those in `known` are not read again.
 
-    What an earlier run left is read and must carry its own checksum.
+    What an earlier run left is read and must carry its own checksum, or the one that another file
+    names for it.
     """
     found = {record.path: record for record in known}
+    named: dict[str, str] = {}
     for entry in own_entries(folder):
         if entry.path not in found:
             data = folder.read(entry.path)
             if entry.path.endswith(SEALED) and not is_sealed(io.BytesIO(data)):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
             found[entry.path] = record(entry.path, data)
+            named |= checksums_in(entry.path, data)
+    for path in sorted(named.keys() & found.keys()):
+        if found[path].sha256 != named[path]:
+            raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
     return [found[path] for path in sorted(found)]
+
+
+def checksums_in(path: str, data: bytes) -> dict[str, str]:
+    """Give the checksums of other files that a sealed file names: {path: sha256}."""
+    files: Any = None
+    if path.endswith(".json"):
+        files = (read_json(data) or {}).get("files")
+    elif path.endswith(".rows.parquet"):
+        files = {path.replace(".rows.parquet", ".faiss"): notes_of(data)["faiss_sha256"]}
+    folder = path.rsplit("/", 1)[0] + "/" if path.startswith("model/") else ""
+    return {folder + name: digest for name, digest in (files or {}).items()}
 
 
 def finish(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from retrieval.errors import Damaged, InputError, LookalikeError
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
-from retrieval.storage.seal import is_sealed, notes_of, read_json
+from retrieval.storage.seal import is_sealed, read_json
 from retrieval.storage.temporary import TEMPORARY
 from retrieval.tables import KINDS, WORK
 
@@ -98,35 +98,21 @@ def _problem(check: Any) -> list[str]:
 def _unsealed(folder: Folder) -> list[str]:
     """Check the files of an unfinished output: those without a seal are vouched for by another."""
     problems = []
-    vouched: dict[str, str] = {}
-    plain: dict[str, str] = {}
+    named: dict[str, str] = {}
+    found: dict[str, str] = {}
     entries = [
         e for e in finished.own_entries(folder) if not e.path.endswith("/" + finished.MANIFEST)
     ]
     entries += [e for e in folder.entries(WORK.rstrip("/")) if TEMPORARY not in e.path]
     for entry in entries:
         data = folder.read(entry.path)
-        if entry.path.endswith((".faiss", ".safetensors")):
-            plain[entry.path] = hashlib.sha256(data).hexdigest()
-        elif not is_sealed(io.BytesIO(data)):
+        if entry.path.endswith(commit.SEALED) and not is_sealed(io.BytesIO(data)):
             problems.append(f"{folder.uri(entry.path)} was altered")
-        else:
-            vouched.update(_vouches(entry.path, data))
-    for path, digest in plain.items():
-        if path in vouched and vouched[path] != digest:
-            problems.append(f"{folder.uri(path)} was altered")
-    return problems
-
-
-def _vouches(path: str, data: bytes) -> dict[str, str]:
-    """Give the checksums of other files that a sealed file names: {path: sha256}."""
-    named: Any = None
-    if path.endswith(".json"):
-        named = (read_json(data) or {}).get("files")
-    elif path.endswith(".rows.parquet"):
-        named = {path.replace(".rows.parquet", ".faiss"): notes_of(data)["faiss_sha256"]}
-    folder = path.rsplit("/", 1)[0] + "/" if path.startswith("model/") else ""
-    return {folder + name: digest for name, digest in (named or {}).items()}
+            continue
+        found[entry.path] = hashlib.sha256(data).hexdigest()
+        named |= commit.checksums_in(entry.path, data)
+    differing = sorted(path for path in named.keys() & found.keys() if found[path] != named[path])
+    return problems + [f"{folder.uri(path)} was altered" for path in differing]
 
 
 def _progress(folder: Folder, kind: str) -> str:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,10 @@ def _submitted(command, environment):
             [str(word) for word in command], env=environment, capture_output=True, text=True,
             timeout=WAIT, check=False,
         )  # fmt: skip
-        if ended.returncode == 0 or "Failed to connect" not in ended.stdout + ended.stderr:
+        said = ended.stdout + ended.stderr
+        if "Failed to connect" not in said and "No available agent" not in said:
             return ended
+        time.sleep(1)
     return ended
 
 

@@ -59,7 +59,6 @@ def test_a_failed_query_with_a_label_counts_against():
     assert found.hits.any(1).tolist() == [True, False]
 
 
-@pytest.mark.xfail(reason="the table of failures has no label yet", strict=True)
 def test_a_failed_query_whose_label_is_its_folder_counts_against():
     found = judge(RANKED, failed("cat/q9", label="cat"), {"cat": 1}, None, None)
     assert found.query_ids == ("cat/q9", "q1", "q2")

@@ -53,10 +53,12 @@ def unit_vectors(count: int, d: int = 16, dtype: str = "float32") -> NDArray[np.
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(dtype)
 
 
+HOLED = np.sort(np.random.default_rng(0).permutation(200)[:150]).tolist()
+
+
 def holed_store(root: Path, dtype: str = "float32") -> Store:
-    """Make a store of 150 vectors; of its 200 images each fourth failed."""
-    rows = [row for row in range(200) if row % 4 != 1]
-    return make_store(root, unit_vectors(150, dtype=dtype), rows=rows, images=200, chunk_rows=32)
+    """Make a store of 150 vectors; here and there one of its 200 images failed."""
+    return make_store(root, unit_vectors(150, dtype=dtype), rows=HOLED, images=200, chunk_rows=32)
 
 
 def make_index(root: Path, metric: Metric, dtype: str = "float32") -> Index:
@@ -307,7 +309,7 @@ def test_a_missing_shard_of_a_finished_index_is_found(tmp_path):
 def test_a_sample_is_drawn_over_all_parts_and_knows_its_rows(tmp_path, dtype):
     store = holed_store(tmp_path, dtype)
     all_rows, all_vectors = stored(store)
-    assert all_rows.tolist() == [row for row in range(200) if row % 4 != 1]
+    assert all_rows.tolist() == HOLED
     vectors, rows = sample_rows(store, 60, 7)
     assert vectors.dtype == dtype
     assert len(np.unique(rows)) == 60

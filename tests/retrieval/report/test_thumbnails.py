@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 import warnings
 
 import numpy as np
@@ -153,7 +154,7 @@ def test_a_store_that_fails_for_now_is_not_an_unreadable_image(tmp_path, monkeyp
         raise OSError("the network is gone")
 
     monkeypatch.setattr(files, "seam", fail)
-    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(StorageFailure):
         thumbnails([str(tmp_path / "any.png")], max_pixels=BOUND)
 

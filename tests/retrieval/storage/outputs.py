@@ -87,6 +87,15 @@ def put_matches(folder):
 
 
 PUT = {"bundle": put_bundle, "store": put_store, "index": put_index, "matches": put_matches}
+VOUCHED = [
+    ("bundle", "model/weights.safetensors"),
+    ("store", "model/weights.safetensors"),
+    ("store", "segments/00000/listing.parquet"),
+    ("index", "trained.faiss"),
+    ("index", "shards/00000.faiss"),
+]
+"""Files whose checksum another file names."""
+
 RUN_JSON = b'{"seconds": 1.5}'
 
 

@@ -14,6 +14,7 @@ from retrieval.tables import MATCHES, FileRecord
 from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
 from tests.retrieval.storage.outputs import (
     PUT,
+    VOUCHED,
     begin,
     flip,
     job,
@@ -243,6 +244,15 @@ def test_what_an_earlier_run_left_altered_is_not_finished(folder):
     folder.put("matches/part-00000.parquet", flip(data, len(data) // 2, 3))
     with pytest.raises(Damaged, match=r"part-00000\.parquet was altered"):
         commit.finish(folder, "matches", {})
+    assert not finished.is_finished(folder)
+
+
+@pytest.mark.parametrize(("kind", "path"), VOUCHED)
+def test_what_differs_from_its_checksum_in_another_file_is_not_finished(folder, kind, path):
+    begin(folder, kind)
+    folder.put(path, rows_of(MATCHES))  # sealed, but not what was there
+    with pytest.raises(Damaged, match=f"{path} was altered"):
+        commit.finish(folder, kind, {})
     assert not finished.is_finished(folder)
 
 

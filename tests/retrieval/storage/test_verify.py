@@ -14,7 +14,7 @@ from retrieval.storage.files import LocalFolder, open_folder
 from retrieval.storage.seal import SEAL, seal, sealed_json, sealed_parquet
 from retrieval.storage.verify import verify
 from retrieval.tables import FILES
-from tests.retrieval.storage.outputs import PUT, begin, instead, job, made, paths
+from tests.retrieval.storage.outputs import PUT, VOUCHED, begin, instead, job, made, paths, rows_of
 
 every_kind = pytest.mark.parametrize("kind", PUT)
 
@@ -152,6 +152,13 @@ def test_what_does_not_belong_there_is_named(folder, make, extra):
     verdict = only(verify(folder))
     assert verdict.state == "damaged"
     assert any(f"{folder.uri(extra)} does not belong" in problem for problem in verdict.problems)
+
+
+@pytest.mark.parametrize(("kind", "path"), VOUCHED)
+def test_what_differs_from_its_checksum_in_another_file_is_named(folder, kind, path):
+    begin(folder, kind)
+    folder.put(path, rows_of(FILES))  # sealed, but not what was there
+    assert only(verify(folder)).problems == (f"{folder.uri(path)} was altered",)
 
 
 def test_all_problems_are_named_not_only_the_first(folder):
