@@ -59,8 +59,8 @@ def make_task(
 ) -> tuple[Task, Index]:
     """Make an index of three shards, queries in three blocks with holes, and a sample of them.
 
-    Small whole numbers, so that vectors of different lists tie at the k-th place. Queries before `first`
-    of 60 failed.
+    Small whole numbers, so that vectors of different lists tie at the k-th place. Queries before
+    `first` of 60 failed.
     """
     generator = np.random.default_rng(seed)
     gallery = generator.integers(-3, 4, (90, 3)).astype(dtype)
