@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.embeddings import store
-from retrieval.errors import Mismatch, TooManyFailures
+from retrieval.errors import Damaged, Mismatch, TooManyFailures
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
@@ -40,6 +40,10 @@ def _copy(source: Path, target: str) -> None:
     Path(target).write_bytes(source.read_bytes())
 
 
+def _count(records: Iterable[FileRecord], below: str) -> int:
+    return sum(record.rows or 0 for record in records if record.path.startswith(below))
+
+
 def finish_store(
     folder: Folder,
     images: int,
@@ -53,9 +57,13 @@ def finish_store(
     finishes it; a store without any vector is never finished.
     """
     records = commit.records(folder, known)
-    parts = f"{store.SEGMENT}/parts/"
-    rows = sum(record.rows or 0 for record in records if record.path.startswith(parts))
+    rows = _count(records, f"{store.SEGMENT}/parts/")
     failures = images - rows
+    if _count(records, f"{store.SEGMENT}/failures/") != failures:
+        raise Damaged(
+            f"{folder.uri(store.SEGMENT)}/failures lacks some of the {failures} images without a "
+            "vector; remove the parts of their chunks and run again"
+        )
     if rows == 0 or failures > max_error_rate * images:
         way = "what is finished is kept, mend them or run again with a looser --max-error-rate"
         raise TooManyFailures(

@@ -162,6 +162,21 @@ def test_images_of_another_side_than_was_traced_are_embedded_as_the_network_woul
     torch.testing.assert_close(embedded, read.flatten(1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "side"), [("googlenet", 224), ("inception_v3", 75)])
+def test_networks_that_scale_their_input_for_torchvisions_weights_do_so(name, side):
+    """Its builders say `transform_input` when they load weights; one made without does not."""
+    options = {"num_classes": 3, "init_weights": False, "aux_logits": True}
+    torch.manual_seed(0)
+    scaling = models.get_model(name, transform_input=True, **options).eval()
+    state = fit_state(scaling.state_dict(), name)
+    embedded = embed(extractor(name, state, "avg"), pictures(1, side))
+    read = read_by_classifier(scaling, name, pictures(1, side))
+    torch.testing.assert_close(embedded, read, rtol=1e-5, atol=1e-6)
+    scaling.transform_input = False
+    other = read_by_classifier(scaling, name, pictures(1, side))
+    assert not torch.allclose(read, other, rtol=1e-3)
+
+
 # --- parameters from elsewhere ------------------------------------------------------------------
 
 
