@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -156,24 +158,40 @@ def _stdout_aside() -> TextIO:
 
 def main() -> None:
     """Run the command line and end with the documented exit code."""
+    interrupted = _notice_interrupts()
     try:
-        code = command_line().main(standalone_mode=False) or 0
+        code = command_line().main(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        code = 2
-    except (KeyboardInterrupt, click.Abort):
-        code = _say("interrupted; what is finished is kept, the same command goes on", INTERRUPTED)
-    except click.ClickException as error:
-        code = _say(error.format_message(), error.exit_code)
-    except LookalikeError as error:
-        code = _say(str(error), error.exit_code)
-    except BaseException as error:  # noqa: BLE001 - a fault of ours, said as one sentence
-        code = _say(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+    except BaseException as error:  # noqa: BLE001 - each gets its sentence and its code
+        code = _say(*_sentence(KeyboardInterrupt() if interrupted.is_set() else error))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # Ray's threads must not outlive the answer, nor change the code
+
+
+def _notice_interrupts() -> threading.Event:
+    """Remember Ctrl-C: it reaches the workers too, whose errors may arrive before our own."""
+    noticed = threading.Event()
+
+    def notice(*_: Any) -> None:
+        noticed.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, notice)
+    return noticed
+
+
+def _sentence(error: BaseException) -> tuple[str, int]:
+    """Give what is said of an error, and the exit code."""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted; what is finished is kept, the same command goes on", INTERRUPTED
+    if isinstance(error, click.ClickException):
+        said = error.format_message().rstrip(".")
+        return f"{said}; lookalike VERB --help shows the options", error.exit_code
+    if isinstance(error, LookalikeError):
+        return str(error), error.exit_code
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1
 
 
 def _say(message: str, code: int) -> int:
