@@ -68,12 +68,14 @@ class Cluster:
 
 @contextmanager
 def cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
-    """Give the cluster at `address` ($RAY_ADDRESS, or one started here) and let go of it after."""
+    """Give the cluster at `address` ($RAY_ADDRESS, or one started here) and let go of it after.
+
+    Not after an error: a thread may still be waiting for an answer, and Ray's native code ends the
+    process with 1, without a word, when it is let go under it. What was started here ends with us.
+    """
     where = Cluster(address, workers)
-    try:
-        yield where
-    finally:
-        where.close()
+    yield where
+    where.close()
 
 
 def _connect(address: str | None) -> None:

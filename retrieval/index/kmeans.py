@@ -73,4 +73,5 @@ def _finished(centroids: NDArray[np.float64], metric: Metric) -> NDArray[np.floa
     if metric != "l2":
         lengths = np.sqrt((centroids**2).sum(-1, keepdims=True))
         centroids = centroids / np.where(lengths > 0, lengths, 1.0)
-    return centroids.astype(np.float32)
+    largest = float(np.finfo(np.float32).max)  # the halves of a split may lie just beyond it
+    return np.clip(centroids, -largest, largest).astype(np.float32)

@@ -139,6 +139,15 @@ def test_rows_without_length_are_no_trouble(metric):
     assert not train_centroids(np.zeros((9, 3), np.float32), 4, metric, seed=0).any()
 
 
+@every_metric
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_largest_numbers_of_all_are_no_trouble(metric, dtype):
+    largest = np.finfo(dtype).max
+    sample = np.repeat(np.array([[largest, -largest]], dtype), 9, axis=0)
+    centroids = train_centroids(sample, 4, metric, seed=0)
+    assert np.isfinite(centroids).all()
+
+
 def test_a_list_that_lost_its_rows_takes_half_of_the_fullest():
     rows = scoring.block(np.array([[1, 1]] * 8 + [[9, 9]], np.float32), "l2")
     lists = np.array([0] * 8 + [1])
