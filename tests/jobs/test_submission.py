@@ -19,7 +19,7 @@ WAIT = 180
 @pytest.fixture
 def head(tmp_path):
     """Start a head node on loopback as a process of its own, and end it; gives its dashboard."""
-    gcs, dashboard = _free_ports(2)
+    gcs, dashboard, agent = _free_ports(3)
     socket_folder = Path("/tmp") / f"la{os.getpid()}"  # Ray's socket paths must be short
     environment = {
         **os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
@@ -29,6 +29,8 @@ def head(tmp_path):
         RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2",
         f"--temp-dir={socket_folder}", "--disable-usage-stats",
+        # by default a fixed one, which the Ray of the other tests has: jobs need this agent
+        f"--dashboard-agent-listen-port={agent}",
     ]  # fmt: skip
     log = tmp_path / "head.log"
     with open(log, "w") as sink:
