@@ -49,8 +49,8 @@ class Cluster:
     def connect_while(self, action: Callable[[], Answer]) -> Answer:
         """Reach the cluster while another thread does `action`, and give what that answers.
 
-        Ray's start waits for its processes and importing torch does not: beside each other they
-        take 3 s less than after each other.
+        Ray's start mostly waits for its processes, while importing torch computes: beside each
+        other they take less than after each other.
         """
         with ThreadPoolExecutor(1) as beside:
             doing = beside.submit(action)

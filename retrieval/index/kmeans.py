@@ -13,7 +13,7 @@ from retrieval.scoring import Block, block, nearest
 from retrieval.tables import Metric, Vectors
 
 ITERATIONS = 10
-"""FAISS' own default is 10 for IVF; more moves recall by less than its interval."""
+"""FAISS' own default for IVF."""
 
 _SPLIT = 1.0 / 1024
 

@@ -6,8 +6,8 @@ from retrieval.errors import UsageError
 from retrieval.tables import IndexPlan, Metric
 
 PROBE_ALL_ROWS = 50_000
-"""Up to here every list is read: a product over 50,000 x 512 takes a core some 0.3 ms a query in a
-batch, less than what could be saved is worth, and recall is 1 by construction."""
+"""Up to here every list is read: in a batch of queries a product over 50,000 x 512 takes less than
+a millisecond a query, which is not worth a loss, and recall is 1 by construction."""
 
 LIST_ROWS = 256
 """Rows a list should have at least, so that its product with many queries is worth the call."""
