@@ -25,14 +25,29 @@ class Cluster:
 
     def __init__(self, address: str | None, workers: int | None) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS")
-        self._asked = workers
+        self.asked = workers
         self._connected = False
 
     @property
     def workers(self) -> int:
         """Count the workers that may run at once; reaches the cluster."""
+        return self.asked or self.cpus
+
+    @property
+    def cpus(self) -> int:
+        """Count the cluster's CPUs; reaches the cluster."""
+        return max(1, self._resource("CPU"))
+
+    @property
+    def gpus(self) -> int:
+        """Count the cluster's GPUs; reaches the cluster."""
+        return self._resource("GPU")
+
+    def _resource(self, name: str) -> int:
+        import ray
+
         self.connect()
-        return self._asked or _cpus()
+        return int(ray.cluster_resources().get(name, 0))
 
     def connect(self) -> None:
         """Reach the cluster, or start one here.
@@ -114,12 +129,6 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _cpus() -> int:
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _short_folder() -> str:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs import projection
 from jobs.cluster import Cluster, cluster
-from jobs.pool import stream
+from jobs.pool import Make, stream
+from jobs.prepare import Prepared, prepare
 from jobs.progress import progress, say
+from jobs.projection import projected
 from jobs.result import Result
-from jobs.runfile import Stopwatch
+from jobs.runfile import Stopwatch, peak_memory
 from jobs.settings import EmbedSettings, Model, content_of
 from retrieval.embeddings import store
 from retrieval.embeddings.segment import claim_segment, finish_store
@@ -26,8 +29,6 @@ from retrieval.storage.finished import Manifest
 from retrieval.storage.reading import read_uri
 from retrieval.tables import Chunk, FileRecord
 
-ENGINE = {"engine": "torch", "precision": "fp32"}
-
 
 def start(settings: EmbedSettings) -> Result:
     """Embed a source and say what it came to."""
@@ -40,12 +41,12 @@ def embed(
     settings: EmbedSettings,
     where: Cluster,
     *,
-    bundle: Any = None,
+    prepared: Prepared | None = None,
     split: str | None = None,
     keep_equal: bool = False,
     stage: str = "embed",
 ) -> Manifest:
-    """Make a store, going on with what is there; `bundle` stands instead of the model options.
+    """Make a store, going on with what is there; `prepared` stands instead of the model options.
 
     `split` names the rows of a labels file that are meant; `keep_equal` limits `--overwrite` to a
     store of other settings.
@@ -55,9 +56,11 @@ def embed(
     with tempfile.TemporaryDirectory() as scratch:
         listing = Path(scratch) / "listing.parquet"
         segment = _list(settings, listing, split)
-        bundle = bundle or bundle_of(settings, where, folder)
+        prepared = prepared or prepare(settings, where, folder)
+        if settings.pca:
+            prepared = projected(settings, where, folder, prepared, listing)
         commit.begin(
-            folder, "store", _job(settings, bundle.digest), overwrite=settings.overwrite,
+            folder, "store", _job(settings, prepared), overwrite=settings.overwrite,
             keep_equal=keep_equal,
         )  # fmt: skip
         claim_segment(folder, segment, listing, settings.input)
@@ -65,37 +68,30 @@ def embed(
         return finished.read_manifest(folder, kind="store")
     from retrieval.model.bundle import write_bundle
 
+    bundle = prepared.bundle
     write_bundle(folder, bundle)
     images, step = segment["images"], segment["chunk_rows"]
     work = store.pending(folder, chunks(images, step))
-    known = _embed_chunks(settings, where, folder, work, stage)
+    known, peak = _embed_chunks(settings, where, folder, work, stage, prepared)
     manifest = finish_store(
         folder, segment["images"], bundle.dimension, known, settings.max_error_rate
     )
     if failed := manifest.counts["failures"]:
         say(f"{failed} of {images} images failed and stand in the ledger")
-    watch.write(folder, settings, images=images, failures=manifest.counts["failures"])
+    watch.write(
+        folder, settings, images=images, failures=manifest.counts["failures"],
+        worker_peak_memory_bytes=peak,
+    )  # fmt: skip
     return manifest
 
 
-def _job(settings: EmbedSettings, bundle: str) -> dict[str, Any]:
+def _job(settings: EmbedSettings, prepared: Prepared) -> dict[str, Any]:
     """Give what shapes a store; the bundle's digest stands for all that made the bundle."""
-    model = {field.name for field in dataclasses.fields(Model)}
-    content = {k: v for k, v in content_of(settings).items() if k not in model}
+    resolved = {field.name for field in dataclasses.fields(Model)}
+    content = {k: v for k, v in content_of(settings).items() if k not in resolved}
     content["input"] = open_folder(settings.input).uri()
-    return {**content, **ENGINE, "bundle": bundle}
-
-
-def bundle_of(settings: Model, where: Cluster, output: Folder) -> Any:
-    """Make the bundle that is meant; an output that is not finished will need the cluster too."""
-
-    def resolve() -> Any:
-        from retrieval.model.resolve import resolve_bundle
-
-        names = {field.name for field in dataclasses.fields(Model)}
-        return resolve_bundle(**{name: getattr(settings, name) for name in names})
-
-    return resolve() if finished.is_finished(output) else where.connect_while(resolve)
+    plan = dataclasses.asdict(prepared.plan)
+    return {**content, **plan, **projection.job(settings), "bundle": prepared.bundle.digest}
 
 
 def _list(settings: EmbedSettings, target: Path, split: str | None) -> dict[str, Any]:
@@ -126,36 +122,47 @@ def read_labels_file(path: str, split: str | None) -> Any:
 
 
 def _embed_chunks(
-    settings: EmbedSettings, where: Cluster, folder: Folder, work: list[Chunk], stage: str
-) -> list[FileRecord]:
+    settings: EmbedSettings,
+    where: Cluster,
+    folder: Folder,
+    work: list[Chunk],
+    stage: str,
+    prepared: Prepared,
+) -> tuple[list[FileRecord], int]:
+    """Embed what is left of a store; gives the files and the largest worker's peak memory."""
     known: list[FileRecord] = []
+    peak = 0
     by_number = {chunk.number: chunk for chunk in work}
-    make = _worker(folder, by_number, settings)
+    device = prepared.plan.device
+    threads = max(1, where.cpus // where.gpus) if work and device == "cuda" else 0
+    make = _worker(folder, by_number, settings, threads)
     with progress(stage, sum(c.last - c.first for c in work), "images") as bar:
-        for answer in stream(where, make, list(by_number)) if work else ():
+        for answer in (
+            stream(where, make, list(by_number), prepared.for_workers(), device) if work else ()
+        ):
             known += [FileRecord(**record) for record in answer["files"]]
+            peak = max(peak, answer["peak_memory"])
             bar.advance(answer["rows"] + answer["failures"], answer["failures"])
-    return known
+    return known, peak
 
 
 def _worker(
-    folder: Folder, by_number: dict[int, Chunk], settings: EmbedSettings
-) -> Callable[[], Callable[[int], dict[str, Any]]]:
+    folder: Folder, by_number: dict[int, Chunk], settings: EmbedSettings, threads: int
+) -> Make:
     """Give what an actor runs once to get the function that embeds a chunk."""
-    max_pixels, dtype, batch_size = (
-        settings.max_pixels, settings.embedding_dtype, settings.batch_size,
-    )  # fmt: skip
+    max_pixels, dtype = settings.max_pixels, settings.embedding_dtype
 
-    def make() -> Callable[[int], dict[str, Any]]:
-        from retrieval.model.bundle import read_bundle
-        from retrieval.model.embed_chunk import Decoding, embed_chunk
+    def make(prepared: Prepared) -> Callable[[int], dict[str, Any]]:
+        from retrieval.model.embed_chunk import embed_chunk
+        from retrieval.model.embed_items import Decoding
         from retrieval.model.embedding import Embedder
 
-        embedder = Embedder(read_bundle(folder), batch_size)
-        decoding = Decoding(max_pixels, dtype)
+        embedder = Embedder(prepared.bundle, prepared.plan, prepared.ir)
+        decoding = Decoding(max_pixels, dtype, threads)
 
         def work(number: int) -> dict[str, Any]:
-            return dataclasses.asdict(embed_chunk(by_number[number], folder, embedder, decoding))
+            done = embed_chunk(by_number[number], folder, embedder, decoding)
+            return {**dataclasses.asdict(done), "peak_memory": peak_memory()}
 
         return work
 

@@ -25,24 +25,30 @@ workers of a lost node move to the others."""
 _BLOCKS = 4096  # work items are spread over at most so many blocks of Ray Data
 
 
+Make = Callable[[Any], Callable[[int], dict[str, Any]]]
+
+
 class _Worker:
     """A Ray Data actor: makes its work once, then does item after item."""
 
-    def __init__(self, make: Callable[[], Callable[[int], dict[str, Any]]]) -> None:
-        self._work = make()
+    def __init__(self, make: Make, shared: Any) -> None:
+        import ray
+
+        self._work = make(ray.get(shared))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"answer": [json.dumps(self._work(item)) for item in batch["item"].tolist()]}
 
 
 def stream(
-    where: Cluster, make: Callable[[], Callable[[int], dict[str, Any]]], items: list[int]
+    where: Cluster, make: Make, items: list[int], shared: Any, device: str
 ) -> Iterator[dict[str, Any]]:
     """Do items on a pool of actors through Ray Data; answers come as they are ready, in any order.
 
-    `make` is called once in each actor and gives the function that does one item and answers with
-    plain values. An actor that dies is replaced and its item done again, so the function must be
-    idempotent.
+    `make` is called once in each actor with `shared`, which a machine holds once however many
+    actors it has, and gives the function that does one item and answers with plain values. On the
+    device cuda each actor has a GPU of its own. An actor that dies is replaced and its item done
+    again, so the function must be idempotent.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -51,15 +57,17 @@ def stream(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    size = max(1, min(where.workers, len(items)))
+    on_gpu = device == "cuda"
+    size = max(1, min(where.asked or (where.gpus if on_gpu else where.cpus), len(items)))
     dataset = ray.data.from_items(
         [{"item": item} for item in items], override_num_blocks=min(len(items), _BLOCKS)
     ).map_batches(
         _Worker,
-        fn_constructor_args=(make,),
+        fn_constructor_args=(make, ray.put(shared)),
         batch_size=1,
         compute=ActorPoolStrategy(size=size),
         num_cpus=ACTOR_CPUS,
+        num_gpus=1 if on_gpu else None,
     )
     yield from _watched(_answers(dataset))
 

@@ -13,10 +13,11 @@ from jobs.cluster import Cluster, cluster
 from jobs.embed import embed, is_store
 from jobs.index import read_table
 from jobs.pool import tasks
+from jobs.prepare import Prepared, prepare
 from jobs.progress import progress, say
 from jobs.result import Result
 from jobs.runfile import Stopwatch
-from jobs.settings import EmbedSettings, RankSettings, content_of, part_of
+from jobs.settings import EmbedSettings, EngineOptions, RankSettings, content_of, part_of
 from retrieval.embeddings.store import Store, failures_path, open_store
 from retrieval.errors import BelowBound, Mismatch
 from retrieval.storage import commit, finished
@@ -48,19 +49,30 @@ def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) ->
             f"--queries {settings.queries} was embedded with another model than the index "
             f"{settings.index}; embed the queries with --bundle {settings.index}"
         )
-    job = _job(settings, index, given)
+    prepared = None
+    if given is None:
+        from retrieval.model.bundle import read_bundle
+
+        prepared = prepare(settings, where, folder, bundle=read_bundle(index_folder))
+    job = _job(settings, index, given, prepared)
     commit.begin(folder, "matches", job, overwrite=settings.overwrite, keep_equal=keep_equal)
     if not finished.is_finished(folder):
-        queries = given or _embed_queries(settings, where, index_folder)
+        queries = given or _embed_queries(settings, where, index_folder, prepared)
         certificate = _answer(settings, where, folder, index_folder, index, queries)
         _finish(folder, index_folder, index, queries, certificate)
         watch.write(folder, settings, queries=queries.rows)
     return finished.read_manifest(folder, kind="matches")
 
 
-def _job(settings: RankSettings, index: Manifest, queries: Store | None) -> dict[str, Any]:
+def _job(
+    settings: RankSettings, index: Manifest, queries: Store | None, prepared: Prepared | None
+) -> dict[str, Any]:
+    """Give what shapes matches; an engine is only of meaning where images are embedded."""
+    names = {field.name for field in dataclasses.fields(EngineOptions)}
+    content = {k: v for k, v in content_of(settings).items() if k not in names}
     return {
-        **content_of(settings),
+        **content,
+        **(dataclasses.asdict(prepared.plan) if prepared else {}),
         "index": open_folder(settings.index).uri(),
         "index_sha256": index.sha256,
         "queries": open_folder(settings.queries).uri(),
@@ -68,17 +80,19 @@ def _job(settings: RankSettings, index: Manifest, queries: Store | None) -> dict
     }
 
 
-def _embed_queries(settings: RankSettings, where: Cluster, index: Folder) -> Store:
+def _embed_queries(
+    settings: RankSettings, where: Cluster, index: Folder, prepared: Prepared | None
+) -> Store:
     """Pass query images through a store of the index's dtype, with the index's own bundle."""
-    from retrieval.model.bundle import read_bundle
-
     output = open_folder(settings.output).child(QUERIES).uri()
     dtype = finished.read_settings(index)["embedding_dtype"]
     embedding = part_of(
         settings, EmbedSettings, input=settings.queries, output=output, embedding_dtype=dtype,
     )  # fmt: skip
-    bundle = read_bundle(index)
-    embed(embedding, where, bundle=bundle, split="queries", stage="embed queries", keep_equal=True)
+    embed(
+        embedding, where, prepared=prepared, split="queries", stage="embed queries",
+        keep_equal=True,
+    )  # fmt: skip
     return open_store(open_folder(output))
 
 

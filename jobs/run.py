@@ -5,13 +5,14 @@ OUT/gallery and OUT/queries (stores), OUT/index, OUT/matches, OUT/report.html.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jobs import embed, index, rank
-from jobs.cluster import cluster
+from jobs.cluster import Cluster, cluster
 from jobs.embed import read_labels_file
 from jobs.evaluate import Evaluation, evaluate, flat, lines
+from jobs.prepare import Prepared, prepare
 from jobs.report import build_page
 from jobs.result import Result
 from jobs.runfile import Stopwatch
@@ -56,11 +57,11 @@ def run(settings: RunSettings) -> Ran:
         read_labels_file(settings.labels, "gallery")
     with cluster(settings.ray_address, settings.workers) as where:
         folder = open_folder(settings.output)
-        bundle = embed.bundle_of(settings, where, folder)
-        job = {**content_of(settings), "bundle": bundle.digest}
+        prepared = prepare(settings, where, folder)
+        job = {**content_of(settings), **asdict(prepared.plan), "bundle": prepared.bundle.digest}
         job |= {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
         commit.begin(folder, "run", job, overwrite=settings.overwrite, keep_equal=True)
-        matches = _stages(settings, where, folder, bundle)
+        matches = _stages(settings, where, folder, prepared)
         evaluation = _evaluation(settings, folder.child("matches"), matches)
         if not finished.is_finished(folder):
             page = build_page(folder.child("matches"), matches, evaluation, title="lookalike")
@@ -70,21 +71,25 @@ def run(settings: RunSettings) -> Ran:
     return Ran(folder, matches, evaluation, _summary(settings.output, matches, evaluation))
 
 
-def _stages(settings: RunSettings, where: Any, folder: Folder, bundle: Any) -> Manifest:
+def _stages(settings: RunSettings, where: Cluster, folder: Folder, prepared: Prepared) -> Manifest:
     gallery, queries, index_at, matches = (
         folder.child(name).uri() for name in ("gallery", "queries", "index", "matches")
     )
     common: dict[str, Any] = {"keep_equal": True}
     embed.embed(
         part_of(settings, EmbedSettings, input=settings.gallery, output=gallery),
-        where, bundle=bundle, split="gallery", stage="embed gallery", **common,
+        where, prepared=prepared, split="gallery", stage="embed gallery", **common,
     )  # fmt: skip
+    if settings.pca:
+        from retrieval.model.bundle import read_bundle
+
+        prepared = replace(prepared, bundle=read_bundle(folder.child("gallery")))
     index.build(
         part_of(settings, IndexSettings, embeddings=gallery, output=index_at), where, **common
     )
     embed.embed(
-        part_of(settings, EmbedSettings, input=settings.queries, output=queries),
-        where, bundle=bundle, split="queries", stage="embed queries", **common,
+        part_of(settings, EmbedSettings, input=settings.queries, output=queries, pca=None),
+        where, prepared=prepared, split="queries", stage="embed queries", **common,
     )  # fmt: skip
     return rank.rank(
         part_of(settings, RankSettings, index=index_at, queries=queries, output=matches),

@@ -16,7 +16,16 @@ from typing import Any
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import RUN
 
-_PACKAGES = ("lookalike", "ray", "torch", "torchvision", "faiss-cpu", "pyarrow", "numpy")
+_PACKAGES = (
+    "lookalike",
+    "ray",
+    "torch",
+    "torchvision",
+    "openvino",
+    "faiss-cpu",
+    "pyarrow",
+    "numpy",
+)
 
 
 class Stopwatch:
@@ -35,7 +44,7 @@ class Stopwatch:
             "processor": platform.processor() or platform.machine(),
             "python": platform.python_version(),
             "packages": {name: version(name) for name in _PACKAGES},
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(),
             "settings": {
                 field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
             },
@@ -44,7 +53,7 @@ class Stopwatch:
         folder.put(RUN, json.dumps(values, indent=1, sort_keys=True).encode())
 
 
-def _peak_memory() -> int:
-    """Give the largest resident size of this process (the driver's) so far."""
+def peak_memory() -> int:
+    """Give the largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -44,7 +44,18 @@ class Model:
     normalize: bool = setting("normalize")
     image_size: int | None = setting("image_size")
     resize: Resize = setting("resize")
+    pca: int | None = setting("pca")
     seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What runs the model; resolved to an EnginePlan, which stands in job.json."""
+
+    engine: str | None = setting("engine")
+    precision: str | None = setting("precision")
+    device: str | None = setting("device")
+    batch_size: int | None = setting("batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +63,6 @@ class Reading:
     """How images are listed, read and embedded."""
 
     labels: str | None = setting("labels")
-    batch_size: int = setting("batch_size")
     chunk_rows: int | None = setting("chunk_rows")
     max_pixels: int = setting("max_pixels")
     limit: int | None = setting("limit")
@@ -78,7 +88,7 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedSettings(Running, Model, Reading):
+class EmbedSettings(Running, Model, EngineOptions, Reading):
     """lookalike embed."""
 
     input: str = setting("input")
@@ -94,7 +104,7 @@ class IndexSettings(Running, Indexing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Running, Ranking, Reading):
+class RankSettings(Running, Ranking, EngineOptions, Reading):
     """lookalike rank."""
 
     index: str = setting("index")
@@ -103,7 +113,7 @@ class RankSettings(Running, Ranking, Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(Running, Model, Reading, Indexing, Ranking):
+class RunSettings(Running, Model, EngineOptions, Reading, Indexing, Ranking):
     """lookalike run."""
 
     gallery: str = setting("gallery")

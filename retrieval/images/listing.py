@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -139,6 +141,23 @@ def read_chunk(folder: Folder, path: str, first: int, last: int) -> pa.Table:
             start += rows
         table = parquet.read_row_groups(groups)
     return table.slice(first - (base or 0), last - first)
+
+
+def sampled_items(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """Draw `count` rows of a listing, all of them where it has no more; in their order."""
+    with pq.ParquetFile(path) as parquet:
+        rows = parquet.metadata.num_rows
+        drawn = np.random.default_rng(seed).choice(
+            rows, min(count, rows), replace=False, shuffle=False
+        )
+        wanted = np.sort(drawn)
+        items: list[dict[str, Any]] = []
+        seen = 0
+        for batch in parquet.iter_batches(_BATCH):
+            first, last = np.searchsorted(wanted, [seen, seen + len(batch)])
+            items += batch.take(pa.array(wanted[first:last] - seen)).to_pylist()
+            seen += len(batch)
+    return items
 
 
 def labelled_rows(path: Path) -> int:

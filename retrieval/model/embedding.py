@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retrieval.model.backbones import extractor
 from retrieval.model.bundle import Bundle
-from retrieval.model.engines import Engine, TorchEngine
+from retrieval.model.engines import load_engine
+from retrieval.model.openvino_ir import IR
+from retrieval.model.plan import EnginePlan
+
+Vectors = NDArray[np.float32]
+THREADS = 1
+"""Of an engine. A setting and no consequence of the number of workers, since it shapes the bits;
+one a core is the fastest on CPUs, whose cores then never wait for one another."""
 
 
 class Embedder:
@@ -17,26 +25,35 @@ class Embedder:
     The shape decides which kernels a library picks and so the last bits of a vector.
     """
 
-    def __init__(self, bundle: Bundle, batch_size: int, *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, plan: EnginePlan, ir: IR | None = None) -> None:
         self.bundle = bundle
-        self.batch_size = batch_size
-        network = extractor(bundle.backbone, bundle.state(), bundle.pooling)
-        self._engine: Engine = TorchEngine(network, bundle.transform, threads=threads)
-        side = bundle.transform.image_size
-        self._batch = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8)
+        self.batch_size = plan.batch_size
+        self._engine = load_engine(bundle, plan, ir, threads=THREADS)
+        self.ahead = self._engine.ahead
+        """Batches that may be under way before the vectors of the first have to be taken."""
 
-    def embed(self, images: list[torch.Tensor]) -> NDArray[np.float32]:
+    def embed(self, images: list[torch.Tensor]) -> Vectors:
         """Embed up to `batch_size` images, uint8 (3, side, side) each -> (n, d) float32.
 
         Vectors have unit length if the bundle says so; a vector without length stays as it is, for
         the caller to refuse.
         """
+        return self.submit(images)()
+
+    def submit(self, images: list[torch.Tensor]) -> Callable[[], Vectors]:
+        """Begin on what `embed` does; vectors are taken in the order of the batches."""
+        if not images:
+            return lambda: np.empty((0, self.bundle.dimension), np.float32)
+        pixels = self._engine.blank()
         for place, image in enumerate(images):
-            self._batch[place] = image
-        self._batch[len(images) :] = 0
-        vectors = self._engine.run(self._batch)[: len(images)].copy()
-        if self.bundle.normalize:
-            wide = vectors.astype(np.float64)
-            lengths = np.sqrt((wide * wide).sum(-1, keepdims=True))
-            vectors = (wide / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
-        return vectors
+            pixels[place] = image.numpy()
+        pixels[len(images) :] = 0
+        answer = self._engine.submit(pixels)
+        return lambda: self._finished(answer()[: len(images)])
+
+    def _finished(self, vectors: Vectors) -> Vectors:
+        if not self.bundle.normalize:
+            return vectors.copy()
+        wide = vectors.astype(np.float64)
+        lengths = np.sqrt((wide * wide).sum(-1, keepdims=True))
+        return (wide / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)

@@ -1,4 +1,7 @@
-"""How a feature map becomes a vector: one function a pooling."""
+"""How a feature map becomes a vector: one function a pooling.
+
+Pooling is in float32 also after a network in bf16, whose 8 bits would blur the mean.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ _GEM_FLOOR = 1e-6
 
 def avg(features: Tensor) -> Tensor:
     """Mean over places; (n, c, h, w) -> (n, c)."""
-    return features.mean((-2, -1))
+    return features.float().mean((-2, -1))
 
 
 def max(features: Tensor) -> Tensor:  # noqa: A001 - the field's own name
     """Largest over places; (n, c, h, w) -> (n, c)."""
-    return features.amax((-2, -1))
+    return features.float().amax((-2, -1))
 
 
 def gem(features: Tensor) -> Tensor:
     """Generalised mean of power 3 over places, of values of at least 1e-6; -> (n, c)."""
-    return features.clamp(min=_GEM_FLOOR).pow(GEM_POWER).mean((-2, -1)).pow(1 / GEM_POWER)
+    return features.float().clamp(min=_GEM_FLOOR).pow(GEM_POWER).mean((-2, -1)).pow(1 / GEM_POWER)
 
 
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {"avg": avg, "max": max, "gem": gem}

@@ -22,9 +22,12 @@ from retrieval.images.chunks import chunks
 from retrieval.images.decode import decode
 from retrieval.images.listing import digest, write_listing
 from retrieval.images.sources.folder import FolderSource
+from retrieval.model import embed_items
 from retrieval.model.bundle import write_bundle
-from retrieval.model.embed_chunk import Decoding, embed_chunk
+from retrieval.model.embed_chunk import embed_chunk
+from retrieval.model.embed_items import Decoding
 from retrieval.model.embedding import Embedder
+from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import resolve_bundle
 from retrieval.storage import commit, files, finished
 from retrieval.storage.files import open_folder
@@ -51,7 +54,7 @@ def embedder():
         backbone="scratch", weights="random", bundle=None, pooling="avg", normalize=True,
         image_size=32, resize="crop", seed=0,
     )  # fmt: skip
-    return Embedder(bundle, BATCH)
+    return Embedder(bundle, EnginePlan("torch", "fp32", "cpu", BATCH))
 
 
 @pytest.fixture(scope="module")
@@ -209,21 +212,32 @@ def test_vectors_are_stored_as_asked(source, tmp_path, embedder, dtype):
 
 
 class Scripted:
-    """An embedder that gives the vectors it was told."""
+    """An embedder that gives the vectors it was told, `ahead` batches later."""
 
-    def __init__(self, like, *vectors):
-        self.bundle, self.batch_size = like.bundle, like.batch_size
+    def __init__(self, like, *vectors, ahead=0):
+        self.bundle, self.batch_size, self.ahead = like.bundle, like.batch_size, ahead
         self.vectors = list(vectors)
+        self.under_way = 0
 
-    def embed(self, images):
+    def submit(self, images):
         taken, self.vectors = self.vectors[: len(images)], self.vectors[len(images) :]
-        return np.stack(taken)
+        self.under_way += 1
+        assert self.under_way <= self.ahead + 1
+
+        def answer():
+            self.under_way -= 1
+            return np.array(taken, np.float32).reshape(len(taken), self.bundle.dimension)
+
+        return answer
 
 
-def test_a_vector_that_cannot_be_searched_for_stands_in_the_ledger(tmp_path, photos, embedder):
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_a_vector_that_cannot_be_searched_for_stands_in_the_ledger(
+    tmp_path, photos, embedder, ahead
+):
     sound = np.linspace(0, 1, embedder.bundle.dimension, dtype=np.float32)
     odd = (sound * np.nan, sound + np.inf, sound * 1e6, sound * 0, sound * 1e-12)
-    scripted = Scripted(embedder, sound, *odd, sound)
+    scripted = Scripted(embedder, sound, *odd, sound, ahead=ahead)
     root = photos("photos", 7, classes=1)
     (root / "class0" / "photo0001b.jpg").write_bytes(b"broken: found before its neighbours are")
     run = Run(str(root), tmp_path / "store", scripted, chunk_rows=8).begin()
@@ -311,6 +325,35 @@ def test_a_vector_does_not_depend_on_what_else_is_in_its_batch(tmp_path, photos,
     assert np.linalg.matrix_rank(found[0]) > 1
     for vectors in found[1:]:
         assert np.abs(vectors - found[0]).max() < 1e-6
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_decoding_ahead_gives_the_same_bytes(source, tmp_path, embedder, threads):
+    """As beside a GPU: images, failures and the order of both are those of one thread."""
+    trees = []
+    for number in (0, threads):
+        decoding = Decoding(10**6, "float16", number)
+        run = Run(source, tmp_path / f"{number}", embedder, decoding).all()
+        trees.append(tree(Path(run.folder.uri()), but=()))
+    assert trees[0] == trees[1]
+
+
+def test_decoding_ahead_stays_within_two_batches(source, embedder, monkeypatch):
+    read, taken = [], []
+    plain = embed_items.read_uri
+
+    def counted(path, options):
+        read.append(path)
+        assert len(read) - len(taken) <= 3 * BATCH + 1  # two ahead, and the one in hand
+        return plain(path, options)
+
+    monkeypatch.setattr(embed_items, "read_uri", counted)
+    path = str(Path(source, "class0/photo0000.jpg"))
+    item = {"image_id": "x", "path": path, "label": None, "size": 1}
+    items = [{**item, "row": row} for row in range(12 * BATCH)]
+    for batch in embed_items.embed_items(items, embedder, Decoding(10**6, "float16", 2)):
+        taken += batch.rows
+    assert [row["row"] for row in taken] == list(range(12 * BATCH))
 
 
 # --- faults ---

@@ -10,6 +10,7 @@ from retrieval.errors import LookalikeError
 from retrieval.model import backbones
 from retrieval.model.bundle import pack
 from retrieval.model.embedding import Embedder
+from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import make_bundle
 from retrieval.training import loop
 from retrieval.training.data import Part, Photos
@@ -74,7 +75,8 @@ def test_the_best_epoch_is_the_one_that_retrieves_best(learnt):
 
 def test_a_bundle_of_it_embeds_as_was_measured(learnt):
     bundle = make_bundle("scratch", backbones.Source(learnt.state, TRANSFORM), "avg", True)
-    vectors = Embedder(bundle, len(PHOTOS.validation.pixels)).embed(list(PHOTOS.validation.pixels))
+    plan = EnginePlan("torch", "fp32", "cpu", len(PHOTOS.validation.pixels))
+    vectors = Embedder(bundle, plan).embed(list(PHOTOS.validation.pixels))
     assert vectors.shape == (24, 192)
     assert loop.top1(torch.from_numpy(vectors), PHOTOS.validation.classes) == learnt.best.top1
 

@@ -1,0 +1,109 @@
+"""Which model do these options mean, and what runs it: made once by the driver, for all workers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.cluster import Cluster
+from jobs.progress import say
+from jobs.settings import EngineOptions, Model
+from retrieval.errors import LookalikeError, UsageError
+from retrieval.model.plan import OPENVINO, TORCH, EnginePlan, plan_engine
+from retrieval.storage import finished
+from retrieval.storage.files import Folder
+
+if TYPE_CHECKING:  # torch comes with these
+    from retrieval.model.bundle import Bundle
+    from retrieval.model.openvino_ir import IR, Unfit
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be handed to workers."""
+
+    bundle: Bundle
+    plan: EnginePlan
+    ir: IR | None = None  # where OpenVINO runs it
+
+    def for_workers(self) -> Prepared:
+        """Leave out the parameters where the IR has them, so that no worker holds them twice."""
+        if self.ir is None:
+            return self
+        return dataclasses.replace(self, bundle=dataclasses.replace(self.bundle, weights=b""))
+
+
+def prepare(
+    settings: Any, where: Cluster, folder: Folder, *, bundle: Bundle | None = None
+) -> Prepared:
+    """Resolve model and engine, and convert the network for the engine while Ray starts.
+
+    `settings` are those of a stage with `EngineOptions`, and with `Model` unless `bundle` is given.
+    An output that was begun goes on with the engine it was begun with; a finished one needs none.
+    """
+    begun = None if settings.overwrite else _begun(folder)
+    if begun is not None and finished.is_finished(folder):
+        return Prepared(bundle or bundle_of(settings), _plan(settings, begun, None))
+
+    def resolve() -> tuple[Bundle, IR | Unfit | None]:
+        made = bundle or bundle_of(settings)
+        plan = _plan(settings, begun, gpus=settings.device == "cuda")
+        return made, _convert(made, plan) if plan.engine == OPENVINO else None
+
+    made, ir = where.connect_while(resolve)
+    plan = _plan(settings, begun, gpus=where.gpus > 0)
+    if plan.engine != OPENVINO:
+        return Prepared(made, plan)
+    if isinstance(ir, Exception):
+        return Prepared(made, _instead(settings, plan, made, ir))
+    return Prepared(made, plan, ir)
+
+
+def bundle_of(settings: Any) -> Bundle:
+    """Make the bundle that the model options describe."""
+    from retrieval.model.resolve import resolve_bundle
+
+    names = {field.name for field in dataclasses.fields(Model)} - {"pca"}
+    return resolve_bundle(**{name: getattr(settings, name) for name in names})
+
+
+def _begun(folder: Folder) -> EnginePlan | None:
+    """Give the engine an output was begun with, if there is one and it can be read."""
+    try:
+        values = finished.read_settings(folder)
+        return EnginePlan(**{f.name: values[f.name] for f in dataclasses.fields(EnginePlan)})
+    except (FileNotFoundError, LookalikeError, KeyError):
+        return None  # whoever begins the job says what is wrong with the one that is there
+
+
+def _plan(settings: Any, begun: EnginePlan | None, gpus: bool | None) -> EnginePlan:
+    """Plan the engine; `gpus` None: without asking whether this machine could run it."""
+    asked = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EngineOptions)}
+    if begun is not None and all(
+        value in (None, getattr(begun, name)) for name, value in asked.items()
+    ):
+        if gpus is None:
+            return begun
+        asked = dataclasses.asdict(begun)
+    return plan_engine(**asked, gpus=gpus is not False)
+
+
+def _convert(bundle: Bundle, plan: EnginePlan) -> IR | Unfit:
+    from retrieval.model.engines import convert_bundle
+    from retrieval.model.openvino_ir import Unfit
+
+    try:
+        return convert_bundle(bundle, plan)
+    except Unfit as unfit:
+        return unfit
+
+
+def _instead(settings: Any, plan: EnginePlan, bundle: Bundle, why: Exception) -> EnginePlan:
+    """Fall back to torch for a network that OpenVINO does not take; never if it was asked for."""
+    if settings.engine is not None or plan.precision != "fp32":
+        raise UsageError(
+            f"--engine openvino does not take {bundle.backbone} ({why}); use --engine torch"
+        )
+    say(f"OpenVINO does not take {bundle.backbone} ({why}): torch runs it instead")
+    return dataclasses.replace(plan, engine=TORCH)

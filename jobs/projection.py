@@ -1,0 +1,118 @@
+"""--pca: the projection, fitted on a seeded sample of the gallery before its first chunk."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.cluster import Cluster
+from jobs.pool import stream
+from jobs.prepare import Prepared
+from jobs.progress import progress
+from jobs.settings import EmbedSettings
+from retrieval.errors import LookalikeError, UsageError
+from retrieval.images.listing import sampled_items
+from retrieval.storage import finished
+from retrieval.storage.files import Folder
+
+SAMPLE = 8192
+"""Images that are looked at; the axes of 2,048 dimensions are well known from four times as many."""
+
+_STEP = 128  # images a worker answers for at once
+
+
+def projected(
+    settings: EmbedSettings, where: Cluster, folder: Folder, prepared: Prepared, listing: Path
+) -> Prepared:
+    """Give the model with a projection to `--pca` dimensions; one that is there is not refitted."""
+    bundle = prepared.bundle
+    if bundle.projection is not None:
+        raise UsageError(
+            f"--pca {settings.pca}: the bundle has a projection already; leave --pca away, or name "
+            "a bundle without one"
+        )
+    fitted = None if settings.overwrite else _there(settings, folder, bundle.digest)
+    if fitted is None:
+        fitted = bundle.with_projection(_fit(settings, where, prepared, listing))
+    return dataclasses.replace(prepared, bundle=fitted)
+
+
+def job(settings: EmbedSettings) -> dict[str, Any]:
+    """Give what stands of it in job.json; for `_there` to compare."""
+    return {"pca": settings.pca, "pca_seed": settings.seed} if settings.pca else {}
+
+
+def _there(settings: EmbedSettings, folder: Folder, digest: str) -> Any:
+    """Give the bundle of an output that was begun with the same model and sample, or None."""
+    from retrieval.model.bundle import read_bundle
+
+    try:
+        begun = finished.read_settings(folder)
+        bundle = read_bundle(folder)
+    except (FileNotFoundError, LookalikeError):
+        return None
+    same = all(begun.get(key) == value for key, value in job(settings).items())
+    return bundle if same and bundle.with_projection(None).digest == digest else None
+
+
+def _fit(settings: EmbedSettings, where: Cluster, prepared: Prepared, listing: Path) -> Any:
+    """Embed the sample on the workers and fit, block by block in the order of the rows."""
+    from retrieval.model.projection import Moments, unit
+
+    items = sampled_items(listing, SAMPLE, settings.seed)
+    firsts = list(range(0, len(items), _STEP))
+    answers = stream(
+        where, _worker(settings), firsts, (prepared.for_workers(), items), prepared.plan.device
+    )
+    moments = Moments()
+    with progress("fit projection", len(items), "images") as bar:
+        for first, block in _in_order(answers, firsts):
+            moments.add(unit(block))
+            done = min(_STEP, len(items) - first)
+            bar.advance(done, done - len(block))
+    return moments.fit(int(settings.pca or 0))
+
+
+def _in_order(
+    answers: Iterator[dict[str, Any]], firsts: list[int]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Bring blocks into the order of the rows: a sum of floats depends on it."""
+    waiting: dict[int, str] = {}
+    for first in firsts:
+        while first not in waiting:
+            answer = next(answers)
+            waiting[answer["first"]] = answer["vectors"]
+        yield first, np.load(io.BytesIO(base64.b64decode(waiting.pop(first))), allow_pickle=False)
+    for _ in answers:  # let the workers go
+        pass
+
+
+def _worker(settings: EmbedSettings) -> Callable[[Any], Callable[[int], dict[str, Any]]]:
+    """Give what an actor runs once to get the function that embeds a block of the sample."""
+    max_pixels = settings.max_pixels
+
+    def make(shared: tuple[Prepared, list[dict[str, Any]]]) -> Callable[[int], dict[str, Any]]:
+        from retrieval.model.embed_items import Decoding, embed_items
+        from retrieval.model.embedding import Embedder
+
+        prepared, items = shared
+        embedder = Embedder(prepared.bundle, prepared.plan, prepared.ir)
+        decoding = Decoding(max_pixels, "float32")
+
+        def work(first: int) -> dict[str, Any]:
+            block = items[first : first + _STEP]
+            parts = [batch.vectors for batch in embed_items(block, embedder, decoding)]
+            data = io.BytesIO()
+            np.save(data, np.concatenate(parts), allow_pickle=False)
+            return {"first": first, "vectors": base64.b64encode(data.getvalue()).decode()}
+
+        return work
+
+    return make
