@@ -59,7 +59,7 @@ def _there(settings: EmbedSettings, folder: Folder, digest: str) -> Any:
     except (FileNotFoundError, LookalikeError):
         return None
     same = all(begun.get(key) == value for key, value in job(settings).items())
-    return bundle if same and bundle.with_projection(None).digest == digest else None
+    return bundle if same and bundle.without_projection().digest == digest else None
 
 
 def _fit(settings: EmbedSettings, where: Cluster, prepared: Prepared, listing: Path) -> Any:
@@ -71,7 +71,7 @@ def _fit(settings: EmbedSettings, where: Cluster, prepared: Prepared, listing: P
     answers = stream(
         where, _worker(settings), firsts, (prepared.for_workers(), items), prepared.plan.device
     )
-    moments = Moments()
+    moments = Moments(prepared.bundle.dimension)
     with progress("fit projection", len(items), "images") as bar:
         for first, block in _in_order(answers, firsts):
             moments.add(unit(block))

@@ -196,7 +196,7 @@ WORK = "work/"
 
 # Files that may lie in an output, by kind; anything else there is foreign.
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
-_MODEL = (r"model/bundle\.json", r"model/weights\.safetensors")
+_MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors")
 KINDS: dict[str, tuple[str, ...]] = {
     "bundle": (*_COMMON, *_MODEL, r"history\.parquet"),
     "store": (

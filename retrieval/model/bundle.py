@@ -1,15 +1,16 @@
 """A model as data: everything that turns bytes into a vector, with a digest.
 
-`model/bundle.json` names backbone, pooling, normalisation and transform and the checksum of
-`model/weights.safetensors`. Nothing is unpickled. The digest of a bundle is the SHA-256 of its
-bundle.json: two vectors may be compared if their bundles have the same one.
+`model/bundle.json` names backbone, pooling, normalisation and transform and the checksums of
+`model/weights.safetensors` and, where there is one, `model/projection.safetensors`. Nothing is
+unpickled. The digest of a bundle is the SHA-256 of its bundle.json: two vectors may be compared if
+their bundles have the same one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,13 +18,14 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from retrieval.errors import Damaged, InputError, Mismatch
+from retrieval.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.model.backbones import State
+from retrieval.model.projection import Projection
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import read_json, sealed_json
 from retrieval.tables import FORMAT, Pooling, Transform
 
-BUNDLE, WEIGHTS = "bundle.json", "weights.safetensors"
+BUNDLE, WEIGHTS, PROJECTION = "bundle.json", "weights.safetensors", "projection.safetensors"
 MODEL = "model"
 
 
@@ -35,8 +37,17 @@ class Bundle:
     pooling: Pooling
     normalize: bool
     transform: Transform
-    dimension: int
+    dimension: int  # of the vectors that come out
     weights: bytes  # safetensors, without the classifier
+    projection_bytes: bytes | None = None  # safetensors
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Give the files that bundle.json vouches for."""
+        files = {WEIGHTS: self.weights}
+        if self.projection_bytes is not None:
+            files[PROJECTION] = self.projection_bytes
+        return files
 
     @cached_property
     def json(self) -> bytes:
@@ -49,7 +60,7 @@ class Bundle:
                 "normalize": self.normalize,
                 "transform": self.transform.to_json(),
                 "dimension": self.dimension,
-                "files": {WEIGHTS: hashlib.sha256(self.weights).hexdigest()},
+                "files": {n: hashlib.sha256(data).hexdigest() for n, data in self.files.items()},
             }
         )
 
@@ -63,6 +74,30 @@ class Bundle:
         state: State = load_safetensors(self.weights)
         return state
 
+    @cached_property
+    def projection(self) -> Projection | None:
+        """Give the projection, if there is one."""
+        data = self.projection_bytes
+        return None if data is None else Projection.from_bytes(data)
+
+    def with_projection(self, projection: Projection) -> Bundle:
+        """Give the bundle whose vectors pass through a projection of this one's vectors."""
+        if self.projection_bytes is not None:
+            raise UsageError("--pca: the bundle has a projection already; leave --pca out")
+        numbers = projection.axes.shape
+        if numbers[1] != self.dimension:
+            raise Mismatch(
+                f"a projection of vectors of {numbers[1]} numbers does not fit a bundle that "
+                f"gives {self.dimension}; fit it on vectors of that bundle"
+            )
+        return replace(self, dimension=numbers[0], projection_bytes=projection.to_bytes())
+
+    def without_projection(self) -> Bundle:
+        """Give the bundle that the projection was fitted for."""
+        if self.projection is None:
+            return self
+        return replace(self, dimension=len(self.projection.mean), projection_bytes=None)
+
 
 def pack(state: State) -> bytes:
     """Write parameters as safetensors; the same parameters give the same bytes."""
@@ -73,7 +108,8 @@ def pack(state: State) -> bytes:
 def write_bundle(output: Folder, bundle: Bundle) -> None:
     """Put a bundle into the `model/` of an output; what is there already is kept."""
     folder = output.child(MODEL)
-    folder.put_new(WEIGHTS, bundle.weights)
+    for name, data in bundle.files.items():
+        folder.put_new(name, data)
     folder.put_new(BUNDLE, bundle.json)
 
 
@@ -83,10 +119,7 @@ def read_bundle(place: Folder) -> Bundle:
         folder = place if place.exists(BUNDLE) else place.child(MODEL)
         data, weights = folder.read(BUNDLE), folder.read(WEIGHTS)
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{place.uri()} holds no bundle (model/bundle.json and weights.safetensors); "
-            "name what `lookalike train` or `embed` wrote"
-        ) from None
+        raise _no_bundle(place, WEIGHTS) from None
     values = read_json(data)
     if values is None:
         raise Damaged(f"{folder.uri(BUNDLE)} was altered; get the bundle again")
@@ -94,8 +127,15 @@ def read_bundle(place: Folder) -> Bundle:
         raise Mismatch(
             f"{folder.uri(BUNDLE)} has format {values['format']}, this version reads {FORMAT}"
         )
-    if hashlib.sha256(weights).hexdigest() != values["files"][WEIGHTS]:
-        raise Damaged(f"{folder.uri(WEIGHTS)} was altered; get the bundle again")
+    files = {WEIGHTS: weights}
+    if PROJECTION in values["files"]:
+        try:
+            files[PROJECTION] = folder.read(PROJECTION)
+        except FileNotFoundError:
+            raise _no_bundle(place, PROJECTION) from None
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != values["files"][name]:
+            raise Damaged(f"{folder.uri(name)} was altered; get the bundle again")
     return Bundle(
         values["backbone"],
         values["pooling"],
@@ -103,6 +143,14 @@ def read_bundle(place: Folder) -> Bundle:
         Transform.from_json(values["transform"]),
         values["dimension"],
         weights,
+        files.get(PROJECTION),
+    )
+
+
+def _no_bundle(place: Folder, file: str) -> InputError:
+    return InputError(
+        f"{place.uri()} holds no bundle (model/bundle.json and {file}); "
+        "name what `lookalike train` or `embed` wrote"
     )
 
 

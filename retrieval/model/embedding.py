@@ -12,6 +12,7 @@ from retrieval.model.bundle import Bundle
 from retrieval.model.engines import load_engine
 from retrieval.model.openvino_ir import IR
 from retrieval.model.plan import EnginePlan
+from retrieval.model.projection import Projection, unit
 
 Vectors = NDArray[np.float32]
 THREADS = 1
@@ -35,8 +36,8 @@ class Embedder:
     def embed(self, images: list[torch.Tensor]) -> Vectors:
         """Embed up to `batch_size` images, uint8 (3, side, side) each -> (n, d) float32.
 
-        Vectors have unit length if the bundle says so; a vector without length stays as it is, for
-        the caller to refuse.
+        Vectors are projected and have unit length if the bundle says so; a vector without length
+        stays so, for the caller to refuse.
         """
         return self.submit(images)()
 
@@ -52,8 +53,18 @@ class Embedder:
         return lambda: self._finished(answer()[: len(images)])
 
     def _finished(self, vectors: Vectors) -> Vectors:
-        if not self.bundle.normalize:
-            return vectors.copy()
-        wide = vectors.astype(np.float64)
-        lengths = np.sqrt((wide * wide).sum(-1, keepdims=True))
-        return (wide / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+        bundle = self.bundle
+        return finish(vectors, normalize=bundle.normalize, projection=bundle.projection)
+
+
+def finish(vectors: Vectors, *, normalize: bool, projection: Projection | None) -> Vectors:
+    """Make of what a network gave, (n, d) float32, what a store holds, (n, D) float32.
+
+    A projection reads vectors of unit length, since it was fitted on such. It moves the origin, and
+    would give a vector without length one that means nothing; so that one stays all zero.
+    """
+    if projection is None:
+        return unit(vectors).astype(np.float32) if normalize else vectors
+    projected = projection.apply(unit(vectors))
+    projected[~vectors.any(-1)] = 0
+    return (unit(projected) if normalize else projected).astype(np.float32)

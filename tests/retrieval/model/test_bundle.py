@@ -8,15 +8,17 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save as save_safetensors
 
-from retrieval.errors import Damaged, InputError, Mismatch
+from retrieval.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.model.backbones import State
 from retrieval.model.bundle import (
     BUNDLE,
     MODEL,
+    PROJECTION,
     WEIGHTS,
     Bundle,
     load_weights,
@@ -24,9 +26,13 @@ from retrieval.model.bundle import (
     read_bundle,
     write_bundle,
 )
+from retrieval.model.projection import Projection
+from retrieval.storage import commit
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.seal import read_json, sealed_json
+from retrieval.storage.verify import verify
 from retrieval.tables import Transform
+from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
 
 TRANSFORM = Transform("pad", 256, 224, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
@@ -40,6 +46,15 @@ def state_of(seed: int = 0) -> State:
 def bundle_of(**changes: object) -> Bundle:
     plain = Bundle("resnet18", "gem", True, TRANSFORM, 512, pack(state_of()))
     return dataclasses.replace(plain, **changes)
+
+
+def projection_of(seed: int = 0, dimensions: int = 3, numbers: int = 512) -> Projection:
+    axes = np.random.default_rng(seed).normal(size=(dimensions, numbers)).astype(np.float32)
+    return Projection(axes.mean(0), axes)
+
+
+def projected(**changes: object) -> Bundle:
+    return bundle_of(**changes).with_projection(projection_of())
 
 
 @pytest.fixture
@@ -164,6 +179,118 @@ def test_bundle_json_can_be_read_by_eye():
             "std": [0.4, 0.5, 0.6],
         },
     }
+
+
+# --- with a projection --------------------------------------------------------------------------
+
+
+def test_a_projection_comes_back_with_its_bundle(folder):
+    write_bundle(folder, projected())
+    read = read_bundle(folder)
+    assert read == projected()
+    assert read.digest == projected().digest
+    assert read.dimension == 3
+    np.testing.assert_array_equal(read.projection.mean, projection_of().mean)
+    np.testing.assert_array_equal(read.projection.axes, projection_of().axes)
+    assert list(read_json(read.json)["files"]) == [PROJECTION, WEIGHTS]
+
+
+def test_without_one_a_bundle_is_what_it_was_before_there_were_any(folder):
+    assert bundle_of(weights=b"weights").digest == (
+        "7dbd165120465bdcb08754d89f6a12a43604576adc58ead25a978f1bd76748a5"
+    )
+    write_bundle(folder, bundle_of())
+    assert sorted(e.path for e in folder.child(MODEL).entries()) == [BUNDLE, WEIGHTS]
+    assert read_bundle(folder).projection is None
+
+
+def test_another_projection_is_another_digest():
+    other = bundle_of().with_projection(projection_of(seed=1))
+    digests = {made.digest for made in (bundle_of(), bundle_of(dimension=3), projected(), other)}
+    assert len(digests) == 4
+
+
+def test_the_bundle_that_it_was_fitted_for_stays_as_it_was():
+    plain = bundle_of()
+    made = plain.with_projection(projection_of())
+    assert plain == bundle_of()
+    assert made.weights == plain.weights
+    assert dataclasses.replace(made, dimension=512, projection_bytes=None) == plain
+
+
+def test_one_projection_a_bundle():
+    with pytest.raises(UsageError, match=r"--pca: the bundle has a projection .*leave --pca out"):
+        projected().with_projection(projection_of(numbers=3))
+
+
+def test_a_projection_of_other_vectors_is_refused():
+    with pytest.raises(Mismatch, match=r"vectors of 7 numbers does not fit .* gives 512; fit it"):
+        bundle_of().with_projection(projection_of(numbers=7))
+
+
+@pytest.mark.parametrize("place", [0, 100, -1])
+def test_an_altered_projection_is_found(folder, place):
+    write_bundle(folder, projected())
+    path = f"{MODEL}/{PROJECTION}"
+    data = bytearray(folder.read(path))
+    data[place] ^= 1
+    folder.put(path, bytes(data))
+    with pytest.raises(Damaged, match=f"{PROJECTION} was altered") as caught:
+        read_bundle(folder)
+    assert caught.value.exit_code == 7
+
+
+def test_the_projection_of_another_bundle_is_found(folder):
+    write_bundle(folder, projected())
+    folder.put(f"{MODEL}/{PROJECTION}", projection_of(seed=1).to_bytes())
+    with pytest.raises(Damaged, match=f"{PROJECTION} was altered"):
+        read_bundle(folder)
+
+
+def test_a_missing_projection_is_as_missing_weights(folder):
+    write_bundle(folder, projected())
+    folder.delete(f"{MODEL}/{PROJECTION}")
+    with pytest.raises(
+        InputError, match=r"holds no bundle \(.* and projection\.safetensors\); name"
+    ):
+        read_bundle(folder)
+
+
+def test_killed_at_any_moment_it_is_whole_or_none_and_writing_again_completes_it(tmp_path):
+    def kill(*moment: object) -> None:
+        raise Killed
+
+    moments = operations(lambda: write_bundle(open_folder(str(tmp_path / "whole")), projected()))
+    assert len(moments) >= 6  # before and after each of three files
+    for number in range(len(moments)):
+        folder = open_folder(str(tmp_path / str(number)))
+        with seam(FailAt(number, kill)), pytest.raises(Killed):
+            write_bundle(folder, projected())
+        if folder.exists(f"{MODEL}/{BUNDLE}"):
+            assert read_bundle(folder) == projected()
+        write_bundle(folder, projected())
+        assert read_bundle(folder) == projected()
+
+
+@pytest.mark.parametrize("kind", ["bundle", "store", "index"])
+def test_every_output_that_holds_a_bundle_may_hold_its_projection(folder, kind):
+    """Finished or not, verify takes it as the output's own and finds it altered."""
+    path = f"{MODEL}/{PROJECTION}"
+    commit.begin(folder, kind, {})
+    write_bundle(folder, projected())
+    for state in ("unfinished", "finished"):
+        (verdict,) = verify(folder)
+        assert (verdict.state, verdict.problems) == (state, ())
+        kept = folder.read(path)
+        folder.put(path, kept[:-1] + bytes([kept[-1] ^ 1]))
+        (verdict,) = verify(folder)
+        assert verdict.state == "damaged"
+        assert verdict.problems[0].startswith(f"{folder.uri(path)} was altered")
+        if state == "unfinished":
+            with pytest.raises(Damaged, match=f"{PROJECTION} was altered"):
+                commit.finish(folder, kind, {})
+        folder.put(path, kept)
+        commit.finish(folder, kind, {})
 
 
 # --- weights from elsewhere ---------------------------------------------------------------------

@@ -7,13 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision.transforms.functional import normalize
 
 from retrieval.model.backbones import extractor, fit_state, network
 from retrieval.model.bundle import Bundle, pack
-from retrieval.model.embedding import Embedder
+from retrieval.model.embedding import Embedder, finish
 from retrieval.model.plan import EnginePlan
+from retrieval.model.projection import Moments, Projection, unit
 from retrieval.model.resolve import RANDOM, resolve_bundle
+from tests.retrieval.vectors import quick, seeds
 
 SIDE = 64
 
@@ -101,3 +105,65 @@ def test_order_is_kept(bundle):
     shuffled = embedder.embed([images(4)[place] for place in order])
     np.testing.assert_allclose(shuffled, embedder.embed(images(4))[order], rtol=1e-5, atol=1e-6)
     assert len(np.unique(shuffled.round(4), axis=0)) == 4
+
+
+# --- with a projection --------------------------------------------------------------------------
+
+
+def some_projection(dimensions: int, numbers: int, seed: int = 0) -> Projection:
+    sample = np.random.default_rng(seed).normal(0.3, 1, (dimensions + numbers + 1, numbers))
+    moments = Moments(numbers)
+    moments.add(unit(sample).astype(np.float32))
+    return moments.fit(dimensions)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@quick
+@given(seed=seeds, count=st.integers(0, 5), scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e30]))
+def test_vectors_are_brought_to_unit_length_projected_and_brought_there_again(
+    normalize, seed, count, scale
+):
+    made = some_projection(4, 9)
+    raw = (np.random.default_rng(seed).normal(size=(count, 9)) * scale).astype(np.float32)
+    finished = finish(raw, normalize=normalize, projection=made)
+    assert (finished.dtype, finished.shape) == (np.float32, (count, 4))
+    wide = raw.astype(np.float64)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    expected = (wide - made.mean) @ made.axes.T.astype(np.float64)
+    if normalize:
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(finished, expected, rtol=1e-5, atol=1e-6)
+    for place in range(count):
+        alone = finish(raw[place : place + 1], normalize=normalize, projection=made)
+        np.testing.assert_array_equal(alone, finished[place : place + 1])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_projection_gives_no_length_to_a_vector_without(normalize):
+    made = some_projection(4, 9)
+    raw = np.ones((3, 9), np.float32) * np.arange(3, dtype=np.float32)[:, None]
+    finished = finish(raw, normalize=normalize, projection=made)
+    np.testing.assert_array_equal(finished[0], np.zeros(4))
+    assert finished[1:].any()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_is_not_finite_stays_so_for_the_caller_to_refuse(normalize):
+    raw = np.ones((2, 9), np.float32)
+    raw[0, 3] = np.nan
+    for made in (None, some_projection(4, 9)):
+        finished = finish(raw, normalize=normalize, projection=made)
+        assert np.isfinite(finished).all(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_an_embedder_projects_what_the_network_gives(bundle, normalize):
+    made = some_projection(5, bundle.dimension)
+    base = dataclasses.replace(bundle, normalize=normalize)
+    embedder = Embedder(base.with_projection(made), plan(4))
+    raw = Embedder(bundle, plan(4)).embed(images(4))
+    embedded = embedder.embed(images(4))
+    assert embedded.shape == (4, embedder.bundle.dimension) == (4, 5)
+    np.testing.assert_array_equal(embedded, finish(raw, normalize=normalize, projection=made))
+    np.testing.assert_array_equal(embedder.embed(images(4)[:3]), embedded[:3])
+    assert embedder.embed([]).shape == (0, 5)
