@@ -10,23 +10,21 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.cluster import Cluster, cluster
-from jobs.embed import embed, is_store
 from jobs.index import read_table
 from jobs.pool import tasks
-from jobs.prepare import Prepared, prepare
+from jobs.prepare import Prepared
 from jobs.progress import progress, say
+from jobs.queries import embed_queries, given_store, prepare_queries
 from jobs.result import Result
 from jobs.runfile import Stopwatch
-from jobs.settings import EmbedSettings, EngineOptions, RankSettings, content_of, part_of
-from retrieval.embeddings.store import Store, failures_path, open_store
-from retrieval.errors import BelowBound, Mismatch
+from jobs.settings import EngineOptions, RankSettings, content_of
+from retrieval.embeddings.store import Store, failures_path
+from retrieval.errors import BelowBound
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import FAILURES, Certificate
-
-QUERIES = "queries"
 
 
 def start(settings: RankSettings) -> Result:
@@ -41,23 +39,13 @@ def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) ->
     watch = Stopwatch()
     index_folder = open_folder(settings.index)
     index = finished.read_manifest(index_folder, kind="index")
-    bundle = finished.read_settings(index_folder)["bundle"]
     folder = open_folder(settings.output)
-    given = open_store(open_folder(settings.queries)) if is_store(settings.queries) else None
-    if given is not None and given.bundle != bundle:
-        raise Mismatch(
-            f"--queries {settings.queries} was embedded with another model than the index "
-            f"{settings.index}; embed the queries with --bundle {settings.index}"
-        )
-    prepared = None
-    if given is None:
-        from retrieval.model.bundle import read_bundle
-
-        prepared = prepare(settings, where, folder, bundle=read_bundle(index_folder))
+    given = given_store(settings, index_folder)
+    prepared = None if given else prepare_queries(settings, where, folder, index_folder)
     job = _job(settings, index, given, prepared)
     commit.begin(folder, "matches", job, overwrite=settings.overwrite, keep_equal=keep_equal)
     if not finished.is_finished(folder):
-        queries = given or _embed_queries(settings, where, index_folder, prepared)
+        queries = given or embed_queries(settings, where, index_folder, prepared)
         certificate = _answer(settings, where, folder, index_folder, index, queries)
         _finish(folder, index_folder, index, queries, certificate)
         watch.write(folder, settings, queries=queries.rows)
@@ -78,22 +66,6 @@ def _job(
         "queries": open_folder(settings.queries).uri(),
         "queries_sha256": queries.manifest.sha256 if queries else None,
     }
-
-
-def _embed_queries(
-    settings: RankSettings, where: Cluster, index: Folder, prepared: Prepared | None
-) -> Store:
-    """Pass query images through a store of the index's dtype, with the index's own bundle."""
-    output = open_folder(settings.output).child(QUERIES).uri()
-    dtype = finished.read_settings(index)["embedding_dtype"]
-    embedding = part_of(
-        settings, EmbedSettings, input=settings.queries, output=output, embedding_dtype=dtype,
-    )  # fmt: skip
-    embed(
-        embedding, where, prepared=prepared, split="queries", stage="embed queries",
-        keep_equal=True,
-    )  # fmt: skip
-    return open_store(open_folder(output))
 
 
 def _answer(

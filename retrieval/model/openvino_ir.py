@@ -49,7 +49,8 @@ def core() -> Any:
 def compile_ir(ir: IR, precision: str, threads: int) -> Any:
     """Compile for this machine's CPU; gives an OpenVINO infer request.
 
-    The parameters are not copied: `ir` must live as long as the request does. The precision is said, since OpenVINO would choose bf16 by itself where the CPU has it.
+    The parameters are not copied: `ir` must live as long as the request does. The precision is
+    said, since OpenVINO would choose bf16 by itself where the CPU has it.
     """
     import openvino
 

@@ -1,4 +1,4 @@
-"""Which engine runs a network is decided by what was asked and what is there, and by nothing else."""
+"""Which engine runs a network is decided by what was asked and what is there alone."""
 
 import subprocess
 import sys
@@ -39,7 +39,8 @@ def test_a_gpu_is_used_where_there_is_one(installed):
         ({"device": "cpu", "gpus": True}, ("openvino", "fp32", "cpu", plan.BATCH_CPU)),
         ({"engine": "openvino", "gpus": True}, ("openvino", "fp32", "cpu", plan.BATCH_CPU)),
         ({"precision": "fp32", "gpus": True}, ("torch", "fp32", "cuda", plan.BATCH_GPU)),
-        ({"engine": "torch", "device": "cpu", "gpus": True}, ("torch", "fp32", "cpu", plan.BATCH_CPU)),
+        ({"engine": "torch", "device": "cpu", "gpus": True},
+         ("torch", "fp32", "cpu", plan.BATCH_CPU)),
     ],
 )  # fmt: skip
 def test_what_is_asked_for_is_taken(monkeypatch, asked, answer):
