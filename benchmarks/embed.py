@@ -1,15 +1,20 @@
-"""The embed stage on Ray against a plain loop that does the same without it.
+"""The embed stage against a plain loop without Ray, and against the way it began.
 
-The loop is as many plain processes as Ray has workers, one thread each, that call the very
-`embed_chunk` on the same chunks of the same listing. Steady state is the rate between the first and
-the last finished chunk, so that start-up drops out of both; it is stated apart. Runs alternate.
+The plain loop is as many plain processes as Ray has workers, one thread each, that read, decode and
+embed with the same decoder and engine, each its share of the photos, and write nothing. The way it
+began is one process with Pillow and eager torch in fp32, as many threads as torch likes, batches of
+32. Steady state is the rate between a quarter and 95 % of the photos, so that start-up drops out;
+whole commands are stated apart. Runs alternate; medians of them.
 
-    python -m benchmarks.embed [--images 2048] [--runs 5] [--backbone mobilenet_v2]
+    python -m benchmarks.embed [--backbone mobilenet_v2] [--photos DIR] [--images 2048] [--runs 5]
+
+Photos of DIR are repeated until there are enough; without it they are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -19,125 +24,191 @@ import time
 from pathlib import Path
 from typing import Any
 
-from retrieval.embeddings.store import LISTING
-from retrieval.images.chunks import chunks
-from retrieval.images.listing import write_listing
 from retrieval.images.sources.folder import FolderSource
-from retrieval.model.bundle import read_bundle, write_bundle
+from retrieval.model.engines import convert_bundle
+from retrieval.model.plan import OPENVINO, EnginePlan, plan_engine
 from retrieval.model.resolve import resolve_bundle
 from retrieval.samples import write_samples
-from retrieval.storage.files import open_folder
 
 CHUNK_ROWS = 64
 WORKERS = os.cpu_count() or 1
+FIRST, LAST = 0.25, 0.95  # of the photos: the steady state lies between
 
 
 def main() -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser.add_argument("--photos")
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser.add_argument("--engine")
+    parser.add_argument("--precision")
     asked = parser.parse_args()
+    plan = plan_engine(asked.engine, asked.precision, "cpu", None, gpus=False)
+    runs = []
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        write_samples(root / "samples", gallery=asked.images // 12 * 12, queries=12)
-        source = str(root / "samples/gallery")
-        pairs = []
+        source = _photos(Path(scratch, "photos"), asked.photos, asked.images)
         for number in range(asked.runs):
-            ray = _with_ray(source, str(root / f"ray{number}"), asked.backbone)
-            loop = _plain_loop(source, str(root / f"loop{number}"), asked.backbone)
-            pairs.append((ray, loop))
-            print(json.dumps({"ray": ray, "loop": loop}), flush=True)
-    ratios = [ray["rate"] / loop["rate"] for ray, loop in pairs]
-    answer = {
-        "benchmark": "embed",
-        "backbone": asked.backbone,
-        "images": asked.images // 12 * 12,
-        "workers": WORKERS,
-        "ratio_steady": statistics.median(ratios),
-        "ratio_steady_range": [min(ratios), max(ratios)],
-        "ratio_total": statistics.median(loop["total"] / ray["total"] for ray, loop in pairs),
-        "ray_images_per_second": statistics.median(ray["rate"] for ray, _ in pairs),
-        "loop_images_per_second": statistics.median(loop["rate"] for _, loop in pairs),
-        "ray_first_chunk_seconds": statistics.median(ray["first"] for ray, _ in pairs),
-        "loop_first_chunk_seconds": statistics.median(loop["first"] for _, loop in pairs),
-    }
-    print(json.dumps(answer, indent=1))
+            runs.append(
+                {
+                    "ray": _with_ray(source, f"{scratch}/ray{number}", asked.backbone, plan),
+                    "loop": _plain_loop(source, asked.backbone, plan),
+                    "began": _as_it_began(source, asked.backbone),
+                }
+            )
+            print(json.dumps(runs[-1]), flush=True)
+    print(json.dumps(_answer(asked, plan, runs), indent=1))
 
 
-def _with_ray(source: str, output: str, backbone: str) -> dict[str, float]:
+def _answer(asked: argparse.Namespace, plan: EnginePlan, runs: list[Any]) -> dict[str, Any]:
+    def ratio(one: str, other: str, what: str) -> list[float]:
+        values = sorted(run[one][what] / run[other][what] for run in runs)
+        return [round(v, 3) for v in (statistics.median(values), values[0], values[-1])]
+
+    def median(who: str, what: str) -> float:
+        return round(statistics.median(run[who][what] for run in runs), 1)
+
+    return {
+        "benchmark": "embed", "backbone": asked.backbone, "engine": plan.engine,
+        "precision": plan.precision, "batch_size": plan.batch_size,
+        "images": asked.images, "workers": WORKERS, "runs": len(runs),
+        "median_min_max_of": "ratios",
+        "steady_against_loop": ratio("ray", "loop", "rate"),
+        "steady_against_began": ratio("ray", "began", "rate"),
+        "loop_seconds_against_whole": ratio("loop", "ray", "seconds"),
+        "images_per_second": {who: median(who, "rate") for who in ("ray", "loop", "began")},
+        "seconds": {who: median(who, "seconds") for who in ("ray", "loop")},
+    }  # fmt: skip
+
+
+def _photos(folder: Path, photos: str | None, count: int) -> str:
+    if photos is None:
+        write_samples(folder, gallery=-(-count // 12) * 12, queries=12)
+        return str(folder / "gallery")
+    found = [item.path for item in FolderSource(photos).items()]
+    folder.mkdir(parents=True)
+    for number in range(count):
+        path = found[number % len(found)]
+        (folder / f"{number:06d}{Path(path).suffix}").symlink_to(path)
+    return str(folder)
+
+
+def _rate(marks: list[tuple[float, int]]) -> float:
+    """Give images a second in the steady state, of (time, images finished then)."""
+    marks = sorted(marks)
+    total, seen = sum(count for _, count in marks), 0
+    times = []
+    for moment, count in marks:
+        seen += count
+        times.append((moment, seen))
+    inner = [(t, n) for t, n in times if FIRST * total <= n <= LAST * total]
+    return (inner[-1][1] - inner[0][1]) / (inner[-1][0] - inner[0][0])
+
+
+def _with_ray(source: str, output: str, backbone: str, plan: EnginePlan) -> dict[str, float]:
     """Run the stage as a command does, in a process of its own, and look at its parts' times."""
     started = time.time()
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_embed, args=(source, output, backbone))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_embed, args=(source, output, backbone, plan)
+    )
     process.start()
     process.join()
     if process.exitcode:
         raise SystemExit("the embed stage failed")
-    return _rates(output, started)
+    seconds = time.time() - started
+    parts = Path(output, "segments/00000/parts").glob("*.parquet")
+    return {"rate": _rate([(p.stat().st_mtime, CHUNK_ROWS) for p in parts]), "seconds": seconds}
 
 
-def _embed(source: str, output: str, backbone: str) -> None:
+def _embed(source: str, output: str, backbone: str, plan: EnginePlan) -> None:
     from jobs.embed import start
     from jobs.settings import EmbedSettings
 
     start(
         EmbedSettings(
-            input=source, output=output, backbone=backbone, weights="random",
-            chunk_rows=CHUNK_ROWS, workers=WORKERS,
+            input=source, output=output, backbone=backbone, weights="random", engine=plan.engine,
+            precision=plan.precision, chunk_rows=CHUNK_ROWS, workers=WORKERS,
         )
     )  # fmt: skip
 
 
-def _plain_loop(source: str, output: str, backbone: str) -> dict[str, float]:
-    started = time.time()
-    folder = open_folder(output)
-    bundle = resolve_bundle(
+def _bundle(backbone: str) -> Any:
+    return resolve_bundle(
         backbone=backbone, weights="random", bundle=None, pooling="avg", normalize=True,
         image_size=None, resize="crop", seed=0,
     )  # fmt: skip
-    write_bundle(folder, bundle)
-    listing = Path(output) / "listing"
-    rows, _ = write_listing(FolderSource(source).items(), listing, chunk_rows=CHUNK_ROWS)
-    folder.put_new_file(LISTING, lambda name: _copy(listing, name))
+
+
+def _plain_loop(source: str, backbone: str, plan: EnginePlan) -> dict[str, float]:
+    started = time.time()
+    paths = [item.path for item in FolderSource(source).items()]
+    bundle = _bundle(backbone)
+    ir = convert_bundle(bundle, plan) if plan.engine == OPENVINO else None
     context = multiprocessing.get_context("spawn")
-    todo: Any = context.Queue()
-    for chunk in chunks(rows, CHUNK_ROWS):
-        todo.put(chunk)
-    for _ in range(WORKERS):
-        todo.put(None)
-    processes = [context.Process(target=_work, args=(output, todo)) for _ in range(WORKERS)]
+    marks: Any = context.SimpleQueue()
+    shares = [paths[n::WORKERS] for n in range(WORKERS)]
+    processes = [
+        context.Process(target=_loop, args=(share, bundle, plan, ir, marks)) for share in shares
+    ]
     for process in processes:
         process.start()
+    found = [mark for _ in processes for mark in marks.get()]
     for process in processes:
         process.join()
-    return _rates(output, started)
+    return {"rate": _rate(found), "seconds": time.time() - started}
 
 
-def _copy(source: Path, target: str) -> None:
-    Path(target).write_bytes(source.read_bytes())
-
-
-def _work(output: str, todo: Any) -> None:
-    from retrieval.model.embed_chunk import Decoding, embed_chunk
+def _loop(paths: list[str], bundle: Any, plan: EnginePlan, ir: Any, marks: Any) -> None:
+    from retrieval.images.decode import decode
     from retrieval.model.embedding import Embedder
 
     os.nice(15)  # as Ray's workers are
-    folder = open_folder(output)
-    embedder = Embedder(read_bundle(folder), 8)
-    decoding = Decoding(1 << 30, "float16")
-    while (chunk := todo.get()) is not None:
-        embed_chunk(chunk, folder, embedder, decoding)
+    embedder = Embedder(bundle, plan, ir)
+    seen, batch = [], []
+    for path in paths:
+        batch.append(decode(Path(path).read_bytes(), bundle.transform, max_pixels=1 << 30).pixels)
+        if len(batch) == plan.batch_size:
+            embedder.embed(batch)
+            seen.append((time.time(), len(batch)))
+            batch = []
+    marks.put(seen)
 
 
-def _rates(output: str, started: float) -> dict[str, float]:
-    """Read from the parts' times how fast they came."""
-    parts = Path(output, "segments/00000/parts").glob("*.parquet")
-    times = sorted(part.stat().st_mtime for part in parts)
-    # the first of each worker is left out: it ends in the middle of a start-up
-    rate = CHUNK_ROWS * (len(times) - 1 - WORKERS) / (times[-2] - times[WORKERS - 1])
-    return {"rate": rate, "first": times[0] - started, "total": times[-1] - started}
+def _as_it_began(source: str, backbone: str) -> dict[str, float]:
+    """Measure on as many photos as give a steady rate; it has no start-up to speak of."""
+    context = multiprocessing.get_context("spawn")
+    marks: Any = context.SimpleQueue()
+    paths = [item.path for item in FolderSource(source).items()][:320]
+    process = context.Process(target=_eagerly, args=(paths, backbone, marks))
+    process.start()
+    found = marks.get()
+    process.join()
+    return {"rate": _rate(found)}
+
+
+def _eagerly(paths: list[str], backbone: str, marks: Any) -> None:
+    import torch
+    from PIL import Image
+    from torchvision import models, transforms
+
+    os.nice(15)
+    network = models.get_model(backbone, weights=None).eval()
+    steps = transforms.Compose(
+        [
+            transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )  # fmt: skip
+    seen, batch = [], []
+    for path in paths:
+        batch.append(steps(Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")))
+        if len(batch) == 32:
+            with torch.no_grad():
+                network(torch.stack(batch))
+            seen.append((time.time(), len(batch)))
+            batch = []
+    marks.put(seen)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ class Cluster:
         with ThreadPoolExecutor(1) as beside:
             doing = beside.submit(action)
             self.connect()
+            import ray.data  # noqa: F401 - half a second that the pool will need
+
             return doing.result()
 
     def close(self) -> None:

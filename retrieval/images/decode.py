@@ -10,13 +10,15 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
+from torch.nn import functional
 
 from retrieval.tables import Transform
 
@@ -33,6 +35,8 @@ MAX_ASPECT = 8
 3000 x 2 pixels would otherwise become 384,000 x 256 on the way (295 MB)."""
 
 Pixels = torch.Tensor  # uint8 (3, H, W)
+_RGB = 3
+"""torchvision.io.ImageReadMode.RGB"""
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,27 @@ def _decode_oriented(data: bytes, max_pixels: int) -> Pixels:
     return _orient(pixels, orientation)
 
 
+@cache
+def _libjpeg() -> Any:
+    """Give torchvision's decoder without importing torchvision.
+
+    Its Python costs each worker 1.5 s and 170 MB (it brings torch.compile), and none of it is
+    needed here. Where its library is not where it was, it is imported after all.
+    """
+    spec = find_spec("torchvision")
+    places = (spec and spec.submodule_search_locations) or []
+    libraries = [file for place in places for file in Path(place).glob("image*.so")]
+    if len(libraries) == 1:
+        torch.ops.load_library(libraries[0])  # type: ignore[no-untyped-call]
+    else:
+        import torchvision.io  # noqa: F401 - loads it
+    return torch.ops.image.decode_jpeg
+
+
 def _jpeg(data: bytes) -> Pixels | None:
     try:
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        pixels: Pixels = decode_jpeg(buffer, ImageReadMode.RGB)
+        pixels: Pixels = _libjpeg()(buffer, _RGB, False)
     except RuntimeError:  # Pillow decides: it forgives leading rubbish, and refuses what is cut off
         return None
     return pixels
@@ -127,35 +148,45 @@ def apply(pixels: Pixels, transform: Transform) -> Pixels:
     if transform.resize == "pad":
         scale = side / max(height, width)
         tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
-        resized = _resize(pixels, tall, wide, transform)
+        square = torch.empty((3, side, side), dtype=torch.uint8)
+        square[:] = torch.tensor([round(255 * value) for value in transform.mean])[:, None, None]
         top, left = (side - tall) // 2, (side - wide) // 2
-        fill = [round(255 * value) for value in transform.mean]
-        right, bottom = side - wide - left, side - tall - top
-        padded: Pixels = functional.pad(resized, [left, top, right, bottom], fill=fill)
-        return padded
+        resized = _resize(pixels, tall, wide, transform)
+        square[:, top : top + tall, left : left + wide] = resized
+        return square
     return _crop(pixels, transform)
 
 
 def _crop(pixels: Pixels, transform: Transform) -> Pixels:
-    short = transform.resize_size
+    short, side = transform.resize_size, transform.image_size
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     if max(height, width) > MAX_ASPECT * min(height, width):
         keep = MAX_ASPECT * min(height, width)
-        pixels = functional.center_crop(pixels, [min(height, keep), min(width, keep)])
+        pixels = _middle(pixels, min(height, keep), min(width, keep))
         height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     # torchvision's own rounding: the longer side is cut to a whole number
     tall = short if height <= width else int(short * height / width)
     wide = short if width <= height else int(short * width / height)
-    resized = _resize(pixels, tall, wide, transform)
-    cropped: Pixels = functional.center_crop(resized, [transform.image_size, transform.image_size])
-    return cropped
+    return _middle(_resize(pixels, tall, wide, transform), side, side)
+
+
+def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Cut the middle out as torchvision's centre crop does; what is smaller gets a black rim."""
+    tall, wide = int(pixels.shape[-2]), int(pixels.shape[-1])
+    if tall < height or wide < width:
+        left, top = max(0, (width - wide) // 2), max(0, (height - tall) // 2)
+        right, bottom = max(0, (width - wide + 1) // 2), max(0, (height - tall + 1) // 2)
+        pixels = functional.pad(pixels, [left, right, top, bottom])
+        tall, wide = int(pixels.shape[-2]), int(pixels.shape[-1])
+    top, left = round((tall - height) / 2), round((wide - width) / 2)
+    return pixels[:, top : top + height, left : left + width]
 
 
 def _resize(pixels: Pixels, height: int, width: int, transform: Transform) -> Pixels:
+    """Resize as torchvision's v2 does, on uint8; layouts as decoders leave them are the fastest."""
     if (height, width) == tuple(pixels.shape[-2:]):
-        return pixels.contiguous()
-    mode = InterpolationMode(transform.interpolation)
-    resized: Pixels = functional.resize(
-        pixels.contiguous(), [height, width], interpolation=mode, antialias=True
-    )
+        return pixels
+    resized: Pixels = functional.interpolate(
+        pixels[None], [height, width], mode=transform.interpolation, antialias=True
+    )[0]
     return resized

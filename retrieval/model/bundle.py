@@ -19,11 +19,12 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from retrieval.errors import Damaged, InputError, Mismatch, UsageError
-from retrieval.model.backbones import State
 from retrieval.model.projection import Projection
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import read_json, sealed_json
 from retrieval.tables import FORMAT, Pooling, Transform
+
+State = dict[str, torch.Tensor]
 
 BUNDLE, WEIGHTS, PROJECTION = "bundle.json", "weights.safetensors", "projection.safetensors"
 MODEL = "model"

@@ -14,7 +14,6 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from retrieval.errors import UsageError
-from retrieval.model.backbones import extractor
 from retrieval.model.bundle import Bundle
 from retrieval.model.openvino_ir import IR, Shape, compile_ir, convert, core
 from retrieval.model.plan import OPENVINO, EnginePlan
@@ -135,6 +134,8 @@ def network_of(bundle: Bundle) -> Normalised:
 
     Folding is worth a tenth to two thirds in torch, and half of the time of a conversion.
     """
+    from retrieval.model.backbones import extractor  # torchvision: workers on OpenVINO need none
+
     body: nn.Module = extractor(bundle.backbone, bundle.state(), bundle.pooling)
     with contextlib.suppress(Exception):  # what cannot be traced again runs as it is
         body = fuse(body)

@@ -104,7 +104,7 @@ def test_every_mode_becomes_a_colour_jpeg(mode):
 
 def test_the_decoder_s_own_errors_come_through():
     for bound in (100, 9999):
-        with pytest.raises(Image.DecompressionBombError, match="10000"):
+        with pytest.raises(Image.DecompressionBombError, match=r"10000 pixels|100 x 100 pixels"):
             thumbnail(encoded(halves(100, 100)), max_pixels=bound)
     with pytest.raises(OSError, match="cannot identify"):
         thumbnail(b"not an image", max_pixels=BOUND)

@@ -1,0 +1,146 @@
+"""What the engines give for one small member of each family of torchvision: a table.
+
+One thread, batches of 4, random weights, images a second of processor time (a busy machine then
+counts less), each relative to torch as it comes (eager, fp32). The error is the largest difference
+from torch over the largest number. ONNX Runtime is the rival: pip install onnxruntime onnx
+onnxscript.
+
+    python -m benchmarks.engines [--backbones a,b,c]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+
+from retrieval.errors import UsageError
+from retrieval.model.backbones import extractor
+from retrieval.model.engines import check_processor, convert_bundle, load_engine, network_of
+from retrieval.model.plan import EnginePlan
+from retrieval.model.resolve import resolve_bundle
+
+FAMILIES = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
+    "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small",
+    "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5",
+    "squeezenet1_0", "swin_t", "swin_v2_t", "vgg11", "vit_b_32", "wide_resnet50_2",
+)  # fmt: skip
+BATCH = 4
+SECONDS = 1.5  # of processor time, for each figure
+OURS = (("openvino", "fp32"), ("openvino", "bf16"), ("torch", "fp32"), ("torch", "bf16"))
+
+
+def main() -> None:
+    """Measure family by family; print a line each and their geometric means."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--backbones")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    names = asked.backbones.split(",") if asked.backbones else FAMILIES
+    lines = []
+    for name in names:
+        lines.append(_measured(name))
+        print(json.dumps(lines[-1]), flush=True)
+    ratios = {key for line in lines for key in line if key.endswith("_ratio")}
+    means = {
+        key: round(statistics.geometric_mean(line[key] for line in lines if key in line), 2)
+        for key in sorted(ratios)
+    }
+    print(json.dumps({"benchmark": "engines", "batch_size": BATCH, "geometric_means": means}))
+
+
+def _measured(name: str) -> dict[str, Any]:
+    bundle = resolve_bundle(
+        backbone=name, weights="random", bundle=None, pooling="avg", normalize=False,
+        image_size=None, resize="crop", seed=0,
+    )  # fmt: skip
+    side = bundle.transform.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 3, side, side), np.uint8)
+    eager = _eager(bundle, pixels)
+    line: dict[str, Any] = {"backbone": name, "eager": round(_rate(eager), 1)}
+    expected = eager()
+    began = time.process_time()
+    ir = convert_bundle(bundle, EnginePlan("openvino", "fp32", "cpu", BATCH))
+    line["openvino_convert_seconds"] = round(time.process_time() - began, 1)
+    for engine, precision in OURS:
+        plan = EnginePlan(engine, precision, "cpu", BATCH)
+        with contextlib.suppress(UsageError):  # bf16 that the processor lacks
+            check_processor(plan)
+            ready = load_engine(bundle, plan, ir, threads=1)
+            line |= _compared(
+                f"{engine}_{precision}", lambda: ready.submit(pixels)(), line, expected
+            )
+    if find_spec("onnxruntime"):
+        began = time.process_time()
+        run = _onnxruntime(bundle, pixels)
+        line["onnxruntime_convert_seconds"] = round(time.process_time() - began, 1)
+        line |= _compared("onnxruntime_fp32", run, line, expected)
+    return line
+
+
+def _compared(
+    key: str, run: Callable[[], Any], line: dict[str, Any], expected: Any
+) -> dict[str, Any]:
+    error = np.abs(run() - expected).max() / np.abs(expected).max()
+    return {
+        f"{key}_ratio": round(_rate(run) / line["eager"], 2),
+        f"{key}_error": float(f"{error:.0e}"),
+    }
+
+
+def _rate(run: Callable[[], Any]) -> float:
+    run()
+    count, began = 0, time.process_time()
+    while time.process_time() - began < SECONDS or count < 2:
+        run()
+        count += 1
+    return BATCH * count / (time.process_time() - began)
+
+
+def _eager(bundle: Any, pixels: Any) -> Callable[[], Any]:
+    """Give torch as it comes: no folding, the default layout."""
+    network = extractor(bundle.backbone, bundle.state(), bundle.pooling)
+    mean = torch.tensor(bundle.transform.mean).view(3, 1, 1)
+    std = torch.tensor(bundle.transform.std).view(3, 1, 1)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return network((torch.from_numpy(pixels) / 255 - mean) / std).numpy()
+
+    return run
+
+
+def _onnxruntime(bundle: Any, pixels: Any) -> Callable[[], Any]:
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "network.onnx"))
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            example = (torch.from_numpy(pixels),)
+            torch.onnx.export(network_of(bundle), example, dynamo=True, verbose=False).save(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: pixels})[0]
+
+
+if __name__ == "__main__":
+    main()
