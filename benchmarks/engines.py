@@ -84,9 +84,8 @@ def _measured(name: str) -> dict[str, Any]:
         with contextlib.suppress(UsageError):  # bf16 that the processor lacks
             check_processor(plan)
             ready = load_engine(bundle, plan, ir, threads=1)
-            line |= _compared(
-                f"{engine}_{precision}", lambda: ready.submit(pixels)(), line, expected
-            )
+            run = _running(ready, pixels)
+            line |= _compared(f"{engine}_{precision}", run, line, expected)
     if find_spec("onnxruntime"):
         began = time.process_time()
         run = _onnxruntime(bundle, pixels)
@@ -103,6 +102,10 @@ def _compared(
         f"{key}_ratio": round(_rate(run) / line["eager"], 2),
         f"{key}_error": float(f"{error:.0e}"),
     }
+
+
+def _running(engine: Any, pixels: Any) -> Callable[[], Any]:
+    return lambda: engine.submit(pixels)()
 
 
 def _rate(run: Callable[[], Any]) -> float:
