@@ -73,7 +73,7 @@ def _begun(folder: Folder) -> EnginePlan | None:
     try:
         values = finished.read_settings(folder)
         return EnginePlan(**{f.name: values[f.name] for f in dataclasses.fields(EnginePlan)})
-    except (FileNotFoundError, LookalikeError, KeyError):
+    except (OSError, LookalikeError, KeyError):
         return None  # whoever begins the job says what is wrong with the one that is there
 
 

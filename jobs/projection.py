@@ -38,28 +38,36 @@ def projected(
             f"--pca {settings.pca}: the bundle has a projection already; leave --pca away, or name "
             "a bundle without one"
         )
-    fitted = None if settings.overwrite else _there(settings, folder, bundle.digest)
+    begun = None if settings.overwrite else _begun(folder)
+    if begun and any(begun.get(key) != value for key, value in job(settings).items()):
+        return prepared  # another job, which is refused before anything is fitted
+    fitted = _fitted(folder, bundle.digest) if begun else None
     if fitted is None:
         fitted = bundle.with_projection(_fit(settings, where, prepared, listing))
     return dataclasses.replace(prepared, bundle=fitted)
 
 
 def job(settings: EmbedSettings) -> dict[str, Any]:
-    """Give what stands of it in job.json; for `_there` to compare."""
+    """Give what stands of it in job.json."""
     return {"pca": settings.pca, "pca_seed": settings.seed} if settings.pca else {}
 
 
-def _there(settings: EmbedSettings, folder: Folder, digest: str) -> Any:
-    """Give the bundle of an output that was begun with the same model and sample, or None."""
+def _begun(folder: Folder) -> dict[str, Any] | None:
+    try:
+        return finished.read_settings(folder)
+    except (OSError, LookalikeError):
+        return None  # whoever begins the job says what is wrong with the one that is there
+
+
+def _fitted(folder: Folder, digest: str) -> Any:
+    """Give the bundle of an output whose projection was fitted for this model, or None."""
     from retrieval.model.bundle import read_bundle
 
     try:
-        begun = finished.read_settings(folder)
         bundle = read_bundle(folder)
-    except (FileNotFoundError, LookalikeError):
+    except (OSError, LookalikeError):
         return None
-    same = all(begun.get(key) == value for key, value in job(settings).items())
-    return bundle if same and bundle.without_projection().digest == digest else None
+    return bundle if bundle.without_projection().digest == digest else None
 
 
 def _fit(settings: EmbedSettings, where: Cluster, prepared: Prepared, listing: Path) -> Any:
