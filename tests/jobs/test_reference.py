@@ -18,23 +18,29 @@ REFERENCE = {
     ("squeezenet1_0", "gem"): (0.7111, 0.8278, 0.9667, 0.3179),
     ("mobilenet_v2", "max"): (0.7833, 0.9000, 0.9667, 0.4313),
     ("mobilenet_v2", "gem"): (0.8222, 0.9056, 0.9722, 0.5080),
+    ("timm:tf_efficientnet_lite0", "avg"): (0.9222, 0.9833, 1.0000, 0.6803),
+    ("timm:tf_efficientnet_lite0", "max"): (0.8889, 0.9778, 1.0000, 0.6566),
+    ("timm:tf_efficientnet_lite0", "gem"): (0.9000, 0.9944, 1.0000, 0.6840),
 }
 """top-1, top-3, top-10 and mAP over the whole gallery, from plain PyTorch and numpy."""
 
-NIGHTLY = [pytest.param(*key, marks=pytest.mark.nightly) for key in list(REFERENCE)[1:]]
+DAILY = [("squeezenet1_0", "avg"), ("timm:tf_efficientnet_lite0", "avg")]
+NIGHTLY = [pytest.param(*k, marks=pytest.mark.nightly) for k in REFERENCE if k not in DAILY]
 
 
-@pytest.mark.parametrize(("backbone", "pooling"), [("squeezenet1_0", "avg"), *NIGHTLY])
+@pytest.mark.parametrize(("backbone", "pooling"), [*DAILY, *NIGHTLY])
 def test_measures_equal_the_reference_and_the_ranking_equals_exact_search(
     data, tmp_path, backbone, pooling
 ):
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is not installed")
     images = data / "images"
+    weights = data / "weights" / f"{backbone.removeprefix('timm:')}.safetensors"
     ran = run.run(
         RunSettings(
             gallery=str(images / "gallery"), queries=str(images / "queries"),
             labels=str(images / "labels.csv"), output=str(tmp_path / "out"), backbone=backbone,
-            weights=str(data / f"weights/{backbone}.safetensors"), pooling=pooling,
-            top_k=1372, rows_per_shard=500,
+            weights=str(weights), pooling=pooling, top_k=1372, rows_per_shard=500,
         )
     )  # fmt: skip
     found = [ran.result.values[name] for name in ("top1", "top3", "top10", "map")]
