@@ -43,7 +43,7 @@ class Model:
     pooling: Pooling = setting("pooling")
     normalize: bool = setting("normalize")
     image_size: int | None = setting("image_size")
-    resize: Resize = setting("resize")
+    resize: Resize | None = setting("resize")
     pca: int | None = setting("pca")
     seed: int = setting("seed")
 
@@ -155,6 +155,13 @@ class TrainSettings(Common):
     leave_out: str | None = setting("leave_out")
     max_pixels: int = setting("max_pixels")
     seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(Common):
+    """lookalike compare."""
+
+    backbones: str | None = setting("backbones")
 
 
 @dataclass(frozen=True, kw_only=True)

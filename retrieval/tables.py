@@ -18,7 +18,7 @@ FORMAT = 1
 
 Metric = Literal["cosine", "ip", "l2"]
 Pooling = Literal["avg", "max", "gem"]
-Resize = Literal["crop", "squash", "pad"]
+Resize = Literal["crop", "squash", "pad", "squash-crop"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 """(n, d) vectors as they are stored."""
 
@@ -270,9 +270,9 @@ class ChunkResult:
 class Transform:
     """How pixels become what the network reads; stands in the bundle.
 
-    `resize_size` is the length in pixels that the shorter side gets (crop) and `image_size` the
-    side of the square that comes out; squash and pad use the latter alone. `mean` and `std` are
-    those of the network, for values between 0 and 1.
+    `resize_size` is the length in pixels that the shorter side gets (crop; both sides: squash-crop)
+    and `image_size` the side of the square that comes out; squash and pad use the latter alone.
+    `mean` and `std` are those of the network, for values between 0 and 1.
     """
 
     resize: Resize

@@ -144,6 +144,9 @@ def apply(pixels: Pixels, transform: Transform) -> Pixels:
     side = transform.image_size
     if transform.resize == "squash":
         return _resize(pixels, side, side, transform)
+    if transform.resize == "squash-crop":
+        squashed = _resize(pixels, transform.resize_size, transform.resize_size, transform)
+        return _middle(squashed, side, side)
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     if transform.resize == "pad":
         scale = side / max(height, width)

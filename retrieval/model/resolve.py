@@ -22,14 +22,16 @@ def resolve_bundle(
     pooling: Pooling,
     normalize: bool,
     image_size: int | None,
-    resize: Resize,
+    resize: Resize | None,
     seed: int,
 ) -> Bundle:
     """Make the bundle that options describe; weights are fetched here, once, by the driver."""
     if bundle is not None:
         if weights is not None:
             raise UsageError("--weights and --bundle are two answers to one question; keep one")
-        return read_bundle(open_folder(bundle))
+        stored = read_bundle(open_folder(bundle))
+        backbones.check_name(stored.backbone)  # here and not in every worker
+        return stored
     backbones.check_name(backbone)
     if weights is None:
         source = backbones.pretrained(backbone, image_size=image_size, resize=resize)

@@ -13,6 +13,12 @@ pytestmark = pytest.mark.usefixtures("ray_here")
 
 REFERENCE = {
     ("squeezenet1_0", "avg", None): (0.6833, 0.8389, 0.9333, 0.2930),
+    ("timm:tf_efficientnet_lite0", "avg", 256): (0.9000, 0.9722, 1.0000, 0.6974),
+    ("timm:tf_efficientnet_lite0", "avg", None): (0.9222, 0.9833, 1.0000, 0.6803),
+    ("timm:tf_efficientnet_lite0", "max", None): (0.8889, 0.9778, 1.0000, 0.6566),
+    ("timm:tf_efficientnet_lite0", "gem", None): (0.9000, 0.9944, 1.0000, 0.6840),
+    ("timm:tf_efficientnet_lite0", "max", 256): (0.8944, 0.9611, 0.9944, 0.6946),
+    ("timm:tf_efficientnet_lite0", "gem", 256): (0.8833, 0.9722, 1.0000, 0.7057),
     ("mobilenet_v2", "avg", 256): (0.8222, 0.9278, 0.9778, 0.5857),
     ("squeezenet1_0", "max", None): (0.6222, 0.8278, 0.9389, 0.2716),
     ("squeezenet1_0", "gem", None): (0.7111, 0.8278, 0.9667, 0.3179),
@@ -37,13 +43,15 @@ CASES = [
 def test_measures_equal_the_reference_and_the_ranking_equals_exact_search(
     data, tmp_path, backbone, pooling, pca
 ):
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is not installed")
     images = data / "images"
+    weights = data / "weights" / f"{backbone.removeprefix('timm:')}.safetensors"
     ran = run.run(
         RunSettings(
             gallery=str(images / "gallery"), queries=str(images / "queries"),
             labels=str(images / "labels.csv"), output=str(tmp_path / "out"), backbone=backbone,
-            weights=str(data / f"weights/{backbone}.safetensors"), pooling=pooling, pca=pca,
-            top_k=1372, rows_per_shard=500,
+            weights=str(weights), pooling=pooling, pca=pca, top_k=1372, rows_per_shard=500,
         )
     )  # fmt: skip
     found = [ran.result.values[name] for name in ("top1", "top3", "top10", "map")]

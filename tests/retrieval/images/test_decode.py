@@ -22,7 +22,7 @@ from retrieval.tables import Transform
 
 BOUND = 10**7
 PLAIN = Transform("crop", 40, 32, "bilinear", (0.5, 0.25, 0.75), (0.2, 0.2, 0.2))
-RESIZES = ("crop", "squash", "pad")
+RESIZES = ("crop", "squash", "pad", "squash-crop")
 
 
 def photo(width=64, height=48, seed=0):
@@ -463,6 +463,15 @@ def test_squash_fits_the_whole_picture_into_the_square(height, width):
     image = noise(height, width)
     wanted = v2.functional.resize(image, [32, 32], antialias=True)
     assert torch.equal(apply(image, replace(PLAIN, resize="squash")), wanted)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90))
+def test_squash_crop_takes_the_middle_of_the_squashed_picture(height, width):
+    image = noise(height, width)
+    squashed = v2.functional.resize(image, [40, 40], antialias=True)
+    found = apply(image, replace(PLAIN, resize="squash-crop"))
+    assert torch.equal(found, squashed[:, 4:36, 4:36])
 
 
 @settings(deadline=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -63,6 +65,11 @@ def test_the_side_of_an_image_is_the_usual_one_unless_asked_for(backbone, asked,
     assert (transform.resize_size, transform.image_size) == (shorter, side)
 
 
+@pytest.mark.parametrize(("asked", "becomes"), [(None, "crop"), ("squash", "squash")])
+def test_a_photo_that_is_not_square_is_cropped_unless_asked_otherwise(asked, becomes):
+    assert resolve(weights=RANDOM, resize=asked).transform.resize == becomes
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_weights_are_read_from_a_file(tmp_path, suffix):
     state = dict(network("scratch", num_classes=5).state_dict())
@@ -89,6 +96,14 @@ def test_a_bundle_is_taken_as_it_is(tmp_path):
     stored = resolve(weights=RANDOM, pooling="max")
     write_bundle(open_folder(str(tmp_path)), stored)
     assert resolve("resnet50", bundle=str(tmp_path)) == stored
+
+
+def test_a_bundle_of_timm_needs_timm(tmp_path, monkeypatch):
+    stored = dataclasses.replace(resolve(weights=RANDOM), backbone="timm:test_resnet")
+    write_bundle(open_folder(str(tmp_path)), stored)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match="--backbone timm:test_resnet needs timm; pip install"):
+        resolve(bundle=str(tmp_path))
 
 
 def test_weights_and_bundle_are_not_both_taken(tmp_path):
