@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jobs.cluster import Cluster
+from retrieval import errors
 from retrieval.errors import LookalikeError, Stalled
 
 STALL_SECONDS = 300.0
@@ -29,15 +30,36 @@ Make = Callable[[Any], Callable[[int], dict[str, Any]]]
 
 
 class _Worker:
-    """A Ray Data actor: makes its work once, then does item after item."""
+    """A Ray Data actor: makes its work once, then does item after item.
+
+    A refusal is an answer: of what an actor raises Ray Data passes the text on, but not the cause.
+    """
 
     def __init__(self, make: Make, shared: Any) -> None:
         import ray
 
-        self._work = make(ray.get(shared))
+        try:
+            self._work = make(ray.get(shared))
+        except LookalikeError as refusal:
+            self._work = _refusing(refusal)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"answer": [json.dumps(self._work(item)) for item in batch["item"].tolist()]}
+        return {"answer": [json.dumps(self._answer(item)) for item in batch["item"].tolist()]}
+
+    def _answer(self, item: int) -> dict[str, Any]:
+        try:
+            return {"done": self._work(item)}
+        except LookalikeError as refusal:
+            return {"refused": type(refusal).__name__, "said": str(refusal)}
+
+
+def _refusing(refusal: LookalikeError) -> Callable[[int], dict[str, Any]]:
+    """Refuse each item, as the making of the work did."""
+
+    def refuse(_: int) -> dict[str, Any]:
+        raise refusal
+
+    return refuse
 
 
 def stream(
@@ -74,8 +96,10 @@ def stream(
 
 def _answers(dataset: Any) -> Iterator[Any]:
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
-        for answer in batch["answer"]:
-            yield json.loads(answer)
+        for answer in map(json.loads, batch["answer"]):
+            if "refused" in answer:
+                raise getattr(errors, answer["refused"])(answer["said"])
+            yield answer["done"]
 
 
 def tasks(where: Cluster, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -19,6 +19,8 @@ from retrieval.model import backbones
 from retrieval.model.backbones import card, check_name, extractor, first_preset, fit_state, network
 from retrieval.model.bundle import Bundle, pack, read_bundle, write_bundle
 from retrieval.model.embedding import Embedder
+from retrieval.model.engines import load_engine
+from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import RANDOM, resolve_bundle
 from retrieval.storage.files import open_folder
 from retrieval.tables import Transform
@@ -47,6 +49,7 @@ FAMILIES = {
     "timm:xcit_nano_12_p16_224": (128, 224, 128),
     "timm:efficientformer_l1": (448, 224, 448),  # two classifiers, tokens without a class token
 }
+PLAN = EnginePlan("torch", "fp32", "cpu", 2)
 PLAIN = ["timm:test_resnet", "timm:test_byobnet", "timm:test_efficientnet", "timm:test_nfnet"]
 
 
@@ -144,9 +147,9 @@ def test_weights_from_a_file_make_a_bundle_that_embeds(tmp_path):
     folder = open_folder(str(tmp_path / "stored"))
     write_bundle(folder, made)
     images = list(torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8))
-    embedded = Embedder(read_bundle(folder), 2).embed(images)
+    embedded = Embedder(read_bundle(folder), PLAN).embed(images)
     assert embedded.shape == (2, made.dimension)
-    assert (embedded == Embedder(made, 2).embed(images)).all()
+    assert (embedded == Embedder(made, PLAN).embed(images)).all()
 
 
 @pytest.mark.parametrize("name", ["timm:test_resnet", "timm:vit_small_patch14_dinov2"])
@@ -335,3 +338,18 @@ def test_the_real_weights_are_taken(data: Path):
     assert made.dimension == 1280
     assert made.transform == Transform("crop", 256, 224, "bicubic", half, half)
     assert backbones.card(made.backbone).dimension == 1280
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_mambaout", "timm:test_vit"])
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_an_engine_gives_what_the_plain_network_gives(name, engine):
+    made = resolve(name, normalize=False)
+    side = made.transform.image_size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)
+    ready = load_engine(made, EnginePlan(engine, "fp32", "cpu", 2), threads=1)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (made.transform.mean, made.transform.std))
+    expected = embed(extractor(name, made.state(), "avg"), (images / 255 - mean) / std)
+    torch.testing.assert_close(
+        torch.from_numpy(ready.submit(images.numpy())()), expected, rtol=1e-4, atol=1e-5
+    )
