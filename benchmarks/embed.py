@@ -30,7 +30,7 @@ from retrieval.model.plan import OPENVINO, EnginePlan, plan_engine
 from retrieval.model.resolve import resolve_bundle
 from retrieval.samples import write_samples
 
-CHUNK_ROWS = 64
+CHUNK_ROWS = 128
 WORKERS = os.cpu_count() or 1
 FIRST, LAST = 0.25, 0.95  # of the photos: the steady state lies between
 

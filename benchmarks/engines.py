@@ -1,6 +1,6 @@
 """What the engines give for one small member of each family of torchvision: a table.
 
-One thread, batches of 4, random weights, images a second of processor time (a busy machine then
+One thread, batches of 2, random weights, images a second of processor time (a busy machine then
 counts less), each relative to torch as it comes (eager, fp32). The error is the largest difference
 from torch over the largest number. ONNX Runtime is the rival: pip install onnxruntime onnx
 onnxscript.
@@ -41,8 +41,8 @@ FAMILIES = (
     "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5",
     "squeezenet1_0", "swin_t", "swin_v2_t", "vgg11", "vit_b_32", "wide_resnet50_2",
 )  # fmt: skip
-BATCH = 4
-SECONDS = 1.5  # of processor time, for each figure
+BATCH = 2
+SECONDS = 1.0  # of processor time, for each figure
 OURS = (("openvino", "fp32"), ("openvino", "bf16"), ("torch", "fp32"), ("torch", "bf16"))
 
 

@@ -82,7 +82,7 @@ OPTIONS = _table(
     Option("device", str, None, "content", "default: cuda where the cluster has a GPU",
            choices=("cpu", "cuda")),
     Option("batch_size", int, None, "content",
-           "images a forward pass; default: 4 on CPUs, 256 on GPUs", low=1, high=4096),
+           "images a forward pass; default: 2 on CPUs, 256 on GPUs", low=1, high=4096),
     Option("chunk_rows", int, None, "content",
            "images a part file holds; default: by the size of the listing, 256 to 4096",
            low=1, high=1 << 20),

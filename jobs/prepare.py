@@ -40,19 +40,25 @@ def prepare(
     """Resolve model and engine, and convert the network for the engine while Ray starts.
 
     `settings` are those of a stage with `EngineOptions`, and with `Model` unless `bundle` is given.
-    An output that was begun goes on with the engine it was begun with; a finished one needs none.
+    An output that was begun goes on with the engine it was begun with; where it is finished, or
+    another engine is asked for (which will be refused), none is made ready.
     """
+    asked = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EngineOptions)}
     begun = None if settings.overwrite else _begun(folder)
-    if begun is not None and finished.is_finished(folder):
-        return Prepared(bundle or bundle_of(settings), _plan(settings, begun, None))
+    if begun is not None:
+        named = {name: value for name, value in asked.items() if value is not None}
+        plan = dataclasses.replace(begun, **named)
+        if plan != begun or finished.is_finished(folder):
+            return Prepared(bundle or bundle_of(settings), plan)
+        asked = dataclasses.asdict(begun)
 
     def resolve() -> tuple[Bundle, IR | Unfit | None]:
         made = bundle or bundle_of(settings)
-        plan = _plan(settings, begun, gpus=settings.device == "cuda")
+        plan = plan_engine(**asked, gpus=asked["device"] == "cuda")
         return made, _convert(made, plan) if plan.engine == OPENVINO else None
 
     made, ir = where.connect_while(resolve)
-    plan = _plan(settings, begun, gpus=where.gpus > 0)
+    plan = plan_engine(**asked, gpus=where.gpus > 0)
     if plan.engine != OPENVINO:
         return Prepared(made, plan)
     if isinstance(ir, Exception):
@@ -75,18 +81,6 @@ def _begun(folder: Folder) -> EnginePlan | None:
         return EnginePlan(**{f.name: values[f.name] for f in dataclasses.fields(EnginePlan)})
     except (OSError, LookalikeError, KeyError):
         return None  # whoever begins the job says what is wrong with the one that is there
-
-
-def _plan(settings: Any, begun: EnginePlan | None, gpus: bool | None) -> EnginePlan:
-    """Plan the engine; `gpus` None: without asking whether this machine could run it."""
-    asked = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EngineOptions)}
-    if begun is not None and all(
-        value in (None, getattr(begun, name)) for name, value in asked.items()
-    ):
-        if gpus is None:
-            return begun
-        asked = dataclasses.asdict(begun)
-    return plan_engine(**asked, gpus=gpus is not False)
 
 
 def _convert(bundle: Bundle, plan: EnginePlan) -> IR | Unfit:

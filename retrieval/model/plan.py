@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from retrieval.errors import UsageError
 
 OPENVINO, TORCH = "openvino", "torch"
-BATCH_CPU, BATCH_GPU = 4, 256
+BATCH_CPU, BATCH_GPU = 2, 256
 """Images a forward pass: small batches stay in a CPU's caches, large ones fill a GPU."""
 
 
