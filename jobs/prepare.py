@@ -74,13 +74,22 @@ def bundle_of(settings: Any) -> Bundle:
     return resolve_bundle(**{name: getattr(settings, name) for name in names})
 
 
-def _begun(folder: Folder) -> EnginePlan | None:
-    """Give the engine an output was begun with, if there is one and it can be read."""
+def begun_settings(folder: Folder) -> dict[str, Any] | None:
+    """Give what an output is being made of; None where there is none, or none that can be read.
+
+    Whoever begins the job says what is wrong with one that cannot.
+    """
     try:
-        values = finished.read_settings(folder)
-        return EnginePlan(**{f.name: values[f.name] for f in dataclasses.fields(EnginePlan)})
-    except (OSError, LookalikeError, KeyError):
-        return None  # whoever begins the job says what is wrong with the one that is there
+        return finished.read_settings(folder)
+    except (OSError, LookalikeError):
+        return None
+
+
+def _begun(folder: Folder) -> EnginePlan | None:
+    """Give the engine an output was begun with."""
+    values = begun_settings(folder) or {}
+    names = [field.name for field in dataclasses.fields(EnginePlan)]
+    return EnginePlan(**{name: values[name] for name in names}) if names[0] in values else None
 
 
 def _convert(bundle: Bundle, plan: EnginePlan) -> IR | Unfit:

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from jobs.cluster import Cluster
 from jobs.pool import stream
-from jobs.prepare import Prepared
+from jobs.prepare import Prepared, begun_settings
 from jobs.progress import progress
 from jobs.settings import EmbedSettings
 from retrieval.errors import LookalikeError, UsageError
 from retrieval.images.listing import sampled_items
-from retrieval.storage import finished
 from retrieval.storage.files import Folder
 
 SAMPLE = 8192
@@ -38,12 +37,14 @@ def projected(
             f"--pca {settings.pca}: the bundle has a projection already; leave --pca away, or name "
             "a bundle without one"
         )
-    begun = None if settings.overwrite else _begun(folder)
-    if begun and any(begun.get(key) != value for key, value in job(settings).items()):
-        return prepared  # another job, which is refused before anything is fitted
-    fitted = _fitted(folder, bundle.digest) if begun else None
-    if fitted is None:
-        fitted = bundle.with_projection(_fit(settings, where, prepared, listing))
+    begun = None if settings.overwrite else begun_settings(folder)
+    there = None
+    if begun is not None:
+        there = _bundle_in(folder)
+        same = all(begun.get(key) == value for key, value in job(settings).items())
+        if not same or (there and there.without_projection().digest != bundle.digest):
+            return prepared  # another job, which is refused before anything is fitted
+    fitted = there or bundle.with_projection(_fit(settings, where, prepared, listing))
     return dataclasses.replace(prepared, bundle=fitted)
 
 
@@ -52,22 +53,14 @@ def job(settings: EmbedSettings) -> dict[str, Any]:
     return {"pca": settings.pca, "pca_seed": settings.seed} if settings.pca else {}
 
 
-def _begun(folder: Folder) -> dict[str, Any] | None:
-    try:
-        return finished.read_settings(folder)
-    except (OSError, LookalikeError):
-        return None  # whoever begins the job says what is wrong with the one that is there
-
-
-def _fitted(folder: Folder, digest: str) -> Any:
-    """Give the bundle of an output whose projection was fitted for this model, or None."""
+def _bundle_in(folder: Folder) -> Any:
+    """Give the bundle that an output holds already, or None."""
     from retrieval.model.bundle import read_bundle
 
     try:
-        bundle = read_bundle(folder)
+        return read_bundle(folder)
     except (OSError, LookalikeError):
         return None
-    return bundle if bundle.without_projection().digest == digest else None
 
 
 def _fit(settings: EmbedSettings, where: Cluster, prepared: Prepared, listing: Path) -> Any:

@@ -192,6 +192,8 @@ def test_another_projection_is_refused_by_name_and_not_fitted(projected, monkeyp
         embed.start(dataclasses.replace(projected, pca=4))
     with pytest.raises(Mismatch, match=r"pca was 5, is None"):
         embed.start(dataclasses.replace(projected, pca=None))
+    with pytest.raises(Mismatch, match=r"bundle was"):
+        embed.start(dataclasses.replace(projected, pooling="max"))
 
 
 def test_more_dimensions_than_the_sample_gives_are_refused(settings):
