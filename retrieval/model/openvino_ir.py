@@ -76,7 +76,8 @@ def convert(network: nn.Module, shape: Shape) -> IR:
         batch = np.broadcast_to(noise, shape).copy()
         answer = np.asarray(compile_ir(ir, "fp32", 1).infer([batch])[0])
     except Exception as error:
-        raise Unfit(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        said = " ".join(str(error).split()).rsplit("Summary: ", 1)[-1]  # after it: which operation
+        raise Unfit(f"{type(error).__name__}: {said[:200]}") from error
     with torch.inference_mode():
         expected = network(torch.from_numpy(noise[None])).numpy()
     apart = np.abs(answer - expected).max() / max(np.abs(expected).max(), 1e-30)

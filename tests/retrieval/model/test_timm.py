@@ -19,7 +19,8 @@ from retrieval.model import backbones
 from retrieval.model.backbones import card, check_name, extractor, first_preset, fit_state, network
 from retrieval.model.bundle import Bundle, pack, read_bundle, write_bundle
 from retrieval.model.embedding import Embedder
-from retrieval.model.engines import load_engine
+from retrieval.model.engines import convert_bundle, load_engine
+from retrieval.model.openvino_ir import Unfit
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import RANDOM, resolve_bundle
 from retrieval.storage.files import open_folder
@@ -340,7 +341,7 @@ def test_the_real_weights_are_taken(data: Path):
     assert backbones.card(made.backbone).dimension == 1280
 
 
-@pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_mambaout", "timm:test_vit"])
+@pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_mambaout", "timm:test_vit3"])
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 def test_an_engine_gives_what_the_plain_network_gives(name, engine):
     made = resolve(name, normalize=False)
@@ -353,3 +354,10 @@ def test_an_engine_gives_what_the_plain_network_gives(name, engine):
     torch.testing.assert_close(
         torch.from_numpy(ready.submit(images.numpy())()), expected, rtol=1e-4, atol=1e-5
     )
+
+
+def test_one_that_openvino_does_not_take_is_said_to_be_so():
+    """It resamples its positions in every call, an operation that OpenVINO has not."""
+    made = resolve("timm:test_vit")
+    with pytest.raises(Unfit, match="bicubic"):
+        convert_bundle(made, EnginePlan("openvino", "fp32", "cpu", 2))
