@@ -6,7 +6,7 @@ began is one process with Pillow and eager torch in fp32, as many threads as tor
 32. Steady state is the rate between a quarter and 95 % of the photos, so that start-up drops out;
 whole commands are stated apart. Runs alternate; medians of them.
 
-    python -m benchmarks.embed [--backbone mobilenet_v2] [--photos DIR] [--images 2048] [--runs 5]
+    python -m benchmarks.embed [--backbone mobilenet_v2] [--photos DIR] [--images 4096] [--runs 5]
 
 Photos of DIR are repeated until there are enough; without it they are drawn.
 """
@@ -32,7 +32,7 @@ from retrieval.model.plan import OPENVINO, EnginePlan, plan_engine
 from retrieval.model.resolve import resolve_bundle
 from retrieval.samples import write_samples
 
-CHUNK_ROWS = 64
+CHUNK_ROWS = 256  # the smallest that a listing's size gives
 WORKERS = os.cpu_count() or 1
 FIRST, LAST = 0.25, 0.95  # of the photos: the steady state lies between
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--photos")
-    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--engine")
     parser.add_argument("--precision")
