@@ -80,7 +80,8 @@ def stream(
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     on_gpu = device == "cuda"
-    size = max(1, min(where.asked or (where.gpus if on_gpu else where.cpus), len(items)))
+    most = where.gpus if on_gpu else len(items)  # an actor without a GPU would wait for ever
+    size = max(1, min(where.asked or where.cpus, most, len(items)))
     dataset = ray.data.from_items(
         [{"item": item} for item in items], override_num_blocks=min(len(items), _BLOCKS)
     ).map_batches(

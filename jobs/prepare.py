@@ -60,6 +60,8 @@ def prepare(
     made, ir = where.connect_while(resolve)
     plan = plan_engine(**asked, gpus=where.gpus > 0)
     if plan.engine != OPENVINO:
+        if asked["engine"] is None and plan.device == "cpu":
+            say("OpenVINO is not installed: torch runs the network, more slowly")
         return Prepared(made, plan)
     if isinstance(ir, Exception):
         return Prepared(made, _instead(settings, plan, made, ir))

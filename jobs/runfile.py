@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from retrieval.storage.files import Folder
@@ -43,7 +43,7 @@ class Stopwatch:
             "host": socket.gethostname(),
             "processor": platform.processor() or platform.machine(),
             "python": platform.python_version(),
-            "packages": {name: version(name) for name in _PACKAGES},
+            "packages": _versions(),
             "peak_memory_bytes": peak_memory(),
             "settings": {
                 field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
@@ -51,6 +51,17 @@ class Stopwatch:
             **counts,
         }
         folder.put(RUN, json.dumps(values, indent=1, sort_keys=True).encode())
+
+
+def _versions() -> dict[str, str | None]:
+    """Give the version of each package that shapes a result; none where it is not installed."""
+    found: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def peak_memory() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import embed, index, prepare, projection, rank, run
+from jobs import embed, index, prepare, projection, rank, run, runfile
 from jobs.settings import EmbedSettings, IndexSettings, RankSettings, RunSettings
 from retrieval.errors import Mismatch, UsageError
 from retrieval.model.bundle import read_bundle
@@ -122,6 +122,17 @@ def test_what_the_engine_does_not_take_torch_runs_and_it_is_said(settings, unfit
     assert job(settings)["engine"] == "torch"
     said = capfd.readouterr().err
     assert "OpenVINO does not take scratch (no such operation): torch runs it instead" in said
+
+
+def test_without_openvino_torch_runs_and_it_is_said(settings, monkeypatch, capfd):
+    monkeypatch.setattr("retrieval.model.plan.openvino_installed", lambda: False)
+    monkeypatch.setattr(runfile, "_PACKAGES", ("numpy", "a-package-that-nobody-has"))
+    embed.start(settings)
+    assert job(settings)["engine"] == "torch"
+    assert "OpenVINO is not installed: torch runs the network" in capfd.readouterr().err
+    said = json.loads((Path(settings.output) / "run.json").read_bytes())["packages"]
+    assert said["a-package-that-nobody-has"] is None
+    assert said["numpy"]
 
 
 def test_an_engine_that_was_asked_for_is_not_replaced(settings, unfit):

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from retrieval.errors import InputError
 from retrieval.images import listing
 from retrieval.images.chunks import ROW_GROUP_CHUNKS
-from retrieval.images.listing import digest, read_chunk, read_labels, write_listing
+from retrieval.images.listing import (
+    digest,
+    read_chunk,
+    read_labels,
+    sampled_items,
+    write_listing,
+)
 from retrieval.storage.files import LocalFolder
 from retrieval.storage.seal import is_sealed
 from retrieval.tables import LISTING, Item
@@ -359,3 +365,22 @@ def test_every_damaged_page_is_found(folder):
 def test_a_missing_listing_is_missing(folder):
     with pytest.raises(FileNotFoundError):
         read_chunk(folder, "nowhere.parquet", 0, 1)
+
+
+# --- samples ---
+
+
+@pytest.mark.parametrize("batch", [3, 1 << 14])
+def test_a_sample_is_drawn_without_doubles_and_in_order(tmp_path, monkeypatch, batch):
+    target = tmp_path / "listing.parquet"
+    write_listing(items(50), target)
+    monkeypatch.setattr(listing, "_BATCH", batch)
+    whole = pq.read_table(target).to_pylist()
+    drawn = sampled_items(target, 12, seed=0)
+    rows = [one["row"] for one in drawn]
+    assert len(set(rows)) == 12
+    assert rows == sorted(rows)
+    assert drawn == [whole[row] for row in rows]
+    assert sampled_items(target, 12, seed=0) == drawn
+    assert sampled_items(target, 12, seed=1) != drawn
+    assert sampled_items(target, 50, seed=0) == sampled_items(target, 99, seed=1) == whole
