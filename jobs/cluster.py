@@ -16,6 +16,15 @@ from retrieval.errors import InputError
 
 Answer = TypeVar("Answer")
 
+_ALONE = {
+    "RAY_enable_metrics_collection": "false",
+    "RAY_prestart_worker_first_driver": "false",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+}
+"""For a Ray that is started here and ends with us: it need not gather metrics that nobody reads,
+nor start workers of a kind that the pool does not use, nor report ten times a second what is free.
+On two cores that is 3 to 5 % of a worker's time (benchmarks/README.md)."""
+
 
 class Cluster:
     """A cluster that is reached when the first work is given to it.
@@ -107,6 +116,7 @@ def _connect(address: str | None) -> None:
     options["runtime_env"] = {"worker_process_setup_hook": claim_packages}
     options["logging_level"] = "ERROR"
     if not address:
+        os.environ |= {name: os.environ.get(name, value) for name, value in _ALONE.items()}
         options |= {"include_dashboard": False, "_temp_dir": _short_folder()}
     # workers cannot import the hook before it has run: it travels by value
     ray.cloudpickle.register_pickle_by_value(sys.modules[claim_packages.__module__])
