@@ -48,7 +48,7 @@ class Table:
         return pa.schema([(column.name, column.type) for column in self.columns])
 
 
-_ROW = Column("row", pa.int64(), "position in the listing, from 0; never changes, may have holes")
+_ROW = Column("row", pa.int64(), "position in the listings, from 0; never changes, may have holes")
 _ID = Column("image_id", pa.string(), "path below the root, '/'-separated; unique in a store")
 _PATH = Column("path", pa.string(), "absolute path or URI that opens the image again")
 _WIDTH = Column("width", pa.int32(), "pixels, after EXIF orientation")
@@ -59,14 +59,16 @@ _ROWS = Column("rows", pa.int64(), "rows of a Parquet file; null for other files
 
 LISTING = Table(
     "listing",
-    "image_id, by bytes",
+    "image_id, by bytes; what lies in containers: by container and place",
     (
         _ROW,
         _ID,
         _PATH,
-        Column("size", pa.int64(), "bytes"),
+        Column("size", pa.int64(), "bytes; null where only reading would tell"),
         Column("mtime_ns", pa.int64(), "last change, nanoseconds since 1970; null where unknown"),
         _LABEL,
+        Column("place", pa.int64(), "inside its container: byte of a tar, row of a Parquet file"),
+        Column("problem", pa.string(), "why it cannot be an image though it was listed; else null"),
     ),
 )
 
@@ -77,7 +79,7 @@ FAILURES = Table(
         _ROW,
         _ID,
         _PATH,
-        Column("stage", pa.string(), "read, decode or embed"),
+        Column("stage", pa.string(), "list, read, decode or embed"),
         Column("error", pa.string(), "class of the error"),
         Column("message", pa.string(), "one line"),
         _LABEL,
@@ -225,13 +227,21 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Item:
-    """One image that a source offers, before it has a row."""
+    """One image that a source offers, before it has a row.
+
+    `path` opens it again: a path or URI of its own, or `tar://MEMBER::TAR` (as fsspec writes it),
+    or `parquet://COLUMN/ROW::FILE`. `place` is its position in such a container. An item with a
+    `problem` goes to the ledger unread. `more` are the values of the source's further columns.
+    """
 
     image_id: str
     path: str
-    size: int
+    size: int | None
     mtime_ns: int | None
     label: str | None
+    place: int | None = None
+    problem: str | None = None
+    more: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

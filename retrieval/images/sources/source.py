@@ -1,0 +1,34 @@
+"""What every source answers: which images are there, in no particular order, each once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from retrieval.errors import InputError
+from retrieval.tables import Item
+
+
+class Source(ABC):
+    """Images to be listed; nothing is read of them but what their listing needs."""
+
+    root: str
+    """What a person typed for it."""
+
+    others: int = 0
+    """Files that were met while listing and are not images."""
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """Give every image, in no particular order, streamed."""
+
+    def columns(self) -> pa.Schema:
+        """Give name and type of the further columns, whose values stand in `Item.more`."""
+        return pa.schema([])
+
+    def check(self) -> None:
+        """Refuse a source that is missing or holds no image, before anything is written."""
+        if next(self.items(), None) is None:
+            raise InputError(f"{self.root} holds no images; name a folder with photos")
