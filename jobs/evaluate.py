@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.embed import read_labels_file
+from jobs.listed import read_labels_file
 from jobs.result import Result
 from jobs.settings import EvaluateSettings
 from retrieval.evaluation.measures import Measured, measure

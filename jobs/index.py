@@ -50,7 +50,7 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
         raise Mismatch(f"{store.folder.uri()} holds another bundle than its job.json names")
     write_bundle(folder, bundle)
     plan = plan_index(
-        images=int(store.segment["images"]),
+        images=store.span,
         rows=store.rows,
         dimension=store.dimension,
         dtype=store.dtype,
@@ -87,7 +87,7 @@ def _shards(
     from retrieval.index import build, recall, shards
 
     vectors, rows = shards.sample_rows(store, min(recall.SAMPLE, store.rows), settings.seed + 1)
-    count = -(-int(store.segment["images"]) // plan.rows_per_shard)
+    count = -(-store.span // plan.rows_per_shard)
     build_one = _shard_builder(folder, store, plan, settings.metric, trained, vectors)
     done: list[ShardResult] = []
     with progress("index", count, "shards") as bar:

@@ -27,6 +27,15 @@ class Prepared:
     plan: EnginePlan
     ir: IR | None = None  # where OpenVINO runs it
 
+    def ready(self) -> Prepared:
+        """Convert the network for the engine, if that was left undone."""
+        if self.ir is not None or self.plan.engine != OPENVINO:
+            return self
+        ir = _convert(self.bundle, self.plan)
+        if isinstance(ir, Exception):
+            raise _not_taken(self.bundle, ir)
+        return dataclasses.replace(self, ir=ir)
+
     def for_workers(self) -> Prepared:
         """Leave out the parameters where the IR has them, so that no worker holds them twice."""
         if self.ir is None:
@@ -107,8 +116,12 @@ def _convert(bundle: Bundle, plan: EnginePlan) -> IR | Unfit:
 def _instead(settings: Any, plan: EnginePlan, bundle: Bundle, why: Exception) -> EnginePlan:
     """Fall back to torch for a network that OpenVINO does not take; never if it was asked for."""
     if settings.engine is not None or plan.precision != "fp32":
-        raise UsageError(
-            f"--engine openvino does not take {bundle.backbone} ({why}); use --engine torch"
-        )
+        raise _not_taken(bundle, why)
     say(f"OpenVINO does not take {bundle.backbone} ({why}): torch runs it instead")
     return dataclasses.replace(plan, engine=TORCH)
+
+
+def _not_taken(bundle: Bundle, why: Exception) -> UsageError:
+    return UsageError(
+        f"--engine openvino does not take {bundle.backbone} ({why}); use --engine torch"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jobs.cluster import Cluster
 from jobs.embed import embed, is_store
 from jobs.prepare import Prepared, prepare
@@ -37,7 +39,11 @@ def prepare_queries(
 
 
 def embed_queries(
-    settings: RankSettings, where: Cluster, index: Folder, prepared: Prepared | None
+    settings: RankSettings,
+    where: Cluster,
+    index: Folder,
+    prepared: Prepared | None,
+    unsettle: Callable[[], None],
 ) -> Store:
     """Pass query images through a store of the index's dtype, beside the matches."""
     output = open_folder(settings.output).child(QUERIES).uri()
@@ -47,6 +53,6 @@ def embed_queries(
     )  # fmt: skip
     embed(
         embedding, where, prepared=prepared, split="queries", stage="embed queries",
-        keep_equal=True,
+        keep_equal=True, unsettle=unsettle,
     )  # fmt: skip
     return open_store(open_folder(output))

@@ -18,13 +18,15 @@ from jobs.queries import embed_queries, given_store, prepare_queries
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import EngineOptions, RankSettings, content_of
-from retrieval.embeddings.store import Store, failures_path
+from retrieval.embeddings.store import Store
 from retrieval.errors import BelowBound
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import FAILURES, Certificate
+
+_FAILURES = "failures/00000000.parquet"
 
 
 def start(settings: RankSettings) -> Result:
@@ -44,8 +46,10 @@ def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) ->
     prepared = None if given else prepare_queries(settings, where, folder, index_folder)
     job = _job(settings, index, given, prepared)
     commit.begin(folder, "matches", job, overwrite=settings.overwrite, keep_equal=keep_equal)
+    queries = given or embed_queries(
+        settings, where, index_folder, prepared, unsettle=lambda: commit.start_over(folder)
+    )
     if not finished.is_finished(folder):
-        queries = given or embed_queries(settings, where, index_folder, prepared)
         certificate = _answer(settings, where, folder, index_folder, index, queries)
         _finish(folder, index_folder, index, queries, certificate)
         watch.write(folder, settings, queries=queries.rows)
@@ -160,8 +164,7 @@ def _finish(
 
     failed = pa.concat_tables([FAILURES.schema.empty_table(), *queries.failures()])
     if len(failed):
-        path = failures_path(0).rsplit("/", 2)[1] + "/00000000.parquet"
-        commit.put_once(folder, path, sealed_parquet(failed.combine_chunks()))
+        commit.put_once(folder, _FAILURES, sealed_parquet(failed.combine_chunks()))
     labels = read_table(index_folder, index, LABELS)
     commit.put_once(folder, LABELS, sealed_parquet(labels))
     counts = {

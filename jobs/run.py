@@ -10,8 +10,8 @@ from typing import Any
 
 from jobs import embed, index, rank
 from jobs.cluster import Cluster, cluster
-from jobs.embed import read_labels_file
 from jobs.evaluate import Evaluation, evaluate, flat, lines
+from jobs.listed import read_labels_file
 from jobs.prepare import Prepared, prepare
 from jobs.report import build_page
 from jobs.result import Result
@@ -65,7 +65,7 @@ def run(settings: RunSettings) -> Ran:
         evaluation = _evaluation(settings, folder.child("matches"), matches)
         if not finished.is_finished(folder):
             page = build_page(folder.child("matches"), matches, evaluation, title="lookalike")
-            commit.put_once(folder, REPORT, page)
+            folder.put(REPORT, page)
             commit.finish(folder, "run", {"queries": matches.counts["queries"]})
             watch.write(folder, settings)
     return Ran(folder, matches, evaluation, _summary(settings.output, matches, evaluation))
@@ -76,23 +76,30 @@ def _stages(settings: RunSettings, where: Cluster, folder: Folder, prepared: Pre
         folder.child(name).uri() for name in ("gallery", "queries", "index", "matches")
     )
     common: dict[str, Any] = {"keep_equal": True}
+
+    def unsettle() -> None:
+        folder.delete(finished.MANIFEST)  # of a store that grows the rest is made anew
+
     embed.embed(
-        part_of(settings, EmbedSettings, input=settings.gallery, output=gallery),
-        where, prepared=prepared, split="gallery", stage="embed gallery", **common,
+        part_of(settings, EmbedSettings, input=settings.gallery, output=gallery), where,
+        prepared=prepared, split="gallery", stage="embed gallery", unsettle=unsettle, **common,
     )  # fmt: skip
     if settings.pca:
         from retrieval.model.bundle import read_bundle
 
         prepared = replace(prepared, bundle=read_bundle(folder.child("gallery")))
     index.build(
-        part_of(settings, IndexSettings, embeddings=gallery, output=index_at), where, **common
-    )
+        part_of(settings, IndexSettings, embeddings=gallery, output=index_at, overwrite=True),
+        where, **common,
+    )  # fmt: skip
     embed.embed(
-        part_of(settings, EmbedSettings, input=settings.queries, output=queries, pca=None),
-        where, prepared=prepared, split="queries", stage="embed queries", **common,
+        part_of(settings, EmbedSettings, input=settings.queries, output=queries, pca=None), where,
+        prepared=prepared, split="queries", stage="embed queries", unsettle=unsettle, **common,
     )  # fmt: skip
     return rank.rank(
-        part_of(settings, RankSettings, index=index_at, queries=queries, output=matches),
+        part_of(
+            settings, RankSettings, index=index_at, queries=queries, output=matches, overwrite=True
+        ),
         where, **common,
     )  # fmt: skip
 

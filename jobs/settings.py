@@ -67,6 +67,7 @@ class Reading:
     max_pixels: int = setting("max_pixels")
     limit: int | None = setting("limit")
     max_error_rate: float = setting("max_error_rate")
+    retry_failed: bool = setting("retry_failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ class EmbedSettings(Running, Model, EngineOptions, Reading):
 
     input: str = setting("input")
     embedding_dtype: str = setting("embedding_dtype")
+    compact: bool = setting("compact")
 
 
 @dataclass(frozen=True, kw_only=True)

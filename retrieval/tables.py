@@ -72,6 +72,12 @@ LISTING = Table(
     ),
 )
 
+DELETED = Table(
+    "deleted",
+    "row",
+    (Column("row", pa.int64(), "of an earlier segment; its image is gone, or a newer row has it"),),
+)
+
 FAILURES = Table(
     "failures",
     "row",
@@ -162,6 +168,7 @@ HISTORY = Table(
 
 TABLES = (
     LISTING,
+    DELETED,
     FAILURES,
     FILES,
     SHARD_ROWS,
@@ -172,11 +179,21 @@ TABLES = (
 )
 
 
-def part_table(dimension: int, dtype: str) -> Table:
-    """Give the table of a store's parts: `dimension` numbers a row, as float16 or float32."""
+def part_table(dimension: int, dtype: str, more: pa.Schema | None = None) -> Table:
+    """Give the table of a store's parts: `dimension` numbers a row, as float16 or float32.
+
+    `more` are further columns of the source.
+    """
     number = pa.float16() if dtype == "float16" else pa.float32()
+    further = tuple(Column(f.name, f.type, "of the source") for f in more or ())
     embedding = Column("embedding", pa.list_(number, dimension), "the vector")
-    return Table("part", "row", (_ROW, _ID, _PATH, _WIDTH, _HEIGHT, _SHA256, _LABEL, embedding))
+    fixed = (_ROW, _ID, _PATH, _WIDTH, _HEIGHT, _SHA256, _LABEL)
+    return Table("part", "row", (*fixed, *further, embedding))
+
+
+def further_columns(schema: pa.Schema, table: Table) -> pa.Schema:
+    """Give the columns of a file beyond those that its table has in any case."""
+    return pa.schema([field for field in schema if field.name not in table.schema.names])
 
 
 CANDIDATES = pa.schema(
@@ -206,7 +223,8 @@ KINDS: dict[str, tuple[str, ...]] = {
         *_MODEL,
         r"segments/\d{5}/listing\.parquet",
         r"segments/\d{5}/segment\.json",
-        r"segments/\d{5}/(parts|failures)/\d{8}\.parquet",
+        r"segments/\d{5}/deleted\.parquet",
+        r"segments/\d{5}/(parts|failures)/\d{8}(-\d+)?\.parquet",
     ),
     "index": (
         *_COMMON,
@@ -246,12 +264,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The unit of work and of loss: rows first <= row < last of one segment's listing."""
+    """The unit of work and of loss: lines first <= line < last of one segment's listing.
+
+    `base` is the row of the segment's first line. `retry` counts how often what failed of the chunk
+    was tried again; 0 is the first time, for all of it.
+    """
 
     segment: int
     number: int
     first: int
     last: int
+    base: int = 0
+    retry: int = 0
 
 
 @dataclass(frozen=True)

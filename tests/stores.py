@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval.embeddings import store
-from retrieval.embeddings.segment import claim_segment, finish_store
-from retrieval.images.chunks import chunks
-from retrieval.images.listing import digest, write_listing
+from retrieval.embeddings.finish import finish_store
+from retrieval.embeddings.segment import claim_segment
+from retrieval.images.listing import write_listing
 from retrieval.model.bundle import Bundle, pack, write_bundle
 from retrieval.storage import commit
 from retrieval.storage.files import open_folder
@@ -32,16 +32,12 @@ def write_store(path: Path, vectors: Vectors, *, model: int = 0, chunk_rows: int
         Item(name, f"/nowhere/{name}", 1, 1, f"class{row % 7}") for row, name in enumerate(names)
     )
     write_listing(items, listing, chunk_rows=chunk_rows)
-    grid = list(chunks(rows, chunk_rows))
-    segment = {
-        "images": rows, "chunk_rows": chunk_rows, "chunks": len(grid),
-        "files": {store.LISTING: digest(listing)},
-    }  # fmt: skip
-    claim_segment(folder, segment, listing, "nowhere")
+    nothing = np.empty(0, np.int64)
+    segment = claim_segment(folder, 0, 0, listing, chunk_rows, rows, nothing)
     write_bundle(folder, bundle)
-    for chunk in grid:
+    for chunk in segment.chunks():
         store.put_part(folder, chunk, _part(vectors, names, chunk.first, chunk.last), None)
-    finish_store(folder, rows, dimension, (), 0.0)
+    finish_store(folder, dimension, (), 0.0)
 
 
 def _part(vectors: Vectors, names: list[str], first: int, last: int) -> bytes:

@@ -1,43 +1,45 @@
-"""A store: the vectors of one source, in parts of Parquet, streamed.
+"""A finished store, opened: its live rows streamed, part by part, in the order of their rows.
 
-    STORE/ job.json manifest.json files.parquet run.json model/
-           segments/00000/ listing.parquet segment.json parts/ failures/
-
-Chunk n of a segment is parts/n and, if images of it failed, failures/n. A part is put after the
-failures, so a chunk whose part is there is done.
+Where the files lie is said in `layout.py`.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from retrieval.embeddings.finish import read_deleted
+from retrieval.embeddings.layout import (
+    Pieces,
+    failures_path,
+    part_path,
+    pieces_in,
+    segment_json_path,
+)
+from retrieval.embeddings.segment import Rows, Segment, segment_of
+from retrieval.errors import Damaged
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
-from retrieval.storage.seal import read_json
-from retrieval.tables import Chunk, FileRecord, Vectors
-
-SEGMENT = "segments/00000"
-LISTING = f"{SEGMENT}/listing.parquet"
-SEGMENT_JSON = f"{SEGMENT}/segment.json"
-
-
-def part_path(chunk: int) -> str:
-    """Give the path of a chunk's part."""
-    return f"{SEGMENT}/parts/{chunk:08d}.parquet"
-
-
-def failures_path(chunk: int) -> str:
-    """Give the path of a chunk's failures."""
-    return f"{SEGMENT}/failures/{chunk:08d}.parquet"
+from retrieval.storage.seal import is_sealed, sealed_parquet
+from retrieval.tables import (
+    FAILURES,
+    LISTING,
+    Chunk,
+    FileRecord,
+    Vectors,
+    further_columns,
+    part_table,
+)
 
 
 def embedding_column(vectors: Vectors) -> pa.FixedSizeListArray:
@@ -63,8 +65,13 @@ class Store:
 
     @property
     def rows(self) -> int:
-        """Count the images that have a vector."""
+        """Count the images that are alive and have a vector."""
         return int(self.manifest.counts["rows"])
+
+    @property
+    def span(self) -> int:
+        """Count the rows given out; failed and deleted ones are holes among them."""
+        return int(self.manifest.counts["span"])
 
     @property
     def dimension(self) -> int:
@@ -82,30 +89,64 @@ class Store:
         return str(self.settings["bundle"])
 
     @cached_property
-    def segment(self) -> dict[str, Any]:
-        """Give what segment.json says: images, chunks, chunk_rows, digest of the listing."""
-        data = finished.read_checked(self.folder, self.manifest.files[SEGMENT_JSON])
-        return read_json(data) or {}
+    def segments(self) -> list[Segment]:
+        """Give the segments that were whole when the manifest was put."""
+        return [
+            segment_of(number, self._bytes(segment_json_path(number)), self.folder)
+            for number in range(int(self.manifest.counts["segments"]))
+        ]
+
+    @cached_property
+    def chunks(self) -> list[Chunk]:
+        """Give the chunks of all segments, in the order of their rows."""
+        return [chunk for segment in self.segments for chunk in segment.chunks()]
+
+    @cached_property
+    def deleted(self) -> Rows:
+        """Give the rows that are deleted, in their order."""
+        return read_deleted(self.folder, self.segments)
+
+    @cached_property
+    def _pieces(self) -> dict[tuple[int, int], Pieces]:
+        return pieces_in(self.manifest.files)
 
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[pa.Table]:
-        """Stream the rows first <= row < last, a table a part, in order of row."""
-        images, step = int(self.segment["images"]), int(self.segment["chunk_rows"])
-        last = images if last is None else min(last, images)
-        for number in range(first // step, -(-last // step)):
-            table = self._read(part_path(number))
-            row = table["row"].to_numpy()
-            begin, end = np.searchsorted(row, [first, last])
-            yield table.slice(int(begin), int(end - begin))
+        """Stream the live rows first <= row < last, a table a chunk, in order of row."""
+        last = self.span if last is None else last
+        for chunk in self.chunks:
+            if chunk.base + chunk.first < last and chunk.base + chunk.last > first:
+                table = self.chunk_rows(chunk)
+                begin, end = np.searchsorted(table["row"].to_numpy(), [first, last])
+                yield table.slice(int(begin), int(end - begin))
+
+    def chunk_rows(self, chunk: Chunk) -> pa.Table:
+        """Give the live rows of a chunk; what retries recovered is among them."""
+        retries = self._pieces[chunk.segment, chunk.number].parts
+        parts = [self._read(part_path(replace(chunk, retry=number))) for number in sorted(retries)]
+        whole = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("row")
+        return self._alive(whole, chunk)
 
     def failures(self) -> Iterator[pa.Table]:
-        """Stream the ledger, a table a chunk that has failures."""
-        for path in sorted(self.manifest.files):
-            if path.startswith(f"{SEGMENT}/failures/"):
-                yield self._read(path)
+        """Stream the ledger's live lines, a table a chunk that has failures."""
+        for chunk in self.chunks:
+            pieces = self._pieces[chunk.segment, chunk.number]
+            path = failures_path(replace(chunk, retry=pieces.latest))
+            if path in self.manifest.files:
+                yield self._alive(self._read(path), chunk)
+
+    def _alive(self, table: pa.Table, chunk: Chunk) -> pa.Table:
+        ends = [chunk.base + chunk.first, chunk.base + chunk.last]
+        begin, end = np.searchsorted(self.deleted, ends)
+        if begin == end:
+            return table
+        gone = pc.is_in(table["row"], value_set=pa.array(self.deleted[begin:end]))
+        return table.filter(pc.invert(gone))
+
+    def _bytes(self, path: str) -> bytes:
+        return finished.read_checked(self.folder, self.manifest.files[path])
 
     def _read(self, path: str) -> pa.Table:
-        data = finished.read_checked(self.folder, self.manifest.files[path])
-        return pq.read_table(io.BytesIO(data))
+        return pq.read_table(io.BytesIO(self._bytes(path)))
 
 
 def open_store(folder: Folder) -> Store:
@@ -114,10 +155,45 @@ def open_store(folder: Folder) -> Store:
     return Store(folder, manifest, finished.read_settings(folder))
 
 
-def pending(folder: Folder, chunks: Iterator[Chunk]) -> list[Chunk]:
-    """List the chunks whose part is not there yet, by one listing of the folder."""
-    there = {entry.path for entry in folder.entries(f"{SEGMENT}/parts")}
-    return [chunk for chunk in chunks if part_path(chunk.number) not in there]
+def sealed_parts(folder: Folder, chunk: Chunk) -> pa.Table:
+    """Read the rows of a chunk, deleted ones too, of a store that may not be finished.
+
+    Each part vouches for itself. FileNotFoundError where there is none.
+    """
+    tables = [read_sealed(folder, part_path(replace(chunk, retry=0)))]
+    with suppress(FileNotFoundError):
+        while True:
+            tables.append(read_sealed(folder, part_path(replace(chunk, retry=len(tables)))))
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("row")
+
+
+def read_sealed(folder: Folder, path: str) -> pa.Table:
+    """Read a Parquet file that must carry its own checksum."""
+    data = folder.read(path)
+    if not is_sealed(io.BytesIO(data)):
+        raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
+    return pq.read_table(io.BytesIO(data))
+
+
+def part_bytes(lines: pa.Table, measured: pa.Table, vectors: Vectors) -> bytes:
+    """Write a part: what the listing says of some images, what was measured, their vectors.
+
+    `measured` has the columns width, height and sha256, a row for each of `lines`.
+    """
+    more = further_columns(lines.schema, LISTING)
+    schema = part_table(vectors.shape[1], str(vectors.dtype), more).schema
+    for name in ("width", "height", "sha256"):
+        lines = lines.append_column(name, measured[name])
+    table = lines.append_column(schema.field("embedding"), embedding_column(vectors))
+    return sealed_parquet(table.select(schema.names).cast(schema))
+
+
+def ledger_bytes(failures: list[dict[str, Any]]) -> bytes | None:
+    """Write the ledger of a chunk, in the order of its rows; nothing if nothing failed."""
+    if not failures:
+        return None
+    rows = sorted(failures, key=lambda failure: failure["row"])
+    return sealed_parquet(pa.Table.from_pylist(rows, FAILURES.schema))
 
 
 def put_part(
@@ -126,6 +202,6 @@ def put_part(
     """Put what a chunk came to, the part last; what is there already stays."""
     records = []
     if failures is not None:
-        records.append(commit.put_once(folder, failures_path(chunk.number), failures))
-    records.append(commit.put_once(folder, part_path(chunk.number), part))
+        records.append(commit.put_once(folder, failures_path(chunk), failures))
+    records.append(commit.put_once(folder, part_path(chunk), part))
     return tuple(records)

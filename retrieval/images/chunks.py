@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from retrieval.tables import Chunk
-
 ROW_GROUP_CHUNKS = 16
 """Chunks a row group of the listing: a worker reads at most 16 chunks' lines to get its own, and
 the footer of a listing of 10^9 images stays under 10 MB."""
@@ -21,9 +17,3 @@ def chunk_rows_for(rows: int) -> int:
     while size < 4096 and rows > size * 1000:
         size *= 2
     return size
-
-
-def chunks(rows: int, chunk_rows: int, *, segment: int = 0) -> Iterator[Chunk]:
-    """Cut rows 0 … rows - 1 into chunks of `chunk_rows`, the last one shorter."""
-    for number, first in enumerate(range(0, rows, chunk_rows)):
-        yield Chunk(segment, number, first, min(first + chunk_rows, rows))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ import pyarrow.parquet as pq
 
 from retrieval.errors import InputError
 from retrieval.images.chunks import ROW_GROUP_CHUNKS, chunk_rows_for
-from retrieval.storage.files import Folder
 from retrieval.storage.seal import parquet_writer, seal
 from retrieval.tables import LISTING, Item
 
@@ -45,24 +45,29 @@ def write_listing(
     has none. Duplicate ids are refused, naming one. `limit` keeps the first rows. Bytes depend on
     the items alone, not on their order: DuckDB sorts, one pyarrow writer writes.
     """
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        duckdb.connect(f"{scratch}/listing.duckdb") as base,
-    ):
-        base.execute(f"SET memory_limit = '{_MEMORY}'")
-        base.execute(f"SET temp_directory = '{scratch}'")
+    with tempfile.TemporaryDirectory() as scratch, connect(scratch) as base:
         _load(base, items)
         _refuse_duplicates(base)
         rows = _count(base, limit)
         step = chunk_rows or chunk_rows_for(rows)
-        _write(_sorted(base, labels, limit), target, step)
+        write_rows(_sorted(base, labels, limit), target, LISTING.schema, step)
     return rows, step
+
+
+@contextmanager
+def connect(scratch: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a database that keeps to its memory, and to a folder for what does not fit."""
+    with duckdb.connect(f"{scratch}/listing.duckdb") as base:
+        base.execute(f"SET memory_limit = '{_MEMORY}'")
+        base.execute(f"SET temp_directory = '{scratch}'")
+        yield base
 
 
 def _load(base: duckdb.DuckDBPyConnection, items: Iterable[Item]) -> None:
     base.execute(
         "CREATE TABLE offered "
-        "(image_id VARCHAR, path VARCHAR, size BIGINT, mtime_ns BIGINT, label VARCHAR)"
+        "(image_id VARCHAR, path VARCHAR, size BIGINT, mtime_ns BIGINT, label VARCHAR, "
+        "place BIGINT, problem VARCHAR)"
     )
     rest = iter(items)
     while batch := list(islice(rest, _BATCH)):
@@ -88,12 +93,12 @@ def _count(base: duckdb.DuckDBPyConnection, limit: int | None) -> int:
 def _sorted(
     base: duckdb.DuckDBPyConnection, labels: pa.Table | None, limit: int | None
 ) -> Iterator[pa.RecordBatch]:
-    columns = "image_id, path, size, mtime_ns, label"
+    columns = "image_id, path, size, mtime_ns, label, place, problem"
     source = "offered"
     if labels is not None:
         base.register("given", labels)
         source = (
-            "(SELECT o.image_id, o.path, o.size, o.mtime_ns, g.label "
+            "(SELECT o.image_id, o.path, o.size, o.mtime_ns, g.label, o.place, o.problem "
             "FROM offered o LEFT JOIN given g USING (image_id))"
         )
     tail = "" if limit is None else f" LIMIT {int(limit)}"
@@ -101,16 +106,23 @@ def _sorted(
     yield from answer.to_arrow_reader(_BATCH)
 
 
-def _write(batches: Iterator[pa.RecordBatch], target: Path, chunk_rows: int) -> None:
+def write_rows(
+    batches: Iterator[pa.RecordBatch],
+    target: Path,
+    schema: pa.Schema,
+    chunk_rows: int,
+    base: int = 0,
+) -> None:
+    """Write rows numbered from `base` on, sealed, in row groups of whole chunks."""
     group = chunk_rows * ROW_GROUP_CHUNKS
-    row = 0
-    with open(target, "wb") as file, parquet_writer(file, LISTING.schema) as writer:
+    row = base
+    with open(target, "wb") as file, parquet_writer(file, schema) as writer:
         waiting: list[pa.Table] = []
         held = 0
         for batch in batches:
             numbers = pa.array(range(row, row + batch.num_rows), pa.int64())
-            columns = [numbers, *(batch[name] for name in _OFFERED.names)]
-            waiting.append(pa.table(columns, names=LISTING.schema.names).cast(LISTING.schema))
+            columns = [numbers, *(batch[name] for name in schema.names if name != "row")]
+            waiting.append(pa.table(columns, names=schema.names).cast(schema))
             row += batch.num_rows
             held += batch.num_rows
             if held >= group:
@@ -118,29 +130,9 @@ def _write(batches: Iterator[pa.RecordBatch], target: Path, chunk_rows: int) -> 
                 whole = held // group * group
                 writer.write_table(table.slice(0, whole), row_group_size=group)
                 waiting, held = [table.slice(whole)], held - whole
-        table = pa.concat_tables([LISTING.schema.empty_table(), *waiting]).combine_chunks()
+        table = pa.concat_tables([schema.empty_table(), *waiting]).combine_chunks()
         writer.write_table(table, row_group_size=group)
     target.write_bytes(seal(target.read_bytes()))
-
-
-def read_chunk(folder: Folder, path: str, first: int, last: int) -> pa.Table:
-    """Read rows first <= row < last of a listing, touching only the row groups they lie in.
-
-    Each page is checked against its own checksum; the whole file was checked by whoever started
-    the job.
-    """
-    with folder.open(path) as file:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        start, groups = 0, []
-        base = None
-        for number in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(number).num_rows
-            if start < last and start + rows > first:
-                groups.append(number)
-                base = start if base is None else base
-            start += rows
-        table = parquet.read_row_groups(groups)
-    return table.slice(first - (base or 0), last - first)
 
 
 def sampled_items(path: Path, count: int, seed: int) -> list[dict[str, Any]]:

@@ -55,13 +55,12 @@ def exact_path(shard: int, number: int) -> str:
 
 def query_block(queries: Store, number: int) -> pa.Table:
     """Give the rows of one block of queries: a chunk of their store."""
-    step = int(queries.segment["chunk_rows"])
-    return pa.concat_tables(queries.blocks(number * step, (number + 1) * step))
+    return queries.chunk_rows(queries.chunks[number])
 
 
 def blocks_of(queries: Store) -> int:
     """Count the blocks of queries."""
-    return int(queries.segment["chunks"])
+    return len(queries.chunks)
 
 
 def answer_shard(task: Task, number: int) -> int:

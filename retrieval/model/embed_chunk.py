@@ -8,53 +8,71 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.embeddings import store
+from retrieval.embeddings import layout, store
 from retrieval.errors import Damaged
-from retrieval.images.listing import read_chunk
 from retrieval.model.embed_items import Decoding, Failure, embed_items
 from retrieval.model.embedding import Embedder
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
-from retrieval.storage.seal import is_sealed, sealed_parquet
-from retrieval.tables import FAILURES, Chunk, ChunkResult, part_table
+from retrieval.storage.rows import read_rows
+from retrieval.storage.seal import is_sealed
+from retrieval.tables import Chunk, ChunkResult
 
 
 def embed_chunk(
     chunk: Chunk, folder: Folder, embedder: Embedder, decoding: Decoding
 ) -> ChunkResult:
-    """Read, decode and embed the images of a chunk and put its part; a part that is there stays."""
+    """Read, decode and embed the images of a chunk and put its part; a part that is there stays.
+
+    A retry does so with what the chunk's ledger lists, and puts nothing if nothing is recovered.
+    """
     started = time.perf_counter()
     done = _finished(folder, chunk)
     if done is not None:
         return done
-    items = read_chunk(folder, store.LISTING, chunk.first, chunk.last).to_pylist()
+    lines = _lines(folder, chunk)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
     vectors: list[NDArray[Any]] = []
     size = 0
-    for batch in embed_items(items, embedder, decoding):
+    for batch in embed_items(lines.to_pylist(), embedder, decoding):
         rows += batch.rows
         failures += batch.failures
         vectors.append(batch.vectors)
         size += batch.size
-    part = _part(rows, vectors, embedder.bundle.dimension, decoding.embedding_dtype)
-    failed = sorted(failures, key=lambda failure: failure["row"])
-    ledger = sealed_parquet(pa.Table.from_pylist(failed, FAILURES.schema)) if failed else None
+    if chunk.retry and not rows:
+        return ChunkResult(chunk.number, 0, len(failures), ())
+    part = _part(lines, rows, vectors, embedder.bundle.dimension, decoding.embedding_dtype)
+    ledger = store.ledger_bytes(failures)
     _drop_other_ledger(folder, chunk, ledger)
     records = store.put_part(folder, chunk, part, ledger)
     seconds = time.perf_counter() - started
-    return ChunkResult(chunk.number, len(rows), len(failed), records, size, seconds)
+    return ChunkResult(chunk.number, len(rows), len(failures), records, size, seconds)
+
+
+def _lines(folder: Folder, chunk: Chunk) -> pa.Table:
+    """Read the lines of the listing that are to be embedded."""
+    path = layout.listing_path(chunk.segment)
+    lines = read_rows(folder, path, chunk.first, chunk.last)
+    if not chunk.retry:
+        return lines
+    before = folder.read(layout.failures_path(replace(chunk, retry=chunk.retry - 1)))
+    failed = pq.read_table(io.BytesIO(before), columns=["row"])["row"]
+    return lines.filter(pc.is_in(lines["row"], value_set=failed.combine_chunks()))
 
 
 def _finished(folder: Folder, chunk: Chunk) -> ChunkResult | None:
     """Give the result of a chunk whose part an earlier attempt has put."""
-    path = store.part_path(chunk.number)
+    path = layout.part_path(chunk)
     try:
         part = folder.read(path)
     except FileNotFoundError:
@@ -72,7 +90,7 @@ def _drop_other_ledger(folder: Folder, chunk: Chunk, ledger: bytes | None) -> No
 
     An equal one stays, so that two runs at once never take each other's away.
     """
-    path = store.failures_path(chunk.number)
+    path = layout.failures_path(chunk)
     try:
         there = folder.read(path)
     except FileNotFoundError:
@@ -82,10 +100,14 @@ def _drop_other_ledger(folder: Folder, chunk: Chunk, ledger: bytes | None) -> No
 
 
 def _part(
-    rows: list[dict[str, Any]], vectors: list[NDArray[Any]], dimension: int, dtype: str
+    lines: pa.Table,
+    rows: list[dict[str, Any]],
+    vectors: list[NDArray[Any]],
+    dimension: int,
+    dtype: str,
 ) -> bytes:
-    schema = part_table(dimension, dtype).schema
-    plain = pa.Table.from_pylist(rows, schema.remove(schema.get_field_index("embedding")))
+    at = {row: place for place, row in enumerate(lines["row"].to_pylist())}
+    kept = lines.take(pa.array([at[row["row"]] for row in rows], pa.int64()))
+    measured = pa.table({k: [row[k] for row in rows] for k in ("width", "height", "sha256")})
     stacked = np.concatenate([np.empty((0, dimension), dtype), *vectors])
-    table = plain.append_column(schema.field("embedding"), store.embedding_column(stacked))
-    return sealed_parquet(table.select(schema.names))
+    return store.part_bytes(kept, measured, stacked)

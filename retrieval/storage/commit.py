@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import shutil
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,19 +77,26 @@ def begin(
 
 
 def _wipe(folder: Folder) -> None:
-    """Remove an output, but not the outputs inside it: each answers for itself.
-
-    The manifest goes first and job.json last, so that a kill leaves an unfinished output.
-    """
+    """Remove an output, job.json last, so that a kill leaves an unfinished output."""
     for path in foreign(folder, KINDS):
         raise _not_ours(folder, path)
+    start_over(folder)
+    for path in (RUN, JOB):
+        folder.delete(path)
+
+
+def start_over(folder: Folder) -> None:
+    """Remove what a job has made so far, the manifest first, but not the outputs inside its own.
+
+    Each of those answers for itself.
+    """
     folder.delete(MANIFEST)
     for entry in own_entries(folder):
         if entry.path != JOB and not entry.path.endswith("/" + MANIFEST):
             folder.delete(entry.path)
-    clear_work(folder)
-    for path in (INVENTORY, RUN, JOB):
-        folder.delete(path)
+    for entry in list(folder.entries(WORK.rstrip("/"))):
+        folder.delete(entry.path)
+    folder.delete(INVENTORY)
 
 
 def _existing_job(folder: Folder) -> bytes | None:
@@ -149,10 +157,31 @@ def put_once(folder: Folder, path: str, data: bytes) -> FileRecord:
     return record(path, data)
 
 
+def copy_new(source: Folder, target: Folder, path: str) -> FileRecord:
+    """Copy a file to the same path of another folder, if it is absent there; gives its record."""
+
+    def copy(name: str) -> None:
+        with source.open(path) as file, open(name, "wb") as written:
+            shutil.copyfileobj(file, written)
+
+    target.put_new_file(path, copy)
+    with target.open(path) as file:
+        return _record_of(path, file)
+
+
 def record(path: str, data: bytes) -> FileRecord:
     """Give the line of files.parquet for a file of these bytes."""
     rows = pq.read_metadata(io.BytesIO(data)).num_rows if path.endswith(".parquet") else None
     return FileRecord(path, rows, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _record_of(path: str, file: BinaryIO) -> FileRecord:
+    """Give the line of files.parquet for an open file, without holding all of it."""
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    size = file.seek(0, io.SEEK_END)
+    rows = pq.ParquetFile(file).metadata.num_rows if path.endswith(".parquet") else None
+    return FileRecord(path, rows, size, sha256)
 
 
 def foreign(folder: Folder, kinds: Iterable[str]) -> Iterator[str]:
@@ -164,21 +193,25 @@ def foreign(folder: Folder, kinds: Iterable[str]) -> Iterator[str]:
             yield entry.path
 
 
-def records(folder: Folder, known: Iterable[FileRecord] = ()) -> list[FileRecord]:
+def records(
+    folder: Folder, known: Iterable[FileRecord] = (), *, leave_out: Container[str] = ()
+) -> list[FileRecord]:
     """Give the record of each file of an output; those in `known` are not read again.
 
-    What an earlier run left is read and must carry its own checksum, or the one that another file
-    names for it.
+    What an earlier run left is read, a file at a time and a large one in pieces, and must carry its
+    own checksum, or the one that another file names for it.
     """
     found = {record.path: record for record in known}
     named: dict[str, str] = {}
     for entry in own_entries(folder):
-        if entry.path not in found:
-            data = folder.read(entry.path)
-            if entry.path.endswith(SEALED) and not is_sealed(io.BytesIO(data)):
+        if entry.path in found or entry.path in leave_out:
+            continue
+        with folder.open(entry.path) as file:
+            if entry.path.endswith(SEALED) and not is_sealed(file):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
-            found[entry.path] = record(entry.path, data)
-            named |= checksums_in(entry.path, data)
+            found[entry.path] = _record_of(entry.path, file)
+        if entry.path.endswith((".json", ".rows.parquet")):
+            named |= checksums_in(entry.path, folder.read(entry.path))
     for path in sorted(named.keys() & found.keys()):
         if found[path].sha256 != named[path]:
             raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
@@ -201,12 +234,16 @@ def finish(
     kind: Kind,
     counts: Mapping[str, Any],
     known: Iterable[FileRecord] = (),
+    *,
+    stale: Collection[str] = (),
 ) -> Manifest:
-    """Write files.parquet and, last of all, manifest.json; then clear the work away."""
-    rows = records(folder, known)
+    """Write files.parquet and, last of all, manifest.json; then clear the work away.
+
+    A manifest that is there is removed first, then the `stale` files that it may have named.
+    """
+    rows = records(folder, known, leave_out=stale)
     columns = {name: [getattr(row, name) for row in rows] for name in FILES.schema.names}
     inventory = sealed_parquet(pa.table(columns, schema=FILES.schema))
-    folder.put(INVENTORY, inventory)
     data = sealed_json(
         {
             "format": FORMAT,
@@ -216,12 +253,20 @@ def finish(
             "counts": dict(counts),
         }
     )
-    folder.put(MANIFEST, data)
+    there = folder.read(MANIFEST) if is_finished(folder) else None
+    if there != data:
+        if there is not None:
+            folder.delete(MANIFEST)
+        for path in stale:
+            folder.delete(path)
+        folder.put(INVENTORY, inventory)
+        folder.put(MANIFEST, data)
     clear_work(folder)
     return parse_manifest(data, inventory, folder)
 
 
 def clear_work(folder: Folder) -> None:
-    """Remove what a finished output no longer needs."""
+    """Remove what a finished output no longer needs; a compaction clears its own."""
     for entry in list(folder.entries(WORK.rstrip("/"))):
-        folder.delete(entry.path)
+        if not entry.path.startswith(f"{WORK}compact"):
+            folder.delete(entry.path)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ JOB, MANIFEST, INVENTORY, RUN = "job.json", "manifest.json", "files.parquet", "r
 
 _JOB_KEYS = {"format", "kind", "settings"}
 _MANIFEST_KEYS = {"format", "kind", "job_sha256", "files_sha256", "counts"}
+_GROWN = re.compile(r"segments/(\d{5})/(?:\w+/\d{8}(-\d+)?\.parquet|\w+\.(?:parquet|json))")
 _WAY_OUT = "remove the folder and run the command that made it again"
 
 
@@ -128,8 +131,20 @@ def check_sizes(folder: Folder, manifest: Manifest) -> None:
             raise Damaged(f"{folder.uri(path)} is missing; {_WAY_OUT}")
         if there[path] != expected.size:
             raise Damaged(f"{folder.uri(path)} was altered (its length changed); {_WAY_OUT}")
-    if extra := sorted(there.keys() - manifest.files.keys()):
+    if extra := sorted(there.keys() - manifest.files.keys() - beyond(manifest, there)):
         raise Damaged(f"{folder.uri(extra[0])} does not belong there; remove it")
+
+
+def beyond(manifest: Manifest, paths: Iterable[str]) -> set[str]:
+    """Name the files of a store that belong to what comes after its manifest.
+
+    A further segment, or a retry, that is under way or was killed: the rest stays readable.
+    """
+    if manifest.kind != "store":
+        return set()
+    segments = int(manifest.counts["segments"])
+    found = ((path, _GROWN.fullmatch(path)) for path in paths if path not in manifest.files)
+    return {path for path, it in found if it and (int(it[1]) >= segments or it[2])}
 
 
 def read_checked(folder: Folder, expected: FileRecord) -> bytes:

@@ -64,8 +64,12 @@ def _judge(folder: Folder) -> Verdict:
         ]
         if finished.is_finished(folder):
             state = "finished"
-            for expected in finished.read_manifest(folder).files.values():
+            manifest = finished.read_manifest(folder)
+            for expected in manifest.files.values():
                 problems += _problem(lambda e=expected: finished.read_checked(folder, e))
+            if finished.beyond(manifest, (entry.path for entry in entries)):
+                state = "unfinished"
+                problems += _unsealed(folder)
         else:
             problems += _unsealed(folder)
         done = _progress(folder, kind)
@@ -116,21 +120,22 @@ def _unsealed(folder: Folder) -> list[str]:
 
 
 def _progress(folder: Folder, kind: str) -> str:
-    paths = [entry.path for entry in folder.entries()]
+    paths = [entry.path for entry in folder.entries() if TEMPORARY not in entry.path]
     if kind == "store":
-        done = sum(
-            1
-            for path in paths
-            if re.fullmatch(r"segments/\d{5}/parts/.*", path) and TEMPORARY not in path
-        )
-        try:
-            segment = read_json(folder.read("segments/00000/segment.json")) or {}
-        except FileNotFoundError:
-            return "listing not finished"
-        return f"{done} of {segment.get('chunks', '?')} chunks"
+        return _progress_of_store(folder, paths)
     if kind == "index":
         done = sum(1 for path in paths if path.endswith(".rows.parquet"))
         return f"{done} shards"
     if kind == "matches":
         return f"{sum(1 for path in paths if path.startswith('matches/'))} parts"
     return f"{len(paths)} files"
+
+
+def _progress_of_store(folder: Folder, paths: list[str]) -> str:
+    done = sum(1 for path in paths if re.fullmatch(r"segments/\d{5}/parts/\d{8}\.parquet", path))
+    cuts = [path for path in paths if re.fullmatch(r"segments/\d{5}/segment\.json", path)]
+    if not cuts:
+        return "listing not finished"
+    chunks = sum(int((read_json(folder.read(path)) or {}).get("chunks", 0)) for path in cuts)
+    grown = f" in {len(cuts)} segments" if len(cuts) > 1 else ""
+    return f"{done} of {chunks} chunks{grown}"

@@ -115,11 +115,43 @@ def test_an_unfinished_output_refuses_other_settings_too(settings, root):
         run.run(dataclasses.replace(settings, pooling="max"))
 
 
-def test_a_changed_gallery_is_refused(settings, root):
-    (root / "out/manifest.json").unlink()
-    draw_photos(root / "gallery", 31)
-    with pytest.raises(Mismatch, match=r"has changed since .* \(30 images then, 31 now"):
-        run.run(settings)
+def test_matches_of_a_grown_gallery_are_those_of_one_made_from_scratch(settings, root):
+    (root / "gallery/class0/photo0000.jpg").unlink()
+    draw_photos(root / "gallery", 4, seed=5)  # others of the same names
+    (root / "queries/class1/photo0001.jpg").rename(root / "queries/class1/renamed.jpg")
+    store = root / "out/gallery"
+    kept = tree(store / "segments/00000")
+    grown = run.run(settings)
+    assert tree(store / "segments/00000") == kept
+    assert len(list((store / "segments").iterdir())) == 2
+    assert states(root / "out") == {"finished"}
+    anew = run.run(dataclasses.replace(settings, output=str(root / "anew")))
+    order = [
+        ("query_id", "ascending"),
+        ("rank", "ascending"),
+    ]  # grown queries have blocks of their own
+    one, other = (pq.read_table(root / at / "matches/matches") for at in ("out", "anew"))
+    assert one.sort_by(order).equals(other.sort_by(order))
+    assert grown.evaluation == anew.evaluation
+    before = tree(root / "out")
+    run.run(settings)
+    assert tree(root / "out") == before
+
+
+def test_matches_of_changed_queries_are_renewed_by_rank_too(settings, root, tmp_path):
+    asked = RankSettings(
+        index=str(root / "out/index"), queries=settings.queries, chunk_rows=8, top_k=5,
+        output=str(tmp_path / "alone"),
+    )  # fmt: skip
+    where = embed.Cluster("local", None)
+    rank.rank(asked, where)
+    (root / "queries/class1/photo0001.jpg").rename(root / "queries/class1/renamed.jpg")
+    rank.rank(asked, where)
+    table = pq.read_table(tmp_path / "alone/matches")
+    ids = set(table["query_id"].to_pylist())
+    assert "class1/renamed.jpg" in ids
+    assert "class1/photo0001.jpg" not in ids
+    assert states(tmp_path / "alone") == {"finished"}
 
 
 def test_broken_images_stand_in_the_ledger_and_their_share_is_bounded(settings, root, tmp_path):

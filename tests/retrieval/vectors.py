@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from retrieval.embeddings import store as stores
+from retrieval.embeddings.finish import finish_store
+from retrieval.embeddings.segment import Segment, claim_segment
 from retrieval.embeddings.store import Store
-from retrieval.images.chunks import chunks
 from retrieval.index import build, recall, shards
 from retrieval.model.backbones import SCRATCH, first_preset
 from retrieval.model.bundle import Bundle, pack, write_bundle
@@ -25,7 +26,7 @@ from retrieval.scoring import block
 from retrieval.storage import commit
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
-from retrieval.storage.seal import sealed_json, sealed_parquet
+from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import (
     FAILURES,
     LISTING,
@@ -173,11 +174,9 @@ def make_store(
     commit.begin(folder, "store", {"embedding_dtype": str(vectors.dtype), "bundle": bundle.digest})
     write_bundle(folder, bundle)
     listing = _listing(count, labels)
-    _put_segment(folder, listing, chunk_rows)
-    for chunk in chunks(count, chunk_rows):
+    for chunk in _put_segment(folder, listing, chunk_rows).chunks():
         _put_chunk(folder, chunk, listing, at, vectors)
-    counts = {"images": count, "rows": len(at), "failures": count - len(at)}
-    commit.finish(folder, "store", {**counts, "dimension": vectors.shape[1]})
+    finish_store(folder, vectors.shape[1], (), 1.0)
     return stores.open_store(folder)
 
 
@@ -191,20 +190,16 @@ def _listing(count: int, labels: Sequence[str | None] | None) -> pa.Table:
         "mtime_ns": [None] * count,
         "label": labels if labels is not None else [None] * count,
     }
-    arrays = [pa.array(columns[f.name], f.type) for f in LISTING.schema]
+    arrays = [pa.array(columns.get(f.name, [None] * count), f.type) for f in LISTING.schema]
     return pa.table(arrays, schema=LISTING.schema)
 
 
-def _put_segment(folder: Folder, listing: pa.Table, chunk_rows: int) -> None:
-    data = sealed_parquet(listing)
-    folder.put_new(stores.LISTING, data)
-    segment = {
-        "images": len(listing),
-        "chunk_rows": chunk_rows,
-        "chunks": -(-len(listing) // chunk_rows),
-        "files": {stores.LISTING: hashlib.sha256(data).hexdigest()},
-    }
-    folder.put_new(stores.SEGMENT_JSON, sealed_json(segment))
+def _put_segment(folder: Folder, listing: pa.Table, chunk_rows: int) -> Segment:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "listing.parquet")
+        path.write_bytes(sealed_parquet(listing))
+        nothing = np.empty(0, np.int64)
+        return claim_segment(folder, 0, 0, path, chunk_rows, len(listing), nothing)
 
 
 def _put_chunk(
@@ -276,7 +271,7 @@ class Building:
         self.trained = build.train_index(self.folder, store, self.plan, metric, seed)
         count = min(recall.SAMPLE, store.rows)
         self.sample, self.rows = shards.sample_rows(store, count, seed + 1)
-        self.count = -(-int(store.segment["images"]) // rows_per_shard)
+        self.count = -(-store.span // rows_per_shard)
 
     def shard(self, number: int) -> ShardResult:
         """Build one shard, or find it built."""

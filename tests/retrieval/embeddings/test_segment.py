@@ -1,32 +1,82 @@
-"""The end of a segment: every image is a row or a line of the ledger, or the store is damaged."""
+"""A segment is cut by its length alone, and claimed once."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from retrieval.embeddings.segment import finish_store
-from retrieval.errors import Damaged, TooManyFailures
+from retrieval.embeddings.layout import listing_path, segment_json_path
+from retrieval.embeddings.segment import Segment, claim_segment, read_segments, span_of
+from retrieval.errors import Damaged
 from retrieval.storage.files import open_folder
-from tests.stores import write_store
+from tests.retrieval.storage.faults import Killed, seam
+
+NOTHING = np.empty(0, np.int64)
+
+
+def cut(images, chunk_rows, number=0, base=0):
+    return list(Segment(number, base, images, chunk_rows, 0, {}).chunks())
+
+
+@given(st.integers(0, 3000), st.integers(1, 700), st.integers(0, 99), st.integers(0, 10**9))
+def test_chunks_hold_every_line_once_and_in_order(images, chunk_rows, number, base):
+    made = cut(images, chunk_rows, number, base)
+    assert [line for c in made for line in range(c.first, c.last)] == list(range(images))
+    assert [chunk.number for chunk in made] == list(range(len(made)))
+    assert {(chunk.segment, chunk.base, chunk.retry) for chunk in made} <= {(number, base, 0)}
+
+
+@given(st.integers(0, 3000), st.integers(1, 700))
+def test_all_chunks_but_the_last_are_full_and_none_is_empty(images, chunk_rows):
+    sizes = [chunk.last - chunk.first for chunk in cut(images, chunk_rows)]
+    assert all(size == chunk_rows for size in sizes[:-1])
+    assert all(0 < size <= chunk_rows for size in sizes)
 
 
 @pytest.fixture
-def unfinished(tmp_path):
-    """A store of ten vectors that lacks only its manifest."""
-    write_store(tmp_path / "store", np.ones((10, 4), np.float16))
-    (tmp_path / "store/manifest.json").unlink()
+def folder(tmp_path):
     return open_folder(str(tmp_path / "store"))
 
 
-def test_images_that_are_neither_row_nor_line_are_damage(unfinished):
-    with pytest.raises(Damaged, match="lacks some of the 1 images"):
-        finish_store(unfinished, 11, 4, (), 1.0)
+@pytest.fixture
+def listing(tmp_path):
+    (tmp_path / "listing").write_bytes(b"lines")
+    return tmp_path / "listing"
 
 
-def test_a_store_without_failures_finishes(unfinished):
-    manifest = finish_store(unfinished, 10, 4, (), 0.0)
-    assert (manifest.counts["rows"], manifest.counts["failures"]) == (10, 0)
+def test_segments_are_read_in_their_order(folder, listing):
+    assert read_segments(folder) == []
+    one = claim_segment(folder, 0, 0, listing, 3, 7, NOTHING)
+    two = claim_segment(folder, 1, 7, listing, 2, 4, np.array([0, 5]))
+    assert read_segments(folder) == [one, two]
+    assert span_of([one, two]) == 11
+    assert (one.deleted, two.deleted) == (0, 2)
 
 
-def test_a_store_without_any_vector_never_finishes(tmp_path):
-    with pytest.raises(TooManyFailures, match="0 of 0 images failed"):
-        write_store(tmp_path / "none", np.ones((0, 4), np.float16))
+def test_the_first_claim_stands(folder, listing):
+    one = claim_segment(folder, 0, 0, listing, 3, 7, NOTHING)
+    assert claim_segment(folder, 0, 0, listing, 4, 7, NOTHING) == one
+
+
+def test_what_a_killed_claim_left_is_replaced(folder, listing, tmp_path):
+    def kill(when, operation, path):
+        if path.endswith("segment.json") and operation == "link":
+            raise Killed
+
+    with seam(kill), pytest.raises(Killed):
+        claim_segment(folder, 0, 0, listing, 3, 7, np.array([1]))
+    other = tmp_path / "other"
+    other.write_bytes(b"other lines")
+    claimed = claim_segment(folder, 0, 0, other, 3, 8, NOTHING)
+    assert folder.read(listing_path(0)) == b"other lines"
+    assert claimed.deleted == 0
+    assert sorted(e.path.rsplit("/", 1)[-1] for e in folder.entries()) == [
+        "listing.parquet", "segment.json",
+    ]  # fmt: skip
+
+
+def test_an_altered_segment_json_is_found(folder, listing):
+    claim_segment(folder, 0, 0, listing, 3, 7, NOTHING)
+    folder.put(segment_json_path(0), b"{}")
+    with pytest.raises(Damaged, match=r"segment\.json was altered"):
+        read_segments(folder)

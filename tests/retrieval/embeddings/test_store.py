@@ -10,22 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.embeddings.store import (
-    SEGMENT,
-    embedding_column,
-    failures_path,
-    open_store,
-    part_path,
-    pending,
-    put_part,
-    vectors_of,
-)
+from retrieval.embeddings.layout import failures_path, part_path, segment_json_path
+from retrieval.embeddings.store import embedding_column, open_store, put_part, vectors_of
 from retrieval.errors import Damaged, InputError
-from retrieval.images.chunks import chunks
 from retrieval.storage.files import open_folder
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import FAILURES, Chunk, part_table
 from tests.retrieval.vectors import dtypes, image_ids, make_store, quick, seeds, slow
+
+FIRST, SECOND = Chunk(0, 0, 0, 4), Chunk(0, 1, 4, 8)
 
 
 def random_vectors(count: int, d: int = 3, dtype: str = "float16", seed: int = 0) -> np.ndarray:
@@ -75,21 +68,17 @@ def test_a_range_gives_its_rows_whatever_the_chunks_and_holes(shape, step, asked
 def test_a_block_is_a_part_and_reads_no_other(tmp_path):
     store = make_store(tmp_path, random_vectors(10), chunk_rows=4)
     assert [len(table) for table in store.blocks()] == [4, 4, 2]
-    store.folder.delete(part_path(0))
+    store.folder.delete(part_path(FIRST))
     assert rows_of(store.blocks(4, 9)) == [4, 5, 6, 7, 8]
 
 
 def test_a_store_says_what_it_is(tmp_path):
     store = make_store(tmp_path, random_vectors(5, 7, "float32"), images=8, chunk_rows=4)
     assert (store.rows, store.dimension, store.dtype) == (5, 7, "float32")
-    assert {key: store.segment[key] for key in ("images", "chunk_rows", "chunks")} == {
-        "images": 8,
-        "chunk_rows": 4,
-        "chunks": 2,
-    }
+    assert (store.span, len(store.chunks)) == (8, 2)
 
 
-@pytest.mark.parametrize("path", [part_path(1), failures_path(1), f"{SEGMENT}/segment.json"])
+@pytest.mark.parametrize("path", [part_path(SECOND), failures_path(SECOND), segment_json_path(0)])
 def test_an_altered_byte_is_found_when_it_is_read(tmp_path, path):
     store = make_store(tmp_path, random_vectors(6), images=8, chunk_rows=4)
     data = bytearray(store.folder.read(path))
@@ -116,21 +105,13 @@ def part_of(vectors: np.ndarray) -> bytes:
     return sealed_parquet(pa.table([*nothing, embedding_column(vectors)], schema=schema))
 
 
-def test_what_is_pending_has_no_part_yet(tmp_path):
-    folder, work = open_folder(str(tmp_path)), list(chunks(10, 3))
-    assert pending(folder, iter(work)) == work
-    put_part(folder, work[2], part_of(random_vectors(3)), None)
-    folder.put_new(failures_path(0), sealed_parquet(FAILURES.schema.empty_table()))
-    assert pending(folder, iter(work)) == [work[0], work[1], work[3]]
-
-
 def test_a_part_that_is_there_stays(tmp_path):
     folder, chunk = open_folder(str(tmp_path)), Chunk(0, 0, 0, 3)
     first, other = part_of(random_vectors(3)), part_of(random_vectors(3, seed=1))
     records = put_part(folder, chunk, first, None)
     assert put_part(folder, chunk, other, None) == records
-    assert folder.read(part_path(0)) == first
-    assert [(r.path, r.rows, r.size) for r in records] == [(part_path(0), 3, len(first))]
+    assert folder.read(part_path(FIRST)) == first
+    assert [(r.path, r.rows, r.size) for r in records] == [(part_path(FIRST), 3, len(first))]
 
 
 def test_the_part_is_put_after_the_failures(tmp_path, monkeypatch):
@@ -142,8 +123,9 @@ def test_the_part_is_put_after_the_failures(tmp_path, monkeypatch):
         type(folder), "put_new", lambda self, *args: (put.append(args[0]), plain(self, *args))[1]
     )
     ledger = sealed_parquet(FAILURES.schema.empty_table())
-    put_part(folder, Chunk(0, 5, 0, 3), part_of(random_vectors(3)), ledger)
-    assert put == [failures_path(5), part_path(5)]
+    chunk = Chunk(0, 5, 0, 3)
+    put_part(folder, chunk, part_of(random_vectors(3)), ledger)
+    assert put == [failures_path(chunk), part_path(chunk)]
 
 
 @quick

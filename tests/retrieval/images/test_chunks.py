@@ -3,24 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.images.chunks import chunk_rows_for, chunks
+from retrieval.images.chunks import chunk_rows_for
 
 ROWS = st.integers(0, 5000) | st.integers(0, 10**12)
-
-
-@given(st.integers(0, 3000), st.integers(1, 700), st.integers(0, 99))
-def test_chunks_hold_every_row_once_and_in_order(rows, chunk_rows, segment):
-    made = list(chunks(rows, chunk_rows, segment=segment))
-    assert [row for chunk in made for row in range(chunk.first, chunk.last)] == list(range(rows))
-    assert [chunk.number for chunk in made] == list(range(len(made)))
-    assert {chunk.segment for chunk in made} <= {segment}
-
-
-@given(st.integers(0, 3000), st.integers(1, 700))
-def test_all_chunks_but_the_last_are_full_and_none_is_empty(rows, chunk_rows):
-    sizes = [chunk.last - chunk.first for chunk in chunks(rows, chunk_rows)]
-    assert all(size == chunk_rows for size in sizes[:-1])
-    assert all(0 < size <= chunk_rows for size in sizes)
 
 
 @given(ROWS)

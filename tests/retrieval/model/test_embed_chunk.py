@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from retrieval.embeddings import store
-from retrieval.embeddings.segment import claim_segment, finish_store
+from retrieval.embeddings.finish import finish_store
+from retrieval.embeddings.layout import failures_path, listing_path, part_path
+from retrieval.embeddings.segment import claim_segment
 from retrieval.errors import Damaged, LookalikeError, StorageFailure
-from retrieval.images.chunks import chunks
 from retrieval.images.decode import decode
-from retrieval.images.listing import digest, write_listing
+from retrieval.images.listing import write_listing
 from retrieval.images.sources.folder import FolderSource
 from retrieval.model import embed_items
 from retrieval.model.bundle import write_bundle
@@ -83,13 +84,12 @@ class Run:
             listing = Path(scratch, "listing.parquet")
             items = FolderSource(self.source).items()
             self.images, _ = write_listing(items, listing, chunk_rows=self.chunk_rows)
-            self.grid = list(chunks(self.images, self.chunk_rows))
-            segment = {
-                "images": self.images, "chunk_rows": self.chunk_rows, "chunks": len(self.grid),
-                "files": {store.LISTING: digest(listing)},
-            }  # fmt: skip
             commit.begin(self.folder, "store", {"bundle": self.embedder.bundle.digest})
-            claim_segment(self.folder, segment, listing, self.source)
+            nothing = np.empty(0, np.int64)
+            segment = claim_segment(
+                self.folder, 0, 0, listing, self.chunk_rows, self.images, nothing
+            )
+            self.grid = list(segment.chunks())
         write_bundle(self.folder, self.embedder.bundle)
         return self
 
@@ -99,19 +99,18 @@ class Run:
     def all(self):
         self.begin()
         if not finished.is_finished(self.folder):
-            left = store.pending(self.folder, iter(self.grid))
-            known = [record for chunk in left for record in self.embed(chunk).files]
-            finish_store(self.folder, self.images, self.embedder.bundle.dimension, known, 0.5)
+            known = [record for chunk in self.grid for record in self.embed(chunk).files]
+            finish_store(self.folder, self.embedder.bundle.dimension, known, 0.5)
         return self
 
     def table(self, path):
         return pq.read_table(io.BytesIO(self.folder.read(path)))
 
     def rows(self, chunk):
-        return self.table(store.part_path(chunk.number)).to_pylist()
+        return self.table(part_path(chunk)).to_pylist()
 
     def ledger(self, chunk):
-        path = store.failures_path(chunk.number)
+        path = failures_path(chunk)
         return self.table(path).to_pylist() if self.folder.exists(path) else []
 
 
@@ -124,7 +123,7 @@ def run(source, tmp_path, embedder):
 
 
 def test_each_image_is_one_row_or_one_line_of_the_ledger(run):
-    listed = {row["image_id"]: row for row in run.table(store.LISTING).to_pylist()}
+    listed = {row["image_id"]: row for row in run.table(listing_path(0)).to_pylist()}
     assert len(run.grid) == 3
     seen = []
     for chunk in run.grid:
@@ -141,7 +140,9 @@ def test_each_image_is_one_row_or_one_line_of_the_ledger(run):
         for line in [*rows, *ledger]:
             was = listed[line["image_id"]]
             assert (line["row"], line["path"]) == (was["row"], was["path"])
-    assert any(np.diff(run.table(store.part_path(n))["row"].to_numpy()).max() > 1 for n in (0, 1))
+    assert any(
+        np.diff(run.table(part_path(run.grid[n]))["row"].to_numpy()).max() > 1 for n in (0, 1)
+    )
 
 
 def test_the_ledger_says_what_went_wrong(run):
@@ -152,13 +153,13 @@ def test_the_ledger_says_what_went_wrong(run):
     assert {line["image_id"]: (line["stage"], line["error"]) for line in lines} == BROKEN
     assert all(line["message"] and "\n" not in line["message"] for line in lines)
     assert "cannot identify image file" in [line["message"] for line in lines]
-    assert run.table(store.failures_path(0)).schema.equals(FAILURES.schema)
+    assert run.table(failures_path(run.grid[0])).schema.equals(FAILURES.schema)
 
 
 def test_a_row_says_what_its_image_is(run, embedder):
     for chunk in run.grid:
         run.embed(chunk)
-        assert run.table(store.part_path(chunk.number)).schema.equals(
+        assert run.table(part_path(chunk)).schema.equals(
             part_table(embedder.bundle.dimension, "float16").schema
         )
         for row in run.rows(chunk):
@@ -175,8 +176,8 @@ def test_the_result_names_the_files_and_counts_the_bytes(run):
     chunk = run.grid[0]
     result = run.embed(chunk)
     assert [record.path for record in result.files] == [
-        store.failures_path(0),
-        store.part_path(0),
+        failures_path(run.grid[0]),
+        part_path(run.grid[0]),
     ]
     for record in result.files:
         assert record == commit.record(record.path, run.folder.read(record.path))
@@ -198,15 +199,15 @@ def test_a_chunk_of_nothing_but_broken_images_has_an_empty_part(tmp_path, embedd
 def test_without_failures_there_is_no_ledger(run, photos, tmp_path, embedder):
     run = Run(str(photos("sound", 3)), tmp_path / "sound-store", embedder).begin()
     result = run.embed(run.grid[0])
-    assert [record.path for record in result.files] == [store.part_path(0)]
-    assert not run.folder.exists(store.failures_path(0))
+    assert [record.path for record in result.files] == [part_path(run.grid[0])]
+    assert not run.folder.exists(failures_path(run.grid[0]))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_vectors_are_stored_as_asked(source, tmp_path, embedder, dtype):
     run = Run(source, tmp_path / "store", embedder, Decoding(10**6, dtype)).begin()
     run.embed(run.grid[0])
-    vectors = store.vectors_of(run.table(store.part_path(0)))
+    vectors = store.vectors_of(run.table(part_path(run.grid[0])))
     assert vectors.dtype == dtype
     assert vectors.shape[1] == embedder.bundle.dimension
 
@@ -289,7 +290,7 @@ def test_a_second_call_leaves_the_part_as_it_is_and_reads_no_image(run):
     first = run.embed(chunk)
     before = tree(Path(run.folder.uri()))
     moments = operations(lambda: setattr(run, "second", run.embed(chunk)))
-    assert {path for _, _, path in moments} == {run.folder.uri(store.part_path(1))}
+    assert {path for _, _, path in moments} == {run.folder.uri(part_path(run.grid[1]))}
     assert tree(Path(run.folder.uri())) == before
     second = run.second
     assert (second.number, second.rows, second.failures) == (1, first.rows, first.failures)
@@ -298,7 +299,7 @@ def test_a_second_call_leaves_the_part_as_it_is_and_reads_no_image(run):
 
 def test_an_altered_part_is_refused(run):
     run.embed(run.grid[0])
-    path = store.part_path(0)
+    path = part_path(run.grid[0])
     data = run.folder.read(path)
     run.folder.put(path, data[:99] + bytes([data[99] ^ 1]) + data[100:])
     with pytest.raises(Damaged, match=r"parts/00000000\.parquet was altered"):
@@ -320,7 +321,7 @@ def test_a_vector_does_not_depend_on_what_else_is_in_its_batch(tmp_path, photos,
     found = []
     for chunk_rows in (1, 2, 3, BATCH, 5, 9):
         run = Run(root, tmp_path / f"{chunk_rows}", embedder, decoding, chunk_rows).begin()
-        parts = [run.embed(chunk) and store.part_path(chunk.number) for chunk in run.grid]
+        parts = [run.embed(chunk) and part_path(chunk) for chunk in run.grid]
         found.append(np.concatenate([store.vectors_of(run.table(path)) for path in parts]))
     assert np.linalg.matrix_rank(found[0]) > 1
     for vectors in found[1:]:
@@ -379,19 +380,19 @@ def test_a_store_that_stays_away_stops_the_chunk_and_is_not_the_image_s_fault(ru
 
 
 def _row_of(run, name):
-    rows = run.table(store.LISTING).to_pylist()
+    rows = run.table(listing_path(0)).to_pylist()
     return next(row["row"] for row in rows if row["image_id"].endswith(name))
 
 
 def test_an_error_that_passes_costs_no_image(run, no_waits):
     chunk = run.grid[0]
     reads = [m for m in operations(lambda: run.embed(chunk)) if m[1] == "read"]
-    wanted = run.folder.read(store.part_path(0))
+    wanted = run.folder.read(part_path(run.grid[0]))
     for number in range(len(reads)):
-        run.folder.delete(store.part_path(0))
+        run.folder.delete(part_path(run.grid[0]))
         with seam(_nth_image_read(number, run.source)):
             run.embed(chunk)
-        assert run.folder.read(store.part_path(0)) == wanted
+        assert run.folder.read(part_path(run.grid[0])) == wanted
 
 
 def _nth_image_read(number, source):

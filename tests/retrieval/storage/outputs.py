@@ -56,7 +56,7 @@ def put_store(folder):
     put_model(folder)
     listing = rows_of(LISTING, 6)
     folder.put_new("segments/00000/listing.parquet", listing)
-    segment = {"images": 6, "chunk_rows": 3, "chunks": 2}
+    segment = {"images": 6, "chunk_rows": 3, "chunks": 2, "base": 0, "deleted": 0}
     segment["files"] = {"segments/00000/listing.parquet": sha256(listing)}
     folder.put_new("segments/00000/segment.json", sealed_json(segment))
     folder.put_new("segments/00000/failures/00000000.parquet", rows_of(FAILURES, 1))
@@ -107,7 +107,7 @@ def begin(folder, kind, **settings):
 
 def made(folder, kind, **settings):
     """A finished output of a kind, with its run.json."""
-    commit.finish(begin(folder, kind, **settings), kind, {"rows": 5})
+    commit.finish(begin(folder, kind, **settings), kind, {"rows": 5, "segments": 1})
     folder.put(finished.RUN, RUN_JSON)
     return folder
 

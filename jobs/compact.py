@@ -1,0 +1,59 @@
+"""lookalike embed --compact: a store that grew is made one segment again, on the cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs import pool
+from jobs.cluster import Cluster
+from jobs.listed import Listed
+from jobs.progress import progress
+from retrieval.embeddings import compaction
+from retrieval.embeddings.finish import read_deleted
+from retrieval.embeddings.layout import listing_path, pieces_in
+from retrieval.embeddings.segment import Segment
+from retrieval.images.changes import rows_before
+from retrieval.images.listing import digest
+from retrieval.storage import commit
+from retrieval.storage.files import Folder
+from retrieval.storage.finished import Manifest
+from retrieval.tables import Chunk, FileRecord
+
+_GROUP = 64  # files a task copies
+
+
+def is_compact(segments: list[Segment], manifest: Manifest, listed: Listed) -> bool:
+    """Tell whether a store is already as it would be if it were made from scratch."""
+    retried = any(there.latest for there in pieces_in(manifest.files).values())
+    same = segments[0].files[listing_path(0)] == digest(listed.path)
+    return len(segments) == 1 and same and not retried
+
+
+def compact(
+    where: Cluster, folder: Folder, segments: list[Segment], listed: Listed, before: list[Path]
+) -> list[FileRecord]:
+    """Gather what is alive into one segment, aside, and bring it to its place; gives its files."""
+    old = rows_before(listed.path, before, read_deleted(folder, segments))
+    made = compaction.begin_compaction(folder, segments, listed.path, old, listed.chunk_rows)
+
+    def gather(chunk: Chunk) -> Chunk:
+        return made.compact_chunk(chunk)
+
+    with progress("compact", listed.rows, "images") as bar:
+        for chunk in pool.tasks(where, gather, made.segment.chunks()):
+            bar.advance(chunk.last - chunk.first)
+    compaction.settle(made)
+    return bring_to_place(where, folder)
+
+
+def bring_to_place(where: Cluster, folder: Folder) -> list[FileRecord]:
+    """Go on with a compaction that is settled, whoever settled it."""
+
+    def move(aside: Folder, paths: list[str]) -> list[FileRecord]:
+        def copy(some: list[str]) -> list[FileRecord]:
+            return [commit.copy_new(aside, folder, path) for path in some]
+
+        groups = [paths[first : first + _GROUP] for first in range(0, len(paths), _GROUP)]
+        return [record for records in pool.tasks(where, copy, groups) for record in records]
+
+    return compaction.bring_to_place(folder, move)

@@ -1,0 +1,67 @@
+"""Chunks embedded on the cluster: what an actor makes once, and what it answers for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jobs import pool
+from jobs.cluster import Cluster
+from jobs.pool import Make
+from jobs.prepare import Prepared
+from jobs.progress import progress
+from jobs.runfile import peak_memory
+from jobs.settings import EmbedSettings
+from retrieval.storage.files import Folder
+from retrieval.tables import Chunk, FileRecord
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What embedding chunks of a store needs beside the chunks."""
+
+    settings: EmbedSettings
+    where: Cluster
+    folder: Folder
+    prepared: Prepared  # with its engine
+
+
+def embed_chunks(
+    with_: Embedding, work: list[Chunk], images: int, stage: str
+) -> Iterator[tuple[list[FileRecord], int]]:
+    """Give the files of each chunk and its worker's peak memory in bytes, in any order.
+
+    Chunks that are done already are only read and vouched for.
+    """
+    where, prepared = with_.where, with_.prepared
+    device = prepared.plan.device
+    threads = max(1, where.cpus // where.gpus) if device == "cuda" else 0
+    make = _worker(with_.folder, work, with_.settings, threads)
+    answers = pool.stream(where, make, list(range(len(work))), prepared.for_workers(), device)
+    with progress(stage, images, "images") as bar:
+        for answer in answers:
+            bar.advance(answer["rows"] + answer["failures"], answer["failures"])
+            yield [FileRecord(**record) for record in answer["files"]], answer["peak_memory"]
+
+
+def _worker(folder: Folder, work: list[Chunk], settings: EmbedSettings, threads: int) -> Make:
+    """Give what an actor runs once to get the function that embeds a chunk."""
+    max_pixels, dtype = settings.max_pixels, settings.embedding_dtype
+
+    def make(prepared: Prepared) -> Callable[[int], dict[str, Any]]:
+        from retrieval.model.embed_chunk import embed_chunk
+        from retrieval.model.embed_items import Decoding
+        from retrieval.model.embedding import Embedder
+
+        embedder = Embedder(prepared.bundle, prepared.plan, prepared.ir)
+        decoding = Decoding(max_pixels, dtype, threads)
+
+        def do(number: int) -> dict[str, Any]:
+            done = embed_chunk(work[number], folder, embedder, decoding)
+            return {**dataclasses.asdict(done), "peak_memory": peak_memory()}
+
+        return do
+
+    return make

@@ -1,0 +1,136 @@
+"""The end of a store: what its live images came to is judged, and the manifest is put.
+
+A manifest is replaced when a further segment, a retry or a compaction is whole. It is removed
+first, since it and files.parquet cannot be replaced in one step: in between the store is unfinished
+and not damaged.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from retrieval.embeddings.layout import deleted_path, failures_path, part_path, pieces_in
+from retrieval.embeddings.segment import Rows, Segment, read_segments, span_of
+from retrieval.errors import Damaged, TooManyFailures
+from retrieval.storage import commit, finished
+from retrieval.storage.files import Folder
+from retrieval.storage.finished import Manifest
+from retrieval.storage.seal import is_sealed
+from retrieval.tables import Chunk, FileRecord
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the images of a store came to."""
+
+    span: int  # rows given out, holes and deleted ones included
+    deleted: int
+    rows: int  # images that are alive and have a vector
+    failures: int  # images that are alive and stand in the ledger
+
+    @property
+    def images(self) -> int:
+        """Count the images that are alive."""
+        return self.span - self.deleted
+
+
+def finish_store(
+    folder: Folder, dimension: int, known: Iterable[FileRecord], max_error_rate: float
+) -> Manifest:
+    """Judge the ledger against its bound, a share of the live images, and put the manifest.
+
+    Beyond the bound the work is kept without a manifest of it, and the same job with a looser bound
+    finishes it; a store without any vector is never finished.
+    """
+    segments = read_segments(folder)
+    there = {entry.path for entry in finished.own_entries(folder)}
+    stale = stale_ledgers(segments, there)
+    alive = (record for record in known if record.path in there - stale)
+    records = commit.records(folder, alive, leave_out=stale)
+    tally = _tally(folder, segments, records)
+    _judge(folder, tally, max_error_rate)
+    counts = {
+        "images": tally.images, "rows": tally.rows, "failures": tally.failures,
+        "dimension": dimension, "segments": len(segments), "span": tally.span,
+        "deleted": tally.deleted,
+    }  # fmt: skip
+    return commit.finish(folder, "store", counts, records, stale=stale)
+
+
+def stale_ledgers(segments: list[Segment], paths: Iterable[str]) -> set[str]:
+    """Name the ledgers that a later part replaces, or that lack the part they were put for."""
+    found = set()
+    grid = {(c.segment, c.number): c for segment in segments for c in segment.chunks()}
+    for key, pieces in pieces_in(paths).items():
+        chunk = grid.get(key)
+        if chunk is not None:
+            found |= {failures_path(_retry(chunk, number)) for number in pieces.stale}
+    return found
+
+
+def _retry(chunk: Chunk, number: int) -> Chunk:
+    return Chunk(chunk.segment, chunk.number, chunk.first, chunk.last, chunk.base, number)
+
+
+def _tally(folder: Folder, segments: list[Segment], records: list[FileRecord]) -> Tally:
+    pieces = pieces_in(record.path for record in records)
+    rows = {record.path: record.rows or 0 for record in records}
+    vectors = failures = 0
+    ledgers = []
+    for segment in segments:
+        for chunk in segment.chunks():
+            found = pieces.get((chunk.segment, chunk.number))
+            parts = [part_path(_retry(chunk, n)) for n in found.parts] if found else []
+            ledger = failures_path(_retry(chunk, found.latest)) if found and found.parts else ""
+            got, lost = sum(rows[path] for path in parts), rows.get(ledger, 0)
+            if got + lost != chunk.last - chunk.first:
+                raise Damaged(
+                    f"{folder.uri(part_path(chunk))} and its ledger have {got} rows and {lost} "
+                    f"failures for {chunk.last - chunk.first} images; remove both and run again"
+                )
+            vectors += got
+            failures += lost
+            ledgers += [ledger] if lost else []
+    deleted = read_deleted(folder, segments)
+    dead = _among(folder, ledgers, deleted)
+    return Tally(span_of(segments), len(deleted), vectors - (len(deleted) - dead), failures - dead)
+
+
+def _among(folder: Folder, ledgers: list[str], rows: Rows) -> int:
+    """Count the failures that some rows belong to."""
+    if len(rows) == 0:
+        return 0
+    return sum(
+        int(np.isin(pq.read_table(io.BytesIO(folder.read(path)))["row"], rows).sum())
+        for path in ledgers
+    )
+
+
+def read_deleted(folder: Folder, segments: list[Segment]) -> Rows:
+    """Give the rows that are deleted, in their order."""
+    found = [np.empty(0, np.int64)]
+    for segment in segments:
+        if segment.deleted:
+            path = deleted_path(segment.number)
+            data = folder.read(path)
+            if not is_sealed(io.BytesIO(data)):
+                raise Damaged(f"{folder.uri(path)} was altered; remove the store")
+            found.append(pq.read_table(io.BytesIO(data))["row"].to_numpy())
+    return np.sort(np.concatenate(found))
+
+
+def _judge(folder: Folder, tally: Tally, max_error_rate: float) -> None:
+    if tally.rows and tally.failures <= max_error_rate * tally.images:
+        return
+    way = "what is finished is kept, mend them or run again with a looser --max-error-rate"
+    if not tally.rows:
+        way = "name a folder with readable photos"
+    raise TooManyFailures(
+        f"{tally.failures} of {tally.images} images failed, their reasons stand in "
+        f"{folder.uri('segments')}/*/failures; {way}"
+    )
