@@ -9,8 +9,9 @@ import fsspec
 import pytest
 
 from retrieval.errors import InputError
-from retrieval.images.sources.folder import SUFFIXES, FolderSource, is_image, parent, readable
-from retrieval.storage.reading import read_uri
+from retrieval.images.sources.folder import FolderSource
+from retrieval.images.sources.names import SUFFIXES, is_image, parent
+from retrieval.storage.reading import read_uri, readable
 
 
 def ids(source):
