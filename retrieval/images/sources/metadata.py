@@ -1,4 +1,4 @@
-"""Further columns of a list or of Parquet: which become metadata, as what type, with what values."""
+"""Further columns of a list or of Parquet: which become metadata, as what type."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ RESERVED = frozenset(
 
 
 def further(schema: pa.Schema, but: Collection[str | None] = ()) -> pa.Schema:
-    """Give the columns that become metadata, with the types they get; `but` names used ones."""
+    """Give the columns that become metadata, with the types they get; `but` names used ones.
+
+    Of two columns of one name neither does.
+    """
     fields = []
+    left = {name for name in schema.names if name not in {*but, *RESERVED}}
     for field in schema:
         kind = scalar(field.type)
-        if kind is not None and field.name not in RESERVED and field.name not in but:
+        if kind is not None and field.name in left and schema.names.count(field.name) == 1:
             fields.append(pa.field(field.name, kind))
     return pa.schema(fields)
 

@@ -99,7 +99,9 @@ class TarSource(Source):
 def _read(file: BinaryIO) -> _Contents:
     found = _Contents()
     try:
-        with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
+        with tarfile.open(
+            fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
+        ) as tar:
             for member in _members(tar):
                 _sort_in(found, tar, member)
     except _BROKEN as error:
@@ -208,6 +210,6 @@ def _key(name: str) -> str:
 
 
 def _changed(mtime: float, of_tar: int | None) -> int | None:
-    """Give the later change, of member or tar, in nanoseconds; hostile numbers count for nothing."""
+    """Give the later change, of member or tar, in nanoseconds; impossible times count for none."""
     seconds = mtime if math.isfinite(mtime) and abs(mtime) < 1 << 33 else 0
     return max(int(seconds * 1_000_000_000), of_tar or 0)

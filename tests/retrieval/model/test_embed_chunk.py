@@ -21,6 +21,7 @@ from retrieval.errors import Damaged, LookalikeError, StorageFailure
 from retrieval.images.chunks import chunks
 from retrieval.images.decode import decode
 from retrieval.images.listing import digest, write_listing
+from retrieval.images.opening import Opener
 from retrieval.images.sources.folder import FolderSource
 from retrieval.model import embed_items
 from retrieval.model.bundle import write_bundle
@@ -340,14 +341,14 @@ def test_decoding_ahead_gives_the_same_bytes(source, tmp_path, embedder, threads
 
 def test_decoding_ahead_stays_within_two_batches(source, embedder, monkeypatch):
     read, taken = [], []
-    plain = embed_items.read_uri
+    plain = Opener.read
 
-    def counted(path, options):
+    def counted(self, path, place, size):
         read.append(path)
         assert len(read) - len(taken) <= 3 * BATCH + 1  # two ahead, and the one in hand
-        return plain(path, options)
+        return plain(self, path, place, size)
 
-    monkeypatch.setattr(embed_items, "read_uri", counted)
+    monkeypatch.setattr(Opener, "read", counted)
     path = str(Path(source, "class0/photo0000.jpg"))
     item = {"image_id": "x", "path": path, "label": None, "size": 1}
     items = [{**item, "row": row} for row in range(12 * BATCH)]
