@@ -40,12 +40,17 @@ def inferred(path: str, options: Mapping[str, Any], infer: list[str]) -> pa.Sche
     """Give names and types, looking at every value of the columns in `infer`; others are text."""
     every = names(path, options)
     left = {name: list(_TYPES) for name in infer if every.count(name) == 1}
+    told: set[str] = set()  # columns that have a value; without any it is text
     with _opened(path, options, every) as reader:
         for batch in reader:
             for name, types in left.items():
                 array = _without_null(batch[name])
                 left[name] = [kind for kind in types if _takes(kind, array)]
-    return pa.schema([(n, left[n][0] if left.get(n) else pa.string()) for n in every])
+                if array.null_count < len(array):
+                    told.add(name)
+    return pa.schema(
+        [(name, left[name][0] if name in told and left[name] else pa.string()) for name in every]
+    )
 
 
 def typed(
