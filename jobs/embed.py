@@ -26,8 +26,8 @@ from retrieval.storage.finished import Manifest
 def start(settings: EmbedSettings) -> Result:
     """Embed a source and say what it came to."""
     with cluster(settings.ray_address, settings.workers) as where:
-        manifest = embed(settings, where)
-    return _summary(settings.output, manifest)
+        manifest, others = _embed(settings, where)
+    return _summary(settings, manifest, others)
 
 
 def embed(
@@ -46,6 +46,24 @@ def embed(
     store of other settings. `unsettle` is called before the store is changed, so that whoever
     depends on it can take back what it made of the old one.
     """
+    manifest, _ = _embed(
+        settings, where, prepared=prepared, split=split, keep_equal=keep_equal, stage=stage,
+        unsettle=unsettle,
+    )  # fmt: skip
+    return manifest
+
+
+def _embed(
+    settings: EmbedSettings,
+    where: Cluster,
+    *,
+    prepared: Prepared | None = None,
+    split: str | None = None,
+    keep_equal: bool = False,
+    stage: str = "embed",
+    unsettle: Callable[[], None] = lambda: None,
+) -> tuple[Manifest, int]:
+    """Make a store; also give how many files of its source are not images."""
     watch = Stopwatch()
     folder = open_folder(settings.output)
     with tempfile.TemporaryDirectory() as scratch:
@@ -62,7 +80,7 @@ def embed(
         manifest = growth.bring_up()
     if growth.worked:
         _write_run(watch, settings, folder, manifest, growth.peak)
-    return manifest
+    return manifest, listed.others
 
 
 def _put_bundle(folder: Folder, prepared: Prepared) -> None:
@@ -90,13 +108,15 @@ def _job(settings: EmbedSettings, prepared: Prepared) -> dict[str, Any]:
     return {**content, **plan, **projection.job(settings), "bundle": prepared.bundle.digest}
 
 
-def _summary(output: str, manifest: Manifest) -> Result:
+def _summary(settings: EmbedSettings, manifest: Manifest, others: int) -> Result:
     counts = manifest.counts
-    lines = (
+    lines = [
         f"{counts['rows']} of {counts['images']} images embedded in {counts['dimension']} "
-        f"dimensions, {counts['failures']} failed: {output}",
-    )
-    return Result({"output": output, **counts}, lines)
+        f"dimensions, {counts['failures']} failed: {settings.output}",
+    ]
+    if others:
+        lines.append(f"{others} other files in {settings.input} are not images")
+    return Result({"output": settings.output, **counts, "others": others}, tuple(lines))
 
 
 def is_store(path: str) -> bool:

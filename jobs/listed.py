@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.progress import say
-from jobs.settings import EmbedSettings
+from jobs.settings import EmbedSettings, Reading
 from retrieval.errors import InputError
 from retrieval.images.listing import labelled_rows, read_labels, write_listing
-from retrieval.images.sources.folder import FolderSource
+from retrieval.images.sources.choose import open_source
+from retrieval.images.sources.source import Source
 from retrieval.storage.reading import read_uri
 
 
@@ -21,20 +22,27 @@ class Listed:
     path: Path
     rows: int
     chunk_rows: int
+    others: int  # files that were met and are not images
+
+
+def source_of(settings: Reading, root: str) -> Source:
+    """Open what `--input`, `--gallery` or `--queries` names."""
+    return open_source(root, image_column=settings.image_column, id_column=settings.id_column)
 
 
 def list_source(settings: EmbedSettings, target: Path, split: str | None) -> Listed:
     """Write the listing; a source without images is refused."""
     labels = None if settings.labels is None else read_labels_file(settings.labels, split)
-    items = FolderSource(settings.input).items()
+    source = source_of(settings, settings.input)
     rows, step = write_listing(
-        items, target, labels=labels, limit=settings.limit, chunk_rows=settings.chunk_rows
-    )
+        source.items(), target, columns=source.columns(), labels=labels, limit=settings.limit,
+        chunk_rows=settings.chunk_rows,
+    )  # fmt: skip
     if rows == 0:
         raise InputError(f"{settings.input} holds no images; name a folder with photos")
     if labels is not None and labelled_rows(target) == 0:
         say(f"--labels {settings.labels} names none of the {rows} images of {settings.input}")
-    return Listed(target, rows, step)
+    return Listed(target, rows, step, source.others)
 
 
 def read_labels_file(path: str, split: str | None) -> Any:

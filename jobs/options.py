@@ -43,14 +43,20 @@ def _table(*options: Option) -> dict[str, Option]:
 
 
 OPTIONS = _table(
-    Option("gallery", str, REQUIRED, "content", "folder or URI with the images to search"),
-    Option("queries", str, REQUIRED, "content", "folder or URI with the images to search for"),
-    Option("input", str, REQUIRED, "content", "folder or URI with images"),
+    Option("gallery", str, REQUIRED, "content",
+           "images to search: a folder, a list, tars or Parquet; path or URI"),
+    Option("queries", str, REQUIRED, "content", "images to search for, alike; rank: or a store"),
+    Option("input", str, REQUIRED, "content",
+           "images: a folder, a list (.txt, .csv, .parquet), .tar or Parquet files"),
     Option("output", str, REQUIRED, "run", "folder or URI to write; made if absent"),
     Option("embeddings", str, REQUIRED, "content", "a store that `embed` made"),
     Option("index", str, REQUIRED, "content", "an index that `index` made"),
     Option("matches", str, REQUIRED, "content", "matches that `rank` made"),
     Option("data", str, REQUIRED, "content", "labelled images: a folder a class"),
+    Option("image_column", str, None, "content",
+           "of a list or of Parquet: holds the paths, or the images' bytes; default: by its name"),
+    Option("id_column", str, None, "content",
+           "of a list or of Parquet: names the images; default: image_id, else path or place"),
     Option("labels", str, None, "content",
            "CSV or Parquet with image_id,label (and split); default: an image's parent folder"),
     Option("backbone", str, "resnet50", "content",

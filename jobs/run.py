@@ -11,7 +11,7 @@ from typing import Any
 from jobs import embed, index, rank
 from jobs.cluster import Cluster, cluster
 from jobs.evaluate import Evaluation, evaluate, flat, lines
-from jobs.listed import read_labels_file
+from jobs.listed import read_labels_file, source_of
 from jobs.prepare import Prepared, prepare
 from jobs.report import build_page
 from jobs.result import Result
@@ -25,7 +25,6 @@ from jobs.settings import (
     part_of,
 )
 from retrieval.errors import InputError
-from retrieval.images.sources.folder import FolderSource
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
@@ -51,8 +50,8 @@ def start(settings: RunSettings) -> Result:
 def run(settings: RunSettings) -> Ran:
     """Do the whole job, going on with what is there."""
     watch = Stopwatch()
-    FolderSource(settings.gallery).check()
-    FolderSource(settings.queries).check()
+    source_of(settings, settings.gallery).check()
+    source_of(settings, settings.queries).check()
     if settings.labels is not None:
         read_labels_file(settings.labels, "gallery")
     with cluster(settings.ray_address, settings.workers) as where:

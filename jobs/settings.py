@@ -63,6 +63,8 @@ class Reading:
     """How images are listed, read and embedded."""
 
     labels: str | None = setting("labels")
+    image_column: str | None = setting("image_column")
+    id_column: str | None = setting("id_column")
     chunk_rows: int | None = setting("chunk_rows")
     max_pixels: int = setting("max_pixels")
     limit: int | None = setting("limit")

@@ -14,7 +14,7 @@ from jobs.runfile import Stopwatch
 from jobs.settings import TrainSettings, content_of
 from retrieval.errors import InputError
 from retrieval.images.listing import read_labels
-from retrieval.images.sources.folder import FolderSource
+from retrieval.images.sources.choose import open_source
 from retrieval.model import backbones, bundle
 from retrieval.model.resolve import make_bundle
 from retrieval.storage import commit, finished
@@ -58,7 +58,7 @@ def _items(settings: TrainSettings) -> list[Item]:
         except (OSError, ValueError, ImportError) as error:
             raise InputError(f"--labels {settings.labels} cannot be read ({error})") from error
         labels = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    found = list(FolderSource(settings.data).items())
+    found = list(open_source(settings.data).items())
     kept = data.labelled(found, labels, _left_out(settings))
     say(f"train: {len(kept)} of {len(found)} images have a class that is not left out")
     return kept

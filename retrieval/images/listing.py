@@ -23,34 +23,45 @@ import pyarrow.parquet as pq
 
 from retrieval.errors import InputError
 from retrieval.images.chunks import ROW_GROUP_CHUNKS, chunk_rows_for
-from retrieval.storage.seal import parquet_writer, seal
+from retrieval.images.containers import container_of
+from retrieval.images.sources.metadata import converted, further
+from retrieval.storage.seal import parquet_writer, seal_file
 from retrieval.tables import LISTING, Item
 
 _MEMORY = "512MB"
 _BATCH = 1 << 14
 _OFFERED = pa.schema([f for f in LISTING.schema if f.name != "row"])
+_NONE = pa.schema([])
 
 
 def write_listing(
     items: Iterable[Item],
     target: Path,
     *,
+    columns: pa.Schema = _NONE,
     labels: pa.Table | None = None,
     limit: int | None = None,
     chunk_rows: int | None = None,
 ) -> tuple[int, int]:
-    """Sort items by image_id into a sealed Parquet file; give its rows and the chunk size.
+    """Sort items into a sealed Parquet file; give its rows and the chunk size.
 
-    `labels` (image_id, label) replaces the labels of the items it names; an item it does not name
-    has none. Duplicate ids are refused, naming one. `limit` keeps the first rows. Bytes depend on
-    the items alone, not on their order: DuckDB sorts, one pyarrow writer writes.
+    By image_id; what lies in containers by container and place, so that each is read once, from
+    front to back. `columns` are those whose values stand in `Item.more`; they follow the fixed
+    ones. `labels` (image_id, label, more) replaces the labels of the items, and the columns it has
+    in common with them; an item it does not name has none. Duplicate ids are refused, naming one.
+    `limit` keeps the first rows. Bytes depend on the items alone, not on their order: DuckDB
+    sorts, one pyarrow writer writes.
     """
+    given = _NONE if labels is None else pa.schema(list(labels.schema)[2:])
+    own = [field for field in columns if field.name not in given.names]
+    schema = pa.schema([*LISTING.schema, *own, *given])
     with tempfile.TemporaryDirectory() as scratch, connect(scratch) as base:
-        _load(base, items)
+        _load(base, items, columns)
         _refuse_duplicates(base)
         rows = _count(base, limit)
         step = chunk_rows or chunk_rows_for(rows)
-        write_rows(_sorted(base, labels, limit), target, LISTING.schema, step)
+        kept = [f"o.m{place}" for place, field in enumerate(columns) if field in own]
+        write_rows(_sorted(base, kept, labels, limit), target, schema, step)
     return rows, step
 
 
@@ -63,16 +74,32 @@ def connect(scratch: str) -> Iterator[duckdb.DuckDBPyConnection]:
         yield base
 
 
-def _load(base: duckdb.DuckDBPyConnection, items: Iterable[Item]) -> None:
-    base.execute(
-        "CREATE TABLE offered "
-        "(image_id VARCHAR, path VARCHAR, size BIGINT, mtime_ns BIGINT, label VARCHAR, "
-        "place BIGINT, problem VARCHAR)"
-    )
+def _inside(columns: Iterable[pa.Field], first: int = 0) -> list[pa.Field]:
+    """Give columns as DuckDB gets them: it takes Path for path, and times only without a zone."""
+    return [
+        pa.field(f"m{place}", _unzoned(field.type)) for place, field in enumerate(columns, first)
+    ]
+
+
+def _unzoned(kind: pa.DataType) -> pa.DataType:
+    return pa.timestamp(kind.unit) if pa.types.is_timestamp(kind) else kind
+
+
+def _load(base: duckdb.DuckDBPyConnection, items: Iterable[Item], columns: pa.Schema) -> None:
+    schema = pa.schema([*_OFFERED, ("container", pa.string()), *_inside(columns)])
     rest = iter(items)
+    base.register("batch", schema.empty_table())
+    base.execute("CREATE TABLE offered AS SELECT * FROM batch")
     while batch := list(islice(rest, _BATCH)):
-        columns = [[getattr(item, name) for item in batch] for name in _OFFERED.names]
-        base.register("batch", pa.table(columns, schema=_OFFERED))
+        arrays = [
+            pa.array([getattr(item, name) for item in batch], kind)
+            for name, kind in zip(_OFFERED.names, _OFFERED.types, strict=True)
+        ]
+        arrays.append(pa.array([container_of(item.path) for item in batch], pa.string()))
+        for place, field in enumerate(columns):
+            more = pa.array([item.more[place] for item in batch], field.type)
+            arrays.append(more.cast(_unzoned(field.type)))
+        base.register("batch", pa.table(arrays, schema=schema))
         base.execute("INSERT INTO offered SELECT * FROM batch")
 
 
@@ -91,18 +118,22 @@ def _count(base: duckdb.DuckDBPyConnection, limit: int | None) -> int:
 
 
 def _sorted(
-    base: duckdb.DuckDBPyConnection, labels: pa.Table | None, limit: int | None
+    base: duckdb.DuckDBPyConnection, kept: list[str], labels: pa.Table | None, limit: int | None
 ) -> Iterator[pa.RecordBatch]:
-    columns = "image_id, path, size, mtime_ns, label, place, problem"
-    source = "offered"
+    names = [f"o.{name}" for name in _OFFERED.names]
+    source = "offered o"
     if labels is not None:
-        base.register("given", labels)
-        source = (
-            "(SELECT o.image_id, o.path, o.size, o.mtime_ns, g.label, o.place, o.problem "
-            "FROM offered o LEFT JOIN given g USING (image_id))"
-        )
+        fields = [*list(labels.schema)[:2], *_inside(list(labels.schema)[2:])]
+        given = labels.rename_columns([field.name for field in fields]).cast(pa.schema(fields))
+        base.register("given", given)
+        source += " LEFT JOIN given g USING (image_id)"
+        names[names.index("o.label")] = "g.label"
+        kept = [*kept, *(f"g.{field.name}" for field in fields[2:])]
     tail = "" if limit is None else f" LIMIT {int(limit)}"
-    answer = base.sql(f"SELECT {columns} FROM {source} ORDER BY image_id{tail}")  # noqa: S608 - ours
+    answer = base.sql(
+        f"SELECT {', '.join([*names, *kept])} FROM {source} "  # noqa: S608 - names of ours
+        f"ORDER BY o.container NULLS FIRST, o.place NULLS FIRST, o.image_id{tail}"
+    )
     yield from answer.to_arrow_reader(_BATCH)
 
 
@@ -121,8 +152,8 @@ def write_rows(
         held = 0
         for batch in batches:
             numbers = pa.array(range(row, row + batch.num_rows), pa.int64())
-            columns = [numbers, *(batch[name] for name in schema.names if name != "row")]
-            waiting.append(pa.table(columns, names=schema.names).cast(schema))
+            rest = [c for c, f in zip(batch.columns, batch.schema, strict=True) if f.name != "row"]
+            waiting.append(pa.table([numbers, *rest], names=schema.names).cast(schema))
             row += batch.num_rows
             held += batch.num_rows
             if held >= group:
@@ -132,7 +163,7 @@ def write_rows(
                 waiting, held = [table.slice(whole)], held - whole
         table = pa.concat_tables([schema.empty_table(), *waiting]).combine_chunks()
         writer.write_table(table, row_group_size=group)
-    target.write_bytes(seal(target.read_bytes()))
+    seal_file(target)
 
 
 def sampled_items(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
@@ -168,7 +199,7 @@ def digest(path: Path) -> str:
 
 
 def read_labels(data: bytes, name: str, split: str | None) -> pa.Table:
-    """Read a labels file (CSV or Parquet: image_id,label and maybe split) as (image_id, label).
+    """Read a labels file (CSV or Parquet) as a table (image_id, label, and what else it says).
 
     With a column `split` only the rows of `split` ("gallery" or "queries") count. An empty label
     is no label. Refused: columns missing or doubled, an image named twice.
@@ -193,12 +224,19 @@ def read_labels(data: bytes, name: str, split: str | None) -> pa.Table:
             )
     if split is not None and "split" in table.column_names:
         table = table.filter(pc.equal(table["split"], split))
-    table = table.select(["image_id", "label"]).cast(
-        pa.schema([("image_id", pa.string()), ("label", pa.string())])
-    )
+    more = further(table.schema, ("split",))
+    table = _converted(table, pa.schema([("image_id", pa.string()), ("label", pa.string()), *more]))
     counts = table["image_id"].value_counts()
     repeated = [str(c["values"]) for c in counts if c["counts"].as_py() > 1]
     if repeated:
         raise InputError(f"--labels {name} names {repeated[0]} twice; keep one line an image")
     blank = pc.if_else(pc.equal(table["label"], ""), pa.scalar(None, pa.string()), table["label"])
     return table.set_column(1, "label", blank)
+
+
+def _converted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        pa.chunked_array([converted(a, f.type) for a in table[f.name].chunks], f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from retrieval.errors import LookalikeError
 from retrieval.images.decode import decode
+from retrieval.images.opening import Opener
 from retrieval.model.embedding import Embedder, Vectors
-from retrieval.storage.reading import read_uri
 
 _MESSAGE = 300  # characters of an error kept in the ledger
 _OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
@@ -59,6 +59,11 @@ class _Image:
     width: int
     height: int
     sha256: str
+    size: int  # bytes that were read
+
+
+class NotAnImage(Exception):
+    """A source says already that this cannot be read; the ledger tells why."""
 
 
 def embed_items(
@@ -66,11 +71,13 @@ def embed_items(
 ) -> Iterator[Embedded]:
     """Embed items (rows of a listing) in their order; each ends as one row or one failure."""
     under_way: deque[tuple[list[_Image], list[Failure], Callable[[], Vectors]]] = deque()
-    for images, failures in _batches(_decoded(items, embedder, decoding), embedder.batch_size):
-        answer = embedder.submit([image.pixels for image in images])
-        under_way.append((images, failures, answer))
-        if len(under_way) > embedder.ahead:
-            yield _embedded(*under_way.popleft(), decoding.embedding_dtype)
+    with Opener(decoding.options) as opener:
+        decoded = _decoded(items, embedder, decoding, opener)
+        for images, failures in _batches(decoded, embedder.batch_size):
+            answer = embedder.submit([image.pixels for image in images])
+            under_way.append((images, failures, answer))
+            if len(under_way) > embedder.ahead:
+                yield _embedded(*under_way.popleft(), decoding.embedding_dtype)
     while under_way:
         yield _embedded(*under_way.popleft(), decoding.embedding_dtype)
 
@@ -94,12 +101,12 @@ def _batches(
 
 
 def _decoded(
-    items: list[dict[str, Any]], embedder: Embedder, decoding: Decoding
+    items: list[dict[str, Any]], embedder: Embedder, decoding: Decoding, opener: Opener
 ) -> Iterator[_Image | Failure]:
     """Decode in the order of the items, up to two batches ahead where there are threads."""
 
     def one(item: dict[str, Any]) -> _Image | Failure:
-        return _image(item, embedder, decoding)
+        return _image(item, embedder, decoding, opener)
 
     if not decoding.threads:
         yield from map(one, items)
@@ -114,23 +121,28 @@ def _decoded(
             yield ahead.popleft().result()
 
 
-def _image(item: dict[str, Any], embedder: Embedder, decoding: Decoding) -> _Image | Failure:
+def _image(
+    item: dict[str, Any], embedder: Embedder, decoding: Decoding, opener: Opener
+) -> _Image | Failure:
+    if item.get("problem") is not None:
+        return _failure(item, "list", NotAnImage(item["problem"]))
     stage = "read"
     try:
-        data = read_uri(item["path"], decoding.options)
+        data = opener.read(item["path"], item.get("place"), item.get("size"))
         stage = "decode"
         found = decode(data, embedder.bundle.transform, max_pixels=decoding.max_pixels)
     except LookalikeError:
         raise
     except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all
         return _failure(item, stage, error)
-    return _Image(item, found.pixels, found.width, found.height, hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    return _Image(item, found.pixels, found.width, found.height, digest, len(data))
 
 
 def _embedded(
     images: list[_Image], failures: list[Failure], answer: Callable[[], Vectors], dtype: str
 ) -> Embedded:
-    size = sum(image.item["size"] for image in images)
+    size = sum(image.size for image in images)
     with np.errstate(over="ignore"):  # what float16 cannot hold is found below
         vectors = answer().astype(dtype)
     problems = [_unfit(vector) for vector in vectors]

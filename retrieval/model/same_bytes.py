@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from retrieval.embeddings.store import sealed_parts
+from retrieval.images.opening import Opener
 from retrieval.storage.files import Folder
-from retrieval.storage.reading import read_uri
 from retrieval.tables import Chunk
 
 
@@ -22,13 +22,15 @@ def changed_rows(
     """
     table = sealed_parts(folder, chunk)
     before = dict(zip(table["row"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-    now = {item["row"]: _sha256(item["path"], options) for item in items}
+    with Opener(options) as opener:
+        now = {item["row"]: _sha256(item, opener) for item in items}
     return [row for row, sha256 in now.items() if sha256 != before.get(row)]
 
 
-def _sha256(path: str, options: Mapping[str, Any]) -> str:
+def _sha256(item: dict[str, Any], opener: Opener) -> str:
     """Give the SHA-256 of an image, or nothing where it can never be read."""
     try:
-        return hashlib.sha256(read_uri(path, options)).hexdigest()
+        data = opener.read(item["path"], item["place"], item["size"])
     except (OSError, ValueError):
         return ""
+    return hashlib.sha256(data).hexdigest()

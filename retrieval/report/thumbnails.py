@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 
 from retrieval.errors import LookalikeError
+from retrieval.images.containers import reading_order
 from retrieval.images.decode import decode_full
-from retrieval.storage.reading import read_uri
+from retrieval.images.opening import Opener
 
 QUALITY = 80
 """Below it the edges of small pictures ring visibly; above it the bytes grow and the eye gains
@@ -49,17 +50,18 @@ def thumbnails(paths: Iterable[str], *, max_pixels: int, threads: int = 2) -> di
 
     def make(path: str) -> bytes | None:
         try:
-            return thumbnail(read_uri(path), max_pixels=max_pixels)
+            return thumbnail(opener.read(path), max_pixels=max_pixels)
         except LookalikeError:
             raise
         except (MemoryError, Exception):  # noqa: BLE001 - decoders raise anything on broken bytes
             return None
 
-    names = sorted(set(paths))
+    names = sorted(set(paths), key=reading_order)
     # the decoder's own catch_warnings is not made for threads: two that overlap would leave their
     # filters behind in the process, so those of before are put back here, once all are through
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with ThreadPoolExecutor(threads, "thumbnail") as pool:
+        with Opener() as opener, ThreadPoolExecutor(threads, "thumbnail") as pool:
             made = list(pool.map(make, names))
-    return {name: data for name, data in zip(names, made, strict=True) if data is not None}
+    found = dict(zip(names, made, strict=True))
+    return {name: data for name, data in sorted(found.items()) if data is not None}

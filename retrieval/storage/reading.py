@@ -1,4 +1,4 @@
-"""One image read with patience: what may pass is tried again, what comes again is raised."""
+"""Inputs read with patience: what may pass is tried again, what comes again is raised."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
@@ -25,7 +25,7 @@ Answer = TypeVar("Answer")
 
 
 def read_uri(path: str, options: Mapping[str, Any] | None = None) -> bytes:
-    """Give the bytes of one image, wherever it lies.
+    """Give the bytes of one file, wherever it lies.
 
     A name that is not UTF-8 stands in listings with %XX for the bytes that are not; it is tried
     when no file has the name as written.
@@ -36,18 +36,64 @@ def read_uri(path: str, options: Mapping[str, Any] | None = None) -> bytes:
             if is_remote(path):
                 system, name = fsspec.core.url_to_fs(path, **(options or {}))
                 return cast(bytes, system.cat_file(name))
-            name = local_path(path)
-            try:
-                return Path(name).read_bytes()
-            except FileNotFoundError:
-                if "%" not in name:
-                    raise
-                return Path(_not_utf8(name)).read_bytes()
+            return _as_written(lambda name: Path(name).read_bytes(), local_path(path))
 
     return retrying(read, path)
 
 
-def _not_utf8(name: str) -> str:
+def read_range(
+    path: str, first: int, length: int, options: Mapping[str, Any] | None = None
+) -> bytes:
+    """Give `length` bytes of a file from byte `first` on; fewer where it ends before."""
+
+    def cut(name: str) -> bytes:
+        with open(name, "rb") as file:
+            file.seek(first)
+            return file.read(length)
+
+    def read() -> bytes:
+        with operation("read", path):
+            if length == 0:
+                return b""
+            if is_remote(path):
+                system, name = fsspec.core.url_to_fs(path, **(options or {}))
+                return cast(bytes, system.cat_file(name, start=first, end=first + length))
+            return _as_written(cut, local_path(path))
+
+    return retrying(read, path)
+
+
+def open_uri(path: str, options: Mapping[str, Any] | None = None, *, block: int = 0) -> BinaryIO:
+    """Open a file for reading, seekable; of a remote one `block` bytes are fetched at a time."""
+
+    def start() -> BinaryIO:
+        with operation("read", path):
+            if is_remote(path):
+                system, name = fsspec.core.url_to_fs(path, **(options or {}))
+                return cast(BinaryIO, system.open(name, "rb", block_size=block or None))
+            return _as_written(lambda name: open(name, "rb"), local_path(path))
+
+    return retrying(start, path)
+
+
+def _as_written(action: Callable[[str], Answer], name: str) -> Answer:
+    """Do it with a local file of this name, or else with one of the bytes that %XX stands for."""
+    try:
+        return action(name)
+    except FileNotFoundError:
+        if "%" not in name:
+            raise
+        return action(not_utf8(name))
+
+
+def readable(path: str) -> str:
+    """Write a name that is not UTF-8 with %XX for the bytes that are not."""
+    return "".join(
+        f"%{ord(char) - 0xDC00:02X}" if 0xDC80 <= ord(char) <= 0xDCFF else char for char in path
+    )
+
+
+def not_utf8(name: str) -> str:
     """Put bytes back for %80 … %FF, the only ones that are not UTF-8 by themselves."""
     plain = re.sub(
         rb"%([89A-F][0-9A-F])", lambda found: bytes([int(found[1], 16)]), os.fsencode(name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -30,6 +31,23 @@ def seal(data: bytes) -> bytes:
     if data[at : at + 64] != BLANK:
         raise ValueError("the last mark in these bytes is not blank")
     return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
+
+
+def seal_file(path: Path) -> None:
+    """Do what `seal` does to a file in place, by blocks: it may be larger than memory."""
+    with open(path, "r+b") as file:
+        at = _find_mark(file)
+        if at is None:
+            raise ValueError(f"{path} holds no mark")
+        file.seek(at)
+        if file.read(64) != BLANK:
+            raise ValueError(f"the last mark of {path} is not blank")
+        digest = hashlib.sha256()
+        file.seek(0)
+        while block := file.read(_WINDOW):
+            digest.update(block)
+        file.seek(at)
+        file.write(digest.hexdigest().encode())
 
 
 def is_sealed(file: BinaryIO) -> bool:

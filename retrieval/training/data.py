@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch.nn import functional
 
 from retrieval.errors import InputError, LookalikeError, UsageError
 from retrieval.images.decode import apply, decode_full
-from retrieval.storage.reading import read_uri
+from retrieval.images.opening import Opener
 from retrieval.tables import Item, Transform
 
 MARGIN = 1.125
@@ -111,13 +112,27 @@ def digest(items: Iterable[Item]) -> str:
     return sha.hexdigest()
 
 
-def load(items: Iterable[Item], transform: Transform, *, seed: int, max_pixels: int) -> Photos:
+def load(
+    items: Iterable[Item],
+    transform: Transform,
+    *,
+    seed: int,
+    max_pixels: int,
+    options: Mapping[str, Any] | None = None,
+) -> Photos:
     """Decode the photos that `labelled` gave and part them, 7 to 3 within each class.
 
     Photos are parted as they turn out to be readable, so that no class loses its share to broken
     files, and each class by its own seed, so that leaving one out does not part the others anew.
     A class with fewer than two readable photos is refused.
     """
+    with Opener(options) as opener:
+        return _load(items, opener, transform, seed, max_pixels)
+
+
+def _load(
+    items: Iterable[Item], opener: Opener, transform: Transform, seed: int, max_pixels: int
+) -> Photos:
     by_class = groupby(sorted(items, key=lambda item: item.label or ""), lambda i: i.label or "")
     names: list[str] = []
     parts: tuple[_Growing, _Growing] = (_Growing(), _Growing())
@@ -127,7 +142,8 @@ def load(items: Iterable[Item], transform: Transform, *, seed: int, max_pixels: 
         seen = 0
         for item in _shuffled(list(members), seed, name):
             validates = _validates(seen)
-            pixels = _read(item, transform if validates else _margined(transform), max_pixels)
+            chosen = transform if validates else _margined(transform)
+            pixels = _read(item, opener, chosen, max_pixels)
             if isinstance(pixels, str):
                 failures.append(f"{item.image_id}: {pixels}")
                 continue
@@ -180,10 +196,13 @@ def _margined(transform: Transform) -> Transform:
     )
 
 
-def _read(item: Item, transform: Transform, max_pixels: int) -> Tensor | str:
+def _read(item: Item, opener: Opener, transform: Transform, max_pixels: int) -> Tensor | str:
     """Give the pixels of a photo, or why there are none."""
+    if item.problem is not None:
+        return item.problem
     try:
-        return apply(decode_full(read_uri(item.path), max_pixels=max_pixels), transform)
+        data = opener.read(item.path, item.place, item.size)
+        return apply(decode_full(data, max_pixels=max_pixels), transform)
     except LookalikeError:  # a disk that fails for now is no broken photo
         raise
     except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all

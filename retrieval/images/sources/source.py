@@ -18,7 +18,7 @@ class Source(ABC):
     """What a person typed for it."""
 
     others: int = 0
-    """Files that were met while listing and are not images."""
+    """Files that `items` has met so far and that are not images."""
 
     @abstractmethod
     def items(self) -> Iterator[Item]:

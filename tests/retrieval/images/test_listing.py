@@ -1,5 +1,6 @@
 """The listing: every image once, in one order, in bytes that depend on the images alone."""
 
+import datetime as dt
 import hashlib
 import io
 import random
@@ -24,7 +25,7 @@ from retrieval.images.listing import (
 from retrieval.storage.files import LocalFolder
 from retrieval.storage.rows import read_rows
 from retrieval.storage.seal import is_sealed
-from retrieval.tables import LISTING, Item
+from retrieval.tables import LISTING, Item, further_columns
 
 IDS = st.lists(
     st.text("ab-/.%Zz~äé\u0301猫\U0001f408\uffff", min_size=1, max_size=6) | st.text(min_size=1),
@@ -144,6 +145,97 @@ def test_ids_that_only_look_alike_are_two():
     ]  # fmt: skip
 
 
+# --- containers and further columns ---
+
+CONTAINERS = st.sampled_from(
+    ["/x/a.jpg", "s3://b/a.jpg", "tar://{}::/x/b.tar", "tar://a::b{}::/x/a.tar", "tar://no.jpg",
+     "parquet://image/{}::/x/ä.parquet", "parquet://image/{}::s3://b/B.parquet"]
+)  # fmt: skip
+
+
+def container(path):
+    return path.rpartition("::")[2] if "::" in path else None
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.lists(st.tuples(CONTAINERS, st.none() | st.integers(0, 3), st.text("abä/", min_size=1)),
+             unique_by=lambda drawn: drawn[2], max_size=20),
+    st.randoms(),
+)  # fmt: skip
+def test_what_lies_in_containers_stands_by_container_and_place(drawn, chance):
+    offered = [
+        Item(name, form.format(n), 1, None, None, place) for n, (form, place, name) in
+        enumerate(drawn)
+    ]  # fmt: skip
+    wanted = sorted(
+        offered,
+        key=lambda i: (
+            (container(i.path) or "").encode(), -1 if i.place is None else i.place,
+            i.image_id.encode(),
+        ),
+    )  # fmt: skip
+    data = written(chance.sample(offered, len(offered)))[0]
+    assert data == written(offered)[0]
+    table = pq.read_table(io.BytesIO(data))
+    assert table["image_id"].to_pylist() == [one.image_id for one in wanted]
+    assert table["place"].to_pylist() == [one.place for one in wanted]
+
+
+WHEN = dt.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=dt.UTC)
+MORE = pa.schema(
+    [
+        ("text", pa.string()),
+        ("Path", pa.string()),  # DuckDB takes it for path
+        ("small", pa.uint8()),
+        ("ratio", pa.float32()),
+        ("good", pa.bool_()),
+        ("day", pa.date32()),
+        ("when", pa.timestamp("us", "Europe/Berlin")),
+        ('naïve "name"; --', pa.timestamp("us")),
+    ]
+)
+VALUES = ("a", "b", 255, 0.5, True, WHEN.date(), WHEN, WHEN.replace(tzinfo=None))
+
+
+def test_further_columns_follow_the_fixed_ones_with_their_types():
+    offered = [
+        Item("b", "/x/b", 1, 2, None, more=(None,) * len(MORE)),
+        Item("a", "/x/a", 1, 2, None, problem="it is a link", more=VALUES),
+    ]
+    table = table_of(offered, columns=MORE)
+    assert table.schema.equals(pa.schema([*LISTING.schema, *MORE]))
+    assert further_columns(table.schema, LISTING).equals(MORE)
+    first, second = table.to_pylist()
+    assert tuple(first[name] for name in MORE.names) == VALUES
+    assert {second[name] for name in MORE.names} == {None}
+    assert (first["problem"], second["problem"]) == ("it is a link", None)
+
+
+def test_further_columns_of_labels_become_metadata_and_win_over_those_of_the_source():
+    data, name = as_csv(
+        [("a", "cat", 7, "x", "2026-01-02"), ("c", "dog", 8, "", "2026-01-03")],
+        ("image_id", "label", "same", "text", "day"),
+    )
+    labels = read_labels(data, name, None)
+    columns = pa.schema([("own", pa.int64()), ("same", pa.string())])
+    offered = [Item(i, f"/x/{i}", 1, 2, None, more=(n, "old")) for n, i in enumerate("abc")]
+    table = table_of(offered, columns=columns, labels=labels)
+    assert further_columns(table.schema, LISTING).names == ["own", "same", "text", "day"]
+    rows = table.to_pylist()
+    assert [row["own"] for row in rows] == [0, 1, 2]
+    assert [row["same"] for row in rows] == [7, None, 8]
+    assert [row["label"] for row in rows] == ["cat", None, "dog"]
+    assert rows[0]["day"] == dt.date(2026, 1, 2)
+
+
+def test_a_listing_is_sealed_without_being_read_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read as a whole"))
+    write_listing(items(100), tmp_path / "x", chunk_rows=2)
+    with open(tmp_path / "x", "rb") as file:
+        assert is_sealed(file)
+
+
 # --- labels ---
 
 
@@ -212,6 +304,13 @@ def test_columns_may_stand_in_any_order_among_others(form):
         "a": "cat",
         "b": None,
     }
+
+
+@both
+def test_further_columns_of_scalars_are_kept(form):
+    columns = ("label", "size", "more", "split", "image_id", "other")
+    table = read_labels(*form([("cat", 5, 1, "gallery", "a", "x")], columns), "gallery")
+    assert table.to_pydict() == {"image_id": ["a"], "label": ["cat"], "more": [1], "other": ["x"]}
 
 
 @both

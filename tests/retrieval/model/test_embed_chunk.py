@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import shutil
+import tarfile
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -22,7 +24,10 @@ from retrieval.embeddings.segment import claim_segment
 from retrieval.errors import Damaged, LookalikeError, StorageFailure
 from retrieval.images.decode import decode
 from retrieval.images.listing import write_listing
+from retrieval.images.opening import Opener
 from retrieval.images.sources.folder import FolderSource
+from retrieval.images.sources.parquet import ParquetSource
+from retrieval.images.sources.tar import TarSource
 from retrieval.model import embed_items
 from retrieval.model.bundle import write_bundle
 from retrieval.model.embed_chunk import embed_chunk
@@ -341,20 +346,79 @@ def test_decoding_ahead_gives_the_same_bytes(source, tmp_path, embedder, threads
 
 def test_decoding_ahead_stays_within_two_batches(source, embedder, monkeypatch):
     read, taken = [], []
-    plain = embed_items.read_uri
+    plain = Opener.read
 
-    def counted(path, options):
+    def counted(self, path, place, size):
         read.append(path)
         assert len(read) - len(taken) <= 3 * BATCH + 1  # two ahead, and the one in hand
-        return plain(path, options)
+        return plain(self, path, place, size)
 
-    monkeypatch.setattr(embed_items, "read_uri", counted)
+    monkeypatch.setattr(Opener, "read", counted)
     path = str(Path(source, "class0/photo0000.jpg"))
     item = {"image_id": "x", "path": path, "label": None, "size": 1}
     items = [{**item, "row": row} for row in range(12 * BATCH)]
     for batch in embed_items.embed_items(items, embedder, Decoding(10**6, "float16", 2)):
         taken += batch.rows
     assert [row["row"] for row in taken] == list(range(12 * BATCH))
+
+
+# --- containers ---
+
+
+def in_tar(root, target):
+    """The photos of a folder in a tar, after two members that cannot be read as images."""
+    with tarfile.open(target, "w") as tar:
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "class0/photo0000.jpg"
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("class0/photo0000.jpg"))  # replaced by the later one
+        tar.add(root, "")
+    return TarSource(str(target)), {"x.tar/link.jpg", "x.tar/class0/photo0000.jpg (1)"}
+
+
+def in_parquet(root, target):
+    paths = sorted(path for path in root.rglob("*.jpg"))
+    images = [path.read_bytes() for path in paths] + [None]
+    pq.write_table(pa.table({"image": images}), target, row_group_size=4)
+    return ParquetSource(str(target)), {f"x.parquet/{len(paths)}"}
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize(("make", "name"), [(in_tar, "x.tar"), (in_parquet, "x.parquet")])
+def test_images_in_containers_give_the_vectors_of_their_files(
+    photos, tmp_path, embedder, make, name, threads
+):
+    root = photos("photos", 9)
+    source, broken = make(root, tmp_path / name)
+    found = {}
+    for images in (FolderSource(str(root)), source):
+        write_listing(images.items(), tmp_path / "listing.parquet")
+        items = pq.read_table(tmp_path / "listing.parquet").to_pylist()
+        decoding = Decoding(10**6, "float16", threads)
+        batches = list(embed_items.embed_items(items, embedder, decoding))
+        rows = [row for batch in batches for row in batch.rows]
+        vectors = np.concatenate([batch.vectors for batch in batches])
+        found[type(images)] = sorted(
+            (row["sha256"], vector.tobytes()) for row, vector in zip(rows, vectors, strict=True)
+        )
+        size = sum(path.stat().st_size for path in root.rglob("*.jpg"))
+        assert sum(batch.size for batch in batches) == size
+    assert found[FolderSource] == found[type(source)]
+    failures = [failure for batch in batches for failure in batch.failures]
+    assert {failure["image_id"] for failure in failures} == broken
+
+
+def test_what_a_source_says_is_no_image_is_not_read(tmp_path, embedder, monkeypatch):
+    monkeypatch.setattr(Opener, "read", lambda *_: pytest.fail("read"))
+    item = {
+        "row": 7, "image_id": "x", "path": "/x", "label": "cat", "size": None,
+        "place": 5, "problem": "it is a link",
+    }  # fmt: skip
+    (batch,) = embed_items.embed_items([item], embedder, Decoding(10**6, "float16"))
+    assert batch.failures == [
+        {"row": 7, "image_id": "x", "path": "/x", "label": "cat", "stage": "list",
+         "error": "NotAnImage", "message": "it is a link"}
+    ]  # fmt: skip
 
 
 # --- faults ---

@@ -2,10 +2,13 @@
 
 import io
 import os
+import tarfile
 import time
 import warnings
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -147,6 +150,23 @@ def test_each_is_read_once_and_the_answer_depends_on_nothing_else(tmp_path, monk
     assert list(one.items()) == list(four.items())
     assert list(one) == paths
     assert thumbnails([], max_pixels=BOUND) == {}
+
+
+def test_images_in_containers_are_shown_too(tmp_path):
+    photos = [encoded(halves(40 + number, 40)) for number in range(12)]
+    pq.write_table(pa.table({"image": photos}), tmp_path / "x.parquet")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number, photo in enumerate(photos):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(photo)
+            tar.addfile(member, io.BytesIO(photo))
+    paths = [f"parquet://image/{number}::{tmp_path}/x.parquet" for number in range(12)]
+    paths += [f"tar://{number}.png::{tmp_path}/x.tar" for number in range(12)]
+    found = thumbnails([*paths, f"tar://gone.png::{tmp_path}/x.tar"], max_pixels=BOUND)
+    assert list(found) == sorted(paths)
+    for number in range(12):
+        assert found[paths[number]] == found[paths[12 + number]]
+        assert found[paths[number]] == thumbnail(photos[number], max_pixels=BOUND)
 
 
 def test_a_store_that_fails_for_now_is_not_an_unreadable_image(tmp_path, monkeypatch):

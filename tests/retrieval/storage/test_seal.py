@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from retrieval.storage.seal import (
     notes_of,
     read_json,
     seal,
+    seal_file,
     sealed_json,
     sealed_parquet,
 )
@@ -158,3 +161,25 @@ def test_only_a_blank_mark_is_filled_in():
         seal(SMALL["json"])
     with pytest.raises(ValueError, match="not found"):
         seal(b"no mark at all")
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.binary(max_size=300), st.binary(max_size=300), st.integers(1, 200))
+def test_a_file_is_sealed_in_place_as_its_bytes_would_be(before, after, window):
+    data = before + SEAL.encode() + after
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_WINDOW", window)
+        path = Path(folder, "x")
+        path.write_bytes(data)
+        seal_file(path)
+        assert path.read_bytes() == seal(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"", "no mark"), (b"x" * 99, "no mark"), (SMALL["json"], "not blank")]
+)
+def test_a_file_without_a_blank_mark_is_left_as_it_is(tmp_path, data, message):
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        seal_file(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == data

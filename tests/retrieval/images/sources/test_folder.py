@@ -1,24 +1,43 @@
 """Folders of images: which files are offered, under which ids, and what opens them again."""
 
 import os
+import time
 import uuid
 from abc import ABC, abstractmethod
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from retrieval.errors import InputError
-from retrieval.images.sources.folder import SUFFIXES, FolderSource, is_image, parent, readable
-from retrieval.storage.reading import read_uri
+from retrieval.images.sources.folder import FolderSource
+from retrieval.images.sources.names import SUFFIXES, is_image, parent
+from retrieval.images.sources.walk import changed_ns
+from retrieval.storage.reading import read_uri, readable
+from tests.retrieval.images.sources.contract import SourceContract
 
 
 def ids(source):
     return sorted(item.image_id for item in source.items())
 
 
-class SourceTests(ABC):
-    """What every source promises: each image once, its id, its label, its size, and its bytes."""
+class TestContract(SourceContract):
+    """What every source promises."""
+
+    def source(self, place, images, others=()):
+        if not (images or others):
+            place.put("empty.txt", b"")
+        for name, data in [*images.items(), *((name, b"x") for name in others)]:
+            place.put(name, data)
+        return FolderSource(place.root)
+
+    def missing(self, place):
+        return FolderSource(place.root)
+
+
+class FolderTests(ABC):
+    """What a folder promises beyond that, here and behind a URI."""
 
     @abstractmethod
     def root(self):
@@ -106,7 +125,7 @@ class SourceTests(ABC):
             read_uri(item.path)
 
 
-class TestRemote(SourceTests):
+class TestRemote(FolderTests):
     @pytest.fixture
     def root(self):
         root = f"memory://{uuid.uuid4()}/photos"
@@ -121,9 +140,9 @@ class TestRemote(SourceTests):
     def remove(self, root, name):
         fsspec.filesystem("memory").rm_file(f"{root}/{name}")
 
-    def test_the_last_change_is_not_known(self, root):
+    def test_the_last_change_is_what_the_store_says(self, root):
         (item,) = self.source(root, "a.jpg").items()
-        assert item.mtime_ns is None
+        assert abs(item.mtime_ns - time.time_ns()) < 60 * 10**9
 
     @pytest.mark.parametrize("root", ["nonsense://bucket/photos"])
     def test_an_unknown_kind_of_store_is_refused(self, root):
@@ -131,7 +150,7 @@ class TestRemote(SourceTests):
             ids(FolderSource(root))
 
 
-class TestLocal(SourceTests):
+class TestLocal(FolderTests):
     @pytest.fixture
     def root(self, tmp_path):
         return str(tmp_path / "photos")
@@ -262,3 +281,65 @@ def test_the_suffix_of_the_name_tells_an_image(path, expected):
 def test_small_words():
     assert (parent("a.jpg"), parent("x/a.jpg"), parent("x/y/a.jpg")) == (None, "x", "y")
     assert readable(os.fsdecode(b"\x80\xff%41\xc3\xbc")) == "%80%FF%41ü"
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({}, None),
+        ({"LastModified": None, "ETag": "x"}, None),
+        ({"LastModified": datetime(2026, 1, 1, tzinfo=UTC)}, 1_767_225_600_000_000_000),
+        ({"last_modified": datetime(2026, 1, 1)}, 1_767_225_600_000_000_000),  # noqa: DTZ001
+        ({"updated": "2026-01-01T00:00:00.000001Z"}, 1_767_225_600_000_001_000),
+        ({"updated": "yesterday"}, None),
+        ({"mtime": 1.5, "created": 7}, 1_500_000_000),
+        ({"mtime": 1_700_000_000}, 1_700_000_000_000_000_000),
+        ({"created": 7}, 7_000_000_000),
+    ],
+)
+def test_the_last_change_is_read_as_each_store_writes_it(info, expected):
+    assert changed_ns(info) == expected
+
+
+def test_a_listing_holds_no_more_than_a_folder_of_a_store(remote, monkeypatch):
+    for name in ("a/1.jpg", "a/b/2.jpg", "c/3.jpg"):
+        remote.put(name, b"x")
+    asked = []
+    system = fsspec.filesystem("memory", use_listings_cache=False)
+    plain = type(system).ls
+    monkeypatch.setattr(
+        type(system), "ls", lambda self, path, **kw: asked.append(path) or plain(self, path, **kw)
+    )
+    found = FolderSource(remote.root).items()
+    next(found)
+    assert len(asked) == 2
+    assert len(list(found)) == 2
+    assert len(asked) == 4
+
+
+def test_a_folder_is_walked_without_being_listed_as_a_whole(local, monkeypatch):
+    for number in range(50):
+        local.put(f"{number}.jpg", b"x")
+    met = []
+    plain = os.scandir
+
+    class Counted:
+        def __init__(self, path):
+            self.entries = plain(path)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.entries.close()
+
+        def __iter__(self):
+            for entry in self.entries:
+                met.append(entry.name)
+                yield entry
+
+    monkeypatch.setattr(os, "scandir", Counted)
+    found = FolderSource(local.root).items()
+    next(found)
+    assert len(met) == 1
+    assert len(list(found)) == 49

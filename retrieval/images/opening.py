@@ -1,0 +1,221 @@
+"""The bytes of one image, whichever form its path has: a file, a tar's member, a Parquet row.
+
+A container is kept open for the next image of it. Rows of a Parquet file are decoded a few at a
+time from the start of their row group, so that consecutive ones cost one pass and a row group is
+never in memory as a whole; what was decoded last is kept, since threads ask a little out of order.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from threading import Lock
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrieval.images.containers import ParquetRow, TarMember, parse
+from retrieval.storage.reading import not_utf8, open_uri, read_range, read_uri, retrying
+
+_BATCH = 16
+_KEPT = 3
+"""Rows decoded at a time and batches kept: 48 images, more than threads of a machine ask ahead."""
+
+_BUFFER = 1 << 20
+
+
+class Opener:
+    """Reads images one after the other; threads may share it.
+
+    Errors that may pass are tried again and then raised as `StorageFailure`; those that would come
+    again are OSError or ValueError. Files are read side by side, containers one at a time.
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self._options = options or {}
+        self._lock = Lock()
+        self._open: _Rows | _Members | None = None
+
+    def read(self, path: str, place: int | None = None, size: int | None = None) -> bytes:
+        """Give an image's bytes; `place` and `size` are those of its listing, where it has them."""
+        inside = parse(path)
+        if inside is None:
+            return read_uri(path, self._options)
+        if isinstance(inside, TarMember) and place is not None and size is not None:
+            return self._range(inside, place, size)
+        with self._lock:
+            return retrying(lambda: self._inside(inside), path)
+
+    def close(self) -> None:
+        """Close the container that is open, if one is."""
+        with self._lock:
+            self._drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _range(self, inside: TarMember, place: int, size: int) -> bytes:
+        data = read_range(inside.container, place, size, self._options)
+        if len(data) != size:
+            raise ValueError(f"{inside.container} ends before its member {inside.member} does")
+        return data
+
+    def _inside(self, inside: TarMember | ParquetRow) -> bytes:
+        kind = _Members if isinstance(inside, TarMember) else _Rows
+        try:
+            if not isinstance(self._open, kind) or self._open.container != inside.container:
+                self._drop()
+                self._open = kind(inside.container, self._options)
+            return self._open.read(inside)  # type: ignore[arg-type]
+        except BaseException:
+            self._drop()  # what failed once is opened afresh
+            raise
+
+    def _drop(self) -> None:
+        held, self._open = self._open, None
+        if held is not None:
+            held.close()
+
+
+class _Members:
+    """A tar whose members are found by name, when only a path is known."""
+
+    def __init__(self, container: str, options: Mapping[str, Any]) -> None:
+        self.container = container
+        with ExitStack() as stack:
+            file: Any = stack.enter_context(open_uri(container, options, block=1 << 16))
+            try:
+                self._tar = stack.enter_context(
+                    tarfile.open(
+                        fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
+                    )
+                )
+            except tarfile.TarError as error:
+                raise ValueError(f"{container} is no tar ({error})") from error
+            self._stack = stack.pop_all()
+
+    def read(self, inside: TarMember) -> bytes:
+        """Give the last member of that name, which is the one that counts."""
+        try:
+            member = self._member(inside.member)
+            file = self._tar.extractfile(member) if member.isreg() else None
+        except tarfile.TarError as error:
+            raise ValueError(f"{self.container} is broken ({error})") from error
+        if file is None or member.issparse():
+            raise ValueError(f"{inside.member} is no plain file in {self.container}")
+        data = file.read()
+        if len(data) != member.size:
+            raise ValueError(f"{self.container} ends before its member {inside.member} does")
+        return data
+
+    def _member(self, name: str) -> tarfile.TarInfo:
+        for written in (name, not_utf8(name)):
+            try:
+                return self._tar.getmember(written)
+            except KeyError:
+                continue
+        raise FileNotFoundError(f"{self.container} has no member {name}")
+
+    def close(self) -> None:
+        """Close the tar."""
+        self._stack.close()
+
+
+class _Rows:
+    """A Parquet file whose images are read forwards."""
+
+    def __init__(self, container: str, options: Mapping[str, Any]) -> None:
+        self.container = container
+        with ExitStack() as stack:
+            file = stack.enter_context(open_uri(container, options, block=_BUFFER))
+            try:
+                self._parquet = stack.enter_context(
+                    # buffered, or else it would read a row group's column as a whole
+                    pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+                )
+            except (OSError, pa.ArrowException) as error:
+                raise _settled(error, container) from error
+            self._stack = stack.pop_all()
+        self._column: str | None = None
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._next = 0  # row that the next batch starts with
+        self._last = 0  # row after those of the row group that is being read
+        self._kept: deque[tuple[int, pa.RecordBatch]] = deque(maxlen=_KEPT)
+
+    def read(self, inside: ParquetRow) -> bytes:
+        """Give the bytes in one row, going forwards from where the last one was, if it can."""
+        try:
+            value = self._value(inside)
+        except (OSError, pa.ArrowException) as error:
+            raise _settled(error, self.container) from error
+        if value is None:
+            raise ValueError(f"row {inside.row} of {self.container} holds no image (null)")
+        return value
+
+    def _value(self, inside: ParquetRow) -> bytes | None:
+        column, row = inside.column, inside.row
+        if column != self._column or not self._reachable(row):
+            self._start(column, row)
+        while True:
+            for first, batch in self._kept:
+                if first <= row < first + len(batch):
+                    return _bytes(batch[column], row - first)
+            batch = next(self._batches)
+            self._kept.append((self._next, batch))
+            self._next += len(batch)
+
+    def _reachable(self, row: int) -> bool:
+        oldest = self._kept[0][0] if self._kept else self._next
+        return oldest <= row < self._last
+
+    def _start(self, column: str, row: int) -> None:
+        """Begin with the row group that a row lies in."""
+        if column not in self._parquet.schema_arrow.names:
+            raise ValueError(f"{self.container} has no column {column}")
+        first = 0
+        for group in range(self._parquet.num_row_groups):
+            rows = self._parquet.metadata.row_group(group).num_rows
+            if first <= row < first + rows:
+                break
+            first += rows
+        else:
+            raise ValueError(f"{self.container} has no row {row}")
+        self._kept.clear()
+        self._column, self._next, self._last = column, first, first + rows
+        self._batches = self._parquet.iter_batches(
+            _BATCH, row_groups=[group], columns=[column], use_threads=False
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._kept.clear()
+        self._stack.close()
+
+
+def _bytes(values: Any, place: int) -> bytes | None:
+    """Give one value of a column of bytes, or of structs with a field of them."""
+    value = values[place].as_py()
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if value is not None and not isinstance(value, bytes):
+        raise ValueError("the column holds no bytes")
+    return value
+
+
+def _settled(error: Exception, container: str) -> Exception:
+    """Tell damage in a Parquet file from a store that fails: Arrow's own errors have no number."""
+    if type(error) is OSError and error.errno is None:
+        return ValueError(f"{container} is damaged ({error})")
+    return error

@@ -1,0 +1,215 @@
+"""Images in tar files: one, or a folder or glob of them, as WebDataset lays its shards.
+
+Only headers are read, and where a label stands in a `.cls` of a few bytes, that. Nothing is ever
+unpacked, so that a member's name or kind can do no harm: what would be harmful on unpacking is
+offered with a problem, and goes to the ledger. Which of two members of one name counts, and which
+label belongs to an image, is known at the end of a tar; memory is the names of one, some 0.5 KB an
+image, and shards are small.
+"""
+
+from __future__ import annotations
+
+import math
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from retrieval.errors import InputError
+from retrieval.images.containers import TarMember
+from retrieval.images.sources.names import is_image, parent
+from retrieval.images.sources.source import Source
+from retrieval.images.sources.walk import Found, files_at, is_folder, walk
+from retrieval.storage.reading import open_uri, readable
+from retrieval.tables import Item
+
+TAR = (".tar",)
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+_BLOCK = 1 << 16
+"""Bytes of a remote tar fetched at a time: several headers of small images, little of large ones.
+fsspec's own 5 MB would read all of most tars."""
+
+_LABEL = 1 << 10
+"""A `.cls` beyond this many bytes is no label."""
+
+_BROKEN = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, LookupError)
+"""What tarfile raises on headers that are not what they should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A member that is named like an image."""
+
+    name: str  # as it stands in the tar
+    place: int
+    size: int
+    mtime: float
+    problem: str | None
+
+
+@dataclass
+class _Contents:
+    """What one tar holds, as far as it could be read; `broken` says why no further."""
+
+    images: list[_Member] = field(default_factory=list)
+    labels: dict[str, str | None] = field(default_factory=dict)  # by WebDataset key
+    others: int = 0
+    broken: str | None = None
+
+
+@dataclass
+class TarSource(Source):
+    """Images in tars; the label is what `KEY.cls` beside an image says, else its folder's name."""
+
+    root: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    others: int = field(default=0, init=False, compare=False)
+
+    def items(self) -> Iterator[Item]:
+        """Give every image, tar by tar; then refuse a tar that is broken, if one was."""
+        self.others = 0
+        if is_folder(self.root, self.options):
+            names = (file.name.lower() for file in walk(self.root, self.options))
+            self.others = sum(not name.endswith(TAR) for name in names)
+        for tar in files_at(self.root, TAR, self.options):
+            found = self._contents(tar)
+            self.others += found.others
+            yield from _items(tar, found)
+            if found.broken:
+                raise InputError(
+                    f"{tar.path} is broken ({found.broken}); fetch or make it again, or remove it"
+                )
+
+    def _contents(self, tar: Found) -> _Contents:
+        try:
+            with open_uri(tar.path, self.options, block=_BLOCK) as file:
+                if file.read(6).startswith(_MAGIC):
+                    raise InputError(
+                        f"{tar.path} is compressed, so that no image of it can be read alone; "
+                        "uncompress it to a plain .tar"
+                    )
+                file.seek(0)
+                return _read(file)
+        except OSError as error:
+            raise InputError(f"{tar.path} cannot be read ({error})") from error
+
+
+def _read(file: BinaryIO) -> _Contents:
+    found = _Contents()
+    try:
+        with tarfile.open(
+            fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
+        ) as tar:
+            for member in _members(tar):
+                _sort_in(found, tar, member)
+    except _BROKEN as error:
+        found.broken = " ".join(str(error).split()) or type(error).__name__
+    return found
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Give the members whose data are all there; raise if the tar ends before its end mark.
+
+    `tarfile` keeps each member it has read, and takes a broken header for the end; neither here.
+    """
+    last: tarfile.TarInfo | None = None
+    at = -1
+    while True:
+        member = tar.next()  # checks that the data of the one before is there
+        if last is not None:
+            yield last
+        if member is None:
+            break
+        if member.size < 0 or tar.offset <= at:
+            raise tarfile.ReadError("a header leads backwards")
+        at = tar.offset
+        tar.members = []  # type: ignore[attr-defined]
+        last = member
+    file: Any = tar.fileobj
+    file.seek(tar.offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    if end != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("a header is damaged" if end else "its end is missing")
+
+
+def _sort_in(found: _Contents, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    if member.isdir():
+        return
+    name = readable(member.name)
+    if is_image(name):
+        place, size = member.offset_data, member.size
+        found.images.append(_Member(name, place, size, member.mtime, _problem(member)))
+    elif member.isreg() and name.lower().endswith(".cls") and member.size <= _LABEL:
+        file: Any = tar.fileobj
+        file.seek(member.offset_data)
+        text = file.read(member.size).decode("utf-8", "replace").strip()
+        found.labels[_key(_plain(name))] = text or None
+    else:
+        found.others += 1
+
+
+def _problem(member: tarfile.TarInfo) -> str | None:
+    """Say why a member cannot be read as an image where it lies, or nothing."""
+    if member.issym() or member.islnk():
+        return f"it is a link in its tar, to {readable(member.linkname)}; links are not followed"
+    if not member.isreg():
+        return "it is neither file nor folder in its tar"
+    if member.issparse():
+        return "it is stored with holes in its tar (sparse)"
+    if member.name.startswith("/"):
+        return "its name in the tar is absolute"
+    if ".." in member.name.split("/"):
+        return "its name in the tar leads out of it (..)"
+    return None
+
+
+def _items(tar: Found, found: _Contents) -> Iterator[Item]:
+    """Make items of members; of those of one name the last counts, as unpacking would leave it."""
+    plain = [_plain(member.name) for member in found.images]
+    last = {name: number for number, name in enumerate(plain)}
+    taken = set(last)
+    for number, (name, member) in enumerate(zip(plain, found.images, strict=True)):
+        problem = member.problem
+        own = name
+        if last[name] != number:
+            problem = "another image of this name follows in its tar and replaces it"
+            own = _free(name, taken)
+        key = _key(name)
+        yield Item(
+            image_id=f"{tar.name}/{own}",
+            path=str(TarMember(member.name, tar.path)),
+            size=member.size,
+            mtime_ns=_changed(member.mtime, tar.mtime_ns),
+            label=found.labels[key] if key in found.labels else parent(name),
+            place=member.place,
+            problem=problem,
+        )
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Give `name (1)` or the next number that no member has."""
+    number = 1
+    while f"{name} ({number})" in taken:
+        number += 1
+    taken.add(f"{name} ({number})")
+    return f"{name} ({number})"
+
+
+def _plain(name: str) -> str:
+    """Write a name as unpacking would take it: `./a//b` is `a/b`; what leads out stays as it is."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return ("/" if name.startswith("/") else "") + "/".join(parts)
+
+
+def _key(name: str) -> str:
+    """Give what WebDataset knows a sample by: the name up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]
+
+
+def _changed(mtime: float, of_tar: int | None) -> int | None:
+    """Give the later change, of member or tar, in nanoseconds; impossible times count for none."""
+    seconds = mtime if math.isfinite(mtime) and abs(mtime) < 1 << 33 else 0
+    return max(int(seconds * 1_000_000_000), of_tar or 0)
