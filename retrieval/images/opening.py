@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.images.containers import ParquetRow, TarMember, parse
+from retrieval.storage.files import operation
 from retrieval.storage.reading import not_utf8, open_uri, read_range, read_uri, retrying
 
 _BATCH = 16
@@ -48,7 +49,7 @@ class Opener:
         if isinstance(inside, TarMember) and place is not None and size is not None:
             return self._range(inside, place, size)
         with self._lock:
-            return retrying(lambda: self._inside(inside), path)
+            return retrying(lambda: self._inside(inside, path), path)
 
     def close(self) -> None:
         """Close the container that is open, if one is."""
@@ -72,13 +73,14 @@ class Opener:
             raise ValueError(f"{inside.container} ends before its member {inside.member} does")
         return data
 
-    def _inside(self, inside: TarMember | ParquetRow) -> bytes:
+    def _inside(self, inside: TarMember | ParquetRow, path: str) -> bytes:
         kind = _Members if isinstance(inside, TarMember) else _Rows
         try:
             if not isinstance(self._open, kind) or self._open.container != inside.container:
                 self._drop()
                 self._open = kind(inside.container, self._options)
-            return self._open.read(inside)  # type: ignore[arg-type]
+            with operation("read", path):
+                return self._open.read(inside)  # type: ignore[arg-type]
         except BaseException:
             self._drop()  # what failed once is opened afresh
             raise

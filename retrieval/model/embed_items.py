@@ -22,6 +22,7 @@ from retrieval.errors import LookalikeError
 from retrieval.images.decode import decode
 from retrieval.images.opening import Opener
 from retrieval.model.embedding import Embedder, Vectors
+from retrieval.tables import LISTING
 
 _MESSAGE = 300  # characters of an error kept in the ledger
 _OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
@@ -170,5 +171,7 @@ def _unfit(vector: NDArray[Any]) -> str | None:
 
 
 def _row(image: _Image) -> dict[str, Any]:
-    kept = {key: image.item[key] for key in ("row", "image_id", "path", "label")}
+    """Give a row of a part without its vector; further columns of the listing go along."""
+    own = ("row", "image_id", "path", "label")
+    kept = {k: v for k, v in image.item.items() if k in own or k not in LISTING.schema.names}
     return {**kept, "width": image.width, "height": image.height, "sha256": image.sha256}

@@ -41,7 +41,7 @@ def open_source(
     elif is_file(root, plain):
         suffix = root.lower()
     elif is_glob(root):
-        suffix = files_at(root, (), plain)[0].path.lower()
+        suffix = files_at(root, (), plain)[0][0].path.lower()
         if not suffix.endswith((*TAR, *COMPRESSED, *PARQUET)):
             raise InputError(f"{root} matches files that are neither .tar nor Parquet; name such")
     else:
@@ -80,14 +80,16 @@ def _of_parquet(
 
     Where none is named a column of bytes comes first: such files often name their images as well.
     """
-    first = files_at(root, PARQUET, options)[0]
+    first = files_at(root, PARQUET, options)[0][0]
     with opened_parquet(first.path, options) as parquet:
         schema = parquet.schema_arrow
     require(first.path, "--image-column", image_column, schema.names)
-    require(first.path, "--id-column", id_column, schema.names)
     column = image_column or image_bytes_column(schema)
     if column is not None and holds_images(schema.field(column).type):
-        return ParquetSource(root, image_column, id_column, options)
+        images = ParquetSource(root, image_column, id_column, options)
+        images.columns()  # refuses an id column that is not there
+        return images
+    require(first.path, "--id-column", id_column, schema.names)
     if any(holds_images(field.type) for field in schema) and image_column is None:
         return ParquetSource(root, None, id_column, options)  # which asks for the column
     if not is_file(root, options):

@@ -85,9 +85,16 @@ def converted(array: Any, kind: pa.DataType) -> Any:
 
 
 def texts(batch: pa.RecordBatch, column: str | None) -> list[str | None]:
-    """Give a column as strings, null where it is empty; only nulls where there is no column."""
-    if column is None or column not in batch.schema.names:
+    """Give a column as strings, null where it is empty; only nulls where there is no column.
+
+    `a.b` is the field b of a column a of structs, where no column has that name.
+    """
+    head, _, tail = (column or "").partition(".")
+    if column is None or {column, head}.isdisjoint(batch.schema.names):
         return [None] * len(batch)
+    if column not in batch.schema.names:
+        field = pc.struct_field(batch[head], tail)
+        return [value or None for value in converted(field, pa.string()).to_pylist()]
     return [value or None for value in converted(batch[column], pa.string()).to_pylist()]
 
 

@@ -26,7 +26,7 @@ from retrieval.images.sources.metadata import (
     values,
 )
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at, is_folder, walk
+from retrieval.images.sources.walk import Found, files_at
 from retrieval.storage.reading import open_uri
 from retrieval.tables import Item
 
@@ -48,12 +48,9 @@ class ParquetSource(Source):
 
     def items(self) -> Iterator[Item]:
         """Give every row, file by file."""
-        self.others = 0
-        if is_folder(self.root, self.options):
-            names = (file.name.lower() for file in walk(self.root, self.options))
-            self.others = sum(not name.endswith(PARQUET) for name in names)
         columns: pa.Schema | None = None
-        for file in files_at(self.root, PARQUET, self.options):
+        files, self.others = files_at(self.root, PARQUET, self.options)
+        for file in files:
             with opened_parquet(file.path, self.options) as parquet:
                 if columns is None:
                     columns = self._further(file, parquet.schema_arrow)
@@ -61,7 +58,8 @@ class ParquetSource(Source):
 
     def columns(self) -> pa.Schema:
         """Give the further columns of the first file."""
-        for file in files_at(self.root, PARQUET, self.options)[:1]:
+        files, _ = files_at(self.root, PARQUET, self.options)
+        for file in files[:1]:
             with opened_parquet(file.path, self.options) as parquet:
                 return self._further(file, parquet.schema_arrow)
         return pa.schema([])
@@ -85,7 +83,8 @@ class ParquetSource(Source):
         return column
 
     def _id_column(self, file: Found, schema: pa.Schema) -> str | None:
-        require(file.path, "--id-column", self.id_column, schema.names)
+        if not _is_field(schema, self.id_column):
+            require(file.path, "--id-column", self.id_column, schema.names)
         return self.id_column or ("image_id" if "image_id" in schema.names else None)
 
     def _rows(self, file: Found, parquet: pq.ParquetFile, columns: pa.Schema) -> Iterator[Item]:
@@ -94,7 +93,8 @@ class ParquetSource(Source):
         image, name = self._image_column(file, schema), self._id_column(file, schema)
         named = label_names(schema)
         row = 0
-        for batch in _batches(parquet, {"label", name, *columns.names} & {*schema.names} - {image}):
+        small = {"label", *columns.names} & {*schema.names} | ({name} if name else set())
+        for batch in _batches(parquet, small):
             ids = texts(batch, name)
             labels = named(batch)
             for own, label, more in zip(ids, labels, values(batch, columns), strict=True):
@@ -162,6 +162,15 @@ def label_names(schema: pa.Schema) -> Callable[[pa.RecordBatch], list[str | None
         else names[number] if number < len(names) else str(number)
         for number in batch["label"].to_pylist()
     ]  # fmt: skip
+
+
+def _is_field(schema: pa.Schema, name: str | None) -> bool:
+    """Tell `image.path`, a field of a column of structs, as Hugging Face keeps names of files."""
+    head, dot, tail = (name or "").partition(".")
+    if not dot or name in schema.names or head not in schema.names:
+        return False
+    kind = schema.field(head).type
+    return bool(pa.types.is_struct(kind) and kind.get_field_index(tail) >= 0)
 
 
 def _batches(parquet: pq.ParquetFile, columns: set[str]) -> Iterator[pa.RecordBatch]:

@@ -19,7 +19,7 @@ from retrieval.errors import InputError
 from retrieval.images.containers import TarMember
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at, is_folder, walk
+from retrieval.images.sources.walk import Found, files_at
 from retrieval.storage.reading import open_uri, readable
 from retrieval.tables import Item
 
@@ -69,11 +69,8 @@ class TarSource(Source):
 
     def items(self) -> Iterator[Item]:
         """Give every image, tar by tar; then refuse a tar that is broken, if one was."""
-        self.others = 0
-        if is_folder(self.root, self.options):
-            names = (file.name.lower() for file in walk(self.root, self.options))
-            self.others = sum(not name.endswith(TAR) for name in names)
-        for tar in files_at(self.root, TAR, self.options):
+        tars, self.others = files_at(self.root, TAR, self.options)
+        for tar in tars:
             found = self._contents(tar)
             self.others += found.others
             yield from _items(tar, found)

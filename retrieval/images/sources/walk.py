@@ -40,13 +40,22 @@ def walk(root: str, options: Mapping[str, Any]) -> Iterator[Found]:
     return _remote(root, options) if is_remote(root) else _local(root)
 
 
-def files_at(root: str, suffixes: tuple[str, ...], options: Mapping[str, Any]) -> list[Found]:
-    """Give the files that a file's path, a folder or a glob means, by name; few and large ones.
+def files_at(
+    root: str, suffixes: tuple[str, ...], options: Mapping[str, Any]
+) -> tuple[list[Found], int]:
+    """Give the files that a file's path, a folder or a glob means, and how many others there are.
 
-    A local path that exists is what it says, even if `*` or `[` stands in it.
+    They are few and large ones, and come by name. A path that exists is what it says, even if `*`
+    or `[` stands in it.
     """
+    others = 0
     if is_folder(root, options):
-        found = [one for one in walk(root, options) if one.name.lower().endswith(suffixes)]
+        found = []
+        for one in walk(root, options):
+            if one.name.lower().endswith(suffixes):
+                found.append(one)
+            else:
+                others += 1
     elif is_file(root, options):
         found = [one_file(root, options)]
     elif is_glob(root):
@@ -58,7 +67,7 @@ def files_at(root: str, suffixes: tuple[str, ...], options: Mapping[str, Any]) -
             raise InputError(
                 f"{one.path} has :: in its path, by which paths are chained; rename it"
             )
-    return sorted(found, key=lambda one: one.name)
+    return sorted(found, key=lambda one: one.name), others
 
 
 def is_glob(root: str) -> bool:

@@ -92,6 +92,14 @@ def test_an_id_column_gives_ids_as_text(local, ids, expected):
         assert [item.image_id for item in found] == expected
 
 
+def test_the_name_in_the_structs_of_images_is_an_id_if_it_is_asked_for(local):
+    table = {"image": pa.array([{"bytes": b"1", "path": "cats/a.jpg"}, {"bytes": b"2"}])}
+    found = rows_of(local, table, id_column="image.path")
+    assert [item.image_id for item in found] == ["cats/a.jpg", "x.parquet/1"]
+    with pytest.raises(UsageError, match=r"--id-column image\.name"):
+        rows_of(local, table, id_column="image.name")
+
+
 @pytest.mark.parametrize(
     "table",
     [

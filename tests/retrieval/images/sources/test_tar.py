@@ -3,10 +3,14 @@
 import io
 import os
 import tarfile
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from retrieval.errors import InputError
 from retrieval.images.opening import Opener
@@ -270,6 +274,34 @@ def test_a_size_that_cannot_be_is_refused(local, bits):
     data[1024:1536] = header
     with pytest.raises(InputError, match=r"x\.tar is broken"):
         list(TarSource(local.put("x.tar", bytes(data))).items())
+
+
+SOUND = tar_of(
+    member("a.jpg", b"1"),
+    member("ü" * 200 + ".jpg", b"2", pax_headers={"comment": "x"}),
+    member("l.jpg", **LINK),
+    member("a.cls", b"cat"),
+    member("b.jpg", b"3" * 700),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), max_size=6),
+    st.integers(0, len(SOUND)),
+)
+def test_whatever_is_damaged_a_tar_is_read_or_refused(changes, length):
+    data = bytearray(SOUND[:length])
+    for at, value in changes:
+        data[at % max(len(data), 1) : at % max(len(data), 1) + 1] = bytes([value])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.tar")
+        path.write_bytes(data)
+        found = []
+        with suppress(InputError):
+            found.extend(TarSource(str(path)).items())
+        for item in found:
+            assert item.problem or 0 <= item.place <= item.place + item.size <= len(data)
 
 
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
