@@ -1,4 +1,4 @@
-"""Some 1,500 bad and odd images, and what must become of each: a row, a line of the ledger, either.
+"""Some 1,640 bad and odd images, and what must become of each: a row, a line of the ledger, either.
 
 All are drawn or damaged by seed: the same bytes every time. `python -m
 tests.retrieval.images.oddities FOLDER` writes them out, to look at one.
