@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageFile
 from torch.nn import functional
 
+from retrieval.images.headers import judge
 from retrieval.tables import Transform
 
 Image.init()  # the formats beyond the first few are registered by this
@@ -33,6 +34,9 @@ several pictures (MPO) is opened as a JPEG."""
 MAX_ASPECT = 8
 """Beyond this ratio of the sides only the middle that the crop can see is resized: a photo of
 3000 x 2 pixels would otherwise become 384,000 x 256 on the way (295 MB)."""
+
+_BAND = 2**20
+"""Pixels that are brought to RGB at a time."""
 
 Pixels = torch.Tensor  # uint8 (3, H, W)
 _RGB = 3
@@ -71,10 +75,7 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
 
 def _decode_oriented(data: bytes, max_pixels: int) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > max_pixels:
-            raise Image.DecompressionBombError(
-                f"{image.width} x {image.height} pixels exceed the limit of {max_pixels}"
-            )
+        judge(image, data, max_pixels)
         pixels = _jpeg(data) if image.format == "JPEG" and image.mode in ("L", "RGB") else None
         if pixels is None:
             image.load()  # before EXIF is asked for, which in a PNG loads and hides the error
@@ -111,6 +112,17 @@ def _jpeg(data: bytes) -> Pixels | None:
 
 
 def _pillow(image: Image.Image) -> Pixels:
+    """Bring any mode to RGB, some rows at a time: whole copies would take 20 bytes a pixel."""
+    pixels = torch.empty((image.height, image.width, 3), dtype=torch.uint8)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(image.height, top + rows)
+        band = _rgb(image.crop((0, top, image.width, bottom)))
+        pixels[top:bottom] = torch.from_numpy(np.array(band))
+    return pixels.permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode == "I":  # 32 bits hold 16-bit samples
@@ -120,8 +132,7 @@ def _pillow(image: Image.Image) -> Pixels:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         seen = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1)
+    return image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:
