@@ -103,8 +103,12 @@ class LocalFolder(Folder):
                 yield name
             finally:
                 with suppress(OSError):  # a disk that fails may not even let go; a sweep will
-                    os.unlink(name)
+                    unlink(name)
             _sync(folder)
+
+
+unlink = os.unlink
+"""Removes what is half-written; tests of a process that dies let it remove nothing."""
 
 
 def _make(name: str) -> None:

