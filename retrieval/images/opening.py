@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from retrieval.images.containers import ParquetRow, TarMember, parse
 from retrieval.storage.files import operation
-from retrieval.storage.reading import not_utf8, open_uri, read_range, read_uri, retrying
+from retrieval.storage.patience import retrying
+from retrieval.storage.reading import not_utf8, open_uri, read_range, read_uri
 
 _BATCH = 16
 _KEPT = 3

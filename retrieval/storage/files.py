@@ -3,101 +3,31 @@
 Two promises are kept by the names: `put` replaces a file as a whole, `put_new` writes it only if
 nothing is there and says whether it did. A reader never sees half a file. Locally that is a
 temporary file in the same folder, fsync, link or replace, fsync of the folder; on object stores it
-is one conditional put.
+is one conditional put (`remote.py`).
 
-`seam` is the ONE place where tests inject faults: it is called before and after every operation.
+A disk that is full or fails while a file is written stops the job with `StorageFailure`; what was
+half-written is removed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO
 
-import fsspec
-
+from retrieval.errors import StorageFailure
+from retrieval.storage.folder import Entry, Folder, operation
+from retrieval.storage.remote import RemoteFolder
 from retrieval.storage.temporary import TEMPORARY, is_abandoned, temporary_name
 
-
-def _nothing(when: Literal["before", "after"], operation: str, path: str) -> None:
-    """Let every operation pass."""
-
-
-seam: Callable[[Literal["before", "after"], str, str], None] = _nothing
-
-
-@contextmanager
-def operation(name: str, path: str) -> Iterator[None]:
-    """Surround one operation on storage by the seam."""
-    seam("before", name, path)
-    yield
-    seam("after", name, path)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file in a folder: its path below it ('/'-separated) and its size in bytes."""
-
-    path: str
-    size: int
-
-
-class Folder(ABC):
-    """A folder and what may be done in it; paths are relative to it, '/'-separated."""
-
-    @abstractmethod
-    def uri(self, path: str = "") -> str:
-        """Give the absolute path or URI of a file in it."""
-
-    @abstractmethod
-    def child(self, path: str) -> Folder:
-        """Give the folder at `path` below this one, there or not."""
-
-    @abstractmethod
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for reading, seekable; FileNotFoundError where there is none."""
-
-    @abstractmethod
-    def entries(self, below: str = "") -> Iterator[Entry]:
-        """Give every file in it, at any depth, temporary ones included; none if it is absent."""
-
-    @abstractmethod
-    def put(self, path: str, data: bytes) -> None:
-        """Write a file as a whole, replacing what is there."""
-
-    @abstractmethod
-    def put_new(self, path: str, data: bytes) -> bool:
-        """Write a file as a whole if nothing is there; False where something is."""
-
-    @abstractmethod
-    def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
-        """Let `write` fill a local file of a given name, then put it as `put_new` does."""
-
-    @abstractmethod
-    def delete(self, path: str) -> None:
-        """Remove a file; nothing happens where there is none."""
-
-    def sweep(self) -> None:
-        """Remove what dead processes of this host, or anyone a day ago, left half-written."""
-        return
-
-    def read(self, path: str) -> bytes:
-        """Give a file's bytes."""
-        with self.open(path) as file:
-            return file.read()
-
-    def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
-        try:
-            self.open(path).close()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+__all__ = [
+    "Entry", "Folder", "LocalFolder", "RemoteFolder", "is_remote", "local_path", "open_folder",
+    "operation",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,79 +93,48 @@ class LocalFolder(Folder):
 
     @contextmanager
     def _temporary(self, path: str) -> Iterator[str]:
+        """Give a name to write to, beside the file it becomes; it is gone afterwards."""
         folder = os.path.dirname(self.uri(path))
-        with operation("make folder", folder):
-            os.makedirs(folder, exist_ok=True)
-        name = os.path.join(folder, temporary_name())
-        try:
-            yield name
-        finally:
-            Path(name).unlink(missing_ok=True)
-        _sync(folder)
-
-
-@dataclass(frozen=True)
-class RemoteFolder(Folder):
-    """A folder of an object store, through fsspec; a put there is atomic by itself."""
-
-    root: str
-    options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold secrets
-
-    def _at(self, path: str) -> tuple[Any, str]:
-        return fsspec.core.url_to_fs(self.uri(path), **self.options)  # type: ignore[no-any-return]
-
-    def uri(self, path: str = "") -> str:
-        return f"{self.root}/{path}" if path else self.root
-
-    def child(self, path: str) -> Folder:
-        return RemoteFolder(self.uri(path), self.options)
-
-    def open(self, path: str) -> BinaryIO:
-        with operation("read", self.uri(path)):
-            system, name = self._at(path)
-            return cast(BinaryIO, system.open(name, "rb"))
-
-    def entries(self, below: str = "") -> Iterator[Entry]:
-        system, name = self._at(below)
-        system.invalidate_cache()
-        root = self._at("")[1].rstrip("/") + "/"
-        for found, info in system.find(name, detail=True).items():
-            yield Entry(found.removeprefix(root), info["size"])
-
-    def put(self, path: str, data: bytes) -> None:
-        with operation("put", self.uri(path)):
-            system, name = self._at(path)
-            system.pipe_file(name, data)
-
-    def put_new(self, path: str, data: bytes) -> bool:
-        with operation("put new", self.uri(path)):
-            system, name = self._at(path)
+        with _stopping(self.uri(path)):
+            name = os.path.join(folder, temporary_name())
             try:
-                system.pipe_file(name, data, mode="create")
-            except FileExistsError:
-                # the answer of our own put may have been lost: equal content is ours
-                return self.read(path) == data
-        return True
+                with operation("make folder", folder):
+                    _make(name)
+                yield name
+            finally:
+                with suppress(OSError):  # a disk that fails may not even let go; a sweep will
+                    unlink(name)
+            _sync(folder)
 
-    def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
-        with tempfile.TemporaryDirectory() as scratch:
-            name = os.path.join(scratch, "file")
-            write(name)
-            with operation("put new", self.uri(path)):
-                system, target = self._at(path)
-                try:
-                    system.put_file(name, target, mode="create")
-                except FileExistsError:
-                    return False
-        return True
 
-    def delete(self, path: str) -> None:
-        with operation("delete", self.uri(path)):
-            system, name = self._at(path)
-            try:
-                system.rm_file(name)
-            except FileNotFoundError:
-                return
+unlink = os.unlink
+"""Removes what is half-written; tests of a process that dies let it remove nothing."""
+
+
+def _make(name: str) -> None:
+    """Make an empty file and its folder, which another run may remove as long as it is empty."""
+    for _ in range(100):
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+        with suppress(FileNotFoundError), open(name, "xb"):
+            return
+
+
+_FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE)
+"""What a disk says that is full or failing; the same write may succeed when it is mended."""
+
+
+@contextmanager
+def _stopping(path: str) -> Iterator[None]:
+    """Turn what a failing disk says into the sentence that stops the job."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FAILING:
+            raise
+        raise StorageFailure(
+            f"{path} could not be written ({error.strerror}); what is finished is kept: make room "
+            "or mend the disk and run the same command again"
+        ) from error
 
 
 def open_folder(url: str, options: Mapping[str, Any] | None = None) -> Folder:

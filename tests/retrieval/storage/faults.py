@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from retrieval.storage import files
+from retrieval.storage import folder
 
 
 class Killed(BaseException):
@@ -15,7 +15,7 @@ class Killed(BaseException):
 def seam(function):
     """Let `function(when, operation, path)` see every storage operation."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "seam", function)
+        patch.setattr(folder, "seam", function)
         yield
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.errors import Damaged, Mismatch, UsageError
+from retrieval.errors import Damaged, Mismatch, StorageFailure, UsageError
 from retrieval.storage import commit, finished
 from retrieval.storage.files import LocalFolder, open_folder
 from retrieval.storage.seal import read_json, sealed_json
@@ -197,7 +197,8 @@ def test_a_full_disk_at_the_start_is_told_with_its_reason(folder):
 
     moments = operations(lambda: commit.begin(folder.child("rehearsal"), "store", {}))
     for number in range(len(moments)):
-        with seam(FailAt(number, full)), pytest.raises(UsageError, match="No space left"):
+        refusal = pytest.raises((UsageError, StorageFailure), match="No space left")
+        with seam(FailAt(number, full)), refusal:
             commit.begin(folder.child(str(number)), "store", {})
 
 

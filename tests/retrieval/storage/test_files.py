@@ -2,13 +2,17 @@
 
 import os
 import threading
+import time
 import uuid
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
 import pytest
 
+from retrieval.errors import StorageFailure
+from retrieval.storage import remote
 from retrieval.storage.files import Entry, LocalFolder, RemoteFolder, open_folder
 from retrieval.storage.reading import read_uri
 from retrieval.storage.temporary import TEMPORARY
@@ -42,6 +46,10 @@ class FolderTests(ABC):
     @abstractmethod
     def folder(self):
         """A fixture that gives an empty folder, not yet made."""
+
+    @abstractmethod
+    def stopped(self):
+        """What is expected of a write that meets one error."""
 
     @every_write
     @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 5000])
@@ -114,7 +122,7 @@ class FolderTests(ABC):
         assert len(moments) >= 2
         for number in range(len(moments)):
             path = f"a/{number}"
-            with seam(FailAt(number, broken)), pytest.raises(OSError, match="Input/output"):
+            with seam(FailAt(number, broken)), self.stopped():
                 write(folder, path, data)
             assert state(folder, path) in (None, data)
             assert not any(TEMPORARY in entry.path for entry in folder.entries())
@@ -125,7 +133,7 @@ class FolderTests(ABC):
         moments = operations(lambda: folder.put("a/x", b"new"))
         for number in range(len(moments)):
             folder.put("a/x", b"old")
-            with seam(FailAt(number, broken)), pytest.raises(OSError, match="Input/output"):
+            with seam(FailAt(number, broken)), self.stopped():
                 folder.put("a/x", b"new")
             assert folder.read("a/x") in (b"old", b"new")
             assert [entry.path for entry in folder.entries()] == ["a/x"]
@@ -146,6 +154,9 @@ class FolderTests(ABC):
 
 
 class TestLocalFolder(FolderTests):
+    def stopped(self):
+        return pytest.raises(StorageFailure, match=r"Input/output error.*mend the disk")
+
     @pytest.fixture
     def folder(self, tmp_path):
         return LocalFolder(str(tmp_path / "out"))
@@ -160,7 +171,7 @@ class TestLocalFolder(FolderTests):
         folder.delete("rehearsal")
         # put_new_file has its file written by another; its first own step is the fsync
         at = next(n for n, moment in enumerate(moments) if moment[1] in ("write", "sync"))
-        with seam(FailAt(at, tear)), pytest.raises(OSError, match="No space"):
+        with seam(FailAt(at, tear)), pytest.raises(StorageFailure, match=r"No space.*make room"):
             write(folder, "x", b"half")
         assert list(folder.entries()) == []
 
@@ -208,6 +219,13 @@ class TestLocalFolder(FolderTests):
 
 
 class TestRemoteFolder(FolderTests):
+    @pytest.fixture(autouse=True)
+    def no_waits(self, monkeypatch):
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+    def stopped(self):
+        return nullcontext()  # an error that comes once is none
+
     @pytest.fixture
     def folder(self):
         root = f"memory://{uuid.uuid4()}"
@@ -219,11 +237,67 @@ class TestRemoteFolder(FolderTests):
     def test_a_put_whose_answer_was_lost_is_known_as_ours(self, folder):
         """A store that kept the file but whose answer never came says "exists" the next time."""
         trace = operations(lambda: folder.put_new("rehearsal", b"mine"))
-        lost = FailAt(trace.index(("after", "put new", folder.uri("rehearsal"))), broken)
-        with seam(lost), pytest.raises(OSError, match="Input/output"):
-            folder.put_new("x", b"mine")
-        assert folder.put_new("x", b"mine")
-        assert not folder.put_new("x", b"theirs")
+        lost = trace.index(("after", "put new", folder.uri("rehearsal")))
+        for write, path in ((folder.put_new, "x"), (self.put_file(folder), "y")):
+            with seam(FailAt(lost, broken)):
+                assert write(path, b"mine")
+            assert write(path, b"mine")
+            assert not write(path, b"meant")
+            assert not write(path, b"theirs")
+            assert folder.read(path) == b"mine"
+
+    def put_file(self, folder):
+        return lambda path, data: folder.put_new_file(path, copy_of(data))
+
+    def test_a_file_that_goes_between_refusal_and_comparison_is_put_again(self, folder):
+        for write in (folder.put_new, self.put_file(folder)):
+            folder.put("x", b"theirs")
+
+            def remove(when, operation, path):
+                if (when, operation) == ("after", "put new") and state(folder, "x") == b"theirs":
+                    folder.delete("x")
+
+            with seam(remove):
+                assert write("x", b"mine")
+            assert folder.read("x") == b"mine"
+
+    @pytest.mark.parametrize("block", [1, 3, 1 << 22])
+    def test_large_files_are_compared_in_blocks(self, folder, monkeypatch, block):
+        monkeypatch.setattr(remote, "_BLOCK", block)
+        write = self.put_file(folder)
+        assert write("x", b"abcdefg")
+        assert write("x", b"abcdefg")
+        for other in (b"abcdefG", b"Abcdefg", b"abcdef", b"abcdefgh", b""):
+            assert not write("x", other)
+
+    def test_a_stream_reads_any_range(self, folder):
+        data = bytes(range(256)) * 1000
+        folder.put("x", data)
+        with folder.open("x") as file:
+            for first, last in ((0, 10), (200_000, 256_000), (5, 70_000), (255_999, 256_000)):
+                assert file.seek(first) == first
+                assert file.read(last - first) == data[first:last]
+            assert file.read() == b""
+            assert file.seek(-5, os.SEEK_END) == len(data) - 5
+            assert file.read() == data[-5:]
+
+    @every_write
+    def test_a_bucket_that_stays_away_stops_the_job(self, folder, write):
+        folder.put("there", b"1")
+        actions = (
+            lambda: write(folder, "x", b"1"), lambda: folder.read("there"),
+            lambda: list(folder.entries()), lambda: folder.delete("there"),
+            lambda: folder.exists("there"), lambda: folder.open("there"),
+        )  # fmt: skip
+        for action in actions:
+            with seam(broken), pytest.raises(StorageFailure, match=r"4 attempts.*Input/output"):
+                action()
+        assert folder.read("there") == b"1"
+
+    def test_a_stream_is_read_with_patience(self, folder):
+        folder.put("x", b"12")
+        with folder.open("x") as file, seam(FailAt(0, broken)):
+            assert file.read() == b"12"
 
     def test_options_reach_the_file_system_and_stay_out_of_what_is_printed(self):
         folder = open_folder("memory://out/", {"secret": "hunter2"})

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import StorageFailure
-from retrieval.storage import reading
-from retrieval.storage.reading import read_uri, retrying
+from retrieval.storage import patience
+from retrieval.storage.patience import retrying
+from retrieval.storage.reading import read_uri
 from tests.retrieval.storage.faults import FailAt, broken, operations, seam
 
 
@@ -74,7 +75,7 @@ def test_an_error_that_stays_stops_the_job_and_names_the_path(waits):
     assert len(waits) == 3
 
 
-@pytest.mark.parametrize("error", [*reading.PERMANENT, OSError(errno.ELOOP, ""), ValueError])
+@pytest.mark.parametrize("error", [*patience.PERMANENT, OSError(errno.ELOOP, ""), ValueError])
 def test_what_would_fail_again_is_not_tried_again(waits, error):
     with pytest.raises(error if isinstance(error, type) else type(error)) as raised:
         retrying(failing(1, error), "x.jpg")

@@ -1,0 +1,85 @@
+"""Outputs made step by step by the plain functions of the library, without Ray: what loops harm.
+
+A flow is called with a folder, makes the output there, and goes on with what it finds.
+"""
+
+import functools
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from retrieval.embeddings.finish import finish_store
+from retrieval.embeddings.segment import claim_segment
+from retrieval.images.sources.folder import FolderSource
+from retrieval.model.bundle import write_bundle
+from retrieval.model.embed_chunk import embed_chunk
+from retrieval.model.embed_items import Decoding
+from retrieval.model.embedding import Embedder
+from retrieval.model.plan import EnginePlan
+from retrieval.model.resolve import resolve_bundle
+from retrieval.storage import commit, finished
+from retrieval.storage.seal import sealed_parquet
+from retrieval.tables import LISTING
+from tests.conftest import draw_photos
+
+
+@functools.cache
+def small_embedder():
+    """A network that embeds a photo in a millisecond."""
+    bundle = resolve_bundle(
+        backbone="scratch", weights="random", bundle=None, pooling="avg", normalize=True,
+        image_size=32, resize="crop", seed=0,
+    )  # fmt: skip
+    return Embedder(bundle, EnginePlan("torch", "fp32", "cpu", 4))
+
+
+def draw_source(root, sound=7):
+    """Draw photos and some that fail, each for a reason of its own."""
+    draw_photos(root, sound)
+    whole = (root / "class0" / "photo0000.jpg").read_bytes()
+    (root / "class0" / "a broken one.jpg").write_bytes(b"no photo at all")
+    (root / "class1" / "cut off.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "empty.png").write_bytes(b"")
+    Image.new("1", (2000, 1000)).save(root / "too large.png")
+    return str(root)
+
+
+@dataclass(frozen=True)
+class StoreFlow:
+    """begin, claim_segment, write_bundle, embed_chunk per chunk, finish_store."""
+
+    source: str
+    chunk_rows: int = 3
+    options: dict = field(default_factory=dict)  # of the source
+
+    def _list(self, target):
+        """List the source, sorted; few enough to need no DuckDB."""
+        items = sorted(FolderSource(self.source, self.options).items(), key=lambda i: i.image_id)
+        columns = [f.name for f in LISTING.schema if f.name != "row"]
+        rows = [
+            {"row": n, **{c: getattr(item, c) for c in columns}} for n, item in enumerate(items)
+        ]
+        table = pa.Table.from_pylist(rows, LISTING.schema)
+        target.write_bytes(sealed_parquet(table, row_group=self.chunk_rows))
+        return len(rows)
+
+    def __call__(self, folder):
+        embedder = small_embedder()
+        with tempfile.TemporaryDirectory() as scratch:
+            listing = Path(scratch, "listing.parquet")
+            images = self._list(listing)
+            commit.begin(folder, "store", {"bundle": embedder.bundle.digest})
+            nothing = np.empty(0, np.int64)
+            segment = claim_segment(folder, 0, 0, listing, self.chunk_rows, images, nothing)
+        if finished.is_finished(folder):
+            return
+        write_bundle(folder, embedder.bundle)
+        decoding = Decoding(max_pixels=10**6, embedding_dtype="float16", options=self.options)
+        known = []
+        for chunk in segment.chunks():
+            known += embed_chunk(chunk, folder, embedder, decoding).files
+        finish_store(folder, embedder.bundle.dimension, known, 0.5)
