@@ -1,8 +1,10 @@
 """The bytes of one image, whichever form its path has: a file, a tar's member, a Parquet row.
 
 A container is kept open for the next image of it. Rows of a Parquet file are decoded a few at a
-time from the start of their row group, so that consecutive ones cost one pass and a row group is
-never in memory as a whole; what was decoded last is kept, since threads ask a little out of order.
+time from the start of their row group, so that consecutive ones cost one pass and memory is a page
+of the file (pyarrow's writer by itself puts up to 1024 rows into one; a row group of small pages
+takes 8 MB where whole it took 200); what was decoded last is kept, since threads ask a little out
+of order.
 """
 
 from __future__ import annotations
