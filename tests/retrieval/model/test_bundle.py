@@ -276,6 +276,7 @@ def test_killed_at_any_moment_it_is_whole_or_none_and_writing_again_completes_it
 def test_every_output_that_holds_a_bundle_may_hold_its_projection(folder, kind):
     """Finished or not, verify takes it as the output's own and finds it altered."""
     path = f"{MODEL}/{PROJECTION}"
+    counts = {"segments": 0} if kind == "store" else {}
     commit.begin(folder, kind, {})
     write_bundle(folder, projected())
     for state in ("unfinished", "finished"):
@@ -288,9 +289,9 @@ def test_every_output_that_holds_a_bundle_may_hold_its_projection(folder, kind):
         assert verdict.problems[0].startswith(f"{folder.uri(path)} was altered")
         if state == "unfinished":
             with pytest.raises(Damaged, match=f"{PROJECTION} was altered"):
-                commit.finish(folder, kind, {})
+                commit.finish(folder, kind, counts)
         folder.put(path, kept)
-        commit.finish(folder, kind, {})
+        commit.finish(folder, kind, counts)
 
 
 # --- weights from elsewhere ---------------------------------------------------------------------

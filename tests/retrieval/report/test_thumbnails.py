@@ -14,7 +14,7 @@ from PIL import Image
 
 from retrieval.errors import StorageFailure
 from retrieval.report.thumbnails import thumbnail, thumbnails
-from retrieval.storage import files
+from tests.retrieval.storage.faults import broken, seam
 
 BOUND = 10**7
 
@@ -133,7 +133,7 @@ def test_unreadable_ones_are_left_out(tmp_path):
     assert opened(found[str(tmp_path / "good.png")]).size == (160, 128)
 
 
-def test_each_is_read_once_and_the_answer_depends_on_nothing_else(tmp_path, monkeypatch):
+def test_each_is_read_once_and_the_answer_depends_on_nothing_else(tmp_path):
     paths = [str(tmp_path / f"{number:02}.png") for number in range(12)]
     for number, path in enumerate(paths):
         halves(20 + number, 30).save(path)
@@ -143,8 +143,8 @@ def test_each_is_read_once_and_the_answer_depends_on_nothing_else(tmp_path, monk
         if when == "before":
             read.append(path)
 
-    monkeypatch.setattr(files, "seam", note)
-    one = thumbnails([*paths, *reversed(paths)], max_pixels=BOUND, threads=1)
+    with seam(note):
+        one = thumbnails([*paths, *reversed(paths)], max_pixels=BOUND, threads=1)
     assert sorted(read) == paths
     four = thumbnails(iter(reversed(paths)), max_pixels=BOUND, threads=4)
     assert list(one.items()) == list(four.items())
@@ -170,12 +170,8 @@ def test_images_in_containers_are_shown_too(tmp_path):
 
 
 def test_a_store_that_fails_for_now_is_not_an_unreadable_image(tmp_path, monkeypatch):
-    def fail(when, what, path):
-        raise OSError("the network is gone")
-
-    monkeypatch.setattr(files, "seam", fail)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    with pytest.raises(StorageFailure):
+    with seam(broken), pytest.raises(StorageFailure):
         thumbnails([str(tmp_path / "any.png")], max_pixels=BOUND)
 
 

@@ -1,0 +1,83 @@
+"""What does listing cost, in time and memory, from 10^5 to 10^7 images, and comparing two listings?
+
+python -m benchmarks.listing [--sizes 100000 1000000 10000000]
+
+The images are made up (no disk is walked), each size in a process of its own. The driver's promise
+is memory that stays flat: below 1.5 GB however many images there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.images.changes import compare
+from retrieval.images.listing import write_listing
+from retrieval.tables import Item
+
+_AGAIN = 1000  # of so many images one is gone, one has been touched, and one is new
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7])
+    sizes = parser.parse_args().sizes
+    found = []
+    for size in sizes:
+        with multiprocessing.get_context("spawn").Pool(1) as alone:
+            found.append(alone.apply(measure, (size,)))
+    print(json.dumps({"benchmark": "listing", "sizes": found}, indent=1))
+
+
+def measure(size: int) -> dict[str, Any]:
+    """List `size` images, list them again with a few changes, and compare the two."""
+    with tempfile.TemporaryDirectory() as scratch:
+        before, now = Path(scratch, "before.parquet"), Path(scratch, "now.parquet")
+        started = time.perf_counter()
+        write_listing(_images(size, changed=False), before)
+        listed = time.perf_counter()
+        peak = _peak()
+        write_listing(_images(size, changed=True), now)
+        again = time.perf_counter()
+        changes = compare(now, [before], np.empty(0, np.int64))
+        return {
+            "images": size,
+            "list_seconds": round(listed - started, 2),
+            "list_peak_bytes": peak,
+            "listing_bytes": before.stat().st_size,
+            "compare_seconds": round(time.perf_counter() - again, 2),
+            "peak_bytes": _peak(),
+            "changes": [len(changes.fresh), len(changes.gone), len(changes.touched)],
+        }
+
+
+def _images(size: int, *, changed: bool) -> Iterator[Item]:
+    """Give items of a folder in an order that is no order, a few of them changed."""
+    step = random.Random(size).randrange(size // 3, size // 2) * 2 + 1  # noqa: S311 - no secret
+    while np.gcd(step, size) != 1:
+        step += 2
+    for number in range(size):
+        place = number * step % size
+        new = changed and place % _AGAIN == 0
+        name = f"class{place % 1000:03}/{'new' if new else 'photo'}{place:09}.jpg"
+        mtime = 1_700_000_000_000_000_000 + place + int(changed and place % _AGAIN == 1)
+        yield Item(name, f"/photos/{name}", 50_000 + place % 7919, mtime, name[:8])
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

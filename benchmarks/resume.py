@@ -1,0 +1,100 @@
+"""How long does a finished job take to be found finished, and is an image ever read twice?
+
+python -m benchmarks.resume [--images 100000]
+
+Small drawn images and a small network, so that making the store takes minutes and not a day; what
+is timed afterwards depends on their number only. The half-finished job is one whose process group
+was killed; no part that was there is made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=100_000)
+    images = parser.parse_args().images
+    with tempfile.TemporaryDirectory() as scratch:
+        small, photos = _photos(Path(scratch, "small"), 48), _photos(Path(scratch, "all"), images)
+        start = _timed(_words(small, Path(scratch, "start")))
+        words = _words(photos, Path(scratch, "store"))
+        killed = _killed_halfway(words, Path(scratch, "store"), images)
+        rest = _timed(words)
+        again = [_timed(words) for _ in range(3)]
+        answer = {
+            "benchmark": "resume",
+            "images": images,
+            "whole_job_of_48_images_seconds": start,
+            "parts_when_killed": len(killed),
+            "parts_embedded_again": sum(
+                path.stat().st_mtime_ns != mtime for path, mtime in killed.items()
+            ),
+            "rest_seconds": rest,
+            "finished_again_seconds": sorted(again),
+        }
+    print(json.dumps(answer, indent=1))
+
+
+def _photos(root: Path, count: int) -> Path:
+    """Link drawn images under many names."""
+    drawn = root.with_name(f"{root.name}-drawn")
+    drawn.mkdir()
+    for colour in range(64):
+        Image.new("RGB", (40, 40), (colour * 4, 128, 255 - colour)).save(drawn / f"{colour}.png")
+    for number in range(count):
+        folder = root / f"class{number % 100:02}"
+        if number < 100:
+            folder.mkdir(parents=True)
+        os.link(drawn / f"{number % 64}.png", folder / f"{number:07}.png")
+    return root
+
+
+def _words(photos: Path, output: Path) -> list[str]:
+    return [
+        LOOKALIKE, "embed", "--input", str(photos), "--output", str(output),
+        "--backbone", "scratch", "--weights", "random", "--image-size", "32",
+    ]  # fmt: skip
+
+
+def _killed_halfway(words: list[str], output: Path, images: int) -> dict[Path, int]:
+    """Kill the whole process group when half of the parts are there; gives these."""
+    parts = output / "segments/00000/parts"
+    listing = output / "segments/00000/segment.json"
+    job: Any = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not listing.is_file():
+        time.sleep(0.1)
+    chunk = json.loads(listing.read_bytes())["chunk_rows"]
+    while len(list(parts.glob("0*.parquet"))) < images / chunk / 2:
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    time.sleep(10)  # workers that outlive it by a moment may still put a part
+    return {path: path.stat().st_mtime_ns for path in parts.glob("0*.parquet")}
+
+
+def _timed(words: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(words, check=True, capture_output=True)
+    return round(time.perf_counter() - began, 2)
+
+
+if __name__ == "__main__":
+    main()
