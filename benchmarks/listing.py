@@ -64,7 +64,7 @@ def measure(size: int) -> dict[str, Any]:
 
 def _images(size: int, *, changed: bool) -> Iterator[Item]:
     """Give items of a folder in an order that is no order, a few of them changed."""
-    step = random.Random(size).randrange(size // 3, size // 2) * 2 + 1  # noqa: S311 - no secret
+    step = random.Random(size).randrange(size // 3, size // 2) * 2 + 1
     while np.gcd(step, size) != 1:
         step += 2
     for number in range(size):

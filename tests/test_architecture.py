@@ -115,6 +115,14 @@ def test_links_and_paths_in_the_pages_exist():
             assert (ROOT / named).exists(), f"{page} names {named}"
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__init__.py"], ids=module_of)
+def test_each_file_has_its_line_in_the_table_of_rooms(path):
+    rooms = re.findall(r"`((?:jobs|retrieval)/[\w/.-]+)`", (ROOT / "ARCHITECTURE.md").read_text())
+    named = path.relative_to(ROOT)
+    verb = named.parent.name == "jobs"  # "the other files of jobs: one verb each"
+    assert verb or named.as_posix() in rooms or f"{named.parent.as_posix()}/" in rooms
+
+
 def test_the_packages_are_exactly_two():
     from setuptools import find_packages
 
