@@ -84,7 +84,8 @@ def _answer(
     from retrieval.index import recall
     from retrieval.index.answer import Task
     from retrieval.index.certificate import certify
-    from retrieval.index.shards import RECALL_TABLE, sample_rows
+    from retrieval.index.sampling import sample_of
+    from retrieval.index.shards import RECALL_TABLE
 
     nlist, k = index.counts["nlist"], settings.top_k
     if k > index.counts["rows"]:
@@ -97,10 +98,9 @@ def _answer(
         nprobe = recall.choose_nprobe(curve, k, settings.recall, nlist)
     sample = np.empty(0, np.int64)
     if nprobe < nlist:
-        sample = sample_rows(queries, min(recall.SAMPLE, queries.rows), settings.seed)[1]
-    dtype = finished.read_settings(index_folder)["embedding_dtype"]
-    metric = index.counts["metric"]
-    task = Task(index_folder, index, dtype, metric, queries, folder, nprobe, k, sample)
+        sample = sample_of(queries, recall.SAMPLE, settings.seed)[1]
+    codes, metric = index.counts["codes"], index.counts["metric"]
+    task = Task(index_folder, index, codes, metric, queries, folder, nprobe, k, sample)
     _pass(where, task, index.counts["shards"])
     certificate, wider = certify(task, settings.recall, settings.seed)
     if wider > nprobe and settings.nprobe is None:

@@ -79,6 +79,8 @@ class Indexing:
     metric: Metric = setting("metric")
     max_index_memory: int = setting("max_index_memory")
     rows_per_shard: int | None = setting("rows_per_shard")
+    index_factory: str | None = setting("index_factory")
+    scratch: str | None = setting("scratch")
 
 
 @dataclass(frozen=True, kw_only=True)

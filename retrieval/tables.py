@@ -230,8 +230,8 @@ KINDS: dict[str, tuple[str, ...]] = {
         *_COMMON,
         *_MODEL,
         r"trained\.(faiss|json)",
-        r"(recall|labels)\.parquet",
-        r"shards/\d{5}\.(faiss|rows\.parquet)",
+        r"(recall|labels|deleted)\.parquet",
+        r"shards/\d{5}\.(faiss|rows\.parquet|json)",
     ),
     "matches": (
         *_COMMON,
@@ -335,7 +335,8 @@ class IndexPlan:
 
     factory: str  # what faiss.index_factory takes
     nlist: int
-    sample_rows: int  # rows that train the centroids
+    codes: str | None  # float16 or float32: the codes are the vectors; None: they lose something
+    sample_rows: int  # rows that train the centroids, about
     rows_per_shard: int
     bytes_per_vector: int
     probe_all: bool  # every query reads every list: recall is 1 by construction
@@ -347,9 +348,10 @@ class ShardResult:
     """What remains to be said of a shard once it is on disk."""
 
     number: int
-    rows: int
-    labels: dict[str, int]  # images a class
+    rows: int  # that are alive
+    labels: dict[str, int]  # images a class, of these
     files: tuple[FileRecord, ...]
+    spread: float = 0.0  # mean distance of its vectors to their centroids, from a sample of them
 
 
 @dataclass(frozen=True)

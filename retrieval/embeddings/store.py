@@ -126,6 +126,25 @@ class Store:
         whole = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("row")
         return self._alive(whole, chunk)
 
+    @property
+    def parts(self) -> list[list[FileRecord]]:
+        """Give the parts in the order of their rows: those of first attempts, then of retries."""
+        found: list[list[FileRecord]] = []
+        for chunk in self.chunks:
+            for retry in self._pieces[chunk.segment, chunk.number].parts:
+                found += [[] for _ in range(retry + 1 - len(found))]
+                path = part_path(replace(chunk, retry=retry))
+                found[retry].append(self.manifest.files[path])
+        return found
+
+    def part_rows(self, path: str, first: int, last: int) -> pa.Table:
+        """Give the live ones of the rows at some places of a part."""
+        table = self._read(path).slice(first, last - first)
+        if len(table) == 0:
+            return table
+        rows = table["row"]
+        return self._without_deleted(table, rows[0].as_py(), rows[-1].as_py() + 1)
+
     def failures(self) -> Iterator[pa.Table]:
         """Stream the ledger's live lines, a table a chunk that has failures."""
         for chunk in self.chunks:
@@ -135,8 +154,10 @@ class Store:
                 yield self._alive(self._read(path), chunk)
 
     def _alive(self, table: pa.Table, chunk: Chunk) -> pa.Table:
-        ends = [chunk.base + chunk.first, chunk.base + chunk.last]
-        begin, end = np.searchsorted(self.deleted, ends)
+        return self._without_deleted(table, chunk.base + chunk.first, chunk.base + chunk.last)
+
+    def _without_deleted(self, table: pa.Table, first: int, last: int) -> pa.Table:
+        begin, end = np.searchsorted(self.deleted, [first, last])
         if begin == end:
             return table
         gone = pc.is_in(table["row"], value_set=pa.array(self.deleted[begin:end]))

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
+from retrieval.index.faiss_files import centroids_of
 from retrieval.index.kmeans import list_metric
 from retrieval.index.search import search_shard
-from retrieval.index.shards import Shard, centroids_of, open_shard
+from retrieval.index.shards import Shard, open_shard
 from retrieval.scoring import block, top_k
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
@@ -34,7 +35,7 @@ class Task:
 
     index: Folder
     manifest: Manifest
-    dtype: str
+    codes: str
     metric: Metric
     queries: Store
     matches: Folder
@@ -75,7 +76,7 @@ def answer_shard(task: Task, number: int) -> int:
         )
         if found in there and (exact in there or len(task.sample) == 0):
             continue
-        shard = shard or open_shard(task.index, task.manifest, number, task.metric, task.dtype)
+        shard = shard or open_shard(task.index, task.manifest, number, task.metric, task.codes)
         _answer(task, shard, query_block(task.queries, block_number), found, exact)
     return blocks_of(task.queries)
 

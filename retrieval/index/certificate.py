@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from retrieval.embeddings.store import vectors_of
 from retrieval.index import recall
 from retrieval.index.answer import Task, blocks_of, exact_path, query_block, read_answer
+from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
-from retrieval.index.shards import TRAINED, centroids_of, from_bytes
+from retrieval.index.training import TRAINED
 from retrieval.intervals import bootstrap_mean
 from retrieval.scoring import block
 from retrieval.storage import finished

@@ -27,19 +27,17 @@ def search_shard(shard: Shard, queries: Block, probes: Int64, numbers: Int64, k:
     queries' positions, which stand in the column `query`.
     """
     ties = _image_id_order(shard.metadata)
-    rows = shard.metadata["row"].to_numpy()
     norms = shard.metadata["norm"].to_numpy()
     best = TopK(queries, k)
-    lists = np.empty(len(rows), np.int32)
+    lists = np.empty(len(shard.rows), np.int32)
     for pairs in (_pairs(probes[:, :1]), _pairs(probes[:, 1:])):
         for number, which in pairs:
-            own = shard.list_rows(number)
+            own, vectors = shard.listed(number)
             if len(own) == 0:
                 continue
-            places = np.searchsorted(rows, own)
+            places = np.searchsorted(shard.rows, own)
             lists[places] = number
-            vectors = block(shard.list_vectors(number), shard.metric, norms[places])
-            best.push(vectors, ties[places], places, which)
+            best.push(block(vectors, shard.metric, norms[places]), ties[places], places, which)
     return _candidates(shard.metadata, best, numbers, lists)
 
 

@@ -29,7 +29,7 @@ from retrieval.storage.finished import (
     parse_manifest,
     read_job,
 )
-from retrieval.storage.seal import is_sealed, notes_of, read_json, sealed_json, sealed_parquet
+from retrieval.storage.seal import is_sealed, read_json, sealed_json, sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
 from retrieval.tables import FILES, FORMAT, KINDS, WORK, FileRecord, Kind
 
@@ -210,7 +210,7 @@ def records(
             if entry.path.endswith(SEALED) and not is_sealed(file):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
             found[entry.path] = _record_of(entry.path, file)
-        if entry.path.endswith((".json", ".rows.parquet")):
+        if entry.path.endswith(".json"):
             named |= checksums_in(entry.path, folder.read(entry.path))
     for path in sorted(named.keys() & found.keys()):
         if found[path].sha256 != named[path]:
@@ -220,11 +220,7 @@ def records(
 
 def checksums_in(path: str, data: bytes) -> dict[str, str]:
     """Give the checksums of other files that a sealed file names: {path: sha256}."""
-    files: Any = None
-    if path.endswith(".json"):
-        files = (read_json(data) or {}).get("files")
-    elif path.endswith(".rows.parquet"):
-        files = {path.replace(".rows.parquet", ".faiss"): notes_of(data)["faiss_sha256"]}
+    files: Any = (read_json(data) or {}).get("files") if path.endswith(".json") else None
     folder = path.rsplit("/", 1)[0] + "/" if path.startswith("model/") else ""
     return {folder + name: digest for name, digest in (files or {}).items()}
 
