@@ -16,6 +16,9 @@ from retrieval.errors import LookalikeError, Stalled
 STALL_SECONDS = 300.0
 """Without an answer, and without a word of any worker that it goes on."""
 
+THREAD = "answers"
+"""The name of the thread that waits for them; after a stall it may wait on."""
+
 _LOOK = 2.0  # seconds between looks at what the workers tell
 _PATIENCE = 10.0  # seconds for an answer to that
 
@@ -69,7 +72,7 @@ def _pumped(answers: Iterator[Any]) -> queue.Queue[tuple[str, Any]]:
         except BaseException as error:  # noqa: BLE001 - handed to the reader
             passed.put(("error", error))
 
-    threading.Thread(target=pump, daemon=True).start()
+    threading.Thread(target=pump, name=THREAD, daemon=True).start()
     return passed
 
 
