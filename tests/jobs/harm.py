@@ -23,7 +23,7 @@ class Harmed:
     """Makes the same work, in a process that does what the marks say when it decodes them."""
 
     make: Make
-    once: Path  # a file that tells that the one death has been
+    once: Path  # a file that tells that the one death has been, or that a slow image is at hand
 
     def __call__(self, shared):
         from retrieval.model import embed_items
@@ -44,6 +44,7 @@ class Harmed:
         if once or data.endswith(KILLS):
             os.kill(os.getpid(), signal.SIGKILL)
         if data.endswith(SLOW):
+            self.once.touch()
             time.sleep(0.5)
 
 
@@ -60,14 +61,14 @@ def mark(path, what):
 
 
 def main():
-    """Be the command line, on HARM_CPUS processors if that is set."""
+    """Be the command line, with the file HARM_ONCE, and on HARM_CPUS processors if that is set."""
     import pytest
     import ray
 
     from jobs import cli
 
     with pytest.MonkeyPatch.context() as patch:
-        harm(patch, Path(os.devnull))
+        harm(patch, Path(os.environ["HARM_ONCE"]))
         if cpus := os.environ.get("HARM_CPUS"):
             patch.setattr(ray, "init", partial(ray.init, num_cpus=int(cpus)))
         cli.main()

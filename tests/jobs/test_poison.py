@@ -112,11 +112,13 @@ def dies(_):
     return work
 
 
-def hangs_in_2(_):
+def hangs_in_2(let_go):
     def work(item, attempt):
         if item == 2:
             attempt.note("/photos/x.jpg")
-            time.sleep(12)
+            for _ in range(600):
+                if not let_go.exists():
+                    time.sleep(0.1)
         return {"item": item}
 
     return work
@@ -134,16 +136,17 @@ def test_work_that_always_dies_at_no_image_is_refused(ray_here):
 
 
 @pytest.fixture
-def settled(ray_here):
-    """Wait for what a stalled stream left behind, which a job's own end would end."""
-    yield
+def let_go(ray_here, tmp_path):
+    """A file that ends what hangs; waits for what a job's own end would end."""
+    yield tmp_path / "let go"
+    (tmp_path / "let go").touch()
     for thread in threading.enumerate():
         if thread.name == watch.THREAD:
             thread.join(60)
 
 
-def test_an_image_that_does_not_answer_is_named(settled, monkeypatch):
-    answers = stream(Cluster(None, 1), hangs_in_2, [1, 2], None, "cpu")
+def test_an_image_that_does_not_answer_is_named(let_go, monkeypatch):
+    answers = stream(Cluster(None, 1), hangs_in_2, [1, 2], let_go, "cpu")
     assert next(answers) == {"item": 1}
     monkeypatch.setattr(watch, "STALL_SECONDS", 3.0)
     with pytest.raises(Stalled, match=r"item 2 waits for /photos/x.jpg, .* since \d s") as stalled:
@@ -152,7 +155,7 @@ def test_an_image_that_does_not_answer_is_named(settled, monkeypatch):
     assert _sentence(stalled.value) == (str(stalled.value), 8)
 
 
-def test_a_cluster_that_others_have_booked_is_named(settled, monkeypatch):
+def test_a_cluster_that_others_have_booked_is_named(let_go, monkeypatch):
     import ray
 
     @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
@@ -169,7 +172,7 @@ def test_a_cluster_that_others_have_booked_is_named(settled, monkeypatch):
     )
     try:
         with pytest.raises(Stalled, match=said):
-            next(stream(Cluster(None, 1), hangs_in_2, [1], None, "cpu"))
+            next(stream(Cluster(None, 1), tells, [1], None, "cpu"))
     finally:
         ray.kill(other)
 
@@ -189,14 +192,15 @@ def test_a_schedule_that_no_node_can_take_is_refused_at_once(
     alive = [{"Alive": True, "Resources": node} for node in nodes]
     monkeypatch.setattr(ray, "nodes", lambda: alive)
     with pytest.raises(Stalled, match=said):
-        next(stream(Cluster(None, 1), hangs_in_2, [1], None, device))
+        next(stream(Cluster(None, 1), tells, [1], None, device))
 
 
 # --- whole jobs, as processes of their own ---
 
 
 def job(photos, output, **environment):
-    """Start the embed stage as a process group of its own."""
+    """Start the embed stage as a process group of its own; the file `slow` tells when it works."""
+    environment["HARM_ONCE"] = str(output.with_name("slow"))
     words = ["--chunk-rows", "4", "--max-error-rate", "0.9", "--backbone", "scratch"]
     words += ["--weights", "random", "--image-size", "32", "--workers", "2"]
     words += ["--engine", "torch", "--precision", "fp32", "--device", "cpu", "--batch-size", "2"]
@@ -245,20 +249,16 @@ def test_a_job_that_is_killed_as_a_whole_goes_on_to_the_same_bytes(ray_here, slo
 
 @pytest.mark.nightly
 def test_six_kills_of_the_whole_job_quarantine_nothing(slow, tmp_path):
-    output, killed = tmp_path / "out", 0
-    while killed < 6:  # always in the same chunks, since none is ever finished
-        killed += kill_at(job(slow, output), lambda: (output / "job.json").exists() and _busy(3))
-        for part in output.glob("segments/*/parts/*.parquet"):
+    output, at_hand = tmp_path / "out", tmp_path / "slow"
+    for _ in range(6):  # always at images of the same chunks, since none is ever finished
+        assert kill_at(job(slow, output), at_hand.exists)
+        at_hand.unlink()
+        for part in output.glob("segments/*/parts/*.parquet"):  # of a worker that died too late
             part.unlink()
     process = job(slow, output)
     process.communicate()
     assert process.returncode == 0
     assert tree(output) == tree(tmp_path / "whole")
-
-
-def _busy(seconds):
-    time.sleep(seconds)
-    return True
 
 
 @pytest.mark.nightly
