@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import embed, watch
+from jobs import attempts, embed, watch
 from jobs.cli import _sentence
 from jobs.cluster import Cluster
 from jobs.pool import stream
@@ -143,6 +143,40 @@ def let_go(ray_here, tmp_path):
     for thread in threading.enumerate():
         if thread.name == watch.THREAD:
             thread.join(60)
+
+
+def waits(let_go):
+    def work(item, attempt):
+        attempt.note("/photos/x.jpg")
+        while not let_go.exists():
+            time.sleep(0.1)
+        return {"item": item, "n": attempt.number}
+
+    return work
+
+
+@pytest.mark.nightly
+def test_a_book_that_is_lost_does_no_harm(let_go, monkeypatch):
+    import ray
+
+    books, open_book = [], attempts.open_book
+
+    def kept(given_up):
+        books.append(open_book(given_up))
+        return books[-1]
+
+    def kill():
+        while not ray.get(books[0].told.remote()).begun:
+            time.sleep(0.1)
+        ray.kill(books[0], no_restart=False)
+        let_go.touch()
+
+    monkeypatch.setattr(attempts, "open_book", kept)
+    answers = stream(Cluster(None, 1), waits, [1, 2], let_go, "cpu")
+    killer = threading.Timer(3, kill)  # when the book is open
+    killer.start()
+    assert sorted(answer["item"] for answer in answers) == [1, 2]
+    killer.join()
 
 
 def test_an_image_that_does_not_answer_is_named(let_go, monkeypatch):
