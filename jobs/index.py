@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cluster import Cluster, cluster
-from jobs.pool import tasks
 from jobs.progress import progress
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import IndexSettings, content_of
+from jobs.tasks import tasks
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import Mismatch
 from retrieval.storage import commit, finished

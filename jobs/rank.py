@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from jobs.cluster import Cluster, cluster
 from jobs.index import read_table
-from jobs.pool import tasks
 from jobs.prepare import Prepared
 from jobs.progress import progress, say
 from jobs.queries import embed_queries, given_store, prepare_queries
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import EngineOptions, RankSettings, content_of
+from jobs.tasks import tasks
 from retrieval.embeddings.store import Store
 from retrieval.errors import BelowBound
 from retrieval.storage import commit, finished
