@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from retrieval.entry import claim_packages
-from retrieval.errors import InputError
+from retrieval.errors import InputError, Stalled
 
 Answer = TypeVar("Answer")
 
@@ -36,6 +36,8 @@ class Cluster:
         self._address = address or os.environ.get("RAY_ADDRESS")
         self.asked = workers
         self._connected = False
+        self.given_up: set[str] = set()
+        """Images that killed their worker twice in this run, whichever step had them at hand."""
 
     @property
     def workers(self) -> int:
@@ -57,6 +59,33 @@ class Cluster:
 
         self.connect()
         return int(ray.cluster_resources().get(name, 0))
+
+    def require(self, cpus: float, gpus: int = 0) -> None:
+        """Refuse work of this size if no node could ever take it; Ray would wait in silence."""
+        import ray
+
+        self.connect()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
+            most = max((n.get("CPU", 0) for n in nodes), default=0)
+            wanted = f"{cpus:g} CPU" + (" and a GPU" if gpus else "")
+            raise Stalled(
+                f"a worker wants {wanted} of one node, and no node of the cluster has that: of "
+                f"{len(nodes)} nodes the largest has {most:g} CPUs, and all together {self.gpus} "
+                "GPUs; add nodes, or start them with more --num-cpus"
+            )
+
+    def room(self) -> str:
+        """Say how much of the cluster is booked, by whomever."""
+        import ray
+
+        free = ray.available_resources()
+        said = []
+        for name, there in (("CPU", ray.cluster_resources().get("CPU", 0)), ("GPU", self.gpus)):
+            if there or name == "CPU":
+                booked = there - free.get(name, 0)
+                said.append(f"of the cluster's {there:g} {name}s {booked:g} are booked")
+        return ", ".join(said)
 
     def connect(self) -> None:
         """Reach the cluster, or start one here.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs import pool
+from jobs import tasks
 from jobs.cluster import Cluster
 from jobs.listed import Listed
 from jobs.progress import progress
@@ -40,7 +40,7 @@ def compact(
         return made.compact_chunk(chunk)
 
     with progress("compact", listed.rows, "images") as bar:
-        for chunk in pool.tasks(where, gather, made.segment.chunks()):
+        for chunk in tasks.tasks(where, gather, made.segment.chunks()):
             bar.advance(chunk.last - chunk.first)
     compaction.settle(made)
     return bring_to_place(where, folder)
@@ -54,6 +54,6 @@ def bring_to_place(where: Cluster, folder: Folder) -> list[FileRecord]:
             return [commit.copy_new(aside, folder, path) for path in some]
 
         groups = [paths[first : first + _GROUP] for first in range(0, len(paths), _GROUP)]
-        return [record for records in pool.tasks(where, copy, groups) for record in records]
+        return [record for records in tasks.tasks(where, copy, groups) for record in records]
 
     return compaction.bring_to_place(folder, move)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from jobs import pool
 from jobs.cluster import Cluster
-from jobs.pool import Make
+from jobs.pool import Make, Work
 from jobs.prepare import Prepared
 from jobs.progress import progress
 from jobs.runfile import peak_memory
 from jobs.settings import EmbedSettings
+from retrieval.model.attempt import Attempt
 from retrieval.storage.files import Folder
 from retrieval.tables import Chunk, FileRecord
 
@@ -37,9 +38,16 @@ def embed_chunks(
     """
     where, prepared = with_.where, with_.prepared
     device = prepared.plan.device
-    threads = max(1, where.cpus // where.gpus) if device == "cuda" else 0
+    threads = max(1, where.cpus // max(1, where.gpus)) if device == "cuda" else 0
     make = _worker(with_.folder, work, with_.settings, threads)
-    answers = pool.stream(where, make, list(range(len(work))), prepared.for_workers(), device)
+
+    def called(number: int) -> str:
+        chunk = work[number]
+        first, last = chunk.base + chunk.first, chunk.base + chunk.last - 1
+        return f"chunk {chunk.number} (rows {first} to {last})"
+
+    numbers = list(range(len(work)))
+    answers = pool.stream(where, make, numbers, prepared.for_workers(), device, called)
     with progress(stage, images, "images") as bar:
         for answer in answers:
             bar.advance(answer["rows"] + answer["failures"], answer["failures"])
@@ -50,7 +58,7 @@ def _worker(folder: Folder, work: list[Chunk], settings: EmbedSettings, threads:
     """Give what an actor runs once to get the function that embeds a chunk."""
     max_pixels, dtype = settings.max_pixels, settings.embedding_dtype
 
-    def make(prepared: Prepared) -> Callable[[int], dict[str, Any]]:
+    def make(prepared: Prepared) -> Work:
         from retrieval.model.embed_chunk import embed_chunk
         from retrieval.model.embed_items import Decoding
         from retrieval.model.embedding import Embedder
@@ -58,8 +66,8 @@ def _worker(folder: Folder, work: list[Chunk], settings: EmbedSettings, threads:
         embedder = Embedder(prepared.bundle, prepared.plan, prepared.ir)
         decoding = Decoding(max_pixels, dtype, threads)
 
-        def do(number: int) -> dict[str, Any]:
-            done = embed_chunk(work[number], folder, embedder, decoding)
+        def do(number: int, attempt: Attempt) -> dict[str, Any]:
+            done = embed_chunk(work[number], folder, embedder, decoding, attempt)
             return {**dataclasses.asdict(done), "peak_memory": peak_memory()}
 
         return do

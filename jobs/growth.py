@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs import pool
+from jobs import tasks
 from jobs.cluster import Cluster
 from jobs.compact import bring_to_place, compact, is_compact
 from jobs.embed_chunks import Embedding, embed_chunks
@@ -135,7 +135,7 @@ class Growth:
 
         found = [np.empty(0, np.int64)]
         with progress("compare", len(touched), "images") as bar:
-            for rows in pool.tasks(self.where, compare, self._touched(segments, touched)):
+            for rows in tasks.tasks(self.where, compare, self._touched(segments, touched)):
                 found.append(np.array(rows, np.int64))
                 bar.advance(0)
         self.worked = self.worked or any(len(rows) for rows in found)

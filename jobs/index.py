@@ -9,12 +9,13 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cluster import Cluster, cluster
-from jobs.pool import tasks
 from jobs.progress import progress
+from jobs.pulse import alive
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import IndexSettings, content_of
 from jobs.spread import Spread
+from jobs.tasks import tasks
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import InputError, Mismatch
 from retrieval.storage import commit, finished
@@ -108,7 +109,7 @@ def _shard_builder(
         from retrieval.index.build_shard import Making
         from retrieval.index.neighbours import make_shard
 
-        making = Making(folder, store, metric, trained.faiss, trained.plan.codes, scratch)
+        making = Making(folder, store, metric, trained.faiss, trained.plan.codes, scratch, alive)
         return make_shard(making, sample, *work)
 
     return build_one

@@ -1,23 +1,23 @@
-"""Work on the cluster: a pool of actors fed through Ray Data, and single tasks; both watched.
+"""Work on the cluster: a pool of actors fed through Ray Data, and watched.
 
-What runs are plain functions of the library. Work items are small (chunk numbers, shard numbers),
-answers are small, and both are streamed.
+What runs are plain functions of the library. Work items are small (chunk numbers), answers are
+small, and both are streamed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from jobs import attempts
 from jobs.cluster import Cluster
+from jobs.watch import PoolSigns, watched
 from retrieval import errors
-from retrieval.errors import LookalikeError, Stalled
+from retrieval.errors import LookalikeError
+from retrieval.model.attempt import Attempt
 
-STALL_SECONDS = 300.0
 ACTOR_CPUS = 0.5
 """Of a CPU that one worker books, though it uses a whole one: Ray's own reading tasks want a whole
 CPU, and where actors have booked them all the job would wait for ever in silence. It also lets the
@@ -26,7 +26,9 @@ workers of a lost node move to the others."""
 _BLOCKS = 4096  # work items are spread over at most so many blocks of Ray Data
 
 
-Make = Callable[[Any], Callable[[int], dict[str, Any]]]
+Work = Callable[[int, Attempt], dict[str, Any]]
+Make = Callable[[Any], Work]
+Called = Callable[[int], str]
 
 
 class _Worker:
@@ -35,9 +37,10 @@ class _Worker:
     A refusal is an answer: of what an actor raises Ray Data passes the text on, but not the cause.
     """
 
-    def __init__(self, make: Make, shared: Any) -> None:
+    def __init__(self, make: Make, shared: Any, book: Any, called: Called) -> None:
         import ray
 
+        self._book, self._called = book, called
         try:
             self._work = make(ray.get(shared))
         except LookalikeError as refusal:
@@ -48,51 +51,62 @@ class _Worker:
 
     def _answer(self, item: int) -> dict[str, Any]:
         try:
-            return {"done": self._work(item)}
+            attempt = attempts.begin(self._book, item, self._called(item))
+            done = self._work(item, attempt)
         except LookalikeError as refusal:
             return {"refused": type(refusal).__name__, "said": str(refusal)}
+        self._book.end.remote(item)
+        return {"done": done}
 
 
-def _refusing(refusal: LookalikeError) -> Callable[[int], dict[str, Any]]:
+def _refusing(refusal: LookalikeError) -> Work:
     """Refuse each item, as the making of the work did."""
 
-    def refuse(_: int) -> dict[str, Any]:
+    def refuse(_: int, __: Attempt) -> dict[str, Any]:
         raise refusal
 
     return refuse
 
 
 def stream(
-    where: Cluster, make: Make, items: list[int], shared: Any, device: str
+    where: Cluster,
+    make: Make,
+    items: list[int],
+    shared: Any,
+    device: str,
+    called: Called = "item {}".format,
 ) -> Iterator[dict[str, Any]]:
     """Do items on a pool of actors through Ray Data; answers come as they are ready, in any order.
 
     `make` is called once in each actor with `shared`, which a machine holds once however many
     actors it has, and gives the function that does one item and answers with plain values. On the
     device cuda each actor has a GPU of its own. An actor that dies is replaced and its item done
-    again, so the function must be idempotent.
+    again, so the function must be idempotent; it is told which attempt this is. `called` gives an
+    item's name for a person.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    where.connect()
+    gpus = 1 if device == "cuda" else 0
+    where.require(ACTOR_CPUS, gpus)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    on_gpu = device == "cuda"
-    most = where.gpus if on_gpu else len(items)  # an actor without a GPU would wait for ever
+    most = where.gpus if gpus else len(items)  # an actor without a GPU would wait for ever
     size = max(1, min(where.asked or where.cpus, most, len(items)))
+    book = attempts.open_book(where.given_up)
     dataset = ray.data.from_items(
         [{"item": item} for item in items], override_num_blocks=min(len(items), _BLOCKS)
     ).map_batches(
         _Worker,
-        fn_constructor_args=(make, ray.put(shared)),
+        fn_constructor_args=(make, ray.put(shared), book, called),
         batch_size=1,
         compute=ActorPoolStrategy(size=size),
         num_cpus=ACTOR_CPUS,
-        num_gpus=1 if on_gpu else None,
+        num_gpus=gpus or None,
     )
-    yield from _watched(_answers(dataset))
+    asked = f"{size} workers of {ACTOR_CPUS:g} CPU" + (" and a GPU" if gpus else "")
+    yield from watched(_answers(dataset), PoolSigns(where, book, called, len(items), asked))
 
 
 def _answers(dataset: Any) -> Iterator[Any]:
@@ -101,67 +115,3 @@ def _answers(dataset: Any) -> Iterator[Any]:
             if "refused" in answer:
                 raise getattr(errors, answer["refused"])(answer["said"])
             yield answer["done"]
-
-
-def tasks(where: Cluster, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Do items as Ray tasks, as many at once as there are workers; answers in any order.
-
-    Answers should be small: what is large belongs into a file.
-    """
-    where.connect()
-    yield from _watched(_tasks(where, function, items))
-
-
-def _tasks(where: Cluster, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    import ray
-
-    remote = ray.remote(num_cpus=1, max_retries=3)(function)
-    running: list[Any] = []
-    for item in items:
-        running.append(remote.remote(item))
-        if len(running) >= where.workers:
-            ready, running = ray.wait(running, num_returns=1)
-            yield ray.get(ready[0])
-    while running:
-        ready, running = ray.wait(running, num_returns=1)
-        yield ray.get(ready[0])
-
-
-def _watched(answers: Iterator[Any]) -> Iterator[Any]:
-    """Pass answers on, and refuse to wait longer than `STALL_SECONDS` for the next one."""
-    passed: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=64)
-
-    def pump() -> None:
-        try:
-            for answer in answers:
-                passed.put(("answer", answer))
-            passed.put(("end", None))
-        except BaseException as error:  # noqa: BLE001 - handed to the reader below
-            passed.put(("error", error))
-
-    threading.Thread(target=pump, daemon=True).start()
-    while True:
-        try:
-            kind, value = passed.get(timeout=STALL_SECONDS)
-        except queue.Empty:
-            raise Stalled(
-                f"nothing was finished for {STALL_SECONDS:.0f} s: the workers wait for CPUs or an "
-                "input that does not answer; what is finished is kept, run the same command again"
-            ) from None
-        if kind == "end":
-            return
-        if kind == "error":
-            raise _cause(value)
-        yield value
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Give the refusal that a worker raised, without Ray's wrapping, if it was one of ours."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, LookalikeError):
-            # Ray mixes its own class in, whose text is a traceback
-            inner = getattr(seen, "cause", None)
-            return inner if isinstance(inner, LookalikeError) else seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error

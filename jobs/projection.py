@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.cluster import Cluster
-from jobs.pool import stream
+from jobs.pool import Make, Work, stream
 from jobs.prepare import Prepared, begun_settings
 from jobs.progress import progress
 from jobs.settings import EmbedSettings
 from retrieval.errors import LookalikeError, UsageError
 from retrieval.images.listing import sampled_items
+from retrieval.model.attempt import Attempt
 from retrieval.storage.files import Folder
 
 SAMPLE = 8192
@@ -69,9 +70,12 @@ def _fit(settings: EmbedSettings, where: Cluster, prepared: Prepared, listing: P
 
     items = sampled_items(listing, SAMPLE, settings.seed)
     firsts = list(range(0, len(items), _STEP))
-    answers = stream(
-        where, _worker(settings), firsts, (prepared.for_workers(), items), prepared.plan.device
-    )
+
+    def called(first: int) -> str:
+        return f"images {first} to {min(first + _STEP, len(items)) - 1} of the sample for --pca"
+
+    shared = (prepared.for_workers(), items)
+    answers = stream(where, _worker(settings), firsts, shared, prepared.plan.device, called)
     moments = Moments(prepared.bundle.dimension)
     with progress("fit projection", len(items), "images") as bar:
         for first, block in _in_order(answers, firsts):
@@ -95,11 +99,11 @@ def _in_order(
         pass
 
 
-def _worker(settings: EmbedSettings) -> Callable[[Any], Callable[[int], dict[str, Any]]]:
+def _worker(settings: EmbedSettings) -> Make:
     """Give what an actor runs once to get the function that embeds a block of the sample."""
     max_pixels = settings.max_pixels
 
-    def make(shared: tuple[Prepared, list[dict[str, Any]]]) -> Callable[[int], dict[str, Any]]:
+    def make(shared: tuple[Prepared, list[dict[str, Any]]]) -> Work:
         from retrieval.model.embed_items import Decoding, embed_items
         from retrieval.model.embedding import Embedder
 
@@ -107,9 +111,9 @@ def _worker(settings: EmbedSettings) -> Callable[[Any], Callable[[int], dict[str
         embedder = Embedder(prepared.bundle, prepared.plan, prepared.ir)
         decoding = Decoding(max_pixels, "float32")
 
-        def work(first: int) -> dict[str, Any]:
+        def work(first: int, attempt: Attempt) -> dict[str, Any]:
             block = items[first : first + _STEP]
-            parts = [batch.vectors for batch in embed_items(block, embedder, decoding)]
+            parts = [batch.vectors for batch in embed_items(block, embedder, decoding, attempt)]
             data = io.BytesIO()
             np.save(data, np.concatenate(parts), allow_pickle=False)
             return {"first": first, "vectors": base64.b64encode(data.getvalue()).decode()}

@@ -11,13 +11,14 @@ import pyarrow as pa
 
 from jobs.cluster import Cluster, cluster
 from jobs.index import read_table
-from jobs.pool import tasks
 from jobs.prepare import Prepared
 from jobs.progress import progress, say
+from jobs.pulse import alive
 from jobs.queries import embed_queries, given_store, prepare_queries
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import EngineOptions, RankSettings, content_of
+from jobs.tasks import tasks
 from retrieval.embeddings.store import Store
 from retrieval.errors import BelowBound
 from retrieval.storage import commit, finished
@@ -100,7 +101,7 @@ def _answer(
     if nprobe < nlist:
         sample = sample_of(queries, recall.SAMPLE, settings.seed)[1]
     codes, metric = index.counts["codes"], index.counts["metric"]
-    task = Task(index_folder, index, codes, metric, queries, folder, nprobe, k, sample)
+    task = Task(index_folder, index, codes, metric, queries, folder, nprobe, k, sample, alive)
     _pass(where, task, index.counts["shards"])
     certificate, wider = certify(task, settings.recall, settings.seed)
     if wider > nprobe and settings.nprobe is None:

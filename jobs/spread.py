@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jobs.cluster import Cluster
-from jobs.pool import tasks
+from jobs.tasks import tasks
+from jobs.watch import TaskSigns, watched
 
 
 class Spread:
@@ -43,18 +44,18 @@ class Spread:
         """Call the function; the large half of its answer stays in the object store."""
         import ray
 
-        self._where.connect()
+        self._where.require(1)
 
         def call(*item: Any) -> tuple[Any, Any]:
             return function(*map(_value, item))  # type: ignore[no-any-return]
 
         remote = ray.remote(num_cpus=1, max_retries=3, num_returns=2)(call)
-        held: list[tuple[Any, Any]] = []
-        for item in items:
-            held.append(remote.remote(*item))
-            if len(held) > self._where.workers:  # what they read must not pile up
-                ray.wait([held[-1 - self._where.workers][1]])
-        return [(_Kept(large), ray.get(small)) for large, small in held]
+
+        def answers() -> Iterator[tuple[Any, Any]]:
+            for large, small in [remote.remote(*item) for item in items]:
+                yield _Kept(large), ray.get(small)
+
+        return list(watched(answers(), TaskSigns(self._where, 1)))
 
 
 class _Kept:

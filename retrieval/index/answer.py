@@ -9,6 +9,7 @@ A shard is read once; an answer that is there already is not made again.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,10 @@ from retrieval.storage.seal import is_sealed, sealed_parquet
 from retrieval.tables import WORK, Metric, Vectors
 
 
+def _nothing() -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What answering needs beside the shard's number."""
@@ -42,6 +47,7 @@ class Task:
     nprobe: int
     top_k: int
     sample: NDArray[np.int64]  # rows of the queries that are also searched exactly
+    tell: Callable[[], None] = _nothing  # called for each block, as a sign of life
 
 
 def candidates_path(nprobe: int, shard: int, number: int) -> str:
@@ -76,6 +82,7 @@ def answer_shard(task: Task, number: int) -> int:
         )
         if found in there and (exact in there or len(task.sample) == 0):
             continue
+        task.tell()
         shard = shard or open_shard(task.index, task.manifest, number, task.metric, task.codes)
         _answer(task, shard, query_block(task.queries, block_number), found, exact)
     return blocks_of(task.queries)

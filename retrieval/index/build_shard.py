@@ -12,7 +12,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -34,6 +34,11 @@ from retrieval.storage.files import Folder
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import SHARD_ROWS, FileRecord, Metric, further_columns, part_table
 
+
+def _nothing() -> None:
+    """Tell nobody."""
+
+
 _FILL = 1 << 26  # bytes of vectors that are added to the lists at once
 _SPREAD_STEP = 64  # of so many rows one tells how far the shard lies from its centroids
 
@@ -48,6 +53,7 @@ class Making:
     trained: bytes
     codes: str
     scratch: str | None = None  # a folder for vectors on their way
+    tell: Callable[[], None] = _nothing  # called for each part, as a sign of life
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ def _place(making: Making, extents: Extents, index: Any, file: BinaryIO) -> Plac
     centroids = block(centroids_of(index), list_metric(making.metric))
     tables, lists, far = [], [np.empty(0, np.int64)], [np.empty(0)]
     for table in _tables(making.store, extents):
+        making.tell()
         values = vectors_of(table)
         norms = norms_of(values)
         rows = block(values, centroids.metric, norms)

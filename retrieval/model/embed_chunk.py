@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from retrieval.embeddings import layout, store
 from retrieval.errors import Damaged
+from retrieval.model.attempt import FIRST, Attempt
 from retrieval.model.embed_items import Decoding, Failure, embed_items
 from retrieval.model.embedding import Embedder
 from retrieval.storage import commit
@@ -29,7 +30,11 @@ from retrieval.tables import Chunk, ChunkResult
 
 
 def embed_chunk(
-    chunk: Chunk, folder: Folder, embedder: Embedder, decoding: Decoding
+    chunk: Chunk,
+    folder: Folder,
+    embedder: Embedder,
+    decoding: Decoding,
+    attempt: Attempt = FIRST,
 ) -> ChunkResult:
     """Read, decode and embed the images of a chunk and put its part; a part that is there stays.
 
@@ -44,7 +49,7 @@ def embed_chunk(
     failures: list[Failure] = []
     vectors: list[NDArray[Any]] = []
     size = 0
-    for batch in embed_items(lines.to_pylist(), embedder, decoding):
+    for batch in embed_items(lines.to_pylist(), embedder, decoding, attempt):
         rows += batch.rows
         failures += batch.failures
         vectors.append(batch.vectors)

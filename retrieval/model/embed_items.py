@@ -1,7 +1,8 @@
 """Items become vectors or lines of the ledger, a batch at a time: read, decode, embed.
 
 Only what would fail again becomes a line of the ledger; errors that may pass stop the job
-(`storage/reading.py`). Memory is a batch or two, however many items there are.
+(`storage/reading.py`). Memory is a batch or two, however many items there are. After an attempt
+that killed its worker it is one image at a time, so that the note of the image at hand is true.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from retrieval.errors import LookalikeError
 from retrieval.images.decode import decode
 from retrieval.images.opening import Opener
+from retrieval.model.attempt import FIRST, Attempt
 from retrieval.model.embedding import Embedder, Vectors
 from retrieval.tables import LISTING
 
@@ -67,20 +69,40 @@ class NotAnImage(Exception):
     """A source says already that this cannot be read; the ledger tells why."""
 
 
+class WorkerDied(Exception):
+    """An image killed its worker each time; the same words in each run, so that bytes are too."""
+
+    def __init__(self) -> None:
+        super().__init__("the worker died each time it had this image at hand")
+
+
 def embed_items(
-    items: list[dict[str, Any]], embedder: Embedder, decoding: Decoding
+    items: list[dict[str, Any]],
+    embedder: Embedder,
+    decoding: Decoding,
+    attempt: Attempt = FIRST,
 ) -> Iterator[Embedded]:
-    """Embed items (rows of a listing) in their order; each ends as one row or one failure."""
+    """Embed items (rows of a listing) in their order; each ends as one row or one failure.
+
+    A vector does not depend on its neighbours, so one at a time they are the same.
+    """
     under_way: deque[tuple[list[_Image], list[Failure], Callable[[], Vectors]]] = deque()
+    size, ahead = (1, 0) if attempt.singly else (embedder.batch_size, embedder.ahead)
     with Opener(decoding.options) as opener:
-        decoded = _decoded(items, embedder, decoding, opener)
-        for images, failures in _batches(decoded, embedder.batch_size):
+
+        def one(item: dict[str, Any]) -> _Image | Failure:
+            return _image(item, embedder, decoding, opener, attempt)
+
+        threads = 0 if attempt.singly else decoding.threads
+        decoded = _ahead(one, items, threads, 2 * size) if threads else map(one, items)
+        for images, failures in _batches(decoded, size):
             answer = embedder.submit([image.pixels for image in images])
             under_way.append((images, failures, answer))
-            if len(under_way) > embedder.ahead:
+            if len(under_way) > ahead:
                 yield _embedded(*under_way.popleft(), decoding.embedding_dtype)
     while under_way:
         yield _embedded(*under_way.popleft(), decoding.embedding_dtype)
+    attempt.note(None)
 
 
 def _batches(
@@ -101,32 +123,35 @@ def _batches(
         yield images, failures
 
 
-def _decoded(
-    items: list[dict[str, Any]], embedder: Embedder, decoding: Decoding, opener: Opener
+def _ahead(
+    one: Callable[[dict[str, Any]], _Image | Failure],
+    items: list[dict[str, Any]],
+    threads: int,
+    most: int,
 ) -> Iterator[_Image | Failure]:
-    """Decode in the order of the items, up to two batches ahead where there are threads."""
-
-    def one(item: dict[str, Any]) -> _Image | Failure:
-        return _image(item, embedder, decoding, opener)
-
-    if not decoding.threads:
-        yield from map(one, items)
-        return
+    """Decode in the order of the items, on threads, up to `most` ahead of who takes them."""
     ahead: deque[Future[_Image | Failure]] = deque()
-    with ThreadPoolExecutor(decoding.threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for item in items:
             ahead.append(pool.submit(one, item))
-            if len(ahead) > 2 * embedder.batch_size:
+            if len(ahead) > most:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
 def _image(
-    item: dict[str, Any], embedder: Embedder, decoding: Decoding, opener: Opener
+    item: dict[str, Any],
+    embedder: Embedder,
+    decoding: Decoding,
+    opener: Opener,
+    attempt: Attempt,
 ) -> _Image | Failure:
     if item.get("problem") is not None:
         return _failure(item, "list", NotAnImage(item["problem"]))
+    if item["path"] in attempt.given_up:
+        return _failure(item, "embed", WorkerDied())
+    attempt.note(item["path"])
     stage = "read"
     try:
         data = opener.read(item["path"], item.get("place"), item.get("size"))

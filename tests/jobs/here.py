@@ -12,19 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from jobs import pool
+from jobs import pool, tasks
 from jobs.cluster import Cluster
 from jobs.embed import embed
 from jobs.prepare import Prepared
 from jobs.settings import EmbedSettings
+from retrieval.model.attempt import FIRST
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import resolve_bundle
 
 
-def _stream(where, make, items, shared, device):
+def _stream(where, make, items, shared, device, called):
     work = make(shared)
     for item in items:
-        yield json.loads(json.dumps(work(item)))
+        yield json.loads(json.dumps(work(item, FIRST)))
 
 
 def _tasks(where, function, items):
@@ -36,7 +37,7 @@ def without_ray():
     """Let the stage's work be done here and now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "stream", _stream)
-        patch.setattr(pool, "tasks", _tasks)
+        patch.setattr(tasks, "tasks", _tasks)
         yield
 
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("ray_here")
 
 
 def doubled(shared):
-    return lambda item: {"item": item, "double": item * shared["factor"]}
+    return lambda item, attempt: {"item": item, "double": item * shared["factor"]}
 
 
 def refused(shared):
@@ -18,7 +18,7 @@ def refused(shared):
 
 
 def refusing(shared):
-    def work(item):
+    def work(item, attempt):
         raise InputError(f"item {item} is missing")
 
     return work

@@ -1,0 +1,35 @@
+"""Single tasks on the cluster: shards, blocks and copies, each done once and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from jobs.cluster import Cluster
+from jobs.watch import TaskSigns, watched
+
+_CPUS = 1
+
+
+def tasks(where: Cluster, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Do items as Ray tasks, as many at once as there are workers; answers in any order.
+
+    Answers should be small: what is large belongs into a file.
+    """
+    where.require(_CPUS)
+    yield from watched(_tasks(where, function, items), TaskSigns(where, _CPUS))
+
+
+def _tasks(where: Cluster, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    import ray
+
+    remote = ray.remote(num_cpus=_CPUS, max_retries=3)(function)
+    running: list[Any] = []
+    for item in items:
+        running.append(remote.remote(item))
+        if len(running) >= where.workers:
+            ready, running = ray.wait(running, num_returns=1)
+            yield ray.get(ready[0])
+    while running:
+        ready, running = ray.wait(running, num_returns=1)
+        yield ray.get(ready[0])
