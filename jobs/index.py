@@ -30,9 +30,30 @@ training is advised."""
 
 def start(settings: IndexSettings) -> Result:
     """Index a store and say what it came to."""
+    folder = open_folder(settings.output)
+    file = settings.merge_into
+    if file is not None:
+        from retrieval.index.interchange import check_target
+
+        file = check_target(file, folder, overwrite=settings.overwrite)
     with cluster(settings.ray_address, settings.workers) as where:
         manifest = build(settings, where)
-    return _summary(settings.output, manifest)
+    result = _summary(settings.output, manifest)
+    return result if file is None else _merged(settings, folder, manifest, file, result)
+
+
+def _merged(
+    settings: IndexSettings, folder: Folder, manifest: Manifest, file: str, result: Result
+) -> Result:
+    """Write the whole index into one FAISS file, and say what it holds."""
+    from retrieval.index.interchange import merge_index
+
+    with progress("merge", manifest.counts["shards"], "shards") as bar:
+        merged = merge_index(
+            folder, manifest, file, settings.max_index_memory, lambda: bar.advance(1)
+        )
+    values = {**result.values, "merged_into": file, "merged_rows": merged.rows}
+    return Result(values, (*result.lines, merged.sentence()))
 
 
 def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) -> Manifest:

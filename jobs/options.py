@@ -109,6 +109,8 @@ OPTIONS = _table(
            "any IVF kind of FAISS, as its index_factory reads it; default: planned, IVFn,SQfp16"),
     Option("scratch", str, None, "run",
            "folder for vectors on their way into a shard; default: the system's temporary one"),
+    Option("merge_into", str, None, "run",
+           "also write all live rows as one FAISS index into this local file"),
     Option("top_k", int, 10, "content", "matches a query", low=1, high=1 << 20),
     Option("recall", "recall", "0.95", "content",
            "share of the exact top-k that must be found, 0 to 1, or exact; below it: exit 5"),

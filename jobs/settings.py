@@ -106,6 +106,7 @@ class IndexSettings(Running, Indexing):
     """lookalike index."""
 
     embeddings: str = setting("embeddings")
+    merge_into: str | None = setting("merge_into")
     seed: int = setting("seed")
 
 
