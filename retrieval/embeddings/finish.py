@@ -40,12 +40,16 @@ class Tally:
 
 
 def finish_store(
-    folder: Folder, dimension: int, known: Iterable[FileRecord], max_error_rate: float
+    folder: Folder,
+    dimension: int,
+    known: Iterable[FileRecord],
+    max_error_rate: float,
+    unit: str = "images",
 ) -> Manifest:
     """Judge the ledger against its bound, a share of the live images, and put the manifest.
 
     Beyond the bound the work is kept without a manifest of it, and the same job with a looser bound
-    finishes it; a store without any vector is never finished.
+    finishes it; a store without any vector is never finished. `unit` is what its items are called.
     """
     segments = read_segments(folder)
     there = {entry.path for entry in finished.own_entries(folder)}
@@ -53,7 +57,7 @@ def finish_store(
     alive = (record for record in known if record.path in there - stale)
     records = commit.records(folder, alive, leave_out=stale)
     tally = _tally(folder, segments, records)
-    _judge(folder, tally, max_error_rate)
+    _judge(folder, tally, max_error_rate, unit)
     counts = {
         "images": tally.images, "rows": tally.rows, "failures": tally.failures,
         "dimension": dimension, "segments": len(segments), "span": tally.span,
@@ -124,13 +128,13 @@ def read_deleted(folder: Folder, segments: list[Segment]) -> Rows:
     return np.sort(np.concatenate(found))
 
 
-def _judge(folder: Folder, tally: Tally, max_error_rate: float) -> None:
+def _judge(folder: Folder, tally: Tally, max_error_rate: float, unit: str) -> None:
     if tally.rows and tally.failures <= max_error_rate * tally.images:
         return
     way = "what is finished is kept, mend them or run again with a looser --max-error-rate"
     if not tally.rows:
-        way = "name a folder with readable photos"
+        way = f"name a place with {'readable photos' if unit == 'images' else f'sound {unit}'}"
     raise TooManyFailures(
-        f"{tally.failures} of {tally.images} images failed, their reasons stand in "
+        f"{tally.failures} of {tally.images} {unit} failed, their reasons stand in "
         f"{folder.uri('segments')}/*/failures; {way}"
     )

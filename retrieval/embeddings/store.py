@@ -84,9 +84,10 @@ class Store:
         return str(self.settings["embedding_dtype"])
 
     @property
-    def bundle(self) -> str:
-        """Give the digest of the bundle the vectors were made with."""
-        return str(self.settings["bundle"])
+    def bundle(self) -> str | None:
+        """Give the digest of the bundle that made the vectors; None where that was elsewhere."""
+        found: str | None = self.settings["bundle"]
+        return found
 
     @cached_property
     def segments(self) -> list[Segment]:

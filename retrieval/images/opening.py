@@ -206,7 +206,7 @@ class _Rows:
         if isinstance(found, dict):
             found = found.get("bytes")
         if found is None:
-            raise self._empty(inside)
+            raise self._empty(inside, value.type)
         if isinstance(found, bytes):
             return found
         raise ValueError("the column holds no bytes")
@@ -225,11 +225,12 @@ class _Rows:
         except (OSError, pa.ArrowException) as error:
             raise _settled(error, self.container) from error
         if not value.is_valid:
-            raise self._empty(inside)
+            raise self._empty(inside, value.type)
         return value
 
-    def _empty(self, inside: ParquetRow) -> ValueError:
-        return ValueError(f"row {inside.row} of {self.container} holds nothing (null)")
+    def _empty(self, inside: ParquetRow, kind: pa.DataType) -> ValueError:
+        what = "vector" if holds_vectors(kind) else "image"
+        return ValueError(f"row {inside.row} of {self.container} holds no {what} (null)")
 
     def _value(self, inside: ParquetRow) -> Any:
         column, row = inside.column, inside.row
