@@ -18,6 +18,7 @@ import pyarrow as pa
 from jobs import tasks
 from jobs.cluster import Cluster
 from jobs.compact import bring_to_place, compact, is_compact
+from jobs.elsewhere import Given
 from jobs.embed_chunks import Embedding, embed_chunks
 from jobs.listed import Listed
 from jobs.prepare import Prepared
@@ -45,7 +46,7 @@ class Growth:
     settings: EmbedSettings
     where: Cluster
     folder: Folder
-    prepared: Prepared
+    prepared: Prepared | Given
     listed: Listed
     stage: str
     unsettle: Callable[[], None]  # called before the store is changed: what depends on it is undone
@@ -82,8 +83,8 @@ class Growth:
 
     def _finish(self) -> Manifest:
         self.worked = True
-        rate = self.settings.max_error_rate
-        return finish_store(self.folder, self.prepared.bundle.dimension, self.known, rate)
+        rate, prepared = self.settings.max_error_rate, self.prepared
+        return finish_store(self.folder, prepared.dimension, self.known, rate, prepared.unit)
 
     def _append(self, segments: list[Segment]) -> Segment | None:
         """Claim the segment of what changed since the last one; the first is the whole listing."""
@@ -101,7 +102,8 @@ class Growth:
             found = found.with_changed(self._changed(segments, found.touched))
         if not found:
             return None
-        say(f"{len(found.fresh)} images are new or changed, {len(found.gone)} rows are outdated")
+        many, unit = len(found.fresh), self.prepared.unit
+        say(f"{many} {unit} are new or changed, {len(found.gone)} rows are outdated")
         step = self.settings.chunk_rows or chunk_rows_for(len(found.fresh))
         self.unsettle()
         target = listed.path.with_name("segment.parquet")
@@ -125,7 +127,8 @@ class Growth:
 
     def _changed(self, segments: list[Segment], touched: pa.Table) -> Rows:
         """Ask the workers which of the touched images have other bytes now."""
-        say(f"{len(touched)} files have another time or size than before: reading them")
+        unit = self.prepared.unit
+        say(f"{len(touched)} {unit} have another time or size than before: reading them")
         folder = self.folder
 
         def compare(work: tuple[Chunk, list[dict[str, Any]]]) -> list[int]:
@@ -134,7 +137,7 @@ class Growth:
             return changed_rows(folder, *work, {})
 
         found = [np.empty(0, np.int64)]
-        with progress("compare", len(touched), "images") as bar:
+        with progress("compare", len(touched), unit) as bar:
             for rows in tasks.tasks(self.where, compare, self._touched(segments, touched)):
                 found.append(np.array(rows, np.int64))
                 bar.advance(0)

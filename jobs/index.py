@@ -1,4 +1,4 @@
-"""lookalike index: a store to a sharded IVF index, or what a store gained to the index it has."""
+"""lookalike index: vectors to a sharded IVF index, or what a store gained to the index it has."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cluster import Cluster, cluster
+from jobs.elsewhere import of_elsewhere
+from jobs.embed import is_store
 from jobs.progress import progress
 from jobs.pulse import alive
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import IndexSettings, content_of
 from jobs.spread import Spread
+from jobs.taken import refuse_for_a_store, take_into
 from jobs.tasks import tasks
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import InputError, Mismatch
@@ -31,6 +34,7 @@ training is advised."""
 def start(settings: IndexSettings) -> Result:
     """Index a store and say what it came to."""
     folder = open_folder(settings.output)
+    refuse_for_a_store(settings)
     file = settings.merge_into
     if file is not None:
         from retrieval.index.interchange import check_target
@@ -59,13 +63,15 @@ def _merged(
 def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) -> Manifest:
     """Make an index, going on with what is there; it follows its store."""
     watch = Stopwatch()
-    store = open_store(open_folder(settings.embeddings))
-    if store.rows == 0:
-        raise InputError(f"{settings.embeddings} holds no vectors; embed images that can be read")
     folder = open_folder(settings.output)
-    commit.begin(
-        folder, "index", _job(settings, store), overwrite=settings.overwrite, keep_equal=keep_equal
-    )
+    if is_store(settings.embeddings):
+        store = open_store(open_folder(settings.embeddings))
+        if store.rows == 0:
+            raise InputError(f"{settings.embeddings} holds no vectors; embed readable images")
+        job = _job(settings, store)
+        commit.begin(folder, "index", job, overwrite=settings.overwrite, keep_equal=keep_equal)
+    else:
+        store = take_into(settings, where, folder)
     there = finished.read_manifest(folder, kind="index") if finished.is_finished(folder) else None
     if there and there.counts["embeddings_sha256"] == store.manifest.sha256:
         return there
@@ -76,8 +82,9 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
 
 
 def _job(settings: IndexSettings, store: Store) -> dict[str, Any]:
+    content = {k: v for k, v in content_of(settings).items() if k not in of_elsewhere()}
     return {
-        **content_of(settings),
+        **content,
         "embeddings": store.folder.uri(),
         "embedding_dtype": store.dtype,
         "bundle": store.bundle,
@@ -87,6 +94,8 @@ def _job(settings: IndexSettings, store: Store) -> dict[str, Any]:
 def _put_bundle(folder: Folder, store: Store) -> None:
     from retrieval.model.bundle import read_bundle, write_bundle
 
+    if store.bundle is None:
+        return
     bundle = read_bundle(store.folder)
     if bundle.digest != store.bundle:
         raise Mismatch(f"{store.folder.uri()} holds another bundle than its job.json names")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.groups import Reading
 from jobs.progress import say
-from jobs.settings import EmbedSettings, Reading
+from jobs.settings import EmbedSettings
 from retrieval.errors import InputError
 from retrieval.images.listing import labelled_rows, read_labels, write_listing
 from retrieval.images.sources.choose import open_source
@@ -30,18 +31,19 @@ def source_of(settings: Reading, root: str) -> Source:
     return open_source(root, image_column=settings.image_column, id_column=settings.id_column)
 
 
-def list_source(settings: EmbedSettings, target: Path, split: str | None) -> Listed:
-    """Write the listing; a source without images is refused."""
+def list_source(settings: EmbedSettings, source: Source, target: Path, split: str | None) -> Listed:
+    """Write the listing; a source that has nothing to list is refused."""
     labels = None if settings.labels is None else read_labels_file(settings.labels, split)
-    source = source_of(settings, settings.input)
     rows, step = write_listing(
         source.items(), target, columns=source.columns(), labels=labels, limit=settings.limit,
         chunk_rows=settings.chunk_rows,
     )  # fmt: skip
     if rows == 0:
-        raise InputError(f"{settings.input} holds no images; name a folder with photos")
+        raise source.nothing()
     if labels is not None and labelled_rows(target) == 0:
-        say(f"--labels {settings.labels} names none of the {rows} images of {settings.input}")
+        say(
+            f"--labels {settings.labels} names none of the {rows} {source.unit} of {settings.input}"
+        )
     return Listed(target, rows, step, source.others)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.cluster import Cluster, cluster
+from jobs.elsewhere import Given
+from jobs.groups import Elsewhere, EngineOptions
 from jobs.index import read_table
 from jobs.prepare import Prepared
 from jobs.progress import progress, say
@@ -17,7 +19,7 @@ from jobs.pulse import alive
 from jobs.queries import embed_queries, given_store, prepare_queries
 from jobs.result import Result
 from jobs.runfile import Stopwatch
-from jobs.settings import EngineOptions, RankSettings, content_of
+from jobs.settings import RankSettings, content_of
 from jobs.tasks import tasks
 from retrieval.embeddings.store import Store
 from retrieval.errors import BelowBound
@@ -58,14 +60,17 @@ def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) ->
 
 
 def _job(
-    settings: RankSettings, index: Manifest, queries: Store | None, prepared: Prepared | None
+    settings: RankSettings,
+    index: Manifest,
+    queries: Store | None,
+    prepared: Prepared | Given | None,
 ) -> dict[str, Any]:
     """Give what shapes matches; an engine is only of meaning where images are embedded."""
-    names = {field.name for field in dataclasses.fields(EngineOptions)}
+    names = {f.name for s in (EngineOptions, Elsewhere) for f in dataclasses.fields(s)}
     content = {k: v for k, v in content_of(settings).items() if k not in names}
     return {
         **content,
-        **(dataclasses.asdict(prepared.plan) if prepared else {}),
+        **(prepared.job() if prepared else {}),
         "index": open_folder(settings.index).uri(),
         "index_sha256": index.sha256,
         "queries": open_folder(settings.queries).uri(),

@@ -57,7 +57,8 @@ class Opener:
         if isinstance(inside, TarMember) and place is not None and size is not None:
             return self._range(inside, place, size)
         with self._lock:
-            return retrying(lambda: self._inside(inside, path), path)
+            found: bytes = retrying(lambda: self._inside(inside, path), path)
+        return found
 
     def vector(self, path: str) -> NDArray[Any]:
         """Give a vector, (d,) numbers of the type that its container has."""

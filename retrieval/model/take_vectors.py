@@ -99,9 +99,9 @@ def _stored(read: list[_Read], failures: list[Failure], taking: Taking) -> Embed
     with np.errstate(over="ignore", under="ignore"):
         for place, one in enumerate(read):
             vectors[place] = one.vector
-    large = ~np.isfinite(vectors).all(1)
-    small = ~vectors.any(1) & np.array([one.vector.any() for one in read], bool)
-    for place in np.flatnonzero(large | small):
+    large = np.asarray(np.any(~np.isfinite(vectors), axis=1))
+    small = np.array([one.vector.any() for one in read], bool) & ~np.any(vectors, axis=1)
+    for place in np.flatnonzero(large | small).tolist():
         what = "large" if large[place] else "small"
         way = "; keep --embedding-dtype float32" if taking.embedding_dtype == "float16" else ""
         problem = ValueError(f"the vector is too {what} for {taking.embedding_dtype}{way}")
