@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.groups import Elsewhere, EngineOptions, Listing, Model
 from jobs.settings import EmbedSettings, content_of
-from retrieval.errors import InputError, UsageError
+from retrieval.errors import UsageError
 from retrieval.images.sources.vectors import VectorSource, is_npy, open_vectors
 from retrieval.model.attempt import Attempt
 from retrieval.storage.files import Folder
@@ -68,15 +68,6 @@ def are_vectors(root: str, settings: Elsewhere) -> bool:
     if settings.ids is not None:
         raise UsageError(f"--ids is for .npy files, and {root} is none; leave it away")
     return False
-
-
-def hold_vectors(root: str) -> bool:
-    """Tell whether Parquet files hold vectors, where images would make no sense."""
-    try:
-        open_vectors(root)
-    except InputError:
-        return False
-    return True
 
 
 def given_vectors(root: str, settings: Any, *, zeros: bool) -> Given:

@@ -17,7 +17,7 @@ from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import IndexSettings, content_of
 from jobs.spread import Spread
-from jobs.taken import refuse_for_a_store, take_into
+from jobs.taken import lost, refuse_for_a_store, take_into
 from jobs.tasks import tasks
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import InputError, Mismatch
@@ -43,6 +43,8 @@ def start(settings: IndexSettings) -> Result:
     with cluster(settings.ray_address, settings.workers) as where:
         manifest = build(settings, where)
     result = _summary(settings.output, manifest)
+    if left_out := lost(folder):
+        result = Result(result.values, (*result.lines, left_out))
     return result if file is None else _merged(settings, folder, manifest, file, result)
 
 

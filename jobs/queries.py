@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jobs.cluster import Cluster
-from jobs.elsewhere import Given, are_vectors, given_vectors, hold_vectors
+from jobs.elsewhere import Given, are_vectors, given_vectors
 from jobs.embed import embed, is_store
 from jobs.prepare import Prepared, prepare
 from jobs.settings import EmbedSettings, RankSettings, part_of
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import Mismatch
+from retrieval.images.sources.vectors import hold_vectors
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
 

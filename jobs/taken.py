@@ -12,7 +12,7 @@ from jobs.elsewhere import Given, given_vectors, of_elsewhere
 from jobs.embed import embed, is_store
 from jobs.settings import EmbedSettings, IndexSettings, content_of, part_of
 from retrieval.embeddings.store import Store, open_store
-from retrieval.errors import UsageError
+from retrieval.errors import InputError, UsageError
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 
@@ -40,6 +40,20 @@ def _job(settings: IndexSettings, given: Given, place: Folder) -> dict[str, Any]
         "dimension": given.dimension,
         "bundle": None,
     }
+
+
+def lost(index: Folder) -> str | None:
+    """Say how many vectors an index made elsewhere lacks, if any."""
+    if finished.read_settings(index)["bundle"] is not None:
+        return None
+    try:
+        counts = finished.read_manifest(index.child(EMBEDDINGS), kind="store").counts
+    except InputError:  # of a store of such vectors, which answers for itself
+        return None
+    if not counts["failures"]:
+        return None
+    ledger = index.uri(f"{EMBEDDINGS}/segments/*/failures")
+    return f"{counts['failures']} of {counts['images']} vectors are left out: {ledger}"
 
 
 def refuse_for_a_store(settings: IndexSettings) -> None:

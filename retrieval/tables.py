@@ -50,10 +50,12 @@ class Table:
 
 _ROW = Column("row", pa.int64(), "position in the listings, from 0; never changes, may have holes")
 _ID = Column("image_id", pa.string(), "path below the root, '/'-separated; unique in a store")
-_PATH = Column("path", pa.string(), "absolute path or URI that opens the image again")
-_WIDTH = Column("width", pa.int32(), "pixels, after EXIF orientation")
-_HEIGHT = Column("height", pa.int32(), "pixels, after EXIF orientation")
-_SHA256 = Column("sha256", pa.string(), "of the image's bytes, hex")
+_PATH = Column("path", pa.string(), "absolute path or URI that opens the image (or vector) again")
+_WIDTH = Column(
+    "width", pa.int32(), "pixels, after EXIF orientation; null of a vector made elsewhere"
+)
+_HEIGHT = Column("height", pa.int32(), "pixels, after EXIF orientation; null as width is")
+_SHA256 = Column("sha256", pa.string(), "of the image's bytes, or the vector's in its file; hex")
 _LABEL = Column("label", pa.string(), "class of the image; null where unknown")
 _ROWS = Column("rows", pa.int64(), "rows of a Parquet file; null for other files")
 
@@ -67,7 +69,7 @@ LISTING = Table(
         Column("size", pa.int64(), "bytes; null where only reading would tell"),
         Column("mtime_ns", pa.int64(), "last change, nanoseconds since 1970; null where unknown"),
         _LABEL,
-        Column("place", pa.int64(), "inside its container: byte of a tar, row of a Parquet file"),
+        Column("place", pa.int64(), "inside its container: byte of a tar, row of Parquet or .npy"),
         Column("problem", pa.string(), "why it cannot be an image though it was listed; else null"),
     ),
 )
@@ -248,8 +250,9 @@ class Item:
     """One image that a source offers, before it has a row.
 
     `path` opens it again: a path or URI of its own, or `tar://MEMBER::TAR` (as fsspec writes it),
-    or `parquet://COLUMN/ROW::FILE`. `place` is its position in such a container. An item with a
-    `problem` goes to the ledger unread. `more` are the values of the source's further columns.
+    or `parquet://COLUMN/ROW::FILE`, or for a vector `npy://ROW::FILE`. `place` is its position in
+    such a container. An item with a `problem` goes to the ledger unread. `more` are the values of
+    the source's further columns.
     """
 
     image_id: str

@@ -123,6 +123,10 @@ class _Shards:
         sizes = [self.manifest.files[path].size for path in self._paths]
         return 2 * sum(sizes) + max(sizes)
 
+    def quiet(self) -> _Shards:
+        """Give the same, telling nobody."""
+        return replace(self, tell=_nothing)
+
     def __iter__(self) -> Iterator[Any]:
         for path in self._paths:
             self.tell()
@@ -162,7 +166,7 @@ def _on_disk(whole: Any, shards: _Shards, file: str, lists: str) -> None:
             f" on disk; give --max-index-memory {shards.needed()} bytes or more"
         )
     sizes = np.zeros(ivf.nlist, np.uint64)
-    for shard in replace(shards, tell=_nothing):
+    for shard in shards.quiet():
         sizes += _sizes(ivf_of(shard).invlists)
 
     def fill(name: str) -> None:

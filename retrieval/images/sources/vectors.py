@@ -54,9 +54,6 @@ class ParquetVectors(ParquetSource, VectorSource):
         for file in files:
             with opened_parquet(file.path, self.options) as parquet:
                 column = self._content_column(file, parquet.schema_arrow)
-                kind = parquet.schema_arrow.field(column).type
-                if pa.types.is_fixed_size_list(kind):
-                    return int(kind.list_size)
                 if length := _usual_length(parquet, column):
                     return length
         raise InputError(f"{self.root} holds no vectors; name {_FORMS}")
@@ -166,6 +163,15 @@ def is_npy(path: str) -> bool:
     return path.lower().endswith(NPY)
 
 
+def hold_vectors(root: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Tell whether there are Parquet files at a path or URI whose first has a column of vectors."""
+    files, _ = files_at(root, PARQUET, options or {})
+    if not files or not files[0].path.lower().endswith(PARQUET):
+        return False
+    with opened_parquet(files[0].path, options or {}) as parquet:
+        return any(holds_vectors(one.type) for one in parquet.schema_arrow)
+
+
 def vector_column(schema: pa.Schema) -> str | None:
     """Give the column named embedding if it holds vectors, or the only one that does."""
     found = [one.name for one in schema if holds_vectors(one.type)]
@@ -175,7 +181,10 @@ def vector_column(schema: pa.Schema) -> str | None:
 
 
 def _usual_length(parquet: pq.ParquetFile, column: str) -> int | None:
-    """Give the length that most of the first lists have; None where there are none."""
+    """Give the length that the type tells, or most of the first lists have; None without any."""
+    kind = parquet.schema_arrow.field(column).type
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
     for batch in parquet.iter_batches(_LOOKED_AT, columns=[column], use_threads=False):
         lengths = Counter(len(value) for value in batch[column] if value.is_valid and len(value))
         if lengths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import types
 from pathlib import Path
 
 import faiss
@@ -157,30 +158,64 @@ def test_targets_that_are_refused(tmp_path):
     assert check_target(f"file://{tmp_path}/new", index, overwrite=False) == f"{tmp_path}/new"
 
 
-@pytest.mark.parametrize("factory", ["IVF4,SQ8", "PCA4,IVF4,Flat", "IVF4,PQ4x4fs"])
+class Faked:
+    """Shards of any kind of FAISS, as an index that has such would give them."""
+
+    def __init__(self, factory):
+        self.vectors = np.random.default_rng(0).normal(size=(400, DIMENSION)).astype(np.float32)
+        self.trained = faiss.index_factory(DIMENSION, factory)
+        self.trained.train(self.vectors)
+        self.manifest = types.SimpleNamespace(counts={"factory": factory})
+        self.folder = open_folder("somewhere")
+
+    def _with(self, rows):
+        index = faiss.clone_index(self.trained)
+        index.add_with_ids(self.vectors[rows], rows)
+        index.remove_ids(faiss.IDSelectorBatch(GONE))
+        return index
+
+    def needed(self):
+        return 12345
+
+    def quiet(self):
+        return self
+
+    def __iter__(self):
+        yield from map(self._with, np.split(np.arange(400), 4))
+
+    def assert_equal(self, index):
+        """It answers as one index that has all rows; many distances of PQ4x4fs are equal."""
+        whole = self._with(np.arange(400))
+        assert index.ntotal == whole.ntotal == 400 - len(GONE)
+        for one in (index, whole):
+            faiss.extract_index_ivf(one).nprobe = 4
+        np.testing.assert_array_equal(index.search(asked(), 9)[0], whole.search(asked(), 9)[0])
+
+
+@pytest.mark.parametrize("factory", ["IVF4,SQ8", "PCA4,IVF4,Flat", "IVF4,PQ4", "IVF4,PQ4x4fs"])
 def test_kinds_that_lose_something_are_merged_too(factory):
-    """What is asked of FAISS here, on shards as the builder makes them of such kinds."""
-    vectors = np.random.default_rng(0).normal(size=(400, DIMENSION)).astype(np.float32)
-    whole = faiss.index_factory(DIMENSION, factory)
-    whole.train(vectors)
-    empty, every = faiss.clone_index(whole), faiss.clone_index(whole)
-    every.add_with_ids(vectors, np.arange(400))
-    every.remove_ids(faiss.IDSelectorBatch(GONE))
-    for part in np.split(np.arange(400), 4):
-        shard = faiss.clone_index(empty)
-        shard.add_with_ids(vectors[part], part)
-        shard.remove_ids(faiss.IDSelectorBatch(GONE))
-        whole.merge_from(shard, 0)
-    for index in (whole, every):
-        faiss.extract_index_ivf(index).nprobe = 4
-    # PQ4x4fs gives many equal distances, whose order is that of insertion
-    np.testing.assert_array_equal(whole.search(asked(), 9)[0], every.search(asked(), 9)[0])
+    shards = Faked(factory)
+    whole = faiss.clone_index(shards.trained)
+    interchange._merge(whole, shards)
+    shards.assert_equal(whole)
 
 
-def test_a_kind_that_faiss_cannot_merge_is_refused_in_a_sentence(tmp_path):
+@pytest.mark.parametrize("factory", ["IVF4,SQ8", "PCA4,IVF4,Flat", "IVF4,PQ4"])
+def test_and_kept_on_disk(factory, tmp_path):
+    shards = Faked(factory)
+    whole = faiss.clone_index(shards.trained)
+    interchange._on_disk(whole, shards, str(tmp_path / "f"), str(tmp_path / "f.lists"))
+    shards.assert_equal(faiss.read_index(str(tmp_path / "f")))
+
+
+def test_kinds_that_faiss_cannot_merge_or_keep_on_disk_are_refused_in_a_sentence(tmp_path):
     index = make_index(tmp_path, "l2", "float32")
     refined = faiss.index_factory(DIMENSION, "IVF4,SQ8,RFlat")
     with pytest.raises(UsageError, match=r"cannot merge .* IVF8,Flat"):
         interchange._merge(
             refined, interchange._Shards(index.folder, index.manifest, GONE, lambda: None)
         )
+    packed = Faked("IVF4,PQ4x4fs")
+    with pytest.raises(UsageError, match=r"cannot keep .* --max-index-memory 12345 bytes"):
+        interchange._on_disk(packed.trained, packed, str(tmp_path / "f"), str(tmp_path / "l"))
+    assert not (tmp_path / "f").exists()
