@@ -22,6 +22,9 @@ _OF_IMAGES = ("image_column", "weights", "bundle", "image_size", "resize", "pca"
               "precision", "device", "batch_size")  # fmt: skip
 """Options that mean nothing for vectors, of those that have no default."""
 
+CHUNK_ROWS = 4096
+"""Vectors of a part: reading so many takes no second, so that a lost chunk costs nothing."""
+
 
 @dataclass(frozen=True)
 class Given:

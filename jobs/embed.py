@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs import projection
 from jobs.cluster import Cluster, cluster
-from jobs.elsewhere import Given, are_vectors, given_vectors, job_of
+from jobs.elsewhere import CHUNK_ROWS, Given, are_vectors, given_vectors, job_of
 from jobs.groups import Elsewhere, Model
 from jobs.growth import Growth
 from jobs.listed import list_source, source_of
@@ -72,6 +72,8 @@ def _embed(
     with tempfile.TemporaryDirectory() as scratch:
         if prepared is None and are_vectors(settings.input, settings):
             prepared = given_vectors(settings.input, settings, zeros=False)
+        if isinstance(prepared, Given):
+            settings = dataclasses.replace(settings, chunk_rows=settings.chunk_rows or CHUNK_ROWS)
         listed = list_source(
             settings, _source(settings, prepared), Path(scratch) / "listing.parquet", split
         )

@@ -58,7 +58,7 @@ OPTIONS = _table(
     Option("image_column", str, None, "content",
            "of a list or of Parquet: holds the paths, or the images' bytes; default: by its name"),
     Option("id_column", str, None, "content",
-           "of a list, Parquet or --ids: names each; default: image_id (or id), else path or place"),
+           "of a list, Parquet or --ids: names each; default: image_id (id), else path or place"),
     Option("embedding_column", str, None, "content",
            "of Parquet: holds vectors made elsewhere; default: embedding, or the only such one"),
     Option("ids", str, None, "content",
