@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs import tasks
 from jobs.cluster import Cluster, cluster
 from jobs.progress import progress
 from jobs.pulse import alive
@@ -15,7 +16,6 @@ from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import IndexSettings, content_of
 from jobs.spread import Spread
-from jobs.tasks import tasks
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import InputError, Mismatch
 from retrieval.storage import commit, finished
@@ -93,7 +93,7 @@ def _bring_up(settings: IndexSettings, where: Cluster, folder: Folder, store: St
     build_one = _shard_builder(settings, folder, store, trained, sample)
     done: list[ShardResult] = []
     with progress("index", len(work), "shards") as bar:
-        for result in tasks(where, build_one, work):
+        for result in tasks.tasks(where, build_one, work):
             done.append(result)
             bar.advance(1)
     done.sort(key=lambda result: result.number)
