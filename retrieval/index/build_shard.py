@@ -28,11 +28,18 @@ from retrieval.index.coverage import Extents
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import distances, list_metric
 from retrieval.index.shards import Note, Shard, note_path, read_note, rows_path, shard_path
-from retrieval.scoring import block, nearest, norms_of
+from retrieval.scoring import block, nearest
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import SHARD_ROWS, FileRecord, Metric, further_columns, part_table
+from retrieval.tables import (
+    SHARD_ROWS,
+    FileRecord,
+    Metric,
+    Vectors,
+    further_columns,
+    part_table,
+)
 
 
 def _nothing() -> None:
@@ -84,7 +91,7 @@ def put_shard(making: Making, number: int, extents: Extents) -> Put:
         name = os.path.join(scratch, "vectors")
         with open(name, "wb") as file:
             placed = _place(making, extents, index, file)
-        _fill(index, placed, name, making.store.dtype)
+        _fill(making, index, placed, name)
         os.truncate(name, 0)
         faiss_file = _put_faiss(making.folder, shard_path(number), index, scratch)
     rows = sealed_parquet(placed.metadata)
@@ -138,11 +145,10 @@ def _place(making: Making, extents: Extents, index: Any, file: BinaryIO) -> Plac
     for table in _tables(making.store, extents):
         making.tell()
         values = vectors_of(table)
-        norms = norms_of(values)
-        rows = block(values, centroids.metric, norms)
+        rows = block(values, centroids.metric)
         own = nearest(rows, centroids)
         file.write(np.ascontiguousarray(values).tobytes())
-        tables.append(_metadata(table, norms))
+        tables.append(_metadata(table, rows.norms))
         lists.append(own)
         few = np.arange(0, len(rows), _SPREAD_STEP)
         far.append(distances(rows.take(few), centroids, own[few]))
@@ -175,7 +181,7 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
     return whole.combine_chunks()
 
 
-def _fill(index: Any, placed: Placed, name: str, dtype: str) -> None:
+def _fill(making: Making, index: Any, placed: Placed, name: str) -> None:
     """Add the vectors to lists that have room for them, in the order of their rows."""
     if len(placed.lists) == 0:
         return
@@ -183,20 +189,33 @@ def _fill(index: Any, placed: Placed, name: str, dtype: str) -> None:
     for number in np.flatnonzero(sizes):
         index.invlists.resize(int(number), int(sizes[number]))
         index.invlists.resize(int(number), 0)  # the room stays
-    vectors = np.memmap(name, dtype, "r", shape=(len(placed.lists), index.d))
+    vectors = np.memmap(name, making.store.dtype, "r", shape=(len(placed.lists), index.d))
     rows = placed.metadata["row"].to_numpy().astype(np.int64)
-    step = max(1, _FILL // (4 * index.d))
+    step = max(1, _FILL // (index.d * vectors.itemsize))
     for first in range(0, len(rows), step):
         part = slice(first, first + step)
-        add_rows(index, np.array(vectors[part], np.float32), rows[part], placed.lists[part])
+        values = vectors[part].astype(making.codes, copy=False)
+        add_codes(index, values, rows[part], placed.lists[part])
 
 
-def add_rows(
-    index: Any, wide: NDArray[np.float32], rows: NDArray[np.int64], lists: NDArray[np.int64]
+def add_codes(
+    index: Any, values: Vectors, rows: NDArray[np.int64], lists: NDArray[np.int64]
 ) -> None:
-    """Add (n, d) vectors to the lists that were decided for them."""
-    rows, lists = np.ascontiguousarray(rows), np.ascontiguousarray(lists)
-    index.add_core(len(wide), faiss.swig_ptr(wide), faiss.swig_ptr(rows), faiss.swig_ptr(lists))
+    """Add (n, d) vectors of the index's own dtype to the lists that were decided for them.
+
+    They are the codes as they are: nothing is left for FAISS to encode or to decide.
+    """
+    order = np.argsort(lists, kind="stable")
+    codes, ids = np.ascontiguousarray(values[order]), np.ascontiguousarray(rows[order])
+    sizes = np.bincount(lists, minlength=index.nlist)
+    ends = np.cumsum(sizes)
+    for number in np.flatnonzero(sizes).tolist():
+        first, last = int(ends[number] - sizes[number]), int(ends[number])
+        index.invlists.add_entries(
+            number, last - first, faiss.swig_ptr(ids[first:last]),
+            faiss.swig_ptr(codes[first:last].view(np.uint8)),
+        )  # fmt: skip
+    index.ntotal += len(order)
 
 
 def _put_faiss(folder: Folder, path: str, index: Any, scratch: str) -> FileRecord:
