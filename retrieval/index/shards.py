@@ -103,14 +103,22 @@ class Shard:
         """Tell which rows of the metadata are not deleted."""
         return ~np.isin(self.rows, self.deleted)
 
-    def listed(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Give the live rows of a list and their (n, d) vectors, as they were stored."""
+    def ids(self, number: int) -> NDArray[np.int64]:
+        """Give what FAISS holds as the ids of a list: the rows of it, deleted ones too."""
         lists = self.index.invlists
         size = lists.list_size(number)
         if size == 0:
-            return np.empty(0, np.int64), np.empty((0, self.index.d), self.codes)
-        rows = faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
-        codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
+            return np.empty(0, np.int64)
+        found: NDArray[np.int64] = faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+        return found
+
+    def listed(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Give the live rows of a list and their (n, d) vectors, as they were stored."""
+        lists = self.index.invlists
+        rows = self.ids(number)
+        if len(rows) == 0:
+            return rows, np.empty((0, self.index.d), self.codes)
+        codes = faiss.rev_swig_ptr(lists.get_codes(number), len(rows) * lists.code_size)
         vectors = codes.view(self.codes).reshape(-1, self.index.d)
         keep = self.alive[np.searchsorted(self.rows, rows)]
         return (rows, vectors) if keep.all() else (rows[keep], vectors[keep])
