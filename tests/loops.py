@@ -6,7 +6,6 @@ very same tree, temporary files included. A flow is any callable that makes an o
 and goes on with what it finds there; flows need no Ray.
 """
 
-import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import LookalikeError
-from retrieval.storage import files
+from retrieval.storage import files, patience
 from retrieval.storage.files import LocalFolder
 from retrieval.storage.verify import verify
 from tests.retrieval.storage.faults import FailAt, Killed, broken, operations, seam
@@ -157,7 +156,7 @@ class Loop:
 
 @contextmanager
 def no_waits():
-    """Let nobody wait before another attempt."""
+    """Let nobody wait before another attempt at storage; whoever else sleeps still does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "sleep", lambda seconds: None)
+        patch.setattr(patience, "wait", lambda seconds: None)
         yield

@@ -8,7 +8,7 @@ import pytest
 from retrieval.storage.files import LocalFolder, RemoteFolder
 from tests.flows import StoreFlow, draw_source
 from tests.loops import FAULTS, Loop, no_waits
-from tests.retrieval.storage.s3 import new_prefix, options, s3  # noqa: F401
+from tests.retrieval.storage.s3 import new_prefix, options
 
 LOCAL_SAMPLE, S3_SAMPLE = 42, 12
 LOCAL_LEAST, S3_LEAST = 500, 300
@@ -28,7 +28,7 @@ def on_disk(flow, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_bucket(flow, s3):  # noqa: F811
+def in_bucket(flow, s3):
     prefix = new_prefix()
     with no_waits(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("s3fs.S3FileSystem.retries", 1)

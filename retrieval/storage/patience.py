@@ -37,6 +37,9 @@ _NO_MORE_AFTER = 60.0
 
 Answer = TypeVar("Answer")
 
+wait = time.sleep
+"""What passes the time between two attempts; tests let nobody wait here, and only here."""
+
 
 def code_of(error: BaseException) -> str:
     """Give the code of S3's answer that an error comes from; nothing where there is none."""
@@ -79,5 +82,5 @@ def retrying(action: Callable[[], Answer], path: str, verb: str = "read") -> Ans
                     f"({error or type(error).__name__}); "
                     "what is finished is kept: run the same command again when it can"
                 ) from error
-            time.sleep(0.1 * 4 ** (attempt - 1))
+            wait(0.1 * 4 ** (attempt - 1))
     raise AssertionError("unreachable")

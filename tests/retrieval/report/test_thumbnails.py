@@ -3,7 +3,6 @@
 import io
 import os
 import tarfile
-import time
 import warnings
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from retrieval.errors import StorageFailure
 from retrieval.report.thumbnails import thumbnail, thumbnails
-from retrieval.storage import files
+from retrieval.storage import folder, patience
 
 BOUND = 10**7
 
@@ -143,7 +142,7 @@ def test_each_is_read_once_and_the_answer_depends_on_nothing_else(tmp_path, monk
         if when == "before":
             read.append(path)
 
-    monkeypatch.setattr(files, "seam", note)
+    monkeypatch.setattr(folder, "seam", note)
     one = thumbnails([*paths, *reversed(paths)], max_pixels=BOUND, threads=1)
     assert sorted(read) == paths
     four = thumbnails(iter(reversed(paths)), max_pixels=BOUND, threads=4)
@@ -173,8 +172,8 @@ def test_a_store_that_fails_for_now_is_not_an_unreadable_image(tmp_path, monkeyp
     def fail(when, what, path):
         raise OSError("the network is gone")
 
-    monkeypatch.setattr(files, "seam", fail)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(folder, "seam", fail)
+    monkeypatch.setattr(patience, "wait", lambda seconds: None)
     with pytest.raises(StorageFailure):
         thumbnails([str(tmp_path / "any.png")], max_pixels=BOUND)
 

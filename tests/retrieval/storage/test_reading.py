@@ -2,7 +2,6 @@
 
 import errno
 import os
-import time
 import uuid
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def test_a_file_uri_is_read(tmp_path):
 def waits(monkeypatch):
     """Seconds that would have been slept."""
     slept = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(patience, "wait", slept.append)
     return slept
 
 
