@@ -49,11 +49,16 @@ def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) ->
     queries = given or embed_queries(
         settings, where, index_folder, prepared, unsettle=lambda: commit.start_over(folder)
     )
-    if not finished.is_finished(folder):
+    if finished.is_finished(folder):
+        return finished.read_manifest(folder, kind="matches")
+
+    def make() -> Manifest:
         certificate = _answer(settings, where, folder, index_folder, index, queries)
-        _finish(folder, index_folder, index, queries, certificate)
+        manifest = _finish(folder, index_folder, index, queries, certificate)
         watch.write(folder, settings, queries=queries.rows)
-    return finished.read_manifest(folder, kind="matches")
+        return manifest
+
+    return commit.unless_overtaken(folder, "matches", make)
 
 
 def _job(
@@ -158,7 +163,7 @@ def _finish(
     index: Manifest,
     queries: Store,
     certificate: Certificate,
-) -> None:
+) -> Manifest:
     """Put the failures of the queries and the labels of the gallery, then the manifest."""
     from retrieval.index.shards import LABELS
 
@@ -174,7 +179,7 @@ def _finish(
         "metric": index.counts["metric"],
         "certificate": dataclasses.asdict(certificate),
     }
-    commit.finish(folder, "matches", counts)
+    return commit.finish(folder, "matches", counts)
 
 
 def summary(output: str, manifest: Manifest) -> Result:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 import shutil
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -27,7 +27,9 @@ from retrieval.storage.finished import (
     is_finished,
     own_entries,
     parse_manifest,
+    read_if_there,
     read_job,
+    read_manifest,
 )
 from retrieval.storage.seal import is_sealed, notes_of, read_json, sealed_json, sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
@@ -62,8 +64,8 @@ def begin(
         if there is not None and overwrite and not (keep_equal and there == data):
             _wipe(folder)
             there = None
-        if there is None:
-            there = data if folder.put_new(JOB, data) else folder.read(JOB)
+        while there is None:  # another run may put it first, or wipe what it put
+            there = data if folder.put_new(JOB, data) else _existing_job(folder)
         folder.sweep()
         if is_finished(folder):  # by a run that was killed before it cleared its work away
             clear_work(folder)
@@ -100,14 +102,15 @@ def start_over(folder: Folder) -> None:
 
 
 def _existing_job(folder: Folder) -> bytes | None:
-    try:
-        return folder.read(JOB)
-    except FileNotFoundError:
-        pass
+    """Give the job.json that is there; a folder with other files, and without one, is not ours."""
+    if (there := read_if_there(folder, JOB)) is not None:
+        return there
     for entry in folder.entries():
         name = entry.path.rsplit("/", 1)[-1]
         if name.startswith(TEMPORARY) or entry.path == RUN:
             continue
+        if (there := read_if_there(folder, JOB)) is not None:  # of a run that has begun since
+            return there
         if entry.path == MANIFEST:
             raise Damaged(f"{folder.uri(JOB)} is missing beside a manifest; remove the folder")
         raise _not_ours(folder, entry.path)
@@ -152,9 +155,10 @@ def put_once(folder: Folder, path: str, data: bytes) -> FileRecord:
     A second run on the same output makes the same bytes; where they differ (another processor
     kind), the first stands.
     """
-    if not folder.put_new(path, data):
-        data = folder.read(path)
-    return record(path, data)
+    there = data if folder.put_new(path, data) else None
+    while there is None:  # another run may remove what was in the way
+        there = read_if_there(folder, path) or (data if folder.put_new(path, data) else None)
+    return record(path, there)
 
 
 def copy_new(source: Folder, target: Folder, path: str) -> FileRecord:
@@ -206,7 +210,11 @@ def records(
     for entry in own_entries(folder):
         if entry.path in found or entry.path in leave_out:
             continue
-        with folder.open(entry.path) as file:
+        try:
+            file = folder.open(entry.path)
+        except FileNotFoundError:  # another run has removed it since
+            continue
+        with file:
             if entry.path.endswith(SEALED) and not is_sealed(file):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
             found[entry.path] = _record_of(entry.path, file)
@@ -253,7 +261,7 @@ def finish(
             "counts": dict(counts),
         }
     )
-    there = folder.read(MANIFEST) if is_finished(folder) else None
+    there = read_if_there(folder, MANIFEST)
     if there != data:
         if there is not None:
             folder.delete(MANIFEST)
@@ -270,3 +278,16 @@ def clear_work(folder: Folder) -> None:
     for entry in list(folder.entries(WORK.rstrip("/"))):
         if not entry.path.startswith(f"{WORK}compact"):
             folder.delete(entry.path)
+
+
+def unless_overtaken(folder: Folder, kind: Kind, make: Callable[[], Manifest]) -> Manifest:
+    """Make an output; where another run finishes it meanwhile, that one is the answer.
+
+    It has cleared the work away, which this run may then miss.
+    """
+    try:
+        return make()
+    except FileNotFoundError:
+        if not is_finished(folder):
+            raise
+        return read_manifest(folder, kind=kind)
