@@ -39,9 +39,13 @@ def compact(
     def gather(chunk: Chunk) -> Chunk:
         return made.compact_chunk(chunk)
 
-    with progress("compact", listed.rows, "images") as bar:
-        for chunk in pool.tasks(where, gather, made.segment.chunks()):
-            bar.advance(chunk.last - chunk.first)
+    try:
+        with progress("compact", listed.rows, "images") as bar:
+            for chunk in pool.tasks(where, gather, made.segment.chunks()):
+                bar.advance(chunk.last - chunk.first)
+    except Exception:
+        if not compaction.overtaken(made):  # else what is missing was taken away by another run
+            raise
     compaction.settle(made)
     return bring_to_place(where, folder)
 
@@ -51,7 +55,7 @@ def bring_to_place(where: Cluster, folder: Folder) -> list[FileRecord]:
 
     def move(aside: Folder, paths: list[str]) -> list[FileRecord]:
         def copy(some: list[str]) -> list[FileRecord]:
-            return [commit.copy_new(aside, folder, path) for path in some]
+            return [commit.copy_over(aside, folder, path) for path in some]
 
         groups = [paths[first : first + _GROUP] for first in range(0, len(paths), _GROUP)]
         return [record for records in pool.tasks(where, copy, groups) for record in records]

@@ -1,14 +1,16 @@
 """A segment of a store: its listing is claimed before the first chunk and never changes.
 
 segment.json says how many images the listing has, how it is cut, and which row its first line is.
-It is put after the listing and the deletions, and only if absent.
+Whoever puts it first has claimed the segment. Listing and deletions are staged before that, under a
+name of their content (work/claim-NUMBER-DIGEST/), and brought to their place by whoever finds them
+missing there: so two runs that list different sources never mix them, and a kill loses nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,15 @@ from numpy.typing import NDArray
 
 from retrieval.embeddings.layout import deleted_path, listing_path, segment_json_path
 from retrieval.errors import Damaged
+from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
-from retrieval.tables import DELETED, Chunk
+from retrieval.tables import DELETED, WORK, Chunk
 
 Rows = NDArray[np.int64]
+
+CLAIMS = f"{WORK}claim-"
+"""What is staged for a segment lies here until the segment is claimed."""
 
 
 @dataclass(frozen=True)
@@ -83,32 +89,87 @@ def claim_segment(
     folder: Folder, number: int, base: int, listing: Path, chunk_rows: int, images: int,
     deleted: Rows,
 ) -> Segment:  # fmt: skip
-    """Put listing, deletions and segment.json; where another run was first, its segment stands.
+    """Claim a segment with its listing and deletions; where another run was first, its stands."""
+    there = finished.read_if_there(folder, segment_json_path(number))
+    sources: dict[str, Write] = {}
+    if there is None:
+        files, sources = _sources(number, listing, deleted)
+        segment = Segment(number, base, images, chunk_rows, len(deleted), files)
+        for path, write in sources.items():
+            _aside(folder, segment).put_new_file(path, write)
+        there = segment.to_json()
+        if not folder.put_new(segment_json_path(number), there):
+            there = folder.read(segment_json_path(number))
+            sources = sources if there == segment.to_json() else {}
+    claimed = segment_of(number, there, folder)
+    bring_claimed(folder, claimed, sources)
+    return claimed
 
-    What a run left that was killed before its segment.json is replaced.
-    """
+
+Write = Callable[[str], None]
+"""Fills a local file of a given name."""
+
+
+def _sources(number: int, listing: Path, deleted: Rows) -> tuple[dict[str, str], dict[str, Write]]:
+    """Give the files of a segment: the checksum of each, and what writes it."""
     files = {listing_path(number): _digest(listing)}
-    _put_listing(folder, listing_path(number), listing, files[listing_path(number)])
+    sources: dict[str, Write] = {listing_path(number): lambda name: _copy(listing, name)}
     if len(deleted):
         data = sealed_parquet(pa.table([pa.array(deleted)], schema=DELETED.schema))
         files[deleted_path(number)] = hashlib.sha256(data).hexdigest()
-        folder.put(deleted_path(number), data)
-    else:
-        folder.delete(deleted_path(number))
-    segment = Segment(number, base, images, chunk_rows, len(deleted), files)
-    data = segment.to_json()
-    if not folder.put_new(segment_json_path(number), data):
-        data = folder.read(segment_json_path(number))
-    return segment_of(number, data, folder)
+        sources[deleted_path(number)] = lambda name: _write(data, name)
+    return files, sources
 
 
-def _put_listing(folder: Folder, path: str, listing: Path, digest: str) -> None:
-    def copy(name: str) -> None:
-        shutil.copyfile(listing, name)
+def _copy(source: Path, name: str) -> None:
+    shutil.copyfile(source, name)
 
-    if not folder.put_new_file(path, copy) and digest_of(folder, path) != digest:
-        folder.delete(path)
-        folder.put_new_file(path, copy)
+
+def _write(data: bytes, name: str) -> None:
+    Path(name).write_bytes(data)
+
+
+def bring_claimed(
+    folder: Folder, segment: Segment, sources: Mapping[str, Write] | None = None
+) -> None:
+    """Bring listing and deletions of a claimed segment to their place, if they are not there yet.
+
+    From `sources`, or else from where whoever claimed it has staged them.
+    """
+    aside = _aside(folder, segment)
+    for path, digest in segment.files.items():
+        write = (sources or {}).get(path) or _fetcher(aside, path, digest)
+        try:
+            if not folder.exists(path):
+                folder.put_new_file(path, write)
+        except FileNotFoundError:
+            if not folder.exists(path):  # else another run has brought it, and cleared its stage
+                raise Damaged(f"{folder.uri(path)} is missing; remove the store") from None
+    for path in segment.files:
+        aside.delete(path)
+
+
+def _fetcher(aside: Folder, path: str, digest: str) -> Write:
+    def fetch(name: str) -> None:
+        with aside.open(path) as file, open(name, "wb") as target:
+            shutil.copyfileobj(file, target)
+        if _digest(Path(name)) != digest:
+            raise Damaged(f"{aside.uri(path)} was altered; remove the store")
+
+    return fetch
+
+
+def _aside(folder: Folder, segment: Segment) -> Folder:
+    digest = hashlib.sha256(segment.to_json()).hexdigest()[:16]
+    return folder.child(f"{CLAIMS}{segment.number:05d}-{digest}")
+
+
+def clear_claims(folder: Folder, below: int | None = None) -> None:
+    """Remove what was staged for segments and came second: of all, or of numbers below one."""
+    for entry in list(folder.entries(WORK.rstrip("/"))):
+        number = entry.path.removeprefix(CLAIMS)[:5]
+        if entry.path.startswith(CLAIMS) and (below is None or int(number) < below):
+            folder.delete(entry.path)
 
 
 def _digest(path: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import shutil
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -161,14 +160,14 @@ def put_once(folder: Folder, path: str, data: bytes) -> FileRecord:
     return record(path, there)
 
 
-def copy_new(source: Folder, target: Folder, path: str) -> FileRecord:
-    """Copy a file to the same path of another folder, if it is absent there; gives its record."""
+def copy_over(source: Folder, target: Folder, path: str) -> FileRecord:
+    """Copy a file to the same path of another folder, over what is there; gives its record.
 
-    def copy(name: str) -> None:
-        with source.open(path) as file, open(name, "wb") as written:
-            shutil.copyfileobj(file, written)
-
-    target.put_new_file(path, copy)
+    What is no longer at the source has been copied by another run, which took it away.
+    """
+    data = read_if_there(source, path)
+    if data is not None and read_if_there(target, path) != data:
+        target.put(path, data)
     with target.open(path) as file:
         return _record_of(path, file)
 
@@ -244,12 +243,14 @@ def finish(
     known: Iterable[FileRecord] = (),
     *,
     stale: Collection[str] = (),
+    leave_out: Collection[str] = (),
 ) -> Manifest:
     """Write files.parquet and, last of all, manifest.json; then clear the work away.
 
-    A manifest that is there is removed first, then the `stale` files that it may have named.
+    A manifest that is there is removed first, then the `stale` files that it may have named. Files
+    to `leave_out` stay, but belong to what comes after this manifest.
     """
-    rows = records(folder, known, leave_out=stale)
+    rows = records(folder, known, leave_out={*stale, *leave_out})
     columns = {name: [getattr(row, name) for row in rows] for name in FILES.schema.names}
     inventory = sealed_parquet(pa.table(columns, schema=FILES.schema))
     data = sealed_json(
@@ -274,9 +275,9 @@ def finish(
 
 
 def clear_work(folder: Folder) -> None:
-    """Remove what a finished output no longer needs; a compaction clears its own."""
+    """Remove what a finished output no longer needs; compactions and claims clear their own."""
     for entry in list(folder.entries(WORK.rstrip("/"))):
-        if not entry.path.startswith(f"{WORK}compact"):
+        if not entry.path.startswith((f"{WORK}compact", f"{WORK}claim")):
             folder.delete(entry.path)
 
 
