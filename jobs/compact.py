@@ -34,12 +34,13 @@ def compact(
 ) -> list[FileRecord]:
     """Gather what is alive into one segment, aside, and bring it to its place; gives its files."""
     old = rows_before(listed.path, before, read_deleted(folder, segments))
-    made = compaction.begin_compaction(folder, segments, listed.path, old, listed.chunk_rows)
+    made = compaction.plan_compaction(folder, segments, listed.path, len(old), listed.chunk_rows)
 
     def gather(chunk: Chunk) -> Chunk:
         return made.compact_chunk(chunk)
 
     try:
+        compaction.begin_compaction(made, listed.path, old)
         with progress("compact", listed.rows, "images") as bar:
             for chunk in pool.tasks(where, gather, made.segment.chunks()):
                 bar.advance(chunk.last - chunk.first)
@@ -47,7 +48,9 @@ def compact(
         if not compaction.overtaken(made):  # else what is missing was taken away by another run
             raise
     compaction.settle(made)
-    return bring_to_place(where, folder)
+    moved = bring_to_place(where, folder)
+    compaction.clear_aside(made)
+    return moved
 
 
 def bring_to_place(where: Cluster, folder: Folder) -> list[FileRecord]:

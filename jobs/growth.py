@@ -32,11 +32,12 @@ from retrieval.embeddings.segment import (
     bring_claimed,
     claim_segment,
     clear_claims,
+    clear_unclaimed,
     read_segments,
     span_of,
 )
 from retrieval.embeddings.store import read_sealed
-from retrieval.errors import Damaged, InputError
+from retrieval.errors import Damaged, Stalled, StorageFailure, TooManyFailures
 from retrieval.images import changes
 from retrieval.images.chunks import chunk_rows_for
 from retrieval.images.listing import digest
@@ -73,7 +74,9 @@ class Growth:
             before = self._state()
             try:
                 return self._bring_up()
-            except (FileNotFoundError, InputError, Damaged):
+            except (StorageFailure, TooManyFailures, Stalled):
+                raise
+            except Exception:  # what a worker missed comes wrapped in one of Ray's
                 if not left or self._state() == before:
                     raise
                 self.known = []
@@ -92,6 +95,7 @@ class Growth:
         if is_settled(self.folder):
             self.unsettle()
             self.known += bring_to_place(self.where, self.folder)
+        clear_unclaimed(self.folder)
         there = finished.read_manifest(self.folder, kind="store") if self._is_finished() else None
         self.known += there.files.values() if there else []
         segments = read_segments(self.folder)
@@ -111,6 +115,7 @@ class Growth:
             before = listings_before(self.folder, segments, self.listed)
             self.known = compact(self.where, self.folder, segments, self.listed, before)
             there = self._finish(read_segments(self.folder))
+        clear_unclaimed(self.folder)
         return there
 
     def _is_finished(self) -> bool:
@@ -149,9 +154,15 @@ class Growth:
         self.unsettle()
         target = listed.path.with_name("segment.parquet")
         changes.write_part_of(listed.path, found.fresh, target, step, base)
-        return claim_segment(
-            self.folder, len(segments), base, target, step, len(found.fresh), found.gone
-        )
+        claimed = claim_segment(
+            self.folder, len(segments), base, target, step, len(found.fresh), found.gone,
+            segments[-1].digest,
+        )  # fmt: skip
+        if [*segments, claimed] != read_segments(self.folder)[: claimed.number + 1]:
+            raise Damaged(
+                f"{self.folder.uri()} was changed by another run"
+            )  # and is looked at again
+        return claimed
 
     def _retry(self, segments: list[Segment]) -> None:
         """Try again what stands in the ledger and is alive."""

@@ -83,20 +83,24 @@ def _aside(store: Folder, segment: Segment) -> Folder:
     return store.child(f"{WORK}compact-{name}")
 
 
-def begin_compaction(
-    folder: Folder, before: list[Segment], listing: Path, old: Rows, chunk_rows: int
+def plan_compaction(
+    folder: Folder, before: list[Segment], listing: Path, rows: int, chunk_rows: int
 ) -> Compaction:
-    """Put the new listing aside, and beside it which old row each of its lines was."""
+    """Say which segment is to come of the ones before; nothing is written."""
     with open(listing, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    segment = Segment(0, 0, len(old), chunk_rows, 0, {listing_path(0): digest})
-    made = Compaction(folder, before, segment)
+    segment = Segment(0, 0, rows, chunk_rows, 0, {listing_path(0): digest})
+    return Compaction(folder, before, segment)
+
+
+def begin_compaction(made: Compaction, listing: Path, old: Rows) -> None:
+    """Put the new listing aside, and beside it which old row each of its lines was."""
     rows = sealed_parquet(pa.table({"old": pa.array(old, pa.int64())}))
     made.aside.put_new(_ROWS, rows)
     made.aside.put_new_file(listing_path(0), lambda name: _copy(listing, name))
+    digest = made.segment.files[listing_path(0)]
     if made.aside.read(_ROWS) != rows or digest_of(made.aside, listing_path(0)) != digest:
         raise Damaged(f"{made.aside.uri()} was altered; remove it and run again")
-    return made
 
 
 def _copy(source: Path, target: str) -> None:
@@ -153,6 +157,13 @@ def overtaken(made: Compaction) -> bool:
     """Tell whether another run has settled the same compaction, or even ended it."""
     ended = finished.read_if_there(made.store, segment_json_path(0)) == made.segment.to_json()
     return ended or is_settled(made.store)
+
+
+def clear_aside(made: Compaction) -> None:
+    """Remove what this run has written aside when another one was done already."""
+    if not is_settled(made.store):
+        for entry in list(made.aside.entries()):
+            made.aside.delete(entry.path)
 
 
 Move = Callable[[Folder, list[str]], list[FileRecord]]

@@ -4,6 +4,7 @@ segment.json says how many images the listing has, how it is cut, and which row 
 Whoever puts it first has claimed the segment. Listing and deletions are staged before that, under a
 name of their content (work/claim-NUMBER-DIGEST/), and brought to their place by whoever finds them
 missing there: so two runs that list different sources never mix them, and a kill loses nothing.
+A segment names the one before it: a claim that a compaction has overtaken is no part of the store.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval.embeddings.layout import deleted_path, listing_path, segment_json_path
+from retrieval.embeddings.layout import (
+    deleted_path,
+    listing_path,
+    segment_json_path,
+    segment_number,
+)
 from retrieval.errors import Damaged
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
@@ -42,6 +48,7 @@ class Segment:
     chunk_rows: int
     deleted: int  # rows of earlier segments that it takes away
     files: dict[str, str]  # listing and deletions: path -> sha256
+    after: str = ""  # checksum of the segment.json before this one; nothing for the first
 
     def chunks(self) -> Iterator[Chunk]:
         """Cut it into chunks of `chunk_rows` lines, the last one shorter."""
@@ -56,7 +63,12 @@ class Segment:
             "chunks": -(-self.images // self.chunk_rows), "deleted": self.deleted,
             "files": self.files,
         }  # fmt: skip
-        return sealed_json(values)
+        return sealed_json({**values, "after": self.after} if self.after else values)
+
+    @property
+    def digest(self) -> str:
+        """Give what the next segment names this one by."""
+        return hashlib.sha256(self.to_json()).hexdigest()
 
 
 def segment_of(number: int, data: bytes, folder: Folder) -> Segment:
@@ -65,19 +77,38 @@ def segment_of(number: int, data: bytes, folder: Folder) -> Segment:
     if values is None or not values.keys() >= {"images", "chunk_rows", "base", "deleted", "files"}:
         raise Damaged(f"{folder.uri(segment_json_path(number))} was altered; remove the store")
     names = ("base", "images", "chunk_rows", "deleted", "files")
-    return Segment(number, *(values[name] for name in names))
+    known = {name: values[name] for name in names}
+    return Segment(number=number, after=values.get("after", ""), **known)
 
 
 def read_segments(folder: Folder) -> list[Segment]:
     """Read the segments of a store, finished or not, in their order."""
     found: list[Segment] = []
-    while True:
-        number = len(found)
-        try:
-            data = folder.read(segment_json_path(number))
-        except FileNotFoundError:
-            return found
-        found.append(segment_of(number, data, folder))
+    while (segment := _next(folder, found)) is not None:
+        found.append(segment)
+    return found
+
+
+def _next(folder: Folder, before: list[Segment]) -> Segment | None:
+    """Read the segment that follows some others; none that follows something else."""
+    data = finished.read_if_there(folder, segment_json_path(len(before)))
+    if data is None:
+        return None
+    segment = segment_of(len(before), data, folder)
+    overtaken = segment.after not in ("", before[-1].digest if before else "")
+    return None if overtaken else segment
+
+
+def clear_unclaimed(folder: Folder) -> None:
+    """Remove what lies in segments that nobody has claimed, or whose claim was overtaken.
+
+    A run puts it there that is slower than another one's compaction.
+    """
+    entries = list(folder.entries("segments"))
+    count = len(read_segments(folder))
+    for entry in entries:
+        if segment_number(entry.path, -1) >= count:
+            folder.delete(entry.path)
 
 
 def span_of(segments: list[Segment]) -> int:
@@ -87,14 +118,14 @@ def span_of(segments: list[Segment]) -> int:
 
 def claim_segment(
     folder: Folder, number: int, base: int, listing: Path, chunk_rows: int, images: int,
-    deleted: Rows,
+    deleted: Rows, after: str = "",
 ) -> Segment:  # fmt: skip
     """Claim a segment with its listing and deletions; where another run was first, its stands."""
     there = finished.read_if_there(folder, segment_json_path(number))
     sources: dict[str, Write] = {}
     if there is None:
         files, sources = _sources(number, listing, deleted)
-        segment = Segment(number, base, images, chunk_rows, len(deleted), files)
+        segment = Segment(number, base, images, chunk_rows, len(deleted), files, after)
         for path, write in sources.items():
             _aside(folder, segment).put_new_file(path, write)
         there = segment.to_json()
@@ -160,8 +191,7 @@ def _fetcher(aside: Folder, path: str, digest: str) -> Write:
 
 
 def _aside(folder: Folder, segment: Segment) -> Folder:
-    digest = hashlib.sha256(segment.to_json()).hexdigest()[:16]
-    return folder.child(f"{CLAIMS}{segment.number:05d}-{digest}")
+    return folder.child(f"{CLAIMS}{segment.number:05d}-{segment.digest[:16]}")
 
 
 def clear_claims(folder: Folder, below: int | None = None) -> None:
