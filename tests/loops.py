@@ -115,13 +115,13 @@ FAULTS = {"fails once": FailsOnce(), "stays away": StaysAway(), "dies": Dies()}
 class Loop:
     """A flow, harmed at one moment after another.
 
-    `place(name)` gives a new folder, `run(folder)` makes the output there. The moments are those of
-    an unharmed run; each fault at each of them is a point.
+    `place(name)` gives a new folder, `run(folder)` makes the output there, from the files `before`
+    (path -> bytes). The moments are those of an unharmed run; each fault at each is a point.
     """
 
-    def __init__(self, place, run):
-        self.place, self.run = place, run
-        whole = place("unharmed")
+    def __init__(self, place, run, before=()):
+        self.place, self.run, self.before = place, run, dict(before)
+        whole = self._begun("unharmed")
         self.moments = operations(lambda: run(whole))
         self.unharmed = contents(whole)
         self.done = Counter()
@@ -135,7 +135,7 @@ class Loop:
 
     def harm(self, name, number):
         """Do one fault at one moment, judge what is left, go on, and compare."""
-        fault, folder = FAULTS[name], self.place(f"{name}-{number}".replace(" ", "-"))
+        fault, folder = FAULTS[name], self._begun(f"{name}-{number}".replace(" ", "-"))
         with fault.at(number), fault.stops():
             self.run(folder)
         self._sound(folder)
@@ -148,10 +148,28 @@ class Loop:
         for path in left:
             folder.delete(path)
 
+    def _begun(self, name):
+        folder = self.place(name)
+        for path, data in self.before.items():
+            folder.put(path, data)
+        return folder
+
     def _sound(self, folder):
         if any(True for _ in folder.entries()):
             problems = [problem for verdict in verify(folder) for problem in verdict.problems]
             assert not problems, problems
+
+
+def harm_all(loop, points, record_property):
+    """Do some points of a loop, say how many there were, and give that."""
+    before = loop.done.total()
+    for point in points:
+        loop.harm(*point)
+    count = loop.done.total() - before
+    print(f"{count} points: {dict(loop.done)}")  # noqa: T201 - read with -rP
+    record_property("points", count)
+    assert loop.done.keys() == FAULTS.keys()
+    return count
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 
 from retrieval.storage.files import LocalFolder, RemoteFolder
 from tests.flows import StoreFlow, draw_source
-from tests.loops import FAULTS, Loop, no_waits
+from tests.loops import Loop, harm_all, no_waits
 from tests.retrieval.storage.s3 import new_prefix, options
 
 LOCAL_SAMPLE, S3_SAMPLE = 42, 12
@@ -35,15 +35,6 @@ def in_bucket(flow, s3):
         yield Loop(lambda name: RemoteFolder(f"{prefix}/{name}", options(s3)), flow)
 
 
-def harm_all(loop, points, record_property):
-    for point in points:
-        loop.harm(*point)
-    print(f"{loop.done.total()} points: {dict(loop.done)}")  # noqa: T201 - read with -rP
-    record_property("points", loop.done.total())
-    assert loop.done.keys() == FAULTS.keys()
-    return loop.done.total()
-
-
 def test_the_loop_passes_every_kind_of_operation_of_a_disk(on_disk):
     kinds = {(when, operation) for when, operation, _ in on_disk.moments}
     names = ("read", "make folder", "write", "sync", "link", "replace", "delete")
@@ -66,11 +57,9 @@ def test_a_sample_of_points_in_a_bucket(in_bucket, on_disk, record_property):
 
 @pytest.mark.nightly
 def test_every_point_on_a_disk(on_disk, record_property):
-    on_disk.done.clear()
     assert harm_all(on_disk, on_disk.points(), record_property) >= LOCAL_LEAST
 
 
 @pytest.mark.nightly
 def test_every_point_in_a_bucket(in_bucket, record_property):
-    in_bucket.done.clear()
     assert harm_all(in_bucket, in_bucket.points(), record_property) >= S3_LEAST
