@@ -20,7 +20,7 @@ from jobs.prepare import Prepared
 from jobs.progress import say
 from jobs.settings import EmbedSettings
 from retrieval.embeddings.compaction import is_settled
-from retrieval.embeddings.finish import finish_store, read_deleted
+from retrieval.embeddings.finish import finish_store, is_overtaken, read_deleted
 from retrieval.embeddings.layout import (
     failures_path,
     listing_path,
@@ -96,7 +96,7 @@ class Growth:
             self.unsettle()
             self.known += bring_to_place(self.where, self.folder)
         clear_unclaimed(self.folder)
-        there = finished.read_manifest(self.folder, kind="store") if self._is_finished() else None
+        there = self._manifest()
         self.known += there.files.values() if there else []
         segments = read_segments(self.folder)
         done = int(there.counts["segments"]) if there else 0
@@ -118,14 +118,28 @@ class Growth:
         clear_unclaimed(self.folder)
         return there
 
-    def _is_finished(self) -> bool:
-        return finished.is_finished(self.folder)
+    def _manifest(self) -> Manifest | None:
+        """Open the manifest; none where there is none, or where a compaction has overtaken it."""
+        if not finished.is_finished(self.folder):
+            return None
+        if is_overtaken(self.folder):
+            self.folder.delete(finished.MANIFEST)
+            return None
+        return finished.read_manifest(self.folder, kind="store")
 
     def _finish(self, segments: list[Segment]) -> Manifest:
         self.worked = True
         rate = self.settings.max_error_rate
         dimension = self.prepared.bundle.dimension
-        return finish_store(self.folder, dimension, self.known, rate, segments)
+        self._still(segments)
+        manifest = finish_store(self.folder, dimension, self.known, rate, segments)
+        self._still(segments)
+        return manifest
+
+    def _still(self, segments: list[Segment]) -> None:
+        """Look again where the segments are no longer the ones that this run has read."""
+        if is_settled(self.folder) or read_segments(self.folder)[: len(segments)] != segments:
+            raise Damaged(f"{self.folder.uri()} is being changed by another run; run again")
 
     def _append(self, segments: list[Segment]) -> Segment | None:
         """Claim the segment of what changed since the last one; the first is the whole listing."""

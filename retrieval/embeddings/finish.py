@@ -7,6 +7,7 @@ and not damaged.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from retrieval.embeddings.layout import (
     failures_path,
     part_path,
     pieces_in,
+    segment_json_path,
     segment_number,
 )
 from retrieval.embeddings.segment import Rows, Segment, clear_claims, read_segments, span_of
@@ -83,6 +85,18 @@ def _segments_finished(folder: Folder) -> int:
     data = finished.read_if_there(folder, finished.MANIFEST)
     counts = (read_json(data) or {}).get("counts", {}) if data else {}
     return int(counts.get("segments", 0))
+
+
+def is_overtaken(folder: Folder) -> bool:
+    """Tell whether the manifest is of before a compaction: a slow run may have put it since."""
+    data, inventory, now = (
+        finished.read_if_there(folder, path)
+        for path in (finished.MANIFEST, finished.INVENTORY, segment_json_path(0))
+    )
+    if data is None or inventory is None or now is None or read_json(now) is None:
+        return False
+    named = finished.parse_manifest(data, inventory, folder).files.get(segment_json_path(0))
+    return named is not None and named.sha256 != hashlib.sha256(now).hexdigest()
 
 
 def stale_ledgers(segments: list[Segment], paths: Iterable[str]) -> set[str]:
