@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrieval.errors import Damaged, Mismatch, UsageError
+from retrieval.errors import AccessRefused, Damaged, Mismatch, UsageError
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import (
     INVENTORY,
@@ -68,10 +68,10 @@ def begin(
         folder.sweep()
         if is_finished(folder):  # by a run that was killed before it cleared its work away
             clear_work(folder)
-    except OSError as error:
+    except (OSError, AccessRefused) as error:
+        said = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--output {folder.uri()} cannot be written ({error.strerror or error}); "
-            "name a folder that can"
+            f"--output {folder.uri()} cannot be written ({said}); name a folder that can"
         ) from error
     if there != data:
         _refuse(folder, there, data)

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from retrieval.errors import StorageFailure
+from retrieval.errors import AccessRefused, StorageFailure
 from retrieval.storage import patience
 from retrieval.storage.files import RemoteFolder, open_folder
 from retrieval.storage.reading import read_uri
@@ -95,13 +95,13 @@ def test_a_server_that_is_gone_stops_the_job(s3, action):
         action(gone)
 
 
-def test_what_is_missing_or_forbidden_is_not_asked_for_again(proxy, folder):
-    for denied in ({}, {"secret": "wrong"}):
+def test_what_is_missing_or_asked_for_with_wrong_credentials_is_not_asked_for_again(proxy, folder):
+    for denied in ({}, {"secret": "wrong"}, {"key": "nobody"}):
         other = RemoteFolder(folder.root, {**folder.options, **denied})
         before = proxy.count
-        with pytest.raises(PermissionError if denied else FileNotFoundError):
+        with pytest.raises(AccessRefused if denied else FileNotFoundError):
             other.read("missing")
-        with pytest.raises(PermissionError if denied else FileNotFoundError):
+        with pytest.raises(AccessRefused if denied else FileNotFoundError):
             read_uri(other.uri("missing"), other.options)
         assert proxy.count - before <= 8
 
