@@ -284,11 +284,12 @@ def clear_work(folder: Folder) -> None:
 def unless_overtaken(folder: Folder, kind: Kind, make: Callable[[], Manifest]) -> Manifest:
     """Make an output; where another run finishes it meanwhile, that one is the answer.
 
-    It has cleared the work away, which this run may then miss.
+    It has cleared the work away, which this run may then miss, or put there again.
     """
     try:
         return make()
     except FileNotFoundError:
         if not is_finished(folder):
             raise
+        clear_work(folder)
         return read_manifest(folder, kind=kind)

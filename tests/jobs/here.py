@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import pool
+from jobs import index, pool, rank
 from jobs.cluster import Cluster
 from jobs.embed import embed
 from jobs.prepare import Prepared
@@ -36,7 +36,8 @@ def without_ray():
     """Let the stage's work be done here and now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "stream", _stream)
-        patch.setattr(pool, "tasks", _tasks)
+        for where in (pool, index, rank):
+            patch.setattr(where, "tasks", _tasks)
         yield
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cluster import Cluster
+from jobs.index import build
+from jobs.rank import rank
+from jobs.settings import IndexSettings, RankSettings
 from tests.flows import draw_source
 from tests.jobs.here import embed_now
 from tests.jobs.test_growth import BROKEN, Source, picture
@@ -90,6 +94,36 @@ def two_segments(root):
     return Start(root, {"compact": True})
 
 
+@dataclass
+class Searching(Start):
+    """Made of a finished store: an index, or the matches of an index."""
+
+    verb: str = ""
+
+    def run(self, output):
+        nowhere, store = Cluster("nowhere", 1), str(self.root / "before")
+        if self.verb == "index":
+            build(IndexSettings(embeddings=store, output=str(output), rows_per_shard=3), nowhere)
+        else:
+            made = str(self.root / "index")
+            rank(RankSettings(index=made, queries=store, output=str(output), top_k=3), nowhere)
+
+    def begin(self, output):
+        """Nothing is there."""
+
+
+def to_index(root):
+    start = nothing_yet(root)
+    start.run(root / "before")
+    return Searching(root, verb="index")
+
+
+def to_rank(root):
+    start = to_index(root)
+    start.run(root / "index")
+    return Searching(root, verb="rank")
+
+
 STARTS = {
     "new": nothing_yet,
     "begun": killed_half_way,
@@ -97,4 +131,6 @@ STARTS = {
     "mended": mended,
     "grown, compact": lambda root: grown(root, compact=True),
     "compact": two_segments,
+    "index": to_index,
+    "rank": to_rank,
 }
