@@ -137,8 +137,9 @@ class Growth:
         return manifest
 
     def _still(self, segments: list[Segment]) -> None:
-        """Look again where the segments are no longer the ones that this run has read."""
-        if is_settled(self.folder) or read_segments(self.folder)[: len(segments)] != segments:
+        """Look again where the segments are no longer the ones that this run knows."""
+        changed = is_settled(self.folder) or read_segments(self.folder) != segments
+        if changed or is_overtaken(self.folder):
             raise Damaged(f"{self.folder.uri()} is being changed by another run; run again")
 
     def _append(self, segments: list[Segment]) -> Segment | None:

@@ -88,13 +88,21 @@ def _segments_finished(folder: Folder) -> int:
 
 
 def is_overtaken(folder: Folder) -> bool:
-    """Tell whether the manifest is of before a compaction: a slow run may have put it since."""
+    """Tell whether the manifest is no longer of this store: a slow run may have put it since.
+
+    It is of before a compaction then, or does not fit the inventory, though neither was altered.
+    """
     data, inventory, now = (
         finished.read_if_there(folder, path)
         for path in (finished.MANIFEST, finished.INVENTORY, segment_json_path(0))
     )
-    if data is None or inventory is None or now is None or read_json(now) is None:
+    if data is None or inventory is None or now is None:
         return False
+    values = read_json(data)
+    if values is None or read_json(now) is None or not is_sealed(io.BytesIO(inventory)):
+        return False  # altered, which whoever reads it will say
+    if values.get("files_sha256") != hashlib.sha256(inventory).hexdigest():
+        return True
     named = finished.parse_manifest(data, inventory, folder).files.get(segment_json_path(0))
     return named is not None and named.sha256 != hashlib.sha256(now).hexdigest()
 
