@@ -16,8 +16,8 @@ from tests.retrieval.storage.s3 import new_prefix, options
 from tests.trees import tree
 
 NAMES = ("grown", "mended", "compact")
-LOCAL_SAMPLE, S3_SAMPLE = 12, 3
-LOCAL_LEAST, S3_LEAST = 500, 100
+LOCAL_SAMPLE, S3_SAMPLE = 9, 3
+LOCAL_LEAST, S3_LEAST = 300, 100
 
 
 @pytest.fixture(scope="module", params=NAMES)
