@@ -20,7 +20,7 @@ from jobs.prepare import Prepared
 from jobs.progress import say
 from jobs.settings import EmbedSettings
 from retrieval.embeddings.compaction import is_settled
-from retrieval.embeddings.finish import finish_store, is_overtaken, read_deleted
+from retrieval.embeddings.finish import finish_store, is_overtaken, lags, read_deleted
 from retrieval.embeddings.layout import (
     failures_path,
     listing_path,
@@ -108,7 +108,8 @@ class Growth:
             self._embed(list(appended.chunks()))
         if self.settings.retry_failed:
             self._retry(segments)
-        if there is None or done < len(segments) or self.worked:
+        if there is None or done < len(segments) or self.worked or lags(self.folder, there):
+            self.unsettle()
             there = self._finish(segments)
         if self.settings.compact and not is_compact(segments, there, self.listed):
             self.unsettle()
@@ -129,10 +130,11 @@ class Growth:
 
     def _finish(self, segments: list[Segment]) -> Manifest:
         self.worked = True
-        rate = self.settings.max_error_rate
-        dimension = self.prepared.bundle.dimension
         self._still(segments)
-        manifest = finish_store(self.folder, dimension, self.known, rate, segments)
+        manifest = finish_store(
+            self.folder, self.prepared.bundle.dimension, self.known,
+            self.settings.max_error_rate, segments,
+        )  # fmt: skip
         self._still(segments)
         return manifest
 

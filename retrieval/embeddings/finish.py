@@ -107,6 +107,11 @@ def is_overtaken(folder: Folder) -> bool:
     return named is not None and named.sha256 != hashlib.sha256(now).hexdigest()
 
 
+def lags(folder: Folder, manifest: Manifest) -> bool:
+    """Tell whether a retry was killed between its parts and the manifest that names them."""
+    return bool(finished.beyond(manifest, (entry.path for entry in finished.own_entries(folder))))
+
+
 def stale_ledgers(segments: list[Segment], paths: Iterable[str]) -> set[str]:
     """Name the ledgers that a later part replaces, or that lack the part they were put for."""
     found = set()

@@ -263,11 +263,11 @@ def finish(
         }
     )
     there = read_if_there(folder, MANIFEST)
+    if there not in (None, data):
+        folder.delete(MANIFEST)
+    for path in stale:
+        folder.delete(path)
     if there != data:
-        if there is not None:
-            folder.delete(MANIFEST)
-        for path in stale:
-            folder.delete(path)
         folder.put(INVENTORY, inventory)
         folder.put(MANIFEST, data)
     clear_work(folder)
