@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs import tasks
 from jobs.cluster import Cluster, cluster
 from jobs.progress import progress
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import IndexSettings, content_of
-from jobs.tasks import tasks
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import Mismatch
 from retrieval.storage import commit, finished
@@ -41,6 +41,16 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
     )
     if finished.is_finished(folder):
         return finished.read_manifest(folder, kind="index")
+
+    def make() -> Manifest:
+        manifest = _make(settings, where, folder, store)
+        watch.write(folder, settings, rows=store.rows)
+        return manifest
+
+    return commit.unless_overtaken(folder, "index", make)
+
+
+def _make(settings: IndexSettings, where: Cluster, folder: Folder, store: Store) -> Manifest:
     from retrieval.index.build import train_index
     from retrieval.index.sizing import plan_index
     from retrieval.model.bundle import read_bundle, write_bundle
@@ -60,9 +70,7 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
     )
     trained = train_index(folder, store, plan, settings.metric, settings.seed)
     shards = _shards(settings, where, folder, store, plan, trained)
-    manifest = _finish(settings, folder, store, plan, shards)
-    watch.write(folder, settings, rows=store.rows)
-    return manifest
+    return _finish(settings, folder, store, plan, shards)
 
 
 def _job(settings: IndexSettings, store: Store) -> dict[str, Any]:
@@ -91,7 +99,7 @@ def _shards(
     build_one = _shard_builder(folder, store, plan, settings.metric, trained, vectors)
     done: list[ShardResult] = []
     with progress("index", count, "shards") as bar:
-        for result in tasks(where, build_one, range(count)):
+        for result in tasks.tasks(where, build_one, range(count)):
             done.append(result)
             bar.advance(1)
     done.sort(key=lambda result: result.number)
