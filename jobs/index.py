@@ -48,9 +48,16 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
     there = finished.read_manifest(folder, kind="index") if finished.is_finished(folder) else None
     if there and there.counts["embeddings_sha256"] == store.manifest.sha256:
         return there
-    _put_bundle(folder, store)
-    manifest = _bring_up(settings, where, folder, store)
-    watch.write(folder, settings, rows=store.rows)
+
+    def make() -> Manifest:
+        _put_bundle(folder, store)
+        manifest = _bring_up(settings, where, folder, store)
+        watch.write(folder, settings, rows=store.rows)
+        return manifest
+
+    manifest = commit.unless_overtaken(folder, "index", make)
+    if manifest.counts["embeddings_sha256"] != store.manifest.sha256:  # it was the one before
+        manifest = commit.unless_overtaken(folder, "index", make)
     return manifest
 
 

@@ -61,14 +61,19 @@ def prepared() -> Prepared:
     return Prepared(bundle, EnginePlan("torch", "fp32", "cpu", 2))
 
 
-def embed_here(source: Path, output: Path | str, **settings):
+def embed_here(source: Path | str, output: Path | str, **settings):
     """Run the embed stage in this process; gives the manifest."""
-    asked = {"chunk_rows": 3, "max_error_rate": 0.9, "weights": "random", "image_size": 32}
     with without_ray():
-        return embed(
-            EmbedSettings(
-                input=str(source), output=str(output), backbone="scratch", **{**asked, **settings}
-            ),
-            Cluster("nowhere", 1),
-            prepared=prepared(),
-        )
+        return embed_now(source, output, **settings)
+
+
+def embed_now(source: Path | str, output: Path | str, **settings):
+    """Do the same within `without_ray`, which two threads may share."""
+    asked = {"chunk_rows": 3, "max_error_rate": 0.9, "weights": "random", "image_size": 32}
+    return embed(
+        EmbedSettings(
+            input=str(source), output=str(output), backbone="scratch", **{**asked, **settings}
+        ),
+        Cluster("nowhere", 1),
+        prepared=prepared(),
+    )
