@@ -111,6 +111,7 @@ def _shard_builder(
     settings: IndexSettings, folder: Folder, store: Store, trained: Any, sample: Any
 ) -> Callable[[Any], ShardResult]:
     metric, scratch = settings.metric, settings.scratch
+    _ = store.more  # known before the store travels, so that no task reads the listings
 
     def build_one(work: Any) -> ShardResult:
         from retrieval.index.build_shard import Making

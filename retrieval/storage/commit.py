@@ -169,7 +169,7 @@ def copy_over(source: Folder, target: Folder, path: str) -> FileRecord:
     if data is not None and read_if_there(target, path) != data:
         target.put(path, data)
     with target.open(path) as file:
-        return _record_of(path, file)
+        return record_of(path, file)
 
 
 def record(path: str, data: bytes) -> FileRecord:
@@ -178,7 +178,7 @@ def record(path: str, data: bytes) -> FileRecord:
     return FileRecord(path, rows, len(data), hashlib.sha256(data).hexdigest())
 
 
-def _record_of(path: str, file: BinaryIO) -> FileRecord:
+def record_of(path: str, file: BinaryIO) -> FileRecord:
     """Give the line of files.parquet for an open file, without holding all of it."""
     file.seek(0)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -216,7 +216,7 @@ def records(
         with file:
             if entry.path.endswith(SEALED) and not is_sealed(file):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
-            found[entry.path] = _record_of(entry.path, file)
+            found[entry.path] = record_of(entry.path, file)
         if entry.path.endswith(".json"):
             named |= checksums_in(entry.path, folder.read(entry.path))
     for path in sorted(named.keys() & found.keys()):
