@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.cluster import Cluster
 from retrieval.errors import Stalled
 from retrieval.model.attempt import Attempt
 
@@ -78,10 +79,14 @@ class Attempts:
     """The book that is kept; runs as an actor, and without Ray as it is."""
 
     def __init__(self, given_up: Iterable[str] = ()) -> None:
+        self._heard = 0
+        self.start(given_up)
+
+    def start(self, given_up: Iterable[str]) -> None:
+        """Begin a step of the run, with items of its own."""
         self._items: dict[int, _Item] = {}
         self._given_up = set(given_up)
         self._deaths: list[Death] = []
-        self._heard = 0
         self._survived = bool(self._given_up)  # any image; the step before this one was finished
 
     def begin(self, number: int) -> Begun:
@@ -183,6 +188,17 @@ def _now_and_then(book: Any, number: int) -> Callable[[str | None], None]:
             book.note.remote(number, image)
 
     return note
+
+
+def book_of(where: Cluster) -> Any:
+    """Give the book of a run, ready for a step; one actor keeps it for all steps."""
+    import ray
+
+    if where.book is None:
+        where.book = open_book(where.given_up)
+    else:
+        ray.get(where.book.start.remote(frozenset(where.given_up)))
+    return where.book
 
 
 def open_book(given_up: Iterable[str]) -> Any:

@@ -38,6 +38,8 @@ class Cluster:
         self._connected = False
         self.given_up: set[str] = set()
         """Images that killed their worker twice in this run, whichever step had them at hand."""
+        self.book: Any = None
+        """The actor that counts attempts (`attempts.py`), once the first step has started it."""
 
     @property
     def workers(self) -> int:
@@ -114,9 +116,14 @@ class Cluster:
 
     def close(self) -> None:
         """Let go of the cluster; one that was started here ends."""
-        if self._connected:
-            import ray
+        if self.book is None and not self._connected:
+            return
+        import ray
 
+        if self.book is not None:
+            ray.kill(self.book)
+            self.book = None
+        if self._connected:
             ray.shutdown()
             self._connected = False
 

@@ -34,16 +34,23 @@ def compact(
 ) -> list[FileRecord]:
     """Gather what is alive into one segment, aside, and bring it to its place; gives its files."""
     old = rows_before(listed.path, before, read_deleted(folder, segments))
-    made = compaction.begin_compaction(folder, segments, listed.path, old, listed.chunk_rows)
+    made = compaction.plan_compaction(folder, segments, listed.path, len(old), listed.chunk_rows)
 
     def gather(chunk: Chunk) -> Chunk:
         return made.compact_chunk(chunk)
 
-    with progress("compact", listed.rows, "images") as bar:
-        for chunk in tasks.tasks(where, gather, made.segment.chunks()):
-            bar.advance(chunk.last - chunk.first)
+    try:
+        compaction.begin_compaction(made, listed.path, old)
+        with progress("compact", listed.rows, "images") as bar:
+            for chunk in tasks.tasks(where, gather, made.segment.chunks()):
+                bar.advance(chunk.last - chunk.first)
+    except Exception:
+        if not compaction.overtaken(made):  # else what is missing was taken away by another run
+            raise
     compaction.settle(made)
-    return bring_to_place(where, folder)
+    moved = bring_to_place(where, folder)
+    compaction.clear_aside(made)
+    return moved
 
 
 def bring_to_place(where: Cluster, folder: Folder) -> list[FileRecord]:
@@ -51,7 +58,7 @@ def bring_to_place(where: Cluster, folder: Folder) -> list[FileRecord]:
 
     def move(aside: Folder, paths: list[str]) -> list[FileRecord]:
         def copy(some: list[str]) -> list[FileRecord]:
-            return [commit.copy_new(aside, folder, path) for path in some]
+            return [commit.copy_over(aside, folder, path) for path in some]
 
         groups = [paths[first : first + _GROUP] for first in range(0, len(paths), _GROUP)]
         return [record for records in tasks.tasks(where, copy, groups) for record in records]

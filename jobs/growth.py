@@ -6,37 +6,48 @@ Then, if asked for, what failed is tried again, and all segments are made one.
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from jobs import tasks
+from jobs.changed import changed, listings_before
 from jobs.cluster import Cluster
 from jobs.compact import bring_to_place, compact, is_compact
 from jobs.elsewhere import Given
 from jobs.embed_chunks import Embedding, embed_chunks
 from jobs.listed import Listed
 from jobs.prepare import Prepared
-from jobs.progress import progress, say
+from jobs.progress import say
 from jobs.settings import EmbedSettings
-from retrieval.embeddings.compaction import chunks_of, is_settled
-from retrieval.embeddings.finish import finish_store, read_deleted
-from retrieval.embeddings.layout import failures_path, listing_path, pieces_in
-from retrieval.embeddings.segment import Rows, Segment, claim_segment, read_segments, span_of
+from retrieval.embeddings.compaction import is_settled
+from retrieval.embeddings.finish import finish_store, is_overtaken, lags, read_deleted
+from retrieval.embeddings.layout import (
+    failures_path,
+    listing_path,
+    pieces_in,
+    segment_json_path,
+)
+from retrieval.embeddings.segment import (
+    Segment,
+    bring_claimed,
+    claim_segment,
+    clear_claims,
+    clear_unclaimed,
+    read_segments,
+    span_of,
+)
 from retrieval.embeddings.store import read_sealed
-from retrieval.errors import Damaged
+from retrieval.errors import Damaged, Stalled, StorageFailure, TooManyFailures
 from retrieval.images import changes
 from retrieval.images.chunks import chunk_rows_for
 from retrieval.images.listing import digest
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
-from retrieval.storage.finished import Manifest
-from retrieval.tables import Chunk, FileRecord
+from retrieval.storage.finished import Manifest, read_if_there
+from retrieval.tables import COMPACTED, Chunk, FileRecord
+
+_LOOKS = 5  # times that a run looks again at a store that another run changes
 
 
 @dataclass
@@ -55,36 +66,84 @@ class Growth:
     worked: bool = False
 
     def bring_up(self) -> Manifest:
-        """Do what is left to do, and give the manifest."""
+        """Do what is left to do, and give the manifest.
+
+        What another run does to the store meanwhile (compacts it, replaces its manifest) may be
+        missed here; then this run looks again at what there is now.
+        """
+        for left in reversed(range(_LOOKS)):
+            before = self._state()
+            try:
+                return self._bring_up()
+            except (StorageFailure, TooManyFailures, Stalled):
+                raise
+            except Exception:  # what a worker missed comes wrapped in one of Ray's
+                if not left or self._state() == before:
+                    raise
+                self.known = []
+        raise AssertionError("unreachable")
+
+    def _state(self) -> list[bytes | None]:
+        """Give what tells which segments there are, and which of them are finished."""
+        found = [read_if_there(self.folder, path) for path in (COMPACTED, finished.MANIFEST)]
+        number = 0
+        while (data := read_if_there(self.folder, segment_json_path(number))) is not None:
+            found.append(data)
+            number += 1
+        return found
+
+    def _bring_up(self) -> Manifest:
         if is_settled(self.folder):
             self.unsettle()
             self.known += bring_to_place(self.where, self.folder)
-        there = finished.read_manifest(self.folder, kind="store") if self._is_finished() else None
+        clear_unclaimed(self.folder)
+        there = self._manifest()
         self.known += there.files.values() if there else []
         segments = read_segments(self.folder)
         done = int(there.counts["segments"]) if there else 0
+        for segment in segments[done:]:
+            bring_claimed(self.folder, segment)
         self._embed([c for segment in segments[done:] for c in segment.chunks()])
         if appended := self._append(segments):
             segments.append(appended)
             self._embed(list(appended.chunks()))
         if self.settings.retry_failed:
             self._retry(segments)
-        if there is None or done < len(segments) or self.worked:
-            there = self._finish()
+        if there is None or done < len(segments) or self.worked or lags(self.folder, there):
+            self.unsettle()
+            there = self._finish(segments)
         if self.settings.compact and not is_compact(segments, there, self.listed):
             self.unsettle()
-            before = self._listings(segments)
+            before = listings_before(self.folder, segments, self.listed)
             self.known = compact(self.where, self.folder, segments, self.listed, before)
-            there = self._finish()
+            there = self._finish(read_segments(self.folder))
+        clear_unclaimed(self.folder)
         return there
 
-    def _is_finished(self) -> bool:
-        return finished.is_finished(self.folder)
+    def _manifest(self) -> Manifest | None:
+        """Open the manifest; none where there is none, or where a compaction has overtaken it."""
+        if not finished.is_finished(self.folder):
+            return None
+        if is_overtaken(self.folder):
+            self.folder.delete(finished.MANIFEST)
+            return None
+        return finished.read_manifest(self.folder, kind="store")
 
-    def _finish(self) -> Manifest:
+    def _finish(self, segments: list[Segment]) -> Manifest:
         self.worked = True
-        rate, prepared = self.settings.max_error_rate, self.prepared
-        return finish_store(self.folder, prepared.dimension, self.known, rate, prepared.unit)
+        self._still(segments)
+        manifest = finish_store(
+            self.folder, self.prepared.dimension, self.known, self.settings.max_error_rate,
+            segments, self.prepared.unit,
+        )  # fmt: skip
+        self._still(segments)
+        return manifest
+
+    def _still(self, segments: list[Segment]) -> None:
+        """Look again where the segments are no longer the ones that this run knows."""
+        changed = is_settled(self.folder) or read_segments(self.folder) != segments
+        if changed or is_overtaken(self.folder):
+            raise Damaged(f"{self.folder.uri()} is being changed by another run; run again")
 
     def _append(self, segments: list[Segment]) -> Segment | None:
         """Claim the segment of what changed since the last one; the first is the whole listing."""
@@ -95,67 +154,33 @@ class Growth:
                 self.folder, 0, 0, listed.path, listed.chunk_rows, listed.rows, nothing
             )
         if len(segments) == 1 and segments[0].files[listing_path(0)] == digest(listed.path):
+            clear_claims(self.folder)
             return None
         deleted = read_deleted(self.folder, segments)
-        found = changes.compare(listed.path, self._listings(segments), deleted)
+        found = changes.compare(
+            listed.path, listings_before(self.folder, segments, self.listed), deleted
+        )
         if len(found.touched):
-            found = found.with_changed(self._changed(segments, found.touched))
+            rows = changed(self.where, self.folder, segments, listed, found.touched)
+            self.worked = self.worked or len(rows) > 0
+            found = found.with_changed(rows)
         if not found:
+            clear_claims(self.folder)
             return None
-        many, unit = len(found.fresh), self.prepared.unit
-        say(f"{many} {unit} are new or changed, {len(found.gone)} rows are outdated")
+        what = f"{len(found.fresh)} {self.prepared.unit}"
+        say(f"{what} are new or changed, {len(found.gone)} rows are outdated")
         step = self.settings.chunk_rows or chunk_rows_for(len(found.fresh))
         self.unsettle()
         target = listed.path.with_name("segment.parquet")
         changes.write_part_of(listed.path, found.fresh, target, step, base)
-        return claim_segment(
-            self.folder, len(segments), base, target, step, len(found.fresh), found.gone
-        )
-
-    def _listings(self, segments: list[Segment]) -> list[Path]:
-        """Copy the listings of a store to where they can be compared."""
-        found = []
-        for segment in segments:
-            path = self.listed.path.with_name(f"before-{segment.number}.parquet")
-            if not path.exists():
-                with self.folder.open(listing_path(segment.number)) as file, open(path, "wb") as to:
-                    shutil.copyfileobj(file, to)
-                if digest(path) != segment.files[listing_path(segment.number)]:
-                    raise Damaged(f"{self.folder.uri(listing_path(segment.number))} was altered")
-            found.append(path)
-        return found
-
-    def _changed(self, segments: list[Segment], touched: pa.Table) -> Rows:
-        """Ask the workers which of the touched images have other bytes now."""
-        unit = self.prepared.unit
-        say(f"{len(touched)} {unit} have another time or size than before: reading them")
-        folder = self.folder
-
-        def compare(work: tuple[Chunk, list[dict[str, Any]]]) -> list[int]:
-            from retrieval.model.same_bytes import changed_rows
-
-            return changed_rows(folder, *work, {})
-
-        found = [np.empty(0, np.int64)]
-        with progress("compare", len(touched), unit) as bar:
-            for rows in tasks.tasks(self.where, compare, self._touched(segments, touched)):
-                found.append(np.array(rows, np.int64))
-                bar.advance(0)
-        self.worked = self.worked or any(len(rows) for rows in found)
-        return np.sort(np.concatenate(found))
-
-    def _touched(
-        self, segments: list[Segment], touched: pa.Table
-    ) -> Iterator[tuple[Chunk, list[dict[str, Any]]]]:
-        """Group the touched images by the chunk that their row lies in."""
-        rows, lines = (touched[name].to_numpy() for name in ("row", "line"))
-        for chunk in chunks_of(segments, rows):
-            ends = [chunk.base + chunk.first, chunk.base + chunk.last]
-            own = slice(*np.searchsorted(rows, ends))
-            order = np.argsort(lines[own], kind="stable")
-            items = changes.items_at(self.listed.path, lines[own][order]).to_pylist()
-            numbers = rows[own][order].tolist()
-            yield chunk, [{**i, "row": n} for i, n in zip(items, numbers, strict=True)]
+        claimed = claim_segment(
+            self.folder, len(segments), base, target, step, len(found.fresh), found.gone,
+            segments[-1].digest,
+        )  # fmt: skip
+        if [*segments, claimed] != read_segments(self.folder)[: claimed.number + 1]:
+            # and is looked at again
+            raise Damaged(f"{self.folder.uri()} was changed by another run")
+        return claimed
 
     def _retry(self, segments: list[Segment]) -> None:
         """Try again what stands in the ledger and is alive."""

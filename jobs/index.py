@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs import tasks
 from jobs.cluster import Cluster, cluster
 from jobs.elsewhere import of_elsewhere
 from jobs.embed import is_store
@@ -18,7 +19,6 @@ from jobs.runfile import Stopwatch
 from jobs.settings import IndexSettings, content_of
 from jobs.spread import Spread
 from jobs.taken import lost, refuse_for_a_store, take_into
-from jobs.tasks import tasks
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import InputError, Mismatch
 from retrieval.storage import commit, finished
@@ -77,9 +77,16 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
     there = finished.read_manifest(folder, kind="index") if finished.is_finished(folder) else None
     if there and there.counts["embeddings_sha256"] == store.manifest.sha256:
         return there
-    _put_bundle(folder, store)
-    manifest = _bring_up(settings, where, folder, store)
-    watch.write(folder, settings, rows=store.rows)
+
+    def make() -> Manifest:
+        _put_bundle(folder, store)
+        manifest = _bring_up(settings, where, folder, store)
+        watch.write(folder, settings, rows=store.rows)
+        return manifest
+
+    manifest = commit.unless_overtaken(folder, "index", make)
+    if manifest.counts["embeddings_sha256"] != store.manifest.sha256:  # it was the one before
+        manifest = commit.unless_overtaken(folder, "index", make)
     return manifest
 
 
@@ -125,7 +132,7 @@ def _bring_up(settings: IndexSettings, where: Cluster, folder: Folder, store: St
     build_one = _shard_builder(settings, folder, store, trained, sample)
     done: list[ShardResult] = []
     with progress("index", len(work), "shards") as bar:
-        for result in tasks(where, build_one, work):
+        for result in tasks.tasks(where, build_one, work):
             done.append(result)
             bar.advance(1)
     done.sort(key=lambda result: result.number)
@@ -136,6 +143,7 @@ def _shard_builder(
     settings: IndexSettings, folder: Folder, store: Store, trained: Any, sample: Any
 ) -> Callable[[Any], ShardResult]:
     metric, scratch = settings.metric, settings.scratch
+    _ = store.more  # known before the store travels, so that no task reads the listings
 
     def build_one(work: Any) -> ShardResult:
         from retrieval.index.build_shard import Making

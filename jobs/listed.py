@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jobs.groups import Reading
 from jobs.progress import say
 from jobs.settings import EmbedSettings
-from retrieval.errors import InputError
+from retrieval.errors import AccessRefused, InputError
+from retrieval.images.changes import items_at
+from retrieval.images.containers import container_of
 from retrieval.images.listing import labelled_rows, read_labels, write_listing
+from retrieval.images.opening import Opener
 from retrieval.images.sources.choose import open_source
 from retrieval.images.sources.source import Source
+from retrieval.storage.files import is_remote
+from retrieval.storage.patience import is_refusal
 from retrieval.storage.reading import read_uri
 
 
@@ -40,11 +47,34 @@ def list_source(settings: EmbedSettings, source: Source, target: Path, split: st
     )  # fmt: skip
     if rows == 0:
         raise source.nothing()
+    _refuse_closed(settings.input, target, rows)
     if labels is not None and labelled_rows(target) == 0:
         say(
             f"--labels {settings.labels} names none of the {rows} {source.unit} of {settings.input}"
         )
     return Listed(target, rows, step, source.others)
+
+
+def _refuse_closed(root: str, listing: Path, rows: int) -> None:
+    """Refuse a remote source whose images may be listed but not read, by trying three of them.
+
+    One that is refused among others is a line of the ledger.
+    """
+    tried = items_at(listing, np.unique([0, rows // 2, rows - 1])).to_pylist()
+    if not all(is_remote(container_of(item["path"]) or item["path"]) for item in tried):
+        return
+    with Opener() as opener:
+        for item in tried:
+            try:
+                opener.read(item["path"], item["place"], item["size"])
+                return
+            except Exception as error:  # noqa: BLE001 - of any kind: what it is is asked
+                if not is_refusal(error):
+                    return
+                said = error
+    raise AccessRefused(
+        f"{root} shows its images to nobody with these credentials ({said}); give others"
+    )
 
 
 def read_labels_file(path: str, split: str | None) -> Any:

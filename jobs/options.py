@@ -133,6 +133,8 @@ OPTIONS = _table(
            "start anew where another job's output stands (run: only the stages that differ)"),
     Option("json", bool, False, "run", "print one JSON object on stdout"),
     Option("debug", bool, False, "run", "print the traceback of an error"),
+    Option("measure_recall", bool, False, "run",
+           "verify: measure an index's recall curve once more; it must come out the same"),
     Option("title", str, "lookalike", "content", "heading of the page"),
     Option("max_queries", int, 200, "content", "queries the page shows", low=1, high=2000),
 )  # fmt: skip

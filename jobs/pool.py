@@ -94,7 +94,7 @@ def stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     most = where.gpus if gpus else len(items)  # an actor without a GPU would wait for ever
     size = max(1, min(where.asked or where.cpus, most, len(items)))
-    book = attempts.open_book(where.given_up)
+    book = attempts.book_of(where)
     dataset = ray.data.from_items(
         [{"item": item} for item in items], override_num_blocks=min(len(items), _BLOCKS)
     ).map_batches(

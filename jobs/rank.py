@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from jobs import tasks
 from jobs.cluster import Cluster, cluster
 from jobs.elsewhere import Given
 from jobs.groups import Elsewhere, EngineOptions
@@ -20,7 +21,6 @@ from jobs.queries import embed_queries, given_store, prepare_queries
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import RankSettings, content_of
-from jobs.tasks import tasks
 from retrieval.embeddings.store import Store
 from retrieval.errors import BelowBound
 from retrieval.storage import commit, finished
@@ -52,11 +52,16 @@ def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) ->
     queries = given or embed_queries(
         settings, where, index_folder, prepared, unsettle=lambda: commit.start_over(folder)
     )
-    if not finished.is_finished(folder):
+    if finished.is_finished(folder):
+        return finished.read_manifest(folder, kind="matches")
+
+    def make() -> Manifest:
         certificate = _answer(settings, where, folder, index_folder, index, queries)
-        _finish(folder, index_folder, index, queries, certificate)
+        manifest = _finish(folder, index_folder, index, queries, certificate)
         watch.write(folder, settings, queries=queries.rows)
-    return finished.read_manifest(folder, kind="matches")
+        return manifest
+
+    return commit.unless_overtaken(folder, "matches", make)
 
 
 def _job(
@@ -126,7 +131,7 @@ def _pass(where: Cluster, task: Any, shards: int) -> None:
         return answer_shard(task, number)
 
     with progress("rank", shards, "shards") as bar:
-        for _ in tasks(where, answer, range(shards)):
+        for _ in tasks.tasks(where, answer, range(shards)):
             bar.advance(1)
 
 
@@ -134,7 +139,7 @@ def _merge(where: Cluster, task: Any, shards: int) -> None:
     from retrieval.index.answer import blocks_of
 
     merge_one = _merger(task, shards)
-    for _ in tasks(where, merge_one, range(blocks_of(task.queries))):
+    for _ in tasks.tasks(where, merge_one, range(blocks_of(task.queries))):
         pass
 
 
@@ -164,7 +169,7 @@ def _finish(
     index: Manifest,
     queries: Store,
     certificate: Certificate,
-) -> None:
+) -> Manifest:
     """Put the failures of the queries and the labels of the gallery, then the manifest."""
     from retrieval.index.shards import LABELS
 
@@ -180,7 +185,7 @@ def _finish(
         "metric": index.counts["metric"],
         "certificate": dataclasses.asdict(certificate),
     }
-    commit.finish(folder, "matches", counts)
+    return commit.finish(folder, "matches", counts)
 
 
 def summary(output: str, manifest: Manifest) -> Result:

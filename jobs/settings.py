@@ -148,6 +148,7 @@ class VerifySettings(Common):
     """lookalike verify; the path is its one argument."""
 
     path: str
+    measure_recall: bool = setting("measure_recall")
 
 
 Settings = TypeVar("Settings")

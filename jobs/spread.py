@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from jobs import tasks
 from jobs.cluster import Cluster
-from jobs.tasks import tasks
 from jobs.watch import TaskSigns, watched
 
 
@@ -32,7 +32,7 @@ class Spread:
 
         waiting: dict[int, Any] = {}
         wanted = 0
-        for number, answer in tasks(self._where, call, enumerate(items)):
+        for number, answer in tasks.tasks(self._where, call, enumerate(items)):
             waiting[number] = answer
             while wanted in waiting:
                 yield waiting.pop(wanted)

@@ -25,6 +25,10 @@ class InputError(LookalikeError):
     exit_code = 3
 
 
+class AccessRefused(InputError):
+    """A store does not know the credentials: everything else it holds would be refused too."""
+
+
 class TooManyFailures(LookalikeError):
     """More images failed than `--max-error-rate` allows; what was finished is kept."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +26,7 @@ Int64 = NDArray[np.int64]
 
 _U = 2.0**-24  # unit roundoff of float32
 _PAIRS = 1024  # pairs scored at once: 2 x 8 MiB at d = 1024, inside the caches at d = 128
+_LENGTHS = 128  # vectors measured at once: half a MiB at d = 512
 _PRODUCT = 1 << 23  # elements of one proposed product: 32 MiB
 _NEAR = 1 << 18  # elements of one product of `nearest`: 1 MiB, which stays in a core's cache
 _SAFE = 1e18  # lengths up to which no product of two vectors leaves the range of float32
@@ -60,12 +62,24 @@ def block(values: Vectors, metric: Metric, norms: Float64 | None = None) -> Bloc
     if values.ndim != 2 or values.dtype not in (np.float16, np.float32):
         raise ValueError(f"vectors must be (n, d) float16 or float32, not {values.dtype}")
     values = np.ascontiguousarray(values)  # type: ignore[assignment]
+    cheap = wide(values)
     if norms is None:
-        norms = norms_of(values)
+        norms = norms_of(cheap)
     if not np.isfinite(norms).all():
         raise ValueError(f"row {int(np.argmin(np.isfinite(norms)))} holds NaN or infinity")
-    cheap = values.astype(np.float32, copy=False)
     return Block(metric, values, norms, _unit(cheap, norms) if metric == "cosine" else cheap)
+
+
+def wide(values: Vectors) -> Float32:
+    """Give (n, d) float16 or float32 vectors as float32, exactly.
+
+    FAISS' decoder of float16 takes a third of the time of numpy's conversion.
+    """
+    if values.dtype == np.float32 or values.size == 0:
+        return values.astype(np.float32, copy=False)
+    decoder = faiss.ScalarQuantizer(values.shape[1], faiss.ScalarQuantizer.QT_fp16)
+    found: Float32 = decoder.decode(np.ascontiguousarray(values).view(np.uint8))
+    return found
 
 
 def _unit(values: Float32, norms: Float64) -> Float32:
@@ -81,11 +95,12 @@ def _unit(values: Float32, norms: Float64) -> Float32:
 
 def norms_of(values: Vectors) -> Float64:
     """Give the Euclidean lengths of (n, d) vectors, (n,) float64, independent of blocking."""
-    norms = np.empty(len(values))
-    for rows in _slices(len(values), _PAIRS):
-        wide = values[rows].astype(np.float64)
-        norms[rows] = np.sqrt((wide * wide).sum(-1))
-    return norms
+    squares = np.empty(len(values))
+    for rows in _slices(len(values), _LENGTHS):
+        numbers = values[rows].astype(np.float64)
+        numbers *= numbers
+        squares[rows] = numbers.sum(-1)
+    return np.sqrt(squares)
 
 
 def pair_scores(queries: Block, rows: Block, q: Int64, x: Int64) -> Float64:

@@ -215,6 +215,10 @@ CANDIDATES = pa.schema(
 WORK = "work/"
 """Where an output keeps what it no longer needs when it is finished; no part of it."""
 
+COMPACTED = f"{WORK}compacted"
+"""While this file is there, a compaction replaces the segments of a store file by file: those that
+are there already may not fit together."""
+
 # Files that may lie in an output, by kind; anything else there is foreign.
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
 _MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors")

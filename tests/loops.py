@@ -6,7 +6,6 @@ very same tree, temporary files included. A flow is any callable that makes an o
 and goes on with what it finds there; flows need no Ray.
 """
 
-import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import LookalikeError
-from retrieval.storage import files
+from retrieval.storage import files, patience
 from retrieval.storage.files import LocalFolder
 from retrieval.storage.verify import verify
 from tests.retrieval.storage.faults import FailAt, Killed, broken, operations, seam
@@ -116,13 +115,13 @@ FAULTS = {"fails once": FailsOnce(), "stays away": StaysAway(), "dies": Dies()}
 class Loop:
     """A flow, harmed at one moment after another.
 
-    `place(name)` gives a new folder, `run(folder)` makes the output there. The moments are those of
-    an unharmed run; each fault at each of them is a point.
+    `place(name)` gives a new folder, `run(folder)` makes the output there, from the files `before`
+    (path -> bytes). The moments are those of an unharmed run; each fault at each is a point.
     """
 
-    def __init__(self, place, run):
-        self.place, self.run = place, run
-        whole = place("unharmed")
+    def __init__(self, place, run, before=()):
+        self.place, self.run, self.before = place, run, dict(before)
+        whole = self._begun("unharmed")
         self.moments = operations(lambda: run(whole))
         self.unharmed = contents(whole)
         self.done = Counter()
@@ -136,7 +135,7 @@ class Loop:
 
     def harm(self, name, number):
         """Do one fault at one moment, judge what is left, go on, and compare."""
-        fault, folder = FAULTS[name], self.place(f"{name}-{number}".replace(" ", "-"))
+        fault, folder = FAULTS[name], self._begun(f"{name}-{number}".replace(" ", "-"))
         with fault.at(number), fault.stops():
             self.run(folder)
         self._sound(folder)
@@ -149,15 +148,33 @@ class Loop:
         for path in left:
             folder.delete(path)
 
+    def _begun(self, name):
+        folder = self.place(name)
+        for path, data in self.before.items():
+            folder.put(path, data)
+        return folder
+
     def _sound(self, folder):
         if any(True for _ in folder.entries()):
             problems = [problem for verdict in verify(folder) for problem in verdict.problems]
             assert not problems, problems
 
 
+def harm_all(loop, points, record_property):
+    """Do some points of a loop, say how many there were, and give that."""
+    before = loop.done.total()
+    for point in points:
+        loop.harm(*point)
+    count = loop.done.total() - before
+    print(f"{count} points: {dict(loop.done)}")  # noqa: T201 - read with -rP
+    record_property("points", count)
+    assert loop.done.keys() == FAULTS.keys()
+    return count
+
+
 @contextmanager
 def no_waits():
-    """Let nobody wait before another attempt."""
+    """Let nobody wait before another attempt at storage; whoever else sleeps still does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "sleep", lambda seconds: None)
+        patch.setattr(patience, "wait", lambda seconds: None)
         yield

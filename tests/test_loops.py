@@ -7,8 +7,8 @@ import pytest
 
 from retrieval.storage.files import LocalFolder, RemoteFolder
 from tests.flows import StoreFlow, draw_source
-from tests.loops import FAULTS, Loop, no_waits
-from tests.retrieval.storage.s3 import new_prefix, options, s3  # noqa: F401
+from tests.loops import Loop, harm_all, no_waits
+from tests.retrieval.storage.s3 import new_prefix, options
 
 LOCAL_SAMPLE, S3_SAMPLE = 42, 12
 LOCAL_LEAST, S3_LEAST = 500, 300
@@ -28,20 +28,11 @@ def on_disk(flow, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_bucket(flow, s3):  # noqa: F811
+def in_bucket(flow, s3):
     prefix = new_prefix()
     with no_waits(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("s3fs.S3FileSystem.retries", 1)
         yield Loop(lambda name: RemoteFolder(f"{prefix}/{name}", options(s3)), flow)
-
-
-def harm_all(loop, points, record_property):
-    for point in points:
-        loop.harm(*point)
-    print(f"{loop.done.total()} points: {dict(loop.done)}")  # noqa: T201 - read with -rP
-    record_property("points", loop.done.total())
-    assert loop.done.keys() == FAULTS.keys()
-    return loop.done.total()
 
 
 def test_the_loop_passes_every_kind_of_operation_of_a_disk(on_disk):
@@ -66,11 +57,9 @@ def test_a_sample_of_points_in_a_bucket(in_bucket, on_disk, record_property):
 
 @pytest.mark.nightly
 def test_every_point_on_a_disk(on_disk, record_property):
-    on_disk.done.clear()
     assert harm_all(on_disk, on_disk.points(), record_property) >= LOCAL_LEAST
 
 
 @pytest.mark.nightly
 def test_every_point_in_a_bucket(in_bucket, record_property):
-    in_bucket.done.clear()
     assert harm_all(in_bucket, in_bucket.points(), record_property) >= S3_LEAST

@@ -2,8 +2,10 @@
 
 Nothing is embedded. Everything is first written beside the store (work/compact-ID/, where ID names
 the listing and what it is made from), chunk by chunk; then one small file, put only if absent, says
-that it is whole. From there on whoever meets it goes on: manifest away, old segments away, new ones
-to their place. So a kill leaves the old store, or an unfinished one that the next run completes.
+that it is whole. From there on whoever meets it goes on: manifest away, new files over old ones,
+away with the old ones that have no successor. Each of these steps may be done twice, and by two at
+once: a path of the new segment is only ever replaced by its new content, never deleted. So a kill
+leaves the old store, or an unfinished one that the next run completes.
 """
 
 from __future__ import annotations
@@ -34,12 +36,10 @@ from retrieval.storage.files import Folder
 from retrieval.storage.rows import read_rows
 from retrieval.storage.seal import sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import WORK, Chunk, FileRecord, Vectors
+from retrieval.tables import COMPACTED, WORK, Chunk, FileRecord, Vectors
 
-READY = f"{WORK}compacted"
+READY = COMPACTED
 """Put when the new segment is whole; its segment.json, which tells where it lies."""
-_MOVING = f"{WORK}compacted.moving"
-"""Put when the old segments are gone: from there on what lies in segments/ is the new one."""
 _ROWS = "rows.parquet"
 
 
@@ -83,20 +83,24 @@ def _aside(store: Folder, segment: Segment) -> Folder:
     return store.child(f"{WORK}compact-{name}")
 
 
-def begin_compaction(
-    folder: Folder, before: list[Segment], listing: Path, old: Rows, chunk_rows: int
+def plan_compaction(
+    folder: Folder, before: list[Segment], listing: Path, rows: int, chunk_rows: int
 ) -> Compaction:
-    """Put the new listing aside, and beside it which old row each of its lines was."""
+    """Say which segment is to come of the ones before; nothing is written."""
     with open(listing, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    segment = Segment(0, 0, len(old), chunk_rows, 0, {listing_path(0): digest})
-    made = Compaction(folder, before, segment)
+    segment = Segment(0, 0, rows, chunk_rows, 0, {listing_path(0): digest})
+    return Compaction(folder, before, segment)
+
+
+def begin_compaction(made: Compaction, listing: Path, old: Rows) -> None:
+    """Put the new listing aside, and beside it which old row each of its lines was."""
     rows = sealed_parquet(pa.table({"old": pa.array(old, pa.int64())}))
     made.aside.put_new(_ROWS, rows)
     made.aside.put_new_file(listing_path(0), lambda name: _copy(listing, name))
+    digest = made.segment.files[listing_path(0)]
     if made.aside.read(_ROWS) != rows or digest_of(made.aside, listing_path(0)) != digest:
         raise Damaged(f"{made.aside.uri()} was altered; remove it and run again")
-    return made
 
 
 def _copy(source: Path, target: str) -> None:
@@ -139,15 +143,27 @@ def _latest_ledger(store: Folder, chunk: Chunk) -> pa.Table:
 
 
 def settle(made: Compaction) -> None:
-    """Say that the new segment is whole, unless another run was first."""
-    if not is_settled(made.store):
-        made.store.delete(_MOVING)  # of one that was killed at its very end
-    made.store.put_new(READY, made.segment.to_json())
+    """Say that the new segment is whole, unless another run was first, or is done with it."""
+    if _whole(made.aside, made.segment):
+        made.store.put_new(READY, made.segment.to_json())
 
 
 def is_settled(folder: Folder) -> bool:
     """Tell whether a compaction waits for its segment to be brought to its place."""
     return folder.exists(READY)
+
+
+def overtaken(made: Compaction) -> bool:
+    """Tell whether another run has settled the same compaction, or even ended it."""
+    ended = finished.read_if_there(made.store, segment_json_path(0)) == made.segment.to_json()
+    return ended or is_settled(made.store)
+
+
+def clear_aside(made: Compaction) -> None:
+    """Remove what this run has written aside when another one was done already."""
+    if not is_settled(made.store):
+        for entry in list(made.aside.entries()):
+            made.aside.delete(entry.path)
 
 
 Move = Callable[[Folder, list[str]], list[FileRecord]]
@@ -156,22 +172,42 @@ Move = Callable[[Folder, list[str]], list[FileRecord]]
 def bring_to_place(folder: Folder, move: Move) -> list[FileRecord]:
     """Replace the segments of a store by the one that lies ready; any run may go on with it.
 
-    `move(aside, paths)` copies files from aside to the same paths of the store, where those that
-    are there already stay, and gives their records.
+    `move(aside, paths)` copies files from aside to the same paths of the store, over what is there,
+    and gives their records.
     """
-    segment = segment_of(0, folder.read(READY), folder)
+    data = finished.read_if_there(folder, READY)
+    if data is None:  # another run was quicker
+        return []
+    segment = segment_of(0, data, folder)
     aside = _aside(folder, segment)
-    folder.delete(finished.MANIFEST)
-    if not folder.exists(_MOVING):
+    paths = _whole(aside, segment)
+    moved: list[FileRecord] = []
+    if paths:
+        folder.delete(finished.MANIFEST)
+        moved = move(aside, paths)
+        folder.put(segment_json_path(0), data)
         for entry in list(folder.entries("segments")):
-            folder.delete(entry.path)
-        folder.put_new(_MOVING, READY.encode())
-    paths = sorted(e.path for e in aside.entries() if e.path.startswith("segments/"))
-    moved = move(aside, [path for path in paths if TEMPORARY not in path])
-    folder.put_new(segment_json_path(0), segment.to_json())
+            if entry.path not in (*paths, segment_json_path(0)) and is_settled(folder):
+                folder.delete(entry.path)
+    _clear(folder, aside)
+    return moved
+
+
+def _whole(aside: Folder, segment: Segment) -> list[str]:
+    """Give the files of a segment that lies aside; nothing if it is not, or no longer, whole.
+
+    Its listing is the first that is cleared away: while it is there, all are.
+    """
+    there = {entry.path for entry in aside.entries()}
+    paths = sorted(p for p in there if p.startswith("segments/") and TEMPORARY not in p)
+    needed = {listing_path(0), *map(part_path, segment.chunks())}
+    return paths if needed <= there and aside.exists(listing_path(0)) else []
+
+
+def _clear(folder: Folder, aside: Folder) -> None:
+    """Remove what compactions left, so that a kill leaves what the next run recognises."""
+    aside.delete(listing_path(0))
     for entry in list(folder.entries(WORK.rstrip("/"))):
-        if entry.path not in (READY, _MOVING):
+        if entry.path != READY:
             folder.delete(entry.path)
     folder.delete(READY)
-    folder.delete(_MOVING)
-    return moved

@@ -7,6 +7,7 @@ and not damaged.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,13 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from retrieval.embeddings.layout import deleted_path, failures_path, part_path, pieces_in
-from retrieval.embeddings.segment import Rows, Segment, read_segments, span_of
+from retrieval.embeddings.layout import (
+    deleted_path,
+    failures_path,
+    part_path,
+    pieces_in,
+    segment_json_path,
+    segment_number,
+)
+from retrieval.embeddings.segment import Rows, Segment, clear_claims, read_segments, span_of
 from retrieval.errors import Damaged, TooManyFailures
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
-from retrieval.storage.seal import is_sealed
+from retrieval.storage.seal import is_sealed, read_json
 from retrieval.tables import Chunk, FileRecord
 
 
@@ -44,18 +52,24 @@ def finish_store(
     dimension: int,
     known: Iterable[FileRecord],
     max_error_rate: float,
+    segments: list[Segment] | None = None,
     unit: str = "images",
 ) -> Manifest:
     """Judge the ledger against its bound, a share of the live images, and put the manifest.
 
     Beyond the bound the work is kept without a manifest of it, and the same job with a looser bound
-    finishes it; a store without any vector is never finished. `unit` is what its items are called.
+    finishes it; a store without any vector is never finished. `segments` are those that are whole,
+    all by default; another run may be at a further one, or have finished it, which then stands.
+    `unit` is what its items are called.
     """
-    segments = read_segments(folder)
+    segments = read_segments(folder) if segments is None else segments
+    if _segments_finished(folder) > len(segments):
+        return finished.read_manifest(folder, kind="store")
     there = {entry.path for entry in finished.own_entries(folder)}
     stale = stale_ledgers(segments, there)
-    alive = (record for record in known if record.path in there - stale)
-    records = commit.records(folder, alive, leave_out=stale)
+    later = {path for path in there if segment_number(path, -1) >= len(segments)}
+    alive = (record for record in known if record.path in there - stale - later)
+    records = commit.records(folder, alive, leave_out=stale | later)
     tally = _tally(folder, segments, records)
     _judge(folder, tally, max_error_rate, unit)
     counts = {
@@ -63,7 +77,41 @@ def finish_store(
         "dimension": dimension, "segments": len(segments), "span": tally.span,
         "deleted": tally.deleted,
     }  # fmt: skip
-    return commit.finish(folder, "store", counts, records, stale=stale)
+    manifest = commit.finish(folder, "store", counts, records, stale=stale, leave_out=later)
+    clear_claims(folder, below=len(segments))
+    return manifest
+
+
+def _segments_finished(folder: Folder) -> int:
+    """Count the segments that the manifest names; 0 where there is none."""
+    data = finished.read_if_there(folder, finished.MANIFEST)
+    counts = (read_json(data) or {}).get("counts", {}) if data else {}
+    return int(counts.get("segments", 0))
+
+
+def is_overtaken(folder: Folder) -> bool:
+    """Tell whether the manifest is no longer of this store: a slow run may have put it since.
+
+    It is of before a compaction then, or does not fit the inventory, though neither was altered.
+    """
+    data, inventory, now = (
+        finished.read_if_there(folder, path)
+        for path in (finished.MANIFEST, finished.INVENTORY, segment_json_path(0))
+    )
+    if data is None or inventory is None or now is None:
+        return False
+    values = read_json(data)
+    if values is None or read_json(now) is None or not is_sealed(io.BytesIO(inventory)):
+        return False  # altered, which whoever reads it will say
+    if values.get("files_sha256") != hashlib.sha256(inventory).hexdigest():
+        return True
+    named = finished.parse_manifest(data, inventory, folder).files.get(segment_json_path(0))
+    return named is not None and named.sha256 != hashlib.sha256(now).hexdigest()
+
+
+def lags(folder: Folder, manifest: Manifest) -> bool:
+    """Tell whether a retry was killed between its parts and the manifest that names them."""
+    return bool(finished.beyond(manifest, (entry.path for entry in finished.own_entries(folder))))
 
 
 def stale_ledgers(segments: list[Segment], paths: Iterable[str]) -> set[str]:

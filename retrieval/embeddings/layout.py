@@ -25,6 +25,12 @@ def segment_path(segment: int, name: str = "") -> str:
     return f"segments/{segment:05d}" + (f"/{name}" if name else "")
 
 
+def segment_number(path: str, otherwise: int) -> int:
+    """Give the number of the segment that a file belongs to; files of none have another."""
+    found = re.match(r"segments/(\d{5})/", path)
+    return int(found[1]) if found else otherwise
+
+
 def listing_path(segment: int) -> str:
     """Give the path of a segment's listing."""
     return segment_path(segment, "listing.parquet")

@@ -21,11 +21,12 @@ from retrieval.embeddings.finish import read_deleted
 from retrieval.embeddings.layout import (
     Pieces,
     failures_path,
+    listing_path,
     part_path,
     pieces_in,
     segment_json_path,
 )
-from retrieval.embeddings.segment import Rows, Segment, segment_of
+from retrieval.embeddings.segment import Rows, Segment, digest_of, segment_of
 from retrieval.errors import Damaged
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
@@ -126,6 +127,22 @@ class Store:
         parts = [self._read(part_path(replace(chunk, retry=number))) for number in sorted(retries)]
         whole = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("row")
         return self._alive(whole, chunk)
+
+    @cached_property
+    def more(self) -> pa.Schema:
+        """Give the further columns of its images, of all segments; one of two types is text."""
+        found: dict[str, pa.Field] = {}
+        for segment in self.segments:
+            path = listing_path(segment.number)
+            if digest_of(self.folder, path) != segment.files[path]:
+                raise Damaged(f"{self.folder.uri(path)} was altered; remove it and run again")
+            with self.folder.open(path) as file:
+                schema = further_columns(pq.read_schema(file), LISTING)
+            for field in schema:
+                there = found.setdefault(field.name, field)
+                if there.type != field.type:
+                    found[field.name] = pa.field(field.name, pa.string())
+        return pa.schema([field.with_nullable(True) for field in found.values()])
 
     @property
     def parts(self) -> list[list[FileRecord]]:

@@ -8,12 +8,13 @@ file.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
+import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import faiss
@@ -27,19 +28,33 @@ from retrieval.errors import Damaged
 from retrieval.index.coverage import Extents
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import distances, list_metric
-from retrieval.index.shards import Note, Shard, note_path, read_note, rows_path, shard_path
-from retrieval.scoring import block, nearest, norms_of
+from retrieval.index.rows_file import RowsFile, rows_file
+from retrieval.index.shards import (
+    Note,
+    Shard,
+    note_path,
+    read_index,
+    read_note,
+    read_streamed,
+    rows_path,
+    shard_path,
+)
+from retrieval.scoring import block, nearest
 from retrieval.storage import commit
+from retrieval.storage.commit import record_of
 from retrieval.storage.files import Folder
-from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import SHARD_ROWS, FileRecord, Metric, further_columns, part_table
+from retrieval.tables import (
+    FileRecord,
+    Metric,
+    Vectors,
+)
 
 
 def _nothing() -> None:
     """Tell nobody."""
 
 
-_FILL = 1 << 26  # bytes of vectors that are added to the lists at once
+_FILL = 1 << 24  # bytes of vectors that are added to the lists at once
 _SPREAD_STEP = 64  # of so many rows one tells how far the shard lies from its centroids
 
 
@@ -58,10 +73,11 @@ class Making:
 
 @dataclass(frozen=True)
 class Placed:
-    """Rows that have their lists: metadata ordered by row, vectors in a file of as many."""
+    """Rows that have their lists; their vectors and what is known of them lie in scratch files."""
 
-    metadata: pa.Table
-    lists: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    lists: NDArray[np.int32]
+    labels: Counter[str]
     spread: float
 
 
@@ -70,7 +86,8 @@ class Put:
     """A shard that lies in its place, and that the task still holds."""
 
     files: tuple[FileRecord, ...]
-    shard: Shard
+    shard: Shard  # of whose table of rows it has only the column `row`
+    labels: Counter[str]  # of live images a class
     spread: float
 
 
@@ -81,23 +98,28 @@ def put_shard(making: Making, number: int, extents: Extents) -> Put:
         return there
     index = from_bytes(making.trained)
     with tempfile.TemporaryDirectory(dir=making.scratch) as scratch:
-        name = os.path.join(scratch, "vectors")
-        with open(name, "wb") as file:
-            placed = _place(making, extents, index, file)
-        _fill(index, placed, name, making.store.dtype)
-        os.truncate(name, 0)
-        faiss_file = _put_faiss(making.folder, shard_path(number), index, scratch)
-    rows = sealed_parquet(placed.metadata)
-    files = faiss_file, commit.put_once(making.folder, rows_path(number), rows)
-    if files[1] != commit.record(rows_path(number), rows):
-        raise _altered(making.folder, rows_path(number))
+        vectors, rows = Path(scratch, "vectors"), Path(scratch, "rows")
+        with open(vectors, "wb") as file, rows_file(rows, making.store.more) as table:
+            placed = _place(making, extents, index, file, table)
+        _fill(making, index, placed, vectors)
+        vectors.unlink()
+        files = (
+            _put(making.folder, shard_path(number), lambda name: faiss.write_index(index, name),
+                 scratch),
+            _put(making.folder, rows_path(number), lambda name: _copy(rows, name), scratch),
+        )  # fmt: skip
     note = Note(extents, placed.spread, {file.path: file.sha256 for file in files})
     noted = commit.put_once(making.folder, note_path(number), note.to_json())
-    return Put((*files, noted), _shard(making, index, placed.metadata), placed.spread)
+    shard = _shard(making, index, pa.table({"row": placed.rows}))
+    return Put((*files, noted), shard, placed.labels, placed.spread)
 
 
 def _shard(making: Making, index: Any, metadata: pa.Table) -> Shard:
     return Shard(index, metadata, making.metric, making.codes, making.store.deleted)
+
+
+def _copy(source: Path, name: str) -> None:
+    shutil.copyfile(source, name)
 
 
 def _put_before(making: Making, number: int, extents: Extents) -> Put | None:
@@ -109,46 +131,46 @@ def _put_before(making: Making, number: int, extents: Extents) -> Put | None:
         return None
     if note.extents != extents:
         raise _altered(folder, note_path(number))
-    data = {path: _read(folder, path) for path in (shard_path(number), rows_path(number))}
-    files = [commit.record(path, content) for path, content in data.items()]
-    for file in files:
-        if note.files.get(file.path) != file.sha256:
-            raise _altered(folder, file.path)
-    metadata = pq.read_table(io.BytesIO(data[rows_path(number)]))
+    opened = {}
+    files = []
+    for path, read in ((shard_path(number), read_index), (rows_path(number), _rows_and_labels)):
+        opened[path], record = read_streamed(folder, path, read, making.scratch)
+        if note.files.get(path) != record.sha256:
+            raise _altered(folder, path)
+        files.append(record)
+    table = opened[rows_path(number)]
     noted = commit.record(note_path(number), note.to_json())
-    shard = _shard(making, from_bytes(data[shard_path(number)]), metadata)
-    return Put((*files, noted), shard, note.spread)
+    shard = _shard(making, opened[shard_path(number)], table)
+    labels = table["label"].filter(pa.array(shard.alive)).drop_null()
+    counted = Counter(str(label) for label in labels.to_pylist())
+    return Put((*files, noted), shard, counted, note.spread)
 
 
-def _read(folder: Folder, path: str) -> bytes:
-    try:
-        return folder.read(path)
-    except FileNotFoundError:
-        raise Damaged(f"{folder.uri(path)} is missing; remove the index and run again") from None
+def _rows_and_labels(name: str) -> pa.Table:
+    return pq.read_table(name, columns=["row", "label"])
 
 
 def _altered(folder: Folder, path: str) -> Damaged:
     return Damaged(f"{folder.uri(path)} was altered; remove the index and run again")
 
 
-def _place(making: Making, extents: Extents, index: Any, file: BinaryIO) -> Placed:
+def _place(making: Making, extents: Extents, index: Any, file: BinaryIO, known: RowsFile) -> Placed:
     """Give each row its list, decided by us, so that FAISS' own rounding has no say."""
     centroids = block(centroids_of(index), list_metric(making.metric))
-    tables, lists, far = [], [np.empty(0, np.int64)], [np.empty(0)]
+    lists, far = [np.empty(0, np.int32)], [np.empty(0)]
     for table in _tables(making.store, extents):
         making.tell()
         values = vectors_of(table)
-        norms = norms_of(values)
-        rows = block(values, centroids.metric, norms)
+        rows = block(values, centroids.metric)
         own = nearest(rows, centroids)
         file.write(np.ascontiguousarray(values).tobytes())
-        tables.append(_metadata(table, norms))
-        lists.append(own)
+        known.add(table, rows.norms)
+        lists.append(own.astype(np.int32))
         few = np.arange(0, len(rows), _SPREAD_STEP)
         far.append(distances(rows.take(few), centroids, own[few]))
     found = np.concatenate(far)
     spread = float(found.mean()) if len(found) else 0.0
-    return Placed(_joined(tables), np.concatenate(lists), spread)
+    return Placed(known.close(), np.concatenate(lists), known.labels, spread)
 
 
 def _tables(store: Store, extents: Extents) -> Iterator[pa.Table]:
@@ -158,24 +180,7 @@ def _tables(store: Store, extents: Extents) -> Iterator[pa.Table]:
             yield table
 
 
-def _metadata(table: pa.Table, norms: NDArray[np.float64]) -> pa.Table:
-    """Give what is kept of each row; further columns of its source go along."""
-    fixed = [name for name in SHARD_ROWS.schema.names if name != "norm"]
-    dimension = table.schema.field("embedding").type.list_size
-    more = further_columns(table.schema, part_table(dimension, "float32"))
-    kept = table.select(fixed).append_column("norm", pa.array(norms))
-    for name in more.names:
-        kept = kept.append_column(more.field(name), table[name])
-    return kept
-
-
-def _joined(tables: list[pa.Table]) -> pa.Table:
-    """Join what parts say; where one of them lacks a further column, it is null."""
-    whole = pa.concat_tables([SHARD_ROWS.schema.empty_table(), *tables], promote_options="default")
-    return whole.combine_chunks()
-
-
-def _fill(index: Any, placed: Placed, name: str, dtype: str) -> None:
+def _fill(making: Making, index: Any, placed: Placed, name: Path) -> None:
     """Add the vectors to lists that have room for them, in the order of their rows."""
     if len(placed.lists) == 0:
         return
@@ -183,37 +188,49 @@ def _fill(index: Any, placed: Placed, name: str, dtype: str) -> None:
     for number in np.flatnonzero(sizes):
         index.invlists.resize(int(number), int(sizes[number]))
         index.invlists.resize(int(number), 0)  # the room stays
-    vectors = np.memmap(name, dtype, "r", shape=(len(placed.lists), index.d))
-    rows = placed.metadata["row"].to_numpy().astype(np.int64)
-    step = max(1, _FILL // (4 * index.d))
-    for first in range(0, len(rows), step):
-        part = slice(first, first + step)
-        add_rows(index, np.array(vectors[part], np.float32), rows[part], placed.lists[part])
+    stored = np.dtype(making.store.dtype)
+    step = max(1, _FILL // (index.d * stored.itemsize))
+    with open(name, "rb") as file:  # not mapped: pages that were read would count as ours
+        for first in range(0, len(placed.rows), step):
+            part = slice(first, first + step)
+            values = np.fromfile(file, stored, step * index.d).reshape(-1, index.d)
+            values = values.astype(making.codes, copy=False)
+            add_codes(index, values, placed.rows[part], placed.lists[part])
 
 
-def add_rows(
-    index: Any, wide: NDArray[np.float32], rows: NDArray[np.int64], lists: NDArray[np.int64]
+def add_codes(
+    index: Any, values: Vectors, rows: NDArray[np.int64], lists: NDArray[np.integer[Any]]
 ) -> None:
-    """Add (n, d) vectors to the lists that were decided for them."""
-    rows, lists = np.ascontiguousarray(rows), np.ascontiguousarray(lists)
-    index.add_core(len(wide), faiss.swig_ptr(wide), faiss.swig_ptr(rows), faiss.swig_ptr(lists))
+    """Add (n, d) vectors of the index's own dtype to the lists that were decided for them.
+
+    They are the codes as they are: nothing is left for FAISS to encode or to decide.
+    """
+    order = np.argsort(lists, kind="stable")
+    codes, ids = np.ascontiguousarray(values[order]), np.ascontiguousarray(rows[order])
+    sizes = np.bincount(lists, minlength=index.nlist)
+    ends = np.cumsum(sizes)
+    for number in np.flatnonzero(sizes).tolist():
+        first, last = int(ends[number] - sizes[number]), int(ends[number])
+        index.invlists.add_entries(
+            number, last - first, faiss.swig_ptr(ids[first:last]),
+            faiss.swig_ptr(codes[first:last].view(np.uint8)),
+        )  # fmt: skip
+    index.ntotal += len(order)
 
 
-def _put_faiss(folder: Folder, path: str, index: Any, scratch: str) -> FileRecord:
-    """Put a FAISS file; one that a killed run left is kept if it is the same."""
+def _put(folder: Folder, path: str, write: Callable[[str], None], scratch: str) -> FileRecord:
+    """Put a file that `write` makes; one that a killed run left is kept if it is the same."""
     made: list[FileRecord] = []
 
-    def write(name: str) -> None:
-        faiss.write_index(index, name)
+    def write_and_note(name: str) -> None:
+        write(name)
         with open(name, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        made.append(FileRecord(path, None, os.path.getsize(name), digest))
+            made.append(record_of(path, file))
 
-    if not folder.put_new_file(path, write):
+    if not folder.put_new_file(path, write_and_note):
         if not made:
-            write(os.path.join(scratch, "again"))
+            write_and_note(os.path.join(scratch, "again"))
         with folder.open(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        if digest != made[0].sha256:
-            raise _altered(folder, path)
+            if record_of(path, file) != made[0]:
+                raise _altered(folder, path)
     return made[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,10 +59,8 @@ def make_shard(making: Making, sample: Sample, number: int, extents: Extents) ->
     if not making.folder.exists(path):
         found = nearest_in(put.shard, sample)
         making.folder.put_new(path, neighbours_to_bytes(found))
-    labels = put.shard.metadata["label"].filter(pa.array(put.shard.alive)).drop_null()
-    counts = dict(Counter(str(label) for label in labels.to_pylist()))
     rows = int(put.shard.alive.sum())
-    return ShardResult(number, rows, counts, put.files, put.spread)
+    return ShardResult(number, rows, dict(put.labels), put.files, put.spread)
 
 
 def nearest_in(shard: Shard, sample: Sample) -> Neighbours:

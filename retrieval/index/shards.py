@@ -13,10 +13,14 @@ stand in deleted.parquet, and are passed over when a shard is read.
 from __future__ import annotations
 
 import io
+import os
 import re
+import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -26,12 +30,12 @@ from numpy.typing import NDArray
 
 from retrieval.errors import Damaged
 from retrieval.index.coverage import Extent, Extents
-from retrieval.index.faiss_files import from_bytes
 from retrieval.storage import finished
-from retrieval.storage.files import Folder
+from retrieval.storage.commit import record_of
+from retrieval.storage.files import Folder, LocalFolder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import Metric
+from retrieval.tables import FileRecord, Metric
 
 RECALL_TABLE, LABELS, DELETED_ROWS = "recall.parquet", "labels.parquet", "deleted.parquet"
 
@@ -103,14 +107,22 @@ class Shard:
         """Tell which rows of the metadata are not deleted."""
         return ~np.isin(self.rows, self.deleted)
 
-    def listed(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Give the live rows of a list and their (n, d) vectors, as they were stored."""
+    def ids(self, number: int) -> NDArray[np.int64]:
+        """Give what FAISS holds as the ids of a list: the rows of it, deleted ones too."""
         lists = self.index.invlists
         size = lists.list_size(number)
         if size == 0:
-            return np.empty(0, np.int64), np.empty((0, self.index.d), self.codes)
-        rows = faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
-        codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
+            return np.empty(0, np.int64)
+        found: NDArray[np.int64] = faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+        return found
+
+    def listed(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Give the live rows of a list and their (n, d) vectors, as they were stored."""
+        lists = self.index.invlists
+        rows = self.ids(number)
+        if len(rows) == 0:
+            return rows, np.empty((0, self.index.d), self.codes)
+        codes = faiss.rev_swig_ptr(lists.get_codes(number), len(rows) * lists.code_size)
         vectors = codes.view(self.codes).reshape(-1, self.index.d)
         keep = self.alive[np.searchsorted(self.rows, rows)]
         return (rows, vectors) if keep.all() else (rows[keep], vectors[keep])
@@ -126,23 +138,54 @@ def read_deleted_rows(folder: Folder, manifest: Manifest) -> NDArray[np.int64]:
     return found
 
 
+Read = TypeVar("Read")
+
+
 def open_shard(
     folder: Folder, manifest: Manifest, number: int, metric: Metric, codes: str
 ) -> Shard:
-    """Read a shard of a finished index; checksums are compared before FAISS parses a byte."""
-    rows = finished.read_checked(folder, manifest.files[rows_path(number)])
-    data = finished.read_checked(folder, manifest.files[shard_path(number)])
-    return shard_of(folder, number, rows, data, metric, codes, read_deleted_rows(folder, manifest))
-
-
-def shard_of(
-    folder: Folder, number: int, rows: bytes, data: bytes, metric: Metric, codes: str,
-    deleted: NDArray[np.int64],
-) -> Shard:  # fmt: skip
-    """Make a shard of the bytes of its two files, which were checked."""
-    metadata = pq.read_table(io.BytesIO(rows))
-    index = from_bytes(data)
+    """Read a shard of a finished index; checksums are compared before anything is parsed."""
+    metadata, _ = _checked(folder, manifest, rows_path(number), pq.read_table)
+    index, _ = _checked(folder, manifest, shard_path(number), read_index)
     if index.ntotal != len(metadata):
         raise Damaged(f"{folder.uri(shard_path(number))} has {index.ntotal} rows, not "
                       f"{len(metadata)}; make the index again")  # fmt: skip
-    return Shard(index, metadata, metric, codes, deleted)
+    return Shard(index, metadata, metric, codes, read_deleted_rows(folder, manifest))
+
+
+def _checked(
+    folder: Folder, manifest: Manifest, path: str, read: Callable[[str], Read]
+) -> tuple[Read, FileRecord]:
+    return read_streamed(folder, path, read, sha256=manifest.files[path].sha256)
+
+
+def read_streamed(
+    folder: Folder, path: str, read: Callable[[str], Read], scratch: str | None = None,
+    *, sha256: str | None = None,
+) -> tuple[Read, FileRecord]:  # fmt: skip
+    """Let `read` read a file by its name, so that its bytes are never in memory beside what it is.
+
+    Of a file in a bucket that is a copy, removed afterwards. Its record is given too; a `sha256`
+    that is given must be that, which is compared before anything is read.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        local = isinstance(folder, LocalFolder)
+        name = folder.uri(path) if local else os.path.join(place, "file")
+        try:
+            with folder.open(path) as file:
+                if local:
+                    record = record_of(path, file)
+                else:
+                    with open(name, "w+b") as copy:
+                        shutil.copyfileobj(file, copy, 1 << 22)
+                        record = record_of(path, copy)
+        except FileNotFoundError:
+            raise Damaged(f"{folder.uri(path)} is missing; make the index again") from None
+        if sha256 not in (None, record.sha256):
+            raise Damaged(f"{folder.uri(path)} was altered; make the index again")
+        return read(name), record
+
+
+def read_index(name: str) -> Any:
+    """Read a FAISS file whose bytes were checked."""
+    return faiss.read_index(name)

@@ -69,6 +69,8 @@ def plan_index(
         per_vector = kind.code_bytes + _ROW_BYTES
         fit = rows_per_shard or _fit(gallery, memory, per_vector)
         why, lists = _asked(factory, kind), f"{kind.nlist} lists: asked for"
+        if kind.nlist > gallery.rows:
+            lists += f"; there are {gallery.rows} vectors, so the others stay empty"
     return _plan(gallery, factory, kind, per_vector, fit, (why, lists), memory, rows_per_shard)
 
 

@@ -83,8 +83,9 @@ def _centroids(
     if plan.nlist <= FLAT_LISTS:
         draw = [(kept, group, share, seed, metric) for group in groups]
         slices = [Held(*held) for held in workers.hold(_slice, draw)]
-        centroids = lloyd(slices, plan.nlist, metric, workers)
-        return centroids, spread_of(slices, centroids, workers)
+        count = min(plan.nlist, sum(len(held.hashes) for held in slices))
+        centroids = lloyd(slices, count, metric, workers)
+        return _padded(centroids, plan.nlist), spread_of(slices, centroids, workers)
     coarse = share_for(COARSE_ROWS * int(plan.nlist**0.5), store.rows)
     put = [
         (folder, number, kept, group, share, coarse, seed, metric)
@@ -94,6 +95,11 @@ def _centroids(
     shape = (store.dtype, store.dimension, len(groups))
     centroids = two_levels(folder, slices, plan.nlist, shape, metric, workers)
     return centroids, spread_of(slices, centroids, workers)
+
+
+def _padded(centroids: NDArray[np.float32], nlist: int) -> NDArray[np.float32]:
+    """Repeat centroids where rows were fewer than lists; the lists of the repeated stay empty."""
+    return np.resize(centroids, (nlist, centroids.shape[1]))
 
 
 def _groups(store: Store, share: float) -> Iterator[list[Chunk]]:

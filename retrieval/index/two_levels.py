@@ -3,7 +3,7 @@
 A flat iteration over n rows and L lists costs n L products; L = 65,536 takes hours on a machine.
 Here about the root of L coarse centroids are trained on a part of the sample, the whole sample is
 parted by them, and each cell is trained by itself, with lists in proportion to its rows: n root(L)
-products an iteration. `benchmarks/kmeans.py` measures what that costs in loss.
+products an iteration. The test of this file measures what that costs in loss.
 
     work/sample/00000.bin   rows of the sample as they are stored, a slice a file
     work/cells/00000.bin    the same rows, ordered by cell

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import shutil
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrieval.errors import Damaged, Mismatch, UsageError
+from retrieval.errors import AccessRefused, Damaged, Mismatch, UsageError
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import (
     INVENTORY,
@@ -27,7 +26,9 @@ from retrieval.storage.finished import (
     is_finished,
     own_entries,
     parse_manifest,
+    read_if_there,
     read_job,
+    read_manifest,
 )
 from retrieval.storage.seal import is_sealed, read_json, sealed_json, sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
@@ -62,15 +63,15 @@ def begin(
         if there is not None and overwrite and not (keep_equal and there == data):
             _wipe(folder)
             there = None
-        if there is None:
-            there = data if folder.put_new(JOB, data) else folder.read(JOB)
+        while there is None:  # another run may put it first, or wipe what it put
+            there = data if folder.put_new(JOB, data) else _existing_job(folder)
         folder.sweep()
         if is_finished(folder):  # by a run that was killed before it cleared its work away
             clear_work(folder)
-    except OSError as error:
+    except (OSError, AccessRefused) as error:
+        said = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--output {folder.uri()} cannot be written ({error.strerror or error}); "
-            "name a folder that can"
+            f"--output {folder.uri()} cannot be written ({said}); name a folder that can"
         ) from error
     if there != data:
         _refuse(folder, there, data)
@@ -100,14 +101,15 @@ def start_over(folder: Folder) -> None:
 
 
 def _existing_job(folder: Folder) -> bytes | None:
-    try:
-        return folder.read(JOB)
-    except FileNotFoundError:
-        pass
+    """Give the job.json that is there; a folder with other files, and without one, is not ours."""
+    if (there := read_if_there(folder, JOB)) is not None:
+        return there
     for entry in folder.entries():
         name = entry.path.rsplit("/", 1)[-1]
         if name.startswith(TEMPORARY) or entry.path == RUN:
             continue
+        if (there := read_if_there(folder, JOB)) is not None:  # of a run that has begun since
+            return there
         if entry.path == MANIFEST:
             raise Damaged(f"{folder.uri(JOB)} is missing beside a manifest; remove the folder")
         raise _not_ours(folder, entry.path)
@@ -152,21 +154,22 @@ def put_once(folder: Folder, path: str, data: bytes) -> FileRecord:
     A second run on the same output makes the same bytes; where they differ (another processor
     kind), the first stands.
     """
-    if not folder.put_new(path, data):
-        data = folder.read(path)
-    return record(path, data)
+    there = data if folder.put_new(path, data) else None
+    while there is None:  # another run may remove what was in the way
+        there = read_if_there(folder, path) or (data if folder.put_new(path, data) else None)
+    return record(path, there)
 
 
-def copy_new(source: Folder, target: Folder, path: str) -> FileRecord:
-    """Copy a file to the same path of another folder, if it is absent there; gives its record."""
+def copy_over(source: Folder, target: Folder, path: str) -> FileRecord:
+    """Copy a file to the same path of another folder, over what is there; gives its record.
 
-    def copy(name: str) -> None:
-        with source.open(path) as file, open(name, "wb") as written:
-            shutil.copyfileobj(file, written)
-
-    target.put_new_file(path, copy)
+    What is no longer at the source has been copied by another run, which took it away.
+    """
+    data = read_if_there(source, path)
+    if data is not None and read_if_there(target, path) != data:
+        target.put(path, data)
     with target.open(path) as file:
-        return _record_of(path, file)
+        return record_of(path, file)
 
 
 def record(path: str, data: bytes) -> FileRecord:
@@ -175,7 +178,7 @@ def record(path: str, data: bytes) -> FileRecord:
     return FileRecord(path, rows, len(data), hashlib.sha256(data).hexdigest())
 
 
-def _record_of(path: str, file: BinaryIO) -> FileRecord:
+def record_of(path: str, file: BinaryIO) -> FileRecord:
     """Give the line of files.parquet for an open file, without holding all of it."""
     file.seek(0)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -206,10 +209,14 @@ def records(
     for entry in own_entries(folder):
         if entry.path in found or entry.path in leave_out:
             continue
-        with folder.open(entry.path) as file:
+        try:
+            file = folder.open(entry.path)
+        except FileNotFoundError:  # another run has removed it since
+            continue
+        with file:
             if entry.path.endswith(SEALED) and not is_sealed(file):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
-            found[entry.path] = _record_of(entry.path, file)
+            found[entry.path] = record_of(entry.path, file)
         if entry.path.endswith(".json"):
             named |= checksums_in(entry.path, folder.read(entry.path))
     for path in sorted(named.keys() & found.keys()):
@@ -232,12 +239,14 @@ def finish(
     known: Iterable[FileRecord] = (),
     *,
     stale: Collection[str] = (),
+    leave_out: Collection[str] = (),
 ) -> Manifest:
     """Write files.parquet and, last of all, manifest.json; then clear the work away.
 
-    A manifest that is there is removed first, then the `stale` files that it may have named.
+    A manifest that is there is removed first, then the `stale` files that it may have named. Files
+    to `leave_out` stay, but belong to what comes after this manifest.
     """
-    rows = records(folder, known, leave_out=stale)
+    rows = records(folder, known, leave_out={*stale, *leave_out})
     columns = {name: [getattr(row, name) for row in rows] for name in FILES.schema.names}
     inventory = sealed_parquet(pa.table(columns, schema=FILES.schema))
     data = sealed_json(
@@ -249,12 +258,12 @@ def finish(
             "counts": dict(counts),
         }
     )
-    there = folder.read(MANIFEST) if is_finished(folder) else None
+    there = read_if_there(folder, MANIFEST)
+    if there not in (None, data):
+        folder.delete(MANIFEST)
+    for path in stale:
+        folder.delete(path)
     if there != data:
-        if there is not None:
-            folder.delete(MANIFEST)
-        for path in stale:
-            folder.delete(path)
         folder.put(INVENTORY, inventory)
         folder.put(MANIFEST, data)
     clear_work(folder)
@@ -262,7 +271,21 @@ def finish(
 
 
 def clear_work(folder: Folder) -> None:
-    """Remove what a finished output no longer needs; a compaction clears its own."""
+    """Remove what a finished output no longer needs; compactions and claims clear their own."""
     for entry in list(folder.entries(WORK.rstrip("/"))):
-        if not entry.path.startswith(f"{WORK}compact"):
+        if not entry.path.startswith((f"{WORK}compact", f"{WORK}claim")):
             folder.delete(entry.path)
+
+
+def unless_overtaken(folder: Folder, kind: Kind, make: Callable[[], Manifest]) -> Manifest:
+    """Make an output; where another run finishes it meanwhile, that one is the answer.
+
+    It has cleared the work away, which this run may then miss, or put there again.
+    """
+    try:
+        return make()
+    except FileNotFoundError:
+        if not is_finished(folder):
+            raise
+        clear_work(folder)
+        return read_manifest(folder, kind=kind)

@@ -57,26 +57,38 @@ class LocalFolder(Folder):
                     continue
 
     def put(self, path: str, data: bytes) -> None:
-        with self._temporary(path) as name:
-            _write(name, data)
-            with operation("replace", self.uri(path)):
-                os.replace(name, self.uri(path))
+        self._bring(path, lambda name: _write(name, data), "replace", os.replace)
 
     def put_new(self, path: str, data: bytes) -> bool:
         return self.put_new_file(path, lambda name: _write(name, data))
 
     def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
-        if os.path.exists(self.uri(path)):
-            return False
-        with self._temporary(path) as name:
+        def fill(name: str) -> None:
             write(name)
             _sync(name)
-            with operation("link", self.uri(path)):
+
+        return not os.path.exists(self.uri(path)) and self._bring(path, fill, "link", os.link)
+
+    def _bring(
+        self, path: str, fill: Callable[[str], None], what: str, move: Callable[[str, str], None]
+    ) -> bool:
+        """Fill a temporary file and bring it to its place; False where something is there.
+
+        Done again where somebody swept it: containers may share a host's name, not its processes.
+        """
+        for left in reversed(range(_SWEPT)):
+            with self._temporary(path) as name:
                 try:
-                    os.link(name, self.uri(path))
+                    fill(name)
+                    with operation(what, self.uri(path)):
+                        move(name, self.uri(path))
+                    return True
                 except FileExistsError:
                     return False
-        return True
+                except FileNotFoundError:
+                    if not left or os.path.exists(name):
+                        raise
+        raise AssertionError("unreachable")
 
     def put_file(self, path: str, write: Callable[[str], None]) -> None:
         """Let `write` fill a file of a given name, then put it as `put` does."""
@@ -112,8 +124,11 @@ class LocalFolder(Folder):
             finally:
                 with suppress(OSError):  # a disk that fails may not even let go; a sweep will
                     unlink(name)
-            _sync(folder)
+            with suppress(FileNotFoundError):  # removed since, with all that was in it
+                _sync(folder)
 
+
+_SWEPT = 3  # times that a temporary file may be swept away before that is an error
 
 unlink = os.unlink
 """Removes what is half-written; tests of a process that dies let it remove nothing."""
@@ -122,8 +137,9 @@ unlink = os.unlink
 def _make(name: str) -> None:
     """Make an empty file and its folder, which another run may remove as long as it is empty."""
     for _ in range(100):
-        os.makedirs(os.path.dirname(name), exist_ok=True)
-        with suppress(FileNotFoundError), open(name, "xb"):
+        with suppress(FileNotFoundError):
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            open(name, "xb").close()
             return
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from retrieval.errors import Damaged, InputError, Mismatch
+from retrieval.storage import patience
 from retrieval.storage.files import Entry, Folder
 from retrieval.storage.seal import read_json
 from retrieval.storage.temporary import TEMPORARY
@@ -65,6 +66,14 @@ def own_entries(folder: Folder) -> list[Entry]:
     return keep
 
 
+def read_if_there(folder: Folder, path: str) -> bytes | None:
+    """Read a file; None where there is none."""
+    try:
+        return folder.read(path)
+    except FileNotFoundError:
+        return None
+
+
 def is_finished(folder: Folder) -> bool:
     """Tell whether an output has its manifest."""
     return folder.exists(MANIFEST)
@@ -75,18 +84,38 @@ def read_manifest(folder: Folder, *, kind: Kind | None = None) -> Manifest:
 
     The bytes of the other files are checked when they are read (`read_checked`). Raises InputError
     where there is no finished output, Mismatch where it is of another kind, Damaged otherwise.
+    A manifest that another run is replacing is gone for a moment, which is waited for.
     """
+    for left in reversed(range(_LOOKS)):
+        data = _manifest_bytes(folder)
+        try:
+            return _opened(folder, data, kind)
+        except (InputError, Damaged):
+            replaced = folder.exists(INVENTORY) if data is None else data != _manifest_bytes(folder)
+            if not left or not replaced:
+                raise
+        patience.wait(0.2)
+    raise AssertionError("unreachable")
+
+
+_LOOKS = 6
+
+
+def _manifest_bytes(folder: Folder) -> bytes | None:
     try:
-        data = folder.read(MANIFEST)
-    except FileNotFoundError:
+        return read_if_there(folder, MANIFEST)
+    except NotADirectoryError:
+        raise InputError(f"{folder.uri()} is a file, not a folder lookalike made") from None
+
+
+def _opened(folder: Folder, data: bytes | None, kind: Kind | None) -> Manifest:
+    if data is None:
         what = (
             "is not finished: run the command that makes it again"
             if (folder.exists(JOB))
             else "is not an output of lookalike"
         )
-        raise InputError(f"{folder.uri()} {what}") from None
-    except NotADirectoryError:
-        raise InputError(f"{folder.uri()} is a file, not a folder lookalike made") from None
+        raise InputError(f"{folder.uri()} {what}")
     inventory, job = _read(folder, INVENTORY), _read(folder, JOB)
     manifest = parse_manifest(data, inventory, folder)
     if hashlib.sha256(job).hexdigest() != manifest.job_sha256:

@@ -4,7 +4,8 @@ What carries bytes to a bucket raises errors of its own that are no OSErrors (bo
 EndpointConnectionError and ReadTimeoutError, aiohttp's ServerDisconnectedError and
 ClientPayloadError, …). They are told by the library that raises them, so that none of these
 libraries must be there; a list of single classes would miss the next one. What comes again
-however often one tries (missing, access denied) is raised as it is.
+however often one tries (missing, access denied) is raised as it is; where the credentials are
+wrong, that is no fault of one file, and the job is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from retrieval.errors import StorageFailure
+from retrieval.errors import AccessRefused, StorageFailure
 
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PERMANENT_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG)
@@ -31,11 +32,20 @@ _OF_THE_JOB = frozenset(("ExpiredToken", "RequestTimeTooSkewed", "NoSuchUpload")
 """Codes of S3 that s3fs translates as if the file were missing or forbidden: credentials that have
 run out would put every image into the ledger, and an upload whose answer was lost is no more."""
 
+_OF_CREDENTIALS = frozenset(
+    ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity",
+     "NotSignedUp", "MissingSecurityHeader", "AuthorizationHeaderMalformed", "Unauthorized", "401")
+)  # fmt: skip
+"""Codes that say nothing of a file: whoever asks is not known. AccessDenied may be of one file."""
+
 _ATTEMPTS = 4
 _NO_MORE_AFTER = 60.0
 """Seconds after which no further attempt is made: s3fs and botocore try again by themselves."""
 
 Answer = TypeVar("Answer")
+
+wait = time.sleep
+"""What passes the time between two attempts; tests let nobody wait here, and only here."""
 
 
 def code_of(error: BaseException) -> str:
@@ -47,18 +57,28 @@ def code_of(error: BaseException) -> str:
         return ""
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether a store refuses to show a file, to this one or to anybody."""
+    return isinstance(error, PermissionError | AccessRefused) or _status_of(error) in (401, 403)
+
+
+def _status_of(error: BaseException) -> int | None:
+    """Give the status of an HTTP answer that an error of a carrier stands for."""
+    libraries = {base.__module__.split(".")[0] for base in type(error).__mro__}
+    status = getattr(error, "status", None) or getattr(error, "status_code", None)
+    return status if libraries & _CARRIERS and isinstance(status, int) else None
+
+
 def may_pass(error: BaseException) -> bool:
     """Tell whether the same operation may well succeed later."""
     if code_of(error) in _OF_THE_JOB:
         return True
     if isinstance(error, OSError):
         return not isinstance(error, PERMANENT) and error.errno not in _PERMANENT_NUMBERS
-    libraries = {base.__module__.split(".")[0] for base in type(error).__mro__}
-    if not libraries & _CARRIERS:
+    if not {base.__module__.split(".")[0] for base in type(error).__mro__} & _CARRIERS:
         return False
-    status = getattr(error, "status", None) or getattr(error, "status_code", None)
-    meant = isinstance(status, int) and 400 <= status < 500
-    return not meant or status in _PASSING_STATUS
+    status = _status_of(error)
+    return status is None or not 400 <= status < 500 or status in _PASSING_STATUS
 
 
 def retrying(action: Callable[[], Answer], path: str, verb: str = "read") -> Answer:
@@ -71,6 +91,11 @@ def retrying(action: Callable[[], Answer], path: str, verb: str = "read") -> Ans
         try:
             return action()
         except Exception as error:
+            if code_of(error) in _OF_CREDENTIALS or _status_of(error) == 401:
+                raise AccessRefused(
+                    f"{path} could not be {verb}: the credentials are refused "
+                    f"({error or type(error).__name__}); what is finished is kept: give others"
+                ) from error
             if not may_pass(error):
                 raise
             if attempt == _ATTEMPTS or time.monotonic() - started > _NO_MORE_AFTER:
@@ -79,5 +104,5 @@ def retrying(action: Callable[[], Answer], path: str, verb: str = "read") -> Ans
                     f"({error or type(error).__name__}); "
                     "what is finished is kept: run the same command again when it can"
                 ) from error
-            time.sleep(0.1 * 4 ** (attempt - 1))
+            wait(0.1 * 4 ** (attempt - 1))
     raise AssertionError("unreachable")

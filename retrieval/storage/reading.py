@@ -12,6 +12,7 @@ import fsspec
 
 from retrieval.storage.files import is_remote, local_path, operation
 from retrieval.storage.patience import retrying
+from retrieval.storage.remote import read_whole
 
 Answer = TypeVar("Answer")
 
@@ -27,7 +28,7 @@ def read_uri(path: str, options: Mapping[str, Any] | None = None) -> bytes:
         with operation("read", path):
             if is_remote(path):
                 system, name = fsspec.core.url_to_fs(path, **(options or {}))
-                return cast(bytes, system.cat_file(name))
+                return read_whole(system, name)
             return _as_written(lambda name: Path(name).read_bytes(), local_path(path))
 
     return retrying(read, path)

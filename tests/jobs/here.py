@@ -15,8 +15,9 @@ import pytest
 from jobs import pool, tasks
 from jobs.cluster import Cluster
 from jobs.embed import embed
+from jobs.index import build
 from jobs.prepare import Prepared
-from jobs.settings import EmbedSettings
+from jobs.settings import EmbedSettings, IndexSettings
 from retrieval.model.attempt import FIRST
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import resolve_bundle
@@ -41,6 +42,15 @@ def without_ray():
         yield
 
 
+def index_here(store: Path | str, output: Path | str, **settings):
+    """Run the index stage in this process; gives the manifest."""
+    with without_ray():
+        return build(
+            IndexSettings(embeddings=str(store), output=str(output), **settings),
+            Cluster("nowhere", 1),
+        )
+
+
 @cache
 def prepared() -> Prepared:
     """A network that embeds a photo in a millisecond."""
@@ -51,14 +61,19 @@ def prepared() -> Prepared:
     return Prepared(bundle, EnginePlan("torch", "fp32", "cpu", 2))
 
 
-def embed_here(source: Path, output: Path | str, **settings):
+def embed_here(source: Path | str, output: Path | str, **settings):
     """Run the embed stage in this process; gives the manifest."""
-    asked = {"chunk_rows": 3, "max_error_rate": 0.9, "weights": "random", "image_size": 32}
     with without_ray():
-        return embed(
-            EmbedSettings(
-                input=str(source), output=str(output), backbone="scratch", **{**asked, **settings}
-            ),
-            Cluster("nowhere", 1),
-            prepared=prepared(),
-        )
+        return embed_now(source, output, **settings)
+
+
+def embed_now(source: Path | str, output: Path | str, **settings):
+    """Do the same within `without_ray`, which two threads may share."""
+    asked = {"chunk_rows": 3, "max_error_rate": 0.9, "weights": "random", "image_size": 32}
+    return embed(
+        EmbedSettings(
+            input=str(source), output=str(output), backbone="scratch", **{**asked, **settings}
+        ),
+        Cluster("nowhere", 1),
+        prepared=prepared(),
+    )

@@ -105,11 +105,6 @@ def here(monkeypatch):
     """All stages in this process, one piece of work after another."""
     from retrieval.index.workers import Here
 
-    def each(where, function, items):
-        yield from map(function, items)
-
-    monkeypatch.setattr(index, "tasks", each)
-    monkeypatch.setattr(rank, "tasks", each)
     monkeypatch.setattr(index, "Spread", lambda where: Here())
     with without_ray():
         yield

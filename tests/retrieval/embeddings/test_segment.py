@@ -1,15 +1,24 @@
 """A segment is cut by its length alone, and claimed once."""
 
+import hashlib
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.embeddings.layout import listing_path, segment_json_path
-from retrieval.embeddings.segment import Segment, claim_segment, read_segments, span_of
+from retrieval.embeddings.layout import deleted_path, listing_path, segment_json_path
+from retrieval.embeddings.segment import (
+    Segment,
+    claim_segment,
+    clear_claims,
+    read_segments,
+    span_of,
+)
 from retrieval.errors import Damaged
 from retrieval.storage.files import open_folder
-from tests.retrieval.storage.faults import Killed, seam
+from tests.retrieval.storage.faults import FailAt, Killed, seam
 
 NOTHING = np.empty(0, np.int64)
 
@@ -58,7 +67,7 @@ def test_the_first_claim_stands(folder, listing):
     assert claim_segment(folder, 0, 0, listing, 4, 7, NOTHING) == one
 
 
-def test_what_a_killed_claim_left_is_replaced(folder, listing, tmp_path):
+def test_what_a_killed_claim_left_is_in_nobodys_way(folder, listing, tmp_path):
     def kill(when, operation, path):
         if path.endswith("segment.json") and operation == "link":
             raise Killed
@@ -70,9 +79,30 @@ def test_what_a_killed_claim_left_is_replaced(folder, listing, tmp_path):
     claimed = claim_segment(folder, 0, 0, other, 3, 8, NOTHING)
     assert folder.read(listing_path(0)) == b"other lines"
     assert claimed.deleted == 0
+    clear_claims(folder, below=0)
+    assert sum("claim-00000" in e.path for e in folder.entries()) == 2
+    clear_claims(folder, below=1)
     assert sorted(e.path.rsplit("/", 1)[-1] for e in folder.entries()) == [
         "listing.parquet", "segment.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_a_claim_killed_anywhere_is_whole_for_whoever_comes_next(folder, listing, tmp_path, number):
+    """Even if the source has another listing by then."""
+
+    def kill(when, operation, path):
+        raise Killed
+
+    with seam(FailAt(number, kill)), suppress(Killed):
+        claim_segment(folder, 0, 0, listing, 3, 7, np.array([1]))
+    other = tmp_path / "other"
+    other.write_bytes(b"other lines")
+    for found in (claim_segment(folder, 0, 0, other, 3, 8, NOTHING), *read_segments(folder)):
+        assert found.images in (7, 8)
+        for path, digest in found.files.items():
+            assert hashlib.sha256(folder.read(path)).hexdigest() == digest
+        assert folder.exists(deleted_path(0)) == (found.images == 7)
 
 
 def test_an_altered_segment_json_is_found(folder, listing):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from retrieval.index import search
-from retrieval.index.build_shard import add_rows
+from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import empty_index
 from retrieval.index.kmeans import list_metric
 from retrieval.index.search import search_shard
@@ -54,7 +54,7 @@ def make_shard(
     index = empty_index(make_plan(len(ids), dtype, len(centroids)), centroids, metric)
     measure = list_metric(metric)
     own = nearest(block(vectors[rows], measure), block(centroids, measure))
-    add_rows(index, vectors[rows].astype(np.float32), rows, own)
+    add_codes(index, vectors[rows], rows, own)
     known = {
         "row": rows,
         "image_id": [ids[row] for row in rows],

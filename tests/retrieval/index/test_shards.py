@@ -286,7 +286,7 @@ def test_a_missing_faiss_file_of_a_killed_run_is_found(tmp_path):
     building = Building(tmp_path / "index", holed_store(tmp_path / "store"), "cosine")
     building.shard(0)
     building.folder.delete(shard_path(0))
-    with pytest.raises(Damaged, match=r"00000\.faiss is missing; remove the index"):
+    with pytest.raises(Damaged, match=r"00000\.faiss is missing; make the index again"):
         building.shard(0)
 
 

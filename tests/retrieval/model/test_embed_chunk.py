@@ -6,7 +6,6 @@ import os
 import shutil
 import tarfile
 import tempfile
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from retrieval.model.embed_items import Decoding
 from retrieval.model.embedding import Embedder
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import resolve_bundle
-from retrieval.storage import commit, files, finished
+from retrieval.storage import commit, files, finished, patience
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
 from retrieval.tables import FAILURES, part_table
@@ -426,7 +425,7 @@ def test_what_a_source_says_is_no_image_is_not_read(tmp_path, embedder, monkeypa
 
 @pytest.fixture
 def no_waits(monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience, "wait", lambda seconds: None)
 
 
 def test_a_store_that_stays_away_stops_the_chunk_and_is_not_the_image_s_fault(run, no_waits):
@@ -557,7 +556,7 @@ def dead_names():
 @pytest.fixture(scope="module")
 def harmed(source, embedder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "sleep", lambda seconds: None)
+        patch.setattr(patience, "wait", lambda seconds: None)
         yield Harmed(source, embedder, tmp_path_factory.mktemp("harmed"))
 
 

@@ -41,7 +41,7 @@ def taken(root, path, taking=TAKING, *, attempt=None, most=1.0, **options):
             known += take_chunk(chunk, folder, taking, opener, **given).files
             again = take_chunk(chunk, folder, taking, opener)
             assert set(again.files) <= set(known)
-    finish_store(folder, taking.dimension, known, most, "vectors")
+    finish_store(folder, taking.dimension, known, most, unit="vectors")
     assert {verdict.state for verdict in verify(folder)} == {"finished"}
     return open_store(folder)
 

@@ -3,7 +3,6 @@
 import io
 import os
 import tarfile
-import time
 import warnings
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from retrieval.errors import StorageFailure
 from retrieval.report.thumbnails import thumbnail, thumbnails
-from tests.retrieval.storage.faults import broken, seam
+from retrieval.storage import folder, patience
 
 BOUND = 10**7
 
@@ -133,7 +132,7 @@ def test_unreadable_ones_are_left_out(tmp_path):
     assert opened(found[str(tmp_path / "good.png")]).size == (160, 128)
 
 
-def test_each_is_read_once_and_the_answer_depends_on_nothing_else(tmp_path):
+def test_each_is_read_once_and_the_answer_depends_on_nothing_else(tmp_path, monkeypatch):
     paths = [str(tmp_path / f"{number:02}.png") for number in range(12)]
     for number, path in enumerate(paths):
         halves(20 + number, 30).save(path)
@@ -143,8 +142,8 @@ def test_each_is_read_once_and_the_answer_depends_on_nothing_else(tmp_path):
         if when == "before":
             read.append(path)
 
-    with seam(note):
-        one = thumbnails([*paths, *reversed(paths)], max_pixels=BOUND, threads=1)
+    monkeypatch.setattr(folder, "seam", note)
+    one = thumbnails([*paths, *reversed(paths)], max_pixels=BOUND, threads=1)
     assert sorted(read) == paths
     four = thumbnails(iter(reversed(paths)), max_pixels=BOUND, threads=4)
     assert list(one.items()) == list(four.items())
@@ -170,8 +169,12 @@ def test_images_in_containers_are_shown_too(tmp_path):
 
 
 def test_a_store_that_fails_for_now_is_not_an_unreadable_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    with seam(broken), pytest.raises(StorageFailure):
+    def fail(when, what, path):
+        raise OSError("the network is gone")
+
+    monkeypatch.setattr(folder, "seam", fail)
+    monkeypatch.setattr(patience, "wait", lambda seconds: None)
+    with pytest.raises(StorageFailure):
         thumbnails([str(tmp_path / "any.png")], max_pixels=BOUND)
 
 

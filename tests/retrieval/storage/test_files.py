@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 import uuid
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
@@ -12,7 +11,7 @@ import fsspec
 import pytest
 
 from retrieval.errors import StorageFailure
-from retrieval.storage import remote
+from retrieval.storage import patience, remote
 from retrieval.storage.files import Entry, LocalFolder, RemoteFolder, open_folder
 from retrieval.storage.reading import read_uri
 from retrieval.storage.temporary import TEMPORARY
@@ -221,7 +220,7 @@ class TestLocalFolder(FolderTests):
 class TestRemoteFolder(FolderTests):
     @pytest.fixture(autouse=True)
     def no_waits(self, monkeypatch):
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(patience, "wait", lambda seconds: None)
 
     def stopped(self):
         return nullcontext()  # an error that comes once is none

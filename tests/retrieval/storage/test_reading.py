@@ -2,13 +2,14 @@
 
 import errno
 import os
-import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from aiohttp import ClientResponseError
 
-from retrieval.errors import StorageFailure
+from retrieval.errors import AccessRefused, StorageFailure
 from retrieval.storage import patience
 from retrieval.storage.patience import retrying
 from retrieval.storage.reading import read_uri
@@ -47,7 +48,7 @@ def test_a_file_uri_is_read(tmp_path):
 def waits(monkeypatch):
     """Seconds that would have been slept."""
     slept = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(patience, "wait", slept.append)
     return slept
 
 
@@ -80,6 +81,16 @@ def test_what_would_fail_again_is_not_tried_again(waits, error):
     with pytest.raises(error if isinstance(error, type) else type(error)) as raised:
         retrying(failing(1, error), "x.jpg")
     assert not isinstance(raised.value, StorageFailure)
+    assert waits == []
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, AccessRefused), (403, ClientResponseError)])
+def test_an_image_server_that_wants_other_credentials_stops_the_job(waits, status, error):
+    """403 may be of one image; 401 is of whoever asks."""
+    asked = SimpleNamespace(real_url="http://photos/x.jpg")
+    answer = ClientResponseError(asked, (), status=status, message="no")
+    with pytest.raises(error):
+        retrying(failing(1, answer), "http://photos/x.jpg")
     assert waits == []
 
 

@@ -1,14 +1,14 @@
 """A folder in a real bucket: what every folder promises, refusals, delays and lost answers."""
 
-import time
 from contextlib import nullcontext
 
 import pytest
 
-from retrieval.errors import StorageFailure
+from retrieval.errors import AccessRefused, StorageFailure
+from retrieval.storage import patience
 from retrieval.storage.files import RemoteFolder, open_folder
 from retrieval.storage.reading import read_uri
-from tests.retrieval.storage.s3 import at_rate, new_prefix, nth, options, proxy, s3  # noqa: F401
+from tests.retrieval.storage.s3 import at_rate, new_prefix, nth, options
 from tests.retrieval.storage.test_files import FolderTests, copy_of, every_write
 
 pytestmark = pytest.mark.timeout(180)
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.timeout(180)
 def impatient(monkeypatch):
     """No waits, and no attempts of s3fs' own: ours are what is tested."""
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience, "wait", lambda seconds: None)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
 
 
 class TestS3Folder(FolderTests):
     @pytest.fixture
-    def folder(self, s3):  # noqa: F811
+    def folder(self, s3):
         return RemoteFolder(new_prefix(), options(s3))
 
     def stopped(self):
@@ -37,7 +37,7 @@ class TestS3Folder(FolderTests):
 
 
 @pytest.fixture
-def folder(proxy):  # noqa: F811
+def folder(proxy):
     return RemoteFolder(new_prefix(), options(proxy.address))
 
 
@@ -57,7 +57,7 @@ every_action = pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 
 @every_action
 @pytest.mark.parametrize("harm", ["refuse", "lose"])
-def test_one_request_that_fails_changes_no_answer(proxy, folder, action, harm):  # noqa: F811
+def test_one_request_that_fails_changes_no_answer(proxy, folder, action, harm):
     """At every request that an action makes: a 503, or an answer that never comes."""
     number, harmed = 0, 1
     wanted = None
@@ -79,7 +79,7 @@ def test_one_request_that_fails_changes_no_answer(proxy, folder, action, harm): 
 
 
 @every_action
-def test_a_bucket_that_refuses_for_long_stops_the_job(proxy, folder, action):  # noqa: F811
+def test_a_bucket_that_refuses_for_long_stops_the_job(proxy, folder, action):
     folder.put("old", b"1")
     proxy.refuse = lambda *moment: True
     with pytest.raises(StorageFailure, match=r"could not be \w+ after 4 attempts.*same command"):
@@ -89,25 +89,25 @@ def test_a_bucket_that_refuses_for_long_stops_the_job(proxy, folder, action):  #
 
 
 @every_action
-def test_a_server_that_is_gone_stops_the_job(s3, action):  # noqa: F811
+def test_a_server_that_is_gone_stops_the_job(s3, action):
     gone = RemoteFolder(new_prefix(), options("http://127.0.0.1:9"))
     with pytest.raises(StorageFailure, match=r"4 attempts.*[Cc]onnect"):
         action(gone)
 
 
-def test_what_is_missing_or_forbidden_is_not_asked_for_again(proxy, folder):  # noqa: F811
-    for denied in ({}, {"secret": "wrong"}):
+def test_what_is_missing_or_asked_for_with_wrong_credentials_is_not_asked_for_again(proxy, folder):
+    for denied in ({}, {"secret": "wrong"}, {"key": "nobody"}):
         other = RemoteFolder(folder.root, {**folder.options, **denied})
         before = proxy.count
-        with pytest.raises(PermissionError if denied else FileNotFoundError):
+        with pytest.raises(AccessRefused if denied else FileNotFoundError):
             other.read("missing")
-        with pytest.raises(PermissionError if denied else FileNotFoundError):
+        with pytest.raises(AccessRefused if denied else FileNotFoundError):
             read_uri(other.uri("missing"), other.options)
         assert proxy.count - before <= 8
 
 
 @every_write
-def test_whoever_comes_second_is_told_even_if_the_first_answer_was_lost(proxy, folder, write):  # noqa: F811
+def test_whoever_comes_second_is_told_even_if_the_first_answer_was_lost(proxy, folder, write):
     proxy.lose = at_rate(1, 0, methods=("PUT",))
     with pytest.raises(StorageFailure):  # each attempt is stored or refused, none is answered
         write(folder, "x", b"mine")
@@ -116,7 +116,7 @@ def test_whoever_comes_second_is_told_even_if_the_first_answer_was_lost(proxy, f
     assert write(folder, "x", b"mine") in (True, None)
 
 
-def test_much_trouble_is_only_slow(proxy, folder, monkeypatch):  # noqa: F811
+def test_much_trouble_is_only_slow(proxy, folder, monkeypatch):
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 5)
     proxy.refuse = at_rate(0.15, 1)
     proxy.lose = at_rate(0.15, 2, methods=("PUT", "DELETE"))

@@ -275,7 +275,7 @@ def test_a_null_image_a_missing_row_and_a_missing_column_are_told(local):
 
 
 def test_damage_is_an_error_of_the_image_and_no_reason_to_wait(numbered, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr("retrieval.storage.patience.wait", lambda seconds: pytest.fail("waited"))
     path, items = numbered
     data = bytearray(Path(path).read_bytes())
     data[4:400] = b"\xff" * 396
