@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
+from retrieval.index import lossy
 from retrieval.index.coverage import Extents
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import distances, list_metric
@@ -51,7 +52,7 @@ class Making:
     store: Store
     metric: Metric
     trained: bytes
-    codes: str
+    codes: str | None  # None: they are not the vectors, and FAISS adds
     scratch: str | None = None  # a folder for vectors on their way
     tell: Callable[[], None] = _nothing  # called for each part, as a sign of life
 
@@ -61,8 +62,8 @@ class Placed:
     """Rows that have their lists: metadata ordered by row, vectors in a file of as many."""
 
     metadata: pa.Table
-    lists: NDArray[np.int64]
-    spread: float
+    lists: NDArray[np.int64]  # empty where FAISS adds
+    spread: float  # 0 where lists are not those of the nearest vector
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def put_shard(making: Making, number: int, extents: Extents) -> Put:
         name = os.path.join(scratch, "vectors")
         with open(name, "wb") as file:
             placed = _place(making, extents, index, file)
-        _fill(index, placed, name, making.store.dtype)
+        _fill(making, index, placed, name)
         os.truncate(name, 0)
         faiss_file = _put_faiss(making.folder, shard_path(number), index, scratch)
     rows = sealed_parquet(placed.metadata)
@@ -133,19 +134,25 @@ def _altered(folder: Folder, path: str) -> Damaged:
 
 def _place(making: Making, extents: Extents, index: Any, file: BinaryIO) -> Placed:
     """Give each row its list, decided by us, so that FAISS' own rounding has no say."""
-    centroids = block(centroids_of(index), list_metric(making.metric))
+    coarse = lossy.coarse_of(index)
+    centroids = block(centroids_of(index), list_metric(making.metric)) if coarse.is_plain else None
     tables, lists, far = [], [np.empty(0, np.int64)], [np.empty(0)]
     for table in _tables(making.store, extents):
         making.tell()
         values = vectors_of(table)
         norms = norms_of(values)
-        rows = block(values, centroids.metric, norms)
-        own = nearest(rows, centroids)
         file.write(np.ascontiguousarray(values).tobytes())
         tables.append(_metadata(table, norms))
-        lists.append(own)
+        if centroids is None:
+            continue
+        rows = block(values, centroids.metric, norms)
         few = np.arange(0, len(rows), _SPREAD_STEP)
-        far.append(distances(rows.take(few), centroids, own[few]))
+        if making.codes:
+            lists.append(nearest(rows, centroids))
+            own = lists[-1][few]
+        else:
+            own = nearest(rows.take(few), centroids)
+        far.append(distances(rows.take(few), centroids, own))
     found = np.concatenate(far)
     spread = float(found.mean()) if len(found) else 0.0
     return Placed(_joined(tables), np.concatenate(lists), spread)
@@ -175,20 +182,28 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
     return whole.combine_chunks()
 
 
-def _fill(index: Any, placed: Placed, name: str, dtype: str) -> None:
-    """Add the vectors to lists that have room for them, in the order of their rows."""
-    if len(placed.lists) == 0:
-        return
-    sizes = np.bincount(placed.lists, minlength=index.nlist)
-    for number in np.flatnonzero(sizes):
-        index.invlists.resize(int(number), int(sizes[number]))
-        index.invlists.resize(int(number), 0)  # the room stays
-    vectors = np.memmap(name, dtype, "r", shape=(len(placed.lists), index.d))
+def _fill(making: Making, index: Any, placed: Placed, name: str) -> None:
+    """Add the vectors in the order of their rows; to lists that have room where we decide them."""
     rows = placed.metadata["row"].to_numpy().astype(np.int64)
+    if len(rows) == 0:
+        return
+    if making.codes:
+        _make_room(index, placed.lists)
+    vectors = np.memmap(name, making.store.dtype, "r", shape=(len(rows), index.d))
     step = max(1, _FILL // (4 * index.d))
     for first in range(0, len(rows), step):
         part = slice(first, first + step)
-        add_rows(index, np.array(vectors[part], np.float32), rows[part], placed.lists[part])
+        if making.codes:
+            add_rows(index, np.array(vectors[part], np.float32), rows[part], placed.lists[part])
+        else:
+            lossy.add_rows(index, lossy.wide_of(vectors[part], making.metric), rows[part])
+
+
+def _make_room(index: Any, lists: NDArray[np.int64]) -> None:
+    sizes = np.bincount(lists, minlength=index.nlist)
+    for number in np.flatnonzero(sizes):
+        index.invlists.resize(int(number), int(sizes[number]))
+        index.invlists.resize(int(number), 0)  # the room stays
 
 
 def add_rows(

@@ -89,7 +89,7 @@ class Shard:
     index: Any
     metadata: pa.Table  # SHARD_ROWS, ordered by row; deleted ones too
     metric: Metric
-    codes: str  # float16 or float32
+    codes: str | None  # float16 or float32; None: they are not the vectors (lossy.py)
     deleted: NDArray[np.int64]
 
     @cached_property
@@ -111,7 +111,7 @@ class Shard:
             return np.empty(0, np.int64), np.empty((0, self.index.d), self.codes)
         rows = faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
         codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
-        vectors = codes.view(self.codes).reshape(-1, self.index.d)
+        vectors = codes.view(str(self.codes)).reshape(-1, self.index.d)
         keep = self.alive[np.searchsorted(self.rows, rows)]
         return (rows, vectors) if keep.all() else (rows[keep], vectors[keep])
 
@@ -127,7 +127,7 @@ def read_deleted_rows(folder: Folder, manifest: Manifest) -> NDArray[np.int64]:
 
 
 def open_shard(
-    folder: Folder, manifest: Manifest, number: int, metric: Metric, codes: str
+    folder: Folder, manifest: Manifest, number: int, metric: Metric, codes: str | None
 ) -> Shard:
     """Read a shard of a finished index; checksums are compared before FAISS parses a byte."""
     rows = finished.read_checked(folder, manifest.files[rows_path(number)])
@@ -136,7 +136,7 @@ def open_shard(
 
 
 def shard_of(
-    folder: Folder, number: int, rows: bytes, data: bytes, metric: Metric, codes: str,
+    folder: Folder, number: int, rows: bytes, data: bytes, metric: Metric, codes: str | None,
     deleted: NDArray[np.int64],
 ) -> Shard:  # fmt: skip
     """Make a shard of the bytes of its two files, which were checked."""
