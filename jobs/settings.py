@@ -115,6 +115,7 @@ class RankSettings(Running, Ranking, EngineOptions, Reading):
 
     index: str = setting("index")
     queries: str = setting("queries")
+    embeddings: str | None = setting("embeddings", default=None, shapes="run")
     seed: int = setting("seed")
 
 

@@ -74,8 +74,13 @@ def recall_at(
     needed: NDArray[np.int64], there: NDArray[np.bool_], nprobe: int
 ) -> NDArray[np.float64]:
     """Give each query's recall when `nprobe` lists are read; 1 where it has no neighbour at all."""
+    return share_of(needed <= nprobe, there)
+
+
+def share_of(found: NDArray[np.bool_], there: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Give the share of each query's neighbours that was found; 1 where it has none at all."""
     counts = there.sum(1)
-    hits = ((needed <= nprobe) & there).sum(1)
+    hits = (found & there).sum(1)
     return np.where(counts > 0, hits / np.maximum(counts, 1), 1.0)
 
 
