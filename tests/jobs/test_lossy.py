@@ -77,8 +77,15 @@ def vectors_in(path):
     return found
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("factory", FACTORIES)
+EVERY = [
+    pytest.param(factory, metric, marks=[] if number % 3 == which else [pytest.mark.nightly])
+    for number, factory in enumerate(FACTORIES)
+    for which, metric in enumerate(METRICS)
+]
+"""Each kind with one metric; at night with all."""
+
+
+@pytest.mark.parametrize(("factory", "metric"), EVERY)
 def test_any_number_of_shards_gives_the_same_matches_with_exact_scores(
     stores, tmp_path, factory, metric
 ):
@@ -151,7 +158,8 @@ def test_the_curve_is_a_lower_bound_of_what_the_sample_gets(stores, tmp_path, fa
         assert reached >= promised - 1e-9
 
 
-def test_killed_at_any_moment_it_ends_the_same(stores, tmp_path):
+@pytest.mark.parametrize("moments_tried", [4, pytest.param(60, marks=pytest.mark.nightly)])
+def test_killed_at_any_moment_it_ends_the_same(stores, tmp_path, moments_tried):
     asked = {"index_factory": "IVF6,PQ16x4fs", "rows_per_shard": 180}
 
     def both(name):
@@ -163,7 +171,7 @@ def test_killed_at_any_moment_it_ends_the_same(stores, tmp_path):
 
     moments = operations(lambda: both("whole"))
     index, matches = contents(tmp_path / "whole/index"), parts(tmp_path / "whole/matches")
-    for number in range(0, len(moments), max(1, len(moments) // 20)):
+    for number in range(len(moments) // 8, len(moments), max(1, len(moments) // moments_tried)):
 
         def kill(*moment):
             raise Killed(moment)
