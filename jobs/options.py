@@ -51,7 +51,8 @@ OPTIONS = _table(
            "images: a folder, a list (.txt, .csv, .parquet), .tar or Parquet files; or vectors"),
     Option("output", str, REQUIRED, "run", "folder or URI to write; made if absent"),
     Option("embeddings", str, REQUIRED, "content",
-           "a store that `embed` made; or vectors made elsewhere: Parquet files, or .npy"),
+           "a store that `embed` made, or vectors made elsewhere (Parquet, .npy); rank, optional: "
+           "where the index's own store lies now"),
     Option("index", str, REQUIRED, "content", "an index that `index` made"),
     Option("matches", str, REQUIRED, "content", "matches that `rank` made"),
     Option("data", str, REQUIRED, "content", "labelled images: a folder a class"),
@@ -168,9 +169,9 @@ PARSERS: dict[Any, Callable[[str], Any]] = {"size": parse_size, "recall": parse_
 """How the two kinds that are typed as text become numbers."""
 
 
-def setting(name: str) -> Any:
-    """Make a dataclass field from the option of that name."""
-    option = OPTIONS[name]
+def setting(name: str, **changes: Any) -> Any:
+    """Make a dataclass field from the option of that name; `changes` are a verb's own."""
+    option = dataclasses.replace(OPTIONS[name], **changes)
     if option.default is REQUIRED:
         return dataclasses.field(metadata={"option": option})
     parse = PARSERS.get(option.type)

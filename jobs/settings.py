@@ -80,6 +80,7 @@ class RankSettings(Running, Ranking, EngineOptions, Reading, Elsewhere):
 
     index: str = setting("index")
     queries: str = setting("queries")
+    embeddings: str | None = setting("embeddings", default=None, shapes="run")
     seed: int = setting("seed")
 
 

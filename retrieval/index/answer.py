@@ -9,7 +9,7 @@ A shard is read once; an answer that is there already is not made again.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from retrieval.scoring import block, top_k
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, sealed_parquet
-from retrieval.tables import WORK, Metric, Vectors
+from retrieval.tables import CANDIDATES, WORK, Metric, Vectors
 
 
 def _nothing() -> None:
@@ -40,7 +40,7 @@ class Task:
 
     index: Folder
     manifest: Manifest
-    codes: str
+    codes: str | None  # None: the codes are not the vectors, and do not decide
     metric: Metric
     queries: Store
     matches: Folder
@@ -48,6 +48,7 @@ class Task:
     top_k: int
     sample: NDArray[np.int64]  # rows of the queries that are also searched exactly
     tell: Callable[[], None] = _nothing  # called for each block, as a sign of life
+    vectors: Store | None = None  # where the codes are not the vectors: the store that has them
 
 
 def candidates_path(nprobe: int, shard: int, number: int) -> str:
@@ -110,6 +111,17 @@ def _put(
     probes = top_k(block(vectors, measure), centroids, nprobe).positions
     answer = search_shard(shard, block(vectors, task.metric), probes, rows, task.top_k)
     task.matches.put_new(path, sealed_parquet(answer))
+
+
+def best_of(parts: Iterable[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Give the k best candidates of each query, as the ranking orders them, and their places."""
+    table = pa.concat_tables([CANDIDATES.empty_table(), *parts]).sort_by(
+        [("query", "ascending"), ("key", "descending"), ("image_id", "ascending")]
+    )
+    query = table["query"].to_numpy()
+    rank = np.arange(len(query)) - np.searchsorted(query, query)
+    keep = np.flatnonzero(rank < k)
+    return table.take(keep), rank[keep]
 
 
 def read_answer(matches: Folder, path: str) -> pa.Table:

@@ -11,10 +11,11 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.errors import UsageError
 from retrieval.index import recall
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
-from retrieval.index.neighbours import Sample, nearest_in
+from retrieval.index.neighbours import Sample, blocks_of_shard, nearest_of
 from retrieval.index.sampling import hashes_of, share_for, within
 from retrieval.index.shards import RECALL_TABLE, Shard, open_shard
 from retrieval.index.training import TRAINED
@@ -56,6 +57,8 @@ def _opened(folder: Folder, manifest: Manifest, number: int) -> Shard:
 
 def _wrong(shard: Shard, centroids: Block) -> list[str]:
     """Look at every id and at a sample of the vectors."""
+    if shard.codes is None:  # rows are counted; what FAISS made of them is its own
+        return []
     ids = [shard.ids(number) for number in range(shard.index.nlist)]
     if not np.array_equal(np.sort(np.concatenate(ids)), shard.rows):
         return ["the ids in its lists are not the rows of its table"]
@@ -78,6 +81,11 @@ def _wrong(shard: Shard, centroids: Block) -> list[str]:
 def curve_again(folder: Folder) -> list[str]:
     """Measure the recall curve of a finished index once more; it must come out the same."""
     manifest = finished.read_manifest(folder, kind="index")
+    if manifest.counts["codes"] is None:
+        raise UsageError(
+            f"--measure-recall: the codes of {folder.uri()} are not its vectors, so they cannot "
+            "tell; run index with another --output, which measures anew"
+        )
     settings, metric = finished.read_settings(folder), manifest.counts["metric"]
     shards = range(int(manifest.counts["shards"]))
     share = share_for(recall.SAMPLE, int(manifest.counts["rows"]))
@@ -85,7 +93,8 @@ def curve_again(folder: Folder) -> list[str]:
     order = np.argsort(np.concatenate([rows for rows, _ in drawn]))
     rows = np.concatenate([rows for rows, _ in drawn])[order]
     sample = Sample(np.concatenate([v for _, v in drawn])[order], rows, max(recall.CURVE_K) + 1)
-    found = [nearest_in(_opened(folder, manifest, number), sample) for number in shards]
+    opened = (_opened(folder, manifest, number) for number in shards)
+    found = [nearest_of(shard, blocks_of_shard(shard), sample) for shard in opened]
     centroids = centroids_of(from_bytes(folder.read(TRAINED)))
     measure = list_metric(metric)
     others = recall.without_self(recall.merge_neighbours(found, sample.k), rows)

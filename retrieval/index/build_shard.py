@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
+from retrieval.index import lossy
 from retrieval.index.coverage import Extents
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import distances, list_metric
@@ -66,7 +67,7 @@ class Making:
     store: Store
     metric: Metric
     trained: bytes
-    codes: str
+    codes: str | None  # None: they are not the vectors, and FAISS adds
     scratch: str | None = None  # a folder for vectors on their way
     tell: Callable[[], None] = _nothing  # called for each part, as a sign of life
 
@@ -156,18 +157,25 @@ def _altered(folder: Folder, path: str) -> Damaged:
 
 def _place(making: Making, extents: Extents, index: Any, file: BinaryIO, known: RowsFile) -> Placed:
     """Give each row its list, decided by us, so that FAISS' own rounding has no say."""
-    centroids = block(centroids_of(index), list_metric(making.metric))
+    coarse = lossy.coarse_of(index)
+    centroids = block(centroids_of(index), list_metric(making.metric)) if coarse.is_plain else None
     lists, far = [np.empty(0, np.int32)], [np.empty(0)]
     for table in _tables(making.store, extents):
         making.tell()
         values = vectors_of(table)
-        rows = block(values, centroids.metric)
-        own = nearest(rows, centroids)
         file.write(np.ascontiguousarray(values).tobytes())
+        rows = block(values, list_metric(making.metric))
         known.add(table, rows.norms)
-        lists.append(own.astype(np.int32))
+        if centroids is None:
+            continue
         few = np.arange(0, len(rows), _SPREAD_STEP)
-        far.append(distances(rows.take(few), centroids, own[few]))
+        if making.codes:
+            own = nearest(rows, centroids)
+            lists.append(own.astype(np.int32))
+            own = own[few]
+        else:
+            own = nearest(rows.take(few), centroids)
+        far.append(distances(rows.take(few), centroids, own))
     found = np.concatenate(far)
     spread = float(found.mean()) if len(found) else 0.0
     return Placed(known.close(), np.concatenate(lists), known.labels, spread)
@@ -181,21 +189,29 @@ def _tables(store: Store, extents: Extents) -> Iterator[pa.Table]:
 
 
 def _fill(making: Making, index: Any, placed: Placed, name: Path) -> None:
-    """Add the vectors to lists that have room for them, in the order of their rows."""
-    if len(placed.lists) == 0:
-        return
-    sizes = np.bincount(placed.lists, minlength=index.nlist)
-    for number in np.flatnonzero(sizes):
-        index.invlists.resize(int(number), int(sizes[number]))
-        index.invlists.resize(int(number), 0)  # the room stays
+    """Add the vectors in the order of their rows; to lists that have room where we decide them."""
+    if making.codes:
+        _make_room(index, placed.lists)
     stored = np.dtype(making.store.dtype)
-    step = max(1, _FILL // (index.d * stored.itemsize))
+    dimension = making.store.dimension
+    step = max(1, _FILL // (dimension * stored.itemsize))
     with open(name, "rb") as file:  # not mapped: pages that were read would count as ours
         for first in range(0, len(placed.rows), step):
             part = slice(first, first + step)
-            values = np.fromfile(file, stored, step * index.d).reshape(-1, index.d)
-            values = values.astype(making.codes, copy=False)
-            add_codes(index, values, placed.rows[part], placed.lists[part])
+            values = np.fromfile(file, stored, step * dimension).reshape(-1, dimension)
+            if making.codes:
+                values = values.astype(making.codes, copy=False)
+                add_codes(index, values, placed.rows[part], placed.lists[part])
+            else:
+                wide = lossy.wide_of(values, making.metric)
+                lossy.add_rows(index, wide, placed.rows[part])
+
+
+def _make_room(index: Any, lists: NDArray[np.int32]) -> None:
+    sizes = np.bincount(lists, minlength=index.nlist)
+    for number in np.flatnonzero(sizes):
+        index.invlists.resize(int(number), int(sizes[number]))
+        index.invlists.resize(int(number), 0)  # the room stays
 
 
 def add_codes(

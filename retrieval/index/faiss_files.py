@@ -39,6 +39,10 @@ def kind_of(factory: str, dimension: int, dtype: str, metric: Metric) -> Kind:
             "name an IVF kind such as IVF1024,SQfp16"
         ) from error
     ivf: Any = faiss.downcast_index(found)
+    if type(ivf).__name__ == "IndexIVFFlatDedup":
+        raise UsageError(
+            f"--index-factory {factory} keeps equal vectors once, outside its lists; name IVFn,Flat"
+        )
     flat = isinstance(faiss.downcast_index(ivf.quantizer), faiss.IndexFlat)
     plain = flat and type(faiss.downcast_index(index)) is type(ivf)
     codes = None
@@ -80,14 +84,26 @@ def empty_index(plan: IndexPlan, centroids: NDArray[np.float32], metric: Metric)
     return index
 
 
-def trained_by_faiss(plan: IndexPlan, sample: NDArray[np.float32], metric: Metric) -> Any:
-    """Let FAISS train an index of any IVF kind on an (n, d) sample; for cosine of unit length."""
-    index = _made(plan.factory, sample.shape[1], metric)
+def made_by_plan(plan: IndexPlan, dimension: int, metric: Metric) -> Any:
+    """Make an index of any IVF kind that is not trained."""
+    index = _made(plan.factory, dimension, metric)
     ivf = ivf_of(index)
     if isinstance(ivf, faiss.IndexIVFScalarQuantizer):
         ivf.by_residual = False
-    index.train(sample)
+    ivf.cp.min_points_per_centroid = 1  # below it FAISS only warns
     return index
+
+
+def train_by_faiss(plan: IndexPlan, index: Any, sample: NDArray[np.float32]) -> None:
+    """Let FAISS train what is not trained on an (n, d) sample; for cosine of unit length."""
+    try:
+        index.train(sample)
+        centroids_of(index)
+    except RuntimeError as error:
+        raise UsageError(
+            f"--index-factory {plan.factory} cannot be trained on {len(sample)} vectors "
+            f"({_last_line(error)}); name fewer lists, shorter codes, or IVFn,Flat"
+        ) from error
 
 
 def to_bytes(index: Any) -> bytes:

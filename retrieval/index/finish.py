@@ -6,17 +6,18 @@ The manifest is removed before anything that it names is replaced, and put anew 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from retrieval.embeddings.store import Store
-from retrieval.index import coverage, recall
+from retrieval.index import coverage, lossy, recall
 from retrieval.index.coverage import Extents
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
-from retrieval.index.neighbours import Sample, neighbours_path, read_neighbours
+from retrieval.index.neighbours import Sample, by_codes_path, neighbours_path, read_neighbours
 from retrieval.index.shards import (
     DELETED_ROWS,
     LABELS,
@@ -33,7 +34,7 @@ from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import MANIFEST, Manifest
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import DELETED, GALLERY_LABELS, IndexPlan, Metric, ShardResult
+from retrieval.tables import DELETED, GALLERY_LABELS, IndexPlan, Metric, Neighbours, ShardResult
 
 _LEAST = 1e-6  # spread below which vectors lie on their centroids, and a ratio means nothing
 
@@ -100,12 +101,26 @@ def _curve(
     folder: Folder, trained: Trained, sample: Sample, shards: int, metric: Metric, seed: int
 ) -> pa.Table:
     """Measure the recall curve from what the shards hold closest to the sample."""
-    measure = list_metric(metric)
-    centroids = block(centroids_of(from_bytes(trained.faiss)), measure)
-    paths = [neighbours_path(sample, number) for number in range(shards)]
-    found = recall.merge_neighbours([read_neighbours(folder, path) for path in paths], sample.k)
-    others = recall.without_self(found, sample.rows)
-    return recall.recall_curve(block(sample.vectors, measure), centroids, others, seed=seed)
+    index = from_bytes(trained.faiss)
+    others = _others(folder, sample, shards, neighbours_path, sample.k)
+    if trained.plan.codes:
+        measure = list_metric(metric)
+        centroids = block(centroids_of(index), measure)
+        return recall.recall_curve(block(sample.vectors, measure), centroids, others, seed=seed)
+    coarse, per_match = lossy.coarse_of(index), lossy.CANDIDATES_PER_MATCH
+    proposed = _others(folder, sample, shards, by_codes_path, sample.k * per_match)
+    return recall.recall_curve(
+        coarse.inside(sample.vectors, metric), coarse.centroids, others, seed=seed,
+        places=recall.places_among(others, proposed), per_match=per_match,
+    )  # fmt: skip
+
+
+def _others(
+    folder: Folder, sample: Sample, shards: int, path: Callable[[Sample, int], str], k: int
+) -> Neighbours:
+    """Merge what the shards hold closest to the sample, each row itself left out."""
+    parts = [read_neighbours(folder, path(sample, number)) for number in range(shards)]
+    return recall.without_self(recall.merge_neighbours(parts, k), sample.rows)
 
 
 def _labels_table(labels: Counter[str]) -> pa.Table:

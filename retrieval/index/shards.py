@@ -93,7 +93,7 @@ class Shard:
     index: Any
     metadata: pa.Table  # SHARD_ROWS, ordered by row; deleted ones too
     metric: Metric
-    codes: str  # float16 or float32
+    codes: str | None  # float16 or float32; None: they are not the vectors (lossy.py)
     deleted: NDArray[np.int64]
 
     @cached_property
@@ -121,9 +121,9 @@ class Shard:
         lists = self.index.invlists
         rows = self.ids(number)
         if len(rows) == 0:
-            return rows, np.empty((0, self.index.d), self.codes)
+            return rows, np.empty((0, self.index.d), str(self.codes))
         codes = faiss.rev_swig_ptr(lists.get_codes(number), len(rows) * lists.code_size)
-        vectors = codes.view(self.codes).reshape(-1, self.index.d)
+        vectors = codes.view(str(self.codes)).reshape(-1, self.index.d)
         keep = self.alive[np.searchsorted(self.rows, rows)]
         return (rows, vectors) if keep.all() else (rows[keep], vectors[keep])
 
@@ -142,7 +142,7 @@ Read = TypeVar("Read")
 
 
 def open_shard(
-    folder: Folder, manifest: Manifest, number: int, metric: Metric, codes: str
+    folder: Folder, manifest: Manifest, number: int, metric: Metric, codes: str | None
 ) -> Shard:
     """Read a shard of a finished index; checksums are compared before anything is parsed."""
     metadata, _ = _checked(folder, manifest, rows_path(number), pq.read_table)

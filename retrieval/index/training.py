@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
-from retrieval.index.faiss_files import empty_index, to_bytes
+from retrieval.index.faiss_files import empty_index, made_by_plan, to_bytes, train_by_faiss
 from retrieval.index.kmeans import Held, Slice, lloyd, slice_of, spread_of
+from retrieval.index.lossy import coarse_of, wide_of
 from retrieval.index.sampling import Hashes, drawn, share_for, within
 from retrieval.index.two_levels import COARSE_ROWS, put_sample, two_levels
 from retrieval.index.workers import Here, Workers
@@ -30,6 +31,9 @@ TRAINED, TRAINED_JSON = "trained.faiss", "trained.json"
 
 FLAT_LISTS = 10_000
 """Lists up to which k-means has one level: 640,000 rows of sample, a minute or two on two cores."""
+
+CODE_ROWS = 1 << 15
+"""Rows that train codes: half of what FAISS takes for the 256 words of a product quantizer."""
 
 _SLICE = 1 << 15  # rows of the sample in a slice: one product of it takes a tenth of a second
 
@@ -62,14 +66,42 @@ def train_index(
         return read_trained(folder)
     except FileNotFoundError:
         pass
-    centroids, spread = _centroids(folder, store, plan, metric, seed, workers)
-    trained = to_bytes(empty_index(plan, centroids, metric))
+    index, spread = _trained(folder, store, plan, metric, seed, workers)
+    trained = to_bytes(index)
     folder.delete(TRAINED)  # of a run that was killed before it put trained.json
     folder.put_new(TRAINED, trained)
     values = {**dataclasses.asdict(plan), "reasons": list(plan.reasons)}
     files = {TRAINED: hashlib.sha256(trained).hexdigest()}
     folder.put_new(TRAINED_JSON, sealed_json({"plan": values, "files": files, "spread": spread}))
     return Trained(trained, plan, spread)
+
+
+def _trained(
+    folder: Folder, store: Store, plan: IndexPlan, metric: Metric, seed: int, workers: Workers
+) -> tuple[Any, float]:
+    """Train what the plan names; where codes are not the vectors FAISS trains them on a sample.
+
+    Lists are of our own making where they are those of the nearest of plain centroids.
+    """
+    if plan.codes:
+        centroids, spread = _centroids(folder, store, plan, metric, seed, workers)
+        return empty_index(plan, centroids, metric), spread
+    index, spread, rows = made_by_plan(plan, store.dimension, metric), 0.0, CODE_ROWS
+    coarse = coarse_of(index)
+    if coarse.is_plain:
+        centroids, spread = _centroids(folder, store, plan, metric, seed, workers)
+        coarse.ivf.quantizer.add(centroids)
+    else:
+        rows = max(rows, plan.sample_rows)
+    share = share_for(rows, store.rows)
+    groups = list(_groups(store, share))
+    if len(groups) == 1:  # less work than giving it away
+        workers = Here()
+    kept = workers.keep(store)
+    draw = [(kept, group, share, seed) for group in groups]
+    sample = np.concatenate([vectors for vectors, _ in workers.map(_draw, draw)])
+    train_by_faiss(plan, index, wide_of(sample, metric))
+    return index, spread
 
 
 def _centroids(

@@ -17,7 +17,8 @@ from jobs.cluster import Cluster
 from jobs.embed import embed
 from jobs.index import build
 from jobs.prepare import Prepared
-from jobs.settings import EmbedSettings, IndexSettings
+from jobs.rank import rank
+from jobs.settings import EmbedSettings, IndexSettings, RankSettings
 from retrieval.model.attempt import FIRST
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import resolve_bundle
@@ -47,6 +48,15 @@ def index_here(store: Path | str, output: Path | str, **settings):
     with without_ray():
         return build(
             IndexSettings(embeddings=str(store), output=str(output), **settings),
+            Cluster("nowhere", 1),
+        )
+
+
+def rank_here(index: Path | str, queries: Path | str, output: Path | str, **settings):
+    """Run the rank stage in this process; gives the manifest."""
+    with without_ray():
+        return rank(
+            RankSettings(index=str(index), queries=str(queries), output=str(output), **settings),
             Cluster("nowhere", 1),
         )
 
