@@ -15,8 +15,8 @@ from jobs.settings import EmbedSettings, content_of
 from retrieval.errors import UsageError
 from retrieval.images.sources.vectors import VectorSource, is_npy, open_vectors
 from retrieval.model.attempt import Attempt
+from retrieval.records import Chunk, ChunkResult
 from retrieval.storage.files import Folder
-from retrieval.tables import Chunk, ChunkResult
 
 _OF_IMAGES = ("image_column", "weights", "bundle", "image_size", "resize", "pca", "engine",
               "precision", "device", "batch_size")  # fmt: skip

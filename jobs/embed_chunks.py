@@ -16,8 +16,8 @@ from jobs.progress import progress
 from jobs.runfile import peak_memory
 from jobs.settings import EmbedSettings
 from retrieval.model.attempt import Attempt
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage.files import Folder
-from retrieval.tables import Chunk, FileRecord
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,11 @@ from retrieval.errors import Damaged, Stalled, StorageFailure, TooManyFailures
 from retrieval.images import changes
 from retrieval.images.chunks import chunk_rows_for
 from retrieval.images.listing import digest
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest, read_if_there
-from retrieval.tables import COMPACTED, Chunk, FileRecord
+from retrieval.tables import COMPACTED
 
 _LOOKS = 5  # times that a run looks again at a store that another run changes
 
@@ -178,8 +179,7 @@ class Growth:
             segments[-1].digest,
         )  # fmt: skip
         if [*segments, claimed] != read_segments(self.folder)[: claimed.number + 1]:
-            # and is looked at again
-            raise Damaged(f"{self.folder.uri()} was changed by another run")
+            raise Damaged(f"{self.folder.uri()} was changed by another run")  # looked at again
         return claimed
 
     def _retry(self, segments: list[Segment]) -> None:

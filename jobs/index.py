@@ -21,10 +21,10 @@ from jobs.spread import Spread
 from jobs.taken import lost, refuse_for_a_store, take_into
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import InputError, Mismatch
+from retrieval.records import ShardResult
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
-from retrieval.tables import ShardResult
 
 RETRAIN = 1.25
 """So many times as far from their centroids as those that trained them may vectors lie before a new

@@ -15,11 +15,11 @@ from jobs.progress import progress, say
 from jobs.pulse import alive
 from jobs.settings import RankSettings
 from retrieval.embeddings.store import Store
+from retrieval.records import Certificate
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import Certificate
 
 
 def answer(

@@ -14,9 +14,9 @@ from jobs.settings import EmbedSettings
 from retrieval.errors import LookalikeError, UsageError
 from retrieval.model.attempt import Attempt
 from retrieval.model.plan import OPENVINO, TORCH, EnginePlan, plan_engine
+from retrieval.records import Chunk, ChunkResult
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
-from retrieval.tables import Chunk, ChunkResult
 
 if TYPE_CHECKING:  # torch comes with these
     from retrieval.model.bundle import Bundle

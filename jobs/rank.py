@@ -19,11 +19,12 @@ from jobs.runfile import Stopwatch
 from jobs.settings import RankSettings, content_of
 from retrieval.embeddings.store import Store
 from retrieval.errors import BelowBound
+from retrieval.records import Certificate
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import FAILURES, Certificate
+from retrieval.tables import FAILURES
 
 _LOST = (
     "all lists were read: what is missing was lost by the codes, and an index with --index-factory "

@@ -25,11 +25,11 @@ from retrieval.embeddings.layout import (
 )
 from retrieval.embeddings.segment import Rows, Segment, clear_claims, read_segments, span_of
 from retrieval.errors import Damaged, TooManyFailures
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, read_json
-from retrieval.tables import Chunk, FileRecord
 
 
 @dataclass(frozen=True)

@@ -28,19 +28,12 @@ from retrieval.embeddings.layout import (
 )
 from retrieval.embeddings.segment import Rows, Segment, digest_of, segment_of
 from retrieval.errors import Damaged
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, sealed_parquet
-from retrieval.tables import (
-    FAILURES,
-    LISTING,
-    Chunk,
-    FileRecord,
-    Vectors,
-    further_columns,
-    part_table,
-)
+from retrieval.tables import FAILURES, LISTING, Vectors, further_columns, part_table
 
 
 def embedding_column(vectors: Vectors) -> pa.FixedSizeListArray:

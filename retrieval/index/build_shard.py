@@ -40,15 +40,12 @@ from retrieval.index.shards import (
     rows_path,
     shard_path,
 )
+from retrieval.records import FileRecord
 from retrieval.scoring import block, nearest
 from retrieval.storage import commit
 from retrieval.storage.commit import record_of
 from retrieval.storage.files import Folder
-from retrieval.tables import (
-    FileRecord,
-    Metric,
-    Vectors,
-)
+from retrieval.tables import Metric, Vectors
 
 
 def _nothing() -> None:

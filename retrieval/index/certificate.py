@@ -23,9 +23,9 @@ from retrieval.index.kmeans import list_metric
 from retrieval.index.lossy import coarse_of
 from retrieval.index.training import TRAINED
 from retrieval.intervals import bootstrap_mean
+from retrieval.records import Certificate, Neighbours
 from retrieval.scoring import block
 from retrieval.storage import finished
-from retrieval.tables import Certificate, Neighbours
 
 _LEAST = 1e-9  # recall below which nothing can be said of the codes
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from retrieval.tables import FileRecord
+from retrieval.records import FileRecord
 
 
 @dataclass(frozen=True, order=True)

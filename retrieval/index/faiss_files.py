@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import UsageError
-from retrieval.tables import IndexPlan, Metric
+from retrieval.records import IndexPlan
+from retrieval.tables import Metric
 
 
 @dataclass(frozen=True)

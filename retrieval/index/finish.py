@@ -29,12 +29,13 @@ from retrieval.index.shards import (
 )
 from retrieval.index.sizing import reads_all
 from retrieval.index.training import Trained
+from retrieval.records import IndexPlan, Neighbours, ShardResult
 from retrieval.scoring import block
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import MANIFEST, Manifest
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import DELETED, GALLERY_LABELS, IndexPlan, Metric, Neighbours, ShardResult
+from retrieval.tables import DELETED, GALLERY_LABELS, Metric
 
 _LEAST = 1e-6  # spread below which vectors lie on their centroids, and a ratio means nothing
 

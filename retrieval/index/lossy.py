@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from retrieval.index.faiss_files import centroids_of
 from retrieval.index.shards import Shard
+from retrieval.records import Neighbours
 from retrieval.scoring import Block, Float32, Float64, Int64, block, top_k
-from retrieval.tables import Metric, Neighbours, Vectors
+from retrieval.tables import Metric, Vectors
 
 CANDIDATES_PER_MATCH = 10
 """Candidates that are scored exactly for each match asked for."""

@@ -26,10 +26,11 @@ from retrieval.index.build_shard import Making, put_shard
 from retrieval.index.coverage import Extents
 from retrieval.index.lossy import CANDIDATES_PER_MATCH, Codes
 from retrieval.index.shards import Shard
+from retrieval.records import Neighbours, ShardResult
 from retrieval.scoring import TopK, block
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import is_sealed, notes_of, sealed_parquet
-from retrieval.tables import WORK, Neighbours, ShardResult, Vectors
+from retrieval.tables import WORK, Vectors
 
 _BLOCK = 1 << 13  # rows that meet the sample in one product
 

@@ -21,8 +21,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.intervals import bootstrap_mean
+from retrieval.records import Neighbours
 from retrieval.scoring import Block, top_k
-from retrieval.tables import RECALL, Neighbours
+from retrieval.tables import RECALL
 
 CURVE_K = (1, 10, 100)
 SAMPLE = 500

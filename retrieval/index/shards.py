@@ -30,12 +30,13 @@ from numpy.typing import NDArray
 
 from retrieval.errors import Damaged
 from retrieval.index.coverage import Extent, Extents
+from retrieval.records import FileRecord
 from retrieval.storage import finished
 from retrieval.storage.commit import record_of
 from retrieval.storage.files import Folder, LocalFolder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import FileRecord, Metric
+from retrieval.tables import Metric
 
 RECALL_TABLE, LABELS, DELETED_ROWS = "recall.parquet", "labels.parquet", "deleted.parquet"
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from retrieval.errors import UsageError
 from retrieval.index.faiss_files import Kind, kind_of
-from retrieval.tables import IndexPlan, Metric
+from retrieval.records import IndexPlan
+from retrieval.tables import Metric
 
 PROBE_ALL_ROWS = 50_000
 """Up to here every list is read: in a batch of queries a product over 50,000 x 512 takes less than

@@ -23,9 +23,10 @@ from retrieval.index.lossy import coarse_of, wide_of
 from retrieval.index.sampling import Hashes, drawn, share_for, within
 from retrieval.index.two_levels import COARSE_ROWS, put_sample, two_levels
 from retrieval.index.workers import Here, Workers
+from retrieval.records import Chunk, IndexPlan
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import Chunk, IndexPlan, Metric, Vectors
+from retrieval.tables import Metric, Vectors
 
 TRAINED, TRAINED_JSON = "trained.faiss", "trained.json"
 

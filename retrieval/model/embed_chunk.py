@@ -6,8 +6,8 @@ from retrieval.model.attempt import FIRST, Attempt
 from retrieval.model.embed_items import Decoding, embed_items
 from retrieval.model.embedding import Embedder
 from retrieval.model.put_chunk import put_chunk
+from retrieval.records import Chunk, ChunkResult
 from retrieval.storage.files import Folder
-from retrieval.tables import Chunk, ChunkResult
 
 
 def embed_chunk(

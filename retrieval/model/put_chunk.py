@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from retrieval.embeddings import layout, store
 from retrieval.errors import Damaged
 from retrieval.model.outcome import Embedded, Failure
+from retrieval.records import Chunk, ChunkResult
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.rows import read_rows
 from retrieval.storage.seal import is_sealed
-from retrieval.tables import Chunk, ChunkResult
 
 Fetch = Callable[[list[dict[str, Any]]], Iterator[Embedded]]
 """Gives vectors for items (rows of a listing), batch after batch; each item is in one of them."""

@@ -19,8 +19,8 @@ from retrieval.images.opening import Opener
 from retrieval.model.attempt import FIRST, Attempt
 from retrieval.model.outcome import Embedded, Failure, WorkerDied, failure_of, row_of
 from retrieval.model.put_chunk import put_chunk
+from retrieval.records import Chunk, ChunkResult
 from retrieval.storage.files import Folder
-from retrieval.tables import Chunk, ChunkResult
 
 _BATCH = 1 << 10
 

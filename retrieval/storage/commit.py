@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import AccessRefused, Damaged, Mismatch, UsageError
+from retrieval.records import FileRecord
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import (
     INVENTORY,
@@ -32,7 +33,7 @@ from retrieval.storage.finished import (
 )
 from retrieval.storage.seal import is_sealed, read_json, sealed_json, sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import FILES, FORMAT, KINDS, WORK, FileRecord, Kind
+from retrieval.tables import FILES, FORMAT, KINDS, WORK, Kind
 
 SEALED = (".json", ".parquet", ".html")
 """What carries its own checksum; other files are named with theirs by one that does."""

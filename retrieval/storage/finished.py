@@ -16,11 +16,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from retrieval.errors import Damaged, InputError, Mismatch
+from retrieval.records import FileRecord
 from retrieval.storage import patience
 from retrieval.storage.files import Entry, Folder
 from retrieval.storage.seal import read_json
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import FORMAT, WORK, FileRecord, Kind
+from retrieval.tables import FORMAT, WORK, Kind
 
 JOB, MANIFEST, INVENTORY, RUN = "job.json", "manifest.json", "files.parquet", "run.json"
 

@@ -29,20 +29,12 @@ from retrieval.index.training import train_index
 from retrieval.index.workers import Here
 from retrieval.model.backbones import SCRATCH, first_preset
 from retrieval.model.bundle import Bundle, pack, write_bundle
+from retrieval.records import Chunk, IndexPlan, ShardResult
 from retrieval.storage import commit
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import (
-    FAILURES,
-    LISTING,
-    Chunk,
-    IndexPlan,
-    Metric,
-    ShardResult,
-    Vectors,
-    part_table,
-)
+from retrieval.tables import FAILURES, LISTING, Metric, Vectors, part_table
 
 NEIGHBOURS = max(recall.CURVE_K) + 1
 METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")

@@ -27,8 +27,8 @@ from retrieval.images.sources.metadata import (
 )
 from retrieval.images.sources.source import Source
 from retrieval.images.sources.walk import Found, files_at
+from retrieval.records import Item
 from retrieval.storage.reading import open_uri
-from retrieval.tables import Item
 
 PARQUET = (".parquet", ".pq")
 

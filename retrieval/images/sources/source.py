@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from retrieval.errors import InputError
-from retrieval.tables import Item
+from retrieval.records import Item
 
 
 class Source(ABC):

@@ -25,7 +25,7 @@ from retrieval.images.sources.metadata import require
 from retrieval.images.sources.parquet import PARQUET, ParquetSource, opened_parquet
 from retrieval.images.sources.source import Source
 from retrieval.images.sources.walk import Found, files_at, is_file, one_file
-from retrieval.tables import Item
+from retrieval.records import Item
 
 _FORMS = "a store that `embed` made, Parquet with a column of vectors, or a .npy file"
 _LOOKED_AT = 1 << 10  # rows whose length tells that of the others, where a column has lists

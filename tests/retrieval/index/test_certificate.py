@@ -29,8 +29,9 @@ from retrieval.index.recall import probe_grid
 from retrieval.index.sampling import sample_of
 from retrieval.intervals import bootstrap_mean
 from retrieval.ranking.merge import matches_of, merge_candidates
+from retrieval.records import Certificate
 from retrieval.storage.files import open_folder
-from retrieval.tables import Certificate, Metric
+from retrieval.tables import Metric
 from tests.retrieval.vectors import (
     METRICS,
     Building,

@@ -26,8 +26,9 @@ from retrieval.index.recall import (
 )
 from retrieval.index.shards import RECALL_TABLE
 from retrieval.intervals import bootstrap_mean
+from retrieval.records import Neighbours
 from retrieval.scoring import block, nearest
-from retrieval.tables import RECALL, Metric, Neighbours, Vectors
+from retrieval.tables import RECALL, Metric, Vectors
 from tests.retrieval.index.training import train_centroids
 from tests.retrieval.vectors import (
     METRICS,

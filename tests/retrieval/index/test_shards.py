@@ -20,8 +20,9 @@ from retrieval.index.neighbours import neighbours_path, neighbours_to_bytes, rea
 from retrieval.index.sampling import sample_of
 from retrieval.index.shards import note_path, open_shard, rows_path, shard_path
 from retrieval.index.training import TRAINED, TRAINED_JSON
+from retrieval.records import Neighbours
 from retrieval.storage.files import open_folder
-from retrieval.tables import SHARD_ROWS, Metric, Neighbours
+from retrieval.tables import SHARD_ROWS, Metric
 from tests.retrieval.vectors import (
     METRICS,
     NEIGHBOURS,

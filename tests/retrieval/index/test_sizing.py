@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from retrieval.errors import UsageError
 from retrieval.index.sizing import LIST_ROWS, PROBE_ALL_ROWS, Gallery, plan_index
-from retrieval.tables import IndexPlan
+from retrieval.records import IndexPlan
 from tests.retrieval.vectors import dtypes, metrics, quick
 
 GIB = 1 << 30

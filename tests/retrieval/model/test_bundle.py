@@ -27,11 +27,11 @@ from retrieval.model.bundle import (
     write_bundle,
 )
 from retrieval.model.projection import Projection
+from retrieval.records import Transform
 from retrieval.storage import commit
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.seal import read_json, sealed_json
 from retrieval.storage.verify import verify
-from retrieval.tables import Transform
 from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
 
 TRANSFORM = Transform("pad", 256, 224, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import Damaged, Mismatch, StorageFailure, UsageError
+from retrieval.records import FileRecord
 from retrieval.storage import commit, finished
 from retrieval.storage.files import LocalFolder, open_folder
 from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import MATCHES, FileRecord
+from retrieval.tables import MATCHES
 from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
 from tests.retrieval.storage.outputs import (
     PUT,
