@@ -23,7 +23,7 @@ import numpy as np
 
 from retrieval.images.changes import compare
 from retrieval.images.listing import write_listing
-from retrieval.tables import Item
+from retrieval.records import Item
 
 _AGAIN = 1000  # of so many images one is gone, one has been touched, and one is new
 

@@ -20,8 +20,8 @@ from retrieval.embeddings.segment import Rows, Segment
 from retrieval.errors import Damaged
 from retrieval.images import changes
 from retrieval.images.listing import digest
+from retrieval.records import Chunk
 from retrieval.storage.files import Folder
-from retrieval.tables import Chunk
 
 
 def listings_before(folder: Folder, segments: list[Segment], listed: Listed) -> list[Path]:

@@ -14,10 +14,10 @@ from retrieval.embeddings.layout import listing_path, pieces_in
 from retrieval.embeddings.segment import Segment
 from retrieval.images.changes import rows_before
 from retrieval.images.listing import digest
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
-from retrieval.tables import Chunk, FileRecord
 
 _GROUP = 64  # files a task copies
 

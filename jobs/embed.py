@@ -1,4 +1,4 @@
-"""lookalike embed: images to a store of vectors."""
+"""lookalike embed: images, or vectors made elsewhere, to a store of vectors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 
 from jobs import projection
 from jobs.cluster import Cluster, cluster
+from jobs.elsewhere import CHUNK_ROWS, Given, are_vectors, given_vectors, job_of
+from jobs.groups import Elsewhere, Model
 from jobs.growth import Growth
-from jobs.listed import list_source
+from jobs.listed import list_source, source_of
 from jobs.prepare import Prepared, prepare
 from jobs.progress import say
 from jobs.projection import projected
 from jobs.result import Result
 from jobs.runfile import Stopwatch
-from jobs.settings import EmbedSettings, Model, content_of
+from jobs.settings import EmbedSettings, content_of
+from retrieval.images.sources.source import Source
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, is_remote, open_folder
 from retrieval.storage.finished import Manifest
@@ -34,7 +37,7 @@ def embed(
     settings: EmbedSettings,
     where: Cluster,
     *,
-    prepared: Prepared | None = None,
+    prepared: Prepared | Given | None = None,
     split: str | None = None,
     keep_equal: bool = False,
     stage: str = "embed",
@@ -57,7 +60,7 @@ def _embed(
     settings: EmbedSettings,
     where: Cluster,
     *,
-    prepared: Prepared | None = None,
+    prepared: Prepared | Given | None = None,
     split: str | None = None,
     keep_equal: bool = False,
     stage: str = "embed",
@@ -67,9 +70,15 @@ def _embed(
     watch = Stopwatch()
     folder = open_folder(settings.output)
     with tempfile.TemporaryDirectory() as scratch:
-        listed = list_source(settings, Path(scratch) / "listing.parquet", split)
+        if prepared is None and are_vectors(settings.input, settings):
+            prepared = given_vectors(settings.input, settings, zeros=False)
+        if isinstance(prepared, Given):
+            settings = dataclasses.replace(settings, chunk_rows=settings.chunk_rows or CHUNK_ROWS)
+        listed = list_source(
+            settings, _source(settings, prepared), Path(scratch) / "listing.parquet", split
+        )
         prepared = prepared or prepare(settings, where, folder)
-        if settings.pca:
+        if settings.pca and isinstance(prepared, Prepared):
             prepared = projected(settings, where, folder, prepared, listed.path)
         commit.begin(
             folder, "store", _job(settings, prepared), overwrite=settings.overwrite,
@@ -79,43 +88,57 @@ def _embed(
         growth = Growth(settings, where, folder, prepared, listed, stage, unsettle)
         manifest = growth.bring_up()
     if growth.worked:
-        _write_run(watch, settings, folder, manifest, growth.peak)
+        _write_run(watch, settings, folder, manifest, growth)
     return manifest, listed.others
 
 
-def _put_bundle(folder: Folder, prepared: Prepared) -> None:
-    if not finished.is_finished(folder):
+def _source(settings: EmbedSettings, prepared: Prepared | Given | None) -> Source:
+    if isinstance(prepared, Given):
+        return prepared.source
+    return source_of(settings, settings.input)
+
+
+def _put_bundle(folder: Folder, prepared: Prepared | Given) -> None:
+    if prepared.bundle is not None and not finished.is_finished(folder):
         from retrieval.model.bundle import write_bundle
 
         write_bundle(folder, prepared.bundle)
 
 
 def _write_run(
-    watch: Stopwatch, settings: EmbedSettings, folder: Folder, manifest: Manifest, peak: int
+    watch: Stopwatch, settings: EmbedSettings, folder: Folder, manifest: Manifest, growth: Growth
 ) -> None:
     images, failed = manifest.counts["images"], manifest.counts["failures"]
     if failed:
-        say(f"{failed} of {images} images failed and stand in the ledger")
+        say(f"{failed} of {images} {growth.prepared.unit} failed and stand in the ledger")
+    peak = growth.peak
     watch.write(folder, settings, images=images, failures=failed, worker_peak_memory_bytes=peak)
 
 
-def _job(settings: EmbedSettings, prepared: Prepared) -> dict[str, Any]:
+def _job(settings: EmbedSettings, prepared: Prepared | Given) -> dict[str, Any]:
     """Give what shapes a store; the bundle's digest stands for all that made the bundle."""
-    resolved = {field.name for field in dataclasses.fields(Model)}
-    content = {k: v for k, v in content_of(settings).items() if k not in resolved}
-    content["input"] = open_folder(settings.input).uri()
-    plan = dataclasses.asdict(prepared.plan)
-    return {**content, **plan, **projection.job(settings), "bundle": prepared.bundle.digest}
+    place = {"input": open_folder(settings.input).uri()}
+    if isinstance(prepared, Given):
+        return {**job_of(settings, prepared), **place}
+    resolved = {f.name for stage in (Model, Elsewhere) for f in dataclasses.fields(stage)}
+    content = {k: v for k, v in content_of(settings).items() if k not in resolved} | place
+    return {
+        **content,
+        **prepared.job(),
+        **projection.job(settings),
+        "bundle": prepared.bundle.digest,
+    }
 
 
 def _summary(settings: EmbedSettings, manifest: Manifest, others: int) -> Result:
     counts = manifest.counts
+    what = "vectors taken" if are_vectors(settings.input, settings) else "images embedded"
     lines = [
-        f"{counts['rows']} of {counts['images']} images embedded in {counts['dimension']} "
+        f"{counts['rows']} of {counts['images']} {what} in {counts['dimension']} "
         f"dimensions, {counts['failures']} failed: {settings.output}",
     ]
     if others:
-        lines.append(f"{others} other files in {settings.input} are not images")
+        lines.append(f"{others} other files in {settings.input} are not read")
     return Result({"output": settings.output, **counts, "others": others}, tuple(lines))
 
 
@@ -123,4 +146,5 @@ def is_store(path: str) -> bool:
     """Tell a store (or the beginnings of one) from a folder of images."""
     if not is_remote(path) and not Path(path).is_dir():
         return False
-    return open_folder(path).exists(finished.JOB)
+    folder = open_folder(path)
+    return folder.exists(finished.JOB) or folder.exists(finished.MANIFEST)

@@ -9,14 +9,15 @@ from typing import Any
 
 from jobs import pool
 from jobs.cluster import Cluster
+from jobs.elsewhere import Given
 from jobs.pool import Make, Work
 from jobs.prepare import Prepared
 from jobs.progress import progress
 from jobs.runfile import peak_memory
 from jobs.settings import EmbedSettings
 from retrieval.model.attempt import Attempt
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage.files import Folder
-from retrieval.tables import Chunk, FileRecord
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Embedding:
     settings: EmbedSettings
     where: Cluster
     folder: Folder
-    prepared: Prepared  # with its engine
+    prepared: Prepared | Given  # with its engine
 
 
 def embed_chunks(
@@ -37,7 +38,7 @@ def embed_chunks(
     Chunks that are done already are only read and vouched for.
     """
     where, prepared = with_.where, with_.prepared
-    device = prepared.plan.device
+    device = prepared.device
     threads = max(1, where.cpus // max(1, where.gpus)) if device == "cuda" else 0
     make = _worker(with_.folder, work, with_.settings, threads)
 
@@ -48,27 +49,20 @@ def embed_chunks(
 
     numbers = list(range(len(work)))
     answers = pool.stream(where, make, numbers, prepared.for_workers(), device, called)
-    with progress(stage, images, "images") as bar:
+    with progress(stage, images, prepared.unit) as bar:
         for answer in answers:
             bar.advance(answer["rows"] + answer["failures"], answer["failures"])
             yield [FileRecord(**record) for record in answer["files"]], answer["peak_memory"]
 
 
 def _worker(folder: Folder, work: list[Chunk], settings: EmbedSettings, threads: int) -> Make:
-    """Give what an actor runs once to get the function that embeds a chunk."""
-    max_pixels, dtype = settings.max_pixels, settings.embedding_dtype
+    """Give what an actor runs once to get the function that does a chunk."""
 
-    def make(prepared: Prepared) -> Work:
-        from retrieval.model.embed_chunk import embed_chunk
-        from retrieval.model.embed_items import Decoding
-        from retrieval.model.embedding import Embedder
-
-        embedder = Embedder(prepared.bundle, prepared.plan, prepared.ir)
-        decoding = Decoding(max_pixels, dtype, threads)
+    def make(prepared: Prepared | Given) -> Work:
+        step = prepared.chunk_step(folder, settings, threads)
 
         def do(number: int, attempt: Attempt) -> dict[str, Any]:
-            done = embed_chunk(work[number], folder, embedder, decoding, attempt)
-            return {**dataclasses.asdict(done), "peak_memory": peak_memory()}
+            return {**dataclasses.asdict(step(work[number], attempt)), "peak_memory": peak_memory()}
 
         return do
 

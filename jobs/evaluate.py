@@ -14,10 +14,11 @@ from jobs.result import Result
 from jobs.settings import EvaluateSettings
 from retrieval.evaluation.measures import Measured, measure
 from retrieval.evaluation.truth import judge
+from retrieval.records import Certificate
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
-from retrieval.tables import FAILURES, MATCHES, Certificate
+from retrieval.tables import FAILURES, MATCHES
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from jobs.changed import changed, listings_before
 from jobs.cluster import Cluster
 from jobs.compact import bring_to_place, compact, is_compact
+from jobs.elsewhere import Given
 from jobs.embed_chunks import Embedding, embed_chunks
 from jobs.listed import Listed
 from jobs.prepare import Prepared
@@ -41,10 +42,11 @@ from retrieval.errors import Damaged, Stalled, StorageFailure, TooManyFailures
 from retrieval.images import changes
 from retrieval.images.chunks import chunk_rows_for
 from retrieval.images.listing import digest
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest, read_if_there
-from retrieval.tables import COMPACTED, Chunk, FileRecord
+from retrieval.tables import COMPACTED
 
 _LOOKS = 5  # times that a run looks again at a store that another run changes
 
@@ -56,7 +58,7 @@ class Growth:
     settings: EmbedSettings
     where: Cluster
     folder: Folder
-    prepared: Prepared
+    prepared: Prepared | Given
     listed: Listed
     stage: str
     unsettle: Callable[[], None]  # called before the store is changed: what depends on it is undone
@@ -132,8 +134,8 @@ class Growth:
         self.worked = True
         self._still(segments)
         manifest = finish_store(
-            self.folder, self.prepared.bundle.dimension, self.known,
-            self.settings.max_error_rate, segments,
+            self.folder, self.prepared.dimension, self.known, self.settings.max_error_rate,
+            segments, self.prepared.unit,
         )  # fmt: skip
         self._still(segments)
         return manifest
@@ -166,7 +168,8 @@ class Growth:
         if not found:
             clear_claims(self.folder)
             return None
-        say(f"{len(found.fresh)} images are new or changed, {len(found.gone)} rows are outdated")
+        what = f"{len(found.fresh)} {self.prepared.unit}"
+        say(f"{what} are new or changed, {len(found.gone)} rows are outdated")
         step = self.settings.chunk_rows or chunk_rows_for(len(found.fresh))
         self.unsettle()
         target = listed.path.with_name("segment.parquet")
@@ -176,9 +179,7 @@ class Growth:
             segments[-1].digest,
         )  # fmt: skip
         if [*segments, claimed] != read_segments(self.folder)[: claimed.number + 1]:
-            raise Damaged(
-                f"{self.folder.uri()} was changed by another run"
-            )  # and is looked at again
+            raise Damaged(f"{self.folder.uri()} was changed by another run")  # looked at again
         return claimed
 
     def _retry(self, segments: list[Segment]) -> None:

@@ -1,9 +1,8 @@
-"""lookalike index: a store to a sharded IVF index."""
+"""lookalike index: vectors to a sharded IVF index, or what a store gained to the index it has."""
 
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,146 +10,149 @@ import pyarrow as pa
 
 from jobs import tasks
 from jobs.cluster import Cluster, cluster
+from jobs.elsewhere import of_elsewhere
+from jobs.embed import is_store
 from jobs.progress import progress
+from jobs.pulse import alive
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import IndexSettings, content_of
+from jobs.spread import Spread
+from jobs.taken import lost, refuse_for_a_store, take_into
 from retrieval.embeddings.store import Store, open_store
-from retrieval.errors import Mismatch
+from retrieval.errors import InputError, Mismatch
+from retrieval.records import ShardResult
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
-from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import GALLERY_LABELS, IndexPlan, Metric, ShardResult
+
+RETRAIN = 1.25
+"""So many times as far from their centroids as those that trained them may vectors lie before a new
+training is advised."""
 
 
 def start(settings: IndexSettings) -> Result:
     """Index a store and say what it came to."""
+    folder = open_folder(settings.output)
+    refuse_for_a_store(settings)
+    file = settings.merge_into
+    if file is not None:
+        from retrieval.index.interchange import check_target
+
+        file = check_target(file, folder, overwrite=settings.overwrite)
     with cluster(settings.ray_address, settings.workers) as where:
         manifest = build(settings, where)
-    return _summary(settings.output, manifest)
+    result = _summary(settings.output, manifest)
+    if left_out := lost(folder):
+        result = Result(result.values, (*result.lines, left_out))
+    return result if file is None else _merged(settings, folder, manifest, file, result)
+
+
+def _merged(
+    settings: IndexSettings, folder: Folder, manifest: Manifest, file: str, result: Result
+) -> Result:
+    """Write the whole index into one FAISS file, and say what it holds."""
+    from retrieval.index.interchange import merge_index
+
+    with progress("merge", manifest.counts["shards"], "shards") as bar:
+        merged = merge_index(
+            folder, manifest, file, settings.max_index_memory, lambda: bar.advance(1)
+        )
+    values = {**result.values, "merged_into": file, "merged_rows": merged.rows}
+    return Result(values, (*result.lines, merged.sentence()))
 
 
 def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) -> Manifest:
-    """Make an index, going on with what is there."""
+    """Make an index, going on with what is there; it follows its store."""
     watch = Stopwatch()
-    store = open_store(open_folder(settings.embeddings))
     folder = open_folder(settings.output)
-    commit.begin(
-        folder, "index", _job(settings, store), overwrite=settings.overwrite, keep_equal=keep_equal
-    )
-    if finished.is_finished(folder):
-        return finished.read_manifest(folder, kind="index")
+    if is_store(settings.embeddings):
+        store = open_store(open_folder(settings.embeddings))
+        if store.rows == 0:
+            raise InputError(f"{settings.embeddings} holds no vectors; embed readable images")
+        job = _job(settings, store)
+        commit.begin(folder, "index", job, overwrite=settings.overwrite, keep_equal=keep_equal)
+    else:
+        store = take_into(settings, where, folder)
+    there = finished.read_manifest(folder, kind="index") if finished.is_finished(folder) else None
+    if there and there.counts["embeddings_sha256"] == store.manifest.sha256:
+        return there
 
     def make() -> Manifest:
-        manifest = _make(settings, where, folder, store)
+        _put_bundle(folder, store)
+        manifest = _bring_up(settings, where, folder, store)
         watch.write(folder, settings, rows=store.rows)
         return manifest
 
-    return commit.unless_overtaken(folder, "index", make)
-
-
-def _make(settings: IndexSettings, where: Cluster, folder: Folder, store: Store) -> Manifest:
-    from retrieval.index.build import train_index
-    from retrieval.index.sizing import plan_index
-    from retrieval.model.bundle import read_bundle, write_bundle
-
-    bundle = read_bundle(store.folder)
-    if bundle.digest != store.bundle:
-        raise Mismatch(f"{store.folder.uri()} holds another bundle than its job.json names")
-    write_bundle(folder, bundle)
-    plan = plan_index(
-        images=store.span,
-        rows=store.rows,
-        dimension=store.dimension,
-        dtype=store.dtype,
-        metric=settings.metric,
-        memory=settings.max_index_memory,
-        rows_per_shard=settings.rows_per_shard,
-    )
-    trained = train_index(folder, store, plan, settings.metric, settings.seed)
-    shards = _shards(settings, where, folder, store, plan, trained)
-    return _finish(settings, folder, store, plan, shards)
+    manifest = commit.unless_overtaken(folder, "index", make)
+    if manifest.counts["embeddings_sha256"] != store.manifest.sha256:  # it was the one before
+        manifest = commit.unless_overtaken(folder, "index", make)
+    return manifest
 
 
 def _job(settings: IndexSettings, store: Store) -> dict[str, Any]:
+    content = {k: v for k, v in content_of(settings).items() if k not in of_elsewhere()}
     return {
-        **content_of(settings),
+        **content,
         "embeddings": store.folder.uri(),
-        "embeddings_sha256": store.manifest.sha256,
         "embedding_dtype": store.dtype,
         "bundle": store.bundle,
     }
 
 
-def _shards(
-    settings: IndexSettings,
-    where: Cluster,
-    folder: Folder,
-    store: Store,
-    plan: IndexPlan,
-    trained: bytes,
-) -> list[ShardResult]:
-    """Build the shards in parallel; each also meets the sample that recall is measured on."""
-    from retrieval.index import build, recall, shards
+def _put_bundle(folder: Folder, store: Store) -> None:
+    from retrieval.model.bundle import read_bundle, write_bundle
 
-    vectors, rows = shards.sample_rows(store, min(recall.SAMPLE, store.rows), settings.seed + 1)
-    count = -(-store.span // plan.rows_per_shard)
-    build_one = _shard_builder(folder, store, plan, settings.metric, trained, vectors)
+    if store.bundle is None:
+        return
+    bundle = read_bundle(store.folder)
+    if bundle.digest != store.bundle:
+        raise Mismatch(f"{store.folder.uri()} holds another bundle than its job.json names")
+    write_bundle(folder, bundle)
+
+
+def _bring_up(settings: IndexSettings, where: Cluster, folder: Folder, store: Store) -> Manifest:
+    """Train if nothing is trained, build the shards that are missing, measure, finish."""
+    from retrieval.index import finish
+    from retrieval.index.neighbours import Sample
+    from retrieval.index.recall import CURVE_K, SAMPLE
+    from retrieval.index.sampling import sample_of
+    from retrieval.index.sizing import Gallery, plan_index
+    from retrieval.index.training import train_index
+
+    plan = plan_index(
+        Gallery(store.rows, store.dimension, store.dtype, settings.metric),
+        settings.max_index_memory, rows_per_shard=settings.rows_per_shard,
+        factory=settings.index_factory,
+    )  # fmt: skip
+    trained = train_index(folder, store, plan, settings.metric, settings.seed, Spread(where))
+    work = finish.missing_shards(folder, store, trained.plan)
+    vectors, rows = sample_of(store, SAMPLE, settings.seed + 1)
+    sample = Sample(vectors, rows, max(CURVE_K) + 1)
+    build_one = _shard_builder(settings, folder, store, trained, sample)
     done: list[ShardResult] = []
-    with progress("index", count, "shards") as bar:
-        for result in tasks.tasks(where, build_one, range(count)):
+    with progress("index", len(work), "shards") as bar:
+        for result in tasks.tasks(where, build_one, work):
             done.append(result)
             bar.advance(1)
     done.sort(key=lambda result: result.number)
-    build.put_recall(folder, trained, vectors, rows, count, settings.metric, settings.seed)
-    return done
+    return finish.finish_index(folder, store, trained, sample, done, settings.metric, settings.seed)
 
 
 def _shard_builder(
-    folder: Folder, store: Store, plan: IndexPlan, metric: Metric, trained: bytes, vectors: Any
-) -> Callable[[int], ShardResult]:
-    from retrieval.index.recall import CURVE_K
+    settings: IndexSettings, folder: Folder, store: Store, trained: Any, sample: Any
+) -> Callable[[Any], ShardResult]:
+    metric, scratch = settings.metric, settings.scratch
+    _ = store.more  # known before the store travels, so that no task reads the listings
 
-    neighbours = max(CURVE_K) + 1  # one is the sampled row itself
+    def build_one(work: Any) -> ShardResult:
+        from retrieval.index.build_shard import Making
+        from retrieval.index.neighbours import make_shard
 
-    def build_one(number: int) -> ShardResult:
-        from retrieval.index.shards import build_shard
-        from retrieval.scoring import block
-
-        sample = block(vectors, metric)
-        return build_shard(folder, store, number, plan, metric, trained, sample, neighbours)
+        making = Making(folder, store, metric, trained.faiss, trained.plan.codes, scratch, alive)
+        return make_shard(making, sample, *work)
 
     return build_one
-
-
-def _finish(
-    settings: IndexSettings,
-    folder: Folder,
-    store: Store,
-    plan: IndexPlan,
-    done: list[ShardResult],
-) -> Manifest:
-    from retrieval.index.shards import LABELS
-
-    labels: Counter[str] = Counter()
-    for result in done:
-        labels.update(result.labels)
-    names = sorted(labels)
-    columns = [pa.array(names, pa.string()), pa.array([labels[n] for n in names], pa.int64())]
-    table = pa.table(columns, schema=GALLERY_LABELS.schema)
-    commit.put_once(folder, LABELS, sealed_parquet(table))
-    known = [file for result in done for file in result.files]
-    counts = {
-        "rows": sum(result.rows for result in done),
-        "dimension": store.dimension,
-        "shards": len(done),
-        "nlist": plan.nlist,
-        "factory": plan.factory,
-        "probe_all": plan.probe_all,
-        "metric": settings.metric,
-    }
-    return commit.finish(folder, "index", counts, known)
 
 
 def read_table(folder: Folder, manifest: Manifest, path: str) -> pa.Table:
@@ -162,8 +164,13 @@ def read_table(folder: Folder, manifest: Manifest, path: str) -> pa.Table:
 
 def _summary(output: str, manifest: Manifest) -> Result:
     counts = manifest.counts
-    lines = (
+    lines = [
         f"{counts['rows']} vectors of {counts['dimension']} dimensions in {counts['shards']} "
         f"shards of {counts['factory']}: {output}",
-    )
-    return Result({"output": output, **counts}, lines)
+    ]
+    if counts["drift"] > RETRAIN:
+        lines.append(
+            f"vectors lie {counts['drift']:.2f} times as far from their centroids as those these "
+            "were trained on: --overwrite trains anew, so that fewer lists need be read"
+        )
+    return Result({"output": output, **counts}, tuple(lines))

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from jobs.groups import Reading
 from jobs.progress import say
-from jobs.settings import EmbedSettings, Reading
+from jobs.settings import EmbedSettings
 from retrieval.errors import AccessRefused, InputError
 from retrieval.images.changes import items_at
 from retrieval.images.containers import container_of
@@ -37,19 +38,20 @@ def source_of(settings: Reading, root: str) -> Source:
     return open_source(root, image_column=settings.image_column, id_column=settings.id_column)
 
 
-def list_source(settings: EmbedSettings, target: Path, split: str | None) -> Listed:
-    """Write the listing; a source without images is refused."""
+def list_source(settings: EmbedSettings, source: Source, target: Path, split: str | None) -> Listed:
+    """Write the listing; a source that has nothing to list is refused."""
     labels = None if settings.labels is None else read_labels_file(settings.labels, split)
-    source = source_of(settings, settings.input)
     rows, step = write_listing(
         source.items(), target, columns=source.columns(), labels=labels, limit=settings.limit,
         chunk_rows=settings.chunk_rows,
     )  # fmt: skip
     if rows == 0:
-        raise InputError(f"{settings.input} holds no images; name a folder with photos")
+        raise source.nothing()
     _refuse_closed(settings.input, target, rows)
     if labels is not None and labelled_rows(target) == 0:
-        say(f"--labels {settings.labels} names none of the {rows} images of {settings.input}")
+        say(
+            f"--labels {settings.labels} names none of the {rows} {source.unit} of {settings.input}"
+        )
     return Listed(target, rows, step, source.others)
 
 

@@ -45,18 +45,25 @@ def _table(*options: Option) -> dict[str, Option]:
 OPTIONS = _table(
     Option("gallery", str, REQUIRED, "content",
            "images to search: a folder, a list, tars or Parquet; path or URI"),
-    Option("queries", str, REQUIRED, "content", "images to search for, alike; rank: or a store"),
+    Option("queries", str, REQUIRED, "content",
+           "images to search for, alike; rank: or a store, or vectors"),
     Option("input", str, REQUIRED, "content",
-           "images: a folder, a list (.txt, .csv, .parquet), .tar or Parquet files"),
+           "images: a folder, a list (.txt, .csv, .parquet), .tar or Parquet files; or vectors"),
     Option("output", str, REQUIRED, "run", "folder or URI to write; made if absent"),
-    Option("embeddings", str, REQUIRED, "content", "a store that `embed` made"),
+    Option("embeddings", str, REQUIRED, "content",
+           "a store that `embed` made, or vectors made elsewhere (Parquet, .npy); rank, optional: "
+           "where the index's own store lies now"),
     Option("index", str, REQUIRED, "content", "an index that `index` made"),
     Option("matches", str, REQUIRED, "content", "matches that `rank` made"),
     Option("data", str, REQUIRED, "content", "labelled images: a folder a class"),
     Option("image_column", str, None, "content",
            "of a list or of Parquet: holds the paths, or the images' bytes; default: by its name"),
     Option("id_column", str, None, "content",
-           "of a list or of Parquet: names the images; default: image_id, else path or place"),
+           "of a list, Parquet or --ids: names each; default: image_id (id), else path or place"),
+    Option("embedding_column", str, None, "content",
+           "of Parquet: holds vectors made elsewhere; default: embedding, or the only such one"),
+    Option("ids", str, None, "content",
+           "of .npy: their ids, a .txt, .npy, .csv or .parquet; default: the rows' numbers"),
     Option("labels", str, None, "content",
            "CSV or Parquet with image_id,label (and split); default: an image's parent folder"),
     Option("backbone", str, "resnet50", "content",
@@ -105,6 +112,12 @@ OPTIONS = _table(
     Option("max_index_memory", "size", "4G", "content",
            "bytes one task may hold: a shard and a block of queries"),
     Option("rows_per_shard", int, None, "content", "default: planned from the memory", low=1),
+    Option("index_factory", str, None, "content",
+           "any IVF kind of FAISS, as its index_factory reads it; default: planned, IVFn,SQfp16"),
+    Option("scratch", str, None, "run",
+           "folder for vectors on their way into a shard; default: the system's temporary one"),
+    Option("merge_into", str, None, "run",
+           "also write all live rows as one FAISS index into this local file"),
     Option("top_k", int, 10, "content", "matches a query", low=1, high=1 << 20),
     Option("recall", "recall", "0.95", "content",
            "share of the exact top-k that must be found, 0 to 1, or exact; below it: exit 5"),
@@ -121,6 +134,8 @@ OPTIONS = _table(
            "start anew where another job's output stands (run: only the stages that differ)"),
     Option("json", bool, False, "run", "print one JSON object on stdout"),
     Option("debug", bool, False, "run", "print the traceback of an error"),
+    Option("measure_recall", bool, False, "run",
+           "verify: measure an index's recall curve once more; it must come out the same"),
     Option("title", str, "lookalike", "content", "heading of the page"),
     Option("max_queries", int, 200, "content", "queries the page shows", low=1, high=2000),
 )  # fmt: skip
@@ -154,9 +169,9 @@ PARSERS: dict[Any, Callable[[str], Any]] = {"size": parse_size, "recall": parse_
 """How the two kinds that are typed as text become numbers."""
 
 
-def setting(name: str) -> Any:
-    """Make a dataclass field from the option of that name."""
-    option = OPTIONS[name]
+def setting(name: str, **changes: Any) -> Any:
+    """Make a dataclass field from the option of that name; `changes` are a verb's own."""
+    option = dataclasses.replace(OPTIONS[name], **changes)
     if option.default is REQUIRED:
         return dataclasses.field(metadata={"option": option})
     parse = PARSERS.get(option.type)

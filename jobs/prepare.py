@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import Cluster
+from jobs.groups import EngineOptions, Model
 from jobs.progress import say
-from jobs.settings import EngineOptions, Model
+from jobs.settings import EmbedSettings
 from retrieval.errors import LookalikeError, UsageError
+from retrieval.model.attempt import Attempt
 from retrieval.model.plan import OPENVINO, TORCH, EnginePlan, plan_engine
+from retrieval.records import Chunk, ChunkResult
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 
@@ -26,6 +30,21 @@ class Prepared:
     bundle: Bundle
     plan: EnginePlan
     ir: IR | None = None  # where OpenVINO runs it
+    unit = "images"
+
+    @property
+    def dimension(self) -> int:
+        """Give the length of the vectors that come out."""
+        return self.bundle.dimension
+
+    @property
+    def device(self) -> str:
+        """Give cpu or cuda."""
+        return self.plan.device
+
+    def job(self) -> dict[str, Any]:
+        """Give what stands of the engine in job.json."""
+        return dataclasses.asdict(self.plan)
 
     def ready(self) -> Prepared:
         """Convert the network for the engine, if that was left undone."""
@@ -41,6 +60,18 @@ class Prepared:
         if self.ir is None:
             return self
         return dataclasses.replace(self, bundle=dataclasses.replace(self.bundle, weights=b""))
+
+    def chunk_step(
+        self, folder: Folder, settings: EmbedSettings, threads: int
+    ) -> Callable[[Chunk, Attempt], ChunkResult]:
+        """Give what embeds a chunk; called once in each worker, by `for_workers()` of this."""
+        from retrieval.model.embed_chunk import embed_chunk
+        from retrieval.model.embed_items import Decoding
+        from retrieval.model.embedding import Embedder
+
+        embedder = Embedder(self.bundle, self.plan, self.ir)
+        decoding = Decoding(settings.max_pixels, settings.embedding_dtype, threads)
+        return lambda chunk, attempt: embed_chunk(chunk, folder, embedder, decoding, attempt)
 
 
 def prepare(

@@ -1,15 +1,17 @@
-"""Which queries are meant: a store, or images that pass through one with the index's own model."""
+"""Which queries are meant: a store, or images or vectors that pass through one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from jobs.cluster import Cluster
+from jobs.elsewhere import Given, are_vectors, given_vectors
 from jobs.embed import embed, is_store
 from jobs.prepare import Prepared, prepare
 from jobs.settings import EmbedSettings, RankSettings, part_of
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import Mismatch
+from retrieval.images.sources.vectors import hold_vectors
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
 
@@ -17,24 +19,65 @@ QUERIES = "queries"
 
 
 def given_store(settings: RankSettings, index: Folder) -> Store | None:
-    """Open the store that `--queries` names; None where it names images."""
+    """Open the store that `--queries` names; None where it names images, or vectors in files."""
     if not is_store(settings.queries):
         return None
     given = open_store(open_folder(settings.queries))
-    if given.bundle != finished.read_settings(index)["bundle"]:
-        raise Mismatch(
-            f"--queries {settings.queries} was embedded with another model than the index "
-            f"{settings.index}; embed the queries with --bundle {settings.index}"
-        )
+    _check_model(settings, given.bundle, index)
+    _check_dimension(settings, given.dimension, index)
     return given
+
+
+def _check_model(settings: RankSettings, bundle: str | None, index: Folder) -> None:
+    """Refuse queries of another model; vectors made elsewhere, on both sides, have none."""
+    made = finished.read_settings(index)["bundle"]
+    if bundle == made:
+        return
+    if bundle is None:
+        why = (
+            f"holds vectors made elsewhere, and the index {settings.index} those of a model; rank "
+            "images, or a store that was embedded with it"
+        )
+    elif made is None:
+        why = (
+            f"was embedded with a model, and the index {settings.index} holds vectors made "
+            "elsewhere; give vectors that were made like them"
+        )
+    else:
+        why = (
+            f"was embedded with another model than the index {settings.index}; embed the queries "
+            f"with --bundle {settings.index}"
+        )
+    raise Mismatch(f"--queries {settings.queries} {why}")
+
+
+def _check_dimension(settings: RankSettings, dimension: int, index: Folder) -> None:
+    there = finished.read_manifest(index, kind="index").counts["dimension"]
+    if dimension != there:
+        raise Mismatch(
+            f"--queries {settings.queries} has vectors of {dimension} numbers, and the index "
+            f"{settings.index} of {there}; give vectors that were made like those"
+        )
 
 
 def prepare_queries(
     settings: RankSettings, where: Cluster, output: Folder, index: Folder
-) -> Prepared:
-    """Make the index's own bundle ready for images."""
+) -> Prepared | Given:
+    """Make the index's own bundle ready for images; vectors in files need none."""
     from retrieval.model.bundle import read_bundle
 
+    made = finished.read_settings(index)["bundle"]
+    if are_vectors(settings.queries, settings) or (made is None and hold_vectors(settings.queries)):
+        _check_model(settings, None, index)
+        metric = finished.read_manifest(index, kind="index").counts["metric"]
+        given = given_vectors(settings.queries, settings, zeros=metric != "cosine")
+        _check_dimension(settings, given.dimension, index)
+        return given
+    if made is None:
+        raise Mismatch(
+            f"--queries {settings.queries} holds images, and the index {settings.index} was made "
+            "of vectors without their model; give vectors that were made like them (.npy, Parquet)"
+        )
     return prepare(settings, where, output, bundle=read_bundle(index))
 
 
@@ -42,17 +85,18 @@ def embed_queries(
     settings: RankSettings,
     where: Cluster,
     index: Folder,
-    prepared: Prepared | None,
+    prepared: Prepared | Given | None,
     unsettle: Callable[[], None],
 ) -> Store:
-    """Pass query images through a store of the index's dtype, beside the matches."""
+    """Pass query images, or vectors, through a store of the index's dtype, beside the matches."""
     output = open_folder(settings.output).child(QUERIES).uri()
     dtype = finished.read_settings(index)["embedding_dtype"]
     embedding = part_of(
         settings, EmbedSettings, input=settings.queries, output=output, embedding_dtype=dtype,
     )  # fmt: skip
     embed(
-        embedding, where, prepared=prepared, split="queries", stage="embed queries",
+        embedding, where, prepared=prepared, split="queries",
+        stage="take queries" if isinstance(prepared, Given) else "embed queries",
         keep_equal=True, unsettle=unsettle,
     )  # fmt: skip
     return open_store(open_folder(output))

@@ -9,13 +9,14 @@ from jobs.result import Result
 from jobs.settings import ReportSettings
 from retrieval.errors import InputError, LookalikeError, UsageError
 from retrieval.evaluation.truth import DISTRACTOR
+from retrieval.records import Certificate
 from retrieval.report.contact_sheet import MatchCell, Measure, Page, QueryRow, render
 from retrieval.report.thumbnails import thumbnails
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import read_json
-from retrieval.tables import FAILURES, MATCHES, Certificate
+from retrieval.tables import FAILURES, MATCHES
 
 SHOWN_QUERIES = 200
 SHOWN_MATCHES = 20

@@ -1,6 +1,7 @@
 """The settings of each verb: one frozen dataclass a stage, its fields named after options.
 
-A chain (`run`) has the fields of all its stages and hands each its part.
+A chain (`run`) has the fields of all its stages and hands each its part. What model, source and
+engine need, which several stages share, stands in `groups.py`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobs.groups import Elsewhere, EngineOptions, Listing, Model, Reading
 from jobs.options import setting
 
 if TYPE_CHECKING:  # not loaded for --help
-    from retrieval.tables import Metric, Pooling, Resize
+    from retrieval.tables import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,51 +36,14 @@ class Running(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """What makes a bundle; the bundle's digest stands for all of it in job.json."""
-
-    backbone: str = setting("backbone")
-    weights: str | None = setting("weights")
-    bundle: str | None = setting("bundle")
-    pooling: Pooling = setting("pooling")
-    normalize: bool = setting("normalize")
-    image_size: int | None = setting("image_size")
-    resize: Resize | None = setting("resize")
-    pca: int | None = setting("pca")
-    seed: int = setting("seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """What runs the model; resolved to an EnginePlan, which stands in job.json."""
-
-    engine: str | None = setting("engine")
-    precision: str | None = setting("precision")
-    device: str | None = setting("device")
-    batch_size: int | None = setting("batch_size")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How images are listed, read and embedded."""
-
-    labels: str | None = setting("labels")
-    image_column: str | None = setting("image_column")
-    id_column: str | None = setting("id_column")
-    chunk_rows: int | None = setting("chunk_rows")
-    max_pixels: int = setting("max_pixels")
-    limit: int | None = setting("limit")
-    max_error_rate: float = setting("max_error_rate")
-    retry_failed: bool = setting("retry_failed")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Indexing:
     """How vectors become an index."""
 
     metric: Metric = setting("metric")
     max_index_memory: int = setting("max_index_memory")
     rows_per_shard: int | None = setting("rows_per_shard")
+    index_factory: str | None = setting("index_factory")
+    scratch: str | None = setting("scratch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +56,7 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedSettings(Running, Model, EngineOptions, Reading):
+class EmbedSettings(Running, Model, EngineOptions, Reading, Elsewhere):
     """lookalike embed."""
 
     input: str = setting("input")
@@ -100,19 +65,22 @@ class EmbedSettings(Running, Model, EngineOptions, Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexSettings(Running, Indexing):
+class IndexSettings(Running, Indexing, Listing, Elsewhere):
     """lookalike index."""
 
     embeddings: str = setting("embeddings")
+    embedding_dtype: str = setting("embedding_dtype")
+    merge_into: str | None = setting("merge_into")
     seed: int = setting("seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Running, Ranking, EngineOptions, Reading):
+class RankSettings(Running, Ranking, EngineOptions, Reading, Elsewhere):
     """lookalike rank."""
 
     index: str = setting("index")
     queries: str = setting("queries")
+    embeddings: str | None = setting("embeddings", default=None, shapes="run")
     seed: int = setting("seed")
 
 
@@ -181,6 +149,7 @@ class VerifySettings(Common):
     """lookalike verify; the path is its one argument."""
 
     path: str
+    measure_recall: bool = setting("measure_recall")
 
 
 Settings = TypeVar("Settings")

@@ -17,11 +17,12 @@ from retrieval.images.listing import read_labels
 from retrieval.images.sources.choose import open_source
 from retrieval.model import backbones, bundle
 from retrieval.model.resolve import make_bundle
+from retrieval.records import Item, Transform
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.reading import read_uri
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import HISTORY, Item, Transform
+from retrieval.tables import HISTORY
 from retrieval.training import data
 from retrieval.training.loop import Trained, train
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobs.result import Result
 from jobs.settings import VerifySettings
 from retrieval.errors import Damaged, InputError
@@ -11,7 +13,9 @@ from retrieval.storage.verify import Verdict, verify
 
 def start(settings: VerifySettings) -> Result:
     """Read every byte and judge; exit 0, 3 or 7."""
-    verdicts = verify(open_folder(settings.path))
+    verdicts = [
+        _audited(verdict, settings.measure_recall) for verdict in verify(open_folder(settings.path))
+    ]
     states = {verdict.state for verdict in verdicts}
     code = 0
     if "damaged" in states:
@@ -29,6 +33,19 @@ def start(settings: VerifySettings) -> Result:
         "outputs": {verdict.path: f"{verdict.state}: {verdict.done}" for verdict in verdicts},
     }
     return Result(values, (*lines, f"{settings.path} is {state}"), code)
+
+
+def _audited(verdict: Verdict, measure_recall: bool) -> Verdict:
+    """Look into an index whose bytes are right."""
+    if verdict.kind != "index" or verdict.state != "finished":
+        return verdict
+    from retrieval.index.audit import audit, curve_again
+
+    folder = open_folder(verdict.path)
+    problems = audit(folder) + (curve_again(folder) if measure_recall else [])
+    if not problems:
+        return verdict
+    return replace(verdict, state="damaged", problems=tuple(problems))
 
 
 def _line(verdict: Verdict) -> str:

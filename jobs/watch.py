@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from jobs.attempts import AtHand, Death, Told
 from jobs.cluster import Cluster
 from jobs.progress import say
+from jobs.pulse import beats
 from retrieval.errors import LookalikeError, Stalled
 
 STALL_SECONDS = 300.0
@@ -96,14 +97,16 @@ def _cause(error: BaseException) -> BaseException:
 
 
 class TaskSigns:
-    """Single tasks tell nothing but their answers."""
+    """Single tasks tell only that they go on, and only where they take long."""
 
     def __init__(self, where: Cluster, cpus: float) -> None:
         self._where, self._cpus = where, cpus
+        self._beats = 0
 
     def moved(self) -> bool:
-        """Never know of more than the answers."""
-        return False
+        """Tell whether any task went on since the last look."""
+        before, self._beats = self._beats, beats(min(_PATIENCE, STALL_SECONDS))
+        return self._beats != before
 
     def waiting(self) -> str:
         """Say what there is to wait for: a place, or an input."""

@@ -1,4 +1,4 @@
-"""Every table on disk and every record that travels, a line a column.
+"""Every table on disk, a line a column.
 
 Whoever wants to know what a file holds reads this one; ARCHITECTURE.md prints it. A folder that a
 command writes is an *output*; its kind (`KINDS`) says which files may lie in it.
@@ -6,8 +6,8 @@ command writes is an *output*; its kind (`KINDS`) says which files may lie in it
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -50,10 +50,12 @@ class Table:
 
 _ROW = Column("row", pa.int64(), "position in the listings, from 0; never changes, may have holes")
 _ID = Column("image_id", pa.string(), "path below the root, '/'-separated; unique in a store")
-_PATH = Column("path", pa.string(), "absolute path or URI that opens the image again")
-_WIDTH = Column("width", pa.int32(), "pixels, after EXIF orientation")
-_HEIGHT = Column("height", pa.int32(), "pixels, after EXIF orientation")
-_SHA256 = Column("sha256", pa.string(), "of the image's bytes, hex")
+_PATH = Column("path", pa.string(), "absolute path or URI that opens the image (or vector) again")
+_WIDTH = Column(
+    "width", pa.int32(), "pixels, after EXIF orientation; null of a vector made elsewhere"
+)
+_HEIGHT = Column("height", pa.int32(), "pixels, after EXIF orientation; null as width is")
+_SHA256 = Column("sha256", pa.string(), "of the image's bytes, or the vector's in its file; hex")
 _LABEL = Column("label", pa.string(), "class of the image; null where unknown")
 _ROWS = Column("rows", pa.int64(), "rows of a Parquet file; null for other files")
 
@@ -67,7 +69,7 @@ LISTING = Table(
         Column("size", pa.int64(), "bytes; null where only reading would tell"),
         Column("mtime_ns", pa.int64(), "last change, nanoseconds since 1970; null where unknown"),
         _LABEL,
-        Column("place", pa.int64(), "inside its container: byte of a tar, row of a Parquet file"),
+        Column("place", pa.int64(), "inside its container: byte of a tar, row of Parquet or .npy"),
         Column("problem", pa.string(), "why it cannot be an image though it was listed; else null"),
     ),
 )
@@ -234,8 +236,8 @@ KINDS: dict[str, tuple[str, ...]] = {
         *_COMMON,
         *_MODEL,
         r"trained\.(faiss|json)",
-        r"(recall|labels)\.parquet",
-        r"shards/\d{5}\.(faiss|rows\.parquet)",
+        r"(recall|labels|deleted)\.parquet",
+        r"shards/\d{5}\.(faiss|rows\.parquet|json)",
     ),
     "matches": (
         *_COMMON,
@@ -245,148 +247,3 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "run": (*_COMMON, r"report\.html"),
 }
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image that a source offers, before it has a row.
-
-    `path` opens it again: a path or URI of its own, or `tar://MEMBER::TAR` (as fsspec writes it),
-    or `parquet://COLUMN/ROW::FILE`. `place` is its position in such a container. An item with a
-    `problem` goes to the ledger unread. `more` are the values of the source's further columns.
-    """
-
-    image_id: str
-    path: str
-    size: int | None
-    mtime_ns: int | None
-    label: str | None
-    place: int | None = None
-    problem: str | None = None
-    more: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The unit of work and of loss: lines first <= line < last of one segment's listing.
-
-    `base` is the row of the segment's first line. `retry` counts how often what failed of the chunk
-    was tried again; 0 is the first time, for all of it.
-    """
-
-    segment: int
-    number: int
-    first: int
-    last: int
-    base: int = 0
-    retry: int = 0
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One line of files.parquet."""
-
-    path: str
-    rows: int | None
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ChunkResult:
-    """What remains to be said of a chunk once its part is on disk."""
-
-    number: int
-    rows: int
-    failures: int
-    files: tuple[FileRecord, ...]
-    read_bytes: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Transform:
-    """How pixels become what the network reads; stands in the bundle.
-
-    `resize_size` is the length in pixels that the shorter side gets (crop; both sides: squash-crop)
-    and `image_size` the side of the square that comes out; squash and pad use the latter alone.
-    `mean` and `std` are those of the network, for values between 0 and 1.
-    """
-
-    resize: Resize
-    resize_size: int
-    image_size: int
-    interpolation: Literal["bilinear", "bicubic"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Give plain values, tuples as lists, as JSON has them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> Transform:
-        """Read what `to_json` gave."""
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return Transform(**plain)
-
-
-@dataclass(frozen=True)
-class IndexPlan:
-    """How a gallery becomes an index; a pure function of its description (`index/sizing.py`)."""
-
-    factory: str  # what faiss.index_factory takes
-    nlist: int
-    sample_rows: int  # rows that train the centroids
-    rows_per_shard: int
-    bytes_per_vector: int
-    probe_all: bool  # every query reads every list: recall is 1 by construction
-    reasons: tuple[str, ...]  # a sentence a decision
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What remains to be said of a shard once it is on disk."""
-
-    number: int
-    rows: int
-    labels: dict[str, int]  # images a class
-    files: tuple[FileRecord, ...]
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The closest rows of some part of the gallery to each of s sampled vectors.
-
-    All are (s, k), closest first; `rows` is -1 where there are fewer than k.
-    """
-
-    keys: NDArray[np.float64]
-    rows: NDArray[np.int64]
-    lists: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Which recall a ranking reached, and how that is known."""
-
-    nprobe: int
-    nlist: int
-    target: float
-    recall: float
-    low: float
-    high: float
-    sample: int  # queries that were also searched exactly; 0: all lists probed, nothing to sample
-    passes: int
-
-    def sentence(self) -> str:
-        """Say in one line which recall it is and how that is known."""
-        if self.sample == 0:
-            return f"recall 1.000: all {self.nlist} lists were read"
-        return (
-            f"recall {self.recall:.3f} [{self.low:.3f}, {self.high:.3f}] against exact search of "
-            f"{self.sample} of the queries, {self.nprobe} of {self.nlist} lists read "
-            f"(asked for {self.target:g})"
-        )

@@ -12,10 +12,11 @@ from retrieval.embeddings.finish import finish_store
 from retrieval.embeddings.segment import claim_segment
 from retrieval.images.listing import write_listing
 from retrieval.model.bundle import Bundle, pack, write_bundle
+from retrieval.records import Item, Transform
 from retrieval.storage import commit
 from retrieval.storage.files import open_folder
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import Item, Transform, Vectors, part_table
+from retrieval.tables import Vectors, part_table
 
 
 def write_store(path: Path, vectors: Vectors, *, model: int = 0, chunk_rows: int = 256) -> None:

@@ -15,6 +15,7 @@ FILES = sorted([*ROOT.glob("jobs/**/*.py"), *ROOT.glob("retrieval/**/*.py")])
 
 FLOORS = [
     {"retrieval", "retrieval.entry", "retrieval.tables", "retrieval.errors", "retrieval.intervals"},
+    {"retrieval.records"},
     {"retrieval.scoring", "retrieval.storage"},
     {"retrieval.images", "retrieval.embeddings"},
     {"retrieval.model", "retrieval.index", "retrieval.ranking", "retrieval.evaluation"},
@@ -80,8 +81,6 @@ def test_there_are_no_circles():
 def test_rooms_and_functions_are_small_enough_to_see_whole(path):
     text = path.read_text()
     most = MOST_IN_JOB if path.parent.name == "jobs" else MOST_LINES
-    if path.name == "tables.py":
-        most = 400  # a list, which is read by looking things up
     assert len(text.splitlines()) <= most
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):

@@ -31,12 +31,13 @@ from retrieval.embeddings.store import (
     vectors_of,
 )
 from retrieval.errors import Damaged
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.rows import read_rows
 from retrieval.storage.seal import sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import COMPACTED, WORK, Chunk, FileRecord, Vectors
+from retrieval.tables import COMPACTED, WORK, Vectors
 
 READY = COMPACTED
 """Put when the new segment is whole; its segment.json, which tells where it lies."""

@@ -25,11 +25,11 @@ from retrieval.embeddings.layout import (
 )
 from retrieval.embeddings.segment import Rows, Segment, clear_claims, read_segments, span_of
 from retrieval.errors import Damaged, TooManyFailures
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, read_json
-from retrieval.tables import Chunk, FileRecord
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ def finish_store(
     known: Iterable[FileRecord],
     max_error_rate: float,
     segments: list[Segment] | None = None,
+    unit: str = "images",
 ) -> Manifest:
     """Judge the ledger against its bound, a share of the live images, and put the manifest.
 
     Beyond the bound the work is kept without a manifest of it, and the same job with a looser bound
     finishes it; a store without any vector is never finished. `segments` are those that are whole,
     all by default; another run may be at a further one, or have finished it, which then stands.
+    `unit` is what its items are called.
     """
     segments = read_segments(folder) if segments is None else segments
     if _segments_finished(folder) > len(segments):
@@ -69,7 +71,7 @@ def finish_store(
     alive = (record for record in known if record.path in there - stale - later)
     records = commit.records(folder, alive, leave_out=stale | later)
     tally = _tally(folder, segments, records)
-    _judge(folder, tally, max_error_rate)
+    _judge(folder, tally, max_error_rate, unit)
     counts = {
         "images": tally.images, "rows": tally.rows, "failures": tally.failures,
         "dimension": dimension, "segments": len(segments), "span": tally.span,
@@ -174,13 +176,13 @@ def read_deleted(folder: Folder, segments: list[Segment]) -> Rows:
     return np.sort(np.concatenate(found))
 
 
-def _judge(folder: Folder, tally: Tally, max_error_rate: float) -> None:
+def _judge(folder: Folder, tally: Tally, max_error_rate: float, unit: str) -> None:
     if tally.rows and tally.failures <= max_error_rate * tally.images:
         return
     way = "what is finished is kept, mend them or run again with a looser --max-error-rate"
     if not tally.rows:
-        way = "name a folder with readable photos"
+        way = f"name a place with {'readable photos' if unit == 'images' else f'sound {unit}'}"
     raise TooManyFailures(
-        f"{tally.failures} of {tally.images} images failed, their reasons stand in "
+        f"{tally.failures} of {tally.images} {unit} failed, their reasons stand in "
         f"{folder.uri('segments')}/*/failures; {way}"
     )

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from retrieval.tables import Chunk
+from retrieval.records import Chunk
 
 _PIECE = re.compile(r"segments/(\d{5})/(parts|failures)/(\d{8})(?:-(\d+))?\.parquet")
 

@@ -27,10 +27,11 @@ from retrieval.embeddings.layout import (
     segment_number,
 )
 from retrieval.errors import Damaged
+from retrieval.records import Chunk
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
-from retrieval.tables import DELETED, WORK, Chunk
+from retrieval.tables import DELETED, WORK
 
 Rows = NDArray[np.int64]
 

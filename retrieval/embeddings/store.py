@@ -21,25 +21,19 @@ from retrieval.embeddings.finish import read_deleted
 from retrieval.embeddings.layout import (
     Pieces,
     failures_path,
+    listing_path,
     part_path,
     pieces_in,
     segment_json_path,
 )
-from retrieval.embeddings.segment import Rows, Segment, segment_of
+from retrieval.embeddings.segment import Rows, Segment, digest_of, segment_of
 from retrieval.errors import Damaged
+from retrieval.records import Chunk, FileRecord
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, sealed_parquet
-from retrieval.tables import (
-    FAILURES,
-    LISTING,
-    Chunk,
-    FileRecord,
-    Vectors,
-    further_columns,
-    part_table,
-)
+from retrieval.tables import FAILURES, LISTING, Vectors, further_columns, part_table
 
 
 def embedding_column(vectors: Vectors) -> pa.FixedSizeListArray:
@@ -84,9 +78,10 @@ class Store:
         return str(self.settings["embedding_dtype"])
 
     @property
-    def bundle(self) -> str:
-        """Give the digest of the bundle the vectors were made with."""
-        return str(self.settings["bundle"])
+    def bundle(self) -> str | None:
+        """Give the digest of the bundle that made the vectors; None where that was elsewhere."""
+        found: str | None = self.settings["bundle"]
+        return found
 
     @cached_property
     def segments(self) -> list[Segment]:
@@ -126,6 +121,41 @@ class Store:
         whole = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("row")
         return self._alive(whole, chunk)
 
+    @cached_property
+    def more(self) -> pa.Schema:
+        """Give the further columns of its images, of all segments; one of two types is text."""
+        found: dict[str, pa.Field] = {}
+        for segment in self.segments:
+            path = listing_path(segment.number)
+            if digest_of(self.folder, path) != segment.files[path]:
+                raise Damaged(f"{self.folder.uri(path)} was altered; remove it and run again")
+            with self.folder.open(path) as file:
+                schema = further_columns(pq.read_schema(file), LISTING)
+            for field in schema:
+                there = found.setdefault(field.name, field)
+                if there.type != field.type:
+                    found[field.name] = pa.field(field.name, pa.string())
+        return pa.schema([field.with_nullable(True) for field in found.values()])
+
+    @property
+    def parts(self) -> list[list[FileRecord]]:
+        """Give the parts in the order of their rows: those of first attempts, then of retries."""
+        found: list[list[FileRecord]] = []
+        for chunk in self.chunks:
+            for retry in self._pieces[chunk.segment, chunk.number].parts:
+                found += [[] for _ in range(retry + 1 - len(found))]
+                path = part_path(replace(chunk, retry=retry))
+                found[retry].append(self.manifest.files[path])
+        return found
+
+    def part_rows(self, path: str, first: int, last: int) -> pa.Table:
+        """Give the live ones of the rows at some places of a part."""
+        table = self._read(path).slice(first, last - first)
+        if len(table) == 0:
+            return table
+        rows = table["row"]
+        return self._without_deleted(table, rows[0].as_py(), rows[-1].as_py() + 1)
+
     def failures(self) -> Iterator[pa.Table]:
         """Stream the ledger's live lines, a table a chunk that has failures."""
         for chunk in self.chunks:
@@ -135,8 +165,10 @@ class Store:
                 yield self._alive(self._read(path), chunk)
 
     def _alive(self, table: pa.Table, chunk: Chunk) -> pa.Table:
-        ends = [chunk.base + chunk.first, chunk.base + chunk.last]
-        begin, end = np.searchsorted(self.deleted, ends)
+        return self._without_deleted(table, chunk.base + chunk.first, chunk.base + chunk.last)
+
+    def _without_deleted(self, table: pa.Table, first: int, last: int) -> pa.Table:
+        begin, end = np.searchsorted(self.deleted, [first, last])
         if begin == end:
             return table
         gone = pc.is_in(table["row"], value_set=pa.array(self.deleted[begin:end]))

@@ -21,7 +21,7 @@ from PIL import Image, ImageFile
 from torch.nn import functional
 
 from retrieval.images.headers import judge
-from retrieval.tables import Transform
+from retrieval.records import Transform
 
 Image.init()  # the formats beyond the first few are registered by this
 FORMATS = tuple(name for name in (

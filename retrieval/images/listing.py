@@ -25,8 +25,9 @@ from retrieval.errors import InputError
 from retrieval.images.chunks import ROW_GROUP_CHUNKS, chunk_rows_for
 from retrieval.images.containers import container_of
 from retrieval.images.sources.metadata import converted, further
+from retrieval.records import Item
 from retrieval.storage.seal import parquet_writer, seal_file
-from retrieval.tables import LISTING, Item
+from retrieval.tables import LISTING
 
 _MEMORY = "512MB"
 _BATCH = 1 << 14

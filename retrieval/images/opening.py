@@ -1,5 +1,7 @@
 """The bytes of one image, whichever form its path has: a file, a tar's member, a Parquet row.
 
+Or of one vector that was made elsewhere: the numbers in a Parquet row, or in a row of an array.
+
 A container is kept open for the next image of it. Rows of a Parquet file are decoded a few at a
 time from the start of their row group, so that consecutive ones cost one pass and memory is a page
 of the file (pyarrow's writer by itself puts up to 1024 rows into one; a row group of small pages
@@ -19,8 +21,10 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from retrieval.images.containers import ParquetRow, TarMember, parse
+from retrieval.images import npy
+from retrieval.images.containers import Inside, NpyRow, ParquetRow, TarMember, parse
 from retrieval.storage.files import operation
 from retrieval.storage.patience import retrying
 from retrieval.storage.reading import not_utf8, open_uri, read_range, read_uri
@@ -29,6 +33,7 @@ _BATCH = 16
 _KEPT = 3
 """Rows decoded at a time and batches kept: 48 images, more than threads of a machine ask ahead."""
 
+_VECTORS = 1 << 10  # rows decoded at a time where they hold vectors
 _BUFFER = 1 << 20
 
 
@@ -42,7 +47,7 @@ class Opener:
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self._options = options or {}
         self._lock = Lock()
-        self._open: _Rows | _Members | None = None
+        self._open: _Rows | _Members | _Array | None = None
 
     def read(self, path: str, place: int | None = None, size: int | None = None) -> bytes:
         """Give an image's bytes; `place` and `size` are those of its listing, where it has them."""
@@ -52,7 +57,17 @@ class Opener:
         if isinstance(inside, TarMember) and place is not None and size is not None:
             return self._range(inside, place, size)
         with self._lock:
-            return retrying(lambda: self._inside(inside, path), path)
+            found: bytes = retrying(lambda: self._inside(inside, path), path)
+        return found
+
+    def vector(self, path: str) -> NDArray[Any]:
+        """Give a vector, (d,) numbers of the type that its container has."""
+        inside = parse(path)
+        if inside is None or isinstance(inside, TarMember):
+            raise ValueError(f"{path} is no row of a Parquet file or of an array")
+        with self._lock:
+            found: NDArray[Any] = retrying(lambda: self._inside(inside, path, "vector"), path)
+        return found
 
     def close(self) -> None:
         """Close the container that is open, if one is."""
@@ -76,14 +91,14 @@ class Opener:
             raise ValueError(f"{inside.container} ends before its member {inside.member} does")
         return data
 
-    def _inside(self, inside: TarMember | ParquetRow, path: str) -> bytes:
-        kind = _Members if isinstance(inside, TarMember) else _Rows
+    def _inside(self, inside: Inside, path: str, what: str = "read") -> Any:
+        kind = _KINDS[type(inside)]
         try:
             if not isinstance(self._open, kind) or self._open.container != inside.container:
                 self._drop()
                 self._open = kind(inside.container, self._options)
             with operation("read", path):
-                return self._open.read(inside)  # type: ignore[arg-type]
+                return getattr(self._open, what)(inside)
         except BaseException:
             self._drop()  # what failed once is opened afresh
             raise
@@ -138,8 +153,32 @@ class _Members:
         self._stack.close()
 
 
+class _Array:
+    """A .npy file, whose rows are vectors."""
+
+    def __init__(self, container: str, options: Mapping[str, Any]) -> None:
+        self.container = container
+        with ExitStack() as stack:
+            file = stack.enter_context(open_uri(container, options, block=_BUFFER))
+            self._rows = npy.Rows(file, container)
+            self._stack = stack.pop_all()
+
+    def read(self, inside: NpyRow) -> bytes:
+        """Give the bytes of one row."""
+        return self.vector(inside).tobytes()
+
+    def vector(self, inside: NpyRow) -> NDArray[Any]:
+        """Give the numbers of one row."""
+        found: NDArray[Any] = self._rows.rows(inside.row, 1)[0]
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+
 class _Rows:
-    """A Parquet file whose images are read forwards."""
+    """A Parquet file whose images or vectors are read forwards."""
 
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         self.container = container
@@ -161,22 +200,47 @@ class _Rows:
 
     def read(self, inside: ParquetRow) -> bytes:
         """Give the bytes in one row, going forwards from where the last one was, if it can."""
+        value = self._valid(inside)
+        if holds_vectors(value.type):
+            return self.vector(inside).tobytes()
+        found = value.as_py()
+        if isinstance(found, dict):
+            found = found.get("bytes")
+        if found is None:
+            raise self._empty(inside, value.type)
+        if isinstance(found, bytes):
+            return found
+        raise ValueError("the column holds no bytes")
+
+    def vector(self, inside: ParquetRow) -> NDArray[Any]:
+        """Give the numbers in one row; nulls among them are NaN."""
+        value = self._valid(inside)
+        if not holds_vectors(value.type):
+            raise ValueError("the column holds no vectors")
+        found: NDArray[Any] = value.values.to_numpy(zero_copy_only=False)
+        return found
+
+    def _valid(self, inside: ParquetRow) -> Any:
         try:
             value = self._value(inside)
         except (OSError, pa.ArrowException) as error:
             raise _settled(error, self.container) from error
-        if value is None:
-            raise ValueError(f"row {inside.row} of {self.container} holds no image (null)")
+        if not value.is_valid:
+            raise self._empty(inside, value.type)
         return value
 
-    def _value(self, inside: ParquetRow) -> bytes | None:
+    def _empty(self, inside: ParquetRow, kind: pa.DataType) -> ValueError:
+        what = "vector" if holds_vectors(kind) else "image"
+        return ValueError(f"row {inside.row} of {self.container} holds no {what} (null)")
+
+    def _value(self, inside: ParquetRow) -> Any:
         column, row = inside.column, inside.row
         if column != self._column or not self._reachable(row):
             self._start(column, row)
         while True:
             for first, batch in self._kept:
                 if first <= row < first + len(batch):
-                    return _bytes(batch[column], row - first)
+                    return batch[column][row - first]
             batch = next(self._batches)
             self._kept.append((self._next, batch))
             self._next += len(batch)
@@ -199,8 +263,12 @@ class _Rows:
             raise ValueError(f"{self.container} has no row {row}")
         self._kept.clear()
         self._column, self._next, self._last = column, first, first + rows
+        kind = self._parquet.schema_arrow.field(column).type
         self._batches = self._parquet.iter_batches(
-            _BATCH, row_groups=[group], columns=[column], use_threads=False
+            _VECTORS if holds_vectors(kind) else _BATCH,
+            row_groups=[group],
+            columns=[column],
+            use_threads=False,
         )
 
     def close(self) -> None:
@@ -209,14 +277,11 @@ class _Rows:
         self._stack.close()
 
 
-def _bytes(values: Any, place: int) -> bytes | None:
-    """Give one value of a column of bytes, or of structs with a field of them."""
-    value = values[place].as_py()
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    if value is not None and not isinstance(value, bytes):
-        raise ValueError("the column holds no bytes")
-    return value
+def holds_vectors(kind: pa.DataType) -> bool:
+    """Tell a column of lists of floats, of one length or of any."""
+    types = pa.types
+    lists = types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind)
+    return bool(lists and types.is_floating(kind.value_type))
 
 
 def _settled(error: Exception, container: str) -> Exception:
@@ -224,3 +289,6 @@ def _settled(error: Exception, container: str) -> Exception:
     if type(error) is OSError and error.errno is None:
         return ValueError(f"{container} is damaged ({error})")
     return error
+
+
+_KINDS: dict[type, Any] = {TarMember: _Members, ParquetRow: _Rows, NpyRow: _Array}

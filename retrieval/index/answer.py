@@ -9,6 +9,7 @@ A shard is read once; an answer that is there already is not made again.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +19,19 @@ from numpy.typing import NDArray
 
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
+from retrieval.index.faiss_files import centroids_of
 from retrieval.index.kmeans import list_metric
 from retrieval.index.search import search_shard
-from retrieval.index.shards import Shard, centroids_of, open_shard
+from retrieval.index.shards import Shard, open_shard
 from retrieval.scoring import block, top_k
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, sealed_parquet
-from retrieval.tables import WORK, Metric, Vectors
+from retrieval.tables import CANDIDATES, WORK, Metric, Vectors
+
+
+def _nothing() -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,15 @@ class Task:
 
     index: Folder
     manifest: Manifest
-    dtype: str
+    codes: str | None  # None: the codes are not the vectors, and do not decide
     metric: Metric
     queries: Store
     matches: Folder
     nprobe: int
     top_k: int
     sample: NDArray[np.int64]  # rows of the queries that are also searched exactly
+    tell: Callable[[], None] = _nothing  # called for each block, as a sign of life
+    vectors: Store | None = None  # where the codes are not the vectors: the store that has them
 
 
 def candidates_path(nprobe: int, shard: int, number: int) -> str:
@@ -75,7 +83,8 @@ def answer_shard(task: Task, number: int) -> int:
         )
         if found in there and (exact in there or len(task.sample) == 0):
             continue
-        shard = shard or open_shard(task.index, task.manifest, number, task.metric, task.dtype)
+        task.tell()
+        shard = shard or open_shard(task.index, task.manifest, number, task.metric, task.codes)
         _answer(task, shard, query_block(task.queries, block_number), found, exact)
     return blocks_of(task.queries)
 
@@ -102,6 +111,17 @@ def _put(
     probes = top_k(block(vectors, measure), centroids, nprobe).positions
     answer = search_shard(shard, block(vectors, task.metric), probes, rows, task.top_k)
     task.matches.put_new(path, sealed_parquet(answer))
+
+
+def best_of(parts: Iterable[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Give the k best candidates of each query, as the ranking orders them, and their places."""
+    table = pa.concat_tables([CANDIDATES.empty_table(), *parts]).sort_by(
+        [("query", "ascending"), ("key", "descending"), ("image_id", "ascending")]
+    )
+    query = table["query"].to_numpy()
+    rank = np.arange(len(query)) - np.searchsorted(query, query)
+    keep = np.flatnonzero(rank < k)
+    return table.take(keep), rank[keep]
 
 
 def read_answer(matches: Folder, path: str) -> pa.Table:

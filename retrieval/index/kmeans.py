@@ -1,15 +1,22 @@
 """The centroids of an index: Lloyd's k-means, seeded, decided in float64.
 
-Assignment goes through `scoring.py` and sums run in the order of the rows, so that the centroids
-depend on the sample and the seed alone, not on blocks, threads or processes.
+The sample lies in slices, which come from the store's parts alone. Each worker assigns the rows of
+a slice (`scoring.py`), sums them list by list, and the sums of all slices are added in their order.
+So the centroids depend on the sample and the seed alone, not on blocks, threads or workers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.scoring import Block, block, nearest
+from retrieval.index.sampling import Hashes
+from retrieval.index.workers import Workers
+from retrieval.scoring import Block, block, nearest, pair_scores
 from retrieval.tables import Metric, Vectors
 
 ITERATIONS = 10
@@ -27,45 +34,121 @@ def list_metric(metric: Metric) -> Metric:
     return "l2" if metric == "l2" else "ip"
 
 
-def train_centroids(
-    sample: Vectors, nlist: int, metric: Metric, *, seed: int
-) -> NDArray[np.float32]:
-    """Find `nlist` centroids of an (n, d) sample, n >= nlist; (nlist, d) float32.
+@dataclass(frozen=True)
+class Slice:
+    """Some rows of the sample, ready to be assigned, and the hashes that order them."""
 
-    Spherical for cosine and ip. A list that loses all its rows takes half of the fullest one, as
-    in FAISS; with fewer distinct rows than lists some lists stay empty, which harms nothing.
+    rows: Block
+    hashes: Hashes
+
+
+@dataclass(frozen=True)
+class Held:
+    """A slice that the workers keep, and the hashes of its rows."""
+
+    kept: Any
+    hashes: Hashes
+
+
+def slice_of(vectors: Vectors, hashes: Hashes, metric: Metric) -> Slice:
+    """Make (n, d) sampled vectors ready; for cosine they count with unit length."""
+    values = block(vectors, "cosine").cheap if metric == "cosine" else vectors
+    return Slice(block(values, list_metric(metric)), hashes)
+
+
+def lloyd(
+    slices: Sequence[Held], nlist: int, metric: Metric, workers: Workers
+) -> NDArray[np.float32]:
+    """Find `nlist` centroids of a sample of at least as many rows; (nlist, d) float32.
+
+    Spherical for cosine and ip. It starts with the rows of the smallest hashes. A list that loses
+    all its rows takes half of the fullest one, as in FAISS; with fewer distinct rows than lists
+    some lists stay empty, which harms nothing.
     """
-    if metric == "cosine":
-        sample = block(sample, "cosine").cheap
-    rows = block(sample, list_metric(metric))
-    start = np.random.default_rng(seed).choice(len(sample), nlist, replace=False)
-    centroids = _finished(sample[np.sort(start)].astype(np.float64), metric)
+    start = first_rows(slices, nlist, workers).astype(np.float64)
+    centroids = _finished(start, metric)
     for _ in range(ITERATIONS):
-        lists = nearest(rows, block(centroids, rows.metric))
-        centroids = _finished(_means(rows, lists, centroids), metric)
+        shared = workers.keep(centroids)
+        sums = np.zeros(centroids.shape)
+        counts = np.zeros(nlist, np.int64)
+        for part in workers.map(sums_of, [(held.kept, shared) for held in slices]):
+            sums += part[0]
+            counts += part[1]
+        centroids = _finished(_means(sums, counts, centroids), metric)
     return centroids
 
 
-def _means(
-    rows: Block, lists: NDArray[np.int64], before: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    nlist = len(before)
-    order = np.argsort(lists, kind="stable")
+def first_rows(slices: Sequence[Held], count: int, workers: Workers) -> NDArray[np.float32]:
+    """Give the rows of the `count` smallest hashes, in the order of these."""
+    order = np.sort(np.concatenate([held.hashes for held in slices]))
+    last = order[count - 1]
+    found = list(workers.map(below, [(held.kept, last) for held in slices]))
+    hashes = np.concatenate([held.hashes[held.hashes <= last] for held in slices])
+    return np.concatenate(found)[np.argsort(hashes, kind="stable")[:count]]
+
+
+def below(part: Slice, last: np.uint64) -> NDArray[np.float32]:
+    """Give a slice's rows up to a hash; what the workers do for `first_rows`."""
+    return part.rows.cheap[part.hashes <= last]
+
+
+def sums_of(
+    part: Slice, centroids: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Add a slice's rows list by list: (nlist, d) sums and (nlist,) counts, one iteration."""
+    rows, nlist = part.rows, len(centroids)
+    lists = nearest(rows, block(centroids, rows.metric))
     counts = np.bincount(lists, minlength=nlist)
-    means = before.astype(np.float64)
+    sums = np.zeros(centroids.shape)
+    order = np.argsort(lists, kind="stable")
     ends = np.cumsum(counts)
     for number in np.flatnonzero(counts):
         members = order[ends[number] - counts[number] : ends[number]]
-        means[number] = rows.values[members].astype(np.float64).mean(0)
-    for number in np.flatnonzero(counts == 0):
-        fullest = int(np.argmax(counts))
-        if counts[fullest] < 2:
+        rows.cheap[members].astype(np.float64).sum(0, out=sums[number])
+    return sums, counts
+
+
+def spread_of(slices: Sequence[Held], centroids: NDArray[np.float32], workers: Workers) -> float:
+    """Give the mean distance of the sample to its nearest centroids: what k-means makes small.
+
+    1 - cosine for cosine and ip, squared Euclidean for l2. An index whose new vectors lie further
+    away than this should be trained anew.
+    """
+    shared = workers.keep(centroids)
+    parts = list(workers.map(_distances, [(held.kept, shared) for held in slices]))
+    return float(sum(part for part in parts) / max(1, sum(len(held.hashes) for held in slices)))
+
+
+def _distances(part: Slice, centroids: NDArray[np.float32]) -> float:
+    lists = block(centroids, part.rows.metric)
+    return float(distances(part.rows, lists, nearest(part.rows, lists)).sum())
+
+
+def distances(rows: Block, centroids: Block, lists: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Give each row's distance to the centroid of its list, (n,), as `spread_of` means it."""
+    scores = pair_scores(rows, centroids, np.arange(len(rows)), lists)
+    if rows.metric == "l2":
+        return scores
+    lengths = rows.norms * centroids.norms[lists]
+    return 1 - scores / np.where(lengths > 0, lengths, 1.0)
+
+
+def _means(
+    sums: NDArray[np.float64], counts: NDArray[np.int64], before: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    means = before.astype(np.float64)
+    full = counts > 0
+    means[full] = sums[full] / counts[full, None]
+    left = counts.copy()
+    for number in np.flatnonzero(~full):
+        fullest = int(np.argmax(left))
+        if left[fullest] < 2:
             break
         signs = np.where(np.arange(means.shape[1]) % 2, 1 + _SPLIT, 1 - _SPLIT)
         means[number] = means[fullest] * signs
         means[fullest] *= 2 - signs
-        counts[number] = counts[fullest] // 2
-        counts[fullest] -= counts[number]
+        left[number] = left[fullest] // 2
+        left[fullest] -= left[number]
     return means
 
 

@@ -4,6 +4,12 @@ The codes are the vectors and every decision within a list is exact, so a neighb
 only if its list is read. Hence it is enough to know, for sampled vectors, their exact neighbours
 and at which place of their order of lists each neighbour's list stands; recall at any nprobe
 follows without a search.
+
+Where the codes lose something, a neighbour must also be among the candidates that are scored
+exactly. One that is among them when all lists are read is among them when fewer are, since fewer
+rows compete; so what is measured with all lists gives a lower bound for every nprobe. (But for
+codes whose keys are rounded by the lists read, as those of FAISS' fast scan; the certificate
+measures what came of it.)
 """
 
 from __future__ import annotations
@@ -15,8 +21,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.intervals import bootstrap_mean
+from retrieval.records import Neighbours
 from retrieval.scoring import Block, top_k
-from retrieval.tables import RECALL, Neighbours
+from retrieval.tables import RECALL
 
 CURVE_K = (1, 10, 100)
 SAMPLE = 500
@@ -68,18 +75,50 @@ def recall_at(
     needed: NDArray[np.int64], there: NDArray[np.bool_], nprobe: int
 ) -> NDArray[np.float64]:
     """Give each query's recall when `nprobe` lists are read; 1 where it has no neighbour at all."""
+    return share_of(needed <= nprobe, there)
+
+
+def share_of(found: NDArray[np.bool_], there: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Give the share of each query's neighbours that was found; 1 where it has none at all."""
     counts = there.sum(1)
-    hits = ((needed <= nprobe) & there).sum(1)
+    hits = (found & there).sum(1)
     return np.where(counts > 0, hits / np.maximum(counts, 1), 1.0)
 
 
-def recall_curve(queries: Block, centroids: Block, found: Neighbours, *, seed: int) -> pa.Table:
-    """Measure recall@k over nprobe with intervals, for each k of `CURVE_K`: table RECALL."""
+def places_among(found: Neighbours, proposed: Neighbours) -> NDArray[np.int64]:
+    """Give the place of each neighbour, (s, k), among what the codes propose; past it if absent."""
+    count = proposed.rows.shape[1]
+    order = np.argsort(proposed.rows, axis=1, kind="stable")
+    places = np.empty_like(found.rows)
+    for one, own in enumerate(order):
+        ascending = proposed.rows[one, own]
+        at = np.minimum(np.searchsorted(ascending, found.rows[one]), count - 1)
+        places[one] = np.where(ascending[at] == found.rows[one], own[at], count)
+    return places
+
+
+def recall_curve(
+    queries: Block,
+    centroids: Block,
+    found: Neighbours,
+    *,
+    seed: int,
+    places: NDArray[np.int64] | None = None,
+    per_match: int = 1,
+) -> pa.Table:
+    """Measure recall@k over nprobe with intervals, for each k of `CURVE_K`: table RECALL.
+
+    `places` are those of the neighbours in the order of the codes, of which `per_match` times k are
+    scored exactly; None where the codes are the vectors.
+    """
     needed, there = probes_needed(queries, centroids, found)
     rows = []
     for k in CURVE_K:
+        reached = needed[:, :k]
+        if places is not None:
+            reached = np.where(places[:, :k] < per_match * k, reached, len(centroids) + 1)
         for nprobe in probe_grid(len(centroids)):
-            values = recall_at(needed[:, :k], there[:, :k], nprobe)
+            values = recall_at(reached, there[:, :k], nprobe)
             low, high = bootstrap_mean(values, seed=seed)
             rows.append((k, nprobe, float(values.mean()), low, high, len(values)))
     columns = zip(*rows, strict=True)

@@ -26,21 +26,19 @@ def search_shard(shard: Shard, queries: Block, probes: Int64, numbers: Int64, k:
     `probes` is (q, nprobe), the lists each query reads, closest first; `numbers` (q,) are the
     queries' positions, which stand in the column `query`.
     """
-    ties = _image_id_order(shard.metadata)
-    rows = shard.metadata["row"].to_numpy()
+    ties = image_id_order(shard.metadata)
     norms = shard.metadata["norm"].to_numpy()
     best = TopK(queries, k)
-    lists = np.empty(len(rows), np.int32)
+    lists = np.empty(len(shard.rows), np.int32)
     for pairs in (_pairs(probes[:, :1]), _pairs(probes[:, 1:])):
         for number, which in pairs:
-            own = shard.list_rows(number)
+            own, vectors = shard.listed(number)
             if len(own) == 0:
                 continue
-            places = np.searchsorted(rows, own)
+            places = np.searchsorted(shard.rows, own)
             lists[places] = number
-            vectors = block(shard.list_vectors(number), shard.metric, norms[places])
-            best.push(vectors, ties[places], places, which)
-    return _candidates(shard.metadata, best, numbers, lists)
+            best.push(block(vectors, shard.metric, norms[places]), ties[places], places, which)
+    return candidates_table(shard.metadata, best, numbers, lists)
 
 
 def _pairs(probes: Int64) -> Iterator[tuple[int, Int64]]:
@@ -56,7 +54,7 @@ def _pairs(probes: Int64) -> Iterator[tuple[int, Int64]]:
         yield int(number), which.astype(np.int64)
 
 
-def _image_id_order(metadata: pa.Table) -> Int64:
+def image_id_order(metadata: pa.Table) -> Int64:
     """Give the place of each row's image_id in the order of image_ids by bytes."""
     order = pc.sort_indices(metadata["image_id"]).to_numpy()
     place = np.empty(len(order), np.int64)
@@ -64,9 +62,10 @@ def _image_id_order(metadata: pa.Table) -> Int64:
     return place
 
 
-def _candidates(
-    metadata: pa.Table, best: TopK, numbers: Int64, lists: NDArray[np.int32]
+def candidates_table(
+    metadata: pa.Table, best: TopK, numbers: Int64, lists: NDArray[np.integer]
 ) -> pa.Table:
+    """Say of the places found what the table CANDIDATES says; `numbers` name the queries."""
     query, rank = np.nonzero(best.positions >= 0)
     places = best.positions[query, rank]
     found = metadata.take(places)

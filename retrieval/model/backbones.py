@@ -18,7 +18,8 @@ from retrieval.model.shelves.scratch_network import SCRATCH, ScratchShelf
 from retrieval.model.shelves.shelf import Card, Shelf, State
 from retrieval.model.shelves.timm_models import TIMM, TimmShelf
 from retrieval.model.shelves.torchvision_models import TorchvisionShelf
-from retrieval.tables import Pooling, Resize, Transform
+from retrieval.records import Transform
+from retrieval.tables import Pooling, Resize
 
 __all__ = ["SCRATCH", "Card", "Source", "State", "card", "check_name", "extractor", "first_preset",
            "fit_state", "names", "network", "pretrained", "shelf_of"]  # fmt: skip

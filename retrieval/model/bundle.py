@@ -20,9 +20,10 @@ from safetensors.torch import save as save_safetensors
 
 from retrieval.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.model.projection import Projection
+from retrieval.records import Transform
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import FORMAT, Pooling, Transform
+from retrieval.tables import FORMAT, Pooling
 
 State = dict[str, torch.Tensor]
 

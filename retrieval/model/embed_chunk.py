@@ -1,32 +1,13 @@
-"""One chunk of images becomes one part of a store: the plain step that Ray, tests and loops call.
-
-Every image of the chunk ends as exactly one row or one line of the ledger. Only what would fail
-again is written there; errors that may pass stop the job (`storage/files.py`).
-"""
+"""One chunk of images becomes one part of a store: the step that Ray, tests and loops call."""
 
 from __future__ import annotations
 
-import io
-import time
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
-from retrieval.embeddings import layout, store
-from retrieval.errors import Damaged
 from retrieval.model.attempt import FIRST, Attempt
-from retrieval.model.embed_items import Decoding, Failure, embed_items
+from retrieval.model.embed_items import Decoding, embed_items
 from retrieval.model.embedding import Embedder
-from retrieval.storage import commit
+from retrieval.model.put_chunk import put_chunk
+from retrieval.records import Chunk, ChunkResult
 from retrieval.storage.files import Folder
-from retrieval.storage.rows import read_rows
-from retrieval.storage.seal import is_sealed
-from retrieval.tables import Chunk, ChunkResult
 
 
 def embed_chunk(
@@ -36,83 +17,11 @@ def embed_chunk(
     decoding: Decoding,
     attempt: Attempt = FIRST,
 ) -> ChunkResult:
-    """Read, decode and embed the images of a chunk and put its part; a part that is there stays.
-
-    A retry does so with what the chunk's ledger lists, and puts nothing if nothing is recovered.
-    """
-    started = time.perf_counter()
-    done = _finished(folder, chunk)
-    if done is not None:
-        return done
-    lines = _lines(folder, chunk)
-    rows: list[dict[str, Any]] = []
-    failures: list[Failure] = []
-    vectors: list[NDArray[Any]] = []
-    size = 0
-    for batch in embed_items(lines.to_pylist(), embedder, decoding, attempt):
-        rows += batch.rows
-        failures += batch.failures
-        vectors.append(batch.vectors)
-        size += batch.size
-    if chunk.retry and not rows:
-        return ChunkResult(chunk.number, 0, len(failures), ())
-    part = _part(lines, rows, vectors, embedder.bundle.dimension, decoding.embedding_dtype)
-    ledger = store.ledger_bytes(failures)
-    _drop_other_ledger(folder, chunk, ledger)
-    records = store.put_part(folder, chunk, part, ledger)
-    seconds = time.perf_counter() - started
-    return ChunkResult(chunk.number, len(rows), len(failures), records, size, seconds)
-
-
-def _lines(folder: Folder, chunk: Chunk) -> pa.Table:
-    """Read the lines of the listing that are to be embedded."""
-    path = layout.listing_path(chunk.segment)
-    lines = read_rows(folder, path, chunk.first, chunk.last)
-    if not chunk.retry:
-        return lines
-    before = folder.read(layout.failures_path(replace(chunk, retry=chunk.retry - 1)))
-    failed = pq.read_table(io.BytesIO(before), columns=["row"])["row"]
-    return lines.filter(pc.is_in(lines["row"], value_set=failed.combine_chunks()))
-
-
-def _finished(folder: Folder, chunk: Chunk) -> ChunkResult | None:
-    """Give the result of a chunk whose part an earlier attempt has put."""
-    path = layout.part_path(chunk)
-    try:
-        part = folder.read(path)
-    except FileNotFoundError:
-        return None
-    if not is_sealed(io.BytesIO(part)):
-        raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
-    record = commit.record(path, part)
-    rows = record.rows or 0
-    failures = chunk.last - chunk.first - rows
-    return ChunkResult(chunk.number, rows, failures, (record,))
-
-
-def _drop_other_ledger(folder: Folder, chunk: Chunk, ledger: bytes | None) -> None:
-    """Remove the ledger of an attempt that was killed before its part, if other images fail now.
-
-    An equal one stays, so that two runs at once never take each other's away.
-    """
-    path = layout.failures_path(chunk)
-    try:
-        there = folder.read(path)
-    except FileNotFoundError:
-        return
-    if there != ledger:
-        folder.delete(path)
-
-
-def _part(
-    lines: pa.Table,
-    rows: list[dict[str, Any]],
-    vectors: list[NDArray[Any]],
-    dimension: int,
-    dtype: str,
-) -> bytes:
-    at = {row: place for place, row in enumerate(lines["row"].to_pylist())}
-    kept = lines.take(pa.array([at[row["row"]] for row in rows], pa.int64()))
-    measured = pa.table({k: [row[k] for row in rows] for k in ("width", "height", "sha256")})
-    stacked = np.concatenate([np.empty((0, dimension), dtype), *vectors])
-    return store.part_bytes(kept, measured, stacked)
+    """Read, decode and embed the images of a chunk and put its part (`put_chunk.py`)."""
+    return put_chunk(
+        chunk,
+        folder,
+        lambda items: embed_items(items, embedder, decoding, attempt),
+        embedder.bundle.dimension,
+        decoding.embedding_dtype,
+    )

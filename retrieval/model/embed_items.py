@@ -8,7 +8,6 @@ that killed its worker it is one image at a time, so that the note of the image 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,20 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from retrieval.errors import LookalikeError
 from retrieval.images.decode import decode
 from retrieval.images.opening import Opener
 from retrieval.model.attempt import FIRST, Attempt
 from retrieval.model.embedding import Embedder, Vectors
-from retrieval.tables import LISTING
-
-_MESSAGE = 300  # characters of an error kept in the ledger
-_OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
-"""What Pillow calls the bytes it was given; the place in memory differs from run to run."""
-
-Failure = dict[str, Any]  # a line of the ledger
+from retrieval.model.outcome import Embedded, Failure, WorkerDied, failure_of, row_of, unfit
 
 
 @dataclass(frozen=True)
@@ -46,16 +38,6 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A batch that was embedded: rows of a part without their vectors, and these."""
-
-    rows: list[dict[str, Any]]
-    vectors: NDArray[Any]  # (n, d) of the stored dtype
-    failures: list[Failure]
-    size: int  # bytes that were read
-
-
-@dataclass(frozen=True)
 class _Image:
     item: dict[str, Any]
     pixels: torch.Tensor
@@ -67,13 +49,6 @@ class _Image:
 
 class NotAnImage(Exception):
     """A source says already that this cannot be read; the ledger tells why."""
-
-
-class WorkerDied(Exception):
-    """An image killed its worker each time; the same words in each run, so that bytes are too."""
-
-    def __init__(self) -> None:
-        super().__init__("the worker died each time it had this image at hand")
 
 
 def embed_items(
@@ -148,9 +123,9 @@ def _image(
     attempt: Attempt,
 ) -> _Image | Failure:
     if item.get("problem") is not None:
-        return _failure(item, "list", NotAnImage(item["problem"]))
+        return failure_of(item, "list", NotAnImage(item["problem"]))
     if item["path"] in attempt.given_up:
-        return _failure(item, "embed", WorkerDied())
+        return failure_of(item, "embed", WorkerDied())
     attempt.note(item["path"])
     stage = "read"
     try:
@@ -160,7 +135,7 @@ def _image(
     except LookalikeError:
         raise
     except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all
-        return _failure(item, stage, error)
+        return failure_of(item, stage, error)
     digest = hashlib.sha256(data).hexdigest()
     return _Image(item, found.pixels, found.width, found.height, digest, len(data))
 
@@ -171,32 +146,16 @@ def _embedded(
     size = sum(image.size for image in images)
     with np.errstate(over="ignore"):  # what float16 cannot hold is found below
         vectors = answer().astype(dtype)
-    problems = [_unfit(vector) for vector in vectors]
+    problems = [unfit(vector) for vector in vectors]
     rows = [_row(i) for i, problem in zip(images, problems, strict=True) if not problem]
-    unfit = [
-        _failure(image.item, "embed", ValueError(problem))
+    lost = [
+        failure_of(image.item, "embed", ValueError(problem))
         for image, problem in zip(images, problems, strict=True)
         if problem
     ]
     fit = np.array([not problem for problem in problems], bool)
-    return Embedded(rows, vectors[fit], failures + unfit, size)
-
-
-def _failure(item: dict[str, Any], stage: str, error: BaseException) -> Failure:
-    message = " ".join(_OBJECT.sub("", str(error)).split())[:_MESSAGE] or type(error).__name__
-    kept = {key: item[key] for key in ("row", "image_id", "path", "label")}
-    return {**kept, "stage": stage, "error": type(error).__name__, "message": message}
-
-
-def _unfit(vector: NDArray[Any]) -> str | None:
-    """Say why a vector cannot be searched for, or nothing."""
-    if not np.isfinite(vector).all():
-        return "the vector is not finite as stored"
-    return None if vector.any() else "the vector has no length"
+    return Embedded(rows, vectors[fit], failures + lost, size)
 
 
 def _row(image: _Image) -> dict[str, Any]:
-    """Give a row of a part without its vector; further columns of the listing go along."""
-    own = ("row", "image_id", "path", "label")
-    kept = {k: v for k, v in image.item.items() if k in own or k not in LISTING.schema.names}
-    return {**kept, "width": image.width, "height": image.height, "sha256": image.sha256}
+    return row_of(image.item, image.sha256, image.width, image.height)

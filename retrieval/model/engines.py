@@ -17,7 +17,7 @@ from retrieval.errors import UsageError
 from retrieval.model.bundle import Bundle
 from retrieval.model.openvino_ir import IR, Shape, compile_ir, convert, core
 from retrieval.model.plan import OPENVINO, EnginePlan
-from retrieval.tables import Transform
+from retrieval.records import Transform
 
 Vectors = NDArray[np.float32]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from retrieval.embeddings.store import sealed_parts
 from retrieval.images.opening import Opener
+from retrieval.records import Chunk
 from retrieval.storage.files import Folder
-from retrieval.tables import Chunk
 
 
 def changed_rows(

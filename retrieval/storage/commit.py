@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import AccessRefused, Damaged, Mismatch, UsageError
+from retrieval.records import FileRecord
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import (
     INVENTORY,
@@ -30,9 +31,9 @@ from retrieval.storage.finished import (
     read_job,
     read_manifest,
 )
-from retrieval.storage.seal import is_sealed, notes_of, read_json, sealed_json, sealed_parquet
+from retrieval.storage.seal import is_sealed, read_json, sealed_json, sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import FILES, FORMAT, KINDS, WORK, FileRecord, Kind
+from retrieval.tables import FILES, FORMAT, KINDS, WORK, Kind
 
 SEALED = (".json", ".parquet", ".html")
 """What carries its own checksum; other files are named with theirs by one that does."""
@@ -169,7 +170,7 @@ def copy_over(source: Folder, target: Folder, path: str) -> FileRecord:
     if data is not None and read_if_there(target, path) != data:
         target.put(path, data)
     with target.open(path) as file:
-        return _record_of(path, file)
+        return record_of(path, file)
 
 
 def record(path: str, data: bytes) -> FileRecord:
@@ -178,7 +179,7 @@ def record(path: str, data: bytes) -> FileRecord:
     return FileRecord(path, rows, len(data), hashlib.sha256(data).hexdigest())
 
 
-def _record_of(path: str, file: BinaryIO) -> FileRecord:
+def record_of(path: str, file: BinaryIO) -> FileRecord:
     """Give the line of files.parquet for an open file, without holding all of it."""
     file.seek(0)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -216,8 +217,8 @@ def records(
         with file:
             if entry.path.endswith(SEALED) and not is_sealed(file):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
-            found[entry.path] = _record_of(entry.path, file)
-        if entry.path.endswith((".json", ".rows.parquet")):
+            found[entry.path] = record_of(entry.path, file)
+        if entry.path.endswith(".json"):
             named |= checksums_in(entry.path, folder.read(entry.path))
     for path in sorted(named.keys() & found.keys()):
         if found[path].sha256 != named[path]:
@@ -227,11 +228,7 @@ def records(
 
 def checksums_in(path: str, data: bytes) -> dict[str, str]:
     """Give the checksums of other files that a sealed file names: {path: sha256}."""
-    files: Any = None
-    if path.endswith(".json"):
-        files = (read_json(data) or {}).get("files")
-    elif path.endswith(".rows.parquet"):
-        files = {path.replace(".rows.parquet", ".faiss"): notes_of(data)["faiss_sha256"]}
+    files: Any = (read_json(data) or {}).get("files") if path.endswith(".json") else None
     folder = path.rsplit("/", 1)[0] + "/" if path.startswith("model/") else ""
     return {folder + name: digest for name, digest in (files or {}).items()}
 

@@ -90,6 +90,14 @@ class LocalFolder(Folder):
                         raise
         raise AssertionError("unreachable")
 
+    def put_file(self, path: str, write: Callable[[str], None]) -> None:
+        """Let `write` fill a file of a given name, then put it as `put` does."""
+        with self._temporary(path) as name:
+            write(name)
+            _sync(name)
+            with operation("replace", self.uri(path)):
+                os.replace(name, self.uri(path))
+
     def delete(self, path: str) -> None:
         with operation("delete", self.uri(path)):
             Path(self.uri(path)).unlink(missing_ok=True)

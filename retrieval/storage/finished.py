@@ -16,17 +16,22 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from retrieval.errors import Damaged, InputError, Mismatch
+from retrieval.records import FileRecord
 from retrieval.storage import patience
 from retrieval.storage.files import Entry, Folder
 from retrieval.storage.seal import read_json
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import FORMAT, WORK, FileRecord, Kind
+from retrieval.tables import FORMAT, WORK, Kind
 
 JOB, MANIFEST, INVENTORY, RUN = "job.json", "manifest.json", "files.parquet", "run.json"
 
 _JOB_KEYS = {"format", "kind", "settings"}
 _MANIFEST_KEYS = {"format", "kind", "job_sha256", "files_sha256", "counts"}
-_GROWN = re.compile(r"segments/(\d{5})/(?:\w+/\d{8}(-\d+)?\.parquet|\w+\.(?:parquet|json))")
+_GROWN = {
+    "store": re.compile(r"segments/(\d{5})/(?:\w+/\d{8}(-\d+)?\.parquet|\w+\.(?:parquet|json))"),
+    "index": re.compile(r"shards/(\d{5})\.(?:faiss|rows\.parquet|json)()"),
+}
+"""Files of what may be appended to an output, by the counter of its manifest that numbers them."""
 _WAY_OUT = "remove the folder and run the command that made it again"
 
 
@@ -165,15 +170,16 @@ def check_sizes(folder: Folder, manifest: Manifest) -> None:
 
 
 def beyond(manifest: Manifest, paths: Iterable[str]) -> set[str]:
-    """Name the files of a store that belong to what comes after its manifest.
+    """Name the files of a store or an index that belong to what comes after its manifest.
 
-    A further segment, or a retry, that is under way or was killed: the rest stays readable.
+    A further segment, retry or shard that is under way or was killed: the rest stays readable.
     """
-    if manifest.kind != "store":
+    pattern = _GROWN.get(manifest.kind)
+    if pattern is None:
         return set()
-    segments = int(manifest.counts["segments"])
-    found = ((path, _GROWN.fullmatch(path)) for path in paths if path not in manifest.files)
-    return {path for path, it in found if it and (int(it[1]) >= segments or it[2])}
+    there = int(manifest.counts["segments" if manifest.kind == "store" else "shards"])
+    found = ((path, pattern.fullmatch(path)) for path in paths if path not in manifest.files)
+    return {path for path, it in found if it and (int(it[1]) >= there or it[2])}
 
 
 def read_checked(folder: Folder, expected: FileRecord) -> bytes:

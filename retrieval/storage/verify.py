@@ -126,7 +126,7 @@ def _progress(folder: Folder, kind: str) -> str:
     if kind == "store":
         return _progress_of_store(folder, paths)
     if kind == "index":
-        done = sum(1 for path in paths if path.endswith(".rows.parquet"))
+        done = sum(1 for path in paths if path.startswith("shards/") and path.endswith(".json"))
         return f"{done} shards"
     if kind == "matches":
         return f"{sum(1 for path in paths if path.startswith('matches/'))} parts"

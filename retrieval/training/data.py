@@ -27,7 +27,7 @@ from torch.nn import functional
 from retrieval.errors import InputError, LookalikeError, UsageError
 from retrieval.images.decode import apply, decode_full
 from retrieval.images.opening import Opener
-from retrieval.tables import Item, Transform
+from retrieval.records import Item, Transform
 
 MARGIN = 1.125
 """Side of a kept training photo over the side the network reads, so that crops lose little."""

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from retrieval.errors import LookalikeError
 from retrieval.model.scratch import ScratchCNN
+from retrieval.records import Transform
 from retrieval.scoring import block, top_k
-from retrieval.tables import Transform
 from retrieval.training.data import Part, Photos, augment
 
 BATCH = 16

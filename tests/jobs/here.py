@@ -15,8 +15,10 @@ import pytest
 from jobs import pool, tasks
 from jobs.cluster import Cluster
 from jobs.embed import embed
+from jobs.index import build
 from jobs.prepare import Prepared
-from jobs.settings import EmbedSettings
+from jobs.rank import rank
+from jobs.settings import EmbedSettings, IndexSettings, RankSettings
 from retrieval.model.attempt import FIRST
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import resolve_bundle
@@ -39,6 +41,24 @@ def without_ray():
         patch.setattr(pool, "stream", _stream)
         patch.setattr(tasks, "tasks", _tasks)
         yield
+
+
+def index_here(store: Path | str, output: Path | str, **settings):
+    """Run the index stage in this process; gives the manifest."""
+    with without_ray():
+        return build(
+            IndexSettings(embeddings=str(store), output=str(output), **settings),
+            Cluster("nowhere", 1),
+        )
+
+
+def rank_here(index: Path | str, queries: Path | str, output: Path | str, **settings):
+    """Run the rank stage in this process; gives the manifest."""
+    with without_ray():
+        return rank(
+            RankSettings(index=str(index), queries=str(queries), output=str(output), **settings),
+            Cluster("nowhere", 1),
+        )
 
 
 @cache

@@ -83,7 +83,7 @@ def test_a_finished_run_is_left_as_it_is(settings, root):
         "report.html",
         "gallery/manifest.json",
         "gallery/segments/00000/parts/00000001.parquet",
-        "index/shards/00001.rows.parquet",
+        "index/shards/00001.json",
         "matches/matches/part-00000.parquet",
     ],
 )

@@ -19,24 +19,22 @@ from retrieval.embeddings import store as stores
 from retrieval.embeddings.finish import finish_store
 from retrieval.embeddings.segment import Segment, claim_segment
 from retrieval.embeddings.store import Store
-from retrieval.index import build, recall, shards
+from retrieval.index import finish, recall, shards
+from retrieval.index.build_shard import Making
+from retrieval.index.coverage import Extents
+from retrieval.index.faiss_files import centroids_of, from_bytes
+from retrieval.index.neighbours import Sample, make_shard
+from retrieval.index.sampling import sample_of
+from retrieval.index.training import train_index
+from retrieval.index.workers import Here
 from retrieval.model.backbones import SCRATCH, first_preset
 from retrieval.model.bundle import Bundle, pack, write_bundle
-from retrieval.scoring import block
+from retrieval.records import Chunk, IndexPlan, ShardResult
 from retrieval.storage import commit
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import (
-    FAILURES,
-    LISTING,
-    Chunk,
-    IndexPlan,
-    Metric,
-    ShardResult,
-    Vectors,
-    part_table,
-)
+from retrieval.tables import FAILURES, LISTING, Metric, Vectors, part_table
 
 NEIGHBOURS = max(recall.CURVE_K) + 1
 METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
@@ -237,9 +235,9 @@ class Index:
     @property
     def shards(self) -> list[shards.Shard]:
         """Open all shards."""
-        dtype = self.store.dtype
+        codes = self.manifest.counts["codes"]
         return [
-            shards.open_shard(self.folder, self.manifest, number, self.metric, dtype)
+            shards.open_shard(self.folder, self.manifest, number, self.metric, codes)
             for number in range(int(self.manifest.counts["shards"]))
         ]
 
@@ -247,7 +245,7 @@ class Index:
 def make_plan(rows: int, dtype: str, nlist: int, rows_per_shard: int = 10**9) -> IndexPlan:
     """Plan an index by hand."""
     kind = "SQfp16" if dtype == "float16" else "Flat"
-    return IndexPlan(f"IVF{nlist},{kind}", nlist, rows, rows_per_shard, 0, False, ())
+    return IndexPlan(f"IVF{nlist},{kind}", nlist, dtype, rows, rows_per_shard, 0, False, ())
 
 
 class Building:
@@ -268,39 +266,25 @@ class Building:
         self.plan = make_plan(store.rows, store.dtype, min(nlist, store.rows), rows_per_shard)
         settings = {"embedding_dtype": store.dtype, "bundle": store.bundle}
         commit.begin(self.folder, "index", settings)
-        self.trained = build.train_index(self.folder, store, self.plan, metric, seed)
-        count = min(recall.SAMPLE, store.rows)
-        self.sample, self.rows = shards.sample_rows(store, count, seed + 1)
-        self.count = -(-store.span // rows_per_shard)
+        self.trained = train_index(self.folder, store, self.plan, metric, seed, Here())
+        vectors, self.rows = sample_of(store, recall.SAMPLE, seed + 1)
+        self.sample = Sample(vectors, self.rows, NEIGHBOURS)
+        self.work = finish.missing_shards(self.folder, store, self.trained.plan)
+        self.making = Making(self.folder, store, metric, self.trained.faiss, store.dtype)
 
     def shard(self, number: int) -> ShardResult:
         """Build one shard, or find it built."""
-        sample = block(self.sample, self.metric)
-        return shards.build_shard(
-            self.folder,
-            self.store,
-            number,
-            self.plan,
-            self.metric,
-            self.trained,
-            sample,
-            NEIGHBOURS,
-        )
+        return make_shard(self.making, self.sample, number, self.extents(number))
+
+    def extents(self, number: int) -> Extents:
+        """Give what a shard is made of."""
+        return dict(self.work)[number]
 
     def finish(self) -> Index:
         """Build what is missing and put the manifest."""
-        for number in range(self.count):
-            self.shard(number)
-        build.put_recall(
-            self.folder,
-            self.trained,
-            self.sample,
-            self.rows,
-            self.count,
-            self.metric,
-            self.seed,
+        done = [self.shard(number) for number, _ in self.work]
+        manifest = finish.finish_index(
+            self.folder, self.store, self.trained, self.sample, done, self.metric, self.seed
         )
-        counts = {"rows": self.store.rows, "shards": self.count, "nlist": self.plan.nlist}
-        manifest = commit.finish(self.folder, "index", {**counts, "metric": self.metric})
-        centroids = shards.centroids_of(shards.from_bytes(self.trained))
+        centroids = centroids_of(from_bytes(self.trained.faiss))
         return Index(self.folder, manifest, self.store, self.metric, centroids)

@@ -9,7 +9,7 @@ from typing import Any
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.source import Source
 from retrieval.images.sources.walk import walk
-from retrieval.tables import Item
+from retrieval.records import Item
 
 
 @dataclass

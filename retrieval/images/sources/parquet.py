@@ -27,8 +27,8 @@ from retrieval.images.sources.metadata import (
 )
 from retrieval.images.sources.source import Source
 from retrieval.images.sources.walk import Found, files_at
+from retrieval.records import Item
 from retrieval.storage.reading import open_uri
-from retrieval.tables import Item
 
 PARQUET = (".parquet", ".pq")
 
@@ -38,7 +38,10 @@ _BUFFER = 1 << 20
 
 @dataclass
 class ParquetSource(Source):
-    """Images in Parquet; id and label are columns, or FILE/ROW and none."""
+    """Images in Parquet; id and label are columns, or FILE/ROW and none.
+
+    Vectors in Parquet are listed in the same way (`vectors.py`).
+    """
 
     root: str
     image_column: str | None = None
@@ -65,10 +68,10 @@ class ParquetSource(Source):
         return pa.schema([])
 
     def _further(self, file: Found, schema: pa.Schema) -> pa.Schema:
-        image = self._image_column(file, schema)
-        return further(schema, (image, self._id_column(file, schema)))
+        content = self._content_column(file, schema)
+        return further(schema, (content, self._id_column(file, schema)))
 
-    def _image_column(self, file: Found, schema: pa.Schema) -> str:
+    def _content_column(self, file: Found, schema: pa.Schema) -> str:
         require(file.path, "--image-column", self.image_column, schema.names)
         column = self.image_column or image_bytes_column(schema)
         if column is None:
@@ -90,7 +93,7 @@ class ParquetSource(Source):
     def _rows(self, file: Found, parquet: pq.ParquetFile, columns: pa.Schema) -> Iterator[Item]:
         schema = parquet.schema_arrow
         refuse_twins(file.path, schema.names)
-        image, name = self._image_column(file, schema), self._id_column(file, schema)
+        content, name = self._content_column(file, schema), self._id_column(file, schema)
         named = label_names(schema)
         row = 0
         small = {"label", *columns.names} & {*schema.names} | ({name} if name else set())
@@ -100,7 +103,7 @@ class ParquetSource(Source):
             for own, label, more in zip(ids, labels, values(batch, columns), strict=True):
                 yield Item(
                     image_id=own or f"{file.name}/{row}",
-                    path=str(ParquetRow(image, row, file.path)),
+                    path=str(ParquetRow(content, row, file.path)),
                     size=None,
                     mtime_ns=file.mtime_ns,
                     label=label,

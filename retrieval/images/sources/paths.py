@@ -28,9 +28,9 @@ from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.parquet import PARQUET, opened_parquet
 from retrieval.images.sources.source import Source
 from retrieval.images.sources.walk import is_file
+from retrieval.records import Item
 from retrieval.storage.files import is_remote, local_path
 from retrieval.storage.reading import not_utf8, open_uri, readable
-from retrieval.tables import Item
 
 TEXT = (".txt",)
 CSV = (".csv",)

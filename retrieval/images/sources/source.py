@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from retrieval.errors import InputError
-from retrieval.tables import Item
+from retrieval.records import Item
 
 
 class Source(ABC):
@@ -16,6 +16,9 @@ class Source(ABC):
 
     root: str
     """What a person typed for it."""
+
+    unit: str = "images"
+    """What is listed, in the plural."""
 
     others: int = 0
     """Files that `items` has met so far and that are not images."""
@@ -31,4 +34,9 @@ class Source(ABC):
     def check(self) -> None:
         """Refuse a source that is missing or holds no image, before anything is written."""
         if next(self.items(), None) is None:
-            raise InputError(f"{self.root} holds no images; name a folder with photos")
+            raise self.nothing()
+
+    def nothing(self) -> InputError:
+        """Give the refusal of a source that has nothing to list."""
+        way = "a folder with photos" if self.unit == "images" else "a file that has some"
+        return InputError(f"{self.root} holds no {self.unit}; name {way}")

@@ -20,8 +20,8 @@ from retrieval.images.containers import TarMember
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.source import Source
 from retrieval.images.sources.walk import Found, files_at
+from retrieval.records import Item
 from retrieval.storage.reading import open_uri, readable
-from retrieval.tables import Item
 
 TAR = (".tar",)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")

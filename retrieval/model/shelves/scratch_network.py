@@ -8,7 +8,8 @@ from retrieval.errors import UsageError
 from retrieval.model.scratch import IMAGE_SIZE, WIDTHS, ScratchCNN
 from retrieval.model.shelves.shelf import IMAGENET, Card, Shelf, State
 from retrieval.model.shelves.tracing import classifier_of, traced
-from retrieval.tables import Pooling, Transform
+from retrieval.records import Transform
+from retrieval.tables import Pooling
 
 SCRATCH = "scratch"
 

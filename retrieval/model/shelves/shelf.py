@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.errors import InputError
-from retrieval.tables import Pooling, Transform
+from retrieval.records import Transform
+from retrieval.tables import Pooling
 
 State = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from retrieval.errors import Mismatch, UsageError
 from retrieval.model.pooling import POOLINGS
 from retrieval.model.shelves.shelf import Card, Shelf, State, not_fetched
-from retrieval.tables import Pooling, Resize, Transform
+from retrieval.records import Transform
+from retrieval.tables import Pooling, Resize
 
 TIMM = "timm:"
 _RESIZE: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}

@@ -17,7 +17,8 @@ from torchvision import models
 from retrieval.model.shelves.dimensions import DIMENSIONS
 from retrieval.model.shelves.shelf import IMAGENET, Card, Shelf, State, not_fetched
 from retrieval.model.shelves.tracing import PLAIN_SIZE, classifier_of, traced
-from retrieval.tables import Pooling, Transform
+from retrieval.records import Transform
+from retrieval.tables import Pooling
 
 _POSITIONS = "encoder.pos_embedding"
 """Of a vision transformer: it reads images of one size, and its parameters tell which."""

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from retrieval.embeddings.layout import failures_path, part_path, segment_json_path
 from retrieval.embeddings.store import embedding_column, open_store, put_part, vectors_of
 from retrieval.errors import Damaged, InputError
+from retrieval.records import Chunk
 from retrieval.storage.files import open_folder
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import FAILURES, Chunk, part_table
+from retrieval.tables import FAILURES, part_table
 from tests.retrieval.vectors import dtypes, image_ids, make_store, quick, seeds, slow
 
 FIRST, SECOND = Chunk(0, 0, 0, 4), Chunk(0, 1, 4, 8)

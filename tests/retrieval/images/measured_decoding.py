@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from retrieval.images.decode import decode
-from retrieval.tables import Transform
+from retrieval.records import Transform
 from tests.retrieval.images.odd_wholes import sounds
 
 ADDRESS_SPACE = 6 << 30

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from retrieval.images import decode as module
 from retrieval.images.decode import FORMATS, MAX_ASPECT, apply, decode, decode_full
-from retrieval.tables import Transform
+from retrieval.records import Transform
 
 BOUND = 10**7
 PLAIN = Transform("crop", 40, 32, "bilinear", (0.5, 0.25, 0.75), (0.2, 0.2, 0.2))

@@ -22,10 +22,11 @@ from retrieval.images.listing import (
     sampled_items,
     write_listing,
 )
+from retrieval.records import Item
 from retrieval.storage.files import LocalFolder
 from retrieval.storage.rows import read_rows
 from retrieval.storage.seal import is_sealed
-from retrieval.tables import LISTING, Item, further_columns
+from retrieval.tables import LISTING, further_columns
 
 IDS = st.lists(
     st.text("ab-/.%Zz~äé\u0301猫\U0001f408\uffff", min_size=1, max_size=6) | st.text(min_size=1),

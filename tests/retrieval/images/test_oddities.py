@@ -16,7 +16,7 @@ from retrieval.model.embed_items import Decoding, embed_items
 from retrieval.model.embedding import Embedder
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import resolve_bundle
-from retrieval.tables import Item
+from retrieval.records import Item
 from tests.retrieval.images.odd_wholes import oriented, sounds
 from tests.retrieval.images.oddities import EITHER, LEDGER, ROW, lies, oddities
 

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from retrieval import scoring
 from retrieval.index import kmeans
-from retrieval.index.kmeans import ITERATIONS, list_metric, train_centroids
+from retrieval.index.kmeans import ITERATIONS, list_metric, spread_of
+from retrieval.index.workers import Here
 from retrieval.tables import Metric
+from tests.retrieval.index.training import slices_of, train_centroids
 from tests.retrieval.vectors import METRICS, cases, exact_keys, metrics, quick, seeds
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
@@ -44,8 +46,8 @@ def lloyd(
 ) -> NDArray[np.float32]:
     """Run the textbook's algorithm, for samples in which no list loses all its rows."""
     values = scoring.block(sample, metric).cheap  # of unit length for cosine
-    start = np.random.default_rng(seed).choice(len(values), nlist, replace=False)
-    centroids = values[np.sort(start)].astype(np.float64)
+    start = np.argsort(np.random.default_rng(seed).permutation(len(values)))[:nlist]
+    centroids = values[start].astype(np.float64)
     for turn in range(ITERATIONS + 1):
         centroids = (centroids if metric == "l2" else unit(centroids)).astype(np.float32)
         if turn < ITERATIONS:
@@ -69,12 +71,32 @@ def test_centroids_do_not_depend_on_how_they_are_computed(case, metric, seed, si
     nlist = 1 + seed % len(case.rows)
     plain = train_centroids(case.rows, nlist, metric, seed=seed)
     pairs, product = sizes
-    with mock.patch.multiple(scoring, _PAIRS=pairs, _PRODUCT=product):
+    with mock.patch.multiple(scoring, _PAIRS=pairs, _PRODUCT=product, _NEAR=product):
         again = train_centroids(case.rows, nlist, metric, seed=seed)
     assert again.tobytes() == plain.tobytes()
     assert plain.shape == (nlist, case.rows.shape[1])
     assert plain.dtype == np.float32
     assert np.isfinite(plain).all()
+
+
+@every_metric
+@pytest.mark.parametrize("cuts", [(600,), (1, 2, 900)])
+def test_slices_are_as_good_as_the_whole(metric, cuts):
+    """Not to the last bit: a sum of sums is rounded otherwise."""
+    whole = train_centroids(clouds(), 20, metric, seed=0)
+    cut = train_centroids(clouds(), 20, metric, seed=0, cuts=cuts)
+    np.testing.assert_allclose(cut, whole, rtol=1e-5, atol=1e-6)
+
+
+@every_metric
+def test_the_spread_is_what_kmeans_makes_small(metric):
+    sample = clouds()
+    centroids = train_centroids(sample, 20, metric, seed=0)
+    spread = spread_of(slices_of(sample, metric, 0, (700,)), centroids, Here())
+    far = loss(sample, centroids, metric)
+    if metric == "ip":  # a cosine there: lengths differ
+        far = loss(unit(sample.astype(np.float64)).astype(np.float32), centroids, metric)
+    assert spread == pytest.approx(far if metric == "l2" else 1 + far, rel=1e-3)
 
 
 @every_metric
@@ -149,10 +171,9 @@ def test_the_largest_numbers_of_all_are_no_trouble(metric, dtype):
 
 
 def test_a_list_that_lost_its_rows_takes_half_of_the_fullest():
-    rows = scoring.block(np.array([[1, 1]] * 8 + [[9, 9]], np.float32), "l2")
-    lists = np.array([0] * 8 + [1])
+    sums, counts = np.array([[8.0, 8], [9, 9], [0, 0]]), np.array([8, 1, 0])
     before = np.array([[1, 1], [9, 9], [70, 70]], np.float32)
     up, down = 1 + 1 / 1024, 1 - 1 / 1024
     np.testing.assert_array_equal(
-        kmeans._means(rows, lists, before), [[up, down], [9, 9], [down, up]]
+        kmeans._means(sums, counts, before), [[up, down], [9, 9], [down, up]]
     )

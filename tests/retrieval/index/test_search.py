@@ -11,13 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.index import search, shards
-from retrieval.index.kmeans import list_metric, train_centroids
+from retrieval.index import search
+from retrieval.index.build_shard import add_codes
+from retrieval.index.faiss_files import empty_index
+from retrieval.index.kmeans import list_metric
 from retrieval.index.search import search_shard
 from retrieval.index.shards import Shard
 from retrieval.ranking.merge import merge_candidates
 from retrieval.scoring import block, nearest, norms_of, top_k
 from retrieval.tables import CANDIDATES, SHARD_ROWS, Metric, Vectors
+from tests.retrieval.index.training import train_centroids
 from tests.retrieval.vectors import (
     METRICS,
     Building,
@@ -35,17 +38,23 @@ from tests.retrieval.vectors import (
 )
 
 Int64 = NDArray[np.int64]
+NOTHING = np.empty(0, np.int64)
 
 
 def make_shard(
-    vectors: Vectors, rows: Int64, ids: list[str], centroids: NDArray[np.float32], metric: Metric
+    vectors: Vectors,
+    rows: Int64,
+    ids: list[str],
+    centroids: NDArray[np.float32],
+    metric: Metric,
+    deleted: Int64 = NOTHING,
 ) -> Shard:
     """Make a shard in memory of some rows; `ids` are those of all rows."""
     dtype = str(vectors.dtype)
-    index = shards.empty_index(make_plan(len(ids), dtype, len(centroids)), centroids, metric)
+    index = empty_index(make_plan(len(ids), dtype, len(centroids)), centroids, metric)
     measure = list_metric(metric)
     own = nearest(block(vectors[rows], measure), block(centroids, measure))
-    shards._add(index, vectors[rows], rows, own)
+    add_codes(index, vectors[rows], rows, own)
     known = {
         "row": rows,
         "image_id": [ids[row] for row in rows],
@@ -54,7 +63,7 @@ def make_shard(
         "norm": norms_of(vectors[rows]),
     }
     columns = [known.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]
-    return Shard(index, pa.table(columns, schema=SHARD_ROWS.schema), metric, dtype)
+    return Shard(index, pa.table(columns, schema=SHARD_ROWS.schema), metric, dtype, deleted)
 
 
 def shards_merge_to_brute_force(
@@ -70,9 +79,10 @@ def shards_merge_to_brute_force(
     places = generator.permutation(count)  # of each row in the order of image_ids
     ids = [image_ids(count)[place] for place in places]
     numbers = np.sort(generator.permutation(50)[: len(case.queries)])
+    deleted = np.flatnonzero(generator.random(count) < generator.choice([0, 0.3, 1]))
     parts = [
         search_shard(
-            make_shard(case.rows, rows, ids, centroids, metric),
+            make_shard(case.rows, rows, ids, centroids, metric, deleted),
             block(case.queries, metric),
             probes,
             numbers,
@@ -84,6 +94,7 @@ def shards_merge_to_brute_force(
 
     lists = exact_keys(case.rows, centroids, measure).argmax(1)
     read = (lists[None, :, None] == probes[:, None, :]).any(-1)
+    read[:, deleted] = False
     keys = np.where(read, exact_keys(case.queries, case.rows, metric), -np.inf)
     expected, found = brute_force(keys, places, k)
     query, rank = np.nonzero(found >= 0)

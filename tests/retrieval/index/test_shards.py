@@ -16,19 +16,13 @@ from numpy.typing import NDArray
 from retrieval.embeddings.store import Store
 from retrieval.errors import Damaged
 from retrieval.index.kmeans import list_metric
-from retrieval.index.shards import (
-    TRAINED,
-    TRAINED_JSON,
-    neighbours_path,
-    neighbours_to_bytes,
-    open_shard,
-    read_neighbours,
-    rows_path,
-    sample_rows,
-    shard_path,
-)
+from retrieval.index.neighbours import neighbours_path, neighbours_to_bytes, read_neighbours
+from retrieval.index.sampling import sample_of
+from retrieval.index.shards import note_path, open_shard, rows_path, shard_path
+from retrieval.index.training import TRAINED, TRAINED_JSON
+from retrieval.records import Neighbours
 from retrieval.storage.files import open_folder
-from retrieval.tables import SHARD_ROWS, Metric, Neighbours
+from retrieval.tables import SHARD_ROWS, Metric
 from tests.retrieval.vectors import (
     METRICS,
     NEIGHBOURS,
@@ -62,13 +56,13 @@ def holed_store(root: Path, dtype: str = "float32") -> Store:
 
 
 def make_index(root: Path, metric: Metric, dtype: str = "float32") -> Index:
-    """Make an index of four shards."""
+    """Make an index of three shards, of 60, 60 and 30 rows."""
     store = holed_store(root / "store", dtype)
     return Building(root / "index", store, metric, nlist=8, rows_per_shard=60).finish()
 
 
 def stored(store: Store) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    vectors, rows = sample_rows(store, store.rows, 0)
+    vectors, rows = sample_of(store, store.rows, 0)
     return rows, vectors
 
 
@@ -85,14 +79,14 @@ def read_by_faiss(index: Index, number: int) -> faiss.IndexIVF:
 def test_faiss_opens_a_shard_and_finds_the_stored_vectors_by_row(tmp_path, metric, dtype):
     index = make_index(tmp_path, metric, dtype)
     rows, vectors = stored(index.store)
-    for number in range(4):
+    for number in range(3):
         opened = read_by_faiss(index, number)
         assert opened.metric_type == (
             faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
         )
         opened.set_direct_map_type(faiss.DirectMap.Hashtable)
-        own = (rows >= 60 * number) & (rows < 60 * (number + 1))
-        assert opened.ntotal == own.sum() > 0
+        own = slice(60 * number, 60 * (number + 1))
+        assert opened.ntotal == len(rows[own])
         for row, vector in zip(rows[own], vectors[own], strict=True):
             np.testing.assert_array_equal(opened.reconstruct(int(row)), vector)
 
@@ -105,7 +99,7 @@ def test_codes_are_the_stored_vectors_bit_for_bit(tmp_path_factory, case, metric
     (shard,) = Building(root / "index", store, metric, nlist=nlist).finish().shards
     seen = {}
     for number in range(shard.index.nlist):
-        codes, rows = shard.list_vectors(number), shard.list_rows(number)
+        rows, codes = shard.listed(number)
         assert codes.dtype == case.rows.dtype
         seen |= {row: code.tobytes() for row, code in zip(rows.tolist(), codes, strict=True)}
     assert seen == {row: vector.tobytes() for row, vector in enumerate(case.rows)}
@@ -118,7 +112,7 @@ def test_every_number_that_float16_has_is_kept(tmp_path):
     vectors = numbers[np.isfinite(numbers)].reshape(-1, 64)
     store = make_store(tmp_path / "store", vectors, chunk_rows=512)
     (shard,) = Building(tmp_path / "index", store, "ip", nlist=1).finish().shards
-    assert shard.list_vectors(0).tobytes() == vectors.tobytes()
+    assert shard.listed(0)[1].tobytes() == vectors.tobytes()
 
 
 @every_metric
@@ -132,7 +126,7 @@ def test_every_vector_lies_in_its_nearest_list(tmp_path, metric, dtype):
         row: number
         for shard in index.shards
         for number in range(8)
-        for row in shard.list_rows(number).tolist()
+        for row in shard.listed(number)[0].tolist()
     }
     assert found == expected
     assert len(set(expected.values())) > 1
@@ -143,7 +137,7 @@ def test_all_shards_have_the_quantizer_that_was_trained(tmp_path, metric):
     index = make_index(tmp_path, metric)
     trained = faiss.read_index(index.folder.uri(TRAINED))
     assert trained.ntotal == 0
-    for number in range(4):
+    for number in range(3):
         opened = read_by_faiss(index, number)
         for quantizer in (opened.quantizer, trained.quantizer):
             centroids = quantizer.reconstruct_n(0, 8)
@@ -168,14 +162,12 @@ def test_the_table_of_rows_says_what_the_store_says(tmp_path, metric):
 
 
 @every_metric
-def test_a_shard_whose_images_all_failed_is_empty_and_whole(tmp_path, metric):
+def test_chunks_whose_images_all_failed_are_passed_over(tmp_path, metric):
     vectors = unit_vectors(20)
-    store = make_store(tmp_path / "store", vectors, rows=range(20, 40), images=40, chunk_rows=8)
-    index = Building(tmp_path / "index", store, metric, rows_per_shard=20).finish()
-    empty, full = index.shards
-    assert (len(empty.metadata), len(full.metadata)) == (0, 20)
-    assert read_by_faiss(index, 0).ntotal == 0
-    assert all(len(empty.list_rows(number)) == 0 for number in range(4))
+    store = make_store(tmp_path / "store", vectors, rows=range(20, 40), images=60, chunk_rows=10)
+    index = Building(tmp_path / "index", store, metric, rows_per_shard=15).finish()
+    assert [len(shard.metadata) for shard in index.shards] == [15, 5]
+    assert np.concatenate([shard.rows for shard in index.shards]).tolist() == list(range(20, 40))
 
 
 @every_metric
@@ -184,8 +176,8 @@ def test_stock_faiss_finds_the_exact_neighbours(tmp_path, metric):
     index = make_index(tmp_path, metric)
     rows, vectors = stored(index.store)
     queries = unit_vectors(170)[150:]
-    for number in range(4):
-        own = np.flatnonzero((rows >= 60 * number) & (rows < 60 * (number + 1)))
+    for number in range(3):
+        own = np.arange(len(rows))[60 * number : 60 * (number + 1)]
         keys = exact_keys(queries, vectors[own], metric)
         expected, places = brute_force(keys, rows[own], 5)
         assert (np.diff(np.sort(keys)[:, -6:]) > 1e-6).all()  # no ties
@@ -209,10 +201,12 @@ def test_an_index_has_the_same_bytes_again(tmp_path, metric):
 @pytest.mark.parametrize(
     "lost",
     [
-        [rows_path(1)],
-        [shard_path(1), rows_path(1)],
-        [shard_path(1), rows_path(1), neighbours_path(1)],
-        [neighbours_path(1)],
+        [note_path(1)],
+        [rows_path(1), note_path(1)],
+        [shard_path(1), rows_path(1), note_path(1)],
+        [shard_path(0), rows_path(0), note_path(0)],
+        [shard_path(1), rows_path(1), note_path(1), "neighbours"],
+        ["neighbours"],
         [TRAINED_JSON],
         [TRAINED, TRAINED_JSON],
     ],
@@ -226,7 +220,8 @@ def test_what_a_killed_run_left_is_gone_on_with_to_the_same_bytes(tmp_path, lost
     for number in (0, 1):
         before.shard(number)
     for path in lost:
-        before.folder.delete(path)
+        known = {"neighbours": neighbours_path(before.sample, 1)}
+        before.folder.delete(known.get(path, path))
     Building(tmp_path / "index", store, "cosine", **options).finish()
     assert tree(tmp_path / "index") == tree(tmp_path / "whole")
 
@@ -235,7 +230,7 @@ def test_a_shard_that_is_there_is_not_made_again(tmp_path, monkeypatch):
     store = holed_store(tmp_path / "store")
     building = Building(tmp_path / "index", store, "cosine", rows_per_shard=60)
     first = building.shard(1)
-    monkeypatch.setattr("retrieval.index.shards.nearest", None)  # it would be called
+    monkeypatch.setattr("retrieval.index.build_shard.nearest", None)  # it would be called
     assert building.shard(1) == first
 
 
@@ -257,7 +252,7 @@ def test_an_altered_shard_of_a_finished_index_is_not_opened(tmp_path, path):
         open_shard(index.folder, index.manifest, 1, "cosine", "float32")
 
 
-@pytest.mark.parametrize("path", [shard_path(1), rows_path(1), TRAINED, TRAINED_JSON])
+@pytest.mark.parametrize("path", [shard_path(1), rows_path(1), note_path(1), TRAINED, TRAINED_JSON])
 def test_an_altered_file_of_a_killed_run_is_found_when_it_goes_on(tmp_path, path):
     store = holed_store(tmp_path / "store")
     Building(tmp_path / "index", store, "cosine", rows_per_shard=60).shard(1)
@@ -266,23 +261,24 @@ def test_an_altered_file_of_a_killed_run_is_found_when_it_goes_on(tmp_path, path
         Building(tmp_path / "index", store, "cosine", rows_per_shard=60).finish()
 
 
-def test_a_faiss_file_that_was_altered_before_its_rows_were_put_is_found(tmp_path):
+@pytest.mark.parametrize("path", [shard_path(1), rows_path(1)])
+def test_a_file_that_was_altered_before_the_shard_was_whole_is_found(tmp_path, path):
     store = holed_store(tmp_path / "store")
     building = Building(tmp_path / "index", store, "cosine", rows_per_shard=60)
     building.shard(1)
-    building.folder.delete(rows_path(1))
-    alter(tmp_path / "index", shard_path(1))
-    with pytest.raises(Damaged, match=r"00001\.faiss was altered"):
+    building.folder.delete(note_path(1))
+    alter(tmp_path / "index", path)
+    with pytest.raises(Damaged, match=rf"{path} was altered"):
         building.shard(1)
 
 
-def test_rows_of_another_shard_are_found(tmp_path):
+def test_the_note_of_another_shard_is_found(tmp_path):
     """Sealed and sound by itself, but not this shard's."""
     store = holed_store(tmp_path / "store")
     building = Building(tmp_path / "index", store, "cosine", rows_per_shard=60)
     building.shard(0)
     building.shard(1)
-    building.folder.put(rows_path(1), building.folder.read(rows_path(0)))
+    building.folder.put(note_path(1), building.folder.read(note_path(0)))
     with pytest.raises(Damaged, match="was altered"):
         building.shard(1)
 
@@ -291,7 +287,7 @@ def test_a_missing_faiss_file_of_a_killed_run_is_found(tmp_path):
     building = Building(tmp_path / "index", holed_store(tmp_path / "store"), "cosine")
     building.shard(0)
     building.folder.delete(shard_path(0))
-    with pytest.raises(Damaged, match=r"00000\.faiss is missing; remove the index"):
+    with pytest.raises(Damaged, match=r"00000\.faiss is missing; make the index again"):
         building.shard(0)
 
 
@@ -310,14 +306,14 @@ def test_a_sample_is_drawn_over_all_parts_and_knows_its_rows(tmp_path, dtype):
     store = holed_store(tmp_path, dtype)
     all_rows, all_vectors = stored(store)
     assert all_rows.tolist() == HOLED
-    vectors, rows = sample_rows(store, 60, 7)
+    vectors, rows = sample_of(store, 60, 7)
     assert vectors.dtype == dtype
-    assert len(np.unique(rows)) == 60
     assert (np.diff(rows) > 0).all()
     assert set(rows // 32) == set(range(7))  # from each part
+    assert 40 < len(rows) < 80
     np.testing.assert_array_equal(vectors, all_vectors[np.searchsorted(all_rows, rows)])
-    np.testing.assert_array_equal(rows, sample_rows(store, 60, 7)[1])
-    assert not np.array_equal(rows, sample_rows(store, 60, 8)[1])
+    np.testing.assert_array_equal(rows, sample_of(store, 60, 7)[1])
+    assert not np.array_equal(rows, sample_of(store, 60, 8)[1])
 
 
 @every_metric
@@ -325,11 +321,11 @@ def test_neighbours_beside_a_shard_are_its_exact_ones(tmp_path, metric):
     store = holed_store(tmp_path / "store")
     building = Building(tmp_path / "index", store, metric, nlist=8, rows_per_shard=60)
     building.shard(1)
-    found = read_neighbours(building.folder, 1)
+    found = read_neighbours(building.folder, neighbours_path(building.sample, 1))
     rows, vectors = stored(store)
-    own = (rows >= 60) & (rows < 120)
+    own = slice(60, 120)
     keys, places = brute_force(
-        exact_keys(building.sample, vectors[own], metric), rows[own], NEIGHBOURS
+        exact_keys(building.sample.vectors, vectors[own], metric), rows[own], NEIGHBOURS
     )
     assert (places < 0).any()  # fewer than asked for
     np.testing.assert_array_equal(found.keys, keys)
@@ -344,10 +340,10 @@ def test_neighbours_come_back_as_they_were_and_are_found_altered(tmp_path):
     keys = np.array([[0.5, -np.inf]] * 3)
     found = Neighbours(keys, np.arange(6).reshape(shape), np.arange(6).reshape(shape) % 4)
     folder = open_folder(str(tmp_path))
-    folder.put_new(neighbours_path(5), neighbours_to_bytes(found))
-    read = read_neighbours(folder, 5)
+    folder.put_new("found", neighbours_to_bytes(found))
+    read = read_neighbours(folder, "found")
     for name in ("keys", "rows", "lists"):
         np.testing.assert_array_equal(getattr(read, name), getattr(found, name))
-    alter(tmp_path, neighbours_path(5))
+    alter(tmp_path, "found")
     with pytest.raises(Damaged, match="was altered"):
-        read_neighbours(folder, 5)
+        read_neighbours(folder, "found")

@@ -7,16 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.errors import UsageError
-from retrieval.index.sizing import LIST_ROWS, PROBE_ALL_ROWS, plan_index
-from retrieval.tables import IndexPlan
+from retrieval.index.sizing import LIST_ROWS, PROBE_ALL_ROWS, Gallery, plan_index
+from retrieval.records import IndexPlan
 from tests.retrieval.vectors import dtypes, metrics, quick
 
 GIB = 1 << 30
 
 
-def plan(rows: int, **changes: object) -> IndexPlan:
-    asked = {"images": rows, "dimension": 512, "dtype": "float16", "metric": "cosine"}
-    return plan_index(rows=rows, **{**asked, "memory": 4 * GIB, **changes})
+def plan(rows: int, memory: int = 4 * GIB, **changes: object) -> IndexPlan:
+    by_hand = {name: changes.pop(name, None) for name in ("rows_per_shard", "factory")}
+    asked = {"dimension": 512, "dtype": "float16", "metric": "cosine", **changes}
+    return plan_index(Gallery(rows, **asked), memory, **by_hand)
 
 
 @pytest.mark.parametrize(
@@ -46,32 +47,80 @@ def test_what_a_gallery_becomes(rows, dimension, dtype, memory, factory, shards,
 @quick
 @given(
     rows=st.integers(1, 2 * 10**9),
-    lost=st.integers(0, 10**6),
     dimension=st.integers(1, 4096),
     dtype=dtypes,
     metric=metrics,
     memory=st.integers(1 << 24, 1 << 40),
 )
-def test_every_plan_fits_and_can_be_trained(rows, lost, dimension, dtype, metric, memory):
+def test_every_plan_fits_and_can_be_trained(rows, dimension, dtype, metric, memory):
     asked = {"dimension": dimension, "dtype": dtype, "metric": metric, "memory": memory}
-    made = plan(rows, images=rows + lost, **asked)
-    width = {"float16": 2, "float32": 4}[dtype]
+    made = plan(rows, **asked)
+    width = {"float16": 2, "float32": 4, None: 1}[made.codes]
     assert made.rows_per_shard * dimension * width <= memory // 2
     assert made.nlist <= made.sample_rows <= rows
     assert made.nlist == 1 or rows // made.nlist >= LIST_ROWS
-    assert made.probe_all == (rows <= PROBE_ALL_ROWS)
-    assert made == plan(rows, images=rows + lost, **asked)
+    assert made.probe_all == (rows <= PROBE_ALL_ROWS and made.codes is not None)
+    assert made == plan(rows, **asked)
 
 
-def test_shards_are_cut_by_images_and_nearly_equal():
-    """Rows of images that failed are holes, so that a listing is cut and not its vectors."""
-    made = plan(10, images=1000, memory=2 * 300 * (1024 + 216))  # 300 fit: four shards
-    assert made.rows_per_shard == 250
+def test_shards_are_nearly_equal():
+    made = plan(10**6, memory=2 * 300_000 * (1024 + 216))  # 300,000 fit: four shards
+    assert made.rows_per_shard == 250_000
+
+
+@pytest.mark.parametrize(
+    ("dimension", "dtype", "memory", "factory"),
+    [
+        (2048, "float32", 256 << 20, "IVF3705,SQ8"),  # 15,962 of the vectors fit
+        (2048, "float32", 264 << 20, "IVF1028,Flat"),  # 16,460
+        (2048, "float16", 64 << 20, "IVF926,SQ8"),
+        (4096, "float32", 4 << 20, "IVF30,SQ8"),
+    ],
+)
+def test_where_few_vectors_fit_a_byte_stands_for_a_number(dimension, dtype, memory, factory):
+    made = plan(10**7, memory=memory, dimension=dimension, dtype=dtype)
+    assert made.factory == factory
+    assert made.codes == (None if "SQ8" in factory else dtype)
+    assert not made.probe_all
+    assert ("from the store" in made.reasons[0]) == ("SQ8" in factory)
+
+
+@pytest.mark.parametrize(
+    ("factory", "dtype", "codes"),
+    [
+        ("IVF16,Flat", "float32", "float32"),
+        ("IVF16,Flat", "float16", "float32"),
+        ("IVF16,SQfp16", "float16", "float16"),
+        ("IVF16,SQfp16", "float32", None),  # rounded
+        ("IVF16,PQ16x4fs", "float16", None),
+        ("IVF16,RaBitQfs,Refine(SQfp16)", "float16", None),
+        ("PCAR32,IVF16,Flat", "float16", None),
+        ("IVF16_HNSW32,Flat", "float32", None),
+    ],
+)
+def test_any_ivf_kind_by_hand(factory, dtype, codes):
+    made = plan(10**6, dtype=dtype, factory=factory)
+    assert (made.factory, made.nlist, made.codes) == (factory, 16, codes)
+    assert made.reasons[0].startswith(f"{factory}: asked for")
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("HNSW32", "makes an IndexHNSWFlat, which has no inverted lists to shard"),
+        ("Flat", "makes an IndexFlat"),
+        ("IVF16,PQ17", "cannot be made for 512 dimensions .*multiple of the number"),
+        ("IVF16,Rubbish", "cannot be made for 512 dimensions"),
+    ],
+)
+def test_what_is_no_ivf_kind_is_refused_with_the_reason(factory, said):
+    with pytest.raises(UsageError, match=f"--index-factory {factory} {said}"):
+        plan(10**6, factory=factory)
 
 
 @pytest.mark.parametrize(
     ("dimension", "dtype", "least"),
-    [(512, "float16", 634_880), (512, "float32", 1_159_168), (2048, "float32", 4_304_896)],
+    [(512, "float16", 372_736), (512, "float32", 372_736), (2048, "float32", 1_159_168)],
 )
 def test_too_little_memory_is_refused_naming_what_is_enough(dimension, dtype, least):
     asked = {"dimension": dimension, "dtype": dtype}

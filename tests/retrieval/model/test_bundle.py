@@ -27,11 +27,11 @@ from retrieval.model.bundle import (
     write_bundle,
 )
 from retrieval.model.projection import Projection
+from retrieval.records import Transform
 from retrieval.storage import commit
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.seal import read_json, sealed_json
 from retrieval.storage.verify import verify
-from retrieval.tables import Transform
 from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
 
 TRANSFORM = Transform("pad", 256, 224, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -276,7 +276,7 @@ def test_killed_at_any_moment_it_is_whole_or_none_and_writing_again_completes_it
 def test_every_output_that_holds_a_bundle_may_hold_its_projection(folder, kind):
     """Finished or not, verify takes it as the output's own and finds it altered."""
     path = f"{MODEL}/{PROJECTION}"
-    counts = {"segments": 0} if kind == "store" else {}
+    counts = {"store": {"segments": 0}, "index": {"shards": 0}}.get(kind, {})
     commit.begin(folder, kind, {})
     write_bundle(folder, projected())
     for state in ("unfinished", "finished"):

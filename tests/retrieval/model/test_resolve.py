@@ -17,8 +17,8 @@ from retrieval.errors import InputError, UsageError
 from retrieval.model.backbones import fit_state, network
 from retrieval.model.bundle import Bundle, pack, write_bundle
 from retrieval.model.resolve import RANDOM, resolve_bundle
+from retrieval.records import Transform
 from retrieval.storage.files import open_folder
-from retrieval.tables import Transform
 from tests.retrieval.vectors import one_thread  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -23,8 +23,8 @@ from retrieval.model.engines import convert_bundle, load_engine
 from retrieval.model.openvino_ir import Unfit
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import RANDOM, resolve_bundle
+from retrieval.records import Transform
 from retrieval.storage.files import open_folder
-from retrieval.tables import Transform
 from tests.conftest import draw_photos
 from tests.retrieval.model.test_backbones import BackboneTests, embed, pictures, whole
 from tests.retrieval.vectors import one_thread  # noqa: F401 - a fixture

@@ -73,10 +73,11 @@ def put_index(folder):
     folder.put_new("recall.parquet", rows_of(RECALL))
     folder.put_new("labels.parquet", rows_of(GALLERY_LABELS))
     shard = b"lists" * 9
-    notes = {"faiss_sha256": sha256(shard)}
     folder.put_new("shards/00000.faiss", shard)
-    rows = sealed_parquet(filled(SHARD_ROWS.schema, 2), notes)
+    rows = rows_of(SHARD_ROWS, 2)
     folder.put_new("shards/00000.rows.parquet", rows)
+    files = {"shards/00000.faiss": sha256(shard), "shards/00000.rows.parquet": sha256(rows)}
+    folder.put_new("shards/00000.json", sealed_json({"files": files}))
 
 
 def put_matches(folder):
@@ -93,6 +94,7 @@ VOUCHED = [
     ("store", "segments/00000/listing.parquet"),
     ("index", "trained.faiss"),
     ("index", "shards/00000.faiss"),
+    ("index", "shards/00000.rows.parquet"),
 ]
 """Files whose checksum another file names."""
 
@@ -107,7 +109,7 @@ def begin(folder, kind, **settings):
 
 def made(folder, kind, **settings):
     """A finished output of a kind, with its run.json."""
-    commit.finish(begin(folder, kind, **settings), kind, {"rows": 5, "segments": 1})
+    commit.finish(begin(folder, kind, **settings), kind, {"rows": 5, "segments": 1, "shards": 1})
     folder.put(finished.RUN, RUN_JSON)
     return folder
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import Damaged, Mismatch, StorageFailure, UsageError
+from retrieval.records import FileRecord
 from retrieval.storage import commit, finished
 from retrieval.storage.files import LocalFolder, open_folder
 from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import MATCHES, FileRecord
+from retrieval.tables import MATCHES
 from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
 from tests.retrieval.storage.outputs import (
     PUT,
@@ -218,9 +219,9 @@ def test_whoever_comes_second_keeps_what_is_there(folder):
 
 @every_kind
 def test_a_manifest_tells_of_every_file(folder, kind):
-    manifest = commit.finish(begin(folder, kind), kind, {"rows": 5, "segments": 1})
+    manifest = commit.finish(begin(folder, kind), kind, {"rows": 5, "segments": 1, "shards": 1})
     assert finished.read_manifest(folder, kind=kind) == manifest
-    assert (manifest.kind, manifest.counts) == (kind, {"rows": 5, "segments": 1})
+    assert (manifest.kind, manifest.counts) == (kind, {"rows": 5, "segments": 1, "shards": 1})
     assert manifest.sha256 == sha256(folder.read("manifest.json"))
     assert sorted(manifest.files) == sorted(set(paths(folder)) - {"manifest.json", "files.parquet"})
     for path, record in manifest.files.items():

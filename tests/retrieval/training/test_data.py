@@ -14,7 +14,7 @@ from retrieval.errors import InputError, LookalikeError, UsageError
 from retrieval.images.decode import decode
 from retrieval.images.sources.folder import FolderSource
 from retrieval.model import backbones
-from retrieval.tables import Item
+from retrieval.records import Item
 from retrieval.training import data
 
 SIDE = 32

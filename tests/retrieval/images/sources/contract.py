@@ -30,6 +30,7 @@ NAMES = (
 class SourceContract(ABC):
     """The promises; `place` is a folder that does not exist yet, here and behind a URI."""
 
+    unit = "images"
     others = True  # whether it meets files that are not images
 
     @pytest.fixture(params=["local", "remote"])
@@ -98,6 +99,6 @@ class SourceContract(ABC):
     def test_a_source_without_images_is_refused_by_check(self, place):
         source = self.source(place, {}, ("notes.txt",) if self.others else ())
         assert list(source.items()) == []
-        with pytest.raises(InputError, match=r"photos.* holds no images"):
+        with pytest.raises(InputError, match=rf"photos.* holds no {self.unit}"):
             source.check()
         self.source(place, self.images(("a.jpg",))).check()

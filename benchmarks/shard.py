@@ -1,0 +1,96 @@
+"""What does one shard cost, in time and memory, as its rows grow?
+
+python -m benchmarks.shard [--rows 100000 300000 1000000] [--dimension 128]
+
+A store of drawn vectors is written, then one shard is made of all of it, each size in a process of
+its own: the step that `lookalike index` does in a task. Memory is the peak beyond what the process
+held before, against the bytes that the plan counts for so many vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from retrieval.embeddings.store import open_store
+from retrieval.index.build_shard import Making
+from retrieval.index.finish import missing_shards
+from retrieval.index.neighbours import Sample, make_shard
+from retrieval.index.sampling import sample_of
+from retrieval.index.sizing import Gallery, plan_index
+from retrieval.index.training import train_index
+from retrieval.index.workers import Here
+from retrieval.storage import commit
+from retrieval.storage.files import open_folder
+from tests.retrieval.vectors import make_store
+
+_LISTS = 512  # the same for all sizes, so that the work a row is the same
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 3 * 10**5, 10**6])
+    parser.add_argument("--dimension", type=int, default=128)
+    asked = parser.parse_args()
+    found = []
+    for rows in asked.rows:
+        with tempfile.TemporaryDirectory() as scratch:
+            work = (rows, asked.dimension, scratch)
+            for step in (write_store, measure):  # each with memory of its own
+                with multiprocessing.get_context("spawn").Pool(1) as alone:
+                    answer = alone.apply(step, work)
+        found.append(answer)
+    print(
+        json.dumps({"benchmark": "shard", "dimension": asked.dimension, "sizes": found}, indent=1)
+    )
+
+
+def measure(rows: int, dimension: int, scratch: str) -> dict[str, Any]:
+    """Make one shard of `rows` vectors in this process."""
+    store, folder = open_store(open_folder(f"{scratch}/store")), open_folder(f"{scratch}/index")
+    gallery = Gallery(rows, dimension, store.dtype, "cosine")
+    plan = plan_index(gallery, 1 << 40, factory=f"IVF{_LISTS},SQfp16")
+    commit.begin(folder, "index", {})
+    trained = train_index(folder, store, plan, "cosine", 0, Here())
+    ((number, extents),) = missing_shards(folder, store, plan)
+    vectors, own = sample_of(store, 500, 1)
+    before, started = psutil.Process().memory_info().rss, time.perf_counter()
+    cpu = time.process_time()
+    making = Making(folder, store, "cosine", trained.faiss, store.dtype, scratch)
+    make_shard(making, Sample(vectors, own, 101), number, extents)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    planned = rows * plan.bytes_per_vector
+    return {
+        "rows": rows,
+        "seconds": round(time.perf_counter() - started, 2),
+        "processor_seconds_a_million_rows": round((time.process_time() - cpu) / rows * 10**6, 1),
+        "peak_bytes": peak,
+        "planned_bytes": planned,
+        "peak_of_planned": round(peak / planned, 3),
+    }
+
+
+def write_store(rows: int, dimension: int, scratch: str) -> None:
+    """Write a store of clustered vectors."""
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(500, dimension)).astype(np.float32)
+    vectors = np.empty((rows, dimension), np.float16)
+    for first in range(0, rows, 1 << 16):
+        part = centres[generator.integers(0, 500, min(1 << 16, rows - first))]
+        part = part + 0.7 * generator.normal(size=part.shape).astype(np.float32)
+        vectors[first : first + len(part)] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    make_store(Path(scratch, "store"), vectors, chunk_rows=4096)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Options that belong together and that several verbs take: model, engine, source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobs.options import setting
+
+if TYPE_CHECKING:  # not loaded for --help
+    from retrieval.tables import Pooling, Resize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What makes a bundle; the bundle's digest stands for all of it in job.json."""
+
+    backbone: str = setting("backbone")
+    weights: str | None = setting("weights")
+    bundle: str | None = setting("bundle")
+    pooling: Pooling = setting("pooling")
+    normalize: bool = setting("normalize")
+    image_size: int | None = setting("image_size")
+    resize: Resize | None = setting("resize")
+    pca: int | None = setting("pca")
+    seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What runs the model; resolved to an EnginePlan, which stands in job.json."""
+
+    engine: str | None = setting("engine")
+    precision: str | None = setting("precision")
+    device: str | None = setting("device")
+    batch_size: int | None = setting("batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """How a source is listed, and how much of it may fail."""
+
+    labels: str | None = setting("labels")
+    id_column: str | None = setting("id_column")
+    chunk_rows: int | None = setting("chunk_rows")
+    limit: int | None = setting("limit")
+    max_error_rate: float = setting("max_error_rate")
+    retry_failed: bool = setting("retry_failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Listing):
+    """How images are listed, read and embedded."""
+
+    image_column: str | None = setting("image_column")
+    max_pixels: int = setting("max_pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """Where vectors are found that were made elsewhere."""
+
+    embedding_column: str | None = setting("embedding_column")
+    ids: str | None = setting("ids")

@@ -1,0 +1,137 @@
+"""An index beside its store: which shards it lacks, and the end of making it.
+
+The manifest is removed before anything that it names is replaced, and put anew last.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from retrieval.embeddings.store import Store
+from retrieval.index import coverage, lossy, recall
+from retrieval.index.coverage import Extents
+from retrieval.index.faiss_files import centroids_of, from_bytes
+from retrieval.index.kmeans import list_metric
+from retrieval.index.neighbours import Sample, by_codes_path, neighbours_path, read_neighbours
+from retrieval.index.shards import (
+    DELETED_ROWS,
+    LABELS,
+    RECALL_TABLE,
+    note_path,
+    rows_path,
+    shard_path,
+    shards_there,
+)
+from retrieval.index.sizing import reads_all
+from retrieval.index.training import Trained
+from retrieval.records import IndexPlan, Neighbours, ShardResult
+from retrieval.scoring import block
+from retrieval.storage import commit
+from retrieval.storage.files import Folder
+from retrieval.storage.finished import MANIFEST, Manifest
+from retrieval.storage.seal import sealed_parquet
+from retrieval.tables import DELETED, GALLERY_LABELS, Metric
+
+_LEAST = 1e-6  # spread below which vectors lie on their centroids, and a ratio means nothing
+
+
+def missing_shards(folder: Folder, store: Store, plan: IndexPlan) -> list[tuple[int, Extents]]:
+    """Give number and extents of every shard the index will have, those that are there included.
+
+    Shards of parts that the store no longer has are removed, all of them: rows were numbered anew.
+    """
+    there = shards_there(folder)
+    parts = store.parts
+    if not coverage.is_of([extent for extents in there.values() for extent in extents], parts):
+        folder.delete(MANIFEST)
+        for number in there:
+            for path in (note_path(number), rows_path(number), shard_path(number)):
+                folder.delete(path)
+        there = {}
+    covered = [extent for extents in there.values() for extent in extents]
+    fresh = coverage.missing(parts, covered, plan.rows_per_shard)
+    free = (n for n in range(len(there) + len(fresh)) if n not in there)
+    return sorted([*there.items(), *zip(free, fresh, strict=True)])
+
+
+def finish_index(
+    folder: Folder,
+    store: Store,
+    trained: Trained,
+    sample: Sample,
+    done: list[ShardResult],
+    metric: Metric,
+    seed: int,
+) -> Manifest:
+    """Put the tables of the whole index and the manifest; `done` are all its shards."""
+    curve = _curve(folder, trained, sample, len(done), metric, seed)
+    labels: Counter[str] = Counter()
+    for result in done:
+        labels.update(result.labels)
+    folder.delete(MANIFEST)
+    folder.put(RECALL_TABLE, sealed_parquet(curve))
+    folder.put(LABELS, sealed_parquet(_labels_table(labels)))
+    if len(store.deleted):
+        deleted = pa.table([pa.array(store.deleted)], schema=DELETED.schema)
+        folder.put(DELETED_ROWS, sealed_parquet(deleted))
+    else:
+        folder.delete(DELETED_ROWS)
+    plan = trained.plan
+    counts: dict[str, Any] = {
+        "rows": sum(result.rows for result in done),
+        "dimension": store.dimension,
+        "shards": len(done),
+        "nlist": plan.nlist,
+        "factory": plan.factory,
+        "codes": plan.codes,
+        "probe_all": reads_all(store.rows, plan.codes),
+        "metric": metric,
+        "drift": _drift(trained, done),
+        "embeddings_sha256": store.manifest.sha256,
+    }
+    known = [file for result in done for file in result.files]
+    return commit.finish(folder, "index", counts, known)
+
+
+def _curve(
+    folder: Folder, trained: Trained, sample: Sample, shards: int, metric: Metric, seed: int
+) -> pa.Table:
+    """Measure the recall curve from what the shards hold closest to the sample."""
+    index = from_bytes(trained.faiss)
+    others = _others(folder, sample, shards, neighbours_path, sample.k)
+    if trained.plan.codes:
+        measure = list_metric(metric)
+        centroids = block(centroids_of(index), measure)
+        return recall.recall_curve(block(sample.vectors, measure), centroids, others, seed=seed)
+    coarse, per_match = lossy.coarse_of(index), lossy.CANDIDATES_PER_MATCH
+    proposed = _others(folder, sample, shards, by_codes_path, sample.k * per_match)
+    return recall.recall_curve(
+        coarse.inside(sample.vectors, metric), coarse.centroids, others, seed=seed,
+        places=recall.places_among(others, proposed), per_match=per_match,
+    )  # fmt: skip
+
+
+def _others(
+    folder: Folder, sample: Sample, shards: int, path: Callable[[Sample, int], str], k: int
+) -> Neighbours:
+    """Merge what the shards hold closest to the sample, each row itself left out."""
+    parts = [read_neighbours(folder, path(sample, number)) for number in range(shards)]
+    return recall.without_self(recall.merge_neighbours(parts, k), sample.rows)
+
+
+def _labels_table(labels: Counter[str]) -> pa.Table:
+    names = sorted(labels)
+    columns = [pa.array(names, pa.string()), pa.array([labels[n] for n in names], pa.int64())]
+    return pa.table(columns, schema=GALLERY_LABELS.schema)
+
+
+def _drift(trained: Trained, done: list[ShardResult]) -> float:
+    """Give how many times as far from their centroids vectors lie as those that trained them."""
+    rows = np.array([result.rows for result in done], float)
+    spread = float((np.array([result.spread for result in done]) * rows).sum() / max(1, rows.sum()))
+    return round(max(spread, _LEAST) / max(trained.spread, _LEAST), 4)

@@ -1,0 +1,85 @@
+"""What the codes of a shard propose to all queries, and which proposals of all shards are best.
+
+    work/codes/NPROBE/SHARD-BLOCK.parquet      candidates of a shard for a block of queries
+    work/proposed/NPROBE/SHARD-BLOCK.parquet   those of them among the best of all shards
+
+Only these are scored, by the vectors (`rescore.py`); so what comes out does not depend on how the
+gallery was cut into shards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrieval.embeddings.store import vectors_of
+from retrieval.index.answer import Task, blocks_of, query_block, read_answer
+from retrieval.index.lossy import CANDIDATES_PER_MATCH, Codes
+from retrieval.index.shards import open_shard
+from retrieval.storage.seal import sealed_parquet
+from retrieval.tables import WORK
+
+PROPOSED = pa.schema(
+    [("query", pa.int64()), ("key", pa.float64()), ("row", pa.int64()), ("list", pa.int32())]
+)
+"""Rows of the queries and of the gallery; the key is that of the codes."""
+
+
+def codes_path(nprobe: int, shard: int, number: int) -> str:
+    """Give the path of what a shard's codes propose for a block."""
+    return f"{WORK}codes/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
+
+
+def proposed_path(nprobe: int, shard: int, number: int) -> str:
+    """Give the path of what remains of it beside the other shards."""
+    return f"{WORK}proposed/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
+
+
+def propose(task: Task, number: int) -> int:
+    """Let one shard's codes answer every block that they have not answered; give their count."""
+    there = {entry.path for entry in task.matches.entries(f"{WORK}codes/{task.nprobe:07d}")}
+    codes: Codes | None = None
+    for block_number in range(blocks_of(task.queries)):
+        path = codes_path(task.nprobe, number, block_number)
+        if path in there:
+            continue
+        task.tell()
+        codes = codes or Codes(open_shard(task.index, task.manifest, number, task.metric, None))
+        asked = query_block(task.queries, block_number)
+        inside = codes.coarse.inside(vectors_of(asked), task.metric)
+        found = codes.search(inside, task.nprobe, task.top_k * CANDIDATES_PER_MATCH)
+        query, rank = np.nonzero(found.rows >= 0)
+        columns = {
+            "query": asked["row"].to_numpy()[query],
+            "key": found.keys[query, rank],
+            "row": found.rows[query, rank],
+            "list": found.lists[query, rank],
+        }
+        answer = pa.table(columns).cast(PROPOSED)
+        task.matches.put_new(path, sealed_parquet(answer))
+    return blocks_of(task.queries)
+
+
+def merge_proposed(task: Task, number: int) -> int:
+    """Keep what is among the best that all shards propose for a block; give the block's number."""
+    shards = range(int(task.manifest.counts["shards"]))
+    paths = [proposed_path(task.nprobe, shard, number) for shard in shards]
+    if task.matches.exists(paths[-1]):  # it is put last
+        return number
+    parts = [read_answer(task.matches, codes_path(task.nprobe, s, number)) for s in shards]
+    keep = _among_the_best(pa.concat_tables(parts), task.top_k * CANDIDATES_PER_MATCH)
+    ends = np.cumsum([len(part) for part in parts])
+    for part, own, path in zip(parts, np.split(keep, ends[:-1]), paths, strict=True):
+        task.matches.put_new(path, sealed_parquet(part.filter(pa.array(own))))
+    return number
+
+
+def _among_the_best(table: pa.Table, count: int) -> NDArray[np.bool_]:
+    """Tell which lines are among the `count` best of their query; of equal keys by row."""
+    query, key, row = (table[name].to_numpy() for name in ("query", "key", "row"))
+    order = np.lexsort((row, -key, query))
+    ordered = query[order]
+    keep = np.empty(len(order), np.bool_)
+    keep[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered) < count
+    return keep

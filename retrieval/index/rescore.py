@@ -1,0 +1,172 @@
+"""The vectors decide: one shard's rows, streamed from the store once, against all queries.
+
+Two things are taken from them: the exact scores of what the codes proposed, as `answer.py` puts its
+own answers, and for sampled queries what the shard holds closest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from retrieval.embeddings.store import Store, open_store, vectors_of
+from retrieval.errors import Damaged, InputError
+from retrieval.index.answer import (
+    Task,
+    best_of,
+    blocks_of,
+    candidates_path,
+    exact_path,
+    query_block,
+    read_answer,
+)
+from retrieval.index.lossy import Codes
+from retrieval.index.propose import proposed_path
+from retrieval.index.search import candidates_table, image_id_order
+from retrieval.index.shards import open_shard, read_note
+from retrieval.scoring import TopK, block, keys_of, pair_scores
+from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.finished import Manifest, read_settings
+from retrieval.storage.seal import sealed_parquet
+from retrieval.tables import CANDIDATES, WORK, Vectors
+
+_PAIRS = 1 << 15  # pairs whose vectors are in memory at once: 64 MiB of 512 float32 numbers a side
+
+
+def open_vectors(index: Folder, manifest: Manifest, elsewhere: str | None) -> Store:
+    """Open the store that an index was made of, where its job says or where it is now."""
+    place = elsewhere or str(read_settings(index)["embeddings"])
+    try:
+        store = open_store(open_folder(place))
+    except InputError as error:
+        raise InputError(
+            f"{place} holds no finished store, and matches of {index.uri()} are scored from its "
+            "vectors; name the store it was made of by --embeddings"
+        ) from error
+    if store.manifest.sha256 != manifest.counts["embeddings_sha256"]:
+        raise Damaged(
+            f"{place} is not the store that {index.uri()} was made of, or was changed since; index "
+            "it again, or name the right one by --embeddings"
+        )
+    return store
+
+
+def rescore(task: Task, number: int) -> int:
+    """Score what one shard proposed for every block that lacks it; give the count of blocks."""
+    there = {entry.path for entry in task.matches.entries(f"{WORK}candidates/{task.nprobe:07d}")}
+    there |= {entry.path for entry in task.matches.entries(f"{WORK}exact")}
+    blocks = range(blocks_of(task.queries))
+    found = [n for n in blocks if candidates_path(task.nprobe, number, n) not in there]
+    exact = [n for n in blocks if len(task.sample) and exact_path(number, n) not in there]
+    if not found and not exact:
+        return len(blocks)
+    codes = Codes(open_shard(task.index, task.manifest, number, task.metric, None))
+    with tempfile.TemporaryFile() as scratch:
+        wanted = _wanted(task, number, found)
+        sampled = _Sampled(task, codes, exact)
+        for rows, vectors in _streamed(task, number):
+            which = np.isin(rows, wanted, assume_unique=True)
+            scratch.write(np.ascontiguousarray(vectors[which]).tobytes())
+            sampled.push(rows, vectors)
+        scratch.flush()
+        for block_number in found:
+            task.tell()
+            answer = _scored(task, number, block_number, codes, wanted, scratch)
+            path = candidates_path(task.nprobe, number, block_number)
+            task.matches.put_new(path, sealed_parquet(answer))
+    sampled.put(number)
+    return len(blocks)
+
+
+def _wanted(task: Task, number: int, blocks: Sequence[int]) -> NDArray[np.int64]:
+    """Give the rows of a shard that are proposed for some blocks, each once, ascending."""
+    rows = np.empty(0, np.int64)
+    for block_number in blocks:
+        proposed = read_answer(task.matches, proposed_path(task.nprobe, number, block_number))
+        rows = np.union1d(rows, proposed["row"].to_numpy())
+    return rows
+
+
+def _streamed(task: Task, number: int) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+    """Give the live rows of a shard, part by part, and their vectors as they are stored."""
+    assert task.vectors is not None
+    for extent in read_note(task.index, number).extents:
+        task.tell()
+        table = task.vectors.part_rows(extent.path, extent.first, extent.last)
+        if len(table):
+            yield table["row"].to_numpy(), vectors_of(table)
+
+
+def _scored(
+    task: Task, number: int, block_number: int, codes: Codes,
+    wanted: NDArray[np.int64], scratch: Any,
+) -> pa.Table:  # fmt: skip
+    """Score the candidates of one block: its `top_k` best of each query, table CANDIDATES."""
+    proposed = read_answer(task.matches, proposed_path(task.nprobe, number, block_number))
+    proposed = proposed.sort_by([("query", "ascending"), ("row", "ascending")])
+    asked = query_block(task.queries, block_number)
+    vectors = vectors_of(asked)
+    stored = _stored(task, wanted, scratch)
+    keys = np.empty(len(proposed))
+    query = np.searchsorted(asked["row"].to_numpy(), proposed["query"].to_numpy())
+    place = np.searchsorted(wanted, proposed["row"].to_numpy())
+    for first in range(0, len(proposed), _PAIRS):
+        part = slice(first, first + _PAIRS)
+        queries, q = np.unique(query[part], return_inverse=True)
+        rows, x = np.unique(place[part], return_inverse=True)
+        left, right = block(vectors[queries], task.metric), block(stored[rows], task.metric)
+        keys[part] = keys_of(pair_scores(left, right, q, x), task.metric)
+    known = codes.shard.metadata.take(np.searchsorted(codes.shard.rows, proposed["row"]))
+    columns = {"query": proposed["query"], "key": keys, "row": proposed["row"],
+               "list": proposed["list"]}  # fmt: skip
+    names = ("image_id", "path", "label")
+    table = pa.table({**columns, **{name: known[name] for name in names}}).cast(CANDIDATES)
+    return best_of([table], task.top_k)[0]
+
+
+def _stored(task: Task, wanted: NDArray[np.int64], scratch: Any) -> Vectors:
+    """Give the vectors of the wanted rows, (n, d), as they lie in the scratch file."""
+    assert task.vectors is not None
+    shape = (len(wanted), task.vectors.dimension)
+    if len(wanted) == 0:
+        return np.empty(shape, task.vectors.dtype)
+    return np.memmap(scratch, task.vectors.dtype, "r", shape=shape)
+
+
+class _Sampled:
+    """What a shard holds closest to the sampled queries of some blocks, as its rows pass."""
+
+    def __init__(self, task: Task, codes: Codes, blocks: Sequence[int]) -> None:
+        self._task, self._codes, self._blocks = task, codes, {}
+        vectors: list[Any] = []
+        for number in blocks:
+            asked = query_block(task.queries, number)
+            asked = asked.filter(pc.is_in(asked["row"], pa.array(task.sample)))
+            self._blocks[number] = asked["row"].to_numpy()
+            vectors.append(vectors_of(asked))
+        if blocks:
+            self._best = TopK(block(np.concatenate(vectors), task.metric), task.top_k)
+            self._ties = image_id_order(codes.shard.metadata)
+
+    def push(self, rows: NDArray[np.int64], vectors: Vectors) -> None:
+        """Let some rows pass."""
+        if self._blocks:
+            places = np.searchsorted(self._codes.shard.rows, rows)
+            self._best.push(block(vectors, self._task.metric), self._ties[places], places)
+
+    def put(self, number: int) -> None:
+        """Put what is closest, a file a block."""
+        if not self._blocks:
+            return
+        queries = np.concatenate(list(self._blocks.values()))
+        metadata = self._codes.shard.metadata
+        table = candidates_table(metadata, self._best, queries, self._codes.lists)
+        for block_number, rows in self._blocks.items():
+            own = table.filter(pc.is_in(table["query"], pa.array(rows, pa.int64())))
+            self._task.matches.put_new(exact_path(number, block_number), sealed_parquet(own))

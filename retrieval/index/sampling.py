@@ -1,0 +1,66 @@
+"""Which vectors stand for all: a seeded sample that depends on the names of the images alone.
+
+An image is drawn if the hash of its image_id lies below a share of all hashes. So each part can be
+looked at by itself, wherever it is read, and a store that grew piece by piece has the same sample
+as one that was made at once. The size is random, within some percent of what is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrieval.embeddings.store import Store, vectors_of
+from retrieval.tables import Vectors
+
+Hashes = NDArray[np.uint64]
+_ALL = 2.0**64
+
+
+def hashes_of(image_ids: Iterable[str], seed: int) -> Hashes:
+    """Give a number below 2^64 to each name, the same on every machine."""
+    key = seed.to_bytes(16, "little")
+    digests = (hashlib.blake2b(name.encode(), digest_size=8, key=key) for name in image_ids)
+    return np.frombuffer(b"".join(digest.digest() for digest in digests), "<u8")
+
+
+def share_for(count: int, rows: int) -> float:
+    """Give the share of `rows` vectors that makes a sample of about `count`; 1 is all of them."""
+    return min(1.0, count / max(1, rows))
+
+
+def drawn(table: pa.Table, share: float, seed: int) -> tuple[pa.Table, Hashes]:
+    """Give the rows of a part that belong to the sample, and their hashes."""
+    hashes = hashes_of(table["image_id"].to_pylist(), seed)
+    which = np.flatnonzero(within(hashes, share))
+    return table.take(which), hashes[which]
+
+
+def within(hashes: Hashes, share: float) -> NDArray[np.bool_]:
+    """Tell which hashes belong to the smallest `share` of all there can be."""
+    return np.ones(len(hashes), np.bool_) if share >= 1 else hashes < np.uint64(share * _ALL)
+
+
+def sample_of(store: Store, count: int, seed: int) -> tuple[Vectors, NDArray[np.int64]]:
+    """Draw about `count` of a store's vectors: (n, d) and their rows, ascending.
+
+    At least one, if the store has any: where chance would draw none, that of the smallest hash.
+    """
+    share = share_for(count, store.rows)
+    found: list[pa.Table] = []
+    least: tuple[int, pa.Table] | None = None
+    for table in store.blocks():
+        sample, _ = drawn(table, share, seed)
+        found.append(sample)
+        hashes = hashes_of(table["image_id"].to_pylist(), seed)
+        if len(table) and (least is None or hashes.min() < least[0]):
+            least = int(hashes.min()), table.slice(int(hashes.argmin()), 1)
+    if least and not any(len(table) for table in found):
+        found = [least[1]]
+    vectors = np.concatenate([vectors_of(table) for table in found])
+    rows = np.concatenate([table["row"].to_numpy() for table in found])
+    return vectors, rows.astype(np.int64)

@@ -1,0 +1,92 @@
+"""An index made anew, around two levels of centroids, or brought up to a store that grew: killed
+anywhere, run again, the same bytes.
+
+`make test` takes a sample of the points, `make nightly` all of them.
+"""
+
+from types import SimpleNamespace
+
+import fsspec
+import pytest
+
+from jobs.cluster import Cluster
+from jobs.index import build
+from jobs.settings import IndexSettings
+from retrieval.index import training
+from retrieval.storage.files import LocalFolder, RemoteFolder
+from tests.jobs.here import embed_now, without_ray
+from tests.jobs.test_growth import Source, picture
+from tests.loops import Loop, harm_all, no_waits
+from tests.retrieval.storage.s3 import new_prefix, options
+from tests.trees import tree
+
+NAMES = ("anew", "two levels", "grown")
+LOCAL_SAMPLE, S3_SAMPLE = 9, 3
+LOCAL_LEAST, S3_LEAST = 200, 60
+
+
+def index(store, output):
+    asked = {"index_factory": "IVF3,SQfp16", "rows_per_shard": 2}
+    build(IndexSettings(embeddings=str(store), output=output, **asked), Cluster("nowhere", 1))
+
+
+def grow(source, store):
+    """Change a store after it was indexed: a photo more, one changed, one gone."""
+    source.put("f.jpg", picture(1))
+    source.put("b.jpg", picture(0))
+    source.delete("d.jpg")
+    embed_now(source.root, store)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def start(request, tmp_path_factory):
+    """A finished store, and what is there of its index."""
+    root = tmp_path_factory.mktemp("index")
+    source, store = Source(root / "photos"), root / "store"
+    for number, name in enumerate("abcde"):
+        source.put(f"{name}.jpg", picture(number))
+    with without_ray(), pytest.MonkeyPatch.context() as patch:
+        embed_now(source.root, store)
+        before = {}
+        if request.param == "grown":
+            index(store, str(root / "before"))
+            grow(source, store)
+            before = tree(root / "before")
+        if request.param == "two levels":
+            patch.setattr(training, "FLAT_LISTS", 1)
+        yield SimpleNamespace(before=before, run=lambda folder: index(store, folder.uri()))
+
+
+@pytest.fixture(scope="module")
+def on_disk(start, tmp_path_factory):
+    root = tmp_path_factory.mktemp("loop")
+    with no_waits():
+        yield Loop(lambda name: LocalFolder(str(root / name)), start.run, start.before)
+
+
+@pytest.fixture(scope="module")
+def in_bucket(start, s3):
+    prefix = new_prefix()
+    with no_waits(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s3fs.S3FileSystem.retries", 1)
+        patch.setitem(fsspec.config.conf, "s3", options(s3))
+        yield Loop(lambda name: RemoteFolder(f"{prefix}/{name}"), start.run, start.before)
+
+
+def test_a_sample_of_points_on_a_disk(on_disk, record_property):
+    assert harm_all(on_disk, on_disk.points(LOCAL_SAMPLE), record_property) == LOCAL_SAMPLE
+
+
+@pytest.mark.timeout(300)
+def test_a_sample_of_points_in_a_bucket(in_bucket, record_property):
+    assert harm_all(in_bucket, in_bucket.points(S3_SAMPLE), record_property) == S3_SAMPLE
+
+
+@pytest.mark.nightly
+def test_every_point_on_a_disk(on_disk, record_property):
+    assert harm_all(on_disk, on_disk.points(), record_property) >= LOCAL_LEAST
+
+
+@pytest.mark.nightly
+def test_every_point_in_a_bucket(in_bucket, record_property):
+    assert harm_all(in_bucket, in_bucket.points(), record_property) >= S3_LEAST
