@@ -31,7 +31,7 @@ types: $(VENV)/.tested
 	$(BIN)/mypy
 
 tests: $(VENV)/.tested
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # all points of the loops of which `make test` takes a sample
 nightly: $(VENV)/.tested

@@ -72,6 +72,7 @@ def test_a_full_disk_stops_the_job_and_the_same_command_ends_it(tmp_path, small_
     assert all((output / path).stat().st_mtime_ns == when for path, when in kept.items())
 
 
+@pytest.mark.nightly  # half a minute; the stage itself meets a full disk above
 def test_a_full_disk_at_the_command_line(tmp_path, small_disk):
     fill(small_disk, 64 * 1024)
     words = ("embed", "--input", draw_photos(tmp_path / "photos", 4), "--output", small_disk / "o")
