@@ -10,7 +10,7 @@ from tests.flows import StoreFlow, draw_source
 from tests.loops import Loop, harm_all, no_waits
 from tests.retrieval.storage.s3 import new_prefix, options
 
-LOCAL_SAMPLE, S3_SAMPLE = 42, 12
+LOCAL_SAMPLE, S3_SAMPLE = 42, 6
 LOCAL_LEAST, S3_LEAST = 500, 300
 
 

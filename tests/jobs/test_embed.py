@@ -178,6 +178,7 @@ def test_a_projection_stands_in_the_bundle_and_shortens_the_vectors(projected):
     assert bundle.dimension == 5
 
 
+@pytest.mark.nightly
 def test_the_same_projection_from_two_workers(made, settings):
     embed.start(dataclasses.replace(settings, pca=5, workers=2))
     assert tree(Path(settings.output)) == tree(made / "5")
@@ -190,6 +191,7 @@ def test_after_a_kill_the_projection_that_is_there_is_taken(made, projected, mon
     assert tree(Path(projected.output)) == tree(made / "5")
 
 
+@pytest.mark.nightly
 def test_killed_before_its_bundle_it_is_fitted_again_to_the_same_bytes(made, projected):
     unfinish(projected, 0, 1, 2, 3)
     shutil.rmtree(Path(projected.output, "model"))

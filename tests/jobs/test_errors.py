@@ -72,7 +72,9 @@ def test_weights_that_cannot_be_fetched_name_the_ways_out(folders, tmp_path):
     assert "--bundle" in ended.error
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", b"\x80\x04N."])
+@pytest.mark.parametrize(
+    "content", [b"\x80\x04N.", *(pytest.param(b, marks=pytest.mark.nightly) for b in (b"", b"no"))]
+)
 def test_weights_that_are_none(folders, tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
     ended = run(folders, "--backbone", "scratch", "--weights", tmp_path / "w.pth")
@@ -95,6 +97,7 @@ def test_verify_says_how_it_stands(tmp_path):
     assert lookalike("verify", tmp_path / "files").code == 7
 
 
+@pytest.mark.nightly
 def test_top_k_above_the_gallery_gives_what_there_is_and_says_so_once(folders):
     ended = run(folders, *SMALL, "--top-k", "50", "--json")
     assert ended.code == 0, ended.err

@@ -143,7 +143,13 @@ def check_recall(stores, matches, dtype, metric, certificate):
     assert certificate["recall"] >= 0.8 or certificate["nprobe"] == certificate["nlist"]
 
 
-@pytest.mark.parametrize("factory", ["IVF6,PQ8x4", "IVF6,RaBitQ", "PCAR8,IVF6,Flat"])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        "IVF6,PQ8x4",
+        *(pytest.param(f, marks=pytest.mark.nightly) for f in ("IVF6,RaBitQ", "PCAR8,IVF6,Flat")),
+    ],
+)
 def test_the_curve_is_a_lower_bound_of_what_the_sample_gets(stores, tmp_path, factory, monkeypatch):
     """The sample's own rows, asked as queries for one match more, which is themselves."""
     monkeypatch.setattr(recall, "SAMPLE", 10**6)

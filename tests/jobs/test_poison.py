@@ -273,6 +273,7 @@ def parts(output):
     return len(list(output.glob("segments/*/parts/*.parquet")))
 
 
+@pytest.mark.nightly
 def test_a_job_that_is_killed_as_a_whole_goes_on_to_the_same_bytes(ray_here, slow, tmp_path):
     output = tmp_path / "out"
     assert kill_at(job(slow, output), lambda: parts(output))

@@ -138,6 +138,7 @@ def test_matches_of_a_grown_gallery_are_those_of_one_made_from_scratch(settings,
     assert tree(root / "out") == before
 
 
+@pytest.mark.nightly
 def test_matches_of_changed_queries_are_renewed_by_rank_too(settings, root, tmp_path):
     asked = RankSettings(
         index=str(root / "out/index"), queries=settings.queries, chunk_rows=8, top_k=5,

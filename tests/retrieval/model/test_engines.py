@@ -112,7 +112,14 @@ def test_answers_may_be_taken_after_the_next_batch_has_begun(small, plan):
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+LONG = ("maxvit_t", "swin_v2_t", "wide_resnet50_2", "swin_t", "densenet121", "efficientnet_v2_s")
+"""Half a minute each to convert, for the night; one transformer and plain networks stay."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.nightly] if f in LONG else []) for f in FAMILIES],
+)
 def test_openvino_takes_every_family_of_torchvision(family):
     bundle = bundle_of(family)
     plan = EnginePlan("openvino", "fp32", "cpu", BATCH)
