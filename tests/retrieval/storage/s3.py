@@ -74,7 +74,7 @@ def _seaweed(weed, folder):
         f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-filer",
         "-s3", f"-s3.port={port}", f"-s3.config={folder}/s3.json", "-master.telemetry=false",
         "-s3.port.iceberg=0", "-s3.port.lance=0",  # else on ports that another server may have
-        "-volume.max=8", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=1MiB",
+        "-volume.max=64", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=1MiB",
     ]  # fmt: skip
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
