@@ -11,13 +11,15 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from retrieval.errors import LookalikeError
 from retrieval.storage import files, patience
-from retrieval.storage.files import LocalFolder
+from retrieval.storage.files import LocalFolder, RemoteFolder
 from retrieval.storage.verify import verify
 from tests.retrieval.storage.faults import FailAt, Killed, broken, operations, seam
+from tests.retrieval.storage.s3 import new_prefix, options
 from tests.trees import tree
 
 
@@ -170,6 +172,23 @@ def harm_all(loop, points, record_property):
     record_property("points", count)
     assert loop.done.keys() == FAULTS.keys()
     return count
+
+
+@contextmanager
+def loop_on_disk(start, root):
+    """A loop over a `start` (`run`, and the files `before` it), below a local folder."""
+    with no_waits():
+        yield Loop(lambda name: LocalFolder(str(root / name)), start.run, start.before)
+
+
+@contextmanager
+def loop_in_bucket(start, endpoint):
+    """The same in a bucket; who is asked by fsspec alone finds the server too."""
+    prefix = new_prefix()
+    with no_waits(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s3fs.S3FileSystem.retries", 1)
+        patch.setitem(fsspec.config.conf, "s3", options(endpoint))
+        yield Loop(lambda name: RemoteFolder(f"{prefix}/{name}"), start.run, start.before)
 
 
 @contextmanager

@@ -5,14 +5,11 @@
 
 from types import SimpleNamespace
 
-import fsspec
 import pytest
 
-from retrieval.storage.files import LocalFolder, RemoteFolder
 from tests.jobs.here import without_ray
 from tests.jobs.starts import STARTS
-from tests.loops import Loop, harm_all, no_waits
-from tests.retrieval.storage.s3 import new_prefix, options
+from tests.loops import harm_all, loop_in_bucket, loop_on_disk
 from tests.trees import tree
 
 NAMES = ("grown", "mended", "compact")
@@ -31,18 +28,14 @@ def start(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_disk(start, tmp_path_factory):
-    root = tmp_path_factory.mktemp("loop")
-    with no_waits():
-        yield Loop(lambda name: LocalFolder(str(root / name)), start.run, start.before)
+    with loop_on_disk(start, tmp_path_factory.mktemp("loop")) as loop:
+        yield loop
 
 
 @pytest.fixture(scope="module")
 def in_bucket(start, s3):
-    prefix = new_prefix()
-    with no_waits(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("s3fs.S3FileSystem.retries", 1)
-        patch.setitem(fsspec.config.conf, "s3", options(s3))
-        yield Loop(lambda name: RemoteFolder(f"{prefix}/{name}"), start.run, start.before)
+    with loop_in_bucket(start, s3) as loop:
+        yield loop
 
 
 def test_a_sample_of_points_on_a_disk(on_disk, record_property):
