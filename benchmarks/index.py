@@ -21,13 +21,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.closest import nearest
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import centroids_of, empty_index
 from retrieval.index.kmeans import Held, lloyd, slice_of
 from retrieval.index.sizing import SAMPLE_ROWS_PER_LIST
 from retrieval.index.workers import Here
 from retrieval.records import IndexPlan
-from retrieval.scoring import block, nearest
+from retrieval.scoring import block
 
 _HINDERING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """They slow the products of FAISS and numpy, and are read when these are imported."""

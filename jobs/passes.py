@@ -80,6 +80,8 @@ def _pass(where: Cluster, task: Any, shards: int) -> None:
     from retrieval.index import answer, propose, rescore
 
     if task.codes:
+        if task.nprobe < int(task.manifest.counts["nlist"]):
+            _each(where, "lists", answer.put_lists, task, answer.blocks_of(task.queries), "blocks")
         _each(where, "rank", answer.answer_shard, task, shards, "shards")
         return
     _each(where, "propose", propose.propose, task, shards, "shards")
@@ -113,7 +115,7 @@ def _merger(task: Any, shards: int) -> Callable[[int], int]:
         from retrieval.ranking.merge import matches_of
 
         paths = [candidates_path(task.nprobe, shard, number) for shard in range(shards)]
-        parts = [read_answer(task.matches, path) for path in paths]
+        parts = (read_answer(task.matches, path) for path in paths)
         asked = query_block(task.queries, number).drop_columns("embedding")
         table = matches_of(parts, task.top_k, asked, task.metric)
         commit.put_once(task.matches, part_path(number), sealed_parquet(table))

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 
+from retrieval.closest import TopK
 from retrieval.embeddings.store import vectors_of
-from retrieval.scoring import Block, TopK, block
+from retrieval.scoring import Block, block
 from retrieval.tables import Metric
 
 

@@ -1,37 +1,47 @@
 """The step of a ranking: one shard against every block of queries, each answer put once.
 
+    work/lists/NPROBE/BLOCK.parquet              the lists that each query of a block reads
     work/candidates/NPROBE/SHARD-BLOCK.parquet   what the shard found for the block
     work/exact/SHARD-BLOCK.parquet               for sampled queries, all lists read
 
-A shard is read once; an answer that is there already is not made again.
+A shard is read once; an answer that is there already is not made again. What other shards have
+answered spares work: a row that is surely below their k-th best is left out. So an answer may
+depend on what was there before it, and the best of all answers does not.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from retrieval.candidates import kth_keys
+from retrieval.closest import closest
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
-from retrieval.index.faiss_files import centroids_of
+from retrieval.index.build_shard import nothing
+from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
-from retrieval.index.search import search_shard
+from retrieval.index.search import Asked, search_shard
 from retrieval.index.shards import Shard, open_shard
-from retrieval.scoring import block, top_k
+from retrieval.index.training import TRAINED
+from retrieval.products import Product, product_for
+from retrieval.records import Chunk
+from retrieval.scoring import Float64, block
+from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, sealed_parquet
-from retrieval.tables import CANDIDATES, WORK, Metric, Vectors
+from retrieval.tables import WORK, Metric
 
-
-def _nothing() -> None:
-    """Tell nobody."""
+_BLOCK_BYTES = 1 << 25  # of a block of queries as float32: 16,384 of 512 numbers
+_KNOWN = 4  # answers of other shards that are looked at
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,9 @@ class Task:
     nprobe: int
     top_k: int
     sample: NDArray[np.int64]  # rows of the queries that are also searched exactly
-    tell: Callable[[], None] = _nothing  # called for each block, as a sign of life
+    tell: Callable[[], None] = nothing  # called for each block, as a sign of life
     vectors: Store | None = None  # where the codes are not the vectors: the store that has them
+    product: str = "cpu"  # what multiplies: cpu, cuda
 
 
 def candidates_path(nprobe: int, shard: int, number: int) -> str:
@@ -61,14 +72,48 @@ def exact_path(shard: int, number: int) -> str:
     return f"{WORK}exact/{shard:05d}-{number:05d}.parquet"
 
 
-def query_block(queries: Store, number: int) -> pa.Table:
-    """Give the rows of one block of queries: a chunk of their store."""
-    return queries.chunk_rows(queries.chunks[number])
+def lists_path(nprobe: int, number: int) -> str:
+    """Give the path of the lists that the queries of a block read."""
+    return f"{WORK}lists/{nprobe:07d}/{number:05d}.parquet"
 
 
 def blocks_of(queries: Store) -> int:
     """Count the blocks of queries."""
-    return len(queries.chunks)
+    return len(_blocks(queries))
+
+
+def query_block(queries: Store, number: int) -> pa.Table:
+    """Give the rows of one block of queries: some chunks of their store."""
+    chunks = _blocks(queries)[number]
+    return pa.concat_tables([queries.chunk_rows(chunk) for chunk in chunks])
+
+
+def _blocks(queries: Store) -> list[list[Chunk]]:
+    """Group the chunks of a store, so that a block is worth a product; by their sizes alone."""
+    most = max(1, _BLOCK_BYTES // (4 * queries.dimension))
+    blocks: list[list[Chunk]] = []
+    held = most
+    for chunk in queries.chunks:
+        count = chunk.last - chunk.first
+        if held + count > most:
+            blocks.append([])
+            held = 0
+        blocks[-1].append(chunk)
+        held += count
+    return blocks
+
+
+def put_lists(task: Task, number: int) -> int:
+    """Put the lists that the queries of a block read; give the block's number."""
+    path = lists_path(task.nprobe, number)
+    if not task.matches.exists(path):
+        measure = list_metric(task.metric)
+        trained = from_bytes(finished.read_checked(task.index, task.manifest.files[TRAINED]))
+        asked = block(vectors_of(query_block(task.queries, number)), measure)
+        lists = closest(asked, block(centroids_of(trained), measure), task.nprobe)
+        table = pa.table({"list": lists.ravel().astype(np.int32)})
+        task.matches.put_new(path, sealed_parquet(table))
+    return number
 
 
 def answer_shard(task: Task, number: int) -> int:
@@ -76,57 +121,59 @@ def answer_shard(task: Task, number: int) -> int:
     there = {entry.path for entry in task.matches.entries(f"{WORK}candidates/{task.nprobe:07d}")}
     there |= {entry.path for entry in task.matches.entries(f"{WORK}exact")}
     shard: Shard | None = None
+    product: Product | None = None
     for block_number in range(blocks_of(task.queries)):
-        found, exact = (
-            candidates_path(task.nprobe, number, block_number),
-            exact_path(number, block_number),
-        )
-        if found in there and (exact in there or len(task.sample) == 0):
+        paths = candidates_path(task.nprobe, number, block_number), exact_path(number, block_number)
+        wanted = [path not in there for path in paths]
+        if not wanted[0] and (not wanted[1] or len(task.sample) == 0):
             continue
         task.tell()
         shard = shard or open_shard(task.index, task.manifest, number, task.metric, task.codes)
-        _answer(task, shard, query_block(task.queries, block_number), found, exact)
+        product = product or product_for(task.product, _work(task, shard))
+        asked = query_block(task.queries, block_number)
+        if wanted[0]:
+            known = _known(task, number, block_number, there)
+            answer = _answer(task, shard, asked, block_number, known, product)
+            task.matches.put_new(paths[0], sealed_parquet(answer))
+        if wanted[1] and len(task.sample):
+            sampled = asked.filter(pc.is_in(asked["row"], pa.array(task.sample)))
+            answer = search_shard(shard, _asked(task, sampled), None, task.top_k, product)
+            task.matches.put_new(paths[1], sealed_parquet(answer))
     return blocks_of(task.queries)
 
 
-def _answer(task: Task, shard: Shard, asked: pa.Table, found: str, exact: str) -> None:
-    rows = asked["row"].to_numpy()
-    vectors = vectors_of(asked)
-    _put(task, shard, vectors, rows, task.nprobe, found)
-    sampled = np.isin(rows, task.sample)
-    if len(task.sample):
-        _put(task, shard, vectors[sampled], rows[sampled], shard.index.nlist, exact)
+def _work(task: Task, shard: Shard) -> float:
+    """Estimate the products of a shard, in multiplications."""
+    share = task.nprobe / max(1, shard.index.nlist)
+    return float(task.queries.rows * share * len(shard.rows) * shard.index.d)
 
 
-def _put(
-    task: Task,
-    shard: Shard,
-    vectors: Vectors,
-    rows: NDArray[np.int64],
-    nprobe: int,
-    path: str,
-) -> None:
-    measure = list_metric(task.metric)
-    centroids = block(centroids_of(shard.index), measure)
-    probes = top_k(block(vectors, measure), centroids, nprobe).positions
-    answer = search_shard(shard, block(vectors, task.metric), probes, rows, task.top_k)
-    task.matches.put_new(path, sealed_parquet(answer))
+def _answer(
+    task: Task, shard: Shard, asked: pa.Table, number: int, known: list[pa.Table], product: Product
+) -> pa.Table:
+    lists = None
+    if task.nprobe < shard.index.nlist:
+        table = read_answer(task.matches, lists_path(task.nprobe, number))
+        lists = table["list"].to_numpy().reshape(-1, task.nprobe).astype(np.int64)
+    floors = kth_keys(known, task.top_k, asked["row"].to_numpy())
+    return search_shard(shard, _asked(task, asked, floors), lists, task.top_k, product)
 
 
-def best_of(parts: Iterable[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int64]]:
-    """Give the k best candidates of each query, as the ranking orders them, and their places."""
-    table = pa.concat_tables([CANDIDATES.empty_table(), *parts]).sort_by(
-        [("query", "ascending"), ("key", "descending"), ("image_id", "ascending")]
-    )
-    query = table["query"].to_numpy()
-    rank = np.arange(len(query)) - np.searchsorted(query, query)
-    keep = np.flatnonzero(rank < k)
-    return table.take(keep), rank[keep]
+def _known(task: Task, shard: int, number: int, there: set[str]) -> list[pa.Table]:
+    """Read some of what other shards have answered for a block."""
+    shards = range(int(task.manifest.counts["shards"]))
+    paths = [candidates_path(task.nprobe, other, number) for other in shards if other != shard]
+    paths = [path for path in paths if path in there][:_KNOWN]
+    return [read_answer(task.matches, path, ["query", "key"]) for path in paths]
 
 
-def read_answer(matches: Folder, path: str) -> pa.Table:
+def _asked(task: Task, asked: pa.Table, floors: Float64 | None = None) -> Asked:
+    return Asked(block(vectors_of(asked), task.metric), asked["row"].to_numpy(), floors)
+
+
+def read_answer(matches: Folder, path: str, columns: list[str] | None = None) -> pa.Table:
     """Read an answer that an earlier step put; it carries its own checksum."""
     data = matches.read(path)
     if not is_sealed(io.BytesIO(data)):
         raise Damaged(f"{matches.uri(path)} was altered; remove it and run again")
-    return pq.read_table(io.BytesIO(data))
+    return pq.read_table(io.BytesIO(data), columns=columns)

@@ -11,6 +11,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.closest import nearest
 from retrieval.errors import UsageError
 from retrieval.index import recall
 from retrieval.index.faiss_files import centroids_of, from_bytes
@@ -19,7 +20,7 @@ from retrieval.index.neighbours import Sample, blocks_of_shard, nearest_of
 from retrieval.index.sampling import hashes_of, share_for, within
 from retrieval.index.shards import RECALL_TABLE, Shard, open_shard
 from retrieval.index.training import TRAINED
-from retrieval.scoring import Block, block, nearest, norms_of
+from retrieval.scoring import Block, block, norms_of
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest

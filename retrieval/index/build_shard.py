@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from retrieval.closest import nearest
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
 from retrieval.index import lossy
@@ -41,15 +42,15 @@ from retrieval.index.shards import (
     shard_path,
 )
 from retrieval.records import FileRecord
-from retrieval.scoring import block, nearest
+from retrieval.scoring import block
 from retrieval.storage import commit
 from retrieval.storage.commit import record_of
 from retrieval.storage.files import Folder
 from retrieval.tables import Metric, Vectors
 
 
-def _nothing() -> None:
-    """Tell nobody."""
+def nothing() -> None:
+    """Give no sign of life."""
 
 
 _FILL = 1 << 24  # bytes of vectors that are added to the lists at once
@@ -66,7 +67,7 @@ class Making:
     trained: bytes
     codes: str | None  # None: they are not the vectors, and FAISS adds
     scratch: str | None = None  # a folder for vectors on their way
-    tell: Callable[[], None] = _nothing  # called for each part, as a sign of life
+    tell: Callable[[], None] = nothing  # called for each part, as a sign of life
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval.candidates import best_of
 from retrieval.embeddings.store import vectors_of
 from retrieval.index import recall
 from retrieval.index.answer import (
     Task,
-    best_of,
     blocks_of,
     candidates_path,
     exact_path,

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.closest import nearest
 from retrieval.index.sampling import Hashes
 from retrieval.index.workers import Workers
-from retrieval.scoring import Block, block, nearest, pair_scores
+from retrieval.scoring import Block, block, pair_scores
 from retrieval.tables import Metric, Vectors
 
 ITERATIONS = 10

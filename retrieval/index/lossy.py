@@ -19,10 +19,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.closest import top_k
 from retrieval.index.faiss_files import centroids_of
 from retrieval.index.shards import Shard
 from retrieval.records import Neighbours
-from retrieval.scoring import Block, Float32, Float64, Int64, block, top_k
+from retrieval.scoring import Block, Float32, Float64, Int64, block
 from retrieval.tables import Metric, Vectors
 
 CANDIDATES_PER_MATCH = 10

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from retrieval.closest import TopK
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
 from retrieval.index.build_shard import Making, put_shard
@@ -27,7 +28,7 @@ from retrieval.index.coverage import Extents
 from retrieval.index.lossy import CANDIDATES_PER_MATCH, Codes
 from retrieval.index.shards import Shard
 from retrieval.records import Neighbours, ShardResult
-from retrieval.scoring import TopK, block
+from retrieval.scoring import block
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import is_sealed, notes_of, sealed_parquet
 from retrieval.tables import WORK, Vectors

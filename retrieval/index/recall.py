@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from retrieval.closest import top_k
 from retrieval.intervals import bootstrap_mean
 from retrieval.records import Neighbours
-from retrieval.scoring import Block, top_k
+from retrieval.scoring import Block
 from retrieval.tables import RECALL
 
 CURVE_K = (1, 10, 100)

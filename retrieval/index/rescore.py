@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval.candidates import best_of
+from retrieval.closest import TopK
 from retrieval.embeddings.store import Store, open_store, vectors_of
 from retrieval.errors import Damaged, InputError
 from retrieval.index.answer import (
     Task,
-    best_of,
     blocks_of,
     candidates_path,
     exact_path,
@@ -28,9 +29,9 @@ from retrieval.index.answer import (
 )
 from retrieval.index.lossy import Codes
 from retrieval.index.propose import proposed_path
-from retrieval.index.search import candidates_table, image_id_order
+from retrieval.index.search import candidates_table
 from retrieval.index.shards import open_shard, read_note
-from retrieval.scoring import TopK, block, keys_of, pair_scores
+from retrieval.scoring import block, keys_of, pair_scores
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest, read_settings
 from retrieval.storage.seal import sealed_parquet
@@ -152,7 +153,7 @@ class _Sampled:
             vectors.append(vectors_of(asked))
         if blocks:
             self._best = TopK(block(np.concatenate(vectors), task.metric), task.top_k)
-            self._ties = image_id_order(codes.shard.metadata)
+            self._ties = codes.shard.ties
 
     def push(self, rows: NDArray[np.int64], vectors: Vectors) -> None:
         """Let some rows pass."""
@@ -165,8 +166,9 @@ class _Sampled:
         if not self._blocks:
             return
         queries = np.concatenate(list(self._blocks.values()))
+        best, lists = self._best, self._codes.lists[self._best.positions]
         metadata = self._codes.shard.metadata
-        table = candidates_table(metadata, self._best, queries, self._codes.lists)
+        table = candidates_table(metadata, best.keys, best.positions, lists, queries)
         for block_number, rows in self._blocks.items():
             own = table.filter(pc.is_in(table["query"], pa.array(rows, pa.int64())))
             self._task.matches.put_new(exact_path(number, block_number), sealed_parquet(own))

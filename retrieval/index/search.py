@@ -1,81 +1,189 @@
 """One shard against one block of queries, list by list.
 
-For each inverted list, all queries that read it are scored in one product; the bound and float64
-(`scoring.py`) decide. Each query meets its closest list first, so that the others find a high bar.
+For each inverted list, all queries that read it meet its vectors in one cheap product
+(`products.py`). First every query meets its closest lists, as many as surely hold k rows: that sets
+the key which a row must reach. Then all others, of which hardly a row does. What the bounds cannot
+exclude is decided in float64 at the end, so the candidates are the same for any product, block and
+order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval.closest import closest
+from retrieval.index.faiss_files import centroids_of
+from retrieval.index.found import Found, runs
+from retrieval.index.kmeans import list_metric
 from retrieval.index.shards import Shard
-from retrieval.scoring import Block, TopK, block
+from retrieval.products import SAFE, SINGLE, Product, Ready, floor_of, pair_keys
+from retrieval.scoring import Block, Float64, Int64, block, slices
 from retrieval.tables import CANDIDATES
 
-Int64 = NDArray[np.int64]
+_OPENING = 4  # lists at most that set what must be reached
+_ENOUGH = 2  # times k rows in them
+_PRODUCT = 1 << 22  # elements of one product: 16 MiB
 
 
-def search_shard(shard: Shard, queries: Block, probes: Int64, numbers: Int64, k: int) -> pa.Table:
+@dataclass(frozen=True)
+class Asked:
+    """A block of queries, and what is known of them."""
+
+    queries: Block
+    numbers: Int64  # (q,) their rows, which stand in the column `query`
+    floors: Float64 | None = None  # (q,) keys that a match must reach, -inf where nothing is known
+    barred: tuple[Int64, Int64] | None = None  # pairs that are no match: query, place in the shard
+
+
+def search_shard(
+    shard: Shard, asked: Asked, probes: Int64 | None, k: int, product: Product = SINGLE
+) -> pa.Table:
     """Find the k best candidates of a shard for each query: table CANDIDATES, unordered.
 
-    `probes` is (q, nprobe), the lists each query reads, closest first; `numbers` (q,) are the
-    queries' positions, which stand in the column `query`.
+    `probes` is (q, nprobe), the lists each query reads, closest first; None is all lists. Rows that
+    are surely below a query's floor may be left out.
     """
-    ties = image_id_order(shard.metadata)
-    norms = shard.metadata["norm"].to_numpy()
-    best = TopK(queries, k)
-    lists = np.empty(len(shard.rows), np.int32)
-    for pairs in (_pairs(probes[:, :1]), _pairs(probes[:, 1:])):
-        for number, which in pairs:
-            own, vectors = shard.listed(number)
-            if len(own) == 0:
-                continue
-            places = np.searchsorted(shard.rows, own)
-            lists[places] = number
-            best.push(block(vectors, shard.metric, norms[places]), ties[places], places, which)
-    return candidates_table(shard.metadata, best, numbers, lists)
+    search = _Search(shard, asked, k, product)
+    first = _closest_lists(shard, asked.queries) if probes is None else probes
+    opening = _opening(shard, asked, first[:, :_OPENING], k)
+    for number, which in _pairs(first[:, :_OPENING], opening):
+        search.meet(number, which, opening=True)
+    search.found.tighten()
+    if probes is None:
+        search.found.forget()  # all lists follow, these among them
+        everybody = np.arange(len(asked.queries))
+        for number in range(shard.index.nlist):
+            search.meet(number, everybody)
+    else:
+        rest = np.ones(probes.shape, np.bool_)
+        rest[:, : opening.shape[1]] = ~opening
+        for number, which in _pairs(probes, rest):
+            search.meet(number, which)
+    search.found.settle()
+    found = search.found
+    return candidates_table(shard.metadata, found.keys, found.places, found.lists, asked.numbers)
 
 
-def _pairs(probes: Int64) -> Iterator[tuple[int, Int64]]:
-    """Group (query, list) pairs by list: each list's number and the queries that read it."""
-    if probes.size == 0:
-        return
-    query, place = np.indices(probes.shape)
-    del place
-    flat = probes.ravel()
-    order = np.argsort(flat, kind="stable")
-    lists, starts = np.unique(flat[order], return_index=True)
-    for number, which in zip(lists, np.split(query.ravel()[order], starts[1:]), strict=True):
-        yield int(number), which.astype(np.int64)
+def _closest_lists(shard: Shard, queries: Block) -> Int64:
+    measure = list_metric(shard.metric)
+    centroids = block(centroids_of(shard.index), measure)
+    asked = block(queries.values, measure, queries.norms)
+    return closest(asked, centroids, min(_OPENING, len(centroids)))
 
 
-def image_id_order(metadata: pa.Table) -> Int64:
-    """Give the place of each row's image_id in the order of image_ids by bytes."""
-    order = pc.sort_indices(metadata["image_id"]).to_numpy()
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    return place
+def _opening(shard: Shard, asked: Asked, first: Int64, k: int) -> NDArray[np.bool_]:
+    """Tell which of a query's first lists it reads to learn what must be reached, if it does."""
+    before = np.cumsum(shard.sizes[first], axis=1) - shard.sizes[first]
+    opening = before < _ENOUGH * k
+    if asked.floors is not None:
+        opening &= np.isneginf(asked.floors)[:, None]
+    return opening
+
+
+def _pairs(probes: Int64, wanted: NDArray[np.bool_]) -> Iterator[tuple[int, Int64]]:
+    """Group the wanted (query, list) pairs by list: its number, and the queries that read it."""
+    query, place = np.nonzero(wanted)
+    lists = probes[query, place]
+    order = np.argsort(lists, kind="stable")
+    query, lists = query[order], lists[order]
+    for number, run in runs(lists):
+        yield number, query[run]
+
+
+class _Search:
+    """Lists meeting queries."""
+
+    def __init__(self, shard: Shard, asked: Asked, k: int, product: Product) -> None:
+        self._shard, self._queries, self._k, self._product = shard, asked.queries, k, product
+        self._ready = product.ready(asked.queries)
+        self._single = SINGLE.ready(asked.queries)
+        self._barred = _by_list(shard, asked.barred)
+        longest = float(shard.norms.max(initial=0.0) + asked.queries.norms.max(initial=0.0))
+        self._safe = asked.queries.metric == "cosine" or longest <= SAFE
+        self.found = Found(shard, asked.queries, k, asked.floors)
+
+    def meet(self, number: int, which: Int64, *, opening: bool = False) -> None:
+        """Let some queries read one list."""
+        rows = self._shard.list_block(number)
+        if len(rows) == 0:
+            return
+        ready = self._product.ready(rows)
+        longest = rows.norms.max(initial=0.0)
+        barred = self._barred.get(number, _NOBODY)
+        top = self._k + int(np.bincount(barred[0]).max(initial=0)) if opening else None
+        for part in slices(len(which), max(1, _PRODUCT // len(rows))):
+            asked = which[part]
+            if self._safe:
+                q, x = self._reaching(asked, ready, longest, top)
+                keys = pair_keys(self._queries, rows, q, x)
+                slack = SINGLE.error(self._single, longest)[q]
+            else:  # no product can be trusted: all is left to float64
+                q, x = np.repeat(asked, len(rows)), np.tile(np.arange(len(rows)), len(asked))
+                keys, slack = np.zeros(len(q), np.float32), np.full(len(q), np.inf)
+            if len(barred[0]):
+                keep = ~np.isin(q * len(rows) + x, barred[0] * len(rows) + barred[1])
+                q, x, keys, slack = q[keep], x[keep], keys[keep], slack[keep]
+            self.found.add(number, q, x, keys, slack)
+
+    def _reaching(
+        self, which: Int64, rows: Ready, longest: float, top: int | None
+    ) -> tuple[Int64, Int64]:
+        """Give the pairs of some queries and rows of a list that may be among the best.
+
+        Where nothing is known yet, those of a list that may be among its `top` best.
+        """
+        queries = self._ready
+        if len(which) < len(self._queries):
+            queries = queries.take(which)
+        keys = self._product.keys(queries, rows)
+        slack = self._product.error(queries, longest)
+        low = self.found.floors[which] - slack
+        if top is not None and top < len(rows.norms):
+            low = np.maximum(low, self._product.kth(keys, top).astype(np.float64) - 2 * slack)
+        q, x = self._product.reach(keys, floor_of(low))
+        return which[q], x
+
+
+_NOBODY = np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+def _by_list(shard: Shard, barred: tuple[Int64, Int64] | None) -> dict[int, tuple[Int64, Int64]]:
+    """Sort barred pairs by list: queries, and places in it among its live rows."""
+    if barred is None or len(barred[0]) == 0:
+        return {}
+    query, place = barred
+    found = {}
+    for number in range(shard.index.nlist):
+        own = shard.places(number)
+        order = np.argsort(own)
+        at = np.minimum(np.searchsorted(own, place, sorter=order), len(own) - 1)
+        here = np.flatnonzero(own[order[at]] == place) if len(own) else at[:0]
+        if len(here):
+            found[number] = query[here], order[at[here]]
+    return found
 
 
 def candidates_table(
-    metadata: pa.Table, best: TopK, numbers: Int64, lists: NDArray[np.integer]
+    metadata: pa.Table, keys: Float64, places: Int64, lists: NDArray[np.integer], numbers: Int64
 ) -> pa.Table:
-    """Say of the places found what the table CANDIDATES says; `numbers` name the queries."""
-    query, rank = np.nonzero(best.positions >= 0)
-    places = best.positions[query, rank]
-    found = metadata.take(places)
+    """Say of places in a shard what the table CANDIDATES says; -1 is none, and said nothing of.
+
+    `keys`, `places` and `lists` are (q, k); `numbers` (q,) name the queries.
+    """
+    query, rank = np.nonzero(places >= 0)
+    known = metadata.select(["row", "image_id", "path", "label"]).take(places[query, rank])
     columns = {
         "query": numbers[query],
-        "key": best.keys[query, rank],
-        "row": found["row"],
-        "list": lists[places],
-        "image_id": found["image_id"],
-        "path": found["path"],
-        "label": found["label"],
+        "key": keys[query, rank],
+        "row": known["row"],
+        "list": lists[query, rank],
+        "image_id": known["image_id"],
+        "path": known["path"],
+        "label": known["label"],
     }
     return pa.table(columns).cast(CANDIDATES)

@@ -25,12 +25,14 @@ from typing import Any, TypeVar
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from retrieval.errors import Damaged
 from retrieval.index.coverage import Extent, Extents
 from retrieval.records import FileRecord
+from retrieval.scoring import Block
 from retrieval.storage import finished
 from retrieval.storage.commit import record_of
 from retrieval.storage.files import Folder, LocalFolder
@@ -108,14 +110,53 @@ class Shard:
         """Tell which rows of the metadata are not deleted."""
         return ~np.isin(self.rows, self.deleted)
 
+    @cached_property
+    def whole(self) -> bool:
+        """Tell whether all rows are alive."""
+        return bool(self.alive.all())
+
     def ids(self, number: int) -> NDArray[np.int64]:
         """Give what FAISS holds as the ids of a list: the rows of it, deleted ones too."""
         lists = self.index.invlists
         size = lists.list_size(number)
         if size == 0:
             return np.empty(0, np.int64)
-        found: NDArray[np.int64] = faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+        found: NDArray[np.int64] = faiss.rev_swig_ptr(lists.get_ids(number), size)
         return found
+
+    def places(self, number: int) -> NDArray[np.int64]:
+        """Give the places, in the metadata, of the live rows of a list, in its order."""
+        found = self._places.get(number)
+        if found is None:
+            found = np.searchsorted(self.rows, self.ids(number))
+            if not self.whole:
+                found = found[self.alive[found]]
+            self._places[number] = found
+        return found
+
+    @cached_property
+    def _places(self) -> dict[int, NDArray[np.int64]]:
+        return {}
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Give the number of rows of each list, deleted ones too."""
+        lists = self.index.invlists
+        return np.array([lists.list_size(number) for number in range(lists.nlist)], np.int64)
+
+    @cached_property
+    def norms(self) -> NDArray[np.float64]:
+        """Give the lengths of the rows of the metadata."""
+        found: NDArray[np.float64] = self.metadata["norm"].to_numpy()
+        return found
+
+    @cached_property
+    def ties(self) -> NDArray[np.int64]:
+        """Give the place of each row's image_id in the order of image_ids by bytes."""
+        order = pc.sort_indices(self.metadata["image_id"]).to_numpy()
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        return place
 
     def listed(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """Give the live rows of a list and their (n, d) vectors, as they were stored."""
@@ -125,8 +166,14 @@ class Shard:
             return rows, np.empty((0, self.index.d), str(self.codes))
         codes = faiss.rev_swig_ptr(lists.get_codes(number), len(rows) * lists.code_size)
         vectors = codes.view(str(self.codes)).reshape(-1, self.index.d)
+        if self.whole:
+            return rows, vectors
         keep = self.alive[np.searchsorted(self.rows, rows)]
-        return (rows, vectors) if keep.all() else (rows[keep], vectors[keep])
+        return rows[keep], vectors[keep]
+
+    def list_block(self, number: int) -> Block:
+        """Give the live vectors of a list, ready for the metric."""
+        return Block(self.metric, self.listed(number)[1], self.norms[self.places(number)])
 
 
 def read_deleted_rows(folder: Folder, manifest: Manifest) -> NDArray[np.int64]:

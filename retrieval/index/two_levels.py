@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.closest import nearest
 from retrieval.index.kmeans import Held, lloyd, slice_of
 from retrieval.index.workers import Here, Workers
-from retrieval.scoring import block, nearest
+from retrieval.scoring import block
 from retrieval.storage.files import Folder
 from retrieval.tables import WORK, Metric, Vectors
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retrieval.closest import top_k
 from retrieval.errors import LookalikeError
 from retrieval.model.scratch import ScratchCNN
 from retrieval.records import Transform
-from retrieval.scoring import block, top_k
+from retrieval.scoring import block
 from retrieval.training.data import Part, Photos, augment
 
 BATCH = 16

@@ -11,14 +11,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from retrieval.candidates import best_of
+from retrieval.closest import top_k
 from retrieval.embeddings.store import open_store
 from retrieval.errors import InputError
 from retrieval.index.faiss_files import centroids_of, from_bytes
-from retrieval.index.search import search_shard
+from retrieval.index.search import Asked, search_shard
 from retrieval.index.shards import open_shard
 from retrieval.index.training import TRAINED, TRAINED_JSON
-from retrieval.ranking.merge import merge_candidates
-from retrieval.scoring import block, top_k
+from retrieval.scoring import block
 from retrieval.storage import finished
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
@@ -39,9 +40,9 @@ def answers(index, nprobe):
     parts = []
     for number in range(manifest.counts["shards"]):
         shard = open_shard(folder, manifest, number, "cosine", "float16")
-        queries = block(asked, "cosine")
-        parts.append(search_shard(shard, queries, probes, np.arange(len(asked)), 5))
-    found, _ = merge_candidates(parts, 5)
+        queries = Asked(block(asked, "cosine"), np.arange(len(asked)))
+        parts.append(search_shard(shard, queries, probes, 5))
+    found, _ = best_of(parts, 5)
     return list(zip(*(found[c].to_pylist() for c in ("query", "image_id", "key")), strict=True))
 
 

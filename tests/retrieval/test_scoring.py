@@ -11,8 +11,10 @@ from hypothesis import given, target
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval import scoring
-from retrieval.scoring import Block, TopK, block, nearest, norms_of, pair_scores, propose, top_k
+from retrieval import closest, scoring
+from retrieval.closest import TopK, nearest, top_k
+from retrieval.products import propose
+from retrieval.scoring import Block, block, norms_of, pair_scores
 from retrieval.tables import Metric, Vectors
 from tests.retrieval.vectors import (
     METRICS,
@@ -45,7 +47,7 @@ def top_k_is_brute_force(case: Case, metric: Metric, k: int, seed: int, product:
     """All rows at once, ties by a shuffled number."""
     ties = np.random.default_rng(seed).permutation(len(case.rows))
     expected = brute_force(exact_keys(case.queries, case.rows, metric), ties, k)
-    with mock.patch.object(scoring, "_PRODUCT", product):
+    with mock.patch.object(closest, "_PRODUCT", product):
         best = top_k(block(case.queries, metric), block(case.rows, metric), k, ties)
     assert_same(best, *expected)
 
@@ -122,7 +124,7 @@ def test_near_ties_that_float32_cannot_tell_apart_are_ordered_in_float64(metric,
     cheap, _ = propose(queries, rows)
     assert not np.array_equal(np.argsort(-cheap[0]), np.argsort(-keys[0]))  # the case is hard
     best, places = TopK(queries, 10), np.arange(300)
-    for part in scoring._slices(300, step):
+    for part in scoring.slices(300, step):
         best.push(rows.take(part), places[part], places[part])
     assert_same(best, *brute_force(keys, places, 10))
 
@@ -332,9 +334,9 @@ def test_the_bound_is_narrow_enough_to_spare_nearly_all_pairs(metric):
     generator = np.random.default_rng(0)
     rows = block(generator.normal(size=(5000, 128)).astype(np.float32), metric)
     queries = rows.take(slice(0, 20))
-    fresh, _ = scoring._survivors(queries, rows, np.full(20, -np.inf), 10)
+    fresh, _ = closest._survivors(queries, rows, np.full(20, -np.inf), 10)
     kth = top_k(queries, rows, 10).keys[:, -1]
-    later, _ = scoring._survivors(queries, rows, kth, 10)
+    later, _ = closest._survivors(queries, rows, kth, 10)
     for survivors in (fresh, later):  # the 10 that are asked for, and hardly more
         assert 20 * 10 <= len(survivors) <= 20 * 12
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval.candidates import best_of
 from retrieval.embeddings.store import Store
 from retrieval.errors import Damaged
 from retrieval.index import answer
@@ -21,6 +22,7 @@ from retrieval.index.answer import (
     blocks_of,
     candidates_path,
     exact_path,
+    put_lists,
     query_block,
     read_answer,
 )
@@ -28,7 +30,7 @@ from retrieval.index.certificate import certify
 from retrieval.index.recall import probe_grid
 from retrieval.index.sampling import sample_of
 from retrieval.intervals import bootstrap_mean
-from retrieval.ranking.merge import matches_of, merge_candidates
+from retrieval.ranking.merge import matches_of
 from retrieval.records import Certificate
 from retrieval.storage.files import open_folder
 from retrieval.tables import Metric
@@ -77,7 +79,15 @@ def make_task(
     ), index
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Let each chunk of queries be a block."""
+    monkeypatch.setattr(answer, "_BLOCK_BYTES", 1)
+
+
 def run(task: Task) -> None:
+    for number in range(blocks_of(task.queries)):
+        put_lists(task, number)
     for number in range(int(task.manifest.counts["shards"])):
         answer_shard(task, number)
 
@@ -211,7 +221,7 @@ def test_exact_answers_are_those_of_the_sampled_queries_alone(tmp_path):
     _, vectors, asked = contents(task.queries)
     for number in range(blocks_of(task.queries)):
         parts = [read_answer(task.matches, exact_path(shard, number)) for shard in range(3)]
-        merged, _ = merge_candidates(parts, task.top_k)
+        merged, _ = best_of(parts, task.top_k)
         own = np.isin(asked, task.sample) & (asked // 20 == number)
         assert merged["query"].unique().to_pylist() == asked[own].tolist()
         _, exact = brute_force(exact_keys(vectors[own], gallery, "l2"), rows, task.top_k)
@@ -222,20 +232,25 @@ def test_answers_that_are_there_are_not_made_again(tmp_path, monkeypatch):
     task, _ = make_task(tmp_path, "cosine")
     run(task)
     before = {e.path: task.matches.read(e.path) for e in task.matches.entries()}
-    assert len(before) == 3 * 3 * 2  # shards, blocks, found and exact
+    assert len(before) == 3 + 3 * 3 * 2  # lists a block; found and exact, a shard and block
     monkeypatch.setattr(answer, "open_shard", None)  # it would be called
     run(task)
     assert {e.path for e in task.matches.entries()} == before.keys()
 
 
-def test_an_answer_that_was_lost_is_made_again_to_the_same_bytes(tmp_path):
+def test_an_answer_that_was_lost_is_made_again_and_the_matches_are_the_same(tmp_path):
+    """It may be shorter than it was, since the other shards' answers are there to spare work."""
     task, _ = make_task(tmp_path, "cosine")
     run(task)
-    for path in (candidates_path(task.nprobe, 1, 2), exact_path(2, 0)):
-        before = task.matches.read(path)
+    whole, exact = matches(task), task.matches.read(exact_path(2, 0))
+    lost = candidates_path(task.nprobe, 1, 2), exact_path(2, 0)
+    sizes = [len(read_answer(task.matches, path)) for path in lost]
+    for path in lost:
         task.matches.delete(path)
-        run(task)
-        assert task.matches.read(path) == before
+    run(task)
+    assert matches(task).equals(whole)
+    assert task.matches.read(lost[1]) == exact
+    assert 0 < len(read_answer(task.matches, lost[0])) < sizes[0]
 
 
 @pytest.mark.parametrize("path", [candidates_path(2, 1, 1), exact_path(0, 2)])

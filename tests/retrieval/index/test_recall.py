@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval.closest import nearest
 from retrieval.index import recall
 from retrieval.index.kmeans import list_metric
 from retrieval.index.recall import (
@@ -27,7 +28,7 @@ from retrieval.index.recall import (
 from retrieval.index.shards import RECALL_TABLE
 from retrieval.intervals import bootstrap_mean
 from retrieval.records import Neighbours
-from retrieval.scoring import block, nearest
+from retrieval.scoring import block
 from retrieval.tables import RECALL, Metric, Vectors
 from tests.retrieval.index.training import train_centroids
 from tests.retrieval.vectors import (

@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval.candidates import best_of
+from retrieval.closest import nearest, top_k
 from retrieval.index import search
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import empty_index
 from retrieval.index.kmeans import list_metric
-from retrieval.index.search import search_shard
+from retrieval.index.search import Asked, search_shard
 from retrieval.index.shards import Shard
-from retrieval.ranking.merge import merge_candidates
-from retrieval.scoring import block, nearest, norms_of, top_k
+from retrieval.products import SINGLE, Half
+from retrieval.scoring import block, norms_of
 from retrieval.tables import CANDIDATES, SHARD_ROWS, Metric, Vectors
 from tests.retrieval.index.training import train_centroids
 from tests.retrieval.vectors import (
@@ -66,40 +68,53 @@ def make_shard(
     return Shard(index, pa.table(columns, schema=SHARD_ROWS.schema), metric, dtype, deleted)
 
 
+BF16 = Half("cpu")
+
+
 def shards_merge_to_brute_force(
-    case: Case, metric: Metric, k: int, nlist: int, nprobe: int, cuts: int, seed: int
+    case: Case, metric: Metric, k: int, nlist: int, nprobe: int | None, cuts: int, seed: int
 ) -> None:
-    """Cut a gallery into shards, whose image_ids are in another order than its rows."""
+    """Cut a gallery into shards, whose image_ids are in another order than its rows.
+
+    Some pairs are barred, and some floors known, both of them by chance; nprobe None is all lists.
+    """
     generator = np.random.default_rng(seed)
     count, measure = len(case.rows), list_metric(metric)
     nlist = min(nlist, count)
     centroids = train_centroids(case.rows, nlist, metric, seed=seed)
     queries = block(case.queries, measure)
-    probes = top_k(queries, block(centroids, measure), min(nprobe, nlist)).positions
+    lists_read = min(nprobe or nlist, nlist)
+    probes = top_k(queries, block(centroids, measure), lists_read).positions
     places = generator.permutation(count)  # of each row in the order of image_ids
     ids = [image_ids(count)[place] for place in places]
     numbers = np.sort(generator.permutation(50)[: len(case.queries)])
     deleted = np.flatnonzero(generator.random(count) < generator.choice([0, 0.3, 1]))
-    parts = [
-        search_shard(
-            make_shard(case.rows, rows, ids, centroids, metric, deleted),
-            block(case.queries, metric),
-            probes,
-            numbers,
-            k,
-        )
-        for rows in np.array_split(np.arange(count), cuts)
-    ]
-    assert all(part.schema.equals(CANDIDATES) for part in parts)
+    barred = generator.random((len(queries), count)) < generator.choice([0, 0.2, 0.9])
 
     lists = exact_keys(case.rows, centroids, measure).argmax(1)
     read = (lists[None, :, None] == probes[:, None, :]).any(-1)
     read[:, deleted] = False
-    keys = np.where(read, exact_keys(case.queries, case.rows, metric), -np.inf)
+    keys = np.where(read & ~barred, exact_keys(case.queries, case.rows, metric), -np.inf)
     expected, found = brute_force(keys, places, k)
+    known = generator.random(len(queries)) < 0.5
+    floors = np.where(known, expected[:, -1], -np.inf)  # what other shards could have told
+    parts = [
+        search_shard(
+            make_shard(case.rows, rows, ids, centroids, metric, deleted),
+            Asked(
+                block(case.queries, metric), numbers, [floors, None][generator.integers(2)],
+                np.nonzero(barred[:, rows]) if barred.any() else None,
+            ),
+            None if nprobe is None else probes, k, product,
+        )
+        for rows in np.array_split(np.arange(count), cuts)
+        for product in [[SINGLE, BF16][generator.integers(2)]]
+    ]  # fmt: skip
+    assert all(part.schema.equals(CANDIDATES) for part in parts)
+
     query, rank = np.nonzero(found >= 0)
     rows = found[query, rank]
-    merged, ranks = merge_candidates(parts, k)
+    merged, ranks = best_of(parts, k)
     assert merged["query"].to_pylist() == numbers[query].tolist()
     assert merged["row"].to_pylist() == rows.tolist()
     assert merged["key"].to_pylist() == expected[query, rank].tolist()  # to the last bit
@@ -107,13 +122,13 @@ def shards_merge_to_brute_force(
     assert merged["image_id"].to_pylist() == [ids[row] for row in rows]
     assert merged["path"].to_pylist() == [f"/photos/{row}" for row in rows]
     assert merged["label"].to_pylist() == [f"class{row % 3}" for row in rows]
-    assert ranks.tolist() == (rank + 1).tolist()
+    assert ranks.tolist() == rank.tolist()
 
 
 @quick
 @given(cases(), metrics, st.integers(1, 12), st.integers(1, 8), st.integers(1, 5), seeds)
 def test_with_all_lists_read_it_is_exact_search(case, metric, k, nlist, cuts, seed):
-    shards_merge_to_brute_force(case, metric, k, nlist, nlist, cuts, seed)
+    shards_merge_to_brute_force(case, metric, k, nlist, None, cuts, seed)
 
 
 some = (st.integers(1, 12), st.integers(1, 8), st.integers(1, 8), st.integers(1, 5), seeds)
@@ -144,8 +159,8 @@ def test_equal_scores_are_ordered_by_the_bytes_of_image_id(metric, dtype):
     centroids = train_centroids(rows, 2, metric, seed=0)
     shard = make_shard(rows, np.arange(6), ids, centroids, metric)
     probes, number = np.array([[0, 1]]), np.array([0])
-    found = search_shard(shard, block(rows[:1], metric), probes, number, 4)
-    merged, _ = merge_candidates([found], 4)
+    found = search_shard(shard, Asked(block(rows[:1], metric), number), probes, 4)
+    merged, _ = best_of([found], 4)
     assert merged["image_id"].to_pylist() == ["Z.jpg", "a b.jpg", "z.jpg", "é.jpg"]
 
 
@@ -158,21 +173,21 @@ def test_a_zero_that_is_negative_ties_with_one_that_is_not():
     parts = [
         search_shard(
             make_shard(rows, np.array(own), ids, centroids, "ip"),
-            query,
+            Asked(query, np.array([0])),
             np.array([[0]]),
-            np.array([0]),
             4,
         )
         for own in ([0, 1], [2, 3])
     ]
-    merged, _ = merge_candidates(parts, 4)
+    merged, _ = best_of(parts, 4)
     assert merged["image_id"].to_pylist() == ["a", "b", "c", "d"]
 
 
 def test_lists_are_read_by_those_who_asked_for_them():
-    pairs = search._pairs(np.array([[2, 0], [1, 2], [2, 1]]))
-    assert {number: which.tolist() for number, which in pairs} == {0: [0], 1: [1, 2], 2: [0, 1, 2]}
-    assert list(search._pairs(np.empty((3, 0), np.int64))) == []
+    probes = np.array([[2, 0], [1, 2], [2, 1]])
+    pairs = search._pairs(probes, np.array([[True, True], [True, True], [True, False]]))
+    assert {number: which.tolist() for number, which in pairs} == {0: [0], 1: [1], 2: [0, 1, 2]}
+    assert list(search._pairs(np.empty((3, 0), np.int64), np.empty((3, 0), np.bool_))) == []
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -181,9 +196,9 @@ def test_shards_from_disk_answer_as_those_in_memory(tmp_path, metric):
     vectors[40:60] = vectors[:20]
     store = make_store(tmp_path / "store", vectors, chunk_rows=32)
     index = Building(tmp_path / "index", store, metric, nlist=6, rows_per_shard=40).finish()
-    queries, probes = block(vectors[:7], metric), np.tile(np.arange(6), (7, 1))
-    parts = [search_shard(s, queries, probes, np.arange(7), 9) for s in index.shards]
-    merged, _ = merge_candidates(parts, 9)
+    asked = Asked(block(vectors[:7], metric), np.arange(7))
+    parts = [search_shard(s, asked, np.tile(np.arange(6), (7, 1)), 9) for s in index.shards]
+    merged, _ = best_of(parts, 9)
     _, found = brute_force(exact_keys(vectors[:7], vectors, metric), np.arange(90), 9)
     assert merged["row"].to_pylist() == found.ravel().tolist()
     ids = image_ids(90)
@@ -193,7 +208,8 @@ def test_shards_from_disk_answer_as_those_in_memory(tmp_path, metric):
 def test_an_empty_shard_has_no_candidates():
     rows = np.ones((3, 2), np.float32)
     shard = make_shard(rows, np.arange(0), ["a", "b", "c"], rows[:1], "ip")
-    found = search_shard(shard, block(rows, "ip"), np.zeros((3, 1), np.int64), np.arange(3), 2)
+    asked = Asked(block(rows, "ip"), np.arange(3))
+    found = search_shard(shard, asked, np.zeros((3, 1), np.int64), 2)
     assert found.schema.equals(CANDIDATES)
     assert len(found) == 0
 
@@ -202,7 +218,7 @@ def test_no_query_has_no_candidates():
     rows = np.ones((3, 2), np.float32)
     shard = make_shard(rows, np.arange(3), ["a", "b", "c"], rows[:1], "ip")
     nobody = np.empty((0, 1), np.int64)
-    assert len(search_shard(shard, block(rows[:0], "ip"), nobody, nobody[:, 0], 2)) == 0
+    assert len(search_shard(shard, Asked(block(rows[:0], "ip"), nobody[:, 0]), nobody, 2)) == 0
 
 
 def test_the_stored_norms_are_used():
@@ -212,5 +228,6 @@ def test_the_stored_norms_are_used():
     norm = SHARD_ROWS.schema.get_field_index("norm")
     doubled = shard.metadata.set_column(norm, "norm", pa.array([10.0, 20.0]))
     shard = dataclasses.replace(shard, metadata=doubled)
-    found = search_shard(shard, block(rows[:1], "cosine"), np.array([[0]]), np.array([0]), 2)
+    asked = Asked(block(rows[:1], "cosine"), np.array([0]))
+    found = search_shard(shard, asked, np.array([[0]]), 2)
     assert found["key"].to_pylist() == [0.5, 0.5]

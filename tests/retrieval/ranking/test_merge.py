@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.ranking.merge import matches_of, merge_candidates
+from retrieval.candidates import best_of
+from retrieval.ranking.merge import matches_of
 from retrieval.tables import CANDIDATES, MATCHES
 from tests.retrieval.vectors import image_ids, quick, seeds
 
@@ -53,8 +54,8 @@ def test_the_best_k_of_each_query_by_score_then_bytes_of_image_id(cut, k):
     for query in range(5):
         best = [line for line in order if line[0] == query][:k]
         expected += best
-        ranks += range(1, len(best) + 1)
-    table, rank = merge_candidates([candidates(part) for part in parts], k)
+        ranks += range(len(best))
+    table, rank = best_of([candidates(part) for part in parts], k)
     found = zip(*(table[name].to_pylist() for name in ("query", "key", "image_id")), strict=True)
     assert list(found) == expected
     assert rank.tolist() == ranks
@@ -66,15 +67,15 @@ def test_the_best_k_of_each_query_by_score_then_bytes_of_image_id(cut, k):
 def test_the_parts_and_their_order_do_not_matter(cut, k, seed):
     lines, parts = cut
     shuffled = np.random.default_rng(seed).permutation(len(parts))
-    table, rank = merge_candidates([candidates(parts[place]) for place in shuffled], k)
-    whole, whole_rank = merge_candidates([candidates(lines)], k)
+    table, rank = best_of([candidates(parts[place]) for place in shuffled], k)
+    whole, whole_rank = best_of([candidates(lines)], k)
     assert table.drop_columns("key").equals(whole.drop_columns("key"))
     np.testing.assert_array_equal(table["key"], whole["key"])  # -0.0 is 0.0
     assert rank.tolist() == whole_rank.tolist()
 
 
 def test_nothing_merges_to_nothing():
-    table, rank = merge_candidates([], 3)
+    table, rank = best_of([], 3)
     assert table.schema.equals(CANDIDATES)
     assert len(table) == len(rank) == 0
 

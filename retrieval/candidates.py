@@ -1,0 +1,63 @@
+"""The k best candidates of each query, whichever shards they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from retrieval.tables import CANDIDATES
+
+_PARTS = 16  # tables that are merged at once, so that many shards take no more memory
+
+
+def best_of(parts: Iterable[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Give the k best of each query, by query, key, image_id, and their places, from 0.
+
+    The order is total and does not depend on how the gallery was cut into parts. `parts` may be
+    more than memory holds.
+    """
+    best, place = CANDIDATES.empty_table(), np.empty(0, np.int64)
+    waiting: list[pa.Table] = []
+    for part in parts:
+        waiting.append(part)
+        if len(waiting) == _PARTS:
+            best, place = _best([best, *waiting], k)
+            waiting = []
+    return _best([best, *waiting], k) if waiting else (best, place)
+
+
+def _best(tables: list[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int64]]:
+    table = pa.concat_tables(tables)
+    query, key = table["query"].to_numpy(), table["key"].to_numpy()
+    order = np.lexsort((-key, query))
+    same = (np.diff(query[order]) == 0) & (np.diff(key[order]) == 0)
+    if same.any():  # names are compared only where it matters: it takes longer than all the rest
+        names = np.empty(len(order), np.int64)
+        names[pc.sort_indices(table["image_id"]).to_numpy()] = np.arange(len(order))
+        order = np.lexsort((names, -key, query))
+    ordered = query[order]
+    place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    keep = np.flatnonzero(place < k)
+    return table.take(order[keep]).combine_chunks(), place[keep]
+
+
+def kth_keys(parts: Iterable[pa.Table], k: int, queries: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Give the k-th best key that some parts hold for each query, (q,); -inf if they hold fewer.
+
+    `queries` ascend, and all that the parts speak of are among them.
+    """
+    found = np.full(len(queries), -np.inf)
+    tables = [part.select(["query", "key"]) for part in parts]
+    if not tables:
+        return found
+    table = pa.concat_tables(tables)
+    own, key = np.searchsorted(queries, table["query"].to_numpy()), table["key"].to_numpy()
+    order = np.lexsort((-key, own))
+    counts = np.bincount(own, minlength=len(queries))
+    full = np.flatnonzero(counts >= k)
+    found[full] = key[order[(np.cumsum(counts) - counts)[full] + k - 1]]
+    return found

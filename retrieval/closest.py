@@ -1,0 +1,182 @@
+"""Who is closest: cheap products propose, float64 decides, whatever the blocks.
+
+`TopK` takes rows block by block; `top_k`, `closest` and `nearest` are for rows that are there all
+at once. A row is out only when the bound of a product excludes it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retrieval.products import SAFE, SINGLE, Product, floor_of, pair_keys, propose
+from retrieval.scoring import Block, Float64, Int64, keys_of, pair_scores, slices
+
+_PRODUCT = 1 << 23  # elements of one proposed product: 32 MiB
+_NEAR = 1 << 18  # elements of one product of `nearest`: 1 MiB, which stays in a core's cache
+_NONE = np.iinfo(np.int64).max
+
+
+class TopK:
+    """The k closest rows so far of each of many queries; rows come block by block, in any order.
+
+    A row is known by its `position` (any int64 >= 0) and its `tie` (int64, unique a query): of
+    equal scores the smaller tie is closer. What comes out does not depend on the blocks.
+    """
+
+    def __init__(self, queries: Block, k: int) -> None:
+        self.queries = queries
+        self.k = k
+        shape = (len(queries), k)
+        self.keys = np.full(shape, -np.inf)
+        self.ties = np.full(shape, _NONE)
+        self.positions = np.full(shape, -1, np.int64)
+
+    def push(self, rows: Block, ties: Int64, positions: Int64, which: Int64 | None = None) -> None:
+        """Offer rows to all queries, or to those that `which` names (unique positions)."""
+        queries = np.arange(len(self.queries)) if which is None else which
+        if len(rows) == 0 or len(queries) == 0:
+            return
+        step = max(1, _PRODUCT // len(rows))
+        for part in slices(len(queries), step):
+            self._push(queries[part], rows, ties, positions)
+
+    def _push(self, which: Int64, rows: Block, ties: Int64, positions: Int64) -> None:
+        queries = self.queries.take(which)
+        q, x = _survivors(queries, rows, self.keys[which, -1], self.k)
+        keys = keys_of(pair_scores(queries, rows, q, x), queries.metric)
+        self._merge(which, q, keys, ties[x], positions[x])
+
+    def _merge(self, which: Int64, q: Int64, keys: Float64, ties: Int64, positions: Int64) -> None:
+        old = np.repeat(np.arange(len(which)), self.k)
+        owner = np.concatenate([old, q])
+        all_keys = np.concatenate([self.keys[which].ravel(), keys])
+        all_ties = np.concatenate([self.ties[which].ravel(), ties])
+        all_positions = np.concatenate([self.positions[which].ravel(), positions])
+        order = np.lexsort((all_ties, -all_keys, owner))
+        starts = np.searchsorted(owner[order], np.arange(len(which)))
+        best = order[(starts[:, None] + np.arange(self.k)).ravel()].reshape(-1, self.k)
+        self.keys[which] = all_keys[best]
+        self.ties[which] = all_ties[best]
+        self.positions[which] = all_positions[best]
+
+    def scores(self) -> Float64:
+        """Give the (queries, k) float64 scores, closest first; infinite where there is no row."""
+        return keys_of(self.keys, self.queries.metric)
+
+
+def _survivors(queries: Block, rows: Block, kth: Float64, k: int) -> tuple[Int64, Int64]:
+    """Find the pairs that the bound cannot exclude from the k closest.
+
+    `kth` is the (b,) float64 key each query's next row must reach; -inf while it has fewer than k.
+    A row is out when even at its best it lies below that, or below k rows of this block at their
+    worst. Rows that just reach it stay, since ties are decided later.
+    """
+    keys, slack = propose(queries, rows)
+    undecided = ~np.isfinite(keys)
+    if undecided.any():
+        keys[undecided] = -np.inf
+    floor = kth + queries.norms**2 if queries.metric == "l2" else kth
+    floor = floor - slack
+    fresh = np.flatnonzero(np.isneginf(kth))
+    if len(fresh) and len(rows) > k:
+        worst = np.partition(keys[fresh], len(rows) - k, axis=1)[:, len(rows) - k]
+        floor[fresh] = worst.astype(np.float64) - 2 * slack[fresh]
+    q, x = np.nonzero((keys >= floor_of(floor)[:, None]) | undecided)
+    return q, x
+
+
+def top_k(queries: Block, rows: Block, k: int, ties: Int64 | None = None) -> TopK:
+    """Find the k closest of `rows` to each query; positions are places in `rows`.
+
+    Without `ties` the smaller place is closer.
+    """
+    places = np.arange(len(rows))
+    best = TopK(queries, k)
+    for part in slices(len(rows), 1 << 16):
+        best.push(rows.take(part), (places if ties is None else ties)[part], places[part])
+    return best
+
+
+def closest(queries: Block, rows: Block, k: int) -> Int64:
+    """Give the places of each query's k closest rows, (n, k) with k <= rows.
+
+    As `top_k`, ties to the smaller place, but only which they are is exact: they stand in the order
+    of their cheap keys. So a float64 sum is needed for those alone that lie within the bound of the
+    cut.
+    """
+    if _may_overflow(queries, rows):
+        return top_k(queries, rows, k).positions
+    ready = SINGLE.ready(rows)
+    longest = rows.norms.max(initial=0.0)
+    found = np.empty((len(queries), k), np.int64)
+    for part in slices(len(queries), max(1, _PRODUCT // len(rows))):
+        asked = queries.take(part)
+        left = SINGLE.ready(asked)
+        keys = SINGLE.keys(left, ready)
+        slack = SINGLE.error(left, longest)
+        kth = SINGLE.kth(keys, k).astype(np.float64)
+        q, x = SINGLE.reach(keys, floor_of(kth - 2 * slack))
+        cheap = keys[q, x]
+        if len(q) > k * len(asked):
+            order = np.where(cheap > kth[q] + 2 * slack[q], np.inf, -np.inf)
+            open_ = np.flatnonzero(np.isneginf(order) & (np.bincount(q)[q] > k))
+            scores = pair_scores(asked, rows, q[open_], x[open_])
+            order[open_] = keys_of(scores, queries.metric)
+            best = np.lexsort((x, -order, q))
+            keep = np.sort(best[_first(q, len(asked), k)])
+            q, x, cheap = q[keep], x[keep], cheap[keep]
+        found[part] = x[np.lexsort((-cheap, q))].reshape(-1, k)
+    return found
+
+
+def _first(owners: Int64, count: int, k: int) -> Int64:
+    """Give the places of each owner's first k, when sorted by owner; each has as many at least."""
+    starts = np.searchsorted(owners, np.arange(count))
+    return (starts[:, None] + np.arange(k)).ravel()
+
+
+def nearest(queries: Block, centroids: Block, product: Product = SINGLE) -> Int64:
+    """Give the number of each query's closest centroid, (n,) int64, ties to the smaller number.
+
+    As `top_k` with k = 1, at the cost of the product and two looks at it: a query for which a
+    single centroid lies within the bound of the best is decided without another sum.
+    """
+    if _may_overflow(queries, centroids):
+        return top_k(queries, centroids, 1).positions[:, 0]
+    ready = product.ready(centroids)
+    longest = centroids.norms.max(initial=0.0)
+    found = np.empty(len(queries), np.int64)
+    for part in slices(len(queries), max(1, _NEAR // len(centroids))):
+        asked = queries.take(part)
+        left = product.ready(asked)
+        keys = product.keys(left, ready)
+        slack = product.error(left, longest)
+        q, x = product.reach(keys, floor_of(product.kth(keys, 1) - 2 * slack))
+        if product is not SINGLE and len(q) > len(asked):
+            q, x = _finer(asked, centroids, q, x)
+        found[part] = x if len(q) == len(asked) else _decided(asked, centroids, q, x)
+    return found
+
+
+def _may_overflow(queries: Block, rows: Block) -> bool:
+    longest = queries.norms.max(initial=0.0) + rows.norms.max(initial=0.0)
+    return bool(queries.metric != "cosine" and longest > SAFE)
+
+
+def _finer(queries: Block, rows: Block, q: Int64, x: Int64) -> tuple[Int64, Int64]:
+    """Leave of some pairs those that float32 cannot exclude from being the closest."""
+    keys = pair_keys(queries, rows, q, x).astype(np.float64)
+    slack = SINGLE.error(SINGLE.ready(queries), rows.norms.max(initial=0.0))
+    best = np.maximum.reduceat(keys, np.searchsorted(q, np.arange(len(queries))))
+    keep = keys >= (best - 2 * slack)[q]
+    return q[keep], x[keep]
+
+
+def _decided(queries: Block, rows: Block, q: Int64, x: Int64) -> Int64:
+    """Give the closest of each query's pairs, by float64."""
+    exact = np.zeros(len(q))
+    close = np.flatnonzero(np.bincount(q)[q] > 1)
+    scores = pair_scores(queries, rows, q[close], x[close])
+    exact[close] = keys_of(scores, queries.metric)
+    order = np.lexsort((x, -exact, q))
+    return x[order[np.searchsorted(q, np.arange(len(queries)))]]

@@ -1,0 +1,148 @@
+"""What a shard holds for many queries, while its lists pass: pairs that may be among the k best.
+
+Pairs come with a cheap key and what that can be wrong by. A query's *floor* is a key that its k
+best surely reach; it rises as pairs come. Who lies below it is forgotten, the rest is scored in
+float64 when all lists have passed, or before, when there are too many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.index.shards import Shard
+from retrieval.scoring import Block, Float32, Float64, Int64, keys_of, pair_scores
+
+_PAIRS = 1 << 22  # pairs kept undecided: 128 MiB
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of a query and the `offset`-th live row of a `list`, with float32 keys."""
+
+    query: NDArray[np.int32]
+    list: NDArray[np.int32]
+    offset: NDArray[np.int32]
+    key: Float64
+    slack: Float64
+
+    def take(self, which: NDArray[np.bool_] | Int64) -> _Pairs:
+        return _Pairs(*(getattr(self, name)[which] for name in _COLUMNS))
+
+
+_COLUMNS = ("query", "list", "offset", "key", "slack")
+
+
+class Found:
+    """The k best rows of a shard for each query, so far.
+
+    `keys` (n, k) float64 and `places` (n, k) in the shard's metadata, best first; -inf and -1 where
+    there are fewer; `lists` (n, k) are those that the rows lie in. Valid after `settle`.
+    """
+
+    def __init__(self, shard: Shard, queries: Block, k: int, floors: Float64 | None) -> None:
+        self._shard, self._queries, self._k = shard, queries, k
+        self._shift = queries.norms**2 if queries.metric == "l2" else np.zeros(len(queries))
+        known = np.full(len(queries), -np.inf) if floors is None else floors
+        self.floors = known + self._shift  # in terms of cheap keys
+        self._pairs: list[_Pairs] = []
+        self._count = 0
+        shape = (len(queries), k)
+        self.keys, self.places = np.full(shape, -np.inf), np.full(shape, -1, np.int64)
+        self.lists = np.full(shape, -1, np.int32)
+
+    def add(self, number: int, q: Int64, x: Int64, keys: Float32, slack: Float64) -> None:
+        """Take pairs of some queries and rows of a list."""
+        near = np.flatnonzero(keys + slack >= self.floors[q])
+        if len(near) == 0:
+            return
+        self._pairs.append(_Pairs(
+            q[near].astype(np.int32), np.full(len(near), number, np.int32),
+            x[near].astype(np.int32), keys[near].astype(np.float64), slack[near],
+        ))  # fmt: skip
+        self._count += len(near)
+        if self._count > _PAIRS:
+            self.tighten()
+            if self._count > _PAIRS // 2:
+                self.settle()
+
+    def forget(self) -> None:
+        """Let go of the pairs, and keep the floors that they set."""
+        self._pairs, self._count = [], 0
+
+    def tighten(self) -> None:
+        """Raise the floors to what the pairs surely reach, and leave out what lies below."""
+        if not self._pairs:
+            return
+        pairs = self._all()
+        lower = pairs.key - pairs.slack
+        order = np.lexsort((-lower, pairs.query))
+        starts, counts = _starts(pairs.query, len(self._queries))
+        full = np.flatnonzero(counts >= self._k)
+        kth = lower[order[starts[full] + self._k - 1]]
+        self.floors[full] = np.maximum(self.floors[full], kth)
+        self._keep(pairs.take(pairs.key + pairs.slack >= self.floors[pairs.query]))
+
+    def _all(self) -> _Pairs:
+        columns = (np.concatenate([getattr(p, name) for p in self._pairs]) for name in _COLUMNS)
+        return _Pairs(*columns)
+
+    def _keep(self, pairs: _Pairs) -> None:
+        self._pairs, self._count = [pairs], len(pairs.query)
+
+    def settle(self) -> None:
+        """Score what is left in float64, and keep the k best of it and of what was there."""
+        self.tighten()
+        if self._count:
+            pairs = self._all()
+            pairs = pairs.take(np.argsort(pairs.list, kind="stable"))
+            self._merge(pairs, *self._scored(pairs))
+            self.floors = np.maximum(self.floors, self.keys[:, -1] + self._shift)
+        self.forget()
+
+    def _scored(self, pairs: _Pairs) -> tuple[Float64, Int64]:
+        """Give the keys of pairs that are ordered by list, and the places of their rows."""
+        keys, places = np.empty(len(pairs.query)), np.empty(len(pairs.query), np.int64)
+        for number, run in runs(pairs.list):
+            rows, offset = self._shard.list_block(number), pairs.offset[run].astype(np.int64)
+            scores = pair_scores(self._queries, rows, pairs.query[run].astype(np.int64), offset)
+            keys[run] = keys_of(scores, self._queries.metric)
+            places[run] = self._shard.places(number)[offset]
+        return keys, places
+
+    def _merge(self, pairs: _Pairs, keys: Float64, places: Int64) -> None:
+        old, _ = np.nonzero(self.places >= 0)
+        there = self.places >= 0
+        query = np.concatenate([old, pairs.query])
+        keys = np.concatenate([self.keys[there], keys])
+        places = np.concatenate([self.places[there], places])
+        lists = np.concatenate([self.lists[there], pairs.list])
+        order = np.lexsort((places, -keys, query))
+        same = (np.diff(query[order]) == 0) & (np.diff(keys[order]) == 0)
+        if same.any():  # equal scores: the order of names decides
+            order = np.lexsort((self._shard.ties[places], -keys, query))
+        starts, _ = _starts(query, len(self._queries))
+        owner = query[order]
+        rank = np.arange(len(order)) - starts[owner]
+        keep = rank < self._k
+        line = owner[keep], rank[keep]
+        self.keys[:], self.places[:], self.lists[:] = -np.inf, -1, -1
+        self.keys[line] = keys[order[keep]]
+        self.places[line] = places[order[keep]]
+        self.lists[line] = lists[order[keep]]
+
+
+def runs(ordered: NDArray[np.integer]) -> Iterator[tuple[int, slice]]:
+    """Give each number >= 0 in a list of them that is in order, and the places it takes."""
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1)).tolist()
+    for first, last in zip(starts, [*starts[1:], len(ordered)][: len(starts)], strict=True):
+        yield int(ordered[first]), slice(first, last)
+
+
+def _starts(owners: NDArray[np.integer], count: int) -> tuple[Int64, Int64]:
+    """Give where each owner's things start once they are sorted by owner, and how many they are."""
+    counts = np.bincount(owners, minlength=count)
+    return np.cumsum(counts) - counts, counts
