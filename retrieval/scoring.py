@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,9 @@ Int64 = NDArray[np.int64]
 
 _PAIRS = 128  # pairs scored at once: half a MiB at d = 512, which stays in a core's cache
 _LENGTHS = 128  # vectors measured at once: the same
+_SIGN_AND_REST = np.int32(-0x70002000)  # the bits of float32 that a shifted float16 may have
+_EXPONENT = np.float32(2.0**112)  # between the biases of float16 and float32
+_BEYOND_HALF = np.float32(65536)  # what infinity and NaN of float16 are taken for, at least
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Block:
     @cached_property
     def cheap(self) -> Float32:
         """Give what products read, (n, d) float32: the vectors, of unit length for cosine."""
-        return _unit(self.wide, self.norms) if self.metric == "cosine" else self.wide
+        return _unit(self) if self.metric == "cosine" else self.wide
 
     def __len__(self) -> int:
         return len(self.values)
@@ -78,25 +80,43 @@ def block(values: Vectors, metric: Metric, norms: Float64 | None = None) -> Bloc
 
 
 def wide(values: Vectors) -> Float32:
-    """Give (n, d) float16 or float32 vectors as float32, exactly.
+    """Give (n, d) float16 or float32 vectors as float32, exactly; NaN and infinity stay so.
 
-    FAISS' decoder of float16 takes a third of the time of numpy's conversion.
+    The bits of float16 are shifted to where float32 has them, and the exponent is set right by a
+    factor: a quarter of the time of numpy's own conversion.
     """
     if values.dtype == np.float32 or values.size == 0:
         return values.astype(np.float32, copy=False)
-    decoder = faiss.ScalarQuantizer(values.shape[1], faiss.ScalarQuantizer.QT_fp16)
-    found: Float32 = decoder.decode(np.ascontiguousarray(values).view(np.uint8))
-    return found
+    made = _shifted(values)
+    made *= _EXPONENT
+    beyond = np.abs(made) >= _BEYOND_HALF
+    if beyond.any():
+        made[beyond] = values[beyond]
+    return made
 
 
-def _unit(values: Float32, norms: Float64) -> Float32:
+def _shifted(values: Vectors) -> Float32:
+    """Give finite float16 numbers as float32 that are smaller by `_EXPONENT`."""
+    bits = np.ascontiguousarray(values).view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= _SIGN_AND_REST
+    return bits.view(np.float32)
+
+
+def _unit(vectors: Block) -> Float32:
     """Divide by the lengths with at most two roundings to float32 an element."""
+    norms = vectors.norms
     lengths = np.where(norms > 0, norms, 1.0)
-    if len(norms) and lengths.min() > 2.0**-100 and lengths.max() < 2.0**100:
-        return values * (1 / lengths).astype(np.float32)[:, None]
-    unit = np.empty_like(values)  # the quotient itself would leave the range of float32
-    for rows in slices(len(values), _PAIRS):
-        unit[rows] = values[rows].astype(np.float64) / lengths[rows, None]
+    if len(norms) and lengths.min() > 2.0**-14 and lengths.max() < 2.0**100:
+        factors = (1 / lengths).astype(np.float32)[:, None]
+        if "wide" in vectors.__dict__ or vectors.values.dtype == np.float32:
+            return vectors.wide * factors
+        made = _shifted(vectors.values)
+        made *= _EXPONENT * factors
+        return made
+    unit = np.empty_like(vectors.wide)  # the quotient itself would leave the range of float32
+    for rows in slices(len(norms), _PAIRS):
+        unit[rows] = vectors.wide[rows].astype(np.float64) / lengths[rows, None]
     return unit
 
 

@@ -107,10 +107,11 @@ class Found:
         """Give the keys of pairs that are ordered by list, and the places of their rows."""
         keys, places = np.empty(len(pairs.query)), np.empty(len(pairs.query), np.int64)
         for number, run in runs(pairs.list):
-            rows, offset = self._shard.list_block(number), pairs.offset[run].astype(np.int64)
-            scores = pair_scores(self._queries, rows, pairs.query[run].astype(np.int64), offset)
+            offset, which = np.unique(pairs.offset[run], return_inverse=True)
+            rows = self._shard.list_block(number).take(offset)
+            scores = pair_scores(self._queries, rows, pairs.query[run].astype(np.int64), which)
             keys[run] = keys_of(scores, self._queries.metric)
-            places[run] = self._shard.places(number)[offset]
+            places[run] = self._shard.places(number)[offset[which]]
         return keys, places
 
     def _merge(self, pairs: _Pairs, keys: Float64, places: Int64) -> None:

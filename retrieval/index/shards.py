@@ -126,16 +126,22 @@ class Shard:
 
     def places(self, number: int) -> NDArray[np.int64]:
         """Give the places, in the metadata, of the live rows of a list, in its order."""
-        found = self._places.get(number)
+        return self._list(number)[0]
+
+    def list_block(self, number: int) -> Block:
+        """Give the live vectors of a list, ready for the metric."""
+        places, vectors = self._list(number)
+        return Block(self.metric, vectors, self.norms[places])
+
+    def _list(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        found = self._lists.get(number)
         if found is None:
-            found = np.searchsorted(self.rows, self.ids(number))
-            if not self.whole:
-                found = found[self.alive[found]]
-            self._places[number] = found
+            rows, vectors = self.listed(number)
+            found = self._lists[number] = np.searchsorted(self.rows, rows), vectors
         return found
 
     @cached_property
-    def _places(self) -> dict[int, NDArray[np.int64]]:
+    def _lists(self) -> dict[int, tuple[NDArray[np.int64], NDArray[Any]]]:
         return {}
 
     @cached_property
@@ -170,10 +176,6 @@ class Shard:
             return rows, vectors
         keep = self.alive[np.searchsorted(self.rows, rows)]
         return rows[keep], vectors[keep]
-
-    def list_block(self, number: int) -> Block:
-        """Give the live vectors of a list, ready for the metric."""
-        return Block(self.metric, self.listed(number)[1], self.norms[self.places(number)])
 
 
 def read_deleted_rows(folder: Folder, manifest: Manifest) -> NDArray[np.int64]:

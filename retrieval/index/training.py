@@ -36,7 +36,7 @@ FLAT_LISTS = 10_000
 CODE_ROWS = 1 << 15
 """Rows that train codes: half of what FAISS takes for the 256 words of a product quantizer."""
 
-_SLICE = 1 << 15  # rows of the sample in a slice: one product of it takes a tenth of a second
+_SLICE = 1 << 13  # rows of the sample in a slice, so that few lists too are trained by many workers
 
 
 @dataclass(frozen=True)
