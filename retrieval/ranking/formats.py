@@ -31,6 +31,7 @@ Row = dict[str, Any]
 _COLUMNS = (*MATCHES.schema.names, "error", "message")
 _ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 """What JSON leaves as it is and some readers take for the end of a line."""
+_BATCH = 1 << 12
 _FAR = 3e38  # scores of trec stay within; a million steps of float32 below -3e38 are finite still
 
 
@@ -50,14 +51,18 @@ class Finished:
 
     def queries(self) -> Iterator[list[Row]]:
         """Give the matches of one query after another, best first."""
-        for part in self.parts():
-            for _, rows in groupby(part.to_pylist(), key=lambda row: row["query_id"]):
-                yield list(rows)
+        for _, rows in groupby(_rows(self.parts()), key=lambda row: row["query_id"]):
+            yield list(rows)
 
     def failed(self) -> Iterator[Row]:
         """Give the failures of queries, one after another."""
-        for part in self.failures():
-            yield from part.to_pylist()
+        yield from _rows(self.failures())
+
+
+def _rows(parts: Iterable[pa.Table]) -> Iterator[Row]:
+    for part in parts:
+        for batch in part.to_batches(max_chunksize=_BATCH):  # as dicts they take far more memory
+            yield from batch.to_pylist()
 
 
 def write_matches(name: str, finished: Finished, file: BinaryIO) -> None:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.errors import UsageError
+from retrieval.ranking import formats
 from retrieval.ranking.formats import FILE_OF, FORMATS, Finished, trec_id, write_matches
 from retrieval.tables import FAILURES, MATCHES
 from tests.retrieval.vectors import quick
@@ -103,6 +104,12 @@ def test_tables_may_be_cut_anywhere_between_queries(name):
     ranking = {query: {"a": 1.0, "b": 0.5} for query in ODD}
     expected = written(name, finished(ranking, cut=1))
     assert all(written(name, finished(ranking, cut=cut)) == expected for cut in (3, 100))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_query_is_whole_though_its_table_is_read_in_batches(name, monkeypatch):
+    monkeypatch.setattr(formats, "_BATCH", 3)
+    assert written(name, ALL) == (GOLDEN / FILE_OF[name]).read_bytes()
 
 
 @pytest.mark.parametrize("name", FORMATS)
