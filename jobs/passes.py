@@ -10,7 +10,9 @@ import numpy as np
 
 from jobs import tasks
 from jobs.cluster import Cluster
+from jobs.expansion import Expansion
 from jobs.index import read_table
+from jobs.may_match import MayMatch
 from jobs.progress import progress, say
 from jobs.pulse import alive
 from jobs.settings import RankSettings
@@ -20,6 +22,10 @@ from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
+from retrieval.tables import WORK
+
+FIRST = WORK + "first"
+"""Where queries are answered that are expanded by what they find."""
 
 
 def answer(
@@ -29,11 +35,38 @@ def answer(
     index_folder: Folder,
     index: Manifest,
     queries: Store,
+    may_match: MayMatch,
 ) -> Certificate:
     """Stream the shards past the queries, once, or twice where the sample shows it is needed."""
+    from retrieval.index.certificate import certify
+
+    task = _task(settings, where, folder, index_folder, index, queries, may_match)
+    if may_match.expansion is not None:
+        task = _expanded(where, task, may_match.expansion)
+    _pass(where, task)
+    certificate, wider = certify(task, settings.recall, settings.seed)
+    if wider > task.nprobe and settings.nprobe is None:
+        say(f"recall {certificate.recall:.3f} is below {settings.recall}: reading {wider} lists")
+        task = dataclasses.replace(task, nprobe=wider)
+        _pass(where, task)
+        again, _ = certify(task, settings.recall, settings.seed)
+        certificate = dataclasses.replace(again, passes=2)
+    _fill(where, task)
+    _merge(where, task)
+    return certificate
+
+
+def _task(
+    settings: RankSettings,
+    where: Cluster,
+    folder: Folder,
+    index_folder: Folder,
+    index: Manifest,
+    queries: Store,
+    may_match: MayMatch,
+) -> Any:
     from retrieval.index import recall
     from retrieval.index.answer import Task
-    from retrieval.index.certificate import certify
     from retrieval.index.sampling import sample_of
     from retrieval.index.shards import RECALL_TABLE
 
@@ -47,23 +80,15 @@ def answer(
         curve = read_table(index_folder, index, RECALL_TABLE)
         nprobe = recall.choose_nprobe(curve, k, settings.recall, nlist)
     sample = np.empty(0, np.int64)
-    codes, metric, shards = (index.counts[name] for name in ("codes", "metric", "shards"))
+    codes, metric = index.counts["codes"], index.counts["metric"]
     if nprobe < nlist or codes is None:
         sample = sample_of(queries, recall.SAMPLE, settings.seed)[1]
-    vectors = gallery_vectors(settings, index_folder, index)
-    task = Task(
-        index_folder, index, codes, metric, queries, folder, nprobe, k, sample, alive, vectors
-    )
-    _pass(where, task, shards)
-    certificate, wider = certify(task, settings.recall, settings.seed)
-    if wider > nprobe and settings.nprobe is None:
-        say(f"recall {certificate.recall:.3f} is below {settings.recall}: reading {wider} lists")
-        task = dataclasses.replace(task, nprobe=wider)
-        _pass(where, task, shards)
-        again, _ = certify(task, settings.recall, settings.seed)
-        certificate = dataclasses.replace(again, passes=2)
-    _merge(where, task, shards)
-    return certificate
+    return Task(
+        index_folder, index, codes, metric, queries, folder, nprobe, k, sample, alive,
+        vectors=gallery_vectors(settings, index_folder, index),
+        product="cuda" if settings.device != "cpu" and where.gpus else "cpu",
+        allowed=may_match.allowed, bars=may_match.bars, least=may_match.least,
+    )  # fmt: skip
 
 
 def gallery_vectors(settings: RankSettings, index_folder: Folder, index: Manifest) -> Store | None:
@@ -75,53 +100,100 @@ def gallery_vectors(settings: RankSettings, index_folder: Folder, index: Manifes
     return open_vectors(index_folder, index, settings.embeddings)
 
 
-def _pass(where: Cluster, task: Any, shards: int) -> None:
+def _pass(where: Cluster, task: Any) -> None:
     """Let every shard answer; codes that are not the vectors propose first."""
     from retrieval.index import answer, propose, rescore
 
+    shards, blocks = task.manifest.counts["shards"], answer.blocks_of(task.queries)
     if task.codes:
-        if task.nprobe < int(task.manifest.counts["nlist"]):
-            _each(where, "lists", answer.put_lists, task, answer.blocks_of(task.queries), "blocks")
-        _each(where, "rank", answer.answer_shard, task, shards, "shards")
+        if task.nprobe < task.manifest.counts["nlist"]:
+            _each(where, "lists", answer.put_lists, task, blocks, "blocks")
+        _each(where, "rank", answer.answer_shard, task, shards, "shards", gpu=True)
         return
     _each(where, "propose", propose.propose, task, shards, "shards")
-    blocks = answer.blocks_of(task.queries)
     _each(where, "compare", propose.merge_proposed, task, blocks, "blocks")
     _each(where, "rank", rescore.rescore, task, shards, "shards")
 
 
+def _expanded(where: Cluster, task: Any, expansion: Expansion) -> Any:
+    """Answer the queries as they are, and give the task that asks their expansions."""
+    from retrieval.index import gather
+    from retrieval.index.answer import blocks_of, expanded_path
+
+    blocks, shards = blocks_of(task.queries), task.manifest.counts["shards"]
+    first = dataclasses.replace(
+        task, matches=task.matches.child(FIRST), top_k=expansion.count, sample=task.sample[:0]
+    )
+    if not all(task.matches.exists(expanded_path(number)) for number in range(blocks)):
+        _pass(where, first)
+        _each(where, "choose", gather.choose, first, blocks, "blocks")
+        _each(where, "fetch", gather.fetch, first, shards, "shards")
+        expand = _expander(task, first, expansion.alpha)
+        _each(where, "expand", expand, None, blocks, "blocks")
+    return dataclasses.replace(task, expanded=True)
+
+
+def _expander(task: Any, first: Any, alpha: float) -> Callable[[Any, int], int]:
+    def expand_block(_: Any, number: int) -> int:
+        import pyarrow as pa
+
+        from retrieval.embeddings.store import embedding_column
+        from retrieval.index.answer import expanded_path
+        from retrieval.index.gather import neighbourhoods
+        from retrieval.ranking.expansion import expand
+
+        parts = [np.empty((0, task.queries.dimension), np.float32)]
+        parts += [expand(*found, alpha, task.metric) for found in neighbourhoods(first, number)]
+        table = pa.table({"embedding": embedding_column(np.concatenate(parts))})
+        task.matches.put_new(expanded_path(number), sealed_parquet(table))
+        return number
+
+    return expand_block
+
+
+def _fill(where: Cluster, task: Any) -> None:
+    """Read all lists for queries that lack matches, unless --min-score is why they do."""
+    from retrieval.index import fill
+    from retrieval.index.answer import blocks_of
+
+    if not task.codes or task.nprobe >= task.manifest.counts["nlist"] or task.least > -np.inf:
+        return
+    blocks = range(blocks_of(task.queries))
+    found = list(tasks.tasks(where, lambda number: fill.find_short(task, number), blocks))
+    if short := sum(count for _, count in found):
+        say(f"{short} queries have fewer than {task.top_k} matches in their lists: reading all")
+        shards = task.manifest.counts["shards"]
+        _each(where, "fill", fill.fill_shard, task, shards, "shards", gpu=True)
+
+
 def _each(
-    where: Cluster, title: str, step: Callable[[Any, int], int], task: Any, count: int, unit: str
-) -> None:
+    where: Cluster, title: str, step: Callable[[Any, int], int], task: Any, count: int, unit: str,
+    *, gpu: bool = False,
+) -> None:  # fmt: skip
     def do(number: int) -> int:
         return step(task, number)
 
+    gpu = gpu and task.product == "cuda"
     with progress(title, count, unit) as bar:
-        for _ in tasks.tasks(where, do, range(count)):
+        for _ in tasks.tasks(where, do, range(count), gpu=gpu):
             bar.advance(1)
 
 
-def _merge(where: Cluster, task: Any, shards: int) -> None:
+def _merge(where: Cluster, task: Any) -> None:
     from retrieval.index.answer import blocks_of
 
-    merge_one = _merger(task, shards)
-    for _ in tasks.tasks(where, merge_one, range(blocks_of(task.queries))):
-        pass
-
-
-def _merger(task: Any, shards: int) -> Callable[[int], int]:
     def merge_one(number: int) -> int:
-        from retrieval.index.answer import candidates_path, query_block, read_answer
+        from retrieval.index.answer import query_block
+        from retrieval.index.fill import all_answers
         from retrieval.ranking.merge import matches_of
 
-        paths = [candidates_path(task.nprobe, shard, number) for shard in range(shards)]
-        parts = (read_answer(task.matches, path) for path in paths)
         asked = query_block(task.queries, number).drop_columns("embedding")
-        table = matches_of(parts, task.top_k, asked, task.metric)
+        table = matches_of(all_answers(task, number), task.top_k, asked, task.metric)
         commit.put_once(task.matches, part_path(number), sealed_parquet(table))
         return number
 
-    return merge_one
+    for _ in tasks.tasks(where, merge_one, range(blocks_of(task.queries))):
+        pass
 
 
 def part_path(number: int) -> str:

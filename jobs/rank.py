@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from jobs.cluster import Cluster, cluster
 from jobs.elsewhere import Given
+from jobs.formats import Further, formats_of
 from jobs.groups import Elsewhere, EngineOptions
 from jobs.index import read_table
+from jobs.may_match import MayMatch, against_itself, for_queries, may_match
 from jobs.passes import answer, gallery_vectors
 from jobs.prepare import Prepared
 from jobs.queries import embed_queries, given_store, prepare_queries
@@ -18,19 +22,19 @@ from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import RankSettings, content_of
 from retrieval.embeddings.store import Store
-from retrieval.errors import BelowBound
+from retrieval.errors import BelowBound, Damaged, UsageError
 from retrieval.records import Certificate
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
-from retrieval.storage.seal import sealed_parquet
+from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
 from retrieval.tables import FAILURES
 
 _LOST = (
     "all lists were read: what is missing was lost by the codes, and an index with --index-factory "
     "IVFn,Flat (IVFn,SQfp16 for float16 vectors) loses nothing"
 )
-_FAILURES = "failures/00000000.parquet"
+_FAILURES, CERTIFICATE = "failures/00000000.parquet", "certificate.json"
 
 
 def start(settings: RankSettings) -> Result:
@@ -40,15 +44,24 @@ def start(settings: RankSettings) -> Result:
     return summary(settings.output, manifest)
 
 
-def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) -> Manifest:
-    """Make matches, going on with what is there; queries may be images or a store."""
+def rank(
+    settings: RankSettings, where: Cluster, *, keep_equal: bool = False,
+    unsettle: Callable[[], None] | None = None,
+) -> Manifest:  # fmt: skip
+    """Make matches, going on with what is there; queries may be images or a store.
+
+    `unsettle` is called before finished matches get a further file.
+    """
     watch = Stopwatch()
     index_folder = open_folder(settings.index)
     index = finished.read_manifest(index_folder, kind="index")
     folder = open_folder(settings.output)
+    further = Further(formats_of(settings), settings.unique_pairs)
+    chosen = may_match(settings, index_folder, index)
     given = given_store(settings, index_folder)
+    _check_pairs(settings, given, index)
     prepared = None if given else prepare_queries(settings, where, folder, index_folder)
-    job = _job(settings, index, given, prepared)
+    job = _job(settings, index, chosen, given, prepared)
     commit.begin(folder, "matches", job, overwrite=settings.overwrite, keep_equal=keep_equal)
     if not finished.is_finished(folder):
         gallery_vectors(settings, index_folder, index)  # before any query is embedded
@@ -56,20 +69,48 @@ def rank(settings: RankSettings, where: Cluster, *, keep_equal: bool = False) ->
         settings, where, index_folder, prepared, unsettle=lambda: commit.start_over(folder)
     )
     if finished.is_finished(folder):
-        return finished.read_manifest(folder, kind="matches")
+        manifest = finished.read_manifest(folder, kind="matches")
+        if not further.missing(manifest.files):
+            return manifest
+        if unsettle:
+            unsettle()
 
     def make() -> Manifest:
-        certificate = answer(settings, where, folder, index_folder, index, queries)
-        manifest = _finish(folder, index_folder, index, queries, certificate)
+        certificate = _certificate(folder) or answer(
+            settings, where, folder, index_folder, index, queries,
+            for_queries(chosen, queries, index),
+        )  # fmt: skip
+        manifest = _finish(folder, index_folder, index, queries, certificate, further)
         watch.write(folder, settings, queries=queries.rows)
         return manifest
 
     return commit.unless_overtaken(folder, "matches", make)
 
 
+def _check_pairs(settings: RankSettings, given: Store | None, index: Manifest) -> None:
+    if settings.unique_pairs and (given is None or not against_itself(given, index)):
+        raise UsageError(
+            "--unique-pairs is for a gallery against itself: name the store that "
+            f"{settings.index} was made of by --queries, or leave it away"
+        )
+
+
+def _certificate(folder: Folder) -> Certificate | None:
+    """Read what a run put when all matches were there."""
+    try:
+        data = folder.read(CERTIFICATE)
+    except FileNotFoundError:
+        return None
+    values = read_json(data)
+    if values is None:
+        raise Damaged(f"{folder.uri(CERTIFICATE)} was altered; remove it and run again")
+    return Certificate(**values)
+
+
 def _job(
     settings: RankSettings,
     index: Manifest,
+    chosen: MayMatch,
     queries: Store | None,
     prepared: Prepared | Given | None,
 ) -> dict[str, Any]:
@@ -78,6 +119,7 @@ def _job(
     content = {k: v for k, v in content_of(settings).items() if k not in names}
     return {
         **content,
+        "expand_queries": asdict(chosen.expansion) if chosen.expansion else None,
         **(prepared.job() if prepared else {}),
         "index": open_folder(settings.index).uri(),
         "index_sha256": index.sha256,
@@ -92,8 +134,9 @@ def _finish(
     index: Manifest,
     queries: Store,
     certificate: Certificate,
+    further: Further,
 ) -> Manifest:
-    """Put the failures of the queries and the labels of the gallery, then the manifest."""
+    """Put what is known beside the matches and the further formats, then the manifest."""
     from retrieval.index.shards import LABELS
 
     failed = pa.concat_tables([FAILURES.schema.empty_table(), *queries.failures()])
@@ -101,13 +144,15 @@ def _finish(
         commit.put_once(folder, _FAILURES, sealed_parquet(failed.combine_chunks()))
     labels = read_table(index_folder, index, LABELS)
     commit.put_once(folder, LABELS, sealed_parquet(labels))
+    commit.put_once(folder, CERTIFICATE, sealed_json(asdict(certificate)))
     counts = {
         "queries": queries.rows,
         "failures": len(failed),
         "gallery": index.counts["rows"],
         "metric": index.counts["metric"],
-        "certificate": dataclasses.asdict(certificate),
+        "certificate": asdict(certificate),
     }
+    further.put(folder, counts)
     return commit.finish(folder, "matches", counts)
 
 
@@ -126,6 +171,6 @@ def summary(output: str, manifest: Manifest) -> Result:
     if below and certificate.nprobe == certificate.nlist:
         lines += (_LOST,)
     values = {key: value for key, value in counts.items() if key != "certificate"}
-    for key, value in dataclasses.asdict(certificate).items():
+    for key, value in asdict(certificate).items():
         values[f"recall_{key}" if key in ("target", "low", "high", "sample") else key] = value
     return Result({"output": output, **values}, lines, code)

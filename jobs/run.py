@@ -99,7 +99,7 @@ def _stages(settings: RunSettings, where: Cluster, folder: Folder, prepared: Pre
         part_of(
             settings, RankSettings, index=index_at, queries=queries, output=matches, overwrite=True
         ),
-        where, **common,
+        where, unsettle=unsettle, **common,
     )  # fmt: skip
 
 

@@ -53,6 +53,11 @@ class Ranking:
     top_k: int = setting("top_k")
     recall: float = setting("recall")
     nprobe: int | None = setting("nprobe")
+    filter: str | None = setting("filter")
+    exclude_self: bool = setting("exclude_self")
+    min_score: float | None = setting("min_score")
+    expand_queries: str | None = setting("expand_queries")
+    format: str | None = setting("format")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,7 @@ class RankSettings(Running, Ranking, EngineOptions, Reading, Elsewhere):
 
     index: str = setting("index")
     queries: str = setting("queries")
+    unique_pairs: bool = setting("unique_pairs")
     embeddings: str | None = setting("embeddings", default=None, shapes="run")
     seed: int = setting("seed")
 

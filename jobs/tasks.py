@@ -11,19 +11,24 @@ from jobs.watch import TaskSigns, watched
 _CPUS = 1
 
 
-def tasks(where: Cluster, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def tasks(
+    where: Cluster, function: Callable[[Any], Any], items: Iterable[Any], *, gpu: bool = False
+) -> Iterator[Any]:
     """Do items as Ray tasks, as many at once as there are workers; answers in any order.
 
-    Answers should be small: what is large belongs into a file.
+    Answers should be small: what is large belongs into a file. With `gpu` each has one of its own.
     """
-    where.require(_CPUS)
-    yield from watched(_tasks(where, function, items), TaskSigns(where, _CPUS))
+    where.require(_CPUS, int(gpu))
+    yield from watched(_tasks(where, function, items, gpu), TaskSigns(where, _CPUS))
 
 
-def _tasks(where: Cluster, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def _tasks(
+    where: Cluster, function: Callable[[Any], Any], items: Iterable[Any], gpu: bool
+) -> Iterator[Any]:
     import ray
 
-    remote = ray.remote(num_cpus=_CPUS, max_retries=3)(function)
+    options = {"num_gpus": 1} if gpu else {}
+    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(function)
     running: list[Any] = []
     for item in items:
         running.append(remote.remote(item))

@@ -148,6 +148,20 @@ MATCHES = Table(
     ),
 )
 
+PAIRS = Table(
+    "pairs",
+    "closest first, image_id, other_id",
+    (
+        Column("image_id", pa.string(), "the one that comes first by bytes"),
+        Column("other_id", pa.string(), "an image that has it, or that it has, among its matches"),
+        Column("score", pa.float64(), "as that of a match"),
+        Column("path", pa.string(), "opens the image"),
+        Column("other_path", pa.string(), "opens the other"),
+        Column("label", pa.string(), "class of the image; null where unknown"),
+        Column("other_label", pa.string(), "class of the other; null where unknown"),
+    ),
+)
+
 GALLERY_LABELS = Table(
     "gallery labels",
     "label, by bytes",
@@ -176,6 +190,7 @@ TABLES = (
     SHARD_ROWS,
     RECALL,
     MATCHES,
+    PAIRS,
     GALLERY_LABELS,
     HISTORY,
 )
@@ -242,8 +257,14 @@ KINDS: dict[str, tuple[str, ...]] = {
     "matches": (
         *_COMMON,
         r"labels\.parquet",
+        r"certificate\.json",
         r"matches/part-\d{5}\.parquet",
         r"failures/\d{8}\.parquet",
+        r"matches\.(jsonl|csv|trec)",
+        r"submission\.json",
+        r"(jsonl|csv|trec|submission)\.sum\.json",
+        r"report\.html",
+        r"pairs\.parquet",
     ),
     "run": (*_COMMON, r"report\.html"),
 }

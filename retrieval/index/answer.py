@@ -11,6 +11,7 @@ depend on what was there before it, and the best of all answers does not.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from retrieval.candidates import kth_keys
 from retrieval.closest import closest
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
+from retrieval.index.barred import barred_pairs
 from retrieval.index.build_shard import nothing
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
@@ -40,6 +42,7 @@ from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import is_sealed, sealed_parquet
 from retrieval.tables import WORK, Metric
 
+Mask = NDArray[np.bool_]
 _BLOCK_BYTES = 1 << 25  # of a block of queries as float32: 16,384 of 512 numbers
 _KNOWN = 4  # answers of other shards that are looked at
 
@@ -60,6 +63,33 @@ class Task:
     tell: Callable[[], None] = nothing  # called for each block, as a sign of life
     vectors: Store | None = None  # where the codes are not the vectors: the store that has them
     product: str = "cpu"  # what multiplies: cpu, cuda
+    allowed: Callable[[pa.Table], Mask] | None = None  # rows of a shard that may be a match
+    bars: str | None = None  # what bars a match: the query's own row, or its sha256
+    least: float = -np.inf  # keys below it are no match
+    expanded: bool = False  # whether queries have vectors of their own (`expand.py`)
+
+    def open(self, number: int) -> Shard:
+        """Read a shard, with what its rows are allowed."""
+        shard = open_shard(self.index, self.manifest, number, self.metric, self.codes)
+        if self.allowed is None:
+            return shard
+        return dataclasses.replace(shard, allowed=self.allowed(shard.metadata))
+
+    def block(self, number: int) -> pa.Table:
+        """Give the queries of a block, with the vectors that are asked."""
+        table = query_block(self.queries, number)
+        if not self.expanded:
+            return table
+        place = table.column_names.index("embedding")
+        return table.set_column(
+            place, "embedding", read_answer(self.matches, expanded_path(number))["embedding"]
+        )
+
+    def asked(self, shard: Shard, table: pa.Table, floors: Float64 | None = None) -> Asked:
+        """Make queries ready for a shard."""
+        queries = block(vectors_of(table), self.metric)
+        barred = barred_pairs(shard.metadata, table, self.bars)
+        return Asked(queries, table["row"].to_numpy(), floors, barred, self.least)
 
 
 def candidates_path(nprobe: int, shard: int, number: int) -> str:
@@ -70,6 +100,11 @@ def candidates_path(nprobe: int, shard: int, number: int) -> str:
 def exact_path(shard: int, number: int) -> str:
     """Give the path of what a shard holds closest to a block's sampled queries."""
     return f"{WORK}exact/{shard:05d}-{number:05d}.parquet"
+
+
+def expanded_path(number: int) -> str:
+    """Give the path of the vectors of a block's expanded queries."""
+    return f"{WORK}expanded/{number:05d}.parquet"
 
 
 def lists_path(nprobe: int, number: int) -> str:
@@ -109,7 +144,7 @@ def put_lists(task: Task, number: int) -> int:
     if not task.matches.exists(path):
         measure = list_metric(task.metric)
         trained = from_bytes(finished.read_checked(task.index, task.manifest.files[TRAINED]))
-        asked = block(vectors_of(query_block(task.queries, number)), measure)
+        asked = block(vectors_of(task.block(number)), measure)
         lists = closest(asked, block(centroids_of(trained), measure), task.nprobe)
         table = pa.table({"list": lists.ravel().astype(np.int32)})
         task.matches.put_new(path, sealed_parquet(table))
@@ -128,16 +163,16 @@ def answer_shard(task: Task, number: int) -> int:
         if not wanted[0] and (not wanted[1] or len(task.sample) == 0):
             continue
         task.tell()
-        shard = shard or open_shard(task.index, task.manifest, number, task.metric, task.codes)
+        shard = shard or task.open(number)
         product = product or product_for(task.product, _work(task, shard))
-        asked = query_block(task.queries, block_number)
+        asked = task.block(block_number)
         if wanted[0]:
             known = _known(task, number, block_number, there)
             answer = _answer(task, shard, asked, block_number, known, product)
             task.matches.put_new(paths[0], sealed_parquet(answer))
         if wanted[1] and len(task.sample):
             sampled = asked.filter(pc.is_in(asked["row"], pa.array(task.sample)))
-            answer = search_shard(shard, _asked(task, sampled), None, task.top_k, product)
+            answer = search_shard(shard, task.asked(shard, sampled), None, task.top_k, product)
             task.matches.put_new(paths[1], sealed_parquet(answer))
     return blocks_of(task.queries)
 
@@ -156,7 +191,7 @@ def _answer(
         table = read_answer(task.matches, lists_path(task.nprobe, number))
         lists = table["list"].to_numpy().reshape(-1, task.nprobe).astype(np.int64)
     floors = kth_keys(known, task.top_k, asked["row"].to_numpy())
-    return search_shard(shard, _asked(task, asked, floors), lists, task.top_k, product)
+    return search_shard(shard, task.asked(shard, asked, floors), lists, task.top_k, product)
 
 
 def _known(task: Task, shard: int, number: int, there: set[str]) -> list[pa.Table]:
@@ -165,10 +200,6 @@ def _known(task: Task, shard: int, number: int, there: set[str]) -> list[pa.Tabl
     paths = [candidates_path(task.nprobe, other, number) for other in shards if other != shard]
     paths = [path for path in paths if path in there][:_KNOWN]
     return [read_answer(task.matches, path, ["query", "key"]) for path in paths]
-
-
-def _asked(task: Task, asked: pa.Table, floors: Float64 | None = None) -> Asked:
-    return Asked(block(vectors_of(asked), task.metric), asked["row"].to_numpy(), floors)
 
 
 def read_answer(matches: Folder, path: str, columns: list[str] | None = None) -> pa.Table:

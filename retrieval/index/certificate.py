@@ -15,7 +15,6 @@ from retrieval.index.answer import (
     blocks_of,
     candidates_path,
     exact_path,
-    query_block,
     read_answer,
 )
 from retrieval.index.faiss_files import centroids_of, from_bytes
@@ -64,7 +63,7 @@ def _needed(task: Task) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[n
     centroids = block(centroids_of(index), measure) if task.codes else coarse.centroids
     needed, there, kept = [], [], []
     for number in range(blocks_of(task.queries)):
-        asked = query_block(task.queries, number)
+        asked = task.block(number)
         asked = asked.filter(pc.is_in(asked["row"], pa.array(task.sample)))
         if len(asked) == 0:
             continue

@@ -43,11 +43,10 @@ class Found:
     there are fewer; `lists` (n, k) are those that the rows lie in. Valid after `settle`.
     """
 
-    def __init__(self, shard: Shard, queries: Block, k: int, floors: Float64 | None) -> None:
+    def __init__(self, shard: Shard, queries: Block, k: int, floors: Float64) -> None:
         self._shard, self._queries, self._k = shard, queries, k
         self._shift = queries.norms**2 if queries.metric == "l2" else np.zeros(len(queries))
-        known = np.full(len(queries), -np.inf) if floors is None else floors
-        self.floors = known + self._shift  # in terms of cheap keys
+        self.floors = floors + self._shift  # in terms of cheap keys
         self._pairs: list[_Pairs] = []
         self._count = 0
         shape = (len(queries), k)
@@ -108,7 +107,7 @@ class Found:
         keys, places = np.empty(len(pairs.query)), np.empty(len(pairs.query), np.int64)
         for number, run in runs(pairs.list):
             offset, which = np.unique(pairs.offset[run], return_inverse=True)
-            rows = self._shard.list_block(number).take(offset)
+            rows = self._shard.list_block(number).take(offset.astype(np.int64))
             scores = pair_scores(self._queries, rows, pairs.query[run].astype(np.int64), which)
             keys[run] = keys_of(scores, self._queries.metric)
             places[run] = self._shard.places(number)[offset[which]]

@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.embeddings.store import vectors_of
-from retrieval.index.answer import Task, blocks_of, query_block, read_answer
+from retrieval.index.answer import Task, blocks_of, read_answer
+from retrieval.index.barred import barred_pairs, is_barred, most_barred
 from retrieval.index.lossy import CANDIDATES_PER_MATCH, Codes
-from retrieval.index.shards import open_shard
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import WORK
 
@@ -45,20 +45,32 @@ def propose(task: Task, number: int) -> int:
         if path in there:
             continue
         task.tell()
-        codes = codes or Codes(open_shard(task.index, task.manifest, number, task.metric, None))
-        asked = query_block(task.queries, block_number)
-        inside = codes.coarse.inside(vectors_of(asked), task.metric)
-        found = codes.search(inside, task.nprobe, task.top_k * CANDIDATES_PER_MATCH)
-        query, rank = np.nonzero(found.rows >= 0)
-        columns = {
-            "query": asked["row"].to_numpy()[query],
-            "key": found.keys[query, rank],
-            "row": found.rows[query, rank],
-            "list": found.lists[query, rank],
-        }
-        answer = pa.table(columns).cast(PROPOSED)
-        task.matches.put_new(path, sealed_parquet(answer))
+        codes = codes or Codes(task.open(number))
+        asked = task.block(block_number)
+        task.matches.put_new(path, sealed_parquet(_proposed(task, codes, asked)))
     return blocks_of(task.queries)
+
+
+def _proposed(task: Task, codes: Codes, asked: pa.Table) -> pa.Table:
+    """Give what a shard proposes for a block: as many as are scored, barred pairs left out."""
+    barred = barred_pairs(codes.shard.metadata, asked, task.bars)
+    wanted = task.top_k * CANDIDATES_PER_MATCH
+    inside = codes.coarse.inside(vectors_of(asked), task.metric)
+    found = codes.search(inside, task.nprobe, wanted + most_barred(barred))
+    query, rank = np.nonzero(found.rows >= 0)
+    rows = found.rows[query, rank]
+    columns = {
+        "query": asked["row"].to_numpy()[query],
+        "key": found.keys[query, rank],
+        "row": rows,
+        "list": found.lists[query, rank],
+    }
+    table = pa.table(columns).cast(PROPOSED)
+    if barred is None:
+        return table
+    place = np.searchsorted(codes.shard.rows, rows)
+    table = table.filter(pa.array(~is_barred(barred, query, place)))
+    return table.filter(pa.array(_among_the_best(table, wanted)))
 
 
 def merge_proposed(task: Task, number: int) -> int:

@@ -24,13 +24,13 @@ from retrieval.index.answer import (
     blocks_of,
     candidates_path,
     exact_path,
-    query_block,
     read_answer,
 )
+from retrieval.index.barred import is_barred, most_barred
 from retrieval.index.lossy import Codes
 from retrieval.index.propose import proposed_path
 from retrieval.index.search import candidates_table
-from retrieval.index.shards import open_shard, read_note
+from retrieval.index.shards import read_note
 from retrieval.scoring import block, keys_of, pair_scores
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest, read_settings
@@ -67,11 +67,11 @@ def rescore(task: Task, number: int) -> int:
     exact = [n for n in blocks if len(task.sample) and exact_path(number, n) not in there]
     if not found and not exact:
         return len(blocks)
-    codes = Codes(open_shard(task.index, task.manifest, number, task.metric, None))
+    codes = Codes(task.open(number))
     with tempfile.TemporaryFile() as scratch:
         wanted = _wanted(task, number, found)
         sampled = _Sampled(task, codes, exact)
-        for rows, vectors in _streamed(task, number):
+        for rows, vectors in streamed(task, number):
             which = np.isin(rows, wanted, assume_unique=True)
             scratch.write(np.ascontiguousarray(vectors[which]).tobytes())
             sampled.push(rows, vectors)
@@ -94,7 +94,7 @@ def _wanted(task: Task, number: int, blocks: Sequence[int]) -> NDArray[np.int64]
     return rows
 
 
-def _streamed(task: Task, number: int) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+def streamed(task: Task, number: int) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
     """Give the live rows of a shard, part by part, and their vectors as they are stored."""
     assert task.vectors is not None
     for extent in read_note(task.index, number).extents:
@@ -111,7 +111,7 @@ def _scored(
     """Score the candidates of one block: its `top_k` best of each query, table CANDIDATES."""
     proposed = read_answer(task.matches, proposed_path(task.nprobe, number, block_number))
     proposed = proposed.sort_by([("query", "ascending"), ("row", "ascending")])
-    asked = query_block(task.queries, block_number)
+    asked = task.block(block_number)
     vectors = vectors_of(asked)
     stored = _stored(task, wanted, scratch)
     keys = np.empty(len(proposed))
@@ -128,6 +128,7 @@ def _scored(
                "list": proposed["list"]}  # fmt: skip
     names = ("image_id", "path", "label")
     table = pa.table({**columns, **{name: known[name] for name in names}}).cast(CANDIDATES)
+    table = table.filter(pc.greater_equal(table["key"], task.least))
     return best_of([table], task.top_k)[0]
 
 
@@ -144,31 +145,39 @@ class _Sampled:
     """What a shard holds closest to the sampled queries of some blocks, as its rows pass."""
 
     def __init__(self, task: Task, codes: Codes, blocks: Sequence[int]) -> None:
-        self._task, self._codes, self._blocks = task, codes, {}
-        vectors: list[Any] = []
+        self._task, self._shard, self._lists = task, codes.shard, codes.lists
+        self._blocks: dict[int, NDArray[np.int64]] = {}
+        tables = []
         for number in blocks:
-            asked = query_block(task.queries, number)
-            asked = asked.filter(pc.is_in(asked["row"], pa.array(task.sample)))
-            self._blocks[number] = asked["row"].to_numpy()
-            vectors.append(vectors_of(asked))
+            asked = task.block(number)
+            tables.append(asked.filter(pc.is_in(asked["row"], pa.array(task.sample))))
+            self._blocks[number] = tables[-1]["row"].to_numpy()
         if blocks:
-            self._best = TopK(block(np.concatenate(vectors), task.metric), task.top_k)
-            self._ties = codes.shard.ties
+            self._asked = task.asked(self._shard, pa.concat_tables(tables))
+            more = most_barred(self._asked.barred)
+            self._best = TopK(self._asked.queries, task.top_k + more)
 
     def push(self, rows: NDArray[np.int64], vectors: Vectors) -> None:
         """Let some rows pass."""
         if self._blocks:
-            places = np.searchsorted(self._codes.shard.rows, rows)
-            self._best.push(block(vectors, self._task.metric), self._ties[places], places)
+            places = np.searchsorted(self._shard.rows, rows)
+            live = self._shard.alive[places]
+            places, shard = places[live], self._shard
+            self._best.push(block(vectors[live], shard.metric), shard.ties[places], places)
 
     def put(self, number: int) -> None:
         """Put what is closest, a file a block."""
         if not self._blocks:
             return
-        queries = np.concatenate(list(self._blocks.values()))
-        best, lists = self._best, self._codes.lists[self._best.positions]
-        metadata = self._codes.shard.metadata
-        table = candidates_table(metadata, best.keys, best.positions, lists, queries)
+        best, asked = self._best, self._asked
+        places = np.where(best.keys >= asked.least, best.positions, -1)
+        if asked.barred is not None:
+            query = np.repeat(np.arange(len(places)), places.shape[1])
+            gone = is_barred(asked.barred, query, places.ravel()).reshape(places.shape)
+            places = np.where(gone, -1, places)
+        lists = self._lists[places]
+        table = candidates_table(self._shard.metadata, best.keys, places, lists, asked.numbers)
+        table, _ = best_of([table], self._task.top_k)
         for block_number, rows in self._blocks.items():
             own = table.filter(pc.is_in(table["query"], pa.array(rows, pa.int64())))
             self._task.matches.put_new(exact_path(number, block_number), sealed_parquet(own))

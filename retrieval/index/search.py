@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.closest import closest
+from retrieval.index.barred import Pairs, is_barred, most_barred
 from retrieval.index.faiss_files import centroids_of
 from retrieval.index.found import Found, runs
 from retrieval.index.kmeans import list_metric
@@ -37,7 +38,13 @@ class Asked:
     queries: Block
     numbers: Int64  # (q,) their rows, which stand in the column `query`
     floors: Float64 | None = None  # (q,) keys that a match must reach, -inf where nothing is known
-    barred: tuple[Int64, Int64] | None = None  # pairs that are no match: query, place in the shard
+    barred: Pairs | None = None  # pairs that are no match
+    least: float = -np.inf  # no match has a key below it
+
+    def known(self) -> Float64:
+        """Give the keys that a match must reach, as far as they are known."""
+        floors = np.full(len(self.queries), -np.inf) if self.floors is None else self.floors
+        return np.maximum(floors, self.least)
 
 
 def search_shard(
@@ -64,9 +71,10 @@ def search_shard(
         rest[:, : opening.shape[1]] = ~opening
         for number, which in _pairs(probes, rest):
             search.meet(number, which)
-    search.found.settle()
     found = search.found
-    return candidates_table(shard.metadata, found.keys, found.places, found.lists, asked.numbers)
+    found.settle()
+    places = np.where(found.keys >= asked.least, found.places, -1)
+    return candidates_table(shard.metadata, found.keys, places, found.lists, asked.numbers)
 
 
 def _closest_lists(shard: Shard, queries: Block) -> Int64:
@@ -80,9 +88,7 @@ def _opening(shard: Shard, asked: Asked, first: Int64, k: int) -> NDArray[np.boo
     """Tell which of a query's first lists it reads to learn what must be reached, if it does."""
     before = np.cumsum(shard.sizes[first], axis=1) - shard.sizes[first]
     opening = before < _ENOUGH * k
-    if asked.floors is not None:
-        opening &= np.isneginf(asked.floors)[:, None]
-    return opening
+    return opening & np.isneginf(asked.known())[:, None]
 
 
 def _pairs(probes: Int64, wanted: NDArray[np.bool_]) -> Iterator[tuple[int, Int64]]:
@@ -105,7 +111,7 @@ class _Search:
         self._barred = _by_list(shard, asked.barred)
         longest = float(shard.norms.max(initial=0.0) + asked.queries.norms.max(initial=0.0))
         self._safe = asked.queries.metric == "cosine" or longest <= SAFE
-        self.found = Found(shard, asked.queries, k, asked.floors)
+        self.found = Found(shard, asked.queries, k, asked.known())
 
     def meet(self, number: int, which: Int64, *, opening: bool = False) -> None:
         """Let some queries read one list."""
@@ -115,7 +121,7 @@ class _Search:
         ready = self._product.ready(rows)
         longest = rows.norms.max(initial=0.0)
         barred = self._barred.get(number, _NOBODY)
-        top = self._k + int(np.bincount(barred[0]).max(initial=0)) if opening else None
+        top = self._k + most_barred(barred) if opening else None
         for part in slices(len(which), max(1, _PRODUCT // len(rows))):
             asked = which[part]
             if self._safe:
@@ -126,7 +132,7 @@ class _Search:
                 q, x = np.repeat(asked, len(rows)), np.tile(np.arange(len(rows)), len(asked))
                 keys, slack = np.zeros(len(q), np.float32), np.full(len(q), np.inf)
             if len(barred[0]):
-                keep = ~np.isin(q * len(rows) + x, barred[0] * len(rows) + barred[1])
+                keep = ~is_barred(barred, q, x)
                 q, x, keys, slack = q[keep], x[keep], keys[keep], slack[keep]
             self.found.add(number, q, x, keys, slack)
 

@@ -98,6 +98,7 @@ class Shard:
     metric: Metric
     codes: str | None  # float16 or float32; None: they are not the vectors (lossy.py)
     deleted: NDArray[np.int64]
+    allowed: NDArray[np.bool_] | None = None  # rows of the metadata that may be a match; None: all
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -107,8 +108,9 @@ class Shard:
 
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
-        """Tell which rows of the metadata are not deleted."""
-        return ~np.isin(self.rows, self.deleted)
+        """Tell which rows of the metadata may be found: not deleted, and allowed."""
+        alive = ~np.isin(self.rows, self.deleted)
+        return alive if self.allowed is None else alive & self.allowed
 
     @cached_property
     def whole(self) -> bool:

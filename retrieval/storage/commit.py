@@ -35,8 +35,13 @@ from retrieval.storage.seal import is_sealed, read_json, sealed_json, sealed_par
 from retrieval.storage.temporary import TEMPORARY
 from retrieval.tables import FILES, FORMAT, KINDS, WORK, Kind
 
-SEALED = (".json", ".parquet", ".html")
-"""What carries its own checksum; other files are named with theirs by one that does."""
+_SEALED = (".json", ".parquet", ".html")
+_UNSEALED = ("submission.json",)  # of a form that others have fixed
+
+
+def seals_itself(path: str) -> bool:
+    """Tell which files carry their own checksum; others are named with theirs by one that does."""
+    return path.endswith(_SEALED) and path not in _UNSEALED
 
 
 def job_json(kind: Kind, settings: Mapping[str, Any]) -> bytes:
@@ -215,7 +220,7 @@ def records(
         except FileNotFoundError:  # another run has removed it since
             continue
         with file:
-            if entry.path.endswith(SEALED) and not is_sealed(file):
+            if seals_itself(entry.path) and not is_sealed(file):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
             found[entry.path] = record_of(entry.path, file)
         if entry.path.endswith(".json"):
@@ -228,7 +233,8 @@ def records(
 
 def checksums_in(path: str, data: bytes) -> dict[str, str]:
     """Give the checksums of other files that a sealed file names: {path: sha256}."""
-    files: Any = (read_json(data) or {}).get("files") if path.endswith(".json") else None
+    sealed = path.endswith(".json") and seals_itself(path)
+    files: Any = (read_json(data) or {}).get("files") if sealed else None
     folder = path.rsplit("/", 1)[0] + "/" if path.startswith("model/") else ""
     return {folder + name: digest for name, digest in (files or {}).items()}
 

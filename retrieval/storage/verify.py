@@ -111,7 +111,7 @@ def _unsealed(folder: Folder) -> list[str]:
     entries += [e for e in folder.entries(WORK.rstrip("/")) if TEMPORARY not in e.path]
     for entry in entries:
         data = folder.read(entry.path)
-        if entry.path.endswith(commit.SEALED) and not is_sealed(io.BytesIO(data)):
+        if commit.seals_itself(entry.path) and not is_sealed(io.BytesIO(data)):
             problems.append(f"{folder.uri(entry.path)} was altered")
             continue
         found[entry.path] = hashlib.sha256(data).hexdigest()

@@ -30,7 +30,7 @@ def _stream(where, make, items, shared, device, called):
         yield json.loads(json.dumps(work(item, FIRST)))
 
 
-def _tasks(where, function, items):
+def _tasks(where, function, items, *, gpu=False):
     yield from map(function, items)
 
 
@@ -40,6 +40,7 @@ def without_ray():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "stream", _stream)
         patch.setattr(tasks, "tasks", _tasks)
+        patch.setattr(Cluster, "gpus", 0)
         yield
 
 

@@ -40,6 +40,12 @@ FACTORIES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Let each chunk of queries be a block."""
+    monkeypatch.setattr("retrieval.index.answer._BLOCK_BYTES", 1)
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     """Galleries of both kinds of number, clustered, with duplicates, and queries between them."""

@@ -1,0 +1,112 @@
+"""Finished matches in further formats, each put once beside them and named with its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.settings import RankSettings
+from retrieval.errors import UsageError
+from retrieval.storage import commit
+from retrieval.storage.files import Folder
+from retrieval.storage.seal import sealed_json
+
+PAIRS, REPORT = "pairs.parquet", "report.html"
+
+
+def formats_of(settings: RankSettings) -> tuple[str, ...]:
+    """Read --format, or refuse what it names."""
+    from retrieval.ranking.formats import FORMATS
+
+    known = ("parquet", *FORMATS, "html")
+    names = [name.strip() for name in (settings.format or "").split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--format {name!r}: write one or more of {','.join(known)}")
+    return tuple(dict.fromkeys(name for name in names if name != "parquet"))
+
+
+@dataclass(frozen=True)
+class Further:
+    """The files asked for beside the matches."""
+
+    formats: tuple[str, ...]
+    pairs: bool
+
+    def missing(self, there: Any) -> bool:
+        """Tell whether one of them is not among the files that are there, by path."""
+        wanted = [REPORT if name == "html" else _sum(name) for name in self.formats]
+        return any(path not in there for path in [*wanted, *([PAIRS] if self.pairs else [])])
+
+    def put(self, folder: Folder, counts: dict[str, Any]) -> None:
+        """Put those that are not there, from the matches that are."""
+        if self.pairs and not folder.exists(PAIRS):
+            _put_pairs(folder, counts["metric"])
+        for name in self.formats:
+            if name == "html":
+                _put_report(folder, counts)
+            elif not folder.exists(_sum(name)):
+                _put_format(folder, name, counts["metric"])
+
+
+def _sum(name: str) -> str:
+    return f"{name}.sum.json"
+
+
+def _tables(folder: Folder, prefix: str) -> Callable[[], Iterator[pa.Table]]:
+    """Give what streams the tables below a folder of an output, as often as it is called."""
+    from retrieval.embeddings.store import read_sealed
+
+    def tables() -> Iterator[pa.Table]:
+        for entry in sorted(folder.entries(prefix), key=lambda entry: entry.path):
+            yield read_sealed(folder, entry.path)
+
+    return tables
+
+
+def _put_format(folder: Folder, name: str, metric: Any) -> None:
+    from retrieval.ranking.formats import FILE_OF, Finished, write_matches
+
+    finished = Finished(_tables(folder, "matches"), _tables(folder, "failures"), metric)
+
+    def write(local: str) -> None:
+        with open(local, "wb") as file:
+            write_matches(name, finished, file)
+
+    path = FILE_OF[name]
+    folder.delete(path)  # of a run that was killed before it put the checksum
+    folder.put_new_file(path, write)
+    with folder.open(path) as file:
+        record = commit.record_of(path, file)
+    commit.put_once(folder, _sum(name), sealed_json({"files": {path: record.sha256}}))
+
+
+def _put_pairs(folder: Folder, metric: Any) -> None:
+    from retrieval.ranking.pairs import write_pairs
+    from retrieval.storage.seal import seal_file
+
+    def write(local: str) -> None:
+        with open(local, "wb") as file:
+            write_pairs(_tables(folder, "matches")(), metric, file)
+        seal_file(Path(local))
+
+    folder.put_new_file(PAIRS, write)
+
+
+def _put_report(folder: Folder, counts: dict[str, Any]) -> None:
+    from jobs.evaluate import evaluate
+    from jobs.report import build_page
+    from retrieval.errors import InputError
+    from retrieval.storage.finished import Manifest
+
+    files = {record.path: record for record in commit.records(folder)}
+    made = Manifest("matches", "", "", counts, "", files)
+    try:
+        evaluation = evaluate(folder, made, None, 0)
+    except InputError:  # no labels to judge by
+        evaluation = None
+    folder.put(REPORT, build_page(folder, made, evaluation, title="lookalike"))

@@ -1,0 +1,83 @@
+"""Queries whose lists held fewer than k rows that may be a match: all lists are read for them.
+
+    work/short/NPROBE/BLOCK.parquet            rows of such queries of a block
+    work/filled/NPROBE/SHARD-BLOCK.parquet     what a shard found for them
+
+A filter that leaves few rows of a list, or short lists, are the reason; so k matches are given
+where there are k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrieval.candidates import best_of
+from retrieval.index.answer import Task, blocks_of, candidates_path, read_answer
+from retrieval.index.search import search_shard
+from retrieval.index.shards import Shard
+from retrieval.products import product_for
+from retrieval.storage.seal import sealed_parquet
+from retrieval.tables import WORK
+
+
+def short_path(nprobe: int, number: int) -> str:
+    """Give the path of the queries of a block that lack matches."""
+    return f"{WORK}short/{nprobe:07d}/{number:05d}.parquet"
+
+
+def filled_path(nprobe: int, shard: int, number: int) -> str:
+    """Give the path of what a shard found for them."""
+    return f"{WORK}filled/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
+
+
+def find_short(task: Task, number: int) -> tuple[int, int]:
+    """Put which queries of a block have fewer than k candidates; give the block and their count."""
+    path = short_path(task.nprobe, number)
+    if not task.matches.exists(path):
+        best, _ = best_of(_answers(task, number), task.top_k)
+        rows = task.block(number)["row"].to_numpy()
+        query, counts = np.unique(best["query"].to_numpy(), return_counts=True)
+        short = np.setdiff1d(rows, query[counts >= task.top_k])
+        task.matches.put_new(path, sealed_parquet(pa.table({"row": pa.array(short, pa.int64())})))
+    return number, len(read_answer(task.matches, path))
+
+
+def fill_shard(task: Task, number: int) -> int:
+    """Let one shard answer all short queries from all its lists; give the count of blocks."""
+    shard: Shard | None = None
+    for block_number in range(blocks_of(task.queries)):
+        path = filled_path(task.nprobe, number, block_number)
+        short = read_answer(task.matches, short_path(task.nprobe, block_number))
+        if len(short) == 0 or task.matches.exists(path):
+            continue
+        task.tell()
+        shard = shard or task.open(number)
+        asked = task.block(block_number)
+        asked = asked.filter(pc.is_in(asked["row"], short["row"].combine_chunks()))
+        product = product_for(task.product, float(len(asked) * len(shard.rows) * shard.index.d))
+        found = search_shard(shard, task.asked(shard, asked), None, task.top_k, product)
+        task.matches.put_new(path, sealed_parquet(found))
+    return blocks_of(task.queries)
+
+
+def all_answers(task: Task, number: int) -> Iterator[pa.Table]:
+    """Give what the shards found for a block, short queries filled."""
+    path = short_path(task.nprobe, number)
+    short = pa.array([], pa.int64())
+    if task.matches.exists(path):
+        short = read_answer(task.matches, path)["row"].combine_chunks()
+    for part in _answers(task, number):
+        yield part.filter(pc.invert(pc.is_in(part["query"], short)))
+    if len(short) == 0:
+        return
+    for shard in range(int(task.manifest.counts["shards"])):
+        yield read_answer(task.matches, filled_path(task.nprobe, shard, number))
+
+
+def _answers(task: Task, number: int) -> Iterator[pa.Table]:
+    for shard in range(int(task.manifest.counts["shards"])):
+        yield read_answer(task.matches, candidates_path(task.nprobe, shard, number))
