@@ -16,7 +16,9 @@ FILES = sorted([*ROOT.glob("jobs/**/*.py"), *ROOT.glob("retrieval/**/*.py")])
 FLOORS = [
     {"retrieval", "retrieval.entry", "retrieval.tables", "retrieval.errors", "retrieval.intervals"},
     {"retrieval.records"},
-    {"retrieval.scoring", "retrieval.storage"},
+    {"retrieval.scoring", "retrieval.candidates", "retrieval.storage"},
+    {"retrieval.products"},
+    {"retrieval.closest"},
     {"retrieval.images", "retrieval.embeddings"},
     {"retrieval.model", "retrieval.index", "retrieval.ranking", "retrieval.evaluation"},
     {"retrieval.report", "retrieval.training", "retrieval.costs", "retrieval.samples"},
