@@ -27,6 +27,7 @@ from retrieval.tables import Metric
 
 _U = 2.0**-24  # unit roundoff of float32
 _UNIT = 2.5 * _U  # a number of a vector of unit length was rounded twice, its length once
+_CPUINFO = "/proc/cpuinfo"
 _BF16, _FP16 = 2.0**-8, 2.0**-11  # unit roundoffs
 _WORTH_TORCH = 1e11  # multiplications that take bf16 a second less than float32; torch's import
 SAFE = 1e18
@@ -250,7 +251,7 @@ def product_for(where: str, work: float) -> Product:
 def has_bf16() -> bool:
     """Tell whether this processor multiplies bfloat16 faster than float32."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open(_CPUINFO) as file:
             words = re.search(r"^flags\s*:(.*)$", file.read(), re.MULTILINE)
     except OSError:
         return False

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ def make_shard(
     return Shard(index, pa.table(columns, schema=SHARD_ROWS.schema), metric, dtype, deleted)
 
 
-BF16 = Half("cpu")
+CHEAP = [SINGLE, Half("cpu"), *([Half("cuda")] if torch.cuda.is_available() else [])]
 
 
 def shards_merge_to_brute_force(
@@ -108,7 +109,7 @@ def shards_merge_to_brute_force(
             None if nprobe is None else probes, k, product,
         )
         for rows in np.array_split(np.arange(count), cuts)
-        for product in [[SINGLE, BF16][generator.integers(2)]]
+        for product in [CHEAP[generator.integers(len(CHEAP))]]
     ]  # fmt: skip
     assert all(part.schema.equals(CANDIDATES) for part in parts)
 

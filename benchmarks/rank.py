@@ -1,0 +1,323 @@
+"""Search for whole query sets: ours against FAISS' kinds, at the recall of each.
+
+python -m benchmarks.rank [--rows 200000] [--dimension 512] [--lists 512] [--queries 10000]
+                          [--nprobe 8 32 64] [--shards 2] [--runs 3] [--device cpu|cuda]
+python -m benchmarks.rank --curve   (ours alone: over queries, nprobe and shards, of one worker)
+
+Clustered vectors, the same centroids for all sides, k = 10. Ours are two processes of one thread
+each, as tasks of a cluster are; its time is that of lists, search and merge, from the vectors of
+the queries to ranked rows. FAISS has one process of two threads. RaBitQfs is refined by the float16
+vectors, with the cheapest of some settings that reaches our recall. `exact` reads all lists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from benchmarks.sides import clustered, recall_of, run_side, spread
+from retrieval.candidates import best_of, kth_keys
+from retrieval.closest import closest, nearest
+from retrieval.index.build_shard import add_codes
+from retrieval.index.faiss_files import empty_index
+from retrieval.index.kmeans import Held, lloyd, slice_of
+from retrieval.index.search import Asked, search_shard
+from retrieval.index.shards import Shard
+from retrieval.index.workers import Here
+from retrieval.products import product_for
+from retrieval.records import IndexPlan
+from retrieval.scoring import block
+from retrieval.tables import SHARD_ROWS
+
+WORKERS = 2
+K = 10
+REFINED = "RaBitQfs,Refine(SQfp16)"
+_BATCH = 1 << 14  # queries a block, as `index/answer.py` has it for 512 numbers
+_SETTINGS = ((1, 4), (1, 10), (1, 20), (1.5, 20), (2, 20), (2, 40), (4, 40))
+"""What is tried for RaBitQfs: times our nprobe, and candidates a match."""
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--dimension", type=int, default=512)
+    parser.add_argument("--lists", type=int, default=512)
+    parser.add_argument("--queries", type=int, default=10_000)
+    parser.add_argument("--nprobe", type=int, nargs="+", default=[8, 32, 64])
+    parser.add_argument("--shards", type=int, default=WORKERS)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--curve", action="store_true")
+    parser.add_argument("--side")
+    parser.add_argument("--place")
+    asked = parser.parse_args()
+    if asked.side:
+        print(json.dumps(SIDES[asked.side](asked)))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        prepare(place, asked)
+        asked.place = place
+        found = _curve(asked) if asked.curve else _compared(asked)
+    told = {name: value for name, value in vars(asked).items() if name not in ("side", "place")}
+    print(json.dumps({"benchmark": "rank", **told, **found}, indent=1))
+
+
+def prepare(place: str, asked: argparse.Namespace) -> None:
+    """Draw vectors, train centroids, find the exact neighbours."""
+    vectors, queries = clustered(asked.rows, asked.dimension, asked.queries)
+    sample = vectors[np.random.default_rng(1).permutation(len(vectors))[: 64 * asked.lists]]
+    hashes = np.arange(len(sample), dtype=np.uint64)
+    held = [Held(slice_of(sample, hashes, "cosine"), hashes)]
+    centroids = lloyd(held, asked.lists, "cosine", Here())
+    few = queries[:1000].astype(np.float32)
+    _, exact = faiss.knn(few, vectors.astype(np.float32), K, faiss.METRIC_INNER_PRODUCT)
+    arrays = {"rows": vectors, "asked": queries, "centroids": centroids, "exact": exact}
+    for name, array in arrays.items():
+        np.save(f"{place}/{name}.npy", array)
+
+
+def _words(asked: argparse.Namespace, **changed: Any) -> list[Any]:
+    values = {**vars(asked), **changed}
+    words: list[Any] = []
+    for name in ("lists", "queries", "nprobe", "shards", "device", "place"):
+        value = values[name]
+        words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    return words
+
+
+def _compared(asked: argparse.Namespace) -> dict[str, Any]:
+    """Let the sides run in turn, nprobe by nprobe; then all lists."""
+    found: dict[str, Any] = {}
+    for nprobe in asked.nprobe:
+        words = _words(asked, nprobe=[nprobe])
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for _ in range(asked.runs):
+            ours = run_side("benchmarks.rank", "ours", 1, *words)
+            for side in ("flat", "refined", "big_batch"):
+                theirs = run_side("benchmarks.rank", side, WORKERS, *words)
+                runs.setdefault(side, []).append(theirs)
+            runs.setdefault("ours", []).append(ours)
+        found[f"nprobe {nprobe}"] = _figures(runs)
+    exact: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(asked.runs):
+        for name, side, threads in (("ours", "ours", 1), ("product", "product", WORKERS)):
+            words = _words(asked, nprobe=[0])
+            exact.setdefault(name, []).append(run_side("benchmarks.rank", side, threads, *words))
+    found["exact"] = _figures(exact)
+    bound = [o["flops"] / p["peak"] for o, p in zip(exact["ours"], exact["product"], strict=True)]
+    found["exact"]["share_of_float32_peak"] = spread(bound)
+    return found
+
+
+def _figures(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    rates = {name: [one["rate"] for one in them] for name, them in runs.items()}
+    return {
+        "queries_a_second": {name: spread(them) for name, them in rates.items()},
+        "recall": {name: them[0]["recall"] for name, them in runs.items()},
+        "times_faster": {
+            name: spread([o / t for o, t in zip(rates["ours"], them, strict=True)])
+            for name, them in rates.items()
+            if name != "ours"
+        },
+    }
+
+
+def _curve(asked: argparse.Namespace) -> dict[str, Any]:
+    """Measure one worker over the number of queries, nprobe and shards."""
+
+    def one(**changed: Any) -> float:
+        found = run_side("benchmarks.rank", "one_worker", 1, *_words(asked, **changed))
+        return round(float(found["rate"]), 1)
+
+    counts = [10**n for n in range(6) if 10**n <= asked.queries]
+    return {
+        "by_queries": {n: one(queries=n, nprobe=[32], shards=1) for n in counts},
+        "by_nprobe": {n: one(nprobe=[n], shards=1) for n in (1, 4, 16, 64, 256)},
+        "by_shards": {n: one(nprobe=[32], shards=n) for n in (1, 2, 4, 8, 16)},
+    }
+
+
+def ours(asked: argparse.Namespace) -> dict[str, Any]:
+    """Search by two processes; nprobe 0 is all lists."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(WORKERS)
+    with context.Pool(WORKERS, _join, (together,)) as pool:
+        answers = pool.map(_work, [(asked, worker, WORKERS) for worker in range(WORKERS)], 1)
+    return _told(asked, answers)
+
+
+def one_worker(asked: argparse.Namespace) -> dict[str, Any]:
+    """Search in this process."""
+    _join(None)
+    return _told(asked, [_work((asked, 0, 1))])
+
+
+def _told(asked: argparse.Namespace, answers: list[Any]) -> dict[str, Any]:
+    started = time.perf_counter()
+    table, place = best_of([table for _, table, _ in answers], K)
+    seconds = time.perf_counter() - started + max(seconds for seconds, _, _ in answers)
+    found = np.full((asked.queries, K), -1)
+    found[table["query"].to_numpy(), place] = table["row"].to_numpy()
+    exact = np.load(f"{asked.place}/exact.npy")[: asked.queries]
+    rate = asked.queries / seconds
+    work = sum(work for _, _, work in answers) / seconds
+    return {"rate": rate, "recall": recall_of(found[: len(exact)], exact), "flops": work}
+
+
+_together: list[Any] = []
+
+
+def _join(barrier: Any) -> None:
+    _together[:] = [barrier]
+    faiss.omp_set_num_threads(1)
+
+
+def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, float]:
+    """Make the shards of a worker, wait for the others, and answer all queries; best of two."""
+    asked, worker, workers = given
+    shards = [_shard(asked, number) for number in range(worker, asked.shards, workers)]
+    queries = np.load(f"{asked.place}/asked.npy")[: asked.queries]
+    centroids = block(np.load(f"{asked.place}/centroids.npy"), "ip")
+    nprobe = asked.nprobe[0]
+    work = 2.0 * queries.size * sum(len(shard.rows) for shard in shards)
+    product = product_for(asked.device, work * (nprobe / asked.lists if nprobe else 1))
+    best, table = float("inf"), None
+    for _ in range(2):
+        if _together[0]:
+            _together[0].wait()
+        started = time.perf_counter()
+        answers = []
+        for first in range(0, len(queries), _BATCH):
+            part = queries[first : first + _BATCH]
+            numbers = np.arange(first, first + len(part))
+            lists = closest(block(part, "ip"), centroids, nprobe) if nprobe else None
+            done: list[pa.Table] = []
+            for shard in shards:
+                known = Asked(block(part, "cosine"), numbers, kth_keys(done, K, numbers))
+                done.append(search_shard(shard, known, lists, K, product))
+            answers += done
+        table, _ = best_of(answers, K)
+        best = min(best, time.perf_counter() - started)
+    assert table is not None
+    return best, table, work
+
+
+def _shard(asked: argparse.Namespace, number: int) -> Shard:
+    vectors = np.load(f"{asked.place}/rows.npy", mmap_mode="r")
+    centroids = np.load(f"{asked.place}/centroids.npy")
+    rows = np.array_split(np.arange(len(vectors)), asked.shards)[number]
+    own = np.ascontiguousarray(vectors[rows])
+    ready = block(own, "ip")
+    plan = IndexPlan(f"IVF{len(centroids)},SQfp16", len(centroids), "float16", 1, len(rows), 0,
+                     False, ())  # fmt: skip
+    index = empty_index(plan, centroids, "cosine")
+    add_codes(index, own, rows, nearest(ready, block(centroids, "ip")))
+    names = [f"{row:09d}.jpg" for row in rows]
+    known = {"row": rows, "image_id": names, "path": names, "norm": ready.norms}
+    columns = [known.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]
+    metadata = pa.table(columns, schema=SHARD_ROWS.schema)
+    return Shard(index, metadata, "cosine", "float16", np.empty(0, np.int64))
+
+
+def _by_faiss(asked: argparse.Namespace, kind: str) -> tuple[Any, NDArray[Any], NDArray[Any]]:
+    vectors = np.load(f"{asked.place}/rows.npy").astype(np.float32)
+    queries = np.load(f"{asked.place}/asked.npy").astype(np.float32)[: asked.queries]
+    factory = f"IVF{asked.lists},{kind}"
+    index: Any = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    faiss.extract_index_ivf(index).quantizer.add(np.load(f"{asked.place}/centroids.npy"))
+    index.train(vectors[: 1 << 16])
+    index.add(vectors)
+    return index, queries, np.load(f"{asked.place}/exact.npy")
+
+
+def _timed(search: Any, queries: NDArray[Any], exact: NDArray[Any]) -> dict[str, Any]:
+    best, found = float("inf"), exact
+    for _ in range(2):
+        started = time.perf_counter()
+        found = search(queries)
+        best = min(best, time.perf_counter() - started)
+    return {"rate": len(queries) / best, "recall": recall_of(found[: len(exact)], exact)}
+
+
+def flat(asked: argparse.Namespace) -> dict[str, Any]:
+    """Search FAISS' plain kind."""
+    index, queries, exact = _by_faiss(asked, "Flat")
+    index.nprobe = asked.nprobe[0]
+    return _timed(lambda asked: index.search(asked, K)[1], queries, exact)
+
+
+def refined(asked: argparse.Namespace) -> dict[str, Any]:
+    """Search FAISS' fastest kind, at the cheapest setting that has the recall of its plain one."""
+    index, queries, exact = _by_faiss(asked, REFINED)
+    plain, _, _ = _by_faiss(asked, "Flat")
+    plain.nprobe = asked.nprobe[0]
+    wanted = recall_of(plain.search(queries[: len(exact)], K)[1], exact)
+    del plain
+    for times, candidates in _SETTINGS:
+        faiss.extract_index_ivf(index).nprobe = min(asked.lists, int(times * asked.nprobe[0]))
+        index.k_factor = candidates
+        if recall_of(index.search(queries[: len(exact)], K)[1], exact) >= wanted - 0.002:
+            break
+    found = _timed(lambda asked: index.search(asked, K)[1], queries, exact)
+    return {**found, "setting": [times, candidates]}
+
+
+def big_batch(asked: argparse.Namespace) -> dict[str, Any]:
+    """Search list by list as FAISS' own contribution does."""
+    from faiss.contrib.big_batch_search import big_batch_search
+
+    index, queries, exact = _by_faiss(asked, "Flat")
+    index.nprobe = asked.nprobe[0]
+    return _timed(
+        lambda asked: big_batch_search(index, asked, K, method="knn_function", threaded=WORKERS)[1],
+        queries, exact,
+    )  # fmt: skip
+
+
+def product(asked: argparse.Namespace) -> dict[str, Any]:
+    """Multiply all pairs in float32 and keep the k best, by torch; also the peak of the product."""
+    import torch
+
+    rows = torch.from_numpy(np.load(f"{asked.place}/rows.npy").astype(np.float32))
+    queries = np.load(f"{asked.place}/asked.npy").astype(np.float32)[: asked.queries]
+    exact = np.load(f"{asked.place}/exact.npy")
+
+    def search(asked: NDArray[Any]) -> NDArray[Any]:
+        parts = [(torch.from_numpy(asked[f : f + 256]) @ rows.T).topk(K).indices.numpy()
+                 for f in range(0, len(asked), 256)]  # fmt: skip
+        return np.concatenate(parts)
+
+    left, right = queries[:2048], rows.numpy()[:4096].T
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - started)
+    return {
+        **_timed(search, queries, exact),
+        "peak": 2.0 * left.size * right.shape[1] / min(seconds),
+    }
+
+
+SIDES = {
+    "ours": ours,
+    "one_worker": one_worker,
+    "flat": flat,
+    "refined": refined,
+    "big_batch": big_batch,
+    "product": product,
+}
+
+
+if __name__ == "__main__":
+    main()
