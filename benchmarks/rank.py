@@ -30,7 +30,7 @@ from retrieval.closest import closest, nearest
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import empty_index
 from retrieval.index.kmeans import Held, lloyd, slice_of
-from retrieval.index.search import Asked, search_shard
+from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard
 from retrieval.index.workers import Here
 from retrieval.products import product_for
@@ -191,6 +191,7 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
     nprobe = asked.nprobe[0]
     work = 2.0 * queries.size * sum(len(shard.rows) for shard in shards)
     product = product_for(asked.device, work * (nprobe / asked.lists if nprobe else 1))
+    searchers = [Searcher(shard, product) for shard in shards]
     best, table = float("inf"), None
     for _ in range(2):
         if _together[0]:
@@ -202,9 +203,9 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
             numbers = np.arange(first, first + len(part))
             lists = closest(block(part, "ip"), centroids, nprobe) if nprobe else None
             done: list[pa.Table] = []
-            for shard in shards:
+            for shard in searchers:
                 known = Asked(block(part, "cosine"), numbers, kth_keys(done, K, numbers))
-                done.append(search_shard(shard, known, lists, K, product))
+                done.append(shard.search(known, lists, K))
             answers += done
         table, _ = best_of(answers, K)
         best = min(best, time.perf_counter() - started)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from retrieval.products import SAFE, SINGLE, Product, floor_of, pair_keys, propose
-from retrieval.scoring import Block, Float64, Int64, keys_of, pair_scores, slices
+from retrieval.scoring import Block, Float32, Float64, Int64, keys_of, pair_scores, slices
 
 _PRODUCT = 1 << 23  # elements of one proposed product: 32 MiB
 _NEAR = 1 << 18  # elements of one product of `nearest`: 1 MiB, which stays in a core's cache
@@ -113,26 +113,27 @@ def closest(queries: Block, rows: Block, k: int) -> Int64:
         asked = queries.take(part)
         left = SINGLE.ready(asked)
         keys = SINGLE.keys(left, ready)
-        slack = SINGLE.error(left, longest)
-        kth = SINGLE.kth(keys, k).astype(np.float64)
-        q, x = SINGLE.reach(keys, floor_of(kth - 2 * slack))
-        cheap = keys[q, x]
-        if len(q) > k * len(asked):
-            order = np.where(cheap > kth[q] + 2 * slack[q], np.inf, -np.inf)
-            open_ = np.flatnonzero(np.isneginf(order) & (np.bincount(q)[q] > k))
-            scores = pair_scores(asked, rows, q[open_], x[open_])
-            order[open_] = keys_of(scores, queries.metric)
-            best = np.lexsort((x, -order, q))
-            keep = np.sort(best[_first(q, len(asked), k)])
-            q, x, cheap = q[keep], x[keep], cheap[keep]
-        found[part] = x[np.lexsort((-cheap, q))].reshape(-1, k)
+        places = np.argpartition(keys, len(rows) - k, axis=1)[:, len(rows) - k :]
+        cheap = np.take_along_axis(keys, places, 1)
+        order = np.argsort(-cheap, axis=1)
+        found[part] = np.take_along_axis(places, order, 1)
+        low = cheap.min(1).astype(np.float64) - 2 * SINGLE.error(left, longest)
+        reached = np.count_nonzero(keys >= floor_of(low)[:, None], axis=1)
+        if len(open_ := np.flatnonzero(reached > k)):  # the cut is within the bound
+            found[part][open_] = _among(asked.take(open_), rows, keys[open_], low[open_], k)
     return found
 
 
-def _first(owners: Int64, count: int, k: int) -> Int64:
-    """Give the places of each owner's first k, when sorted by owner; each has as many at least."""
-    starts = np.searchsorted(owners, np.arange(count))
-    return (starts[:, None] + np.arange(k)).ravel()
+def _among(queries: Block, rows: Block, keys: Float32, low: Float64, k: int) -> Int64:
+    """Give the k closest of those that reach `low`, decided in float64, by their cheap keys."""
+    q, x, cheap = SINGLE.reach(keys, floor_of(low))
+    exact = keys_of(pair_scores(queries, rows, q, x), queries.metric)
+    best = np.lexsort((x, -exact, q))
+    starts = np.searchsorted(q, np.arange(len(queries)))
+    keep = np.sort(best[(starts[:, None] + np.arange(k)).ravel()])
+    order = np.lexsort((-cheap[keep], q[keep]))
+    chosen: Int64 = x[keep][order].reshape(-1, k)
+    return chosen
 
 
 def nearest(queries: Block, centroids: Block, product: Product = SINGLE) -> Int64:
@@ -151,7 +152,7 @@ def nearest(queries: Block, centroids: Block, product: Product = SINGLE) -> Int6
         left = product.ready(asked)
         keys = product.keys(left, ready)
         slack = product.error(left, longest)
-        q, x = product.reach(keys, floor_of(product.kth(keys, 1) - 2 * slack))
+        q, x, _ = product.reach(keys, floor_of(product.kth(keys, 1) - 2 * slack))
         if product is not SINGLE and len(q) > len(asked):
             q, x = _finer(asked, centroids, q, x)
         found[part] = x if len(q) == len(asked) else _decided(asked, centroids, q, x)

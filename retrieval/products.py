@@ -55,6 +55,7 @@ class Product(Protocol):
     """
 
     name: str
+    keeps: bool  # whether what is ready should be kept: it is small, or far from here
 
     def ready(self, vectors: Block) -> Ready:
         """Bring vectors to where they are multiplied."""
@@ -68,8 +69,8 @@ class Product(Protocol):
     def kth(self, keys: Any, k: int) -> Float32:
         """Give each query's k-th greatest key, (b,)."""
 
-    def reach(self, keys: Any, low: Float32) -> tuple[Int64, Int64]:
-        """Give the pairs whose key is at least the query's `low`, (b,), ordered by query."""
+    def reach(self, keys: Any, low: Float32) -> tuple[Int64, Int64, Float32]:
+        """Give the pairs whose key is at least the query's `low`, (b,), ordered by query; (p,)."""
 
 
 def error_bound(
@@ -104,6 +105,7 @@ class Single:
     """float32 on this processor, by numpy's BLAS."""
 
     name = "fp32"
+    keeps = False
 
     def ready(self, vectors: Block) -> Ready:
         """Take them as they are."""
@@ -133,10 +135,11 @@ class Single:
         found: Float32 = np.partition(keys, place, axis=1)[:, place]
         return found
 
-    def reach(self, keys: Float32, low: Float32) -> tuple[Int64, Int64]:
+    def reach(self, keys: Float32, low: Float32) -> tuple[Int64, Int64, Float32]:
         """Compare; few pairs are expected."""
-        q, x = np.divmod(np.flatnonzero(keys >= low[:, None]), keys.shape[1])
-        return q, x
+        places = np.flatnonzero(keys >= low[:, None])
+        q, x = np.divmod(places, keys.shape[1])
+        return q, x, keys.ravel()[places]
 
 
 SINGLE = Single()
@@ -149,6 +152,8 @@ class Half:
     eight times as fine. A processor rounds its sums to bfloat16. It also builds a kernel for each
     shape that it meets, which costs more than the product, so shapes are filled up to few sizes.
     """
+
+    keeps = True
 
     def __init__(self, device: str) -> None:
         import torch
@@ -181,7 +186,7 @@ class Half:
         else:
             left, right = self._filled(queries.matrix), self._filled(rows.matrix)
             shape = len(queries.matrix), len(rows.matrix)
-            keys = torch.mm(left, right.T)[: shape[0], : shape[1]].float()
+            keys = torch.mm(left, right.T)[: shape[0], : shape[1]].float().contiguous()
         if queries.metric == "l2":
             keys.mul_(2).sub_(rows.squares)
         return keys
@@ -210,13 +215,15 @@ class Half:
         found: Float32 = keys.topk(k, dim=1, sorted=True).values[:, -1].cpu().numpy()
         return found
 
-    def reach(self, keys: Any, low: Float32) -> tuple[Int64, Int64]:
+    def reach(self, keys: Any, low: Float32) -> tuple[Int64, Int64, Float32]:
         """Compare on the device; only what is found comes back."""
         if not self._gpu:
             return SINGLE.reach(keys.numpy(), low)
         floor = self._torch.from_numpy(low).to(self._device)
-        found: Int64 = (keys >= floor[:, None]).nonzero().cpu().numpy()
-        return found[:, 0], found[:, 1]
+        places = (keys >= floor[:, None]).view(-1).nonzero().view(-1)
+        values: Float32 = keys.view(-1)[places].cpu().numpy()
+        q, x = np.divmod(places.cpu().numpy(), keys.shape[1])
+        return q, x, values
 
 
 def propose(queries: Block, rows: Block) -> tuple[Float32, Float64]:

@@ -30,10 +30,10 @@ from retrieval.index.barred import barred_pairs
 from retrieval.index.build_shard import nothing
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
-from retrieval.index.search import Asked, search_shard
+from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard, open_shard
 from retrieval.index.training import TRAINED
-from retrieval.products import Product, product_for
+from retrieval.products import product_for
 from retrieval.records import Chunk
 from retrieval.scoring import Float64, block
 from retrieval.storage import finished
@@ -155,43 +155,44 @@ def answer_shard(task: Task, number: int) -> int:
     """Let one shard answer every block of queries that it has not answered; give their count."""
     there = {entry.path for entry in task.matches.entries(f"{WORK}candidates/{task.nprobe:07d}")}
     there |= {entry.path for entry in task.matches.entries(f"{WORK}exact")}
-    shard: Shard | None = None
-    product: Product | None = None
+    searcher: Searcher | None = None
     for block_number in range(blocks_of(task.queries)):
         paths = candidates_path(task.nprobe, number, block_number), exact_path(number, block_number)
         wanted = [path not in there for path in paths]
         if not wanted[0] and (not wanted[1] or len(task.sample) == 0):
             continue
         task.tell()
-        shard = shard or task.open(number)
-        product = product or product_for(task.product, _work(task, shard))
+        searcher = searcher or _searcher(task, number)
         asked = task.block(block_number)
         if wanted[0]:
             known = _known(task, number, block_number, there)
-            answer = _answer(task, shard, asked, block_number, known, product)
+            answer = _answer(task, searcher, asked, block_number, known)
             task.matches.put_new(paths[0], sealed_parquet(answer))
         if wanted[1] and len(task.sample):
             sampled = asked.filter(pc.is_in(asked["row"], pa.array(task.sample)))
-            answer = search_shard(shard, task.asked(shard, sampled), None, task.top_k, product)
+            known_of = task.asked(searcher.shard, sampled)
+            answer = searcher.search(known_of, None, task.top_k)
             task.matches.put_new(paths[1], sealed_parquet(answer))
     return blocks_of(task.queries)
 
 
-def _work(task: Task, shard: Shard) -> float:
-    """Estimate the products of a shard, in multiplications."""
+def _searcher(task: Task, number: int) -> Searcher:
+    """Read a shard, and choose what multiplies by the work there is."""
+    shard = task.open(number)
     share = task.nprobe / max(1, shard.index.nlist)
-    return float(task.queries.rows * share * len(shard.rows) * shard.index.d)
+    work = float(task.queries.rows * share * len(shard.rows) * shard.index.d)
+    return Searcher(shard, product_for(task.product, work))
 
 
 def _answer(
-    task: Task, shard: Shard, asked: pa.Table, number: int, known: list[pa.Table], product: Product
+    task: Task, searcher: Searcher, asked: pa.Table, number: int, known: list[pa.Table]
 ) -> pa.Table:
     lists = None
-    if task.nprobe < shard.index.nlist:
+    if task.nprobe < searcher.shard.index.nlist:
         table = read_answer(task.matches, lists_path(task.nprobe, number))
         lists = table["list"].to_numpy().reshape(-1, task.nprobe).astype(np.int64)
     floors = kth_keys(known, task.top_k, asked["row"].to_numpy())
-    return search_shard(shard, task.asked(shard, asked, floors), lists, task.top_k, product)
+    return searcher.search(task.asked(searcher.shard, asked, floors), lists, task.top_k)
 
 
 def _known(task: Task, shard: int, number: int, there: set[str]) -> list[pa.Table]:

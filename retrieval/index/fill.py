@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from retrieval.candidates import best_of
 from retrieval.index.answer import Task, blocks_of, candidates_path, read_answer
-from retrieval.index.search import search_shard
+from retrieval.index.search import Searcher
 from retrieval.index.shards import Shard
 from retrieval.products import product_for
 from retrieval.storage.seal import sealed_parquet
@@ -59,7 +59,7 @@ def fill_shard(task: Task, number: int) -> int:
         asked = task.block(block_number)
         asked = asked.filter(pc.is_in(asked["row"], short["row"].combine_chunks()))
         product = product_for(task.product, float(len(asked) * len(shard.rows) * shard.index.d))
-        found = search_shard(shard, task.asked(shard, asked), None, task.top_k, product)
+        found = Searcher(shard, product).search(task.asked(shard, asked), None, task.top_k)
         task.matches.put_new(path, sealed_parquet(found))
     return blocks_of(task.queries)
 

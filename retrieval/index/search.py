@@ -22,8 +22,8 @@ from retrieval.index.faiss_files import centroids_of
 from retrieval.index.found import Found, runs
 from retrieval.index.kmeans import list_metric
 from retrieval.index.shards import Shard
-from retrieval.products import SAFE, SINGLE, Product, Ready, floor_of, pair_keys
-from retrieval.scoring import Block, Float64, Int64, block, slices
+from retrieval.products import SAFE, SINGLE, Product, Ready, floor_of
+from retrieval.scoring import Block, Float32, Float64, Int64, block, slices
 from retrieval.tables import CANDIDATES
 
 _OPENING = 4  # lists at most that set what must be reached
@@ -47,34 +47,48 @@ class Asked:
         return np.maximum(floors, self.least)
 
 
-def search_shard(
-    shard: Shard, asked: Asked, probes: Int64 | None, k: int, product: Product = SINGLE
-) -> pa.Table:
-    """Find the k best candidates of a shard for each query: table CANDIDATES, unordered.
+class Searcher:
+    """A shard and what multiplies; lists that were made ready stay so where that is worth it."""
 
-    `probes` is (q, nprobe), the lists each query reads, closest first; None is all lists. Rows that
-    are surely below a query's floor may be left out.
-    """
-    search = _Search(shard, asked, k, product)
-    first = _closest_lists(shard, asked.queries) if probes is None else probes
-    opening = _opening(shard, asked, first[:, :_OPENING], k)
-    for number, which in _pairs(first[:, :_OPENING], opening):
-        search.meet(number, which, opening=True)
-    search.found.tighten()
-    if probes is None:
-        search.found.forget()  # all lists follow, these among them
-        everybody = np.arange(len(asked.queries))
-        for number in range(shard.index.nlist):
-            search.meet(number, everybody)
-    else:
-        rest = np.ones(probes.shape, np.bool_)
-        rest[:, : opening.shape[1]] = ~opening
-        for number, which in _pairs(probes, rest):
-            search.meet(number, which)
-    found = search.found
-    found.settle()
-    places = np.where(found.keys >= asked.least, found.places, -1)
-    return candidates_table(shard.metadata, found.keys, places, found.lists, asked.numbers)
+    def __init__(self, shard: Shard, product: Product = SINGLE) -> None:
+        self.shard, self.product = shard, product
+        self._kept: dict[int, Ready] = {}
+
+    def ready(self, number: int, rows: Block) -> Ready:
+        """Give the rows of a list as the product reads them."""
+        found = self._kept.get(number)
+        if found is None:
+            found = self.product.ready(rows)
+            if self.product.keeps:
+                self._kept[number] = found
+        return found
+
+    def search(self, asked: Asked, probes: Int64 | None, k: int) -> pa.Table:
+        """Find the k best candidates of the shard for each query: table CANDIDATES, unordered.
+
+        `probes` is (q, nprobe), the lists each query reads, closest first; None is all lists. Rows
+        that are surely below a query's floor may be left out.
+        """
+        shard, search = self.shard, _Search(self, asked, k)
+        first = _closest_lists(shard, asked.queries) if probes is None else probes
+        opening = _opening(shard, asked, first[:, :_OPENING], k)
+        for number, which in _pairs(first[:, :_OPENING], opening):
+            search.meet(number, which, opening=True)
+        search.found.tighten()
+        if probes is None:
+            search.found.forget()  # all lists follow, these among them
+            everybody = np.arange(len(asked.queries))
+            for number in range(shard.index.nlist):
+                search.meet(number, everybody)
+        else:
+            rest = np.ones(probes.shape, np.bool_)
+            rest[:, : opening.shape[1]] = ~opening
+            for number, which in _pairs(probes, rest):
+                search.meet(number, which)
+        found = search.found
+        found.settle()
+        places = np.where(found.keys >= asked.least, found.places, -1)
+        return candidates_table(shard.metadata, found.keys, places, found.lists, asked.numbers)
 
 
 def _closest_lists(shard: Shard, queries: Block) -> Int64:
@@ -104,30 +118,30 @@ def _pairs(probes: Int64, wanted: NDArray[np.bool_]) -> Iterator[tuple[int, Int6
 class _Search:
     """Lists meeting queries."""
 
-    def __init__(self, shard: Shard, asked: Asked, k: int, product: Product) -> None:
-        self._shard, self._queries, self._k, self._product = shard, asked.queries, k, product
-        self._ready = product.ready(asked.queries)
-        self._single = SINGLE.ready(asked.queries)
-        self._barred = _by_list(shard, asked.barred)
-        longest = float(shard.norms.max(initial=0.0) + asked.queries.norms.max(initial=0.0))
-        self._safe = asked.queries.metric == "cosine" or longest <= SAFE
-        self.found = Found(shard, asked.queries, k, asked.known())
+    def __init__(self, searcher: Searcher, asked: Asked, k: int) -> None:
+        self._searcher, self._shard, self._product = searcher, searcher.shard, searcher.product
+        self._queries, self._k = asked.queries, k
+        self._ready = self._product.ready(asked.queries)
+        self._barred = _by_list(self._shard, asked.barred)
+        longest = float(self._shard.norms.max(initial=0.0) + asked.queries.norms.max(initial=0.0))
+        self._slack = self._product.error(self._ready, longest)
+        self._same = asked.queries.metric == "cosine"  # for all rows
+        self._safe = self._same or longest <= SAFE
+        self.found = Found(self._shard, asked.queries, k, asked.known(), self._product)
 
     def meet(self, number: int, which: Int64, *, opening: bool = False) -> None:
         """Let some queries read one list."""
         rows = self._shard.list_block(number)
         if len(rows) == 0:
             return
-        ready = self._product.ready(rows)
-        longest = rows.norms.max(initial=0.0)
+        ready = self._searcher.ready(number, rows)
+        longest = float(rows.norms.max())
         barred = self._barred.get(number, _NOBODY)
         top = self._k + most_barred(barred) if opening else None
         for part in slices(len(which), max(1, _PRODUCT // len(rows))):
             asked = which[part]
             if self._safe:
-                q, x = self._reaching(asked, ready, longest, top)
-                keys = pair_keys(self._queries, rows, q, x)
-                slack = SINGLE.error(self._single, longest)[q]
+                q, x, keys, slack = self._reaching(asked, ready, longest, top)
             else:  # no product can be trusted: all is left to float64
                 q, x = np.repeat(asked, len(rows)), np.tile(np.arange(len(rows)), len(asked))
                 keys, slack = np.zeros(len(q), np.float32), np.full(len(q), np.inf)
@@ -138,21 +152,22 @@ class _Search:
 
     def _reaching(
         self, which: Int64, rows: Ready, longest: float, top: int | None
-    ) -> tuple[Int64, Int64]:
+    ) -> tuple[Int64, Int64, Float32, Float64]:
         """Give the pairs of some queries and rows of a list that may be among the best.
 
-        Where nothing is known yet, those of a list that may be among its `top` best.
+        Where nothing is known yet, those of a list that may be among its `top` best. Also their
+        keys, and what these can be wrong by.
         """
         queries = self._ready
         if len(which) < len(self._queries):
             queries = queries.take(which)
         keys = self._product.keys(queries, rows)
-        slack = self._product.error(queries, longest)
+        slack = self._slack[which] if self._same else self._product.error(queries, longest)
         low = self.found.floors[which] - slack
         if top is not None and top < len(rows.norms):
             low = np.maximum(low, self._product.kth(keys, top).astype(np.float64) - 2 * slack)
-        q, x = self._product.reach(keys, floor_of(low))
-        return which[q], x
+        q, x, values = self._product.reach(keys, floor_of(low))
+        return which[q], x, values, slack[q]
 
 
 _NOBODY = np.empty(0, np.int64), np.empty(0, np.int64)

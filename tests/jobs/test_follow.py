@@ -16,7 +16,7 @@ from retrieval.closest import top_k
 from retrieval.embeddings.store import open_store
 from retrieval.errors import InputError
 from retrieval.index.faiss_files import centroids_of, from_bytes
-from retrieval.index.search import Asked, search_shard
+from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import open_shard
 from retrieval.index.training import TRAINED, TRAINED_JSON
 from retrieval.scoring import block
@@ -41,7 +41,7 @@ def answers(index, nprobe):
     for number in range(manifest.counts["shards"]):
         shard = open_shard(folder, manifest, number, "cosine", "float16")
         queries = Asked(block(asked, "cosine"), np.arange(len(asked)))
-        parts.append(search_shard(shard, queries, probes, 5))
+        parts.append(Searcher(shard).search(queries, probes, 5))
     found, _ = best_of(parts, 5)
     return list(zip(*(found[c].to_pylist() for c in ("query", "image_id", "key")), strict=True))
 

@@ -83,7 +83,8 @@ def test_what_reaches_a_bar_is_found(kind, metric, shape):
     k = min(5, shape[1])
     kth = product.kth(keys, k)
     np.testing.assert_array_equal(kth, np.sort(plain, axis=1)[:, -k])
-    q, x = product.reach(keys, kth)
+    q, x, values = product.reach(keys, kth)
+    np.testing.assert_array_equal(values, plain[q, x])
     np.testing.assert_array_equal(np.stack([q, x]), np.nonzero(plain >= kth[:, None]))
 
 

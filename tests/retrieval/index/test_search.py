@@ -18,7 +18,7 @@ from retrieval.index import search
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import empty_index
 from retrieval.index.kmeans import list_metric
-from retrieval.index.search import Asked, search_shard
+from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard
 from retrieval.products import SINGLE, Half
 from retrieval.scoring import block, norms_of
@@ -100,13 +100,12 @@ def shards_merge_to_brute_force(
     known = generator.random(len(queries)) < 0.5
     floors = np.where(known, expected[:, -1], -np.inf)  # what other shards could have told
     parts = [
-        search_shard(
-            make_shard(case.rows, rows, ids, centroids, metric, deleted),
+        Searcher(make_shard(case.rows, rows, ids, centroids, metric, deleted), product).search(
             Asked(
                 block(case.queries, metric), numbers, [floors, None][generator.integers(2)],
                 np.nonzero(barred[:, rows]) if barred.any() else None,
             ),
-            None if nprobe is None else probes, k, product,
+            None if nprobe is None else probes, k,
         )
         for rows in np.array_split(np.arange(count), cuts)
         for product in [CHEAP[generator.integers(len(CHEAP))]]
@@ -160,7 +159,7 @@ def test_equal_scores_are_ordered_by_the_bytes_of_image_id(metric, dtype):
     centroids = train_centroids(rows, 2, metric, seed=0)
     shard = make_shard(rows, np.arange(6), ids, centroids, metric)
     probes, number = np.array([[0, 1]]), np.array([0])
-    found = search_shard(shard, Asked(block(rows[:1], metric), number), probes, 4)
+    found = Searcher(shard).search(Asked(block(rows[:1], metric), number), probes, 4)
     merged, _ = best_of([found], 4)
     assert merged["image_id"].to_pylist() == ["Z.jpg", "a b.jpg", "z.jpg", "é.jpg"]
 
@@ -172,8 +171,7 @@ def test_a_zero_that_is_negative_ties_with_one_that_is_not():
     centroids = np.ones((1, 1), np.float32)
     query = block(np.array([[-3.0]], np.float32), "ip")
     parts = [
-        search_shard(
-            make_shard(rows, np.array(own), ids, centroids, "ip"),
+        Searcher(make_shard(rows, np.array(own), ids, centroids, "ip")).search(
             Asked(query, np.array([0])),
             np.array([[0]]),
             4,
@@ -198,7 +196,7 @@ def test_shards_from_disk_answer_as_those_in_memory(tmp_path, metric):
     store = make_store(tmp_path / "store", vectors, chunk_rows=32)
     index = Building(tmp_path / "index", store, metric, nlist=6, rows_per_shard=40).finish()
     asked = Asked(block(vectors[:7], metric), np.arange(7))
-    parts = [search_shard(s, asked, np.tile(np.arange(6), (7, 1)), 9) for s in index.shards]
+    parts = [Searcher(s).search(asked, np.tile(np.arange(6), (7, 1)), 9) for s in index.shards]
     merged, _ = best_of(parts, 9)
     _, found = brute_force(exact_keys(vectors[:7], vectors, metric), np.arange(90), 9)
     assert merged["row"].to_pylist() == found.ravel().tolist()
@@ -210,7 +208,7 @@ def test_an_empty_shard_has_no_candidates():
     rows = np.ones((3, 2), np.float32)
     shard = make_shard(rows, np.arange(0), ["a", "b", "c"], rows[:1], "ip")
     asked = Asked(block(rows, "ip"), np.arange(3))
-    found = search_shard(shard, asked, np.zeros((3, 1), np.int64), 2)
+    found = Searcher(shard).search(asked, np.zeros((3, 1), np.int64), 2)
     assert found.schema.equals(CANDIDATES)
     assert len(found) == 0
 
@@ -219,7 +217,7 @@ def test_no_query_has_no_candidates():
     rows = np.ones((3, 2), np.float32)
     shard = make_shard(rows, np.arange(3), ["a", "b", "c"], rows[:1], "ip")
     nobody = np.empty((0, 1), np.int64)
-    assert len(search_shard(shard, Asked(block(rows[:0], "ip"), nobody[:, 0]), nobody, 2)) == 0
+    assert len(Searcher(shard).search(Asked(block(rows[:0], "ip"), nobody[:, 0]), nobody, 2)) == 0
 
 
 def test_the_stored_norms_are_used():
@@ -230,5 +228,5 @@ def test_the_stored_norms_are_used():
     doubled = shard.metadata.set_column(norm, "norm", pa.array([10.0, 20.0]))
     shard = dataclasses.replace(shard, metadata=doubled)
     asked = Asked(block(rows[:1], "cosine"), np.array([0]))
-    found = search_shard(shard, asked, np.array([[0]]), 2)
+    found = Searcher(shard).search(asked, np.array([[0]]), 2)
     assert found["key"].to_pylist() == [0.5, 0.5]
