@@ -179,23 +179,22 @@ class Half:
         return Ready(vectors.metric, vectors.norms, matrix, squares)
 
     def keys(self, queries: Ready, rows: Ready) -> Any:
-        """Multiply; float32 come out, whatever they were rounded to on the way."""
+        """Multiply; on a processor the keys of l2 alone are float32."""
         torch = self._torch
         if self._gpu:
             keys = torch.mm(queries.matrix, rows.matrix.T, out_dtype=torch.float32)
         else:
-            left, right = self._filled(queries.matrix), self._filled(rows.matrix)
             shape = len(queries.matrix), len(rows.matrix)
-            keys = torch.mm(left, right.T)[: shape[0], : shape[1]].float().contiguous()
+            left, right = self._filled(queries.matrix), self._filled(rows.matrix)
+            keys = torch.mm(left, right.T)[: shape[0], : shape[1]]
         if queries.metric == "l2":
-            keys.mul_(2).sub_(rows.squares)
+            keys = keys.float().mul_(2).sub_(rows.squares)
         return keys
 
     def _filled(self, matrix: Any) -> Any:
-        """Add rows of zeros up to a size of which there are sixteen to the next power of two."""
+        """Add rows of zeros, so that there are few sizes: powers of two, and four between them."""
         count = len(matrix)
-        step = max(16, 1 << max(0, count.bit_length() - 5))
-        more = -count % step
+        more = -count % max(16, 1 << max(0, (count - 1).bit_length() - 3))
         return self._torch.nn.functional.pad(matrix, (0, 0, 0, more)) if more else matrix
 
     def error(self, queries: Ready, longest: float) -> Float64:
@@ -212,18 +211,31 @@ class Half:
 
     def kth(self, keys: Any, k: int) -> Float32:
         """Let the device select."""
-        found: Float32 = keys.topk(k, dim=1, sorted=True).values[:, -1].cpu().numpy()
+        found: Float32 = keys.topk(k, dim=1, sorted=True).values[:, -1].float().cpu().numpy()
         return found
 
     def reach(self, keys: Any, low: Float32) -> tuple[Int64, Int64, Float32]:
         """Compare on the device; only what is found comes back."""
-        if not self._gpu:
-            return SINGLE.reach(keys.numpy(), low)
-        floor = self._torch.from_numpy(low).to(self._device)
-        places = (keys >= floor[:, None]).view(-1).nonzero().view(-1)
-        values: Float32 = keys.view(-1)[places].cpu().numpy()
-        q, x = np.divmod(places.cpu().numpy(), keys.shape[1])
+        torch = self._torch
+        floor = torch.from_numpy(low).to(self._device)
+        if keys.dtype == torch.bfloat16:  # rounded down: no key of that type lies between
+            floor = _down(torch, floor)
+        reached = keys >= floor[:, None]
+        if self._gpu:
+            places = reached.view(-1).nonzero().view(-1).cpu().numpy()
+        else:
+            places = np.flatnonzero(reached.numpy())
+        q, x = np.divmod(places, keys.shape[1])
+        values: Float32 = keys[torch.from_numpy(q), torch.from_numpy(x)].float().cpu().numpy()
         return q, x, values
+
+
+def _down(torch: Any, values: Any) -> Any:
+    """Round float32 down to bfloat16."""
+    near = values.to(torch.bfloat16)
+    return torch.where(
+        near.float() > values, torch.nextafter(near, near.new_tensor(-float("inf"))), near
+    )
 
 
 def propose(queries: Block, rows: Block) -> tuple[Float32, Float64]:

@@ -34,7 +34,7 @@ def worst(product: Product, case: Case, metric: Metric) -> float:
     """Give the largest share of the bound that an error takes up."""
     queries, rows = block(case.queries, metric), block(case.rows, metric)
     left, right = product.ready(queries), product.ready(rows)
-    keys = np.asarray(torch.as_tensor(product.keys(left, right)).cpu(), np.float64)
+    keys = np.asarray(torch.as_tensor(product.keys(left, right)).float().cpu(), np.float64)
     exact = exact_keys(case.queries, case.rows, metric)
     if metric == "l2":
         exact = exact + (queries.norms**2)[:, None]
@@ -77,7 +77,7 @@ def test_what_reaches_a_bar_is_found(kind, metric, shape):
         block(generator.normal(size=(count, 24)).astype(np.float16), metric) for count in shape
     )
     keys = product.keys(product.ready(queries), product.ready(rows))
-    plain = np.asarray(torch.as_tensor(keys).cpu())
+    plain = np.asarray(torch.as_tensor(keys).float().cpu())
     assert plain.shape == shape
     assert plain.dtype == np.float32
     k = min(5, shape[1])
