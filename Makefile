@@ -30,8 +30,9 @@ lint: $(VENV)/.tested
 types: $(VENV)/.tested
 	$(BIN)/mypy
 
+# in their own order: the whole jobs come first, and no long file is left for the end
 tests: $(VENV)/.tested
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # all points of the loops of which `make test` takes a sample
 nightly: $(VENV)/.tested

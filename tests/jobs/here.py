@@ -1,10 +1,12 @@
-"""The embed stage without Ray: the same plain functions, called one after another in this process.
+"""The stages without Ray: the same plain functions, called one after another in this process.
 
-So that loops over hundreds of kills, and state machines, take minutes.
+So that loops over hundreds of kills, and state machines, take minutes, and a test whose point is
+not Ray takes a second.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from contextlib import contextmanager
 from functools import cache
@@ -12,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import pool, tasks
+from jobs import pool, projection, tasks
 from jobs.cluster import Cluster
 from jobs.embed import embed
 from jobs.index import build
 from jobs.prepare import Prepared
 from jobs.rank import rank
 from jobs.settings import EmbedSettings, IndexSettings, RankSettings
+from retrieval.model import engines
 from retrieval.model.attempt import FIRST
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import resolve_bundle
@@ -34,13 +37,27 @@ def _tasks(where, function, items, *, gpu=False):
     yield from map(function, items)
 
 
+_traced = {}  # networks by the digest of their bundle
+
+
+def _network_of(bundle, make=engines.network_of):
+    """Trace and fold a network once: a third of a small run otherwise."""
+    if bundle.digest not in _traced:
+        _traced[bundle.digest] = make(bundle)
+    return copy.deepcopy(_traced[bundle.digest])
+
+
 @contextmanager
 def without_ray():
-    """Let the stage's work be done here and now."""
+    """Let the work of any stage be done here and now, as if on a cluster of two CPUs."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "network_of", _network_of)
         patch.setattr(pool, "stream", _stream)
+        patch.setattr(projection, "stream", _stream)
         patch.setattr(tasks, "tasks", _tasks)
-        patch.setattr(Cluster, "gpus", 0)
+        patch.setattr(Cluster, "connect", lambda self: None)
+        patch.setattr(Cluster, "connect_while", lambda self, action: action())
+        patch.setattr(Cluster, "_resource", lambda self, name: {"CPU": 2}.get(name, 0))
         yield
 
 

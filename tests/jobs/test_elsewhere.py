@@ -16,7 +16,7 @@ from retrieval.errors import Mismatch, TooManyFailures, UsageError
 from retrieval.storage import finished
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
-from tests.commands import lookalike
+from tests.commands import lookalike_here
 from tests.jobs.here import without_ray
 from tests.retrieval.vectors import brute_force, exact_keys
 from tests.stores import write_store
@@ -211,7 +211,7 @@ def test_refusals_of_the_command_line_come_before_any_work(tmp_path):
         (2, "s3://b/f is no local path", tmp_path / "g.npy", "--merge-into", "s3://b/f"),
         (3, "ids.txt does not exist", tmp_path / "g.npy", "--ids", tmp_path / "ids.txt"),
     ):
-        ended = lookalike("index", "--output", tmp_path / "index", "--embeddings", *words)
+        ended = lookalike_here("index", "--output", tmp_path / "index", "--embeddings", *words)
         assert ended.code == code, ended.err
         assert said in ended.error
     assert not (tmp_path / "index/embeddings").exists()

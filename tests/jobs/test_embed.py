@@ -1,4 +1,7 @@
-"""Stores through Ray: the engine is decided once, and a projection is fitted once."""
+"""The engine of a store is decided once, and its projection fitted once.
+
+Two stores are made through Ray; what else runs `here` comes to the same bytes.
+"""
 
 import dataclasses
 import json
@@ -18,6 +21,7 @@ from retrieval.storage import finished
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
 from tests.conftest import draw_photos
+from tests.jobs.here import without_ray
 from tests.trees import tree
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -60,6 +64,13 @@ def projected(made, settings):
     return dataclasses.replace(settings, pca=5)
 
 
+@pytest.fixture
+def here():
+    """All stages in this process, one piece of work after another."""
+    with without_ray():
+        yield
+
+
 def job(settings):
     return finished.read_settings(open_folder(settings.output))
 
@@ -83,6 +94,7 @@ def test_the_engine_stands_in_the_job(plain):
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("here")
 def test_a_store_goes_on_with_the_engine_it_was_begun_with(settings):
     begun = dataclasses.replace(settings, engine="torch", batch_size=3)
     embed.start(begun)
@@ -117,6 +129,7 @@ def unfit(monkeypatch):
     monkeypatch.setattr("retrieval.model.engines.convert_bundle", refuse)
 
 
+@pytest.mark.usefixtures("here")
 def test_what_the_engine_does_not_take_torch_runs_and_it_is_said(settings, unfit, capfd):
     embed.start(settings)
     assert job(settings)["engine"] == "torch"
@@ -124,6 +137,7 @@ def test_what_the_engine_does_not_take_torch_runs_and_it_is_said(settings, unfit
     assert "OpenVINO does not take scratch (no such operation): torch runs it instead" in said
 
 
+@pytest.mark.usefixtures("here")
 def test_without_openvino_torch_runs_and_it_is_said(settings, monkeypatch, capfd):
     monkeypatch.setattr("retrieval.model.plan.openvino_installed", lambda: False)
     monkeypatch.setattr(runfile, "_PACKAGES", ("numpy", "a-package-that-nobody-has"))
@@ -135,6 +149,7 @@ def test_without_openvino_torch_runs_and_it_is_said(settings, monkeypatch, capfd
     assert said["numpy"]
 
 
+@pytest.mark.usefixtures("here")
 def test_an_engine_that_was_asked_for_is_not_replaced(settings, unfit):
     with pytest.raises(UsageError, match=r"does not take scratch .*; use --engine torch"):
         embed.start(dataclasses.replace(settings, engine="openvino"))
@@ -184,6 +199,7 @@ def test_the_same_projection_from_two_workers(made, settings):
     assert tree(Path(settings.output)) == tree(made / "5")
 
 
+@pytest.mark.usefixtures("here")
 def test_after_a_kill_the_projection_that_is_there_is_taken(made, projected, monkeypatch):
     unfinish(projected, 1, 3)
     monkeypatch.setattr(projection, "_fit", lambda *_: pytest.fail("fitted again"))
@@ -192,6 +208,7 @@ def test_after_a_kill_the_projection_that_is_there_is_taken(made, projected, mon
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("here")
 def test_killed_before_its_bundle_it_is_fitted_again_to_the_same_bytes(made, projected):
     unfinish(projected, 0, 1, 2, 3)
     shutil.rmtree(Path(projected.output, "model"))
@@ -209,6 +226,7 @@ def test_another_projection_is_refused_by_name_and_not_fitted(projected, monkeyp
         embed.start(dataclasses.replace(projected, pooling="max"))
 
 
+@pytest.mark.usefixtures("here")
 def test_more_dimensions_than_the_sample_gives_are_refused(settings):
     with pytest.raises(UsageError, match="--pca 30: 30 images"):
         embed.start(dataclasses.replace(settings, pca=30))
@@ -223,6 +241,7 @@ def test_a_bundle_with_a_projection_takes_no_second_one(projected, tmp_path):
         embed.start(again)
 
 
+@pytest.mark.usefixtures("here")
 def test_queries_pass_through_the_gallery_s_projection(projected, photos, tmp_path):
     queries = str(draw_photos(tmp_path / "queries", 6, seed=1))
     out = tmp_path / "out"

@@ -1,13 +1,19 @@
-"""What goes wrong at the edges, each as a process of its own: exit code and one sentence."""
+"""What goes wrong at the edges: exit code and one sentence.
+
+A process of its own where how it ends is the point: before Ray, after Ray has started, by Ctrl-C.
+"""
 
 import os
 import signal
 import subprocess
 import time
+import urllib.request
 
 import pytest
 
-from tests.commands import LOOKALIKE, SMALL, lookalike
+from tests.commands import LOOKALIKE, SMALL, lookalike, lookalike_here
+
+pytestmark = pytest.mark.usefixtures("ray_here")
 
 
 @pytest.fixture
@@ -20,13 +26,13 @@ def folders(photos, tmp_path):
     }
 
 
-def run(folders, *more, **other):
-    words = [word for pair in {**folders, **other}.items() for word in pair]
-    return lookalike("run", *words, *more)
+def run(folders, *more, command=lookalike_here):
+    words = [word for pair in folders.items() for word in pair]
+    return command("run", *words, *more)
 
 
 def test_a_missing_folder(folders, tmp_path):
-    ended = run({**folders, "--gallery": tmp_path / "nowhere"}, *SMALL)
+    ended = run({**folders, "--gallery": tmp_path / "nowhere"}, *SMALL, command=lookalike)
     assert ended.code == 3
     assert "nowhere does not exist" in ended.error
     assert not (tmp_path / "out").exists()
@@ -63,10 +69,11 @@ def test_an_unknown_backbone_names_near_ones(folders):
     assert "resnet50" in ended.error
 
 
-def test_weights_that_cannot_be_fetched_name_the_ways_out(folders, tmp_path):
-    closed = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
-    words = [word for pair in folders.items() for word in pair]
-    ended = lookalike("run", *words, "--backbone", "squeezenet1_1", env=closed)
+def test_weights_that_cannot_be_fetched_name_the_ways_out(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # knows the proxy of the first request
+    ended = run(folders, "--backbone", "squeezenet1_1")
     assert ended.code == 3
     assert "--weights" in ended.error
     assert "--bundle" in ended.error
@@ -77,7 +84,9 @@ def test_weights_that_cannot_be_fetched_name_the_ways_out(folders, tmp_path):
 )
 def test_weights_that_are_none(folders, tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
-    ended = run(folders, "--backbone", "scratch", "--weights", tmp_path / "w.pth")
+    ended = run(
+        folders, "--backbone", "scratch", "--weights", tmp_path / "w.pth", command=lookalike
+    )  # Ray has started
     assert ended.code == 3
     assert "w.pth" in ended.error
 
@@ -85,16 +94,16 @@ def test_weights_that_are_none(folders, tmp_path, content):
 def test_what_is_no_output_of_ours(tmp_path):
     for verb, option in (("evaluate", "--matches"), ("report", "--matches")):
         more = ("--output", tmp_path / "r.html") if verb == "report" else ()
-        ended = lookalike(verb, option, tmp_path / "nothing", *more)
+        ended = lookalike_here(verb, option, tmp_path / "nothing", *more)
         assert ended.code == 3
         assert "nothing" in ended.error
 
 
 def test_verify_says_how_it_stands(tmp_path):
-    assert lookalike("verify", tmp_path / "nowhere").code == 3
+    assert lookalike_here("verify", tmp_path / "nowhere").code == 3
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "other.txt").write_text("x")
-    assert lookalike("verify", tmp_path / "files").code == 7
+    assert lookalike_here("verify", tmp_path / "files").code == 7
 
 
 @pytest.mark.nightly
@@ -107,7 +116,7 @@ def test_top_k_above_the_gallery_gives_what_there_is_and_says_so_once(folders):
     again = run(folders, *SMALL, "--top-k", "49")
     assert again.code == 6
     assert "top_k was 50, is 49" in again.error
-    assert lookalike("verify", folders["--output"]).code == 0
+    assert lookalike_here("verify", folders["--output"]).code == 0
 
 
 def test_interrupted_it_keeps_what_is_finished_and_goes_on(folders):
@@ -124,6 +133,7 @@ def test_interrupted_it_keeps_what_is_finished_and_goes_on(folders):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "error: interrupted" in err
-    assert lookalike("verify", folders["--output"]).code == 3
-    assert run(folders, *SMALL, "--chunk-rows", "1").code == 0
-    assert lookalike("verify", folders["--output"]).code == 0
+    assert lookalike_here("verify", folders["--output"]).code == 3
+    ended = run(folders, *SMALL, "--chunk-rows", "1", "--workers", "1")
+    assert ended.code == 0, ended.err
+    assert lookalike_here("verify", folders["--output"]).code == 0

@@ -23,6 +23,7 @@ from retrieval.storage.verify import verify
 from tests.conftest import draw_photos
 from tests.jobs.harm import KILLS, KILLS_ONCE, SLOW, harm, mark
 from tests.jobs.here import embed_here, prepared
+from tests.jobs.light import dies, hangs_in_2, tells, waits
 from tests.trees import tree
 
 ROOT = Path(__file__).parents[2]
@@ -101,29 +102,6 @@ def test_a_worker_that_is_killed_costs_nothing_and_all_else_has_the_same_bytes(h
 # --- light workers ---
 
 
-def tells(_):
-    return lambda item, attempt: {"n": attempt.number, "given_up": sorted(attempt.given_up)}
-
-
-def dies(_):
-    def work(item, attempt):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    return work
-
-
-def hangs_in_2(let_go):
-    def work(item, attempt):
-        if item == 2:
-            attempt.note("/photos/x.jpg")
-            for _ in range(600):
-                if not let_go.exists():
-                    time.sleep(0.1)
-        return {"item": item}
-
-    return work
-
-
 def test_later_steps_of_a_run_know_the_image_too(harmed):
     later = list(stream(harmed.run, tells, [1], None, "cpu"))
     assert later == [{"n": 1, "given_up": [str(harmed.poison)]}]
@@ -143,16 +121,6 @@ def let_go(ray_here, tmp_path):
     for thread in threading.enumerate():
         if thread.name == watch.THREAD:
             thread.join(60)
-
-
-def waits(let_go):
-    def work(item, attempt):
-        attempt.note("/photos/x.jpg")
-        while not let_go.exists():
-            time.sleep(0.1)
-        return {"item": item, "n": attempt.number}
-
-    return work
 
 
 @pytest.mark.nightly

@@ -5,23 +5,9 @@ import pytest
 from jobs.cluster import Cluster
 from jobs.pool import stream
 from retrieval.errors import InputError, UsageError
+from tests.jobs.light import doubled, refused, refusing
 
 pytestmark = pytest.mark.usefixtures("ray_here")
-
-
-def doubled(shared):
-    return lambda item, attempt: {"item": item, "double": item * shared["factor"]}
-
-
-def refused(shared):
-    raise UsageError("--precision bf16: no such arithmetic")
-
-
-def refusing(shared):
-    def work(item, attempt):
-        raise InputError(f"item {item} is missing")
-
-    return work
 
 
 def test_items_are_done_with_what_is_shared():

@@ -1,4 +1,8 @@
-"""The whole job through Ray, on photos drawn here."""
+"""The whole job on photos drawn here: through Ray once, and what else may be found or asked here.
+
+What runs `here` starts from the files that Ray's workers made, and must add to them or repeat them
+to the byte.
+"""
 
 import dataclasses
 import shutil
@@ -13,6 +17,7 @@ from retrieval.errors import InputError, Mismatch, TooManyFailures
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
 from tests.conftest import draw_photos
+from tests.jobs.here import without_ray
 from tests.trees import tree
 
 SMALL = {"backbone": "scratch", "weights": "random", "image_size": 32}
@@ -45,6 +50,13 @@ def settings(finished):
 def root(settings):
     """The folder with gallery, queries and out."""
     return Path(settings.output).parent
+
+
+@pytest.fixture
+def here():
+    """All stages in this process, one piece of work after another."""
+    with without_ray():
+        yield
 
 
 def states(path):
@@ -87,6 +99,7 @@ def test_a_finished_run_is_left_as_it_is(settings, root):
         "matches/matches/part-00000.parquet",
     ],
 )
+@pytest.mark.usefixtures("here")
 def test_what_is_missing_from_an_unfinished_run_is_made_again(settings, root, lost):
     whole = tree(root / "out")
     stage = (root / "out" / lost).relative_to(root / "out").parts[0]
@@ -97,6 +110,7 @@ def test_what_is_missing_from_an_unfinished_run_is_made_again(settings, root, lo
     assert tree(root / "out") == whole
 
 
+@pytest.mark.usefixtures("here")
 def test_other_settings_are_refused_by_name_and_overwrite_keeps_what_still_fits(settings, root):
     store = (root / "out/gallery/manifest.json").stat().st_mtime_ns
     other = dataclasses.replace(settings, top_k=3)
@@ -109,12 +123,14 @@ def test_other_settings_are_refused_by_name_and_overwrite_keeps_what_still_fits(
     assert states(root / "out") == {"finished"}
 
 
+@pytest.mark.usefixtures("here")
 def test_an_unfinished_output_refuses_other_settings_too(settings, root):
     (root / "out/manifest.json").unlink()
     with pytest.raises(Mismatch, match="pooling"):
         run.run(dataclasses.replace(settings, pooling="max"))
 
 
+@pytest.mark.usefixtures("here")
 def test_matches_of_a_grown_gallery_are_those_of_one_made_from_scratch(settings, root):
     (root / "gallery/class0/photo0000.jpg").unlink()
     draw_photos(root / "gallery", 4, seed=5)  # others of the same names
@@ -139,6 +155,7 @@ def test_matches_of_a_grown_gallery_are_those_of_one_made_from_scratch(settings,
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("here")
 def test_matches_of_changed_queries_are_renewed_by_rank_too(settings, root, tmp_path):
     asked = RankSettings(
         index=str(root / "out/index"), queries=settings.queries, chunk_rows=8, top_k=5,
@@ -155,6 +172,7 @@ def test_matches_of_changed_queries_are_renewed_by_rank_too(settings, root, tmp_
     assert states(tmp_path / "alone") == {"finished"}
 
 
+@pytest.mark.usefixtures("here")
 def test_broken_images_stand_in_the_ledger_and_their_share_is_bounded(settings, root, tmp_path):
     (root / "gallery/class0/broken.jpg").write_bytes(b"no image")
     (root / "gallery/class0/empty.png").write_bytes(b"")
@@ -177,6 +195,7 @@ def test_broken_images_stand_in_the_ledger_and_their_share_is_bounded(settings, 
     assert {row["stage"] for row in ledger} == {"decode"}
 
 
+@pytest.mark.usefixtures("here")
 def test_rank_alone_agrees_with_run(settings, root, tmp_path):
     alone = RankSettings(
         index=str(root / "out/index"), queries=settings.queries, chunk_rows=8, top_k=5,
@@ -193,6 +212,7 @@ def test_rank_alone_agrees_with_run(settings, root, tmp_path):
     assert states(tmp_path / "alone") == {"finished"}
 
 
+@pytest.mark.usefixtures("here")
 def test_shards_do_not_change_the_matches(settings, root, tmp_path):
     whole = IndexSettings(
         embeddings=str(root / "out/gallery"), output=str(tmp_path / "whole"), rows_per_shard=1000
@@ -208,6 +228,7 @@ def test_shards_do_not_change_the_matches(settings, root, tmp_path):
     assert one.equals(other)
 
 
+@pytest.mark.usefixtures("here")
 def test_queries_of_another_model_are_refused(settings, root, tmp_path):
     where = embed.Cluster("local", None)
     other = EmbedSettings(
@@ -224,6 +245,7 @@ def test_queries_of_another_model_are_refused(settings, root, tmp_path):
         rank.rank(ranking, where)
 
 
+@pytest.mark.usefixtures("here")
 def test_labels_come_from_a_file_by_split(settings, root, tmp_path):
     names = [p.relative_to(root / "gallery").as_posix() for p in (root / "gallery").rglob("*.jpg")]
     asked = [p.relative_to(root / "queries").as_posix() for p in (root / "queries").rglob("*.jpg")]
@@ -236,6 +258,7 @@ def test_labels_come_from_a_file_by_split(settings, root, tmp_path):
     assert ran.result.values["map"] == pytest.approx(5 / 30)  # 5 of 30 right ones are shown
 
 
+@pytest.mark.usefixtures("here")
 def test_an_index_of_an_unfinished_store_is_refused(settings, root, tmp_path):
     (root / "out/gallery/manifest.json").unlink()
     again = IndexSettings(embeddings=str(root / "out/gallery"), output=str(tmp_path / "i"))

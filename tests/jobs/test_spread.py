@@ -1,7 +1,5 @@
 """Training spread over Ray's workers comes to the centroids of one process, byte for byte."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -12,6 +10,7 @@ from retrieval.index.training import train_index
 from retrieval.index.workers import Here
 from retrieval.storage import commit
 from retrieval.storage.files import open_folder
+from tests.jobs.light import large_and_small, late
 from tests.retrieval.vectors import make_plan, make_store
 
 
@@ -20,19 +19,9 @@ def spread(ray_here):
     return Spread(Cluster(None, 2))
 
 
-def late(number, kept):
-    """Answer the later the earlier one is asked."""
-    time.sleep(0.3 if number == 0 else 0)
-    return number * kept
-
-
 def test_answers_come_in_the_order_of_the_items(spread):
     kept = spread.keep(10)
     assert list(spread.map(late, [(n, kept) for n in range(5)])) == [0, 10, 20, 30, 40]
-
-
-def large_and_small(number):
-    return np.full(1000, number), number
 
 
 def test_what_is_held_is_read_by_other_tasks(spread):

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.commands import LOOKALIKE, SMALL, lookalike
+from tests.commands import LOOKALIKE, SMALL, lookalike_here
 
 RAY = str(Path(sys.executable).with_name("ray"))
 WAIT = 180
@@ -36,10 +38,17 @@ def head(tmp_path):
     with open(log, "w") as sink:
         process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
     try:
+        _wait_for(dashboard, agent)  # each submission before they are up costs seconds
         yield f"http://127.0.0.1:{dashboard}", environment
-    finally:
-        process.terminate()
+    finally:  # asked to end, it would wait half a minute for its children
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for each in started:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         process.wait(60)
+        _, alive = psutil.wait_procs(started, 60)
+        assert not alive
 
 
 def test_a_submitted_job_runs_though_a_folder_of_the_users_is_named_jobs(head, photos, tmp_path):
@@ -57,7 +66,7 @@ def test_a_submitted_job_runs_though_a_folder_of_the_users_is_named_jobs(head, p
     assert ended.returncode == 0, ended.stdout + ended.stderr
     answer = next(line for line in ended.stdout.splitlines() if line.startswith('{"'))
     assert json.loads(answer)["queries"] == 3
-    assert lookalike("verify", out).code == 0
+    assert lookalike_here("verify", out).code == 0
 
 
 def _submitted(command, environment):
@@ -72,6 +81,17 @@ def _submitted(command, environment):
             return ended
         time.sleep(1)
     return ended
+
+
+def _wait_for(*ports):
+    deadline = time.monotonic() + WAIT
+    for port in ports:
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.2)
 
 
 def _free_ports(count):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import types
+from functools import cache
 from pathlib import Path
 
 import faiss
@@ -158,19 +159,28 @@ def test_targets_that_are_refused(tmp_path):
     assert check_target(f"file://{tmp_path}/new", index, overwrite=False) == f"{tmp_path}/new"
 
 
+DRAWN = np.random.default_rng(0).normal(size=(400, DIMENSION)).astype(np.float32)
+
+
+@cache
+def trained(factory):
+    """Train once for all tests: product quantisers take seconds."""
+    index = faiss.index_factory(DIMENSION, factory)
+    index.train(DRAWN)
+    return index
+
+
 class Faked:
     """Shards of any kind of FAISS, as an index that has such would give them."""
 
     def __init__(self, factory):
-        self.vectors = np.random.default_rng(0).normal(size=(400, DIMENSION)).astype(np.float32)
-        self.trained = faiss.index_factory(DIMENSION, factory)
-        self.trained.train(self.vectors)
+        self.trained = trained(factory)
         self.manifest = types.SimpleNamespace(counts={"factory": factory})
         self.folder = open_folder("somewhere")
 
     def _with(self, rows):
         index = faiss.clone_index(self.trained)
-        index.add_with_ids(self.vectors[rows], rows)
+        index.add_with_ids(DRAWN[rows], rows)
         index.remove_ids(faiss.IDSelectorBatch(GONE))
         return index
 
