@@ -29,6 +29,7 @@ _U = 2.0**-24  # unit roundoff of float32
 _UNIT = 2.5 * _U  # a number of a vector of unit length was rounded twice, its length once
 _CPUINFO = "/proc/cpuinfo"
 _BF16, _FP16 = 2.0**-8, 2.0**-11  # unit roundoffs
+_FULL = 16  # rows by which matrices of bf16 grow
 _WORTH_TORCH = 1e11  # multiplications that take bf16 a second less than float32; torch's import
 SAFE = 1e18
 """Lengths up to which no product of two vectors leaves the range of float32, nor of bfloat16."""
@@ -39,13 +40,9 @@ class Ready:
     """Vectors where a product reads them, and as it does."""
 
     metric: Metric
-    norms: Float64  # of the vectors as they are stored
-    matrix: Any  # (n, d)
-    squares: Any  # (n,) squared lengths for l2, else None
-
-    def take(self, which: Int64) -> Ready:
-        """Give some of them; `squares` is of rows, not of queries, and stays behind."""
-        return Ready(self.metric, self.norms[which], self.matrix[which], None)
+    norms: Float64  # (n,) of the vectors as they are stored
+    matrix: Any  # (n, d), or some rows more that mean nothing
+    squares: Any  # (n,) squared lengths of rows for l2, else None
 
 
 class Product(Protocol):
@@ -59,6 +56,9 @@ class Product(Protocol):
 
     def ready(self, vectors: Block) -> Ready:
         """Bring vectors to where they are multiplied."""
+
+    def take(self, queries: Ready, which: Int64) -> Ready:
+        """Give some of the queries."""
 
     def keys(self, queries: Ready, rows: Ready) -> Any:
         """Multiply; where a length is beyond `SAFE` keys may be infinite or NaN."""
@@ -110,6 +110,10 @@ class Single:
     def ready(self, vectors: Block) -> Ready:
         """Take them as they are."""
         return Ready(vectors.metric, vectors.norms, vectors.cheap, _squares(vectors))
+
+    def take(self, queries: Ready, which: Int64) -> Ready:
+        """Copy them."""
+        return Ready(queries.metric, queries.norms[which], queries.matrix[which], None)
 
     def keys(self, queries: Ready, rows: Ready) -> Float32:
         """Multiply."""
@@ -169,33 +173,40 @@ class Half:
         return self._gpu and metric == "cosine"
 
     def ready(self, vectors: Block) -> Ready:
-        """Round, and move."""
+        """Round, and move; on a processor rows of zeros fill it up."""
         torch = self._torch
         dtype = torch.float16 if self._fine(vectors.metric) else torch.bfloat16
         matrix = torch.from_numpy(vectors.cheap).to(self._device, dtype)
+        if not self._gpu and (more := -len(matrix) % _FULL):
+            matrix = torch.nn.functional.pad(matrix, (0, 0, 0, more))
         squares = _squares(vectors)
         if squares is not None:
             squares = torch.from_numpy(squares).to(self._device)
         return Ready(vectors.metric, vectors.norms, matrix, squares)
 
+    def take(self, queries: Ready, which: Int64) -> Ready:
+        """Copy them where they are; on a processor the first is repeated to fill it up."""
+        torch = self._torch
+        norms = queries.norms[which]
+        if self._gpu:
+            matrix = queries.matrix[torch.from_numpy(which).to(self._device)]
+        else:
+            which = np.concatenate([which, np.zeros(-len(which) % _FULL, np.int64)])
+            bits = queries.matrix.view(torch.int16).numpy()[which]  # numpy copies rows faster
+            matrix = torch.from_numpy(bits).view(torch.bfloat16)
+        return Ready(queries.metric, norms, matrix, None)
+
     def keys(self, queries: Ready, rows: Ready) -> Any:
-        """Multiply; on a processor the keys of l2 alone are float32."""
+        """Multiply; float32 come out, whatever they were rounded to on the way."""
         torch = self._torch
         if self._gpu:
             keys = torch.mm(queries.matrix, rows.matrix.T, out_dtype=torch.float32)
         else:
-            shape = len(queries.matrix), len(rows.matrix)
-            left, right = self._filled(queries.matrix), self._filled(rows.matrix)
-            keys = torch.mm(left, right.T)[: shape[0], : shape[1]]
+            keys = torch.mm(queries.matrix, rows.matrix.T)
+            keys = keys[: len(queries.norms), : len(rows.norms)].float().contiguous()
         if queries.metric == "l2":
-            keys = keys.float().mul_(2).sub_(rows.squares)
+            keys.mul_(2).sub_(rows.squares)
         return keys
-
-    def _filled(self, matrix: Any) -> Any:
-        """Add rows of zeros, so that there are few sizes: powers of two, and four between them."""
-        count = len(matrix)
-        more = -count % max(16, 1 << max(0, (count - 1).bit_length() - 3))
-        return self._torch.nn.functional.pad(matrix, (0, 0, 0, more)) if more else matrix
 
     def error(self, queries: Ready, longest: float) -> Float64:
         """Allow for both sides being rounded, and on a processor the sum."""
@@ -211,31 +222,20 @@ class Half:
 
     def kth(self, keys: Any, k: int) -> Float32:
         """Let the device select."""
-        found: Float32 = keys.topk(k, dim=1, sorted=True).values[:, -1].float().cpu().numpy()
+        if not self._gpu:
+            return SINGLE.kth(keys.numpy(), k)
+        found: Float32 = keys.topk(k, dim=1, sorted=True).values[:, -1].cpu().numpy()
         return found
 
     def reach(self, keys: Any, low: Float32) -> tuple[Int64, Int64, Float32]:
         """Compare on the device; only what is found comes back."""
-        torch = self._torch
-        floor = torch.from_numpy(low).to(self._device)
-        if keys.dtype == torch.bfloat16:  # rounded down: no key of that type lies between
-            floor = _down(torch, floor)
-        reached = keys >= floor[:, None]
-        if self._gpu:
-            places = reached.view(-1).nonzero().view(-1).cpu().numpy()
-        else:
-            places = np.flatnonzero(reached.numpy())
-        q, x = np.divmod(places, keys.shape[1])
-        values: Float32 = keys[torch.from_numpy(q), torch.from_numpy(x)].float().cpu().numpy()
+        if not self._gpu:
+            return SINGLE.reach(keys.numpy(), low)
+        floor = self._torch.from_numpy(low).to(self._device)
+        places = (keys >= floor[:, None]).view(-1).nonzero().view(-1)
+        values: Float32 = keys.view(-1)[places].cpu().numpy()
+        q, x = np.divmod(places.cpu().numpy(), keys.shape[1])
         return q, x, values
-
-
-def _down(torch: Any, values: Any) -> Any:
-    """Round float32 down to bfloat16."""
-    near = values.to(torch.bfloat16)
-    return torch.where(
-        near.float() > values, torch.nextafter(near, near.new_tensor(-float("inf"))), near
-    )
 
 
 def propose(queries: Block, rows: Block) -> tuple[Float32, Float64]:

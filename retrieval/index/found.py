@@ -25,20 +25,20 @@ _PAIRS = 1 << 22  # pairs kept undecided: 80 MiB
 class _Pairs:
     """Pairs of a query and the `offset`-th live row of a `list`.
 
-    The true key lies between `low` and `high`, (p,) float32.
+    The true key differs from `key` by at most `slack`.
     """
 
     query: Int64
     list: NDArray[np.int32]
     offset: Int64
-    low: Float32
-    high: Float32
+    key: Float32
+    slack: Float64
 
     def take(self, which: NDArray[np.bool_] | Int64 | slice) -> _Pairs:
         return _Pairs(*(getattr(self, name)[which] for name in _COLUMNS))
 
 
-_COLUMNS = ("query", "list", "offset", "low", "high")
+_COLUMNS = ("query", "list", "offset", "key", "slack")
 
 
 class Found:
@@ -66,7 +66,7 @@ class Found:
         if len(q) == 0:
             return
         lists = np.full(len(q), number, np.int32)
-        self._pairs.append(_Pairs(q, lists, x, *_bounds(keys, slack)))
+        self._pairs.append(_Pairs(q, lists, x, keys, slack))
         self._count += len(q)
         if self._count > _PAIRS:
             self.tighten()
@@ -83,12 +83,13 @@ class Found:
             self._keep(self._tightened(self._all()))
 
     def _tightened(self, pairs: _Pairs) -> _Pairs:
-        order = np.argsort(_descending(pairs.query, pairs.low))
+        low = floor_of(pairs.key - pairs.slack)
+        order = np.argsort(_descending(pairs.query, low))
         starts, counts = _starts(pairs.query, len(self._queries))
         full = np.flatnonzero(counts >= self._k)
-        kth = pairs.low[order[starts[full] + self._k - 1]]
+        kth = low[order[starts[full] + self._k - 1]]
         self.floors[full] = np.maximum(self.floors[full], kth)
-        return pairs.take(pairs.high >= floor_of(self.floors)[pairs.query])
+        return pairs.take(pairs.key + pairs.slack >= self.floors[pairs.query])
 
     def _all(self) -> _Pairs:
         if len(self._pairs) == 1:
@@ -111,24 +112,26 @@ class Found:
         self.forget()
 
     def _finer(self, pairs: _Pairs) -> _Pairs:
-        """Bound the keys of pairs that are ordered by list by those of float32."""
-        low, high = np.empty_like(pairs.low), np.empty_like(pairs.high)
+        """Give the keys of pairs that are ordered by list as float32 has them."""
+        keys, slack = pairs.key.copy(), pairs.slack.copy()
         single = SINGLE.ready(self._queries)
         for _, run, rows, which in self._rows(pairs):
-            query = pairs.query[run]
-            if not np.isfinite(pairs.high[run]).all():  # beyond what products can be trusted in
-                low[run], high[run] = pairs.low[run], pairs.high[run]
-                continue
-            keys = pair_keys(self._queries, rows, query, which)
-            slack = SINGLE.error(single, rows.norms.max(initial=0.0))
-            low[run], high[run] = _bounds(keys, slack[query])
-        return replace(pairs, low=low, high=high)
+            if np.isfinite(slack[run]).all():  # within what products can be trusted in
+                query = pairs.query[run]
+                keys[run] = pair_keys(self._queries, rows, query, which)
+                slack[run] = SINGLE.error(single, rows.norms.max(initial=0.0))[query]
+        return replace(pairs, key=keys, slack=slack)
 
     def _rows(self, pairs: _Pairs) -> Iterator[tuple[int, slice, Block, Int64]]:
         """Give, list by list, the pairs of it, the rows that they need, and which row is whose."""
         for number, run in runs(pairs.list):
-            offset, which = np.unique(pairs.offset[run], return_inverse=True)
-            yield number, run, self._shard.list_block(number).take(offset), which
+            rows, offset = self._shard.list_block(number), pairs.offset[run]
+            if len(offset) < len(rows):
+                needed = np.zeros(len(rows), np.int64)
+                needed[offset] = 1
+                rows = rows.take(np.flatnonzero(needed))
+                offset = (np.cumsum(needed) - 1)[offset]
+            yield number, run, rows, offset
 
     def _scored(self, pairs: _Pairs) -> tuple[Float64, Int64]:
         """Give the keys of pairs that are ordered by list, and the places of their rows."""
@@ -159,11 +162,6 @@ class Found:
         self.keys[line] = keys[order[keep]]
         self.places[line] = places[order[keep]]
         self.lists[line] = lists[order[keep]]
-
-
-def _bounds(keys: Float32, slack: Float64) -> tuple[Float32, Float32]:
-    """Give float32 below and above which a true key is not."""
-    return floor_of(keys - slack), -floor_of(-(keys + slack))
 
 
 def _descending(owners: Int64, keys: Float32) -> NDArray[np.uint64]:

@@ -28,7 +28,7 @@ from retrieval.tables import CANDIDATES
 
 _OPENING = 4  # lists at most that set what must be reached
 _ENOUGH = 2  # times k rows in them
-_PRODUCT = 1 << 22  # elements of one product: 16 MiB
+_PRODUCT = 1 << 19  # elements of one product: 2 MiB, which stays near the core
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class _Search:
         """
         queries = self._ready
         if len(which) < len(self._queries):
-            queries = queries.take(which)
+            queries = self._product.take(queries, which)
         keys = self._product.keys(queries, rows)
         slack = self._slack[which] if self._same else self._product.error(queries, longest)
         low = self.found.floors[which] - slack
