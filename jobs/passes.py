@@ -66,7 +66,7 @@ def _task(
     may_match: MayMatch,
 ) -> Any:
     from retrieval.index import recall
-    from retrieval.index.answer import Task
+    from retrieval.index.answer import Task, block_rows
     from retrieval.index.sampling import sample_of
     from retrieval.index.shards import RECALL_TABLE
 
@@ -82,12 +82,16 @@ def _task(
     sample = np.empty(0, np.int64)
     codes, metric = index.counts["codes"], index.counts["metric"]
     if nprobe < nlist or codes is None:
-        sample = sample_of(queries, recall.SAMPLE, settings.seed)[1]
+        count = recall.sample_for(queries.rows, nprobe, nlist)
+        sample = sample_of(queries, count, settings.seed)[1]
     return Task(
         index_folder, index, codes, metric, queries, folder, nprobe, k, sample, alive,
         vectors=gallery_vectors(settings, index_folder, index),
         product="cuda" if settings.device != "cpu" and where.gpus else "cpu",
         allowed=may_match.allowed, bars=may_match.bars, least=may_match.least,
+        block_rows=block_rows(
+            queries.dimension, max(k, may_match.expansion.count if may_match.expansion else 0)
+        ),
     )  # fmt: skip
 
 
@@ -104,7 +108,7 @@ def _pass(where: Cluster, task: Any) -> None:
     """Let every shard answer; codes that are not the vectors propose first."""
     from retrieval.index import answer, propose, rescore
 
-    shards, blocks = task.manifest.counts["shards"], answer.blocks_of(task.queries)
+    shards, blocks = task.manifest.counts["shards"], len(task.blocks)
     if task.codes:
         if task.nprobe < task.manifest.counts["nlist"]:
             _each(where, "lists", answer.put_lists, task, blocks, "blocks")
@@ -118,9 +122,9 @@ def _pass(where: Cluster, task: Any) -> None:
 def _expanded(where: Cluster, task: Any, expansion: Expansion) -> Any:
     """Answer the queries as they are, and give the task that asks their expansions."""
     from retrieval.index import gather
-    from retrieval.index.answer import blocks_of, expanded_path
+    from retrieval.index.answer import expanded_path
 
-    blocks, shards = blocks_of(task.queries), task.manifest.counts["shards"]
+    blocks, shards = len(task.blocks), task.manifest.counts["shards"]
     first = dataclasses.replace(
         task, matches=task.matches.child(FIRST), top_k=expansion.count, sample=task.sample[:0]
     )
@@ -154,11 +158,10 @@ def _expander(task: Any, first: Any, alpha: float) -> Callable[[Any, int], int]:
 def _fill(where: Cluster, task: Any) -> None:
     """Read all lists for queries that lack matches, unless --min-score is why they do."""
     from retrieval.index import fill
-    from retrieval.index.answer import blocks_of
 
     if not task.codes or task.nprobe >= task.manifest.counts["nlist"] or task.least > -np.inf:
         return
-    blocks = range(blocks_of(task.queries))
+    blocks = range(len(task.blocks))
     found = list(tasks.tasks(where, lambda number: fill.find_short(task, number), blocks))
     if short := sum(count for _, count in found):
         say(f"{short} queries have fewer than {task.top_k} matches in their lists: reading all")
@@ -180,19 +183,16 @@ def _each(
 
 
 def _merge(where: Cluster, task: Any) -> None:
-    from retrieval.index.answer import blocks_of
-
     def merge_one(number: int) -> int:
-        from retrieval.index.answer import query_block
         from retrieval.index.fill import all_answers
         from retrieval.ranking.merge import matches_of
 
-        asked = query_block(task.queries, number).drop_columns("embedding")
+        asked = task.plain_block(number).drop_columns("embedding")
         table = matches_of(all_answers(task, number), task.top_k, asked, task.metric)
         commit.put_once(task.matches, part_path(number), sealed_parquet(table))
         return number
 
-    for _ in tasks.tasks(where, merge_one, range(blocks_of(task.queries))):
+    for _ in tasks.tasks(where, merge_one, range(len(task.blocks))):
         pass
 
 

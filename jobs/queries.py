@@ -10,7 +10,7 @@ from jobs.embed import embed, is_store
 from jobs.prepare import Prepared, prepare
 from jobs.settings import EmbedSettings, RankSettings, part_of
 from retrieval.embeddings.store import Store, open_store
-from retrieval.errors import Mismatch
+from retrieval.errors import Mismatch, UsageError
 from retrieval.images.sources.vectors import hold_vectors
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
@@ -22,6 +22,11 @@ def given_store(settings: RankSettings, index: Folder) -> Store | None:
     """Open the store that `--queries` names; None where it names images, or vectors in files."""
     if not is_store(settings.queries):
         return None
+    if settings.limit is not None:
+        raise UsageError(
+            f"--limit takes the first of some images, and --queries {settings.queries} is a store "
+            "of them; leave it away, or name the images"
+        )
     given = open_store(open_folder(settings.queries))
     _check_model(settings, given.bundle, index)
     _check_dimension(settings, given.dimension, index)

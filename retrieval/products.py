@@ -29,6 +29,7 @@ _U = 2.0**-24  # unit roundoff of float32
 _UNIT = 2.5 * _U  # a number of a vector of unit length was rounded twice, its length once
 _CPUINFO = "/proc/cpuinfo"
 _BF16, _FP16 = 2.0**-8, 2.0**-11  # unit roundoffs
+_KEPT = 1 << 28  # bytes: lists are met twice, and again by each block of queries
 _FULL = 16  # rows by which matrices of bf16 grow
 _WORTH_TORCH = 1e11  # multiplications that take bf16 a second less than float32; torch's import
 SAFE = 1e18
@@ -52,7 +53,7 @@ class Product(Protocol):
     """
 
     name: str
-    keeps: bool  # whether what is ready should be kept: it is small, or far from here
+    keeps: int  # bytes of lists that may be kept ready
 
     def ready(self, vectors: Block) -> Ready:
         """Bring vectors to where they are multiplied."""
@@ -105,7 +106,7 @@ class Single:
     """float32 on this processor, by numpy's BLAS."""
 
     name = "fp32"
-    keeps = False
+    keeps = _KEPT
 
     def ready(self, vectors: Block) -> Ready:
         """Take them as they are."""
@@ -157,14 +158,13 @@ class Half:
     shape that it meets, which costs more than the product, so shapes are filled up to few sizes.
     """
 
-    keeps = True
-
     def __init__(self, device: str) -> None:
         import torch
 
         self._torch, self._device = torch, device
         self._gpu = device != "cpu"
         self.name = "cuda" if self._gpu else "bf16"
+        self.keeps = torch.cuda.get_device_properties(0).total_memory // 2 if self._gpu else _KEPT
         if self._gpu:
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

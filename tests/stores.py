@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,14 @@ from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import Vectors, part_table
 
 
-def write_store(path: Path, vectors: Vectors, *, model: int = 0, chunk_rows: int = 256) -> None:
+def write_store(
+    path: Path,
+    vectors: Vectors,
+    *,
+    model: int = 0,
+    chunk_rows: int = 256,
+    sha256: Sequence[str | None] | None = None,
+) -> None:
     """Write (n, d) vectors as a store of images a00000.jpg …; another `model`, another bundle."""
     rows, dimension = vectors.shape
     folder = open_folder(str(path))
@@ -37,19 +45,20 @@ def write_store(path: Path, vectors: Vectors, *, model: int = 0, chunk_rows: int
     segment = claim_segment(folder, 0, 0, listing, chunk_rows, rows, nothing)
     write_bundle(folder, bundle)
     for chunk in segment.chunks():
-        store.put_part(folder, chunk, _part(vectors, names, chunk.first, chunk.last), None)
+        own = slice(chunk.first, chunk.last)
+        sums = sha256[own] if sha256 is not None else ["0"] * (chunk.last - chunk.first)
+        store.put_part(folder, chunk, _part(vectors, names, own, sums), None)
     finish_store(folder, dimension, (), 0.0)
 
 
-def _part(vectors: Vectors, names: list[str], first: int, last: int) -> bytes:
+def _part(vectors: Vectors, names: list[str], own: slice, sums: Sequence[str | None]) -> bytes:
     schema = part_table(vectors.shape[1], str(vectors.dtype)).schema
-    numbers = range(first, last)
+    numbers = range(own.start, own.stop)
     columns = {
-        "row": numbers, "image_id": names[first:last],
-        "path": [f"/nowhere/{name}" for name in names[first:last]],
-        "width": [1] * len(numbers), "height": [1] * len(numbers), "sha256": ["0"] * len(numbers),
+        "row": numbers, "image_id": names[own], "path": [f"/nowhere/{name}" for name in names[own]],
+        "width": [number % 5 for number in numbers], "height": [1] * len(numbers), "sha256": sums,
         "label": [f"class{row % 7}" for row in numbers],
     }  # fmt: skip
     arrays = [pa.array(columns[f.name], f.type) for f in schema if f.name != "embedding"]
-    arrays.append(store.embedding_column(np.ascontiguousarray(vectors[first:last])))
+    arrays.append(store.embedding_column(np.ascontiguousarray(vectors[own])))
     return sealed_parquet(pa.table(arrays, schema=schema))

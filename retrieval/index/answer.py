@@ -15,6 +15,7 @@ import dataclasses
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,8 @@ from retrieval.storage.seal import is_sealed, sealed_parquet
 from retrieval.tables import WORK, Metric
 
 Mask = NDArray[np.bool_]
-_BLOCK_BYTES = 1 << 25  # of a block of queries as float32: 16,384 of 512 numbers
+_BLOCK_BYTES = 1 << 26  # of a block's queries and candidates
+_CANDIDATE_BYTES = 200  # of a candidate, on its way to an answer
 _KNOWN = 4  # answers of other shards that are looked at
 
 
@@ -66,7 +68,8 @@ class Task:
     allowed: Callable[[pa.Table], Mask] | None = None  # rows of a shard that may be a match
     bars: str | None = None  # what bars a match: the query's own row, or its sha256
     least: float = -np.inf  # keys below it are no match
-    expanded: bool = False  # whether queries have vectors of their own (`expand.py`)
+    expanded: bool = False  # whether queries have vectors of their own (`gather.py`)
+    block_rows: int = 1  # queries of a block, unless a chunk of them has more
 
     def open(self, number: int) -> Shard:
         """Read a shard, with what its rows are allowed."""
@@ -75,9 +78,27 @@ class Task:
             return shard
         return dataclasses.replace(shard, allowed=self.allowed(shard.metadata))
 
+    @cached_property
+    def blocks(self) -> list[list[Chunk]]:
+        """Group the chunks of the queries, so that a block is worth a product; by size alone."""
+        blocks: list[list[Chunk]] = []
+        held = self.block_rows
+        for chunk in self.queries.chunks:
+            count = chunk.last - chunk.first
+            if held + count > self.block_rows:
+                blocks.append([])
+                held = 0
+            blocks[-1].append(chunk)
+            held += count
+        return blocks
+
+    def plain_block(self, number: int) -> pa.Table:
+        """Give the queries of a block as their store has them."""
+        return pa.concat_tables([self.queries.chunk_rows(chunk) for chunk in self.blocks[number]])
+
     def block(self, number: int) -> pa.Table:
         """Give the queries of a block, with the vectors that are asked."""
-        table = query_block(self.queries, number)
+        table = self.plain_block(number)
         if not self.expanded:
             return table
         place = table.column_names.index("embedding")
@@ -90,6 +111,11 @@ class Task:
         queries = block(vectors_of(table), self.metric)
         barred = barred_pairs(shard.metadata, table, self.bars)
         return Asked(queries, table["row"].to_numpy(), floors, barred, self.least)
+
+
+def block_rows(dimension: int, top_k: int) -> int:
+    """Say how many queries are a block: 16,000 of 512 numbers and 10 matches."""
+    return max(1, _BLOCK_BYTES // (4 * dimension + _CANDIDATE_BYTES * top_k))
 
 
 def candidates_path(nprobe: int, shard: int, number: int) -> str:
@@ -112,32 +138,6 @@ def lists_path(nprobe: int, number: int) -> str:
     return f"{WORK}lists/{nprobe:07d}/{number:05d}.parquet"
 
 
-def blocks_of(queries: Store) -> int:
-    """Count the blocks of queries."""
-    return len(_blocks(queries))
-
-
-def query_block(queries: Store, number: int) -> pa.Table:
-    """Give the rows of one block of queries: some chunks of their store."""
-    chunks = _blocks(queries)[number]
-    return pa.concat_tables([queries.chunk_rows(chunk) for chunk in chunks])
-
-
-def _blocks(queries: Store) -> list[list[Chunk]]:
-    """Group the chunks of a store, so that a block is worth a product; by their sizes alone."""
-    most = max(1, _BLOCK_BYTES // (4 * queries.dimension))
-    blocks: list[list[Chunk]] = []
-    held = most
-    for chunk in queries.chunks:
-        count = chunk.last - chunk.first
-        if held + count > most:
-            blocks.append([])
-            held = 0
-        blocks[-1].append(chunk)
-        held += count
-    return blocks
-
-
 def put_lists(task: Task, number: int) -> int:
     """Put the lists that the queries of a block read; give the block's number."""
     path = lists_path(task.nprobe, number)
@@ -156,7 +156,7 @@ def answer_shard(task: Task, number: int) -> int:
     there = {entry.path for entry in task.matches.entries(f"{WORK}candidates/{task.nprobe:07d}")}
     there |= {entry.path for entry in task.matches.entries(f"{WORK}exact")}
     searcher: Searcher | None = None
-    for block_number in range(blocks_of(task.queries)):
+    for block_number in range(len(task.blocks)):
         paths = candidates_path(task.nprobe, number, block_number), exact_path(number, block_number)
         wanted = [path not in there for path in paths]
         if not wanted[0] and (not wanted[1] or len(task.sample) == 0):
@@ -173,7 +173,7 @@ def answer_shard(task: Task, number: int) -> int:
             known_of = task.asked(searcher.shard, sampled)
             answer = searcher.search(known_of, None, task.top_k)
             task.matches.put_new(paths[1], sealed_parquet(answer))
-    return blocks_of(task.queries)
+    return len(task.blocks)
 
 
 def _searcher(task: Task, number: int) -> Searcher:

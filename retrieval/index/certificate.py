@@ -12,7 +12,6 @@ from retrieval.embeddings.store import vectors_of
 from retrieval.index import recall
 from retrieval.index.answer import (
     Task,
-    blocks_of,
     candidates_path,
     exact_path,
     read_answer,
@@ -62,7 +61,7 @@ def _needed(task: Task) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[n
     measure, coarse = list_metric(task.metric), coarse_of(index)
     centroids = block(centroids_of(index), measure) if task.codes else coarse.centroids
     needed, there, kept = [], [], []
-    for number in range(blocks_of(task.queries)):
+    for number in range(len(task.blocks)):
         asked = task.block(number)
         asked = asked.filter(pc.is_in(asked["row"], pa.array(task.sample)))
         if len(asked) == 0:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.candidates import best_of
-from retrieval.index.answer import Task, blocks_of, candidates_path, read_answer
+from retrieval.index.answer import Task, candidates_path, read_answer
 from retrieval.index.search import Searcher
 from retrieval.index.shards import Shard
 from retrieval.products import product_for
@@ -49,7 +49,7 @@ def find_short(task: Task, number: int) -> tuple[int, int]:
 def fill_shard(task: Task, number: int) -> int:
     """Let one shard answer all short queries from all its lists; give the count of blocks."""
     shard: Shard | None = None
-    for block_number in range(blocks_of(task.queries)):
+    for block_number in range(len(task.blocks)):
         path = filled_path(task.nprobe, number, block_number)
         short = read_answer(task.matches, short_path(task.nprobe, block_number))
         if len(short) == 0 or task.matches.exists(path):
@@ -61,7 +61,7 @@ def fill_shard(task: Task, number: int) -> int:
         product = product_for(task.product, float(len(asked) * len(shard.rows) * shard.index.d))
         found = Searcher(shard, product).search(task.asked(shard, asked), None, task.top_k)
         task.matches.put_new(path, sealed_parquet(found))
-    return blocks_of(task.queries)
+    return len(task.blocks)
 
 
 def all_answers(task: Task, number: int) -> Iterator[pa.Table]:

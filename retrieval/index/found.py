@@ -18,7 +18,7 @@ from retrieval.index.shards import Shard
 from retrieval.products import SINGLE, Product, floor_of, pair_keys
 from retrieval.scoring import Block, Float32, Float64, Int64, keys_of, pair_scores
 
-_PAIRS = 1 << 22  # pairs kept undecided: 80 MiB
+_PAIRS = 1 << 22  # pairs kept undecided: 128 MiB
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from retrieval.candidates import best_of
 from retrieval.embeddings.store import embedding_column, vectors_of
-from retrieval.index.answer import Task, blocks_of, candidates_path, read_answer
+from retrieval.index.answer import Task, candidates_path, read_answer
 from retrieval.index.found import runs
 from retrieval.index.rescore import streamed
 from retrieval.index.shards import Shard
@@ -51,7 +51,7 @@ def choose(task: Task, number: int) -> int:
 
 def fetch(task: Task, number: int) -> int:
     """Put the vectors that a shard has of what was chosen, block by block; give their count."""
-    blocks = range(blocks_of(task.queries))
+    blocks = range(len(task.blocks))
     missing = [b for b in blocks if not task.matches.exists(vectors_path(number, b))]
     if not missing:
         return len(blocks)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.embeddings.store import vectors_of
-from retrieval.index.answer import Task, blocks_of, read_answer
+from retrieval.index.answer import Task, read_answer
 from retrieval.index.barred import barred_pairs, is_barred, most_barred
 from retrieval.index.lossy import CANDIDATES_PER_MATCH, Codes
 from retrieval.storage.seal import sealed_parquet
@@ -40,7 +40,7 @@ def propose(task: Task, number: int) -> int:
     """Let one shard's codes answer every block that they have not answered; give their count."""
     there = {entry.path for entry in task.matches.entries(f"{WORK}codes/{task.nprobe:07d}")}
     codes: Codes | None = None
-    for block_number in range(blocks_of(task.queries)):
+    for block_number in range(len(task.blocks)):
         path = codes_path(task.nprobe, number, block_number)
         if path in there:
             continue
@@ -48,7 +48,7 @@ def propose(task: Task, number: int) -> int:
         codes = codes or Codes(task.open(number))
         asked = task.block(block_number)
         task.matches.put_new(path, sealed_parquet(_proposed(task, codes, asked)))
-    return blocks_of(task.queries)
+    return len(task.blocks)
 
 
 def _proposed(task: Task, codes: Codes, asked: pa.Table) -> pa.Table:

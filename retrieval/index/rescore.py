@@ -21,7 +21,6 @@ from retrieval.embeddings.store import Store, open_store, vectors_of
 from retrieval.errors import Damaged, InputError
 from retrieval.index.answer import (
     Task,
-    blocks_of,
     candidates_path,
     exact_path,
     read_answer,
@@ -62,7 +61,7 @@ def rescore(task: Task, number: int) -> int:
     """Score what one shard proposed for every block that lacks it; give the count of blocks."""
     there = {entry.path for entry in task.matches.entries(f"{WORK}candidates/{task.nprobe:07d}")}
     there |= {entry.path for entry in task.matches.entries(f"{WORK}exact")}
-    blocks = range(blocks_of(task.queries))
+    blocks = range(len(task.blocks))
     found = [n for n in blocks if candidates_path(task.nprobe, number, n) not in there]
     exact = [n for n in blocks if len(task.sample) and exact_path(number, n) not in there]
     if not found and not exact:

@@ -28,6 +28,7 @@ from retrieval.tables import CANDIDATES
 
 _OPENING = 4  # lists at most that set what must be reached
 _ENOUGH = 2  # times k rows in them
+_LONGER = 1.1  # a list whose longest vector is so much shorter than the shard's has its own bound
 _PRODUCT = 1 << 19  # elements of one product: 2 MiB, which stays near the core
 
 
@@ -53,13 +54,15 @@ class Searcher:
     def __init__(self, shard: Shard, product: Product = SINGLE) -> None:
         self.shard, self.product = shard, product
         self._kept: dict[int, Ready] = {}
+        self._room = product.keeps
 
     def ready(self, number: int, rows: Block) -> Ready:
         """Give the rows of a list as the product reads them."""
         found = self._kept.get(number)
         if found is None:
             found = self.product.ready(rows)
-            if self.product.keeps:
+            self._room -= found.matrix.nbytes
+            if self._room >= 0:
                 self._kept[number] = found
         return found
 
@@ -123,10 +126,10 @@ class _Search:
         self._queries, self._k = asked.queries, k
         self._ready = self._product.ready(asked.queries)
         self._barred = _by_list(self._shard, asked.barred)
-        longest = float(self._shard.norms.max(initial=0.0) + asked.queries.norms.max(initial=0.0))
-        self._slack = self._product.error(self._ready, longest)
-        self._same = asked.queries.metric == "cosine"  # for all rows
-        self._safe = self._same or longest <= SAFE
+        self._longest = float(self._shard.norms.max(initial=0.0))
+        self._slack = self._product.error(self._ready, self._longest)
+        longest = self._longest + asked.queries.norms.max(initial=0.0)
+        self._safe = asked.queries.metric == "cosine" or longest <= SAFE
         self.found = Found(self._shard, asked.queries, k, asked.known(), self._product)
 
     def meet(self, number: int, which: Int64, *, opening: bool = False) -> None:
@@ -162,7 +165,9 @@ class _Search:
         if len(which) < len(self._queries):
             queries = self._product.take(queries, which)
         keys = self._product.keys(queries, rows)
-        slack = self._slack[which] if self._same else self._product.error(queries, longest)
+        slack = self._slack[which]
+        if longest * _LONGER < self._longest:
+            slack = self._product.error(queries, longest)
         low = self.found.floors[which] - slack
         if top is not None and top < len(rows.norms):
             low = np.maximum(low, self._product.kth(keys, top).astype(np.float64) - 2 * slack)

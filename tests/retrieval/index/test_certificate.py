@@ -19,11 +19,9 @@ from retrieval.index import answer
 from retrieval.index.answer import (
     Task,
     answer_shard,
-    blocks_of,
     candidates_path,
     exact_path,
     put_lists,
-    query_block,
     read_answer,
 )
 from retrieval.index.certificate import certify
@@ -79,14 +77,8 @@ def make_task(
     ), index
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """Let each chunk of queries be a block."""
-    monkeypatch.setattr(answer, "_BLOCK_BYTES", 1)
-
-
 def run(task: Task) -> None:
-    for number in range(blocks_of(task.queries)):
+    for number in range(len(task.blocks)):
         put_lists(task, number)
     for number in range(int(task.manifest.counts["shards"])):
         answer_shard(task, number)
@@ -95,9 +87,9 @@ def run(task: Task) -> None:
 def matches(task: Task) -> pa.Table:
     """Give the matches of all queries, as `jobs/rank.py` makes them."""
     shards, tables = range(int(task.manifest.counts["shards"])), []
-    for number in range(blocks_of(task.queries)):
+    for number in range(len(task.blocks)):
         parts = [read_answer(task.matches, candidates_path(task.nprobe, s, number)) for s in shards]
-        asked = query_block(task.queries, number)
+        asked = task.plain_block(number)
         tables.append(matches_of(parts, task.top_k, asked, task.metric))
     return pa.concat_tables(tables)
 
@@ -183,7 +175,7 @@ def test_more_neighbours_than_the_gallery_has_are_all_of_it(tmp_path, metric):
 
 def test_blocks_of_queries_that_all_failed_are_no_trouble(tmp_path):
     task, index = make_task(tmp_path, "cosine", first=30)
-    assert len(query_block(task.queries, 0)) == 0
+    assert len(task.plain_block(0)) == 0
     check(task, index, 0.95, seed=0)
 
 
@@ -219,7 +211,7 @@ def test_exact_answers_are_those_of_the_sampled_queries_alone(tmp_path):
     run(task)
     _, gallery, rows = contents(index.store)
     _, vectors, asked = contents(task.queries)
-    for number in range(blocks_of(task.queries)):
+    for number in range(len(task.blocks)):
         parts = [read_answer(task.matches, exact_path(shard, number)) for shard in range(3)]
         merged, _ = best_of(parts, task.top_k)
         own = np.isin(asked, task.sample) & (asked // 20 == number)

@@ -249,3 +249,14 @@ def test_a_wider_search_is_the_first_of_the_grid_that_is_shown_to_be_enough(seed
     chosen = wider_nprobe(needed, there, target, 20, 3)
     assert lows[chosen] >= target
     assert all(lows[nprobe] < target for nprobe in lows if nprobe < chosen)
+
+
+@pytest.mark.parametrize(
+    ("queries", "nprobe", "nlist", "expected"),
+    [(100, 1, 10, 250), (10_000, 32, 512, 250), (20_000, 32, 512, 312), (10**6, 8, 4096, 488),
+     (10**6, 8, 512, 500), (400, 10, 10, 250)],
+)  # fmt: skip
+def test_the_certificate_takes_a_quarter_of_the_time_within_bounds(
+    queries, nprobe, nlist, expected
+):
+    assert recall.sample_for(queries, nprobe, nlist) == expected

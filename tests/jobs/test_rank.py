@@ -1,0 +1,385 @@
+"""A ranking is that of brute force, however it is cut and multiplied; what may match is kept to.
+
+Without Ray: the steps are plain functions.
+"""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.formats import formats_of
+from jobs.settings import RankSettings
+from retrieval.errors import Damaged, UsageError
+from retrieval.index import answer, fill, sizing
+from retrieval.products import SINGLE, Half
+from retrieval.ranking.expansion import expand
+from retrieval.storage.files import open_folder
+from retrieval.storage.verify import verify
+from tests.jobs.here import index_here, rank_here
+from tests.retrieval.storage.faults import Killed
+from tests.retrieval.vectors import METRICS, exact_keys, metrics, seeds
+from tests.stores import write_store
+
+ROWS, QUERIES, K = 400, 60, 7
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Read few lists of many, though the gallery is small; each chunk of queries is a block."""
+    monkeypatch.setattr(sizing, "PROBE_ALL_ROWS", 0)
+    monkeypatch.setattr(answer, "_BLOCK_BYTES", 1)
+
+
+def drawn(dtype="float16"):
+    """A gallery in clusters, with copies and near-copies, and queries of another distribution."""
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(25, 12))
+    gallery = centres[generator.integers(0, 25, ROWS)] + 0.3 * generator.normal(size=(ROWS, 12))
+    gallery[300:340] = gallery[:40]  # copies, in other shards than what they are of
+    gallery[340:360] = gallery[:20] * (1 + 1e-3 * generator.normal(size=(20, 12)))
+    queries = generator.normal(size=(QUERIES, 12))
+    queries[:20] = gallery[:20]
+    return gallery.astype(dtype), queries.astype(dtype)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stores")
+    gallery, queries = drawn()
+    sums = [f"{row % 300:064x}" for row in range(ROWS)]  # the copies have the same bytes
+    write_store(root / "gallery", gallery, sha256=sums, chunk_rows=64)
+    asked = [f"{row:064x}" if row < 20 else None for row in range(QUERIES)]
+    write_store(root / "queries", queries, sha256=asked, chunk_rows=25)
+    return root
+
+
+def make_index(stores, path, metric="cosine", **options):
+    asked = {"index_factory": "IVF12,SQfp16", "rows_per_shard": 130, "metric": metric, **options}
+    index_here(stores / "gallery", path, **asked)
+    return path
+
+
+def matches(path) -> list[tuple[str, str, float]]:
+    table = pq.read_table(path / "matches")
+    columns = (table[name].to_pylist() for name in ("query_id", "image_id", "score"))
+    return list(zip(*columns, strict=True))
+
+
+def oracle(metric, k=K, allowed=None, barred=None, queries=None, least=-np.inf):
+    """Brute force in float64, all lists: as `matches` gives them."""
+    gallery, asked = drawn()
+    asked = asked if queries is None else queries
+    keys = exact_keys(asked, gallery, metric)
+    if allowed is not None:
+        keys[:, ~allowed] = -np.inf
+    if barred is not None:
+        keys[barred] = -np.inf
+    keys[keys < least] = -np.inf
+    found = []
+    for query, row in enumerate(keys):
+        order = np.lexsort((np.arange(ROWS), -row))[:k]
+        scores = -row if metric == "l2" else row
+        names = [(f"a{query:05d}.jpg", f"a{x:05d}.jpg") for x in order]
+        found += [
+            (*name, float(scores[x]))
+            for name, x in zip(names, order, strict=True)
+            if row[x] > -np.inf
+        ]
+    return found
+
+
+def soundly(path):
+    (verdict,) = verify(open_folder(str(path)))
+    assert (verdict.state, verdict.problems) == ("finished", ())
+
+
+# --- the same ranking ---------------------------------------------------------------------------
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    metric=metrics, shard=st.sampled_from([25, 70, 130, 400]), most=st.sampled_from([1, 10**6]),
+    product=st.sampled_from(["fp32", "bf16"]), nprobe=st.sampled_from([1, 3, 12]), seed=seeds,
+)  # fmt: skip
+def test_any_shards_blocks_and_products_give_the_same_matches(
+    stores, tmp_path_factory, metric, shard, most, product, nprobe, seed
+):
+    """Shards answer in any order, so that some know what others have and others do not."""
+    root = tmp_path_factory.mktemp("rank")
+    plain = make_index(stores, root / "plain", metric, rows_per_shard=400)
+    rank_here(plain, stores / "queries", root / "a", nprobe=nprobe, top_k=K)
+    other = make_index(stores, root / "other", metric, rows_per_shard=shard)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer, "_BLOCK_BYTES", most)
+        chosen = SINGLE if product == "fp32" else Half("cpu")
+        patch.setattr(answer, "product_for", lambda *_: chosen)
+        shuffled = np.random.default_rng(seed)
+        patch.setattr(
+            "tests.jobs.here._tasks",
+            lambda where, do, items, **_: map(do, shuffled.permutation(items).tolist()),
+        )
+        rank_here(other, stores / "queries", root / "b", nprobe=nprobe, top_k=K)
+    assert matches(root / "a") == matches(root / "b")
+    if nprobe == 12:
+        assert matches(root / "a") == oracle(metric)
+
+
+@every_metric
+def test_exact_is_brute_force(stores, tmp_path, metric):
+    index = make_index(stores, tmp_path / "index", metric)
+    manifest = rank_here(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K)
+    assert matches(tmp_path / "m") == oracle(metric)
+    assert manifest.counts["certificate"]["recall"] == 1
+
+
+def test_each_shard_is_read_once(stores, tmp_path, monkeypatch):
+    index = make_index(stores, tmp_path / "index")
+    opened = []
+    open_shard = answer.open_shard
+    monkeypatch.setattr(
+        answer, "open_shard", lambda *words: opened.append(words[2]) or open_shard(*words)
+    )
+    rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, top_k=K)
+    assert sorted(opened) == [0, 1, 2, 3]  # for three blocks of queries and their certificate
+
+
+# --- what may be a match ------------------------------------------------------------------------
+
+
+@every_metric
+def test_a_filter_leaves_what_passes_and_gives_k_where_there_are_k(stores, tmp_path, metric):
+    """One class in seven, of one width in five: a list holds hardly any such row."""
+    index = make_index(stores, tmp_path / "index", metric)
+    wanted = "label in ('class1', 'class2') and width > 2"
+    rank_here(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K, filter=wanted)
+    rows = np.arange(ROWS)
+    allowed = np.isin(rows % 7, [1, 2]) & (rows % 5 > 2)
+    found = matches(tmp_path / "m")
+    assert len(found) == QUERIES * K
+    assert {int(name[1:6]) for _, name, _ in found} <= set(rows[allowed])
+    rank_here(index, stores / "queries", tmp_path / "all", recall=1.0, top_k=K, filter=wanted)
+    assert matches(tmp_path / "all") == oracle(metric, allowed=allowed)
+
+
+def test_a_filter_that_leaves_fewer_than_k_gives_all_of_them(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index")
+    rank_here(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K, filter="row < 3")
+    assert matches(tmp_path / "m") == oracle("cosine", allowed=np.arange(ROWS) < 3)
+    rank_here(index, stores / "queries", tmp_path / "none", nprobe=1, top_k=K, filter="row < 0")
+    assert matches(tmp_path / "none") == []
+    soundly(tmp_path / "none")
+
+
+@pytest.mark.parametrize("condition", ["colour = 'red'", "label", "read_text('/etc/passwd')"])
+def test_a_filter_that_is_none_is_refused_before_any_work(stores, tmp_path, condition):
+    index = make_index(stores, tmp_path / "index")
+    with pytest.raises(UsageError, match="--filter"):
+        rank_here(index, stores / "queries", tmp_path / "m", filter=condition)
+    assert not (tmp_path / "m").exists()
+
+
+@every_metric
+@pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
+def test_a_gallery_against_itself_leaves_each_row_out(stores, tmp_path, metric, kind):
+    """A copy of an image is a match, the image itself is none."""
+    index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
+    rank_here(
+        index, stores / "gallery", tmp_path / "m", recall=1.0, top_k=K, exclude_self=True,
+        unique_pairs=True,
+    )  # fmt: skip
+    gallery, _ = drawn()
+    expected = oracle(metric, barred=np.diag_indices(ROWS), queries=gallery)
+    assert matches(tmp_path / "m") == expected
+    pairs = pq.read_table(tmp_path / "m/pairs.parquet").to_pylist()
+    once = {(*sorted([query, image]), score) for query, image, score in expected}
+    assert len(pairs) == len(once)
+    assert {(p["image_id"], p["other_id"], p["score"]) for p in pairs} == once
+    scores = [p["score"] for p in pairs]
+    assert scores == sorted(scores, reverse=metric != "l2")
+    soundly(tmp_path / "m")
+
+
+@pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
+def test_other_queries_leave_out_what_has_their_bytes(stores, tmp_path, kind):
+    index = make_index(stores, tmp_path / "index", index_factory=kind)
+    rank_here(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, exclude_self=True)
+    barred = np.zeros((QUERIES, ROWS), np.bool_)
+    for query in range(20):  # the others have no checksum, which is equal to nothing
+        barred[query, [query, 300 + query]] = True
+    assert matches(tmp_path / "m") == oracle("cosine", barred=barred)
+
+
+def test_without_rows_or_checksums_nothing_can_be_left_out(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index")
+    write_store(tmp_path / "bare", drawn()[1], sha256=[None] * QUERIES)
+    with pytest.raises(UsageError, match="--exclude-self: the queries have no checksums"):
+        rank_here(index, tmp_path / "bare", tmp_path / "m", exclude_self=True)
+
+
+@every_metric
+@pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
+def test_no_match_is_further_than_the_least_score(stores, tmp_path, metric, kind):
+    index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
+    least = {"cosine": 0.5, "ip": 4.0, "l2": 12.0}[metric]
+    rank_here(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, min_score=least)
+    found = matches(tmp_path / "m")
+    assert found == oracle(metric, least=-least if metric == "l2" else least)
+    assert QUERIES < len(found) < QUERIES * K
+
+
+def test_pairs_are_of_a_gallery_against_itself(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index")
+    with pytest.raises(UsageError, match="--unique-pairs is for a gallery against itself"):
+        rank_here(index, stores / "queries", tmp_path / "m", unique_pairs=True)
+    with pytest.raises(UsageError, match="--unique-pairs with --expand-queries"):
+        rank_here(index, stores / "gallery", tmp_path / "m", unique_pairs=True, expand_queries="3")
+
+
+# --- expansion ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("metric", "alpha"), [("cosine", 3.0), ("ip", 1.0), ("l2", 0.0)])
+@pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
+def test_expanded_queries_are_asked_again(stores, tmp_path, metric, alpha, kind):
+    index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
+    rank_here(
+        index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K,
+        expand_queries=f"4,{alpha:g}",
+    )  # fmt: skip
+    gallery, queries = drawn()
+    first = oracle(metric, k=4)
+    rows = np.array([int(name[1:6]) for _, name, _ in first]).reshape(QUERIES, 4)
+    scores = np.array([score for *_, score in first]).reshape(QUERIES, 4)
+    expanded = expand(queries, gallery[rows], scores, np.ones(rows.shape, bool), alpha, metric)
+    assert matches(tmp_path / "m") == oracle(metric, queries=expanded)
+
+
+def test_an_expansion_that_is_none_is_refused(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index", "l2")
+    for text, why in (("many", "is not an expansion"), ("3,2", "l2 has no measure")):
+        with pytest.raises(UsageError, match=why):
+            rank_here(index, stores / "queries", tmp_path / "m", expand_queries=text)
+
+
+# --- killed and run again -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"nprobe": 1, "filter": "width > 3", "format": "csv,submission"},
+        {"nprobe": 3, "expand_queries": "3", "exclude_self": True, "format": "jsonl,trec,html"},
+    ],
+    ids=["filter", "expand"],
+)
+def test_killed_at_a_sample_of_moments_it_ends_the_same(stores, tmp_path, options):
+    index = make_index(stores, tmp_path / "index")
+
+    def go(name):
+        rank_here(index, stores / "queries", tmp_path / name, top_k=K, **options)
+
+    folder = type(open_folder(str(tmp_path)))
+    put, puts = folder.put_new_file, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "put_new_file", lambda *words: puts.append(1) or put(*words))
+        go("whole")
+    expected = contents(tmp_path / "whole")
+    assert len(puts) > 30
+    for moment in {*range(0, len(puts), 8), len(puts) - 2, len(puts) - 1}:
+        left = [moment]
+
+        def dies(self, path, write, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return put(self, path, write)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(folder, "put_new_file", dies)
+            with pytest.raises(Killed):
+                go(f"m{moment}")
+        go(f"m{moment}")
+        assert contents(tmp_path / f"m{moment}") == expected
+        soundly(tmp_path / f"m{moment}")
+
+
+def contents(path):
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return {f.relative_to(path): f.read_bytes() for f in files if f.name != "run.json"}
+
+
+# --- further formats ----------------------------------------------------------------------------
+
+
+def test_a_format_asked_for_later_is_added_and_nothing_is_ranked_again(
+    stores, tmp_path, monkeypatch
+):
+    index = make_index(stores, tmp_path / "index")
+    asked = {"nprobe": 3, "top_k": K}
+    before = rank_here(index, stores / "queries", tmp_path / "m", **asked, format="csv")
+    assert "matches.csv" in before.files
+    monkeypatch.setattr(answer, "open_shard", None)  # it would be called
+    names = "parquet, csv,jsonl,trec,submission,html"
+    after = rank_here(index, stores / "queries", tmp_path / "m", **asked, format=names)
+    added = {"matches.jsonl", "matches.trec", "submission.json", "report.html"}
+    assert (
+        after.files.keys()
+        - before.files.keys()
+        - {f"{name}.sum.json" for name in ("jsonl", "trec", "submission")}
+        == added
+    )
+    lines = [json.loads(line) for line in (tmp_path / "m/matches.jsonl").open()]
+    assert [(one["query_id"], m["image_id"], m["score"]) for one in lines for m in one["matches"]] \
+        == matches(tmp_path / "m")  # fmt: skip
+    assert rank_here(index, stores / "queries", tmp_path / "m", **asked) == after
+    soundly(tmp_path / "m")
+
+
+def test_a_format_that_is_none_is_refused():
+    settings = RankSettings(index="i", queries="q", output="o", format="csv,xml")
+    with pytest.raises(UsageError, match="--format 'xml': write one or more of parquet,jsonl"):
+        formats_of(settings)
+
+
+@pytest.mark.parametrize("path", ["matches.csv", "submission.json", "certificate.json"])
+def test_an_altered_file_is_found(stores, tmp_path, path):
+    index = make_index(stores, tmp_path / "index")
+    rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv,submission")
+    data = bytearray((tmp_path / "m" / path).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "m" / path).write_bytes(data)
+    (verdict,) = verify(open_folder(str(tmp_path / "m")))
+    assert verdict.state == "damaged"
+    (tmp_path / "m/manifest.json").unlink()
+    with pytest.raises(Damaged, match="was altered"):
+        rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv,submission")
+
+
+def test_short_queries_are_counted_once(stores, tmp_path, monkeypatch):
+    """A run that was killed while all lists were read goes on where it was."""
+    index = make_index(stores, tmp_path / "index")
+    asked = {"nprobe": 1, "top_k": K, "filter": "width > 3"}
+    rank_here(index, stores / "queries", tmp_path / "whole", **asked)
+    filled = []
+    fill_shard = fill.fill_shard
+
+    def second_dies(task, number):
+        filled.append(number)
+        if len(filled) == 2:
+            raise Killed
+        return fill_shard(task, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fill, "fill_shard", second_dies)
+        with pytest.raises(Killed):
+            rank_here(index, stores / "queries", tmp_path / "m", **asked)
+    rank_here(index, stores / "queries", tmp_path / "m", **asked)
+    assert pa.Table.equals(
+        pq.read_table(tmp_path / "whole/matches"), pq.read_table(tmp_path / "m/matches")
+    )
