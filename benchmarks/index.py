@@ -1,6 +1,7 @@
 """Train and fill an IVF index: ours against a plain FAISS script, at the recall of each.
 
 python -m benchmarks.index [--rows 200000] [--dimension 512] [--lists 512] [--runs 3]
+                           [--autofaiss PYTHON]
 
 Clustered vectors, the same for both, in memory; two threads each, in processes of their own; runs
 alternate. Ours does in two threads what a cluster does in two tasks of a core each. FAISS trains as
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=512)
     parser.add_argument("--lists", type=int, default=512)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--autofaiss", help="an interpreter that has it")
     parser.add_argument("--side")
     parser.add_argument("--vectors")
     asked = parser.parse_args()
@@ -56,6 +58,7 @@ def main() -> None:
         )
         print(json.dumps(SIDES[asked.side](vectors, queries, asked.lists)))
         return
+    summary: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         vectors, queries = clustered(asked.rows, asked.dimension, 1000)
         np.save(f"{place}/rows.npy", vectors)
@@ -66,7 +69,11 @@ def main() -> None:
             for name, runs in found.items():
                 threads = 1 if name == "ours" else THREADS  # in each of ours two threads
                 runs.append(run_side("benchmarks.index", name, threads, *words))
-    print(json.dumps({"benchmark": "index", **vars(asked), **_summary(found)}, indent=1))
+        if asked.autofaiss:
+            rival = ("benchmarks.by_autofaiss", "autofaiss", THREADS, *words)
+            summary = {"autofaiss": run_side(*rival, python=asked.autofaiss)}
+    told = {name: getattr(asked, name) for name in ("rows", "dimension", "lists", "runs")}
+    print(json.dumps({"benchmark": "index", **told, **_summary(found), **summary}, indent=1))
 
 
 def _summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -20,11 +20,13 @@ _HINDERING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """They slow the products of FAISS and numpy: left out for both."""
 
 
-def run_side(module: str, side: str, threads: int, *words: Any) -> dict[str, Any]:
+def run_side(
+    module: str, side: str, threads: int, *words: Any, python: str = sys.executable
+) -> dict[str, Any]:
     """Call a side in a process of its own, whose libraries use so many threads each."""
     rest = {name: value for name, value in os.environ.items() if name not in _HINDERING}
     rest |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", module, "--side", side, *map(str, words)]
+    command = [python, "-m", module, "--side", side, *map(str, words)]
     done = subprocess.run(command, env=rest, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -59,7 +59,7 @@ class Product(Protocol):
         """Bring vectors to where they are multiplied."""
 
     def take(self, queries: Ready, which: Int64) -> Ready:
-        """Give some of the queries."""
+        """Give some of the queries, whose places ascend."""
 
     def keys(self, queries: Ready, rows: Ready) -> Any:
         """Multiply; where a length is beyond `SAFE` keys may be infinite or NaN."""
@@ -95,6 +95,13 @@ def error_bound(
         return 1.001 * (2 * off * product + rounding) + under + wide * (norms + longest) ** 2
 
 
+def _run_of(which: Int64) -> Int64 | slice:
+    """Give ascending places as a slice where they lie side by side."""
+    if len(which) and which[-1] - which[0] + 1 == len(which):
+        return slice(int(which[0]), int(which[-1]) + 1)
+    return which
+
+
 def _squares(vectors: Block) -> Float32 | None:
     if vectors.metric != "l2":
         return None
@@ -113,8 +120,9 @@ class Single:
         return Ready(vectors.metric, vectors.norms, vectors.cheap, _squares(vectors))
 
     def take(self, queries: Ready, which: Int64) -> Ready:
-        """Copy them."""
-        return Ready(queries.metric, queries.norms[which], queries.matrix[which], None)
+        """Copy them, unless they lie side by side."""
+        part = _run_of(which)
+        return Ready(queries.metric, queries.norms[part], queries.matrix[part], None)
 
     def keys(self, queries: Ready, rows: Ready) -> Float32:
         """Multiply."""
@@ -185,10 +193,12 @@ class Half:
         return Ready(vectors.metric, vectors.norms, matrix, squares)
 
     def take(self, queries: Ready, which: Int64) -> Ready:
-        """Copy them where they are; on a processor the first is repeated to fill it up."""
-        torch = self._torch
-        norms = queries.norms[which]
-        if self._gpu:
+        """Copy them where they are; on a processor others fill it up."""
+        torch, part = self._torch, _run_of(which)
+        norms = queries.norms[part]
+        if isinstance(part, slice):
+            matrix = queries.matrix[part.start : part.start + len(which) + -len(which) % _FULL]
+        elif self._gpu:
             matrix = queries.matrix[torch.from_numpy(which).to(self._device)]
         else:
             which = np.concatenate([which, np.zeros(-len(which) % _FULL, np.int64)])
@@ -203,7 +213,7 @@ class Half:
             keys = torch.mm(queries.matrix, rows.matrix.T, out_dtype=torch.float32)
         else:
             keys = torch.mm(queries.matrix, rows.matrix.T)
-            keys = keys[: len(queries.norms), : len(rows.norms)].float().contiguous()
+        keys = keys[: len(queries.norms), : len(rows.norms)].float().contiguous()
         if queries.metric == "l2":
             keys.mul_(2).sub_(rows.squares)
         return keys

@@ -233,6 +233,12 @@ def test_no_match_is_further_than_the_least_score(stores, tmp_path, metric, kind
     assert QUERIES < len(found) < QUERIES * K
 
 
+def test_the_first_of_a_store_are_not_asked_for(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index")
+    with pytest.raises(UsageError, match="--limit takes the first of some images"):
+        rank_here(index, stores / "queries", tmp_path / "m", limit=3)
+
+
 def test_pairs_are_of_a_gallery_against_itself(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     with pytest.raises(UsageError, match="--unique-pairs is for a gallery against itself"):
@@ -270,43 +276,57 @@ def test_an_expansion_that_is_none_is_refused(stores, tmp_path):
 # --- killed and run again -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"nprobe": 1, "filter": "width > 3", "format": "csv,submission"},
-        {"nprobe": 3, "expand_queries": "3", "exclude_self": True, "format": "jsonl,trec,html"},
-    ],
-    ids=["filter", "expand"],
-)
-def test_killed_at_a_sample_of_moments_it_ends_the_same(stores, tmp_path, options):
-    index = make_index(stores, tmp_path / "index")
+OPTIONS = {
+    "filter": {"nprobe": 1, "filter": "width > 3", "format": "csv,submission"},
+    "expand": {
+        "nprobe": 3, "expand_queries": "3", "exclude_self": True, "format": "jsonl,trec,html",
+    },
+    "wider": {"recall": 0.999, "min_score": 0.1},
+}  # fmt: skip
 
-    def go(name):
-        rank_here(index, stores / "queries", tmp_path / name, top_k=K, **options)
 
-    folder = type(open_folder(str(tmp_path)))
+def killed(stores, root, options, step):
+    """Kill a ranking at every `step`-th file that it puts, and run it again."""
+    index = make_index(stores, root / "index")
+    folder = type(open_folder(str(root)))
     put, puts = folder.put_new_file, []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, "put_new_file", lambda *words: puts.append(1) or put(*words))
-        go("whole")
-    expected = contents(tmp_path / "whole")
-    assert len(puts) > 30
-    for moment in {*range(0, len(puts), 8), len(puts) - 2, len(puts) - 1}:
+
+    def go(name, seam):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(folder, "put_new_file", seam)
+            rank_here(index, stores / "queries", root / name, top_k=K, **options)
+
+    def dies_at(moment):
         left = [moment]
 
-        def dies(self, path, write, left=left):
+        def dies(self, path, write):
             left[0] -= 1
             if left[0] < 0:
                 raise Killed
             return put(self, path, write)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(folder, "put_new_file", dies)
-            with pytest.raises(Killed):
-                go(f"m{moment}")
-        go(f"m{moment}")
-        assert contents(tmp_path / f"m{moment}") == expected
-        soundly(tmp_path / f"m{moment}")
+        return dies
+
+    go("whole", lambda *words: puts.append(1) or put(*words))
+    expected = contents(root / "whole")
+    assert len(puts) > 30
+    for moment in {*range(0, len(puts), step), len(puts) - 2, len(puts) - 1}:
+        with pytest.raises(Killed):
+            go(f"m{moment}", dies_at(moment))
+        go(f"m{moment}", put)
+        assert contents(root / f"m{moment}") == expected
+        soundly(root / f"m{moment}")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_killed_at_a_sample_of_moments_it_ends_the_same(stores, tmp_path, name):
+    killed(stores, tmp_path, OPTIONS[name], 11)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", OPTIONS)
+def test_killed_at_any_moment_it_ends_the_same(stores, tmp_path, name):
+    killed(stores, tmp_path, OPTIONS[name], 1)
 
 
 def contents(path):

@@ -4,8 +4,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import run
-from jobs.settings import RunSettings
+from jobs import rank, run
+from jobs.cluster import cluster
+from jobs.evaluate import evaluate
+from jobs.settings import RankSettings, RunSettings
 from retrieval.embeddings.store import open_store, vectors_of
 from retrieval.storage.files import open_folder
 
@@ -58,6 +60,21 @@ def test_measures_equal_the_reference_and_the_ranking_equals_exact_search(
     assert found == pytest.approx(REFERENCE[backbone, pooling, pca], abs=0.01)
     assert ran.result.values["recall"] == 1.0
     assert _ranking(tmp_path / "out") == _exact_ranking(tmp_path / "out")
+    assert _expanded(tmp_path) > ran.result.values["map"] + 0.01
+
+
+def _expanded(root):
+    """Give the mAP of the same queries, each expanded by the five images that it found first."""
+    with cluster(None, 1) as where:
+        manifest = rank.rank(
+            RankSettings(
+                index=str(root / "out/index"), queries=str(root / "out/queries"),
+                output=str(root / "expanded"), top_k=1372, expand_queries="5",
+            ),
+            where,
+        )  # fmt: skip
+    found = evaluate(open_folder(str(root / "expanded")), manifest, None, 0)
+    return next(one.value for one in found.measures if one.name == "map")
 
 
 def _ranking(out):

@@ -89,6 +89,21 @@ def test_what_reaches_a_bar_is_found(kind, metric, shape):
 
 
 @every_kind
+@pytest.mark.parametrize("which", [[0], [3, 4, 5], [1, 4, 9, 30], list(range(33))])
+def test_some_of_the_queries_have_the_keys_that_they_have_among_all(kind, which):
+    product, generator = made(kind), np.random.default_rng(0)
+    queries, rows = (
+        product.ready(block(generator.normal(size=(count, 24)).astype(np.float16), "ip"))
+        for count in (33, 50)
+    )
+    whole = np.asarray(torch.as_tensor(product.keys(queries, rows)).cpu())
+    some = product.take(queries, np.array(which))
+    np.testing.assert_array_equal(some.norms, queries.norms[which])
+    found = np.asarray(torch.as_tensor(product.keys(some, rows)).cpu())
+    np.testing.assert_allclose(found, whole[which], rtol=1e-2, atol=1e-2)
+
+
+@every_kind
 @quick
 @given(case=cases().filter(within_safe), metric=metrics)
 def test_the_nearest_is_that_of_float64(kind, case, metric):
