@@ -2,6 +2,7 @@
 
 python -m benchmarks.rank [--rows 200000] [--dimension 512] [--lists 512] [--queries 10000]
                           [--nprobe 8 32 64] [--shards 2] [--runs 3] [--device cpu|cuda]
+                          [--sklearn PYTHON]
 python -m benchmarks.rank --curve   (ours alone: over queries, nprobe and shards, of one worker)
 
 Clustered unit vectors, the same centroids for all sides, inner product, k = 10. Ours are two
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--curve", action="store_true")
+    parser.add_argument("--sklearn", help="an interpreter that has it")
     parser.add_argument("--side")
     parser.add_argument("--place")
     asked = parser.parse_args()
@@ -69,7 +71,11 @@ def main() -> None:
         prepare(place, asked)
         asked.place = place
         found = _curve(asked) if asked.curve else _compared(asked)
-    told = {name: value for name, value in vars(asked).items() if name not in ("side", "place")}
+    told = {
+        name: value
+        for name, value in vars(asked).items()
+        if name not in ("side", "place", "sklearn")
+    }
     print(json.dumps({"benchmark": "rank", **told, **found}, indent=1))
 
 
@@ -114,6 +120,9 @@ def _compared(asked: argparse.Namespace) -> dict[str, Any]:
         for name, side, threads in (("ours", "ours", 1), ("product", "product", WORKERS)):
             words = _words(asked, nprobe=[0])
             exact.setdefault(name, []).append(run_side("benchmarks.rank", side, threads, *words))
+        if asked.sklearn:
+            rival = ("benchmarks.by_sklearn", "sklearn", WORKERS, *_words(asked, nprobe=[0]))
+            exact.setdefault("sklearn", []).append(run_side(*rival, python=asked.sklearn))
     found["exact"] = _figures(exact)
     bound = [o["flops"] / p["peak"] for o, p in zip(exact["ours"], exact["product"], strict=True)]
     found["exact"]["share_of_float32_peak"] = spread(bound)

@@ -14,6 +14,7 @@ from retrieval.errors import UsageError
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import sealed_json
+from retrieval.storage.temporary import TEMPORARY
 
 PAIRS, REPORT = "pairs.parquet", "report.html"
 
@@ -62,8 +63,8 @@ def _tables(folder: Folder, prefix: str) -> Callable[[], Iterator[pa.Table]]:
     from retrieval.embeddings.store import read_sealed
 
     def tables() -> Iterator[pa.Table]:
-        for entry in sorted(folder.entries(prefix), key=lambda entry: entry.path):
-            yield read_sealed(folder, entry.path)
+        paths = sorted(entry.path for entry in folder.entries(prefix))
+        yield from (read_sealed(folder, path) for path in paths if TEMPORARY not in path)
 
     return tables
 

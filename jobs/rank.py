@@ -23,7 +23,7 @@ from jobs.runfile import Stopwatch
 from jobs.settings import RankSettings, content_of
 from retrieval.embeddings.store import Store
 from retrieval.errors import BelowBound, Damaged, UsageError
-from retrieval.records import Certificate
+from retrieval.records import Certificate, FileRecord
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
@@ -96,7 +96,7 @@ def _check_pairs(settings: RankSettings, given: Store | None, index: Manifest) -
 
 
 def _certificate(folder: Folder) -> Certificate | None:
-    """Read what a run put when all matches were there."""
+    """Read what a run put when all matches were there; None where they are not."""
     try:
         data = folder.read(CERTIFICATE)
     except FileNotFoundError:
@@ -104,7 +104,17 @@ def _certificate(folder: Folder) -> Certificate | None:
     values = read_json(data)
     if values is None:
         raise Damaged(f"{folder.uri(CERTIFICATE)} was altered; remove it and run again")
-    return Certificate(**values)
+    there = {entry.path for entry in folder.entries("matches")}
+    return Certificate(**values["certificate"]) if values["files"].keys() <= there else None
+
+
+def _put_certificate(folder: Folder, certificate: Certificate) -> list[FileRecord]:
+    """Vouch for all parts of the matches, which are given, and say which recall they have."""
+    parts = [record for record in commit.records(folder) if record.path.startswith("matches/")]
+    files = {record.path: record.sha256 for record in parts}
+    values = {"certificate": asdict(certificate), "files": files}
+    commit.put_once(folder, CERTIFICATE, sealed_json(values))
+    return parts
 
 
 def _job(
@@ -144,7 +154,7 @@ def _finish(
         commit.put_once(folder, _FAILURES, sealed_parquet(failed.combine_chunks()))
     labels = read_table(index_folder, index, LABELS)
     commit.put_once(folder, LABELS, sealed_parquet(labels))
-    commit.put_once(folder, CERTIFICATE, sealed_json(asdict(certificate)))
+    parts = _put_certificate(folder, certificate)
     counts = {
         "queries": queries.rows,
         "failures": len(failed),
@@ -153,7 +163,7 @@ def _finish(
         "certificate": asdict(certificate),
     }
     further.put(folder, counts)
-    return commit.finish(folder, "matches", counts)
+    return commit.finish(folder, "matches", counts, parts)
 
 
 def summary(output: str, manifest: Manifest) -> Result:

@@ -34,8 +34,9 @@ def _best(tables: list[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int64]]:
     table = pa.concat_tables(tables)
     query, key = table["query"].to_numpy(), table["key"].to_numpy()
     order = np.lexsort((-key, query))
-    same = (np.diff(query[order]) == 0) & (np.diff(key[order]) == 0)
-    if same.any():  # names are compared only where it matters: it takes longer than all the rest
+    if has_ties(
+        query[order], key[order]
+    ):  # names are compared only where it matters: it takes longer than all the rest
         names = np.empty(len(order), np.int64)
         names[pc.sort_indices(table["image_id"]).to_numpy()] = np.arange(len(order))
         order = np.lexsort((names, -key, query))
@@ -43,6 +44,11 @@ def _best(tables: list[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int64]]:
     place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
     keep = np.flatnonzero(place < k)
     return table.take(order[keep]).combine_chunks(), place[keep]
+
+
+def has_ties(query: NDArray[np.integer], key: NDArray[np.float64]) -> bool:
+    """Tell whether two neighbours in an order are of one query and have one key."""
+    return bool(((query[1:] == query[:-1]) & (key[1:] == key[:-1])).any())
 
 
 def kth_keys(parts: Iterable[pa.Table], k: int, queries: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.candidates import has_ties
 from retrieval.index.shards import Shard
 from retrieval.products import SINGLE, Product, floor_of, pair_keys
 from retrieval.scoring import Block, Float32, Float64, Int64, keys_of, pair_scores
@@ -150,8 +151,7 @@ class Found:
         places = np.concatenate([self.places[there], places])
         lists = np.concatenate([self.lists[there], pairs.list])
         order = np.lexsort((places, -keys, query))
-        same = (np.diff(query[order]) == 0) & (np.diff(keys[order]) == 0)
-        if same.any():  # equal scores: the order of names decides
+        if has_ties(query[order], keys[order]):  # equal scores: the order of names decides
             order = np.lexsort((self._shard.ties[places], -keys, query))
         starts, _ = _starts(query, len(self._queries))
         owner = query[order]

@@ -158,7 +158,8 @@ def check_recall(stores, matches, dtype, metric, certificate):
 )
 def test_the_curve_is_a_lower_bound_of_what_the_sample_gets(stores, tmp_path, factory, monkeypatch):
     """The sample's own rows, asked as queries for one match more, which is themselves."""
-    monkeypatch.setattr(recall, "SAMPLE", 10**6)
+    for name in ("SAMPLE", "LEAST_SAMPLE"):
+        monkeypatch.setattr(recall, name, 10**6)
     index_here(stores / "float32", tmp_path / "index", index_factory=factory, rows_per_shard=180)
     curve = pq.read_table(tmp_path / "index/recall.parquet").to_pylist()
     for nprobe in (1, 2, 4, 6):

@@ -361,6 +361,16 @@ def test_a_format_asked_for_later_is_added_and_nothing_is_ranked_again(
     soundly(tmp_path / "m")
 
 
+def test_a_part_that_is_missing_is_made_again(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index")
+    rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv")
+    whole = contents(tmp_path / "m")
+    for path in ("manifest.json", "matches/part-00001.parquet"):
+        (tmp_path / "m" / path).unlink()
+    rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv")
+    assert contents(tmp_path / "m") == whole
+
+
 def test_a_format_that_is_none_is_refused():
     settings = RankSettings(index="i", queries="q", output="o", format="csv,xml")
     with pytest.raises(UsageError, match="--format 'xml': write one or more of parquet,jsonl"):

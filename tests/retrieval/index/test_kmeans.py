@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval import scoring
+from retrieval import closest, scoring
 from retrieval.index import kmeans
 from retrieval.index.kmeans import ITERATIONS, list_metric, spread_of
 from retrieval.index.workers import Here
@@ -71,7 +71,10 @@ def test_centroids_do_not_depend_on_how_they_are_computed(case, metric, seed, si
     nlist = 1 + seed % len(case.rows)
     plain = train_centroids(case.rows, nlist, metric, seed=seed)
     pairs, product = sizes
-    with mock.patch.multiple(scoring, _PAIRS=pairs, _PRODUCT=product, _NEAR=product):
+    with (
+        mock.patch.object(scoring, "_PAIRS", pairs),
+        mock.patch.multiple(closest, _PRODUCT=product, _NEAR=product),
+    ):
         again = train_centroids(case.rows, nlist, metric, seed=seed)
     assert again.tobytes() == plain.tobytes()
     assert plain.shape == (nlist, case.rows.shape[1])
