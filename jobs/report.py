@@ -117,6 +117,24 @@ def _shown(top_k: int) -> str:
     )
 
 
+def _conditions(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """Tell what a match had to be, and how queries were changed; nothing where it was nothing."""
+    said = []
+    if settings.get("filter") is not None:
+        said.append(("only images with", settings["filter"]))
+    if settings.get("exclude_self"):
+        said.append(("left out", "each query's own image"))
+    if settings.get("min_score") is not None:
+        said.append(("least score", f"{settings['min_score']:g}"))
+    if expansion := settings.get("expand_queries"):
+        said.append((
+            "queries expanded",
+            f"by the {expansion['count']} images that each found first, weighed by their score to "
+            f"the power {expansion['alpha']:g}",
+        ))  # fmt: skip
+    return said
+
+
 def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
     """Tell what the matches were made from."""
     counts, settings = manifest.counts, finished.read_settings(folder)
@@ -126,6 +144,7 @@ def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
         ("failed queries", str(counts["failures"])),
         ("matches a query", _shown(settings["top_k"])),
         ("index", settings["index"]),
+        *_conditions(settings),
     ]
     index = open_folder(settings["index"])
     try:

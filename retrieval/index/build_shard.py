@@ -41,6 +41,7 @@ from retrieval.index.shards import (
     rows_path,
     shard_path,
 )
+from retrieval.products import product_for
 from retrieval.records import FileRecord
 from retrieval.scoring import block
 from retrieval.storage import commit
@@ -158,6 +159,8 @@ def _place(making: Making, extents: Extents, index: Any, file: BinaryIO, known: 
     coarse = lossy.coarse_of(index)
     centroids = block(centroids_of(index), list_metric(making.metric)) if coarse.is_plain else None
     lists, far = [np.empty(0, np.int32)], [np.empty(0)]
+    count = sum(extent.last - extent.first for extent in extents)
+    product = product_for("cpu", float(count) * coarse.ivf.nlist * making.store.dimension)
     for table in _tables(making.store, extents):
         making.tell()
         values = vectors_of(table)
@@ -168,7 +171,7 @@ def _place(making: Making, extents: Extents, index: Any, file: BinaryIO, known: 
             continue
         few = np.arange(0, len(rows), _SPREAD_STEP)
         if making.codes:
-            own = nearest(rows, centroids)
+            own = nearest(rows, centroids, product)
             lists.append(own.astype(np.int32))
             own = own[few]
         else:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from retrieval.closest import nearest
 from retrieval.index.sampling import Hashes
 from retrieval.index.workers import Workers
+from retrieval.products import product_for
 from retrieval.scoring import Block, block, pair_scores
 from retrieval.tables import Metric, Vectors
 
@@ -68,11 +69,12 @@ def lloyd(
     """
     start = first_rows(slices, nlist, workers).astype(np.float64)
     centroids = _finished(start, metric)
+    work = float(sum(len(held.hashes) for held in slices)) * start.size * ITERATIONS
     for _ in range(ITERATIONS):
         shared = workers.keep(centroids)
         sums = np.zeros(centroids.shape)
         counts = np.zeros(nlist, np.int64)
-        for part in workers.map(sums_of, [(held.kept, shared) for held in slices]):
+        for part in workers.map(sums_of, [(held.kept, shared, work) for held in slices]):
             sums += part[0]
             counts += part[1]
         centroids = _finished(_means(sums, counts, centroids), metric)
@@ -94,11 +96,14 @@ def below(part: Slice, last: np.uint64) -> NDArray[np.float32]:
 
 
 def sums_of(
-    part: Slice, centroids: NDArray[np.float32]
+    part: Slice, centroids: NDArray[np.float32], work: float = 0.0
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Add a slice's rows list by list: (nlist, d) sums and (nlist,) counts, one iteration."""
+    """Add a slice's rows list by list: (nlist, d) sums and (nlist,) counts, one iteration.
+
+    `work` are the multiplications of all of it, by which the product is chosen.
+    """
     rows, nlist = part.rows, len(centroids)
-    lists = nearest(rows, block(centroids, rows.metric))
+    lists = nearest(rows, block(centroids, rows.metric), product_for("cpu", work))
     counts = np.bincount(lists, minlength=nlist)
     sums = np.zeros(centroids.shape)
     order = np.argsort(lists, kind="stable")

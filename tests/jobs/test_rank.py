@@ -361,6 +361,20 @@ def test_a_format_asked_for_later_is_added_and_nothing_is_ranked_again(
     soundly(tmp_path / "m")
 
 
+def test_the_page_says_what_a_match_had_to_be(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index")
+    rank_here(
+        index, stores / "queries", tmp_path / "m", filter="label <> '<b>'", exclude_self=True,
+        min_score=0.25, expand_queries="3", format="html",
+    )  # fmt: skip
+    page = (tmp_path / "m/report.html").read_text()
+    for said in (
+        "label &lt;&gt; &#39;&lt;b&gt;&#39;", "own image", "0.25",
+        "by the 3 images that each found first",
+    ):  # fmt: skip
+        assert said in page
+
+
 def test_a_part_that_is_missing_is_made_again(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv")

@@ -15,6 +15,7 @@ from retrieval import closest, scoring
 from retrieval.index import kmeans
 from retrieval.index.kmeans import ITERATIONS, list_metric, spread_of
 from retrieval.index.workers import Here
+from retrieval.products import Half
 from retrieval.tables import Metric
 from tests.retrieval.index.training import slices_of, train_centroids
 from tests.retrieval.vectors import METRICS, cases, exact_keys, metrics, quick, seeds
@@ -74,6 +75,7 @@ def test_centroids_do_not_depend_on_how_they_are_computed(case, metric, seed, si
     with (
         mock.patch.object(scoring, "_PAIRS", pairs),
         mock.patch.multiple(closest, _PRODUCT=product, _NEAR=product),
+        mock.patch.object(kmeans, "product_for", return_value=Half("cpu")),
     ):
         again = train_centroids(case.rows, nlist, metric, seed=seed)
     assert again.tobytes() == plain.tobytes()

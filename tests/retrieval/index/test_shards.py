@@ -20,6 +20,7 @@ from retrieval.index.neighbours import neighbours_path, neighbours_to_bytes, rea
 from retrieval.index.sampling import sample_of
 from retrieval.index.shards import note_path, open_shard, rows_path, shard_path
 from retrieval.index.training import TRAINED, TRAINED_JSON
+from retrieval.products import Half
 from retrieval.records import Neighbours
 from retrieval.storage.files import open_folder
 from retrieval.tables import SHARD_ROWS, Metric
@@ -196,6 +197,17 @@ def test_an_index_has_the_same_bytes_again(tmp_path, metric):
     index = make_index(tmp_path, metric)
     Building(tmp_path / "again", index.store, metric, nlist=8, rows_per_shard=60).finish()
     assert tree(tmp_path / "again") == tree(tmp_path / "index")
+
+
+def test_an_index_has_the_same_bytes_whatever_multiplies(tmp_path, monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(400, 24)).astype(np.float16)
+    vectors[200:300] = vectors[:100]
+    store = make_store(tmp_path / "store", vectors, chunk_rows=64)
+    for name in ("fp32", "bf16"):
+        Building(tmp_path / name, store, "l2", nlist=9, rows_per_shard=150).finish()
+        for module in ("kmeans", "build_shard"):
+            monkeypatch.setattr(f"retrieval.index.{module}.product_for", lambda *_: Half("cpu"))
+    assert tree(tmp_path / "fp32") == tree(tmp_path / "bf16")
 
 
 @pytest.mark.parametrize(
