@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from jobs.settings import RankSettings
 from retrieval.errors import UsageError
+from retrieval.records import FileRecord
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import sealed_json
@@ -52,6 +53,17 @@ class Further:
                 _put_report(folder, counts)
             elif not folder.exists(_sum(name)):
                 _put_format(folder, name, counts["metric"])
+
+
+def further_lines(files: dict[str, FileRecord]) -> tuple[str, ...]:
+    """Say which files lie beside the matches."""
+    from retrieval.ranking.formats import FILE_OF
+
+    there = [path for path in (*FILE_OF.values(), REPORT) if path in files]
+    said = [f"further files: {', '.join(there)}"] if there else []
+    if PAIRS in files:
+        said.append(f"{files[PAIRS].rows} pairs, closest first: {PAIRS}")
+    return tuple(said)
 
 
 def _sum(name: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.cluster import Cluster, cluster
 from jobs.elsewhere import Given
-from jobs.formats import Further, formats_of
+from jobs.formats import Further, formats_of, further_lines
 from jobs.groups import Elsewhere, EngineOptions
 from jobs.index import read_table
 from jobs.may_match import MayMatch, against_itself, for_queries, may_match
@@ -175,6 +175,7 @@ def summary(output: str, manifest: Manifest) -> Result:
         f"{counts['failures']} queries failed: {output}",
         certificate.sentence(),
     )
+    lines += further_lines(manifest.files)
     settings = finished.read_settings(open_folder(output))
     below = certificate.recall < certificate.target
     code = BelowBound.exit_code if settings["nprobe"] is None and below else 0

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.formats import formats_of
+from jobs.rank import summary
 from jobs.settings import RankSettings
 from retrieval.errors import Damaged, UsageError
 from retrieval.index import answer, fill, sizing
@@ -189,9 +190,9 @@ def test_a_filter_that_is_none_is_refused_before_any_work(stores, tmp_path, cond
 def test_a_gallery_against_itself_leaves_each_row_out(stores, tmp_path, metric, kind):
     """A copy of an image is a match, the image itself is none."""
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
-    rank_here(
+    manifest = rank_here(
         index, stores / "gallery", tmp_path / "m", recall=1.0, top_k=K, exclude_self=True,
-        unique_pairs=True,
+        unique_pairs=True, format="csv",
     )  # fmt: skip
     gallery, _ = drawn()
     expected = oracle(metric, barred=np.diag_indices(ROWS), queries=gallery)
@@ -202,6 +203,9 @@ def test_a_gallery_against_itself_leaves_each_row_out(stores, tmp_path, metric, 
     assert {(p["image_id"], p["other_id"], p["score"]) for p in pairs} == once
     scores = [p["score"] for p in pairs]
     assert scores == sorted(scores, reverse=metric != "l2")
+    said = summary(str(tmp_path / "m"), manifest).lines
+    assert f"{len(pairs)} pairs, closest first: pairs.parquet" in said
+    assert "further files: matches.csv" in said
     soundly(tmp_path / "m")
 
 
