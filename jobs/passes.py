@@ -36,8 +36,11 @@ def answer(
     index: Manifest,
     queries: Store,
     may_match: MayMatch,
-) -> Certificate:
-    """Stream the shards past the queries, once, or twice where the sample shows it is needed."""
+) -> tuple[Certificate, int]:
+    """Stream the shards past the queries, once, or twice where the sample shows it is needed.
+
+    Gives the recall reached, and how many queries found no match at all.
+    """
     from retrieval.index.certificate import certify
 
     task = _task(settings, where, folder, index_folder, index, queries, may_match)
@@ -52,8 +55,7 @@ def answer(
         again, _ = certify(task, settings.recall, settings.seed)
         certificate = dataclasses.replace(again, passes=2)
     _fill(where, task)
-    _merge(where, task)
-    return certificate
+    return certificate, queries.rows - _merge(where, task)
 
 
 def _task(
@@ -182,7 +184,9 @@ def _each(
             bar.advance(1)
 
 
-def _merge(where: Cluster, task: Any) -> None:
+def _merge(where: Cluster, task: Any) -> int:
+    """Put the matches, block by block; gives how many queries have some."""
+
     def merge_one(number: int) -> int:
         from retrieval.index.fill import all_answers
         from retrieval.ranking.merge import matches_of
@@ -190,10 +194,9 @@ def _merge(where: Cluster, task: Any) -> None:
         asked = task.plain_block(number).drop_columns("embedding")
         table = matches_of(all_answers(task, number), task.top_k, asked, task.metric)
         commit.put_once(task.matches, part_path(number), sealed_parquet(table))
-        return number
+        return int(np.count_nonzero(table["rank"].to_numpy() == 1))
 
-    for _ in tasks.tasks(where, merge_one, range(len(task.blocks))):
-        pass
+    return sum(tasks.tasks(where, merge_one, range(len(task.blocks))))
 
 
 def part_path(number: int) -> str:

@@ -76,11 +76,11 @@ def rank(
             unsettle()
 
     def make() -> Manifest:
-        certificate = _certificate(folder) or answer(
+        ranked = _ranked(folder) or answer(
             settings, where, folder, index_folder, index, queries,
             for_queries(chosen, queries, index),
         )  # fmt: skip
-        manifest = _finish(folder, index_folder, index, queries, certificate, further)
+        manifest = _finish(folder, index_folder, index, queries, *ranked, further)
         watch.write(folder, settings, queries=queries.rows)
         return manifest
 
@@ -95,7 +95,7 @@ def _check_pairs(settings: RankSettings, given: Store | None, index: Manifest) -
         )
 
 
-def _certificate(folder: Folder) -> Certificate | None:
+def _ranked(folder: Folder) -> tuple[Certificate, int] | None:
     """Read what a run put when all matches were there; None where they are not."""
     try:
         data = folder.read(CERTIFICATE)
@@ -105,14 +105,16 @@ def _certificate(folder: Folder) -> Certificate | None:
     if values is None:
         raise Damaged(f"{folder.uri(CERTIFICATE)} was altered; remove it and run again")
     there = {entry.path for entry in folder.entries("matches")}
-    return Certificate(**values["certificate"]) if values["files"].keys() <= there else None
+    if not values["files"].keys() <= there:
+        return None
+    return Certificate(**values["certificate"]), values["unmatched"]
 
 
-def _put_certificate(folder: Folder, certificate: Certificate) -> list[FileRecord]:
+def _put_certificate(folder: Folder, certificate: Certificate, unmatched: int) -> list[FileRecord]:
     """Vouch for all parts of the matches, which are given, and say which recall they have."""
     parts = [record for record in commit.records(folder) if record.path.startswith("matches/")]
     files = {record.path: record.sha256 for record in parts}
-    values = {"certificate": asdict(certificate), "files": files}
+    values = {"certificate": asdict(certificate), "unmatched": unmatched, "files": files}
     commit.put_once(folder, CERTIFICATE, sealed_json(values))
     return parts
 
@@ -144,6 +146,7 @@ def _finish(
     index: Manifest,
     queries: Store,
     certificate: Certificate,
+    unmatched: int,
     further: Further,
 ) -> Manifest:
     """Put what is known beside the matches and the further formats, then the manifest."""
@@ -154,10 +157,11 @@ def _finish(
         commit.put_once(folder, _FAILURES, sealed_parquet(failed.combine_chunks()))
     labels = read_table(index_folder, index, LABELS)
     commit.put_once(folder, LABELS, sealed_parquet(labels))
-    parts = _put_certificate(folder, certificate)
+    parts = _put_certificate(folder, certificate, unmatched)
     counts = {
         "queries": queries.rows,
         "failures": len(failed),
+        "unmatched": unmatched,
         "gallery": index.counts["rows"],
         "metric": index.counts["metric"],
         "certificate": asdict(certificate),
@@ -175,6 +179,8 @@ def summary(output: str, manifest: Manifest) -> Result:
         f"{counts['failures']} queries failed: {output}",
         certificate.sentence(),
     )
+    if counts["unmatched"]:
+        lines += (f"{counts['unmatched']} queries found no image that may be a match",)
     lines += further_lines(manifest.files)
     settings = finished.read_settings(open_folder(output))
     below = certificate.recall < certificate.target

@@ -172,8 +172,11 @@ def test_a_filter_that_leaves_fewer_than_k_gives_all_of_them(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     rank_here(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K, filter="row < 3")
     assert matches(tmp_path / "m") == oracle("cosine", allowed=np.arange(ROWS) < 3)
-    rank_here(index, stores / "queries", tmp_path / "none", nprobe=1, top_k=K, filter="row < 0")
+    asked = {"nprobe": 1, "top_k": K, "filter": "row < 0"}
+    manifest = rank_here(index, stores / "queries", tmp_path / "none", **asked)
     assert matches(tmp_path / "none") == []
+    said = f"{QUERIES} queries found no image that may be a match"
+    assert said in summary(str(tmp_path / "none"), manifest).lines
     soundly(tmp_path / "none")
 
 
@@ -231,10 +234,13 @@ def test_without_rows_or_checksums_nothing_can_be_left_out(stores, tmp_path):
 def test_no_match_is_further_than_the_least_score(stores, tmp_path, metric, kind):
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
     least = {"cosine": 0.5, "ip": 4.0, "l2": 12.0}[metric]
-    rank_here(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, min_score=least)
+    manifest = rank_here(
+        index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, min_score=least
+    )
     found = matches(tmp_path / "m")
     assert found == oracle(metric, least=-least if metric == "l2" else least)
     assert QUERIES < len(found) < QUERIES * K
+    assert manifest.counts["unmatched"] == QUERIES - len({query for query, *_ in found})
 
 
 def test_the_first_of_a_store_are_not_asked_for(stores, tmp_path):
