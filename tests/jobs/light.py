@@ -42,9 +42,8 @@ def hangs_in_2(let_go):
     def work(item, attempt):
         if item == 2:
             attempt.note("/photos/x.jpg")
-            for _ in range(600):
-                if not let_go.exists():
-                    time.sleep(0.1)
+            while not let_go.exists():
+                time.sleep(0.1)
         return {"item": item}
 
     return work
