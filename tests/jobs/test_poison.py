@@ -152,9 +152,10 @@ def test_an_image_that_does_not_answer_is_named(let_go, monkeypatch):
     monkeypatch.setattr(watch, "STALL_SECONDS", 20.0)  # starting takes some
     answers = stream(Cluster(None, 1), hangs_in_2, [1, 2], let_go, "cpu")
     why = r"item 2 waits for /photos/x.jpg, .* since \d+ s"
+    given = []
     with pytest.raises(Stalled, match=why) as stalled:
-        for answer in answers:
-            assert answer == {"item": 1}
+        given.extend(answers)
+    assert given in ([], [{"item": 1}])
     assert "what is finished is kept, run the same command again" in str(stalled.value)
     assert _sentence(stalled.value) == (str(stalled.value), 8)
 
