@@ -18,7 +18,7 @@ from jobs.pulse import alive
 from jobs.settings import RankSettings
 from retrieval.embeddings.store import Store
 from retrieval.records import Certificate
-from retrieval.storage import commit
+from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
@@ -86,14 +86,14 @@ def _task(
     if nprobe < nlist or codes is None:
         count = recall.sample_for(queries.rows, nprobe, nlist)
         sample = sample_of(queries, count, settings.seed)[1]
+    memory = finished.read_settings(index_folder)["max_index_memory"]
+    neighbours = may_match.expansion.count if may_match.expansion else 0
     return Task(
         index_folder, index, codes, metric, queries, folder, nprobe, k, sample, alive,
         vectors=gallery_vectors(settings, index_folder, index),
         product="cuda" if settings.device != "cpu" and where.gpus else "cpu",
         allowed=may_match.allowed, bars=may_match.bars, least=may_match.least,
-        block_rows=block_rows(
-            queries.dimension, max(k, may_match.expansion.count if may_match.expansion else 0)
-        ),
+        block_rows=block_rows(queries.dimension, max(k, neighbours), memory), memory=memory,
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ from retrieval.tables import WORK, Metric
 
 Mask = NDArray[np.bool_]
 _BLOCK_BYTES = 1 << 26  # of a block's queries and candidates
+_SHARES = 8  # a task's memory is half the shard's; a block, and lists kept ready, get an eighth
 _CANDIDATE_BYTES = 200  # of a candidate, on its way to an answer
 _KNOWN = 4  # answers of other shards that are looked at
 
@@ -70,6 +71,7 @@ class Task:
     least: float = -np.inf  # keys below it are no match
     expanded: bool = False  # whether queries have vectors of their own (`gather.py`)
     block_rows: int = 1  # queries of a block, unless a chunk of them has more
+    memory: int = 1 << 32  # bytes that a task may hold
 
     def open(self, number: int) -> Shard:
         """Read a shard, with what its rows are allowed."""
@@ -113,9 +115,10 @@ class Task:
         return Asked(queries, table["row"].to_numpy(), floors, barred, self.least)
 
 
-def block_rows(dimension: int, top_k: int) -> int:
-    """Say how many queries are a block: 16,000 of 512 numbers and 10 matches."""
-    return max(1, _BLOCK_BYTES // (4 * dimension + _CANDIDATE_BYTES * top_k))
+def block_rows(dimension: int, top_k: int, memory: int) -> int:
+    """Say how many queries are a block: 16,000 of 512 numbers and 10 matches, if memory allows."""
+    room = min(_BLOCK_BYTES, memory // _SHARES)
+    return max(1, room // (4 * dimension + _CANDIDATE_BYTES * top_k))
 
 
 def candidates_path(nprobe: int, shard: int, number: int) -> str:
@@ -181,7 +184,7 @@ def _searcher(task: Task, number: int) -> Searcher:
     shard = task.open(number)
     share = task.nprobe / max(1, shard.index.nlist)
     work = float(task.queries.rows * share * len(shard.rows) * shard.index.d)
-    return Searcher(shard, product_for(task.product, work))
+    return Searcher(shard, product_for(task.product, work), task.memory // _SHARES)
 
 
 def _answer(

@@ -174,7 +174,7 @@ class _Sampled:
             query = np.repeat(np.arange(len(places)), places.shape[1])
             gone = is_barred(asked.barred, query, places.ravel()).reshape(places.shape)
             places = np.where(gone, -1, places)
-        lists = self._lists[places]
+        lists = np.append(self._lists, -1)[places]  # -1 where there is no row
         table = candidates_table(self._shard.metadata, best.keys, places, lists, asked.numbers)
         table, _ = best_of([table], self._task.top_k)
         for block_number, rows in self._blocks.items():

@@ -49,12 +49,15 @@ class Asked:
 
 
 class Searcher:
-    """A shard and what multiplies; lists that were made ready stay so where that is worth it."""
+    """A shard and what multiplies; lists that were made ready stay so while there is `room`.
 
-    def __init__(self, shard: Shard, product: Product = SINGLE) -> None:
+    `room` are bytes of this machine's memory; a GPU has its own.
+    """
+
+    def __init__(self, shard: Shard, product: Product = SINGLE, room: int = 1 << 62) -> None:
         self.shard, self.product = shard, product
         self._kept: dict[int, Ready] = {}
-        self._room = product.keeps
+        self._room = product.keeps if product.name == "cuda" else min(product.keeps, room)
 
     def ready(self, number: int, rows: Block) -> Ready:
         """Give the rows of a list as the product reads them."""
