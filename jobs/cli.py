@@ -22,6 +22,7 @@ import click
 
 from jobs import options, settings
 from jobs.options import Option
+from jobs.parsing import PARSERS
 from retrieval.errors import LookalikeError
 
 INTERRUPTED = 130
@@ -70,7 +71,7 @@ def _parameter(option: Option) -> click.Option:
     if option.type is bool:
         names = f"{option.flag}/--no-{option.flag[2:]}" if option.default else option.flag
         return click.Option([names], is_flag=True, **common)
-    if option.type in options.PARSERS:
+    if option.type in PARSERS:
         common |= {"callback": _parsed, "metavar": str(option.type).upper()}
     kind = click.Choice(option.choices) if option.choices else _TYPES[option.type]
     return click.Option([option.flag, option.name], type=kind, **common)
@@ -78,7 +79,7 @@ def _parameter(option: Option) -> click.Option:
 
 def _parsed(_: click.Context, parameter: click.Parameter, value: str) -> Any:
     """Read a size or a recall where it is typed, so that inside there are numbers only."""
-    parse = options.PARSERS[options.OPTIONS[str(parameter.name)].type]
+    parse = PARSERS[options.OPTIONS[str(parameter.name)].type]
     try:
         return parse(value)
     except ValueError as error:

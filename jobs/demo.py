@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from jobs import run, train
-from jobs.evaluate import evaluate
 from jobs.progress import say
 from jobs.result import Result
 from jobs.settings import DemoSettings, RunSettings, TrainSettings
+from retrieval.evaluation.results import measured
 from retrieval.samples import HELD_OUT, write_samples
 
 SHARD_ROWS = 256
@@ -36,12 +36,11 @@ def start(settings: DemoSettings) -> Result:
             seed=settings.seed,
         )
     )  # fmt: skip
-    unseen = evaluate(
-        ran.folder.child("matches"), ran.matches, None, settings.seed, frozenset(HELD_OUT)
-    )
-    top = unseen.measures[0]
+    assert ran.evaluation is not None  # the samples have labels
+    unseen = ran.evaluation.results.of_labels(HELD_OUT)
+    top = measured(unseen, seed=settings.seed)[0]
     line = (
-        f"the {unseen.queries} queries of species never trained on: top1 {top.value:.4f}  "
+        f"the {len(unseen.queries)} queries of species never trained on: top1 {top.value:.4f}  "
         f"[{top.low:.4f}, {top.high:.4f}]; guessing gives {1 / 12:.2f}"
     )
     values = {**ran.result.values, "top1_unseen": top.value}

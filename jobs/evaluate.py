@@ -2,99 +2,186 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
-from jobs.listed import read_labels_file
+from jobs.judging import Evaluation, evaluate, judged_results
 from jobs.result import Result
 from jobs.settings import EvaluateSettings
-from retrieval.evaluation.measures import Measured, measure
-from retrieval.evaluation.truth import judge
+from jobs.told import (
+    class_lines,
+    comparison_lines,
+    flat,
+    flat_tables,
+    interval,
+    lines,
+    threshold_lines,
+)
+from jobs.truth import open_truth
+from retrieval.errors import BelowBound, Mismatch, UsageError
+from retrieval.evaluation import measures
+from retrieval.evaluation.comparison import compare
+from retrieval.evaluation.results import Results
+from retrieval.evaluation.truth import Truth
 from retrieval.records import Certificate
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
-from retrieval.storage.finished import Manifest
-from retrieval.tables import FAILURES, MATCHES
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a ranking is worth."""
-
-    measures: tuple[Measured, ...]
-    queries: int
-    left_out: int
+_MOST_CUTS = 20
+_SAME_RANKING = ("queries", "queries_sha256", "top_k", "filter", "exclude_self", "min_score",
+                 "expand_queries")  # fmt: skip
+_LOSSES = ("top1", "map")
 
 
 def start(settings: EvaluateSettings) -> Result:
-    """Evaluate matches and say what they are worth."""
+    """Evaluate matches and say what they are worth; exit 5 below a bound that was asked for."""
+    cuts = _cuts(settings.cutoffs)
+    bounds = _bounds(settings.fail_below, measures.names(cuts))
     folder = open_folder(settings.matches)
     manifest = finished.read_manifest(folder, kind="matches")
-    evaluation = evaluate(folder, manifest, settings.labels, settings.seed)
-    sentence = Certificate(**manifest.counts["certificate"]).sentence()
-    return Result(flat(evaluation), (*lines(evaluation), sentence))
+    truth = open_truth(folder, manifest, settings)
+    evaluation = evaluate(folder, manifest, truth, settings.seed, cuts)
+    said = [
+        *lines(evaluation), Certificate(**manifest.counts["certificate"]).sentence(),
+        *class_lines(evaluation), *threshold_lines(evaluation, manifest.counts["metric"]),
+    ]  # fmt: skip
+    values = {**flat(evaluation), **flat_tables(evaluation)}
+    for more, told in (
+        _compared(settings, evaluation.results, cuts),
+        _split(settings, folder, evaluation.results, truth, cuts),
+    ):
+        values |= more
+        said += told
+    if settings.per_query is not None:
+        _put_queries(settings.per_query, evaluation.results)
+        said.append(f"a line a query: {settings.per_query}")
+    below = _below(evaluation, bounds)
+    return Result(values, (*said, *below), BelowBound.exit_code if below else 0)
 
 
-def evaluate(
-    folder: Folder,
-    manifest: Manifest,
-    labels: str | None,
-    seed: int,
-    only: frozenset[str] | None = None,
-) -> Evaluation:
-    """Judge matches by the labels in them, or by those of a file; `only` queries of some labels."""
-    matches = read_tables(folder, manifest, "matches/", MATCHES.schema)
-    failed = read_tables(folder, manifest, "failures/", FAILURES.schema)
-    counts = read_tables(folder, manifest, "labels.parquet", None)
-    gallery = dict(zip(*(counts[name].to_pylist() for name in ("label", "images")), strict=True))
-    of_queries = of_images = None
-    if labels is not None:
-        of_queries = _labels(labels, "queries")
-        of_images = _labels(labels, "gallery")
-        gallery = {}
-        for label in of_images.values():
-            gallery[label] = gallery.get(label, 0) + 1
-    judged = judge(matches, failed, gallery, of_queries, of_images, only)
-    measures = tuple(measure(judged, seed=seed))
-    return Evaluation(measures, len(judged.query_ids), judged.left_out)
+def _cuts(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() and 0 < int(part) < 10**6 for part in parts):
+        raise UsageError(f"--cutoffs {text!r}: write ranks from 1 on, as 1,10,100")
+    if len(parts) > _MOST_CUTS:
+        raise UsageError(f"--cutoffs names {len(parts)} ranks; name at most {_MOST_CUTS}")
+    return sorted({int(part) for part in parts})
 
 
-def _labels(path: str, split: str) -> dict[str, str | None]:
-    table = read_labels_file(path, split)
-    return dict(zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+def _bounds(text: str | None, known: tuple[str, ...]) -> dict[str, float]:
+    """Read what --fail-below asks for."""
+    bounds = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, _, bound = (piece.strip() for piece in part.partition("="))
+        if name not in known:
+            raise UsageError(
+                f"--fail-below {part.strip()!r}: write MEASURE=BOUND with one of {', '.join(known)}"
+                " (--cutoffs adds ranks)"
+            )
+        try:
+            bounds[name] = float(bound)
+        except ValueError:
+            bounds[name] = -1.0
+        if not 0 <= bounds[name] <= 1:
+            raise UsageError(f"--fail-below {part.strip()!r}: write a bound between 0 and 1")
+    if text is not None and not bounds:
+        raise UsageError(f"--fail-below {text!r}: write MEASURE=BOUND, as map=0.6")
+    return bounds
 
 
-def read_tables(
-    folder: Folder, manifest: Manifest, prefix: str, schema: pa.Schema | None
-) -> pa.Table:
-    """Read all Parquet files of a finished output whose path begins so, checked, in order."""
-    tables = [] if schema is None else [schema.empty_table()]
-    for path in sorted(manifest.files):
-        if path.startswith(prefix):
-            data = finished.read_checked(folder, manifest.files[path])
-            tables.append(pq.read_table(io.BytesIO(data)))
-    return pa.concat_tables(tables)
-
-
-def flat(evaluation: Evaluation) -> dict[str, Any]:
-    """Give the measures with flat keys, as --json has them."""
-    values: dict[str, Any] = {}
-    for measured in evaluation.measures:
-        values[measured.name] = measured.value
-        values[measured.name + "_low"] = measured.low
-        values[measured.name + "_high"] = measured.high
-    return {**values, "queries": evaluation.queries, "left_out": evaluation.left_out}
-
-
-def lines(evaluation: Evaluation) -> tuple[str, ...]:
-    """Give the measures as a person reads them."""
-    table = [
-        f"{m.name:>6} {m.value:.4f}  [{m.low:.4f}, {m.high:.4f}]  {m.meaning}"
-        for m in evaluation.measures
+def _below(evaluation: Evaluation, bounds: dict[str, float]) -> list[str]:
+    return [
+        f"{one.name} {one.value:.4f} is below {bounds[one.name]:g}, which --fail-below asks for"
+        for one in evaluation.measures
+        if one.name in bounds and not one.value >= bounds[one.name]
     ]
-    left = f", {evaluation.left_out} without label left out" if evaluation.left_out else ""
-    return (*table, f"{evaluation.queries} queries{left}; in brackets: 95 % bootstrap intervals")
+
+
+def _compared(
+    settings: EvaluateSettings, results: Results, cuts: list[int]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Compare with other matches of the same queries."""
+    if settings.compare is None:
+        return {}, ()
+    other = _other_results(settings.compare, settings, cuts, "--compare")
+    comparison = compare(results, other, seed=settings.seed)
+    if comparison.queries == 0:
+        raise Mismatch(
+            f"--compare {settings.compare} has none of the queries of {settings.matches}; compare "
+            "rankings of the same queries"
+        )
+    values: dict[str, Any] = {"compared": comparison.queries}
+    for one in comparison.differences:
+        values |= {
+            f"{one.name}_diff": one.value, f"{one.name}_diff_low": one.low,
+            f"{one.name}_diff_high": one.high,
+        }  # fmt: skip
+    values["changed"] = comparison.changed.slice(0, 100).to_pylist()
+    return values, comparison_lines(comparison, settings.matches, settings.compare)
+
+
+def _other_results(path: str, settings: EvaluateSettings, cuts: list[int], option: str) -> Results:
+    """Judge other matches by the same labels."""
+    folder = open_folder(path)
+    try:
+        manifest = finished.read_manifest(folder, kind="matches")
+    except Mismatch as error:
+        raise Mismatch(f"{option}: {error}") from error
+    return judged_results(folder, manifest, open_truth(folder, manifest, settings), cuts)
+
+
+def _split(
+    settings: EvaluateSettings, folder: Folder, results: Results, truth: Truth, cuts: list[int]
+) -> tuple[dict[str, Any], list[str]]:
+    """Split what is lost between the backbone, which ranks so, and the index, which misses some."""
+    if settings.exact is None:
+        return {}, []
+    exact = open_folder(settings.exact)
+    manifest = finished.read_manifest(exact, kind="matches")
+    ours, theirs = finished.read_settings(folder), finished.read_settings(exact)
+    if different := [name for name in _SAME_RANKING if ours[name] != theirs[name]]:
+        raise Mismatch(
+            f"--exact {settings.exact} differs from {settings.matches} in {', '.join(different)}; "
+            "rank the same with --recall exact"
+        )
+    if manifest.counts["certificate"]["sample"]:
+        raise Mismatch(f"--exact {settings.exact} is not exact; rank again with --recall exact")
+    best = judged_results(exact, manifest, truth, cuts)
+    comparison = compare(best, results, seed=settings.seed)
+    values: dict[str, Any] = {}
+    said = ["what is lost (1 is perfect), by whom:"]
+    for place, name in enumerate(best.measures):
+        lost = 1 - float(best.values(name).mean())
+        missed = comparison.differences[place]
+        values |= {f"{name}_lost_by_backbone": lost, f"{name}_lost_by_index": missed.value}
+        if name in _LOSSES:
+            said.append(
+                f"  {name}: {lost:.4f} by the backbone, {missed.value:.4f} "
+                f"{interval(missed.low, missed.high)} by the index"
+            )
+    return values, said
+
+
+def _put_queries(path: str, results: Results) -> None:
+    """Write a line a query."""
+    head, _, name = path.rpartition("/")
+    sink = pa.BufferOutputStream()
+    if name.endswith(".parquet"):
+        pq.write_table(results.queries.combine_chunks(), sink)
+    elif name.endswith(".csv"):
+        pa.csv.write_csv(results.queries.combine_chunks(), sink)
+    else:
+        raise UsageError(f"--per-query {path}: name a file that ends with .csv or .parquet")
+    try:
+        folder = open_folder(head or ("/" if path.startswith("/") else "."))
+        folder.put(name, sink.getvalue().to_pybytes())
+    except OSError as error:
+        raise UsageError(
+            f"--per-query {path} cannot be written ({error.strerror or error}); name a file that "
+            "can"
+        ) from error

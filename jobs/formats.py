@@ -111,15 +111,11 @@ def _put_pairs(folder: Folder, metric: Any) -> None:
 
 
 def _put_report(folder: Folder, counts: dict[str, Any]) -> None:
-    from jobs.evaluate import evaluate
+    from jobs.judging import evaluate_by_labels
     from jobs.report import build_page
-    from retrieval.errors import InputError
     from retrieval.storage.finished import Manifest
 
     files = {record.path: record for record in commit.records(folder)}
     made = Manifest("matches", "", "", counts, "", files)
-    try:
-        evaluation = evaluate(folder, made, None, 0)
-    except InputError:  # no labels to judge by
-        evaluation = None
+    evaluation, _ = evaluate_by_labels(folder, made, 0)
     folder.put(REPORT, build_page(folder, made, evaluation, title="lookalike"))

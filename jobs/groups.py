@@ -62,3 +62,15 @@ class Elsewhere:
 
     embedding_column: str | None = setting("embedding_column")
     ids: str | None = setting("ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What tells right matches from wrong ones; without any of it the labels in the matches."""
+
+    labels: str | None = setting(
+        "labels",
+        help="CSV or Parquet with image_id,label (and split); default: the labels in the matches",
+    )
+    qrels: str | None = setting("qrels")
+    junk_grade: int = setting("junk_grade")

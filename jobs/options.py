@@ -8,11 +8,10 @@ what says *how it runs* never changes a byte of the result. Sizes become bytes h
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jobs.parsing import PARSERS
 from retrieval.errors import UsageError
 
 Shapes = Literal["content", "run"]
@@ -66,6 +65,21 @@ OPTIONS = _table(
            "of .npy: their ids, a .txt, .npy, .csv or .parquet; default: the rows' numbers"),
     Option("labels", str, None, "content",
            "CSV or Parquet with image_id,label (and split); default: an image's parent folder"),
+    Option("qrels", str, None, "content",
+           "TREC's file of what is relevant: query_id 0 image_id grade; instead of labels"),
+    Option("junk_grade", int, -1, "content",
+           "grade in --qrels of images that are passed over, as if they were not there"),
+    Option("cutoffs", str, "10", "content",
+           "K,K,...: measure the first K matches too: precision, recall, mAP and nDCG at each"),
+    Option("compare", str, None, "content",
+           "other matches of the same queries: the paired difference, and what changed most"),
+    Option("exact", str, None, "content",
+           "the same ranking with --recall exact: what was lost is split between backbone and index"
+           ),
+    Option("fail_below", str, None, "run",
+           "MEASURE=BOUND,...: exit 5 if one is below its bound, as map=0.6,top1=0.8"),
+    Option("per_query", str, None, "run",
+           "also write a line a query to this file: .csv or .parquet"),
     Option("backbone", str, "resnet50", "content",
            "a torchvision classification model, timm:NAME, or scratch (train)"),
     Option("backbones", str, None, "content",
@@ -152,34 +166,6 @@ OPTIONS = _table(
     Option("title", str, "lookalike", "content", "heading of the page"),
     Option("max_queries", int, 200, "content", "queries the page shows", low=1, high=2000),
 )  # fmt: skip
-
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """Read `16G`, `512M` or a number of bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise ValueError(f"{text!r} is not a size; write 512M or 16G")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
-
-
-def parse_recall(text: str) -> float:
-    """Read a share between 0 and 1, or `exact`, which is 1."""
-    if text == "exact":
-        return 1.0
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
-        raise ValueError(f"{text!r} is not a recall; write 0.95 or exact")
-    return value
-
-
-PARSERS: dict[Any, Callable[[str], Any]] = {"size": parse_size, "recall": parse_recall}
-"""How the two kinds that are typed as text become numbers."""
 
 
 def setting(name: str, **changes: Any) -> Any:

@@ -15,10 +15,11 @@ from jobs.index import read_table
 from jobs.may_match import MayMatch
 from jobs.progress import progress, say
 from jobs.pulse import alive
+from jobs.put_matches import put_matches, put_possible
 from jobs.settings import RankSettings
 from retrieval.embeddings.store import Store
 from retrieval.records import Certificate
-from retrieval.storage import commit, finished
+from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_parquet
@@ -55,7 +56,9 @@ def answer(
         again, _ = certify(task, settings.recall, settings.seed)
         certificate = dataclasses.replace(again, passes=2)
     _fill(where, task)
-    return certificate, queries.rows - _merge(where, task)
+    found = put_matches(where, task)
+    put_possible(where, task)
+    return certificate, queries.rows - found
 
 
 def _task(
@@ -182,23 +185,3 @@ def _each(
     with progress(title, count, unit) as bar:
         for _ in tasks.tasks(where, do, range(count), gpu=gpu):
             bar.advance(1)
-
-
-def _merge(where: Cluster, task: Any) -> int:
-    """Put the matches, block by block; gives how many queries have some."""
-
-    def merge_one(number: int) -> int:
-        from retrieval.index.fill import all_answers
-        from retrieval.ranking.merge import matches_of
-
-        asked = task.plain_block(number).drop_columns("embedding")
-        table = matches_of(all_answers(task, number), task.top_k, asked, task.metric)
-        commit.put_once(task.matches, part_path(number), sealed_parquet(table))
-        return int(np.count_nonzero(table["rank"].to_numpy() == 1))
-
-    return sum(tasks.tasks(where, merge_one, range(len(task.blocks))))
-
-
-def part_path(number: int) -> str:
-    """Give the path of one block's matches."""
-    return f"matches/part-{number:05d}.parquet"

@@ -17,6 +17,7 @@ from jobs.index import read_table
 from jobs.may_match import MayMatch, against_itself, for_queries, may_match
 from jobs.passes import answer, gallery_vectors
 from jobs.prepare import Prepared
+from jobs.put_matches import failures_path
 from jobs.queries import embed_queries, given_store, prepare_queries
 from jobs.result import Result
 from jobs.runfile import Stopwatch
@@ -34,7 +35,9 @@ _LOST = (
     "all lists were read: what is missing was lost by the codes, and an index with --index-factory "
     "IVFn,Flat (IVFn,SQfp16 for float16 vectors) loses nothing"
 )
-_FAILURES, CERTIFICATE = "failures/00000000.parquet", "certificate.json"
+CERTIFICATE = "certificate.json"
+_VOUCHED = ("matches", "failures", "barred")
+"""Folders whose files the certificate names."""
 
 
 def start(settings: RankSettings) -> Result:
@@ -104,7 +107,7 @@ def _ranked(folder: Folder) -> tuple[Certificate, int] | None:
     values = read_json(data)
     if values is None:
         raise Damaged(f"{folder.uri(CERTIFICATE)} was altered; remove it and run again")
-    there = {entry.path for entry in folder.entries("matches")}
+    there = {entry.path for name in _VOUCHED for entry in folder.entries(name)}
     if not values["files"].keys() <= there:
         return None
     return Certificate(**values["certificate"]), values["unmatched"]
@@ -112,7 +115,8 @@ def _ranked(folder: Folder) -> tuple[Certificate, int] | None:
 
 def _put_certificate(folder: Folder, certificate: Certificate, unmatched: int) -> list[FileRecord]:
     """Vouch for all parts of the matches, which are given, and say which recall they have."""
-    parts = [record for record in commit.records(folder) if record.path.startswith("matches/")]
+    made = commit.records(folder)
+    parts = [record for record in made if record.path.partition("/")[0] in _VOUCHED]
     files = {record.path: record.sha256 for record in parts}
     values = {"certificate": asdict(certificate), "unmatched": unmatched, "files": files}
     commit.put_once(folder, CERTIFICATE, sealed_json(values))
@@ -154,9 +158,10 @@ def _finish(
 
     failed = pa.concat_tables([FAILURES.schema.empty_table(), *queries.failures()])
     if len(failed):
-        commit.put_once(folder, _FAILURES, sealed_parquet(failed.combine_chunks()))
-    labels = read_table(index_folder, index, LABELS)
-    commit.put_once(folder, LABELS, sealed_parquet(labels))
+        commit.put_once(folder, failures_path(0), sealed_parquet(failed.combine_chunks()))
+    if not folder.exists(LABELS):  # else conditions of the ranking left fewer
+        labels = read_table(index_folder, index, LABELS)
+        commit.put_once(folder, LABELS, sealed_parquet(labels))
     parts = _put_certificate(folder, certificate, unmatched)
     counts = {
         "queries": queries.rows,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.evaluate import Evaluation, evaluate, read_tables
+from jobs.judging import Evaluation, evaluate_by_labels
 from jobs.result import Result
 from jobs.settings import ReportSettings
-from retrieval.errors import InputError, LookalikeError, UsageError
-from retrieval.evaluation.truth import DISTRACTOR
+from jobs.truth import read_tables
+from retrieval.errors import LookalikeError, UsageError
+from retrieval.evaluation.labels import DISTRACTOR
 from retrieval.records import Certificate
 from retrieval.report.contact_sheet import MatchCell, Measure, Page, QueryRow, render
 from retrieval.report.thumbnails import thumbnails
@@ -27,10 +28,7 @@ def start(settings: ReportSettings) -> Result:
     """Write the page, replacing one that is there."""
     folder = open_folder(settings.matches)
     manifest = finished.read_manifest(folder, kind="matches")
-    try:
-        evaluation = evaluate(folder, manifest, None, settings.seed)
-    except InputError:
-        evaluation = None
+    evaluation, _ = evaluate_by_labels(folder, manifest, settings.seed)
     page = build_page(
         folder, manifest, evaluation, title=settings.title, shown=settings.max_queries
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs import embed, index, rank
 from jobs.cluster import Cluster, cluster
-from jobs.evaluate import Evaluation, evaluate, flat, lines
+from jobs.judging import Evaluation, evaluate_by_labels
 from jobs.listed import read_labels_file, source_of
 from jobs.prepare import Prepared, prepare
 from jobs.report import build_page
@@ -24,7 +24,7 @@ from jobs.settings import (
     content_of,
     part_of,
 )
-from retrieval.errors import InputError
+from jobs.told import flat, lines
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
@@ -61,13 +61,14 @@ def run(settings: RunSettings) -> Ran:
         job |= {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
         commit.begin(folder, "run", job, overwrite=settings.overwrite, keep_equal=True)
         matches = _stages(settings, where, folder, prepared)
-        evaluation = _evaluation(settings, folder.child("matches"), matches)
+        evaluation, why_not = evaluate_by_labels(folder.child("matches"), matches, settings.seed)
         if not finished.is_finished(folder):
             page = build_page(folder.child("matches"), matches, evaluation, title="lookalike")
             folder.put(REPORT, page)
             commit.finish(folder, "run", {"queries": matches.counts["queries"]})
             watch.write(folder, settings)
-    return Ran(folder, matches, evaluation, _summary(settings.output, matches, evaluation))
+    said = why_not if evaluation is None else lines(evaluation)
+    return Ran(folder, matches, evaluation, _summary(settings.output, matches, evaluation, said))
 
 
 def _stages(settings: RunSettings, where: Cluster, folder: Folder, prepared: Prepared) -> Manifest:
@@ -103,20 +104,12 @@ def _stages(settings: RunSettings, where: Cluster, folder: Folder, prepared: Pre
     )  # fmt: skip
 
 
-def _evaluation(settings: RunSettings, matches: Folder, manifest: Manifest) -> Evaluation | None:
-    """Evaluate if there are labels to judge by."""
-    try:
-        return evaluate(matches, manifest, None, settings.seed)
-    except InputError:
-        return None
-
-
-def _summary(output: str, matches: Manifest, evaluation: Evaluation | None) -> Result:
+def _summary(
+    output: str, matches: Manifest, evaluation: Evaluation | None, measured: tuple[str, ...]
+) -> Result:
     ranked = rank.summary(f"{output}/matches", matches)
     report = f"{output}/{REPORT}"
     values = {**ranked.values, "output": output, "report": report}
-    measured: tuple[str, ...] = ()
     if evaluation is not None:
         values = {**flat(evaluation), **values}
-        measured = lines(evaluation)
     return Result(values, (*ranked.lines, *measured, f"report: {report}"), ranked.exit_code)

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs.groups import Elsewhere, EngineOptions, Listing, Model, Reading
+from jobs.groups import Elsewhere, EngineOptions, Judging, Listing, Model, Reading
 from jobs.options import setting
 
 if TYPE_CHECKING:  # not loaded for --help
@@ -100,11 +100,15 @@ class RunSettings(Running, Model, EngineOptions, Reading, Indexing, Ranking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(Common):
+class EvaluateSettings(Common, Judging):
     """lookalike evaluate."""
 
     matches: str = setting("matches")
-    labels: str | None = setting("labels")
+    cutoffs: str = setting("cutoffs")
+    compare: str | None = setting("compare")
+    exact: str | None = setting("exact")
+    fail_below: str | None = setting("fail_below")
+    per_query: str | None = setting("per_query")
     seed: int = setting("seed")
 
 

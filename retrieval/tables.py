@@ -87,7 +87,7 @@ FAILURES = Table(
         _ROW,
         _ID,
         _PATH,
-        Column("stage", pa.string(), "list, read, decode or embed"),
+        Column("stage", pa.string(), "list, read, decode or embed; of matches also: rank"),
         Column("error", pa.string(), "class of the error"),
         Column("message", pa.string(), "one line"),
         _LABEL,
@@ -171,6 +171,16 @@ GALLERY_LABELS = Table(
     ),
 )
 
+BARRED = Table(
+    "barred",
+    "query_id, image_id, by bytes",
+    (
+        Column("query_id", pa.string(), "image_id of the query"),
+        Column("image_id", pa.string(), "gallery image that --exclude-self keeps from being one"),
+        Column("label", pa.string(), "class of the gallery image; null where unknown"),
+    ),
+)
+
 HISTORY = Table(
     "history",
     "epoch",
@@ -192,6 +202,7 @@ TABLES = (
     MATCHES,
     PAIRS,
     GALLERY_LABELS,
+    BARRED,
     HISTORY,
 )
 
@@ -260,6 +271,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         r"certificate\.json",
         r"matches/part-\d{5}\.parquet",
         r"failures/\d{8}\.parquet",
+        r"barred/\d{5}\.parquet",
         r"matches\.(jsonl|csv|trec)",
         r"submission\.json",
         r"(jsonl|csv|trec|submission)\.sum\.json",

@@ -10,7 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from jobs import options
+from jobs import options, parsing
 from jobs.cli import command_line
 from jobs.settings import RunSettings
 
@@ -112,7 +112,7 @@ def test_ray_start_takes_only_texts():
 def test_a_worker_holds_what_its_tasks_may(group):
     assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    at_once = in_cpus(limits["cpu"]) * options.parse_size(
+    at_once = in_cpus(limits["cpu"]) * parsing.parse_size(
         options.OPTIONS["max_index_memory"].default
     )
     assert at_once <= 0.7 * in_bytes(limits["memory"])  # Ray's object store has the other 30 %

@@ -5,7 +5,6 @@ The manifest is removed before anything that it names is replaced, and put anew 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from retrieval.index.coverage import Extents
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
 from retrieval.index.neighbours import Sample, by_codes_path, neighbours_path, read_neighbours
+from retrieval.index.possible import labels_table
 from retrieval.index.shards import (
     DELETED_ROWS,
     LABELS,
@@ -35,7 +35,7 @@ from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import MANIFEST, Manifest
 from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import DELETED, GALLERY_LABELS, Metric
+from retrieval.tables import DELETED, Metric
 
 _LEAST = 1e-6  # spread below which vectors lie on their centroids, and a ratio means nothing
 
@@ -70,12 +70,9 @@ def finish_index(
 ) -> Manifest:
     """Put the tables of the whole index and the manifest; `done` are all its shards."""
     curve = _curve(folder, trained, sample, len(done), metric, seed)
-    labels: Counter[str] = Counter()
-    for result in done:
-        labels.update(result.labels)
     folder.delete(MANIFEST)
     folder.put(RECALL_TABLE, sealed_parquet(curve))
-    folder.put(LABELS, sealed_parquet(_labels_table(labels)))
+    folder.put(LABELS, sealed_parquet(labels_table(result.labels for result in done)))
     if len(store.deleted):
         deleted = pa.table([pa.array(store.deleted)], schema=DELETED.schema)
         folder.put(DELETED_ROWS, sealed_parquet(deleted))
@@ -122,12 +119,6 @@ def _others(
     """Merge what the shards hold closest to the sample, each row itself left out."""
     parts = [read_neighbours(folder, path(sample, number)) for number in range(shards)]
     return recall.without_self(recall.merge_neighbours(parts, k), sample.rows)
-
-
-def _labels_table(labels: Counter[str]) -> pa.Table:
-    names = sorted(labels)
-    columns = [pa.array(names, pa.string()), pa.array([labels[n] for n in names], pa.int64())]
-    return pa.table(columns, schema=GALLERY_LABELS.schema)
 
 
 def _drift(trained: Trained, done: list[ShardResult]) -> float:

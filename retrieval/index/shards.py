@@ -193,6 +193,13 @@ def read_deleted_rows(folder: Folder, manifest: Manifest) -> NDArray[np.int64]:
 Read = TypeVar("Read")
 
 
+def read_rows(folder: Folder, manifest: Manifest, number: int) -> pa.Table:
+    """Read what is known of the live rows of a shard of a finished index."""
+    rows, _ = _checked(folder, manifest, rows_path(number), pq.read_table)
+    deleted = pa.array(read_deleted_rows(folder, manifest))
+    return rows.filter(pc.invert(pc.is_in(rows["row"], value_set=deleted)))
+
+
 def open_shard(
     folder: Folder, manifest: Manifest, number: int, metric: Metric, codes: str | None
 ) -> Shard:

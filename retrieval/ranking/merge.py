@@ -6,10 +6,13 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retrieval.candidates import best_of
 from retrieval.scoring import keys_of
-from retrieval.tables import MATCHES, Metric
+from retrieval.tables import FAILURES, MATCHES, Metric
+
+NO_MATCH = "no gallery image may be a match, by the options of the ranking"
 
 
 def matches_of(parts: Iterable[pa.Table], k: int, queries: pa.Table, metric: Metric) -> pa.Table:
@@ -33,3 +36,13 @@ def matches_of(parts: Iterable[pa.Table], k: int, queries: pa.Table, metric: Met
     }
     table = pa.table(columns).cast(MATCHES.schema)
     return table.sort_by([("query_id", "ascending"), ("rank", "ascending")])
+
+
+def unmatched_of(queries: pa.Table, matches: pa.Table) -> pa.Table:
+    """Give the queries of a block that have no match, as lines of a ledger: table FAILURES."""
+    found = pc.is_in(queries["image_id"], value_set=matches["query_id"].combine_chunks())
+    rows = queries.filter(pc.invert(found)).select(["row", "image_id", "path", "label"])
+    said = {"stage": "rank", "error": "NoMatch", "message": NO_MATCH}
+    for name, value in said.items():
+        rows = rows.append_column(name, pa.array([value] * len(rows), pa.string()))
+    return rows.select(FAILURES.schema.names).cast(FAILURES.schema)

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from jobs import options, settings
+from jobs import options, parsing, settings
 from jobs.cli import VERBS, command_line
 from jobs.result import Result
 from tests.commands import lookalike
@@ -70,7 +70,7 @@ def test_what_cannot_be_read_is_a_usage_error(words):
     ("text", "size"), [("1", 1), ("512M", 512 << 20), ("1.5G", 3 << 29), ("2k", 2048)]
 )
 def test_parse_size(text, size):
-    assert options.parse_size(text) == size
+    assert parsing.parse_size(text) == size
 
 
 def test_values_out_of_range_name_the_option():

@@ -1,0 +1,123 @@
+"""Truth by labels: what is right, what is not known, and how much there was to be found."""
+
+import pytest
+
+from retrieval.evaluation.judged import judge, judge_unanswered
+from retrieval.evaluation.labels import Labels
+from retrieval.evaluation.truth import UNKNOWN
+from tests.retrieval.evaluation.tables import barred, gallery, labels, matches, queries
+
+RANKED = matches(
+    ("q1", "cat", 1, "a", "cat"),
+    ("q1", "cat", 2, "b", "dog"),
+    ("q2", "dog", 1, "a", "cat"),
+    ("q2", "dog", 2, "b", "dog"),
+    ("q3", None, 1, "a", "cat"),
+    ("q4", "distractor", 1, "d", "distractor"),
+)
+GALLERY = gallery(cat=3, dog=1)
+
+
+def judged(table=RANKED, truth=None):
+    return judge(table, truth or Labels(GALLERY))
+
+
+def test_labels_in_the_matches_decide_and_the_unlabelled_are_left_out_and_counted():
+    found = judged()
+    assert found.query_ids.to_pylist() == ["q1", "q2"]
+    assert found.labels.to_pylist() == ["cat", "dog"]
+    assert found.hits.tolist() == [[True, False], [False, True]]
+    assert found.relevant.tolist() == [3, 1]
+    assert found.filled.tolist() == [2, 2]
+    assert (found.left_out, found.junk) == (2, 0)
+
+
+def test_labels_of_a_file_replace_them():
+    truth = Labels(gallery(cat=1, dog=1), labels(q1="dog", q2=None, q3="cat"), labels(a="cat"))
+    found = judged(truth=truth)
+    assert found.query_ids.to_pylist() == ["q1", "q3"]
+    assert found.hits[:, 0].tolist() == [False, True]  # b has no label in the file
+    assert found.relevant.tolist() == [1, 1]
+    assert found.left_out == 2
+
+
+def test_a_file_that_labels_no_image_leaves_no_label_of_the_matches():
+    found = judged(truth=Labels(GALLERY, labels(), labels()))
+    assert len(found.query_ids) == 0
+    assert found.left_out == 4
+
+
+@pytest.mark.parametrize("nothing", ["", "distractor", None])
+def test_distractors_and_empty_labels_match_nothing_on_either_side(nothing):
+    table = matches(("q1", "cat", 1, "a", nothing), ("q2", nothing, 1, "b", nothing))
+    truth = Labels(gallery(cat=1, distractor=5))
+    assert truth.grades(table).tolist() == [UNKNOWN, UNKNOWN]
+    found = judged(table, truth)
+    assert found.query_ids.to_pylist() == ["q1"]
+    assert found.hits.tolist() == [[False]]
+    assert found.scored.num_rows == 0, "of an image without a label nobody knows"
+    assert found.left_out == 1
+
+
+def test_ranks_decide_and_not_the_order_of_the_table():
+    turned = RANKED.take([3, 5, 1, 0, 4, 2])
+    found = judged(turned)
+    assert dict(zip(found.query_ids.to_pylist(), found.hits.tolist(), strict=True)) == {
+        "q1": [True, False],
+        "q2": [False, True],
+    }
+
+
+def test_a_query_with_fewer_matches_than_others_misses_the_rest():
+    table = matches(("q1", "cat", 1, "a", "cat"), ("q2", "cat", 1, "a", "cat"),
+                    ("q2", "cat", 2, "b", "cat"))  # fmt: skip
+    found = judged(table)
+    assert found.hits.tolist() == [[True, False], [True, True]]
+    assert found.filled.tolist() == [1, 2]
+
+
+def test_an_image_that_a_query_has_twice_counts_once():
+    table = matches(("q", "cat", 1, "a", "cat"), ("q", "cat", 2, "a", "cat"),
+                    ("q", "cat", 3, "b", "dog"), ("q", "cat", 4, "c", "cat"))  # fmt: skip
+    found = judged(table)
+    assert found.hits.tolist() == [[True, False, True]]
+    assert found.junk == 1
+
+
+def test_a_class_the_gallery_lacks_has_nothing_relevant_and_still_counts():
+    found = judged(matches(("q", "unicorn", 1, "a", "cat")))
+    assert (found.relevant.tolist(), found.hits.tolist()) == ([0], [[False]])
+
+
+def test_images_kept_from_being_a_match_are_not_missed():
+    """Of three cats one is the query itself and one is barred from another query."""
+    truth = Labels(
+        GALLERY, barred=barred(("q1", "a", "cat"), ("q1", "x", "dog"), ("qq", "b", "cat"))
+    )
+    assert judged(truth=truth).relevant.tolist() == [3 - 1, 1]
+    file = labels(a="dog", x="cat", b="dog")
+    relabelled = Labels(GALLERY, labels(q1="cat"), file, truth.barred)
+    assert judged(truth=relabelled).relevant.tolist() == [3 - 1]  # x, which is a cat there
+
+
+def test_queries_without_an_answer_are_all_wrong_if_they_have_a_label():
+    found = judge_unanswered(queries(q7="cat", q8=None, q9="dog"), Labels(GALLERY))
+    assert found.query_ids.to_pylist() == ["q7", "q9"]
+    assert found.hits.tolist() == [[False], [False]]
+    assert found.relevant.tolist() == [3, 1]
+    assert found.filled.tolist() == [0, 0]
+    assert found.left_out == 1
+
+
+def test_scores_are_of_what_is_right_or_wrong():
+    found = judged().scored.to_pydict()
+    assert found == {
+        "score": [0.99, 0.98, 0.99, 0.98],
+        "query": [0, 0, 1, 1],
+        "right": [True, False, False, True],
+    }
+
+
+def test_nothing_is_judged_to_nothing():
+    found = judged(RANKED.slice(0, 0))
+    assert found.hits.shape == (0, 1)
