@@ -6,8 +6,9 @@ Definitions are those of trec_eval, which `tests/retrieval/evaluation` holds the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,84 +61,88 @@ def gain(judged: Judged, k: int | None = None) -> Values:
     return np.asarray(gained.sum(1) / np.where(best > 0, best, 1.0))
 
 
-def reciprocal_rank(judged: Judged) -> Values:
-    """1 / rank of the first relevant match; 0 where there is none."""
-    first = judged.hits.argmax(1)
-    return np.where(judged.hits.any(1), 1 / (first + 1), 0.0)
+def reciprocal_rank(judged: Judged, k: int | None = None) -> Values:
+    """1 / rank of the first relevant match; 0 where there is none among the (first k) matches."""
+    hits = judged.hits[:, :k]
+    return np.where(hits.any(1), 1 / (hits.argmax(1) + 1), 0.0)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A measure, of all matches or of the first k of them, and how a page names and explains it.
+
+    `whole` and `cut` are title and meaning of either, with {k} in the latter; None: not told.
+    """
+
+    values: Callable[[Judged, Any], Values]
+    whole: tuple[str, str] | None
+    cut: tuple[str, str] | None
+
+
+MEASURES = {
+    "top": Family(top, None, ("Top-{k}", "Share with a right match among the first {k}.")),
+    "p": Family(precision, None, ("Precision@{k}", "Share of right ones in the first {k} places.")),
+    "recall": Family(
+        recall, None,
+        ("Recall@{k}", "Share of all the right images that stand in the first {k} places."),
+    ),
+    "map": Family(
+        average_precision, ("mAP", "How early all the right images come: 1 if all come first."),
+        ("mAP@{k}", "mAP of the first {k} matches; right images beyond count as missed."),
+    ),
+    "ndcg": Family(
+        gain,
+        ("nDCG", "How good the order is, late places counting less: 1 is the best there could be."),
+        ("nDCG@{k}", "nDCG of the first {k} matches."),
+    ),
+    "mrr": Family(
+        reciprocal_rank, ("MRR", "1 / rank of the first right match, on average."), None
+    ),
+}  # fmt: skip
+"""By name; of the first k matches by name and k: `map`, `map10`."""
+
+TOPS = (1, 3, 10)
+"""Always told, whatever cuts are asked for: the original project's three."""
+
+_NAME = re.compile(r"([a-z]+)([1-9]\d{0,6})?")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure: its function, and how a page names and explains it."""
+    """One measure: its function, its title and what it means."""
 
     values: Callable[[Judged], Values]
     title: str
     meaning: str
 
 
-def _cut(name: str, k: int) -> Measure:
-    """Make a measure of the first k matches."""
-    return {
-        "top": Measure(lambda j: top(j, k), f"Top-{k}", _top_meaning(k)),
-        "p": Measure(
-            lambda j: precision(j, k), f"Precision@{k}",
-            f"Share of right ones in the first {k} places.",
-        ),
-        "recall": Measure(
-            lambda j: recall(j, k), f"Recall@{k}",
-            f"Share of all the right images that stand in the first {k} places.",
-        ),
-        "map": Measure(
-            lambda j: average_precision(j, k), f"mAP@{k}",
-            f"mAP of the first {k} matches; right images beyond count as missed.",
-        ),
-        "ndcg": Measure(
-            lambda j: gain(j, k), f"nDCG@{k}", f"nDCG of the first {k} matches."
-        ),
-    }[name]  # fmt: skip
-
-
-def _top_meaning(k: int) -> str:
-    if k == 1:
-        return "Share of queries whose best match is right."
-    return f"Share with a right match among the first {k}."
-
-
-_WHOLE = {
-    "map": Measure(
-        average_precision, "mAP", "How early all the right images come: 1 if all come first."
-    ),
-    "ndcg": Measure(
-        gain, "nDCG", "How good the order is, late places counting less: 1 is the best there could be."
-    ),
-    "mrr": Measure(reciprocal_rank, "MRR", "1 / rank of the first right match, on average."),
-}
-_CUTS = ("top", "p", "recall", "map", "ndcg")
-_NAME = re.compile(r"(top|p|recall|map|ndcg)([1-9]\d{0,6})")
-TOPS = (1, 3, 10)
-"""What is always told, whatever cuts are asked for: the original project's three."""
-
-
 def measure_of(name: str) -> Measure:
-    """Give the measure of a name, `map`, `ndcg`, `mrr` or one with a cut: `top1`, `p10`, `map100`.
+    """Give the measure of a name, `map`, or of a name and a cut, `map10`.
 
     Raises KeyError where there is none such.
     """
-    if name in _WHOLE:
-        return _WHOLE[name]
     found = _NAME.fullmatch(name)
-    if found is None:
+    family = MEASURES.get(found[1]) if found else None
+    if found is None or family is None:
         raise KeyError(name)
-    return _cut(found[1], int(found[2]))
+    k = None if found[2] is None else int(found[2])
+    told = family.whole if k is None else family.cut
+    if told is None:
+        raise KeyError(name)
+    title, meaning = (text.format(k=k) for text in told)
+    if name == "top1":
+        meaning = "Share of queries whose best match is right."
+    return Measure(lambda judged: family.values(judged, k), title, meaning)
 
 
-def names(cuts: Sequence[int] = (10,)) -> tuple[str, ...]:
+def names(cuts: Collection[int] = (10,)) -> tuple[str, ...]:
     """Name the measures that are told for these cuts, in their order."""
-    tops = [f"top{k}" for k in sorted({*TOPS, *cuts})]
-    rest = [f"{name}{k}" for name in _CUTS[1:] for k in sorted(set(cuts))]
-    at = {name: [each for each in rest if each.startswith(name)] for name in ("map", "ndcg")}
-    others = [each for each in rest if each.startswith(("p", "recall"))]
-    return (*tops, *others, "map", *at["map"], "ndcg", *at["ndcg"], "mrr")
+    found = []
+    for name, family in MEASURES.items():
+        at = {*cuts, *TOPS} if name == "top" else set(cuts)
+        found += [name] if family.whole else []
+        found += [f"{name}{k}" for k in sorted(at)] if family.cut else []
+    return tuple(found)
 
 
 _CELLS = 1 << 22

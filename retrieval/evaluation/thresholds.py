@@ -46,7 +46,7 @@ def thresholds(
     """
     right = scored["right"].to_numpy()
     keys = keys_of(scored["score"].to_numpy(), metric)
-    order = np.argsort(-keys, kind="stable")
+    order = np.argsort(-keys)  # of equal keys any is last
     sorted_keys = keys[order]
     cuts = np.flatnonzero(np.diff(sorted_keys, append=-np.inf))  # the last of equal keys
     kept = cuts + 1

@@ -220,6 +220,11 @@ def test_other_queries_leave_out_what_has_their_bytes(stores, tmp_path, kind):
     for query in range(20):  # the others have no checksum, which is equal to nothing
         barred[query, [query, 300 + query]] = True
     assert matches(tmp_path / "m") == oracle("cosine", barred=barred)
+    noted = pq.read_table(tmp_path / "m/barred").sort_by("query_id")
+    pairs = zip(*(noted[name].to_pylist() for name in ("query_id", "image_id")), strict=True)
+    assert sorted(pairs) == [
+        (f"a{q:05d}.jpg", f"a{x:05d}.jpg") for q, x in zip(*np.nonzero(barred), strict=True)
+    ]
 
 
 def test_without_rows_or_checksums_nothing_can_be_left_out(stores, tmp_path):
