@@ -9,10 +9,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from jobs.contact_prints import MAX_PIXELS, Note, grids
 from jobs.index import read_table
 from retrieval.embeddings.store import open_store, vectors_of
 from retrieval.errors import LookalikeError, Mismatch, StorageFailure
+from retrieval.evaluation.truth import DISTRACTOR
 from retrieval.records import Certificate
 from retrieval.report.chart import Chart
 from retrieval.report.charts.canvas import Drawing
@@ -27,7 +33,19 @@ from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
 
 _MAPPED = 1200  # images of the gallery on the map
+_NOTHING = pa.array([None, "", DISTRACTOR], pa.string())
 _OURS = re.compile(r"((grid|before-after)-\d{5}|recall|scores|map)\.png")
+
+
+class ByLabels:
+    """What the labels that stand in the matches say of them; a query without one says nothing."""
+
+    def grades(self, table: pa.Table) -> NDArray[np.int16]:
+        """Grade (n,) matches: 1 of the query's label, 0 of another one, -2 where one is unknown."""
+        query, match = table["query_label"], table["label"]
+        known = pc.and_(pc.is_valid(match), pc.invert(pc.is_in(query, value_set=_NOTHING)))
+        same = pc.fill_null(pc.equal(query, match), fill_value=False)
+        return np.where(known.to_numpy(), same.to_numpy(), -2).astype(np.int16)
 
 
 def pictures_of(

@@ -142,7 +142,7 @@ def _photo(
         axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, ls=line, lw=1.6))
     width = (_STEP - 0.06) * 72
     name = fitted(shown.name, width - (9 if sign else 0), _TYPE)
-    _say(axes, left, top + _SIDE + 0.05, sign + name, colour if sign else LIGHT.ink)
+    _say(axes, left, top + _SIDE + 0.06, sign + name, colour if sign else LIGHT.ink)
     if shown.below:
         _say(axes, left, top + _SIDE + 0.2, fitted(shown.below, width, _TYPE), LIGHT.soft)
 

@@ -58,15 +58,16 @@ def _character(character: str) -> str:
 
 @cache
 def _charmap() -> frozenset[int]:
-    return frozenset(_font().get_charmap())
+    """Give what the font has, in both weights."""
+    return frozenset(_font().get_charmap()) & frozenset(_font("-Bold").get_charmap())
 
 
 @cache
-def _font() -> FT2Font:
+def _font(weight: str = "") -> FT2Font:
     import matplotlib as mpl
     from matplotlib.ft2font import FT2Font
 
-    font = FT2Font(f"{mpl.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
+    font = FT2Font(f"{mpl.get_data_path()}/fonts/ttf/DejaVuSans{weight}.ttf")
     font.set_size(64, 72)
     return font
 

@@ -33,12 +33,12 @@ def scores_drawing(groups: Mapping[str, Scores], metric: Metric) -> Drawing | No
     Each group that has finite scores is a histogram of area 1 over bins that all share, so that few
     right matches are compared with many wrong ones by form and place. None where there is no score.
     """
-    there = {
-        name: np.clip(scores, -_WIDEST, _WIDEST)
-        for name in ("right", "wrong", "unknown")
-        if len(scores := np.asarray(groups.get(name, ()), np.float64)) and np.isfinite(scores).any()
-    }
-    there = {name: scores[np.isfinite(scores)] for name, scores in there.items()}
+    there: dict[str, Scores] = {}
+    for name in ("right", "wrong", "unknown"):
+        scores = np.asarray(groups.get(name, ()), np.float64)
+        scores = scores[np.isfinite(scores)]
+        if len(scores):
+            there[name] = np.clip(scores, -_WIDEST, _WIDEST)
     if not there:
         return None
     edges = _edges(list(there.values()))
@@ -101,6 +101,7 @@ def _draw(
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_yticks([])
     axes.set_xlabel(_SAID[metric], color=theme.soft, size=SMALL, labelpad=5)
+    axes.set_ylabel("density", color=theme.soft, size=SMALL, labelpad=4)
     said = [f"{name} ({counts[name]:,})" for name in sorted(bars, key=_ORDER.index)]
     key(axes, handles[::-1], said[::-1], theme)
 
