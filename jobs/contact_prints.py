@@ -47,10 +47,10 @@ def grids(
     count = len(standings.query_ids)
     drawn = standings.drawn(DRAWN if standings.known.any() else DRAWN + WORST, seed)
     by_chance = f"{len(drawn):,} drawn of {count:,}" if len(drawn) < count else f"{count:,}"
-    sheets = [*_sheets(f"Queries {{}} of {by_chance}", drawn)]
+    sheets = [*_sheets(by_chance, drawn)]
     wrong = int((standings.known & (standings.first != 1)).sum())
     of_all = f"{wrong:,} whose first match is wrong, worst first"
-    sheets += _sheets(f"Queries {{}} of {of_all}", standings.worst(WORST))
+    sheets += _sheets(of_all, standings.worst(WORST))
     found: dict[str, bytes] = {}
     for number, (title, queries) in enumerate(sheets, 1):
         rows = rows_of(folder, manifest, standings, queries, truth)
@@ -85,9 +85,13 @@ def before_after(
         note("no picture before-after: the two have no query in common")
     metrics: list[Metric] = [each.counts["metric"] for each in manifests]
     heads = [Ranking(name, metric, BESIDE) for name, metric in zip(names, metrics, strict=True)]
-    said = f"{changed:,} that changed, most changed first" if changed else "some that both have"
+    said = (
+        f"{changed:,} that changed, most changed first"
+        if changed
+        else "those that both have; none changed"
+    )
     found: dict[str, bytes] = {}
-    for number, (title, part) in enumerate(_sheets(f"Queries {{}} of {said}", queries), 1):
+    for number, (title, part) in enumerate(_sheets(said, queries), 1):
         both = [
             rows_of(*each, part, truth) for each in zip(folders, manifests, stands, strict=True)
         ]
@@ -121,12 +125,13 @@ def changes(before: Standings, after: Standings) -> tuple[list[str], int]:
     return [before.query_ids[left[number]] for number in shown], changed
 
 
-def _sheets(title: str, queries: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+def _sheets(of_all: str, queries: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
     """Cut queries into dozens, each with its title: "Queries 1 to 12 of …"."""
     for first in range(0, len(queries), QUERIES):
         part = queries[first : first + QUERIES]
         last = first + len(part)
-        yield title.format(f"{first + 1} to {last}" if len(part) > 1 else last), part
+        which = f"Queries {first + 1} to {last}" if len(part) > 1 else f"Query {last}"
+        yield f"{which} of {of_all}", part
 
 
 def _photos(lists: Sequence[Sequence[Match]]) -> Photos:
