@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from jobs import contact_prints, pictures
-from jobs.contact_prints import CHANGED, before_after, changes
+from jobs.contact_prints import CHANGED, before_after, changes, grids
 from jobs.pictures import ByLabels, charts_of, pictures_of, put_pictures
 from jobs.rank import summary
 from retrieval.embeddings.store import open_store
@@ -43,7 +43,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sizing, "PROBE_ALL_ROWS", 0)
         embed_here(draw_photos(root / "photos", 60), root / "gallery", chunk_rows=16)
-        embed_here(draw_photos(root / "asked", 13, seed=1), root / "queries")
+        embed_here(draw_photos(root / "asked", 5, seed=1), root / "queries")
         index_here(root / "gallery", root / "index", index_factory="IVF6,SQfp16")
         rank_here(root / "index", root / "queries", root / "matches", **ASKED)
     return root
@@ -75,13 +75,20 @@ def table_of(path):
 # --- which there are -----------------------------------------------------------------------------
 
 
-def test_there_are_grids_and_charts_and_they_are_the_same_each_time(made):
+@pytest.fixture
+def few(monkeypatch):
+    """Four queries a picture instead of a dozen."""
+    monkeypatch.setattr(contact_prints, "QUERIES", 4)
+    monkeypatch.setattr(contact_prints, "WORST", 4)
+
+
+def test_there_are_grids_and_charts_and_they_are_the_same_each_time(made, few):
     notes = []
     found = pictures_of(*opened(made / "matches"), ByLabels(), note=notes.append)
     grids = [name for name in found if name.startswith("grid-")]
     standings = read_standings(*opened(made / "matches"), ByLabels())
     assert grids == [f"grid-{number:05d}.png" for number in range(1, len(grids) + 1)]
-    assert len(grids) == 2 + (1 if standings.worst(1) else 0)  # 13 queries, and the worst
+    assert len(grids) == 2 + bool(standings.worst(1))  # five queries, and the worst
     assert set(found) - set(grids) == {"recall.png", "scores.png", "map.png"}
     assert notes == []
     again = pictures_of(*opened(made / "matches"), ByLabels(), note=notes.append)
@@ -101,14 +108,15 @@ def test_the_charts_of_the_page_say_what_the_matches_hold(made):
     assert notes == []
 
 
-def test_a_grid_shows_each_match_with_its_distance_and_sign(made, monkeypatch):
+def test_a_grid_shows_each_match_with_its_distance_and_sign(made, few, monkeypatch):
     said = []
     write = Axes.text
     monkeypatch.setattr(Axes, "text", lambda *a, **k: said.append(a[3]) or write(*a, **k))
-    drawn = pictures_of(*opened(made / "matches"), ByLabels(), note=print)
+    matches = opened(made / "matches")
+    drawn = grids(*matches, read_standings(*matches, ByLabels()), ByLabels(), print, 0)
     assert next(iter(drawn)) == "grid-00001.png"
-    assert "Queries 1 to 12 of 13" in said
-    assert "Query 13 of 13" in said
+    assert "Queries 1 to 4 of 5" in said
+    assert "Query 5 of 5" in said
     rows = [row for row in table_of(made).to_pylist() if row["query_id"] == "class0/photo0000.jpg"]
     at = said.index("photo0000.jpg")
     assert said[at - 1] == "class0"
@@ -243,7 +251,7 @@ def test_queries_that_changed_most_come_first_and_only_those_of_both():
     assert worse == (many[:CHANGED], 99)
 
 
-def test_two_rankings_are_drawn_side_by_side(made, tmp_path, monkeypatch):
+def test_two_rankings_are_drawn_side_by_side(made, few, tmp_path, monkeypatch):
     said = []
     write = Axes.text
     monkeypatch.setattr(Axes, "text", lambda *a, **k: said.append(a[3]) or write(*a, **k))

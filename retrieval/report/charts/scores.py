@@ -36,9 +36,11 @@ def scores_drawing(groups: Mapping[str, Scores], metric: Metric) -> Drawing | No
     there: dict[str, Scores] = {}
     for name in ("right", "wrong", "unknown"):
         scores = np.asarray(groups.get(name, ()), np.float64)
-        scores = scores[np.isfinite(scores)]
+        if not (finite := np.isfinite(scores)).all():
+            scores = scores[finite]
         if len(scores):
-            there[name] = np.clip(scores, -_WIDEST, _WIDEST)
+            far = max(abs(scores.min()), abs(scores.max())) > _WIDEST
+            there[name] = np.clip(scores, -_WIDEST, _WIDEST) if far else scores  # 80 MB a copy
     if not there:
         return None
     edges = _edges(list(there.values()))
