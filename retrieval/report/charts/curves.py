@@ -65,9 +65,9 @@ def _draw(figure: Figure, theme: Theme, columns: dict[str, Column], best: int) -
 
 
 def _axes(above: Axes, below: Axes, theme: Theme, epochs: Column, best: int) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
-    above.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    above.spines["bottom"].set_visible(False)  # the line of the grid at 0 is there
     above.yaxis.set_major_locator(MaxNLocator(5))
     below.yaxis.set_major_locator(MaxNLocator(3))
     for axes in (above, below):

@@ -83,15 +83,20 @@ def _ticks(axes: Axes, nprobe: NDArray[np.float64]) -> None:
 
 
 def _labels(axes: Axes, theme: Theme, curve: Curve, ends: Certificate) -> None:
-    """Name the lines where the curve leaves room: it lies above the target on the right."""
+    """Name the lines where the curve leaves room.
+
+    It lies below the target on the left, if it begins low, and above it on the right.
+    """
     from matplotlib.lines import Line2D
 
+    place = np.log2(ends.nprobe) / np.log2(curve["nprobe"][-1])  # 0 to 1, along the axis
+    left = place > 0.6
+    free = place > 0.4 and curve["recall"][0] < ends.target - 0.3 * (1 - curve["recall"][0])
     axes.annotate(
-        f"asked for {ends.target:g}", (1, ends.target), (-2, -3), va="top", ha="right",
-        xycoords=("axes fraction", "data"), textcoords="offset points", size=SMALL,
-        color=theme.soft, bbox=ground(theme),
+        f"asked for {ends.target:g}", (0 if free else 1, ends.target), (2 if free else -2, -3),
+        va="top", ha="left" if free else "right", xycoords=("axes fraction", "data"),
+        textcoords="offset points", size=SMALL, color=theme.soft, bbox=ground(theme), zorder=1.5,
     )  # fmt: skip
-    left = np.log2(ends.nprobe / curve["nprobe"][0]) > 0.6 * np.log2(curve["nprobe"][-1])
     axes.annotate(
         f"{ends.nprobe:,} of {ends.nlist:,} lists read", (ends.nprobe, 0), (-4 if left else 4, 3),
         va="bottom", ha="right" if left else "left", xycoords=("data", "axes fraction"),

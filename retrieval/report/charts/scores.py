@@ -43,7 +43,7 @@ def scores_drawing(groups: Mapping[str, Scores], metric: Metric) -> Drawing | No
             there[name] = np.clip(scores, -_WIDEST, _WIDEST) if far else scores  # 80 MB a copy
     if not there:
         return None
-    edges = _edges(list(there.values()))
+    edges = _edges(there)
     bars = {name: _density(scores, edges) for name, scores in there.items()}
     counts = {name: len(scores) for name, scores in there.items()}
     said = "; ".join(
@@ -54,17 +54,18 @@ def scores_drawing(groups: Mapping[str, Scores], metric: Metric) -> Drawing | No
     return Drawing("scores", "Scores of right and wrong matches", alt, draw, _SIZE)
 
 
-def _edges(groups: list[Scores]) -> Scores:
-    """Give the ends of equal bins over all scores: more of them, the more the smallest group has.
+def _edges(groups: Mapping[str, Scores]) -> Scores:
+    """Give the ends of equal bins over all scores: more of them, the more of each group there are.
 
-    By Rice's rule, twice the cube root of the number.
+    By Rice's rule, twice the cube root of the smaller of the groups that are known.
     """
-    low = min(float(scores.min()) for scores in groups)
-    high = max(float(scores.max()) for scores in groups)
+    low = min(float(scores.min()) for scores in groups.values())
+    high = max(float(scores.max()) for scores in groups.values())
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # all equal: a bin with room about it
         room = 0.05 * max(abs(low), 1e-3)
         low, high = low - room, high + room
-    least = min(len(scores) for scores in groups)
+    known = [len(scores) for name, scores in groups.items() if name != "unknown"]
+    least = min(known, default=len(groups.get("unknown", ())))
     bins = int(np.clip(2 * least ** (1 / 3), _FEWEST, _MOST)) | 1  # one of them in the middle
     return np.linspace(low, high, bins + 1)
 
