@@ -149,7 +149,7 @@ OPTIONS = _table(
     Option("unique_pairs", bool, False, "run",
            "a store against itself: also write each pair once, closest first: pairs.parquet"),
     Option("format", str, None, "run",
-           "also write the matches as these, a,b,c: jsonl, csv, trec, submission, html"),
+           "also write the matches as these, a,b,c: jsonl, csv, trec, submission, html, png"),
     Option("epochs", int, 30, "content", "passes over the training images", low=1),
     Option("leave_out", str, None, "content", "classes to keep out of training, a,b,c"),
     Option("learning_rate", float, 0.001, "content", "the highest that AdamW reaches", low=0),

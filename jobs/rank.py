@@ -77,6 +77,7 @@ def rank(
             return manifest
         if unsettle:
             unsettle()
+        folder.delete(finished.MANIFEST)  # a run that is killed now goes on, and is not refused
 
     def make() -> Manifest:
         ranked = _ranked(folder) or answer(

@@ -249,7 +249,7 @@ are there already may not fit together."""
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
 _MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors")
 KINDS: dict[str, tuple[str, ...]] = {
-    "bundle": (*_COMMON, *_MODEL, r"history\.parquet"),
+    "bundle": (*_COMMON, *_MODEL, r"history\.parquet", r"curves\.png", r"png\.sum\.json"),
     "store": (
         *_COMMON,
         *_MODEL,
@@ -274,7 +274,8 @@ KINDS: dict[str, tuple[str, ...]] = {
         r"barred/\d{5}\.parquet",
         r"matches\.(jsonl|csv|trec)",
         r"submission\.json",
-        r"(jsonl|csv|trec|submission)\.sum\.json",
+        r"(jsonl|csv|trec|submission|png)\.sum\.json",
+        r"pictures/(grid-\d{5}|recall|scores|map)\.png",
         r"report\.html",
         r"pairs\.parquet",
     ),
