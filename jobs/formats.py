@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.cluster import Cluster
 from jobs.settings import RankSettings
 from retrieval.errors import UsageError
 from retrieval.records import FileRecord
@@ -44,13 +45,13 @@ class Further:
         wanted = [REPORT if name == "html" else _sum(name) for name in self.formats]
         return any(path not in there for path in [*wanted, *([PAIRS] if self.pairs else [])])
 
-    def put(self, folder: Folder, counts: dict[str, Any]) -> None:
+    def put(self, folder: Folder, counts: dict[str, Any], where: Cluster) -> None:
         """Put those that are not there, from the matches that are."""
         if self.pairs and not folder.exists(PAIRS):
             _put_pairs(folder, counts["metric"])
         for name in self.formats:
             if name == "html":
-                _put_report(folder, counts)
+                _put_report(folder, counts, where)
             elif not folder.exists(_sum(name)):
                 _put_format(folder, name, counts["metric"])
 
@@ -110,9 +111,9 @@ def _put_pairs(folder: Folder, metric: Any) -> None:
     folder.put_new_file(PAIRS, write)
 
 
-def _put_report(folder: Folder, counts: dict[str, Any]) -> None:
+def _put_report(folder: Folder, counts: dict[str, Any], where: Cluster) -> None:
     from jobs.evaluate import evaluate
-    from jobs.report import build_page
+    from jobs.report import Source, put_report
     from retrieval.errors import InputError
     from retrieval.storage.finished import Manifest
 
@@ -122,4 +123,4 @@ def _put_report(folder: Folder, counts: dict[str, Any]) -> None:
         evaluation = evaluate(folder, made, None, 0)
     except InputError:  # no labels to judge by
         evaluation = None
-    folder.put(REPORT, build_page(folder, made, evaluation, title="lookalike"))
+    put_report(where, Source(folder, made, evaluation), folder, REPORT)

@@ -1,160 +1,201 @@
-"""lookalike report: matches to one page with pictures."""
+"""lookalike report: matches to a page with pictures, and to a folder beside it where they are many.
+
+Thumbnails and pages are made in slices, on the cluster where there are many of them; what a run
+that was killed has made is kept. The page itself comes last.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.evaluate import Evaluation, evaluate, read_tables
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jobs import tasks
+from jobs.cluster import Cluster, cluster
+from jobs.evaluate import Evaluation, evaluate
+from jobs.progress import progress
 from jobs.result import Result
 from jobs.settings import ReportSettings
-from retrieval.errors import InputError, LookalikeError, UsageError
+from jobs.summary import page_of
+from retrieval.errors import AccessRefused, InputError, UsageError
 from retrieval.evaluation.truth import DISTRACTOR
-from retrieval.records import Certificate
-from retrieval.report.contact_sheet import MatchCell, Measure, Page, QueryRow, render
-from retrieval.report.thumbnails import thumbnails
+from retrieval.report import contact_sheet, slices, templates
+from retrieval.report.chart import Chart
+from retrieval.report.facets import facets_script
+from retrieval.report.names import PER_PAGE, PER_SLICE, PER_THUMBNAILS, Names, pages_of
+from retrieval.report.page import UNKNOWN, Page
+from retrieval.report.rows import SHOWN_MATCHES, Shown, Truth, gather
+from retrieval.report.thumbnails import QUALITY
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
-from retrieval.storage.seal import read_json
-from retrieval.tables import FAILURES, MATCHES
+from retrieval.storage.temporary import temporary_name
+from retrieval.tables import FAILURES
 
-SHOWN_QUERIES = 200
-SHOWN_MATCHES = 20
+SHOWN_IN_OUTPUT = 1000
+"""Queries that the page shows which `run` and `rank --format html` write; `report` shows more."""
+_HERE = 300
+"""Images up to which threads of this process are done before Ray would have started."""
 _MAX_PIXELS = 178956970
 
 
 def start(settings: ReportSettings) -> Result:
-    """Write the page, replacing one that is there."""
+    """Write the report, replacing one that is there."""
     folder = open_folder(settings.matches)
     manifest = finished.read_manifest(folder, kind="matches")
+    into, name = _target(settings.output)
     try:
         evaluation = evaluate(folder, manifest, None, settings.seed)
     except InputError:
         evaluation = None
-    page = build_page(
-        folder, manifest, evaluation, title=settings.title, shown=settings.max_queries
-    )
-    head, _, name = settings.output.rpartition("/")
-    try:
-        open_folder(head or ("/" if settings.output.startswith("/") else ".")).put(name, page)
-    except OSError as error:
-        raise UsageError(
-            f"--output {settings.output} cannot be written ({error.strerror or error}); "
-            "name a file that can"
-        ) from error
+    source = Source(folder, manifest, evaluation, settings.title, settings.max_queries)
+    with cluster(settings.ray_address, settings.workers) as where:
+        put_report(where, source, into, name)
     return Result({"report": settings.output}, (f"report: {settings.output}",))
 
 
-def build_page(
-    folder: Folder,
-    manifest: Manifest,
-    evaluation: Evaluation | None,
-    *,
-    title: str,
-    shown: int = SHOWN_QUERIES,
-) -> bytes:
-    """Make the page of finished matches; failed queries are always on it."""
-    matches = read_tables(folder, manifest, "matches/", MATCHES.schema)
-    failed = read_tables(folder, manifest, "failures/", FAILURES.schema).to_pylist()
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in matches.to_pylist():
-        if row["query_id"] in rows or len(rows) < shown:
-            rows.setdefault(row["query_id"], []).append(row)
-    queries = [_query_row(name, rows[name][:SHOWN_MATCHES]) for name in rows]
-    queries += [
-        QueryRow(f["image_id"], f["path"], f["label"], (), f"{f['error']}: {f['message']}")
-        for f in failed[:shown]
-    ]
-    queries.sort(key=lambda query: query.query_id)
-    paths = {query.path for query in queries}
-    paths |= {cell.path for query in queries for cell in query.matches}
-    page = Page(
-        title=title,
-        metric=manifest.counts["metric"],
-        facts=_facts(folder, manifest),
-        measures=_measures(evaluation),
-        recall=Certificate(**manifest.counts["certificate"]).sentence(),
-        queries=tuple(queries),
-        shown_of=(len(queries), manifest.counts["queries"] + len(failed)),
+def _target(output: str) -> tuple[Folder, str]:
+    """Give the folder and the name of the page, or refuse what cannot be written."""
+    head, _, name = output.rpartition("/")
+    if not name or os.path.isdir(output):
+        raise UsageError(f"--output {output} is a folder; name a file in it, like report.html")
+    into = open_folder(head or ("/" if output.startswith("/") else "."))
+    probe = temporary_name()
+    try:
+        into.put(probe, b"")
+        into.delete(probe)
+    except (OSError, AccessRefused) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"--output {output} cannot be written ({said}); name a file that can"
+        ) from error
+    return into, name
+
+
+class _Labels:
+    """Right is a match of the query's label; unknown where one of the two says nothing."""
+
+    def grades(self, table: pa.Table) -> NDArray[np.int16]:
+        """Grade each row of a table of MATCHES."""
+        says_nothing = pa.array(["", DISTRACTOR, None])
+        either = pc.or_(*(pc.is_in(table[name], says_nothing) for name in ("query_label", "label")))
+        equal = pc.fill_null(pc.equal(table["query_label"], table["label"]), fill_value=False)
+        return np.where(either.to_numpy(), UNKNOWN, equal.to_numpy()).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a report is made of: matches, what they are worth, and how many queries it shows."""
+
+    folder: Folder
+    manifest: Manifest
+    evaluation: Evaluation | None
+    title: str = "lookalike"
+    max_queries: int = SHOWN_IN_OUTPUT
+    truth: Truth | None = field(default_factory=_Labels)
+    charts: tuple[Chart, ...] = ()
+
+    def tables(self, prefix: str) -> Iterator[pa.Table]:
+        """Read the tables whose path begins so, checked, one after the other."""
+        for path in sorted(self.manifest.files):
+            if path.startswith(prefix):
+                data = finished.read_checked(self.folder, self.manifest.files[path])
+                yield pq.read_table(io.BytesIO(data))
+
+
+def put_report(where: Cluster, source: Source, into: Folder, name: str) -> None:
+    """Put a report of finished matches: the page `name`, and further files beside it if need be."""
+    failed = pa.concat_tables([FAILURES.schema.empty_table(), *source.tables("failures/")])
+    metric = source.manifest.counts["metric"]
+    shown = gather(
+        lambda: source.tables("matches/"), failed, source.truth, metric, source.max_queries
     )
-    return render(page, thumbnails(sorted(paths), max_pixels=_MAX_PIXELS))
-
-
-def _query_row(name: str, rows: list[dict[str, Any]]) -> QueryRow:
-    first = rows[0]
-    cells = tuple(
-        MatchCell(
-            row["rank"], row["image_id"], row["path"], row["score"], row["label"],
-            _right(row["query_label"], row["label"]),
-        )
-        for row in rows
+    page = page_of(
+        source.folder, source.manifest, source.evaluation, source.charts, title=source.title,
+        shown=shown, queries=source.manifest.counts["queries"] + len(failed),
     )  # fmt: skip
-    return QueryRow(name, first["query_path"], first["query_label"], cells, None)
+    names = Names(name)
+    if contact_sheet.fits_one_file(shown):
+        into.put(name, contact_sheet.render(page, shown, _thumbnails(where, into, names, shown)))
+        slices.clear(into, names)
+    else:
+        into.put(name, _put_folder(where, source, into, names, page, shown))
 
 
-def _right(query: str | None, match: str | None) -> bool | None:
-    """Judge a match; None where one of the labels says nothing."""
-    return None if {query, match} & {None, "", DISTRACTOR} else query == match
+def _thumbnails(where: Cluster, into: Folder, names: Names, shown: Shown) -> dict[str, bytes]:
+    """Make the pictures that lie in a single file."""
+    found: dict[str, bytes] = {}
+    for made in _each_picture(where, slices.make_pictures, into, names, shown.paths()):
+        found |= made
+    return found
 
 
-def _measures(evaluation: Evaluation | None) -> tuple[Measure, ...]:
-    if evaluation is None:
-        return ()
-    return tuple(Measure(m.title, m.value, m.low, m.high, m.meaning) for m in evaluation.measures)
-
-
-def _images_of(queries: str) -> str:
-    """Give the folder of images behind a store of queries, where there is one."""
-    try:
-        return str(finished.read_settings(open_folder(queries))["input"])
-    except (OSError, KeyError, LookalikeError):
-        return queries
-
-
-def _shown(top_k: int) -> str:
-    return (
-        f"{top_k}, of which the page shows {SHOWN_MATCHES}" if top_k > SHOWN_MATCHES else f"{top_k}"
+def _put_folder(
+    where: Cluster, source: Source, into: Folder, names: Names, page: Page, shown: Shown
+) -> bytes:
+    """Put all further files; gives the page, which is to come last."""
+    facets = facets_script(shown, names)
+    if not slices.claim(into, names, _made_from(source, names, shown, facets)):
+        raise UsageError(
+            f"{into.uri(names.folder)} holds files that are not a report's; move them away, or "
+            "give the page another name"
+        )
+    paths = shown.paths()
+    answers = _each_picture(where, slices.put_pictures, into, names, paths)
+    shown = shown.with_pictures(paths, [number for missing in answers for number in missing])
+    frame = contact_sheet.Frame(source.title, names, pages_of(len(shown)))
+    pages = (
+        slices.PageSlice(into, frame, shown.cut(first, min(first + PER_SLICE, len(shown))))
+        for first in range(0, len(shown), PER_SLICE)
     )
-
-
-def _conditions(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """Tell what a match had to be, and how queries were changed; nothing where it was nothing."""
-    said = []
-    if settings.get("filter") is not None:
-        said.append(("only images with", settings["filter"]))
-    if settings.get("exclude_self"):
-        said.append(("left out", "each query's own image"))
-    if settings.get("min_score") is not None:
-        said.append(("least score", f"{settings['min_score']:g}"))
-    if expansion := settings.get("expand_queries"):
-        said.append((
-            "queries expanded",
-            f"by the {expansion['count']} images that each found first, weighed by their score to "
-            f"the power {expansion['alpha']:g}",
-        ))  # fmt: skip
-    return said
-
-
-def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    """Tell what the matches were made from."""
-    counts, settings = manifest.counts, finished.read_settings(folder)
-    facts = [
-        ("gallery", f"{counts['gallery']} images"),
-        ("queries", f"{counts['queries']} images in {_images_of(settings['queries'])}"),
-        ("failed queries", str(counts["failures"])),
-        ("matches a query", _shown(settings["top_k"])),
-        ("index", settings["index"]),
-        *_conditions(settings),
-    ]
-    index = open_folder(settings["index"])
-    try:
-        store = open_folder(finished.read_settings(index)["embeddings"])
-        facts[0] = (
-            "gallery", f"{counts['gallery']} images in {finished.read_settings(store)['input']}"
-        )  # fmt: skip
-        bundle = read_json(index.child("model").read("bundle.json")) or {}
-        network = f"{bundle['backbone']}, {bundle['pooling']} pooling"
-        facts.insert(2, ("network", f"{network}, {bundle['dimension']} numbers an image"))
-    except (OSError, KeyError, LookalikeError):  # the index may have moved; the matches still stand
+    many = len(shown) > 4 * PER_SLICE
+    for _ in _each(where, many, slices.put_pages, pages, "pages", "queries", len(shown), PER_SLICE):
         pass
-    return tuple(facts)
+    slices.put_facets(into, names, facets)
+    return contact_sheet.render_first(page, shown, names)
+
+
+def _made_from(source: Source, names: Names, shown: Shown, facets: str) -> dict[str, str]:
+    files = {
+        path: record.sha256
+        for path, record in source.manifest.files.items()
+        if path.startswith(("matches/", "failures/"))
+    }
+    pictures = _digest(files, source.max_queries, SHOWN_MATCHES, QUALITY)
+    grades = hashlib.sha256(shown.matches["grade"].to_numpy()).hexdigest()
+    drawn = (source.title, names.page, PER_PAGE, templates.digest(), facets, grades)
+    return {"thumbnails": pictures, "pages": _digest(pictures, *drawn)}
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _each(
+    where: Cluster, many: bool, function: Callable[[Any], Any], work: Iterable[Any],
+    stage: str, unit: str, total: int, size: int,
+) -> Iterator[Any]:  # fmt: skip
+    """Do slices of `size` in any order: on the cluster or, where there are few, here."""
+    with progress(stage, total, unit) as shown:
+        for answer in tasks.tasks(where, function, work) if many else map(function, work):
+            shown.advance(min(size, total - shown.done))
+            yield answer
+
+
+def _each_picture(
+    where: Cluster, function: Callable[[slices.PictureSlice], Any], into: Folder, names: Names,
+    paths: list[str],
+) -> Iterator[Any]:  # fmt: skip
+    cut = slices.picture_slices(into, names, paths, max_pixels=_MAX_PIXELS)
+    return _each(where, len(paths) > _HERE, function, cut, "thumbnails", "images", len(paths),
+                 PER_THUMBNAILS)  # fmt: skip

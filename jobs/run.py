@@ -13,7 +13,7 @@ from jobs.cluster import Cluster, cluster
 from jobs.evaluate import Evaluation, evaluate, flat, lines
 from jobs.listed import read_labels_file, source_of
 from jobs.prepare import Prepared, prepare
-from jobs.report import build_page
+from jobs.report import Source, put_report
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import (
@@ -63,8 +63,8 @@ def run(settings: RunSettings) -> Ran:
         matches = _stages(settings, where, folder, prepared)
         evaluation = _evaluation(settings, folder.child("matches"), matches)
         if not finished.is_finished(folder):
-            page = build_page(folder.child("matches"), matches, evaluation, title="lookalike")
-            folder.put(REPORT, page)
+            source = Source(folder.child("matches"), matches, evaluation)
+            put_report(where, source, folder, REPORT)
             commit.finish(folder, "run", {"queries": matches.counts["queries"]})
             watch.write(folder, settings)
     return Ran(folder, matches, evaluation, _summary(settings.output, matches, evaluation))

@@ -116,6 +116,8 @@ class ReportSettings(Common):
     output: str = setting("output")
     title: str = setting("title")
     max_queries: int = setting("max_queries")
+    workers: int | None = setting("workers")
+    ray_address: str | None = setting("ray_address")
     seed: int = setting("seed")
 
 
