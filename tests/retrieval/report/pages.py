@@ -24,7 +24,7 @@ HOSTILE = (
     SEAL,
     "\x00\udc80",
 )
-VOID = {"meta", "path", "use", "image", "rect", "circle", "img", "input", "source"}
+VOID = {"meta", "path", "use", "image", "rect", "circle", "img", "input", "link", "source"}
 
 
 def picture(colour):
