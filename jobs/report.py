@@ -35,9 +35,8 @@ from retrieval.report.facets import facets_script
 from retrieval.report.names import PER_PAGE, PER_SLICE, PER_THUMBNAILS, Names, pages_of
 from retrieval.report.page import UNKNOWN, Page
 from retrieval.report.rows import SHOWN_MATCHES, Shown, Truth, gather
-from retrieval.report.thumbnails import QUALITY
 from retrieval.storage import finished
-from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.files import Folder, is_remote, local_path, open_folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.temporary import temporary_name
 from retrieval.tables import FAILURES
@@ -67,7 +66,7 @@ def start(settings: ReportSettings) -> Result:
 def _target(output: str) -> tuple[Folder, str]:
     """Give the folder and the name of the page, or refuse what cannot be written."""
     head, _, name = output.rpartition("/")
-    if not name or os.path.isdir(output):
+    if not name or (not is_remote(output) and os.path.isdir(local_path(output))):
         raise UsageError(f"--output {output} is a folder; name a file in it, like report.html")
     into = open_folder(head or ("/" if output.startswith("/") else "."))
     probe = temporary_name()
@@ -171,7 +170,7 @@ def _made_from(source: Source, names: Names, shown: Shown, facets: str) -> dict[
         for path, record in source.manifest.files.items()
         if path.startswith(("matches/", "failures/"))
     }
-    pictures = _digest(files, source.max_queries, SHOWN_MATCHES, QUALITY)
+    pictures = _digest(files, source.max_queries, SHOWN_MATCHES, templates.text_of("thumbnails.py"))
     grades = hashlib.sha256(shown.matches["grade"].to_numpy()).hexdigest()
     drawn = (source.title, names.page, PER_PAGE, templates.digest(), facets, grades)
     return {"thumbnails": pictures, "pages": _digest(pictures, *drawn)}

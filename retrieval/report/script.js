@@ -181,7 +181,7 @@
     if (page + by >= 1 && page + by <= pages) go({ page: page + by }, at);
   }
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("select, input")) return;
     const by = { j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1 }[event.key];
     const over = { n: 1, p: -1 }[event.key];
     if (by || over) event.preventDefault();

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from retrieval.report.contact_sheet import Frame, render_further
 from retrieval.report.names import PER_CHUNK, PER_THUMBNAILS, Names
 from retrieval.report.rows import Shown
-from retrieval.report.thumbnails import thumbnails
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import read_json, sealed_json
 from retrieval.storage.temporary import TEMPORARY
+
+_AT_ONCE = 8  # files of a slice that are put side by side
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def picture_slices(
 
 def make_pictures(work: PictureSlice) -> dict[str, bytes]:
     """Give the thumbnails of a slice by path, without those that cannot be read."""
+    from retrieval.report.thumbnails import thumbnails  # loads torch
+
     return thumbnails(work.paths, max_pixels=work.max_pixels)
 
 
@@ -127,8 +131,8 @@ def _once(
         return values
     folder.delete(path)
     files, more = make()
-    for name, data in files.items():
-        folder.put(name, data)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # a small file mostly waits for its disk
+        list(pool.map(folder.put, files.keys(), files.values()))
     values = {**more, "files": {name: _digest(data) for name, data in files.items()}}
     folder.put(path, sealed_json(values))
     return values
