@@ -43,8 +43,8 @@ from retrieval.tables import FAILURES
 
 SHOWN_IN_OUTPUT = 1000
 """Queries that the page shows which `run` and `rank --format html` write; `report` shows more."""
-_HERE = 300
-"""Images up to which threads of this process are done before Ray would have started."""
+_IMAGES_HERE, _QUERIES_HERE = 300, 2000
+"""So many are done here before Ray would have started."""
 _MAX_PIXELS = 178956970
 
 
@@ -157,7 +157,7 @@ def _put_folder(
         slices.PageSlice(into, frame, shown.cut(first, min(first + PER_SLICE, len(shown))))
         for first in range(0, len(shown), PER_SLICE)
     )
-    many = len(shown) > 4 * PER_SLICE
+    many = len(shown) > _QUERIES_HERE
     for _ in _each(where, many, slices.put_pages, pages, "pages", "queries", len(shown), PER_SLICE):
         pass
     slices.put_facets(into, names, facets)
@@ -196,5 +196,5 @@ def _each_picture(
     paths: list[str],
 ) -> Iterator[Any]:  # fmt: skip
     cut = slices.picture_slices(into, names, paths, max_pixels=_MAX_PIXELS)
-    return _each(where, len(paths) > _HERE, function, cut, "thumbnails", "images", len(paths),
+    return _each(where, len(paths) > _IMAGES_HERE, function, cut, "thumbnails", "images", len(paths),
                  PER_THUMBNAILS)  # fmt: skip

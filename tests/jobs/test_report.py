@@ -24,7 +24,7 @@ from tests.jobs.here import without_ray
 from tests.matches import put_matches
 from tests.trees import tree
 
-QUERIES, TOP_K = 300, 10  # more cells than one file takes
+QUERIES, TOP_K, CELLS = 120, 5, 200  # more cells than one file may have here
 
 
 class Killed(BaseException):
@@ -33,20 +33,21 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Matches of 300 queries that share 12 photos, one of which cannot be read."""
+    """Matches of 120 queries that share 12 photos, one of which cannot be read."""
     root = tmp_path_factory.mktemp("matches")
     photos = sorted(str(path) for path in draw_photos(root / "photos", 12).rglob("*.jpg"))
     open(photos[5], "wb").close()
     names = sorted(f"{root}/photos/q{number:04}.jpg" for number in range(QUERIES - 1))
-    put_matches(root / "m", names, photos, top_k=TOP_K, failed=(photos[5],), block=64)
+    put_matches(root / "m", names, photos, top_k=TOP_K, failed=(photos[5],), block=40)
     put_matches(root / "few", names[:20], photos, top_k=TOP_K)
     put_matches(root / "none", [], photos)
     return root
 
 
 @pytest.fixture(autouse=True)
-def here(request):
+def here(request, monkeypatch):
     """All work in this process, but for a test that asks for Ray."""
+    monkeypatch.setattr(contact_sheet, "MOST_CELLS", CELLS)
     if "ray_here" in request.fixturenames:
         yield
     else:
@@ -74,12 +75,13 @@ def test_many_become_a_folder_with_the_same_bytes_however_they_are_made(
     page = reported(made / "m", tmp_path / "one/report.html")
     assert page.count('<article class="query') == 50
     files = tree(tmp_path / "one")
-    pages = [f"report_files/pages/{number:05d}.html" for number in range(2, 7)]
-    chunks = [f"report_files/chunks/{number:05d}.js" for number in range(12)]
+    pages = [f"report_files/pages/{number:05d}.html" for number in range(2, 4)]
+    chunks = [f"report_files/chunks/{number:05d}.js" for number in range(5)]
     assert files.keys() >= {*pages, *chunks, "report_files/facets.js", "report_files/report.json"}
     assert sum(path.endswith(".jpg") for path in files) == 11
     # backwards, and every slice on the cluster's side
-    monkeypatch.setattr(report, "_HERE", 0)
+    for bound in ("_IMAGES_HERE", "_QUERIES_HERE"):
+        monkeypatch.setattr(report, bound, 0)
     monkeypatch.setattr(
         report.tasks, "tasks", lambda _, function, items: map(function, reversed([*items]))
     )
@@ -92,7 +94,8 @@ def test_many_become_a_folder_with_the_same_bytes_however_they_are_made(
 
 def test_through_ray_the_same_bytes(made, tmp_path, ray_here, monkeypatch):
     reported(made / "m", tmp_path / "one/report.html")
-    monkeypatch.setattr(report, "_HERE", 0)
+    for bound in ("_IMAGES_HERE", "_QUERIES_HERE"):
+        monkeypatch.setattr(report, bound, 0)
     monkeypatch.setattr(report, "PER_SLICE", 50)
     reported(made / "m", tmp_path / "two/report.html", workers=2)
     for path in (tmp_path / "two/report_files/chunks").glob("*.json"):
@@ -121,12 +124,12 @@ def test_each_image_is_read_once_and_a_second_time_none(made, tmp_path, monkeypa
 def test_a_run_that_is_killed_goes_on(made, tmp_path):
     reported(made / "m", tmp_path / "whole/report.html")
     whole = tree(tmp_path / "whole")
-    for point in (2, 9, 14, 16, 30, 33, 35):  # of 35 files, the probe first, the page last
+    for point in (2, 9, 14, 16, 20, 23, 25):  # of 25 files, the probe first, the page last
         left = [point]
 
         def dies(when, what, path, left=left):
             left[0] -= when == "before" and what == "replace"
-            if not left[0]:
+            if left[0] <= 0:
                 raise Killed
 
         with pytest.MonkeyPatch.context() as patch:
@@ -159,7 +162,7 @@ def test_leftovers_of_other_matches_are_removed(made, tmp_path):
     reported(made / "few", tmp_path / "a/report.html")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["report.html"]
     photos = sorted(str(path) for path in (made / "photos").rglob("*.jpg"))
-    names = [f"/none/{number:05}.jpg" for number in range(1200)]
+    names = [f"/none/{number:05}.jpg" for number in range(180)]
     put_matches(tmp_path / "more", names, photos)
     reported(tmp_path / "more", tmp_path / "a/report.html")
     reported(made / "m", tmp_path / "a/report.html")
@@ -199,7 +202,7 @@ def test_a_bound_on_queries_keeps_the_measures_of_all(made, tmp_path):
     page = reported(made / "m", tmp_path / "report.html", max_queries=4)
     assert page.count('<article class="query"') == 3
     assert page.count('<article class="query failed"') == 1
-    assert "4 of 300 queries" in page
+    assert "4 of 120 queries" in page
     whole = reported(made / "m", tmp_path / "whole.html")
     card = '<dd class="value">'
     assert page.split(card)[1][:5] == whole.split(card)[1][:5]
@@ -226,7 +229,7 @@ def test_verify_finds_a_flipped_bit_in_every_file_of_a_report(made, tmp_path, is
     assert verdict.state == ("finished" if is_finished else "unfinished")
     for path in (
         "report.html", "report_files/facets.js", "report_files/report.json",
-        "report_files/chunks/00004.js", "report_files/chunks/00000.json",
+        "report_files/chunks/00003.js", "report_files/chunks/00000.json",
         "report_files/pages/00003.html", "report_files/thumbnails/0000/002.jpg",
         "report_files/thumbnails/0000/000.json",
     ):  # fmt: skip
@@ -252,6 +255,6 @@ def test_right_is_the_same_label_and_nothing_is_known_of_none():
 
 def test_the_bound_of_cells_decides(made, tmp_path, monkeypatch):
     monkeypatch.setattr(contact_sheet, "MOST_CELLS", 10**6)
-    assert reported(made / "m", tmp_path / "report.html").count("<article") == 300
+    assert reported(made / "m", tmp_path / "report.html").count("<article") == 120
     assert not (tmp_path / "report_files").exists()
     assert replace(contact_sheet.Frame("a", slices.Names("b"), 1), pages=2).pages == 2

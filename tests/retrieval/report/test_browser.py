@@ -208,9 +208,10 @@ def expected(queries, show="all", label=None, sort="name"):
 # --- one file ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 900, 1600])
-@pytest.mark.parametrize("kind", ["single", "folder", "further"])
+@pytest.mark.parametrize(
+    ("kind", "scheme"), [("single", "light"), ("folder", "dark"), ("further", "light")]
+)
 def test_nothing_overflows(quiet, single, root, kind, width, scheme):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     quiet.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
