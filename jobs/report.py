@@ -116,12 +116,14 @@ def put_report(where: Cluster, source: Source, into: Folder, name: str) -> None:
     """Put a report of finished matches: the page `name`, and further files beside it if need be."""
     failed = pa.concat_tables([FAILURES.schema.empty_table(), *source.tables("failures/")])
     metric = source.manifest.counts["metric"]
-    shown = gather(
+    shown, found = gather(
         lambda: source.tables("matches/"), failed, source.truth, metric, source.max_queries
     )
+    # a query without any match may stand in neither
+    queries = max(found + len(failed), source.manifest.counts["queries"])
     page = page_of(
         source.folder, source.manifest, source.evaluation, source.charts, title=source.title,
-        shown=shown, queries=source.manifest.counts["queries"] + len(failed),
+        shown=shown, queries=queries,
     )  # fmt: skip
     names = Names(name)
     if contact_sheet.fits_one_file(shown):
@@ -196,5 +198,7 @@ def _each_picture(
     paths: list[str],
 ) -> Iterator[Any]:  # fmt: skip
     cut = slices.picture_slices(into, names, paths, max_pixels=_MAX_PIXELS)
-    return _each(where, len(paths) > _IMAGES_HERE, function, cut, "thumbnails", "images", len(paths),
-                 PER_THUMBNAILS)  # fmt: skip
+    many = len(paths) > _IMAGES_HERE
+    return _each(
+        where, many, function, cut, "thumbnails", "images", len(paths), PER_THUMBNAILS
+    )  # fmt: skip

@@ -109,14 +109,15 @@ def gather(
     truth: Truth | None,
     metric: Metric,
     most: int,
-) -> Shown:
+) -> tuple[Shown, int]:
     """Choose what is shown of matches: all failed queries, then others by name, `most` in all.
 
     `parts` streams the tables of MATCHES, each query in one of them, as often as it is called.
+    Also counts the queries with matches, shown or not.
     """
     failed = failures.select(["image_id", "path", "label", "error", "message"])
     failed = failed.sort_by("image_id").slice(0, most)
-    last = _last(parts, most - len(failed))
+    last, found = _last(parts, most - len(failed))
     of_queries, of_matches, starts = [], [], [np.zeros(1, np.int64)]
     for part in parts() if last is not None else ():
         shown = part.filter(
@@ -133,18 +134,17 @@ def gather(
         pa.concat_tables([_MATCH.empty_table(), *of_matches]),
         np.concatenate(starts),
     )
-    return _and_failed(shown, failed)
+    return _and_failed(shown, failed), found
 
 
-def _last(parts: Callable[[], Iterable[pa.Table]], most: int) -> str | None:
-    """Name the last query that is shown of those with matches; None where none is."""
+def _last(parts: Callable[[], Iterable[pa.Table]], most: int) -> tuple[str | None, int]:
+    """Name the last query that is shown of those with matches, None where none is; count them."""
     ids = [part.filter(pc.field("rank") == 1)["query_id"] for part in parts()]
     names = pa.chunked_array([chunk for each in ids for chunk in each.chunks], pa.string())
     if most <= 0 or not len(names):
-        return None
+        return None, len(names)
     order = pc.sort_indices(names)
-    name: str = names[order[min(most, len(names)) - 1].as_py()].as_py()
-    return name
+    return names[order[min(most, len(names)) - 1].as_py()].as_py(), len(names)
 
 
 def _judged(

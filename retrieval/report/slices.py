@@ -94,6 +94,7 @@ def claim(folder: Folder, names: Names, made_from: dict[str, str]) -> bool:
     `made_from` names the origin of "thumbnails" and of "pages". Gives False, and does nothing,
     where the folder holds files that are not a report's.
     """
+    folder.child(names.folder).sweep()
     there = [entry.path for entry in folder.entries(names.folder)]
     if not all(names.is_ours(path) or TEMPORARY in path for path in there):
         return False

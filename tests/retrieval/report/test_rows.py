@@ -77,8 +77,9 @@ def test_queries_are_gathered_judged_and_ordered_as_a_loop_would(metric, parts):
     names = [f"q{number:03}é.jpg" for number in generator.permutation(60)]
     blocks = [sorted(block) for block in np.array_split(names, parts)]
     rows = [made(generator, block, 30, metric) for block in blocks]
-    shown = gather(lambda: map(table, rows), failures("q999", "a"), Graded(), metric, 1000)
+    shown, count = gather(lambda: map(table, rows), failures("q999", "a"), Graded(), metric, 1000)
     found = shown.cut(0, len(shown)).rows()
+    assert count == 60
     of = {}
     for row in (row for block in rows for row in block if row["rank"] <= SHOWN_MATCHES):
         of.setdefault(row["query_id"], []).append(row)
@@ -100,15 +101,15 @@ def test_queries_are_gathered_judged_and_ordered_as_a_loop_would(metric, parts):
 def test_a_bound_keeps_all_failed_ones_and_then_the_first_by_name():
     rows = [table(made(np.random.default_rng(1), [name], 3, "cosine")) for name in "dbca"]
     for most, expected in ((4, "abxy"), (3, "axy"), (2, "xy"), (1, "x"), (9, "abcdxy")):
-        shown = gather(lambda: rows, failures("x", "y"), None, "cosine", most)
+        shown, _ = gather(lambda: rows, failures("x", "y"), None, "cosine", most)
         assert "".join(shown.queries["query_id"].to_pylist()) == expected
     assert set(shown.matches["grade"].to_pylist()) == {-2}
-    assert not len(gather(list, failures(), None, "cosine", 5))
+    assert not len(gather(list, failures(), None, "cosine", 5)[0])
 
 
 def test_pictures_are_numbered_once_and_the_missing_have_none():
     rows = [table(made(np.random.default_rng(1), ["b", "a"][::-1], 9, "cosine"))]
-    shown = gather(lambda: rows, failures("x"), None, "cosine", 9)
+    shown, _ = gather(lambda: rows, failures("x"), None, "cosine", 9)
     paths = shown.paths()
     assert paths == sorted({*shown.queries["path"].to_pylist(), *shown.matches["path"].to_pylist()})
     gone = paths.index("/q/a")
@@ -141,7 +142,7 @@ def test_places_order_margins_exactly():
 
 def test_facets_are_a_few_bytes_a_query():
     rows = [table(made(np.random.default_rng(1), [f"q{i}" for i in range(2000)], 2, "cosine"))]
-    shown = gather(lambda: rows, failures(), None, "cosine", 2000)
+    shown, _ = gather(lambda: rows, failures(), None, "cosine", 2000)
     assert len(facets_script(shown, None)) < 13 * 2000
     assert LETTERS == "rwuf"
     assert len(STATES) == 4
