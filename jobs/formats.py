@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.cluster import Cluster
 from jobs.progress import say
 from jobs.settings import RankSettings
 from retrieval.errors import UsageError
@@ -46,13 +47,13 @@ class Further:
         wanted = [REPORT if name == "html" else _sum(name) for name in self.formats]
         return any(path not in there for path in [*wanted, *([PAIRS] if self.pairs else [])])
 
-    def put(self, folder: Folder, counts: dict[str, Any]) -> None:
+    def put(self, folder: Folder, counts: dict[str, Any], where: Cluster) -> None:
         """Put those that are not there, from the matches that are."""
         if self.pairs and not folder.exists(PAIRS):
             _put_pairs(folder, counts["metric"])
         for name in self.formats:
             if name == "html":
-                _put_report(folder, counts)
+                _put_report(folder, counts, where)
             elif name == "png":
                 _put_pictures(folder, counts)
             elif not folder.exists(_sum(name)):
@@ -116,13 +117,11 @@ def _put_pairs(folder: Folder, metric: Any) -> None:
     folder.put_new_file(PAIRS, write)
 
 
-def _put_report(folder: Folder, counts: dict[str, Any]) -> None:
-    from jobs.judging import evaluate_by_labels
-    from jobs.report import build_page
+def _put_report(folder: Folder, counts: dict[str, Any], where: Cluster) -> None:
+    from jobs.put_report import put_report, report_of
 
     made = _unfinished(folder, counts)
-    evaluation, _ = evaluate_by_labels(folder, made, 0)
-    folder.put(REPORT, build_page(folder, made, evaluation, title="lookalike"))
+    put_report(where, report_of(folder, made), folder, REPORT)
 
 
 def _put_pictures(folder: Folder, counts: dict[str, Any]) -> None:

@@ -164,7 +164,8 @@ OPTIONS = _table(
     Option("measure_recall", bool, False, "run",
            "verify: measure an index's recall curve once more; it must come out the same"),
     Option("title", str, "lookalike", "content", "heading of the page"),
-    Option("max_queries", int, 200, "content", "queries the page shows", low=1, high=2000),
+    Option("max_queries", int, 100_000, "content",
+           "queries the report shows, failed ones first; run and rank --format html: 1000", low=1),
 )  # fmt: skip
 
 
