@@ -13,7 +13,6 @@ from jobs.settings import ReportSettings
 from jobs.truth import open_truth
 from retrieval.errors import AccessRefused, UsageError
 from retrieval.evaluation.truth import Truth
-from retrieval.report.names import Names
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, is_remote, local_path, open_folder
 from retrieval.storage.finished import Manifest
@@ -31,7 +30,8 @@ def start(settings: ReportSettings) -> Result:
     truth = open_truth(folder, manifest, settings)
     said: tuple[str, ...] = ()
     if "png" in formats:
-        said += _put_pictures(settings, folder, manifest, truth, into.child(Names(name).folder))
+        beside = into.child(f"{name.removesuffix('.html')}_pictures")
+        said += _put_pictures(settings, folder, manifest, truth, beside)
     if "html" in formats:
         said += _put_page(settings, folder, manifest, truth, into, name)
     return Result({"report": settings.output}, said)
@@ -68,9 +68,9 @@ def _put_page(
 
 
 def _put_pictures(
-    settings: ReportSettings, folder: Folder, manifest: Manifest, truth: Truth, beside: Folder
+    settings: ReportSettings, folder: Folder, manifest: Manifest, truth: Truth, target: Folder
 ) -> tuple[str, ...]:
-    """Put pictures into the report's folder; with --compare also of two rankings side by side."""
+    """Put pictures beside the page; with --compare also of two rankings side by side."""
     from jobs.contact_prints import before_after
     from jobs.pictures import pictures_of, put_pictures
 
@@ -80,7 +80,6 @@ def _put_pictures(
         there = finished.read_manifest(other, kind="matches")
         names = (_name(settings.compare), _name(settings.matches))
         made |= before_after(other, there, folder, manifest, truth, names, note=say)
-    target = beside.child("pictures")
     put_pictures(target, made)
     return (f"{len(made)} pictures: {target.uri()}",)
 

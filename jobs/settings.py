@@ -119,7 +119,7 @@ class ReportSettings(Common, Judging):
     matches: str = setting("matches")
     output: str = setting("output", help="the page to write: report.html")
     format: str | None = setting(
-        "format", help="what to make, a,b: html (the default), png (pictures, in the page's folder)"
+        "format", help="what to make, a,b: html (the default), png (pictures, in NAME_pictures/)"
     )
     compare: str | None = setting(
         "compare", help="with png: other matches of the same queries, drawn beside these as before"
