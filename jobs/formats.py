@@ -9,22 +9,25 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.cluster import Cluster
+from jobs.progress import say
 from jobs.settings import RankSettings
 from retrieval.errors import UsageError
 from retrieval.records import FileRecord
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
+from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import sealed_json
 from retrieval.storage.temporary import TEMPORARY
 
-PAIRS, REPORT = "pairs.parquet", "report.html"
+PAIRS, REPORT, PICTURES = "pairs.parquet", "report.html", "pictures"
 
 
 def formats_of(settings: RankSettings) -> tuple[str, ...]:
     """Read --format, or refuse what it names."""
     from retrieval.ranking.formats import FORMATS
 
-    known = ("parquet", *FORMATS, "html")
+    known = ("parquet", *FORMATS, "html", "png")
     names = [name.strip() for name in (settings.format or "").split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -44,13 +47,15 @@ class Further:
         wanted = [REPORT if name == "html" else _sum(name) for name in self.formats]
         return any(path not in there for path in [*wanted, *([PAIRS] if self.pairs else [])])
 
-    def put(self, folder: Folder, counts: dict[str, Any]) -> None:
+    def put(self, folder: Folder, counts: dict[str, Any], where: Cluster) -> None:
         """Put those that are not there, from the matches that are."""
         if self.pairs and not folder.exists(PAIRS):
             _put_pairs(folder, counts["metric"])
         for name in self.formats:
             if name == "html":
-                _put_report(folder, counts)
+                _put_report(folder, counts, where)
+            elif name == "png":
+                _put_pictures(folder, counts)
             elif not folder.exists(_sum(name)):
                 _put_format(folder, name, counts["metric"])
 
@@ -61,6 +66,8 @@ def further_lines(files: dict[str, FileRecord]) -> tuple[str, ...]:
 
     there = [path for path in (*FILE_OF.values(), REPORT) if path in files]
     said = [f"further files: {', '.join(there)}"] if there else []
+    if pictures := sum(path.startswith(f"{PICTURES}/") for path in files):
+        said.append(f"{pictures} pictures: {PICTURES}/")
     if PAIRS in files:
         said.append(f"{files[PAIRS].rows} pairs, closest first: {PAIRS}")
     return tuple(said)
@@ -110,12 +117,29 @@ def _put_pairs(folder: Folder, metric: Any) -> None:
     folder.put_new_file(PAIRS, write)
 
 
-def _put_report(folder: Folder, counts: dict[str, Any]) -> None:
-    from jobs.judging import evaluate_by_labels
-    from jobs.report import build_page
-    from retrieval.storage.finished import Manifest
+def _put_report(folder: Folder, counts: dict[str, Any], where: Cluster) -> None:
+    from jobs.put_report import put_report, report_of
 
+    made = _unfinished(folder, counts)
+    put_report(where, report_of(folder, made), folder, REPORT)
+
+
+def _put_pictures(folder: Folder, counts: dict[str, Any]) -> None:
+    from jobs.groups import Judging
+    from jobs.pictures import pictures_of
+    from jobs.truth import open_truth
+
+    if folder.exists(_sum("png")):
+        return
+    for entry in list(folder.entries(PICTURES)):  # of a run that was killed before the checksums
+        folder.delete(entry.path)
+    matches = _unfinished(folder, counts)
+    made = pictures_of(folder, matches, open_truth(folder, matches, Judging()), note=say)
+    named = {f"{PICTURES}/{name}": data for name, data in made.items()}
+    commit.put_named(folder, named, _sum("png"))
+
+
+def _unfinished(folder: Folder, counts: dict[str, Any]) -> Manifest:
+    """Give what the manifest of these matches will be, as far as it is read here."""
     files = {record.path: record for record in commit.records(folder)}
-    made = Manifest("matches", "", "", counts, "", files)
-    evaluation, _ = evaluate_by_labels(folder, made, 0)
-    folder.put(REPORT, build_page(folder, made, evaluation, title="lookalike"))
+    return Manifest("matches", "", "", counts, "", files)

@@ -149,7 +149,7 @@ OPTIONS = _table(
     Option("unique_pairs", bool, False, "run",
            "a store against itself: also write each pair once, closest first: pairs.parquet"),
     Option("format", str, None, "run",
-           "also write the matches as these, a,b,c: jsonl, csv, trec, submission, html"),
+           "also write the matches as these, a,b,c: jsonl, csv, trec, submission, html, png"),
     Option("epochs", int, 30, "content", "passes over the training images", low=1),
     Option("leave_out", str, None, "content", "classes to keep out of training, a,b,c"),
     Option("learning_rate", float, 0.001, "content", "the highest that AdamW reaches", low=0),
@@ -164,7 +164,8 @@ OPTIONS = _table(
     Option("measure_recall", bool, False, "run",
            "verify: measure an index's recall curve once more; it must come out the same"),
     Option("title", str, "lookalike", "content", "heading of the page"),
-    Option("max_queries", int, 200, "content", "queries the page shows", low=1, high=2000),
+    Option("max_queries", int, 100_000, "content",
+           "queries the report shows, failed ones first; run and rank --format html: 1000", low=1),
 )  # fmt: skip
 
 

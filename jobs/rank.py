@@ -77,13 +77,14 @@ def rank(
             return manifest
         if unsettle:
             unsettle()
+        folder.delete(finished.MANIFEST)  # a run that is killed now goes on, and is not refused
 
     def make() -> Manifest:
         ranked = _ranked(folder) or answer(
             settings, where, folder, index_folder, index, queries,
             for_queries(chosen, queries, index),
         )  # fmt: skip
-        manifest = _finish(folder, index_folder, index, queries, *ranked, further)
+        manifest = _finish(where, folder, index_folder, index, queries, *ranked, further)
         watch.write(folder, settings, queries=queries.rows)
         return manifest
 
@@ -145,6 +146,7 @@ def _job(
 
 
 def _finish(
+    where: Cluster,
     folder: Folder,
     index_folder: Folder,
     index: Manifest,
@@ -171,7 +173,7 @@ def _finish(
         "metric": index.counts["metric"],
         "certificate": asdict(certificate),
     }
-    further.put(folder, counts)
+    further.put(folder, counts, where)
     return commit.finish(folder, "matches", counts, parts)
 
 

@@ -13,7 +13,7 @@ from jobs.cluster import Cluster, cluster
 from jobs.judging import Evaluation, evaluate_by_labels
 from jobs.listed import read_labels_file, source_of
 from jobs.prepare import Prepared, prepare
-from jobs.report import build_page
+from jobs.put_report import put_report, report_of
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import (
@@ -63,8 +63,8 @@ def run(settings: RunSettings) -> Ran:
         matches = _stages(settings, where, folder, prepared)
         evaluation, why_not = evaluate_by_labels(folder.child("matches"), matches, settings.seed)
         if not finished.is_finished(folder):
-            page = build_page(folder.child("matches"), matches, evaluation, title="lookalike")
-            folder.put(REPORT, page)
+            source = report_of(folder.child("matches"), matches, settings.seed)
+            put_report(where, source, folder, REPORT)
             commit.finish(folder, "run", {"queries": matches.counts["queries"]})
             watch.write(folder, settings)
     said = why_not if evaluation is None else lines(evaluation)

@@ -113,13 +113,21 @@ class EvaluateSettings(Common, Judging):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings(Common):
+class ReportSettings(Common, Judging):
     """lookalike report."""
 
     matches: str = setting("matches")
-    output: str = setting("output")
+    output: str = setting("output", help="the page to write: report.html")
+    format: str | None = setting(
+        "format", help="what to make, a,b: html (the default), png (pictures, in the page's folder)"
+    )
+    compare: str | None = setting(
+        "compare", help="with png: other matches of the same queries, drawn beside these as before"
+    )
     title: str = setting("title")
     max_queries: int = setting("max_queries")
+    workers: int | None = setting("workers")
+    ray_address: str | None = setting("ray_address")
     seed: int = setting("seed")
 
 

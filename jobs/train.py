@@ -18,6 +18,7 @@ from retrieval.images.sources.choose import open_source
 from retrieval.model import backbones, bundle
 from retrieval.model.resolve import make_bundle
 from retrieval.records import Item, Transform
+from retrieval.report.charts.curves import curves_drawing
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.reading import read_uri
@@ -26,7 +27,7 @@ from retrieval.tables import HISTORY
 from retrieval.training import data
 from retrieval.training.loop import Trained, train
 
-_HISTORY = "history.parquet"
+_HISTORY, _CURVES, _SUMS = "history.parquet", "curves.png", "png.sum.json"
 _NAMED = 10  # photos named on stderr, of those that cannot be read; the summary counts all
 
 
@@ -96,11 +97,15 @@ def _train(photos: data.Photos, transform: Transform, settings: TrainSettings) -
 
 def _put(folder: Folder, made: bundle.Bundle, trained: Trained) -> None:
     """Put bundle and history, in place of what a run that was killed left of them."""
-    for path in (f"{bundle.MODEL}/{bundle.WEIGHTS}", f"{bundle.MODEL}/{bundle.BUNDLE}", _HISTORY):
+    of_model = (f"{bundle.MODEL}/{name}" for name in (bundle.WEIGHTS, bundle.BUNDLE))
+    for path in (*of_model, _HISTORY, _CURVES, _SUMS):
         folder.delete(path)  # another number of threads gives other last bits: no mixture of two
     bundle.write_bundle(folder, made)
     rows = [vars(epoch) for epoch in trained.history]
-    folder.put_new(_HISTORY, sealed_parquet(pa.Table.from_pylist(rows, HISTORY.schema)))
+    history = pa.Table.from_pylist(rows, HISTORY.schema)
+    folder.put_new(_HISTORY, sealed_parquet(history))
+    if drawing := curves_drawing(history, trained.best.epoch):
+        commit.put_named(folder, {_CURVES: drawing.png()}, _SUMS)
 
 
 def _counts(photos: data.Photos, trained: Trained) -> dict[str, Any]:

@@ -248,8 +248,13 @@ are there already may not fit together."""
 # Files that may lie in an output, by kind; anything else there is foreign.
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
 _MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors")
+_REPORT = (
+    r"report\.html",
+    r"report_files/(report\.json|facets\.(js|json)|pages/\d{5,}\.html|chunks/\d{5,}\.(js|json))",
+    r"report_files/thumbnails/\d{4,}/\d{3}\.(jpg|json)",
+)
 KINDS: dict[str, tuple[str, ...]] = {
-    "bundle": (*_COMMON, *_MODEL, r"history\.parquet"),
+    "bundle": (*_COMMON, *_MODEL, r"history\.parquet", r"curves\.png", r"png\.sum\.json"),
     "store": (
         *_COMMON,
         *_MODEL,
@@ -274,9 +279,10 @@ KINDS: dict[str, tuple[str, ...]] = {
         r"barred/\d{5}\.parquet",
         r"matches\.(jsonl|csv|trec)",
         r"submission\.json",
-        r"(jsonl|csv|trec|submission)\.sum\.json",
-        r"report\.html",
+        r"(jsonl|csv|trec|submission|png)\.sum\.json",
+        r"pictures/(grid-\d{5}|recall|scores|map)\.png",
+        *_REPORT,
         r"pairs\.parquet",
     ),
-    "run": (*_COMMON, r"report\.html"),
+    "run": (*_COMMON, *_REPORT),
 }

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from retrieval.evaluation.truth import UNKNOWN, Asked, Grades
 
 DISTRACTOR = "distractor"
-"""A label that matches nothing, as an empty one does."""
+"""A label that matches nothing: a query of it is not judged, a gallery image of it is wrong."""
 
-_SAYS_NOTHING = pa.array(["", DISTRACTOR, None], pa.string())
+_UNKNOWN = pa.array(["", None], pa.string())
+_NOT_JUDGED = pa.array(["", DISTRACTOR, None], pa.string())
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,17 @@ class Labels:
         return np.ones(1, np.int16)
 
     def grades(self, matches: pa.Table) -> Grades:
-        """Grade rows: 1 where both labels are the same; UNKNOWN where one of them says nothing."""
+        """Grade rows: 1 where both labels are the same; UNKNOWN where there is none to compare."""
         queries = _labels(matches, "query_id", "query_label", self.of_queries)
         images = _labels(matches, "image_id", "label", self.of_images)
         grades = _flags(pc.equal(queries, images)).astype(np.int16)
-        grades[~(_says_something(queries) & _says_something(images))] = UNKNOWN
+        grades[_among(queries, _NOT_JUDGED) | _among(images, _UNKNOWN)] = UNKNOWN
         return grades
 
     def asked(self, queries: pa.Table) -> Asked:
         """Tell what is known of queries: all that have a label are judged."""
         labels = _labels(queries, "query_id", "query_label", self.of_queries)
-        judged = _says_something(labels)
+        judged = ~_among(labels, _NOT_JUDGED)
         images = _taken(self.gallery["images"], labels, self.gallery["label"])
         counts = pc.fill_null(images, 0).to_numpy() - self._barred(queries["query_id"], labels)
         return Asked(judged, np.where(judged, counts, 0)[:, None], labels)
@@ -90,5 +91,5 @@ def _flags(column: pa.Array) -> NDArray[np.bool_]:
     return flags
 
 
-def _says_something(labels: pa.Array) -> NDArray[np.bool_]:
-    return ~_flags(pc.is_in(labels, value_set=_SAYS_NOTHING))
+def _among(labels: pa.Array, values: pa.Array) -> NDArray[np.bool_]:
+    return _flags(pc.is_in(labels, value_set=values))

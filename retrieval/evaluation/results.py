@@ -51,7 +51,10 @@ class Results:
 
 def gather(parts: Iterable[Judged], measures: Sequence[str]) -> Results:
     """Measure the parts of a ranking one after another; their grades are not kept."""
-    tables, scored, lines, left_out, junk = [], [SCORED.empty_table()], 0, 0, 0
+    names = [("query_id", pa.string()), ("label", pa.string()), ("relevant", pa.int64()),
+             ("matches", pa.int64()), *((name, pa.float64()) for name in measures)]  # fmt: skip
+    tables, scored = [pa.schema(names).empty_table()], [SCORED.empty_table()]
+    lines = left_out = junk = 0
     for part in parts:
         values = values_of(part, measures)
         columns = dict(zip(measures, values.T, strict=True))

@@ -166,6 +166,15 @@ def put_once(folder: Folder, path: str, data: bytes) -> FileRecord:
     return record(path, there)
 
 
+def put_named(folder: Folder, files: Mapping[str, bytes], by: str) -> None:
+    """Put files that carry no seal, then `by`, a sealed JSON that names each with its checksum.
+
+    Where `by` is there, so are they; without it they are what a killed run left.
+    """
+    sums = {path: put_once(folder, path, data).sha256 for path, data in files.items()}
+    put_once(folder, by, sealed_json({"files": sums}))
+
+
 def copy_over(source: Folder, target: Folder, path: str) -> FileRecord:
     """Copy a file to the same path of another folder, over what is there; gives its record.
 

@@ -6,7 +6,7 @@ import pytest
 
 from jobs import rank, run
 from jobs.cluster import cluster
-from jobs.evaluate import evaluate
+from jobs.judging import evaluate_by_labels
 from jobs.settings import RankSettings, RunSettings
 from retrieval.embeddings.store import open_store, vectors_of
 from retrieval.storage.files import open_folder
@@ -73,7 +73,7 @@ def _expanded(root):
             ),
             where,
         )  # fmt: skip
-    found = evaluate(open_folder(str(root / "expanded")), manifest, None, 0)
+    found, _ = evaluate_by_labels(open_folder(str(root / "expanded")), manifest, 0)
     return next(one.value for one in found.measures if one.name == "map")
 
 

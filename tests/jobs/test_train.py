@@ -26,6 +26,8 @@ FILES = {
     "files.parquet",
     "run.json",
     "history.parquet",
+    "curves.png",
+    "png.sum.json",
     "model/bundle.json",
     "model/weights.safetensors",
 }
@@ -133,7 +135,7 @@ def test_changed_photos_make_another_job(made, tmp_path):
     assert result.values["images"] == 19
 
 
-@pytest.mark.parametrize("killed_at", ["finish", "records"])
+@pytest.mark.parametrize("killed_at", ["finish", "records", "put_named"])
 def test_a_killed_run_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch, killed_at):
     photos, output, _ = made
 
@@ -148,6 +150,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch, kil
     left.write_bytes(left.read_bytes()[:-1])  # as another number of threads would have left it
     start(photos, tmp_path / "bundle")
     assert tree(tmp_path / "bundle") == tree(output)
+
+
+def test_the_curves_are_named_with_their_checksum(made, tmp_path):
+    shutil.copytree(made[1], tmp_path / "bundle")
+    (tmp_path / "bundle" / "curves.png").write_bytes(b"other")
+    (verdict,) = verify(open_folder(str(tmp_path / "bundle")))
+    assert verdict.state == "damaged"
+    (tmp_path / "bundle" / "manifest.json").unlink()
+    (verdict,) = verify(open_folder(str(tmp_path / "bundle")))
+    assert [problem.split(" ")[-2:] for problem in verdict.problems] == [["was", "altered"]]
 
 
 def test_left_out_classes_are_not_trained_and_their_order_does_not_matter(made, tmp_path):

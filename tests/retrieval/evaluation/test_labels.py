@@ -47,15 +47,16 @@ def test_a_file_that_labels_no_image_leaves_no_label_of_the_matches():
     assert found.left_out == 4
 
 
-@pytest.mark.parametrize("nothing", ["", "distractor", None])
-def test_distractors_and_empty_labels_match_nothing_on_either_side(nothing):
+@pytest.mark.parametrize(("nothing", "of_q1"), [("", -2), ("distractor", 0), (None, -2)])
+def test_distractors_and_empty_labels_match_nothing_on_either_side(nothing, of_q1):
+    """Of an image without a label nobody knows; a distractor is known to be wrong."""
     table = matches(("q1", "cat", 1, "a", nothing), ("q2", nothing, 1, "b", nothing))
     truth = Labels(gallery(cat=1, distractor=5))
-    assert truth.grades(table).tolist() == [UNKNOWN, UNKNOWN]
+    assert truth.grades(table).tolist() == [of_q1, UNKNOWN]
     found = judged(table, truth)
     assert found.query_ids.to_pylist() == ["q1"]
     assert found.hits.tolist() == [[False]]
-    assert found.scored.num_rows == 0, "of an image without a label nobody knows"
+    assert found.scored.num_rows == (of_q1 == 0)
     assert found.left_out == 1
 
 

@@ -1,0 +1,1 @@
+"""The pictures of the tool: pure functions from tables and arrays to SVG and PNG."""

@@ -1,0 +1,167 @@
+"""Queries with their matches as one picture: photos, what each is, and how far from the query."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from retrieval.report.charts.canvas import LIGHT, TITLE, drawing, pixels_of, png_of
+from retrieval.report.charts.names import fitted
+from retrieval.tables import Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUERIES, MATCHES, BESIDE = 12, 10, 5
+"""Most queries of a picture, most matches of each, and most of each of two rankings."""
+
+DISTANCES = {
+    "cosine": "distance: 1 − cosine, less is closer",
+    "ip": "dot product, more is closer",
+    "l2": "Euclidean distance, less is closer",
+}
+"""What the number below a match says, by metric."""
+
+_DPI = 160  # a photo is 128 pixels wide, a dozen queries with ten matches some 3 MB
+_SIDE, _STEP, _GAP, _MARGIN = 0.8, 0.88, 0.26, 0.22  # inches: a photo, to the next, to a block
+_TOP, _ROW = 1.0, 1.3  # inches: above the first row, and of a row
+_FRAME = 0.016  # inches from a photo to the middle of its frame's line
+_TYPE = 7.6
+_SIGNS = {1: ("✓ ", LIGHT.right, "-"), 0: ("✗ ", LIGHT.wrong, (0, (3, 1.6)))}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One photo: its JPEG (None: not readable), the two lines below it, and its grade.
+
+    The grade is that of `Truth.grades`: above 0 right, 0 wrong, below it neither.
+    """
+
+    name: str
+    picture: bytes | None
+    below: str = ""
+    grade: int = -2
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One block of columns: its heading, the metric of its scores, the most matches it shows."""
+
+    title: str
+    metric: Metric
+    columns: int = MATCHES
+
+
+@dataclass(frozen=True)
+class Row:
+    """A query, and of each ranking its matches, best first."""
+
+    query: Shown
+    matches: tuple[tuple[Shown, ...], ...]
+
+
+def contact_print(title: str, rankings: Sequence[Ranking], rows: Sequence[Row]) -> bytes:
+    """Draw at most `QUERIES` rows as PNG, on light ground: one ranking, or two side by side."""
+    from matplotlib.figure import Figure
+
+    lefts = [_MARGIN + _SIDE + _GAP]
+    for ranking in rankings:
+        lefts.append(lefts[-1] + ranking.columns * _STEP + _GAP)
+    size = (lefts[-1] - _GAP - (_STEP - _SIDE) + _MARGIN, _TOP + len(rows) * _ROW + 0.06)
+    pixels = [round(length * _DPI) for length in size]
+    tiles: list[tuple[float, float, bytes]] = []
+    with drawing():
+        figure = Figure((pixels[0] / _DPI, pixels[1] / _DPI), dpi=_DPI)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, pixels[0] / _DPI), ylim=(pixels[1] / _DPI, 0))
+        axes.set_axis_off()
+        _heading(axes, title, rankings, lefts, size[0])
+        for number, row in enumerate(rows):
+            top = _TOP + number * _ROW
+            axes.plot((_MARGIN, size[0] - _MARGIN), (top - 0.12,) * 2, color=LIGHT.line, lw=0.8)
+            _photo(axes, tiles, row.query, _MARGIN, top)
+            for ranking, matches, left in zip(rankings, row.matches, lefts, strict=False):
+                for place, match in enumerate(matches[: ranking.columns]):
+                    _photo(axes, tiles, match, left + place * _STEP, top)
+                if not matches:
+                    _say(axes, left, top + _SIDE / 2, "no match", LIGHT.soft)
+        ground = pixels_of(figure, LIGHT, _DPI)
+    for left, top, picture in tiles:
+        _paste(ground, left, top, picture)
+    return png_of(ground)
+
+
+def _heading(
+    axes: Axes, title: str, rankings: Sequence[Ranking], lefts: Sequence[float], width: float
+) -> None:
+    room = (width - 2 * _MARGIN) * 72
+    axes.text(
+        _MARGIN, 0.22, fitted(title, 0.9 * room, TITLE + 1), size=TITLE + 1, weight="bold",
+        color=LIGHT.ink, va="top",
+    )  # fmt: skip
+    said = list(dict.fromkeys(DISTANCES[ranking.metric] for ranking in rankings))
+    numbers = said[0] if len(said) == 1 else f"left {said[0]}; right {said[1]}"
+    _say(axes, _MARGIN, 0.46, f"Below each match: ✓ right, ✗ wrong; {numbers}", LIGHT.soft)
+    _say(axes, _MARGIN, 0.72, "Query", LIGHT.ink, bold=True)
+    for ranking, left in zip(rankings, lefts, strict=False):
+        name = fitted(ranking.title, 0.88 * ranking.columns * _STEP * 72, _TYPE)
+        _say(axes, left, 0.72, name, LIGHT.ink, bold=True)
+
+
+def _say(
+    axes: Axes, left: float, top: float, said: str, colour: str, *, bold: bool = False
+) -> None:
+    weight = "bold" if bold else "normal"
+    axes.text(left, top, said, size=_TYPE, color=colour, va="top", weight=weight)
+
+
+def _photo(
+    axes: Axes, tiles: list[tuple[float, float, bytes]], shown: Shown, left: float, top: float
+) -> None:
+    """Draw what stands around a photo, which is put into its tile when all is drawn."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((left, top), _SIDE, _SIDE, facecolor=LIGHT.tile, lw=0))
+    if shown.picture is not None:
+        tiles.append((left, top, shown.picture))
+    else:
+        axes.text(
+            left + _SIDE / 2, top + _SIDE / 2, "not\nreadable", size=_TYPE, color=LIGHT.soft,
+            ha="center", va="center",
+        )  # fmt: skip
+    sign, colour, line = _SIGNS.get(min(shown.grade, 1), ("", LIGHT.soft, ""))
+    if sign:
+        corner, side = (left - _FRAME, top - _FRAME), _SIDE + 2 * _FRAME
+        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, ls=line, lw=1.6))
+    width = (_STEP - 0.06) * 72
+    name = fitted(shown.name, width - (9 if sign else 0), _TYPE)
+    _say(axes, left, top + _SIDE + 0.06, sign + name, colour if sign else LIGHT.ink)
+    if shown.below:
+        _say(axes, left, top + _SIDE + 0.2, fitted(shown.below, width, _TYPE), LIGHT.soft)
+
+
+def _paste(ground: NDArray[np.uint8], left: float, top: float, picture: bytes) -> None:
+    """Put the whole photo into the middle of its tile, as large as fits."""
+    side = round(_SIDE * _DPI)
+    photo = Image.open(io.BytesIO(picture)).convert("RGB")
+    small = np.asarray(ImageOps.contain(photo, (side, side), Image.Resampling.LANCZOS))
+    high, wide = small.shape[:2]
+    y = round(top * _DPI) + (side - high) // 2
+    x = round(left * _DPI) + (side - wide) // 2
+    ground[y : y + high, x : x + wide] = small
+
+
+def distance(score: float, metric: Metric) -> str:
+    """Write how far a match is: 1 − cosine, the root of the squared distance; for ip the score."""
+    value = {
+        "cosine": max(0.0, 1 - score), "ip": score, "l2": math.sqrt(max(0.0, score)),
+    }[metric]  # fmt: skip
+    text = f"{value:.3f}" if abs(value) < 10_000 else f"{value:.3g}"
+    return text.replace("-", "−") if float(text) else "0.000"
