@@ -141,7 +141,7 @@ class _Learner:
         """
         if not isinstance(self.objective, CrossEntropy):
             return
-        embeddings = self.embeddings(self.photos.plain)
+        embeddings = embeddings_of(self.body, self.photos.plain)
         learn_classifier(self.objective, embeddings, self.photos.plain.classes, self.recipe.seed)
 
     def epoch(self, before: Progress | None) -> Progress:
@@ -149,7 +149,7 @@ class _Learner:
         history = () if before is None else before.history
         number = len(history) + 1
         loss = self._learn(number, [epoch.map for epoch in history])
-        found = self.embeddings(self.photos.validation)
+        found = embeddings_of(self.body, self.photos.validation)
         if not (math.isfinite(loss) and bool(torch.isfinite(found).all())):
             rate_ = self.recipe.learning_rate
             raise LookalikeError(
@@ -196,16 +196,6 @@ class _Learner:
             total += float(loss.detach()) * len(own)
         return self.together.mean(total, len(part))
 
-    def embeddings(self, part: Part) -> Tensor:
-        """Give the (n, d) embeddings of photos as they are."""
-        self.body.extractor.eval()
-        found = []
-        with torch.inference_mode():
-            for which in torch.split(torch.arange(len(part)), _SEEN_AT_ONCE):
-                pixels = normalised(part.take(which).float(), self.body.transform)
-                found.append(self.body.extractor(pixels))
-        return torch.cat(found)
-
     def state(self) -> State:
         """Give all that changes while learning, by name."""
         state = {f"body.{k}": v for k, v in self.body.extractor.state_dict().items()}
@@ -224,6 +214,16 @@ class _Learner:
             values.setdefault(int(number), {})[key] = value
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": values})
+
+
+def embeddings_of(body: Body, part: Part) -> Tensor:
+    """Give the (n, d) embeddings of photos as they are."""
+    body.extractor.eval()
+    with torch.inference_mode():
+        return torch.cat([
+            body.extractor(normalised(part.take(which).float(), body.transform))
+            for which in torch.split(torch.arange(len(part)), _SEEN_AT_ONCE)
+        ])  # fmt: skip
 
 
 def _below(prefix: str, state: State) -> State:

@@ -96,6 +96,7 @@ def decoded(
 class Decoded:
     """Photos as arrays; of item n the row n, which is blank where `failures` names the item."""
 
+    folder: Path
     items: tuple[Item, ...]
     exact: Tensor
     wide: Tensor
@@ -124,6 +125,14 @@ def _name(items: Sequence[Item], transform: Transform, max_pixels: int) -> str:
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
 
 
+def decoded_in(folder: Path, items: Sequence[Item]) -> Decoded:
+    """Open photos that another process has decoded into a folder."""
+    found = _there(folder, items)
+    if found is None:
+        raise InputError(f"{folder} holds no photos; --cache must be seen by all workers")
+    return found
+
+
 def _there(folder: Path, items: Sequence[Item]) -> Decoded | None:
     """Find what an earlier run has decoded, if it is whole and unaltered."""
     try:
@@ -133,7 +142,9 @@ def _there(folder: Path, items: Sequence[Item]) -> Decoded | None:
     except FileNotFoundError:
         return None
     exact, wide = (torch.from_numpy(_mapped(folder / name)) for name in (_EXACT, _WIDE))
-    return Decoded(tuple(items), exact, wide, {int(n): w for n, w in note["failures"].items()})
+    return Decoded(
+        folder, tuple(items), exact, wide, {int(n): w for n, w in note["failures"].items()}
+    )
 
 
 def _mapped(path: Path) -> NDArray[np.uint8]:
@@ -171,10 +182,7 @@ def _decode(
     note = {"files": {name: _sum(folder / name) for name in (_EXACT, _WIDE)},
             "failures": {str(place): failures[place] for place in sorted(failures)}}  # fmt: skip
     (folder / _NOTE).write_bytes(sealed_json(note))
-    found = _there(folder, items)
-    if found is None:
-        raise InputError(f"{folder} was altered while it was written; is its disk sound?")
-    return found
+    return decoded_in(folder, items)
 
 
 def _made(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
