@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("start", "listing", "resume", "index", "shard", "rank", "report", "engines", "embed")
+BENCHMARKS = ("start", "listing", "resume", "index", "shard", "rank", "report", "engines", "embed", "train")
 
 for name in BENCHMARKS:
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], check=True)

@@ -98,7 +98,7 @@ def train(
     The same photos, recipe, number of threads and kind of processor give the same bytes, also where
     a run went on from `before`. Raises LookalikeError when the loss is no number any more.
     """
-    learner = _Learner(body, objective, photos, recipe, together or Together())
+    learner = Learner(body, objective, photos, recipe, together or Together())
     progress = before
     if progress is not None:
         learner.load(progress.state)
@@ -115,7 +115,7 @@ def _done(progress: Progress, recipe: Recipe) -> bool:
     return len(qualities) >= recipe.epochs or is_over(qualities, recipe.patience)
 
 
-class _Learner:
+class Learner:
     """A network, what it is asked for, and the optimizer of both."""
 
     def __init__(
@@ -148,7 +148,7 @@ class _Learner:
         """Go through all photos once and judge; gives the progress after it."""
         history = () if before is None else before.history
         number = len(history) + 1
-        loss = self._learn(number, [epoch.map for epoch in history])
+        loss = self.learn(number, [epoch.map for epoch in history])
         found = embeddings_of(self.body, self.photos.validation)
         if not (math.isfinite(loss) and bool(torch.isfinite(found).all())):
             rate_ = self.recipe.learning_rate
@@ -172,7 +172,7 @@ class _Learner:
             told = self.objective.classifier(embeddings).argmax(1)
         return float((told == self.photos.validation.classes).double().mean())
 
-    def _learn(self, number: int, qualities: list[float]) -> float:
+    def learn(self, number: int, qualities: list[float]) -> float:
         """Go through the training photos in an order that is drawn; give the mean loss of one."""
         recipe, part, transform = self.recipe, self.photos.training, self.body.transform
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
