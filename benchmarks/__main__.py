@@ -16,6 +16,7 @@ BENCHMARKS = (
     "report",
     "engines",
     "embed",
+    "train",
 )
 
 for name in BENCHMARKS:

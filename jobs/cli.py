@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import click
 
 from jobs import options, settings
-from jobs.options import Option
+from jobs.option import REQUIRED, Option
 from jobs.parsing import PARSERS
 from retrieval.errors import LookalikeError
 
@@ -46,6 +46,8 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(settings.EvaluateSettings, "jobs.evaluate", "Matches and labels to measures."),
     "report": Verb(settings.ReportSettings, "jobs.report", "Matches to a page with pictures."),
     "train": Verb(settings.TrainSettings, "jobs.train", "Labelled images to a bundle."),
+    "predict": Verb(settings.PredictSettings, "jobs.predict",
+                    "Images to their classes, by a bundle that `train` made."),
     "compare": Verb(settings.CompareSettings, "jobs.compare",
                     "The backbones: size, dimension, cost and published accuracy."),
     "verify": Verb(settings.VerifySettings, "jobs.verify",
@@ -64,7 +66,7 @@ _TYPES: Mapping[Any, Any] = {"size": str, "recall": str, int: int, float: float,
 
 
 def _parameter(option: Option) -> click.Option:
-    required = option.default is options.REQUIRED
+    required = option.default is REQUIRED
     common: dict[str, Any] = {"help": option.help, "required": required}
     if not required:
         common |= {"default": option.default, "show_default": option.default is not None}

@@ -9,6 +9,8 @@ from jobs.options import setting
 
 if TYPE_CHECKING:  # not loaded for --help
     from retrieval.tables import Pooling, Resize
+    from retrieval.training.schedule import Schedule
+    from retrieval.training.split import SplitBy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +76,27 @@ class Judging:
     )
     qrels: str | None = setting("qrels")
     junk_grade: int = setting("junk_grade")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What learns, what it is asked for, how, and what is held out to judge by."""
+
+    backbone: str = setting("backbone", default="scratch")
+    weights: str | None = setting("weights")
+    pooling: Pooling = setting("pooling")
+    image_size: int | None = setting("image_size")
+    resize: Resize | None = setting("resize")
+    unfreeze: str = setting("unfreeze")
+    objective: str = setting("objective")
+    epochs: int = setting("epochs")
+    patience: int | None = setting("patience")
+    batch_size: int = setting("batch_size", default=16, help="photos a step")
+    learning_rate: float = setting("learning_rate")
+    body_rate: float = setting("body_rate")
+    schedule: Schedule = setting("schedule")
+    augment: str = setting("augment")
+    leave_out: str | None = setting("leave_out")
+    validation: float = setting("validation")
+    split_by: SplitBy = setting("split_by")
+    cache: str | None = setting("cache")

@@ -8,33 +8,11 @@ what says *how it runs* never changes a byte of the result. Sizes become bytes h
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from jobs.option import REQUIRED, Option
 from jobs.parsing import PARSERS
 from retrieval.errors import UsageError
-
-Shapes = Literal["content", "run"]
-REQUIRED = object()
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of the command line."""
-
-    name: str
-    type: type | str  # int, float, str, bool, "size" or "recall"
-    default: Any
-    shapes: Shapes
-    help: str
-    choices: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def flag(self) -> str:
-        """Give the option as it is typed: `--top-k`."""
-        return "--" + self.name.replace("_", "-")
 
 
 def _table(*options: Option) -> dict[str, Option]:
@@ -150,9 +128,29 @@ OPTIONS = _table(
            "a store against itself: also write each pair once, closest first: pairs.parquet"),
     Option("format", str, None, "run",
            "also write the matches as these, a,b,c: jsonl, csv, trec, submission, html, png"),
-    Option("epochs", int, 30, "content", "passes over the training images", low=1),
+    Option("epochs", int, 30, "content", "passes over the training images, at most", low=1),
+    Option("patience", int, None, "content",
+           "stop after so many epochs without a better one; default: never", low=1),
     Option("leave_out", str, None, "content", "classes to keep out of training, a,b,c"),
+    Option("validation", float, 0.3, "content",
+           "share that is held out to judge epochs by, 0 to 1", low=0.01, high=0.9),
+    Option("split_by", str, "image", "content",
+           "hold out images of each class, or whole classes", choices=("image", "class")),
+    Option("objective", str, "cross-entropy", "content",
+           "what is learnt; all but the first need lookalike[metric]",
+           choices=("cross-entropy", "arcface", "supcon", "proxy-anchor", "triplet")),
+    Option("unfreeze", str, "all", "content",
+           "layers of a pretrained backbone that learn: none, all or last:N"),
     Option("learning_rate", float, 0.001, "content", "the highest that AdamW reaches", low=0),
+    Option("body_rate", float, 0.1, "content",
+           "rate of a pretrained backbone, as a share of --learning-rate", low=0, high=1),
+    Option("schedule", str, "cosine", "content",
+           "cosine: falls to nothing; plateau: times 0.85 where two epochs were no better",
+           choices=("cosine", "plateau")),
+    Option("augment", str, "flip,crop,zoom,rotate,shear,colour", "content",
+           "how photos are varied, a,b,c of these, or none"),
+    Option("cache", str, None, "run",
+           "local folder that keeps photos decoded, for the next training; default: none"),
     Option("seed", int, 0, "content", "of everything that is drawn", low=0),
     Option("workers", int, None, "run", "processes that work; default: the whole cluster", low=1),
     Option("ray_address", str, None, "run",

@@ -10,7 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs.groups import Elsewhere, EngineOptions, Judging, Listing, Model, Reading
+from jobs.groups import Elsewhere, EngineOptions, Judging, Listing, Model, Reading, Training
+from jobs.option import REQUIRED
 from jobs.options import setting
 
 if TYPE_CHECKING:  # not loaded for --help
@@ -132,19 +133,25 @@ class ReportSettings(Common, Judging):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Common):
+class TrainSettings(Common, Training):
     """lookalike train."""
 
     data: str = setting("data")
     output: str = setting("output")
     overwrite: bool = setting("overwrite")
     labels: str | None = setting("labels")
-    image_size: int | None = setting("image_size")
-    epochs: int = setting("epochs")
-    learning_rate: float = setting("learning_rate")
-    leave_out: str | None = setting("leave_out")
     max_pixels: int = setting("max_pixels")
+    workers: int | None = setting("workers", help="processes that learn together; default: one")
+    ray_address: str | None = setting("ray_address")
     seed: int = setting("seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(Running, EngineOptions, Reading):
+    """lookalike predict."""
+
+    input: str = setting("input")
+    bundle: str | None = setting("bundle", default=REQUIRED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,127 +1,148 @@
-"""lookalike train: labelled images to a bundle."""
+"""lookalike train: labelled images to a bundle whose embeddings rank them better."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
 import torch
 
+from jobs.cluster import cluster
+from jobs.learn import Learning, learn, learn_together
+from jobs.listed import read_labels_file
 from jobs.progress import say
+from jobs.put_bundle import put_split, put_trained
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import TrainSettings, content_of
-from retrieval.errors import InputError
-from retrieval.images.listing import read_labels
+from retrieval.errors import UsageError
 from retrieval.images.sources.choose import open_source
-from retrieval.model import backbones, bundle
-from retrieval.model.resolve import make_bundle
-from retrieval.records import Item, Transform
-from retrieval.report.charts.curves import curves_drawing
+from retrieval.model import backbones
+from retrieval.model.resolve import RANDOM, resolve_source
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
-from retrieval.storage.reading import read_uri
-from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import HISTORY
-from retrieval.training import data
-from retrieval.training.loop import Trained, train
+from retrieval.training.augment import VARIATIONS
+from retrieval.training.labelled import Labelled, digest, labelled
+from retrieval.training.loop import Progress, Recipe
+from retrieval.training.photos import Photos, decoded
 
-_HISTORY, _CURVES, _SUMS = "history.parquet", "curves.png", "png.sum.json"
 _NAMED = 10  # photos named on stderr, of those that cannot be read; the summary counts all
 
 
 def start(settings: TrainSettings) -> Result:
-    """Train the compact CNN, unless that was done, and say what it came to."""
+    """Train, going on where an earlier run was, and say what it came to."""
     watch = Stopwatch()
     folder = open_folder(settings.output)
-    side = settings.image_size
-    transform = backbones.first_preset(backbones.SCRATCH, image_size=side, resize="crop")
-    items = _items(settings)
-    commit.begin(folder, "bundle", _job(settings, transform, items), overwrite=settings.overwrite)
+    learning = _learning(settings)
+    data = _data(settings)
+    commit.begin(folder, "bundle", _job(settings, learning, data), overwrite=settings.overwrite)
     if not finished.is_finished(folder):
-        photos = data.load(items, transform, seed=settings.seed, max_pixels=settings.max_pixels)
-        trained = _train(photos, transform, settings)
-        source = backbones.Source(trained.state, transform)
-        _put(folder, make_bundle(backbones.SCRATCH, source, "avg", True), trained)
-        counts = _counts(photos, trained)
+        for note in data.notes:
+            say(f"train: {note}")
+        counts = _made(settings, folder, learning, data)
         watch.write(folder, settings, threads=torch.get_num_threads(), **counts)
         commit.finish(folder, "bundle", counts)
     counts = finished.read_manifest(folder, kind="bundle").counts
     return Result({"output": settings.output, **counts}, _lines(settings.output, counts))
 
 
-def _items(settings: TrainSettings) -> list[Item]:
+def _learning(settings: TrainSettings) -> Learning:
+    """Read the options that say what learns and how; weights are fetched here."""
+    weights = settings.weights
+    if settings.backbone == backbones.SCRATCH and weights is None:
+        weights = RANDOM
+    source = resolve_source(
+        settings.backbone, weights, image_size=settings.image_size, resize=settings.resize,
+        seed=settings.seed,
+    )  # fmt: skip
+    recipe = Recipe(
+        epochs=settings.epochs, batch=settings.batch_size, learning_rate=settings.learning_rate,
+        body_rate=settings.body_rate, schedule=settings.schedule, patience=settings.patience,
+        unfreeze=settings.unfreeze, varied=_varied(settings.augment), seed=settings.seed,
+    )  # fmt: skip
+    return Learning(
+        settings.backbone, source, settings.pooling, weights != RANDOM, settings.objective, recipe
+    )
+
+
+def _varied(text: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["none"]:
+        return ()
+    for name in names:
+        if name not in VARIATIONS:
+            raise UsageError(f"--augment {name!r}: write some of {','.join(VARIATIONS)}, or none")
+    return tuple(name for name in VARIATIONS if name in names)
+
+
+def _data(settings: TrainSettings) -> Labelled:
     """List the images that have a class which is not left out."""
     labels = None
     if settings.labels is not None:
-        try:
-            table = read_labels(read_uri(settings.labels), settings.labels, None)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"--labels {settings.labels} cannot be read ({error})") from error
-        labels = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    found = list(open_source(settings.data).items())
-    kept = data.labelled(found, labels, _left_out(settings))
-    say(f"train: {len(kept)} of {len(found)} images have a class that is not left out")
-    return kept
+        table = read_labels_file(settings.labels, None)
+        columns = (table[name].to_pylist() for name in ("image_id", "label"))
+        labels = dict(zip(*columns, strict=True))
+    return labelled(open_source(settings.data).items(), labels, _left_out(settings))
 
 
 def _left_out(settings: TrainSettings) -> list[str]:
     return sorted({name.strip() for name in (settings.leave_out or "").split(",")} - {""})
 
 
-def _job(settings: TrainSettings, transform: Transform, items: list[Item]) -> dict[str, Any]:
-    """Give what shapes the bundle; changed images or labels make another job."""
+def _job(settings: TrainSettings, learning: Learning, data: Labelled) -> dict[str, Any]:
+    """Give what shapes the bundle; changed images, labels or weights make another job."""
     return {
         **content_of(settings),
-        "backbone": backbones.SCRATCH,
+        "augment": ",".join(learning.recipe.varied),
         "data": open_folder(settings.data).uri(),
-        "image_size": transform.image_size,
-        "images": len(items),
-        "images_sha256": data.digest(items),
+        "image_size": learning.source.transform.image_size,
+        "images": len(data.items),
+        "images_sha256": digest(data.items),
         "leave_out": _left_out(settings),
+        "weights_sha256": learning.digest(),
     }
 
 
-def _train(photos: data.Photos, transform: Transform, settings: TrainSettings) -> Trained:
-    for failure in photos.failures[:_NAMED]:
-        say(f"train: cannot read {failure}")
-    return train(
-        photos, transform, epochs=settings.epochs, learning_rate=settings.learning_rate,
-        seed=settings.seed, on_epoch=lambda epoch: say(
-            f"train: epoch {epoch.epoch}/{settings.epochs}, loss {epoch.loss:.3f}, "
-            f"accuracy {epoch.accuracy:.3f}, top-1 {epoch.top1:.3f}"
-        ),
-    )  # fmt: skip
+def _made(
+    settings: TrainSettings, folder: Folder, learning: Learning, data: Labelled
+) -> dict[str, Any]:
+    """Decode, learn and put the bundle; gives what is counted."""
+    with decoded(
+        data.items, learning.source.transform, max_pixels=settings.max_pixels,
+        cache=settings.cache, threads=os.cpu_count() or 1,
+    ) as found:  # fmt: skip
+        photos = found.parted(by=settings.split_by, share=settings.validation, seed=settings.seed)
+        for failure in photos.failures[:_NAMED]:
+            say(f"train: cannot read {failure}")
+        put_split(folder, photos, data.items)
+        if settings.workers is not None and settings.workers > 1:
+            with cluster(settings.ray_address, settings.workers) as where:
+                progress = learn_together(where, folder, learning, found, settings)
+        else:
+            progress = learn(folder, learning, photos)
+        put_trained(folder, learning, photos, progress)
+    return _counts(photos, progress)
 
 
-def _put(folder: Folder, made: bundle.Bundle, trained: Trained) -> None:
-    """Put bundle and history, in place of what a run that was killed left of them."""
-    of_model = (f"{bundle.MODEL}/{name}" for name in (bundle.WEIGHTS, bundle.BUNDLE))
-    for path in (*of_model, _HISTORY, _CURVES, _SUMS):
-        folder.delete(path)  # another number of threads gives other last bits: no mixture of two
-    bundle.write_bundle(folder, made)
-    rows = [vars(epoch) for epoch in trained.history]
-    history = pa.Table.from_pylist(rows, HISTORY.schema)
-    folder.put_new(_HISTORY, sealed_parquet(history))
-    if drawing := curves_drawing(history, trained.best.epoch):
-        commit.put_named(folder, {_CURVES: drawing.png()}, _SUMS)
-
-
-def _counts(photos: data.Photos, trained: Trained) -> dict[str, Any]:
-    training, validation = len(photos.training.classes), len(photos.validation.classes)
-    failures, best = len(photos.failures), trained.best
+def _counts(photos: Photos, progress: Progress) -> dict[str, Any]:
+    training, validation, best = len(photos.training), len(photos.validation), progress.best_epoch
+    failures = len(photos.failures)
+    names = {*photos.training.names, *photos.validation.names}
     return {
-        "epochs": len(trained.history), "best_epoch": best.epoch, "top1": best.top1,
-        "accuracy": best.accuracy, "classes": len(photos.names), "failures": failures,
-        "images": training + validation + failures, "training": training, "validation": validation,
+        **{key: value for key, value in dataclasses.asdict(best).items() if key != "loss"},
+        "best_epoch": best.epoch, "epochs": len(progress.history), "classes": len(names),
+        "failures": failures, "images": training + validation + failures, "training": training,
+        "validation": validation,
     }  # fmt: skip
 
 
 def _lines(output: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
+    told = "" if counts["accuracy"] is None else f", {counts['accuracy']:.1%} are told right"
     return (
-        f"trained on {counts['training']} images of {counts['classes']} classes for "
-        f"{counts['epochs']} epochs, {counts['failures']} failed: {output}",
-        f"epoch {counts['best_epoch']} was best on {counts['validation']} other images: "
-        f"{counts['top1']:.1%} find their own class first, {counts['accuracy']:.1%} are told right",
+        f"trained on {counts['training']} images for {counts['epochs']} epochs, "
+        f"{counts['failures']} failed: {output}",
+        f"epoch {counts['best_epoch']} was best on {counts['validation']} other images: mAP "
+        f"{counts['map']:.4f}, {counts['top1']:.1%} find their own class first{told}",
     )

@@ -22,7 +22,7 @@ Resize = Literal["crop", "squash", "pad", "squash-crop"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 """(n, d) vectors as they are stored."""
 
-Kind = Literal["store", "index", "matches", "run", "bundle"]
+Kind = Literal["store", "index", "matches", "run", "bundle", "predictions"]
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,44 @@ HISTORY = Table(
     (
         Column("epoch", pa.int32(), "from 1"),
         Column("loss", pa.float64(), "mean training loss, nats"),
-        Column("accuracy", pa.float64(), "share of validation images classified right, 0 to 1"),
+        Column("accuracy", pa.float64(), "share of validation images told right; null: unknown"),
         Column("top1", pa.float64(), "share whose nearest other validation image shares the class"),
+        Column("map", pa.float64(), "mean average precision of each among all the others"),
+    ),
+)
+
+SPLIT = Table(
+    "split",
+    "image_id, by bytes",
+    (
+        Column("image_id", pa.string(), "of an image that has a class to be trained"),
+        Column("label", pa.string(), "its class"),
+        Column("part", pa.string(), "training, validation, or unreadable"),
+    ),
+)
+
+PREDICTIONS = Table(
+    "predictions",
+    "row of the store, by chunks",
+    (
+        _ID,
+        _PATH,
+        Column("predicted", pa.string(), "class that the bundle's classifier tells"),
+        Column("confidence", pa.float64(), "its share of all classes, 0 to 1"),
+        Column("second", pa.string(), "the class that comes next"),
+        Column("second_confidence", pa.float64(), "its share"),
+        _LABEL,
+    ),
+)
+
+CONFUSION = Table(
+    "confusion",
+    "images, the most first, label, predicted",
+    (
+        Column("label", pa.string(), "class of validation images"),
+        Column("predicted", pa.string(), "class that they were taken for"),
+        Column("images", pa.int64(), "how many of them; those that were told right are not here"),
+        Column("of", pa.int64(), "validation images of the class"),
     ),
 )
 
@@ -204,6 +240,9 @@ TABLES = (
     GALLERY_LABELS,
     BARRED,
     HISTORY,
+    SPLIT,
+    CONFUSION,
+    PREDICTIONS,
 )
 
 
@@ -254,7 +293,14 @@ _REPORT = (
     r"report_files/thumbnails/\d{4,}/\d{3}\.(jpg|json)",
 )
 KINDS: dict[str, tuple[str, ...]] = {
-    "bundle": (*_COMMON, *_MODEL, r"history\.parquet", r"curves\.png", r"png\.sum\.json"),
+    "bundle": (
+        *_COMMON,
+        *_MODEL,
+        r"(history|split|confusion)\.parquet",
+        r"classifier\.(json|safetensors)",
+        r"(curves|confusion)\.png",
+        r"png\.sum\.json",
+    ),
     "store": (
         *_COMMON,
         *_MODEL,
@@ -285,4 +331,5 @@ KINDS: dict[str, tuple[str, ...]] = {
         r"pairs\.parquet",
     ),
     "run": (*_COMMON, *_REPORT),
+    "predictions": (*_COMMON, r"predictions/part-\d{5}\.parquet"),
 }

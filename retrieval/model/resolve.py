@@ -32,13 +32,19 @@ def resolve_bundle(
         stored = read_bundle(open_folder(bundle))
         backbones.check_name(stored.backbone)  # here and not in every worker
         return stored
+    source = resolve_source(backbone, weights, image_size=image_size, resize=resize, seed=seed)
+    return make_bundle(backbone, source, pooling, normalize)
+
+
+def resolve_source(
+    backbone: str, weights: str | None, *, image_size: int | None, resize: Resize | None, seed: int
+) -> backbones.Source:
+    """Get the parameters that options name, with their transform: its own, a file's, or random."""
     backbones.check_name(backbone)
     if weights is None:
-        source = backbones.pretrained(backbone, image_size=image_size, resize=resize)
-    else:
-        transform = backbones.first_preset(backbone, image_size=image_size, resize=resize)
-        source = backbones.Source(_state(backbone, weights, seed), transform)
-    return make_bundle(backbone, source, pooling, normalize)
+        return backbones.pretrained(backbone, image_size=image_size, resize=resize)
+    transform = backbones.first_preset(backbone, image_size=image_size, resize=resize)
+    return backbones.Source(_state(backbone, weights, seed), transform)
 
 
 def _state(backbone: str, weights: str, seed: int) -> backbones.State:

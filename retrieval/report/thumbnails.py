@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
+from torch import Tensor
 
 from retrieval.errors import LookalikeError
 from retrieval.images.containers import reading_order
@@ -29,7 +30,11 @@ def thumbnail(data: bytes, *, side: int = 160, max_pixels: int) -> bytes:
 
     A smaller image is enlarged, so that all stand equally large. Raises what the decoders raise.
     """
-    pixels = decode_full(data, max_pixels=max_pixels)
+    return thumbnail_of(decode_full(data, max_pixels=max_pixels), side=side)
+
+
+def thumbnail_of(pixels: Tensor, *, side: int = 160) -> bytes:
+    """Give such a JPEG of (3, h, w) uint8 pixels."""
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     longer = max(height, width)
     size = (max(1, round(side * width / longer)), max(1, round(side * height / longer)))

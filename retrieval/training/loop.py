@@ -1,7 +1,8 @@
-"""How the compact CNN learns: cross-entropy on classes, each epoch judged by retrieval.
+"""How a network learns, epoch by epoch, each judged by retrieval among photos that were held out.
 
 What is wanted is an embedding, so the epoch that is kept is the one whose validation photos find
-their own kind best, not the one of least loss. Nothing here knows of files or of a terminal.
+their own kind best, not the one of least loss. Nothing here knows of files or of a terminal: after
+each epoch its state is handed out, and a run that gets one goes on from it to the same bytes.
 """
 
 from __future__ import annotations
@@ -12,27 +13,41 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from retrieval.closest import top_k
 from retrieval.errors import LookalikeError
-from retrieval.model.scratch import ScratchCNN
-from retrieval.records import Transform
-from retrieval.scoring import block
-from retrieval.training.data import Part, Photos, augment
+from retrieval.training.augment import augment
+from retrieval.training.batches import batches
+from retrieval.training.judge import retrieval_of
+from retrieval.training.layers import unfreeze
+from retrieval.training.network import Body, normalised
+from retrieval.training.objectives import CrossEntropy, Objective
+from retrieval.training.photos import Part, Photos
+from retrieval.training.schedule import Schedule, is_over, rate
+from retrieval.training.together import Together
 
-BATCH = 16
-"""Most photos a step: few photos make few steps, and those are what a short training lacks."""
+State = dict[str, Tensor]
 
 WEIGHT_DECAY = 0.05
 
-SMOOTHING = 0.05
-"""Of labels: keeps the classes from being pushed apart for ever."""
+HEAD_EPOCHS, HEAD_RATE = 60, 1e-3
+"""Of a classifier on the embeddings of a frozen body, before the body learns."""
 
-WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises to its highest."""
+_SEEN_AT_ONCE = 64  # photos a forward pass while nothing is learnt
 
-_SEEN_AT_ONCE = 64  # photos a forward pass while validating
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to learn; all of it shapes what comes out."""
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    body_rate: float  # that of the body over that of what is new
+    schedule: Schedule
+    patience: int | None
+    unfreeze: str
+    varied: tuple[str, ...]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -41,145 +56,189 @@ class Epoch:
 
     epoch: int
     loss: float
-    accuracy: float
+    accuracy: float | None
     top1: float
+    map: float
+
+    @property
+    def quality(self) -> tuple[float, float]:
+        """Give what epochs are chosen by."""
+        return self.map, self.top1
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What training came to: the parameters as they were after the epoch `best`."""
+class Progress:
+    """Where a run is after an epoch: all that the next one needs, as tensors by name.
 
-    state: dict[str, Tensor]
+    `best` are the backbone's parameters as they were after the best epoch so far.
+    """
+
     history: tuple[Epoch, ...]
-    best: Epoch
+    state: State
+    best: State
+
+    @property
+    def best_epoch(self) -> Epoch:
+        """Give the epoch that is kept: the first of the best."""
+        return max(self.history, key=lambda epoch: (*epoch.quality, -epoch.epoch))
 
 
 def train(
+    body: Body,
+    objective: Objective,
     photos: Photos,
-    transform: Transform,
+    recipe: Recipe,
     *,
-    epochs: int,
-    learning_rate: float,
-    seed: int,
-    on_epoch: Callable[[Epoch], None],
-) -> Trained:
-    """Train from random parameters and give those of the best epoch.
+    before: Progress | None = None,
+    together: Together | None = None,
+    on_epoch: Callable[[Progress], None],
+) -> Progress:
+    """Learn until the epochs are over or the patience is, and give the best.
 
-    Best is the highest share of validation photos whose nearest other one shares the class, then
-    the highest accuracy, then the later epoch, whose learning rate was the lower. The same photos,
-    settings, number of threads and kind of processor give the same bytes of parameters. Raises
-    LookalikeError when the loss is no number any more.
+    The same photos, recipe, number of threads and kind of processor give the same bytes, also where
+    a run went on from `before`. Raises LookalikeError when the loss is no number any more.
     """
-    network = _network(len(photos.names), seed)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    steps = epochs * _batches(photos.training)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
-    history: list[Epoch] = []
-    best: Epoch | None = None
-    state: dict[str, Tensor] = {}
-    for number in range(1, epochs + 1):
-        loss = _learn(network, photos.training, transform, generator, optimizer, schedule)
-        embeddings, logits = _look(network, photos.validation, transform)
-        if not (math.isfinite(loss) and bool(torch.isfinite(embeddings).all())):
+    learner = Learner(body, objective, photos, recipe, together or Together())
+    progress = before
+    if progress is not None:
+        learner.load(progress.state)
+    elif body.pretrained:
+        learner.learn_head()
+    while progress is None or not _done(progress, recipe):
+        progress = learner.epoch(progress)
+        on_epoch(progress)
+    return progress
+
+
+def _done(progress: Progress, recipe: Recipe) -> bool:
+    qualities = [epoch.map for epoch in progress.history]
+    return len(qualities) >= recipe.epochs or is_over(qualities, recipe.patience)
+
+
+class Learner:
+    """A network, what it is asked for, and the optimizer of both."""
+
+    def __init__(
+        self, body: Body, objective: Objective, photos: Photos, recipe: Recipe, together: Together
+    ) -> None:
+        self.body, self.objective, self.photos = body, objective, photos
+        self.recipe, self.together = recipe, together
+        unfreeze(body.extractor, recipe.unfreeze)
+        slow = recipe.body_rate if body.pretrained else 1.0
+        groups = [
+            {"params": list(body.parameters()), "share": slow},
+            {"params": list(objective.parameters()), "share": 1.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], weight_decay=WEIGHT_DECAY
+        )
+
+    def learn_head(self) -> None:
+        """Let a classifier learn on the embeddings of a body that does not, before both do.
+
+        Embedded once, unvaried: sixty epochs take less than one of the whole network, and no wild
+        gradients of a random classifier reach the body.
+        """
+        if not isinstance(self.objective, CrossEntropy):
+            return
+        embeddings = embeddings_of(self.body, self.photos.plain)
+        learn_classifier(self.objective, embeddings, self.photos.plain.classes, self.recipe.seed)
+
+    def epoch(self, before: Progress | None) -> Progress:
+        """Go through all photos once and judge; gives the progress after it."""
+        history = () if before is None else before.history
+        number = len(history) + 1
+        loss = self.learn(number, [epoch.map for epoch in history])
+        found = embeddings_of(self.body, self.photos.validation)
+        if not (math.isfinite(loss) and bool(torch.isfinite(found).all())):
+            rate_ = self.recipe.learning_rate
             raise LookalikeError(
                 f"the loss is no number any more in epoch {number}, most likely since "
-                f"--learning-rate {learning_rate:g} is too high; try {learning_rate / 10:g}"
+                f"--learning-rate {rate_:g} is too high; try {rate_ / 10:g}"
             )
-        right = logits.argmax(1) == photos.validation.classes
-        shared = top1(embeddings, photos.validation.classes)
-        epoch = Epoch(number, loss, float(right.double().mean()), shared)
-        history.append(epoch)
-        if best is None or _goodness(epoch) > _goodness(best):
-            best = epoch
-            state = {name: value.clone() for name, value in network.state_dict().items()}
-        on_epoch(epoch)
-    assert best is not None
-    return Trained(state, tuple(history), best)
+        classes = self.photos.validation.classes
+        top1, precision = retrieval_of(found, classes, seed=self.recipe.seed)
+        epoch = Epoch(number, loss, self._accuracy(found), top1, precision)
+        best = epoch if before is None else max(before.best_epoch, epoch, key=lambda e: e.quality)
+        kept = before.best if before is not None and best is not epoch else None
+        state = self.body.trained_state() if kept is None else kept
+        return Progress((*history, epoch), self.state(), state)
+
+    def _accuracy(self, embeddings: Tensor) -> float | None:
+        """Give the share that a classifier tells right; None where it knows other classes."""
+        if not isinstance(self.objective, CrossEntropy) or not self.photos.same_classes:
+            return None
+        with torch.inference_mode():
+            told = self.objective.classifier(embeddings).argmax(1)
+        return float((told == self.photos.validation.classes).double().mean())
+
+    def learn(self, number: int, qualities: list[float]) -> float:
+        """Go through the training photos in an order that is drawn; give the mean loss of one."""
+        recipe, part, transform = self.recipe, self.photos.training, self.body.transform
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
+        self.body.learn()
+        self.objective.train()
+        drawn = batches(part.classes, recipe.batch, generator, balanced=self.objective.balanced)
+        total = 0.0
+        for place, which in enumerate(drawn):
+            step = (number - 1) * len(drawn) + place
+            share = rate(recipe.schedule, step, recipe.epochs * len(drawn), qualities)
+            for group in self.optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * group["share"] * share
+            own = self.together.own(which)
+            varied = augment(part.take(own), transform.image_size, generator, recipe.varied)
+            embeddings = self.body.extractor(normalised(varied, transform))
+            loss = self.objective(embeddings, part.classes[own])
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.together.share(self.optimizer)
+            self.optimizer.step()
+            total += float(loss.detach()) * len(own)
+        return self.together.mean(total, len(part))
+
+    def state(self) -> State:
+        """Give all that changes while learning, by name."""
+        state = {f"body.{k}": v for k, v in self.body.extractor.state_dict().items()}
+        state |= {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def load(self, state: State) -> None:
+        """Take up what `state` gave."""
+        self.body.extractor.load_state_dict(_below("body.", state))
+        self.objective.load_state_dict(_below("objective.", state))
+        values: dict[int, State] = {}
+        for name, value in _below("optimizer.", state).items():
+            number, _, key = name.partition(".")
+            values.setdefault(int(number), {})[key] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": values})
 
 
-def rate(step: int, steps: int) -> float:
-    """Give the share of the learning rate for a step, from 0: a straight rise, then a cosine to 0.
-
-    Source: Loshchilov, Hutter, "SGDR" (2017), without restarts.
-    """
-    rise = max(1, round(steps * WARM_UP))
-    if step < rise:
-        return (step + 1) / rise
-    return (1 + math.cos(math.pi * (step + 1 - rise) / max(1, steps - rise))) / 2
-
-
-def top1(embeddings: Tensor, classes: Tensor) -> float:
-    """Give the share whose nearest other row, by cosine, shares the class.
-
-    `embeddings` is (n, d) float32 and finite, n at least 2; `classes` (n,) int64.
-    """
-    vectors = block(embeddings.numpy(), "cosine")
-    found = torch.from_numpy(top_k(vectors, vectors, 2).positions)  # (n, 2)
-    itself = found[:, 0] == torch.arange(len(classes))  # an equal row may stand before it
-    nearest = torch.where(itself, found[:, 1], found[:, 0])
-    return float((classes[nearest] == classes).double().mean())
-
-
-def _network(classes: int, seed: int) -> ScratchCNN:
-    with torch.random.fork_rng(devices=[]):  # the caller's own draws stay what they were
-        torch.manual_seed(seed)
-        return ScratchCNN(classes).to(memory_format=torch.channels_last)
-
-
-def _goodness(epoch: Epoch) -> tuple[float, float, int]:
-    return epoch.top1, epoch.accuracy, epoch.epoch
-
-
-def _batches(part: Part) -> int:
-    return -(-len(part.classes) // BATCH)
-
-
-def _learn(
-    network: ScratchCNN,
-    part: Part,
-    transform: Transform,
-    generator: torch.Generator,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> float:
-    """Go through all photos once, in an order that is drawn; give the mean loss of a photo.
-
-    Batches differ by one photo at most: a last one of a single photo has no variance to normalise
-    by.
-    """
-    network.train()
-    total = 0.0
-    order = torch.randperm(len(part.classes), generator=generator)
-    for which in order.tensor_split(_batches(part)):
-        varied = augment(part.pixels[which], transform.image_size, generator)
-        loss = functional.cross_entropy(
-            network(_normalised(varied, transform)),
-            part.classes[which],
-            label_smoothing=SMOOTHING,
-        )
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        total += float(loss.detach()) * len(which)
-    return total / len(part.classes)
-
-
-def _look(network: ScratchCNN, part: Part, transform: Transform) -> tuple[Tensor, Tensor]:
-    """Give the embeddings (n, d) and the logits (n, classes) of photos as they are."""
-    network.eval()
-    found = []
+def embeddings_of(body: Body, part: Part) -> Tensor:
+    """Give the (n, d) embeddings of photos as they are."""
+    body.extractor.eval()
     with torch.inference_mode():
-        for pixels in torch.split(part.pixels, _SEEN_AT_ONCE):
-            features = network.features(_normalised(pixels.float(), transform))
-            found.append(network.avgpool(features).flatten(1))
-        embeddings = torch.cat(found)
-        return embeddings, network.classifier(embeddings)
+        return torch.cat([
+            body.extractor(normalised(part.take(which).float(), body.transform))
+            for which in torch.split(torch.arange(len(part)), _SEEN_AT_ONCE)
+        ])  # fmt: skip
 
 
-def _normalised(images: Tensor, transform: Transform) -> Tensor:
-    """Bring values from 0 to 255 to what the network reads, channels last."""
-    mean = torch.tensor(transform.mean).view(3, 1, 1) * 255
-    scale = 1 / (torch.tensor(transform.std).view(3, 1, 1) * 255)
-    return ((images - mean) * scale).contiguous(memory_format=torch.channels_last)
+def _below(prefix: str, state: State) -> State:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def learn_classifier(
+    objective: CrossEntropy, embeddings: Tensor, classes: Tensor, seed: int
+) -> None:
+    """Let a linear classifier learn on (n, d) embeddings that stay as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(objective.parameters(), HEAD_RATE)
+    for _ in range(HEAD_EPOCHS):
+        for which in batches(classes, _SEEN_AT_ONCE, generator, balanced=False):
+            loss = objective(embeddings[which].clone(), classes[which])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()

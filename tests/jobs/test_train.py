@@ -9,15 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs import train
-from jobs.settings import TrainSettings
+from jobs import predict, train
+from jobs.settings import PredictSettings, TrainSettings
 from retrieval.errors import InputError, LookalikeError, Mismatch, UsageError
+from retrieval.model import backbones
 from retrieval.model.bundle import read_bundle
 from retrieval.storage import commit, finished
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
 from retrieval.tables import HISTORY
 from tests.conftest import draw_photos
+from tests.jobs.here import without_ray
+from tests.retrieval.storage.faults import Killed
 from tests.trees import tree
 
 FILES = {
@@ -26,6 +29,10 @@ FILES = {
     "files.parquet",
     "run.json",
     "history.parquet",
+    "split.parquet",
+    "confusion.parquet",
+    "classifier.json",
+    "classifier.safetensors",
     "curves.png",
     "png.sum.json",
     "model/bundle.json",
@@ -84,7 +91,8 @@ def test_the_answer_is_what_the_manifest_and_the_history_say(made):
     counts = finished.read_manifest(open_folder(str(output)), kind="bundle").counts
     assert {"output": str(output), **counts} == result.values
     assert json.loads(result.as_json()) == result.values
-    assert "12 images of 3 classes for 2 epochs" in result.as_text()
+    assert "trained on 12 images for 2 epochs" in result.as_text()
+    assert best["map"] == result.values["map"]
 
 
 def test_a_second_call_leaves_all_as_it_is(made, capsys):
@@ -133,6 +141,45 @@ def test_changed_photos_make_another_job(made, tmp_path):
         start(photos, output, epochs=1)
     result = start(photos, output, epochs=1, overwrite=True)
     assert result.values["images"] == 19
+
+
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.nightly)])
+def test_killed_at_any_file_it_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch, every):
+    """The network as it was after the last whole epoch, its optimizer and all."""
+    photos, output, _ = made
+    folder = type(open_folder(str(tmp_path)))
+    plain, real = folder.put, folder.put_new_file
+    puts: list[str] = []
+
+    def go(name, before):
+        def put(self, path, data):
+            before(path)
+            return plain(self, path, data)
+
+        def put_new_file(self, path, write):
+            before(path)
+            return real(self, path, write)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "put", put)
+            patch.setattr(folder, "put_new_file", put_new_file)
+            start(photos, tmp_path / name)
+
+    go("whole", puts.append)
+    assert tree(tmp_path / "whole") == tree(output)
+    assert sum(path.startswith("work/epoch") for path in puts) == 4
+    for moment in range(0, len(puts), every):
+        left = [moment]
+
+        def dies(path, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+
+        with pytest.raises(Killed):
+            go(f"m{moment}", dies)
+        go(f"m{moment}", lambda path: None)
+        assert tree(tmp_path / f"m{moment}") == tree(output), puts[moment]
 
 
 @pytest.mark.parametrize("killed_at", ["finish", "records", "put_named"])
@@ -190,9 +237,100 @@ def test_unreadable_photos_are_counted_and_named(made, tmp_path, capsys):
     assert "class1/photo0001.jpg" in capsys.readouterr().err
 
 
+def test_the_split_is_written_down(made):
+    photos, output, result = made
+    rows = pq.read_table(output / "split.parquet").to_pylist()
+    assert [row["image_id"] for row in rows] == sorted(
+        path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg")
+    )
+    parts = [row["part"] for row in rows]
+    assert parts.count("training") == result.values["training"]
+    assert parts.count("validation") == result.values["validation"]
+
+
+def test_whole_classes_may_be_held_out(tmp_path):
+    photos = draw_photos(tmp_path / "photos", 24, classes=6)
+    result = start(photos, tmp_path / "bundle", epochs=1, split_by="class")
+    assert result.values["accuracy"] is None
+    assert not (tmp_path / "bundle/confusion.parquet").exists()
+    rows = pq.read_table(tmp_path / "bundle/split.parquet").to_pylist()
+    held = {row["label"] for row in rows if row["part"] == "validation"}
+    assert len(held) == 2
+    assert not held & {row["label"] for row in rows if row["part"] == "training"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "unfreeze", "frozen"),
+    [
+        ("squeezenet1_1", "none", "features.12.expand3x3.weight"),
+        ("mobilenet_v2", "last:2", "features.0.0.weight"),
+        pytest.param("vgg16", "last:4", "features.14.weight", marks=pytest.mark.nightly),
+        pytest.param("resnet50", "last:4", "layer4.1.conv1.weight", marks=pytest.mark.nightly),
+    ],
+)
+def test_any_backbone_goes_on_learning_where_its_weights_are(tmp_path, backbone, unfreeze, frozen):
+    """With random weights: what is frozen stays, what learns does not, and it is a bundle."""
+    photos = draw_photos(tmp_path / "photos", 8, classes=2)
+    result = start(photos, tmp_path / "bundle", epochs=1, backbone=backbone, weights="random",
+                   unfreeze=unfreeze, pooling="gem")  # fmt: skip
+    bundle = read_bundle(open_folder(str(tmp_path / "bundle")))
+    assert (bundle.backbone, bundle.pooling) == (backbone, "gem")
+    torch.manual_seed(0)
+    before = backbones.fit_state(backbones.network(backbone).state_dict(), backbone)
+    after = bundle.state()
+    assert torch.equal(after[frozen], before[frozen])
+    learnt = [
+        key
+        for key, value in after.items()
+        if "running" not in key and "num_batches" not in key and not torch.equal(value, before[key])
+    ]
+    assert bool(learnt) == (unfreeze != "none")
+    assert result.values["epochs"] == 1
+
+
+def test_a_cache_is_kept_for_the_next_training(made, tmp_path):
+    photos, output, _ = made
+    start(photos, tmp_path / "one", cache=str(tmp_path / "cache"))
+    assert {path.name for path in (tmp_path / "cache").glob("*/*")} == {
+        "exact.npy", "wide.npy", "photos.json",
+    }  # fmt: skip
+    assert tree(tmp_path / "one") == tree(output)
+
+
+def test_classes_are_told_with_a_confidence(made, tmp_path):
+    photos, output, _ = made
+    with without_ray():
+        asked = PredictSettings(input=str(photos), bundle=str(output), output=str(tmp_path / "p"))
+        result = predict.start(asked)
+        again = predict.start(asked)
+    assert result.values == again.values
+    rows = pq.read_table(tmp_path / "p" / "predictions").to_pylist()
+    assert len(rows) == result.values["images"] == 18
+    right = sum(row["predicted"] == row["label"] for row in rows)
+    assert result.values["right"] == right
+    for row in rows:
+        assert 1 / 3 <= row["confidence"] <= 1
+        assert row["second_confidence"] <= row["confidence"]
+        assert row["predicted"] != row["second"]
+    assert all(v.state == "finished" for v in verify(open_folder(str(tmp_path / "p"))))
+    assert f"{right / 18:.1%} of the 18" in result.as_text()
+
+
+def test_a_bundle_without_a_classifier_tells_nothing(made, tmp_path):
+    shutil.copytree(made[1], tmp_path / "bundle")
+    (tmp_path / "bundle/classifier.json").unlink()
+    with pytest.raises(InputError, match="holds no classifier"):
+        predict.start(
+            PredictSettings(input="x", bundle=str(tmp_path / "bundle"), output=str(tmp_path / "p"))
+        )
+
+
 @pytest.mark.parametrize(
     ("given", "error", "names"),
     [
+        ({"augment": "wobble"}, UsageError, "--augment 'wobble'"),
+        ({"unfreeze": "last:99"}, UsageError, "--unfreeze last:99: the backbone has 8 layers"),
+        ({"split_by": "class"}, InputError, "--split-by class needs four classes"),
         ({"data": "nowhere"}, InputError, "nowhere does not exist"),
         ({"labels": "nowhere.csv"}, InputError, "--labels nowhere.csv"),
         ({"leave_out": "owl"}, UsageError, "--leave-out owl"),

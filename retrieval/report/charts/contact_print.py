@@ -67,8 +67,13 @@ class Row:
     matches: tuple[tuple[Shown, ...], ...]
 
 
-def contact_print(title: str, rankings: Sequence[Ranking], rows: Sequence[Row]) -> bytes:
-    """Draw at most `QUERIES` rows as PNG, on light ground: one ranking, or two side by side."""
+def contact_print(
+    title: str, rankings: Sequence[Ranking], rows: Sequence[Row], said: str | None = None
+) -> bytes:
+    """Draw at most `QUERIES` rows as PNG, on light ground: one ranking, or two side by side.
+
+    `said` stands below the title; without it, what signs and numbers mean.
+    """
     from matplotlib.figure import Figure
 
     lefts = [_MARGIN + _SIDE + _GAP]
@@ -82,7 +87,7 @@ def contact_print(title: str, rankings: Sequence[Ranking], rows: Sequence[Row]) 
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, pixels[0] / _DPI), ylim=(pixels[1] / _DPI, 0))
         axes.set_axis_off()
-        _heading(axes, title, rankings, lefts, size[0])
+        _heading(axes, title, said or _signs(rankings), rankings, lefts, size[0])
         for number, row in enumerate(rows):
             top = _TOP + number * _ROW
             axes.plot((_MARGIN, size[0] - _MARGIN), (top - 0.12,) * 2, color=LIGHT.line, lw=0.8)
@@ -98,17 +103,22 @@ def contact_print(title: str, rankings: Sequence[Ranking], rows: Sequence[Row]) 
     return png_of(ground)
 
 
+def _signs(rankings: Sequence[Ranking]) -> str:
+    said = list(dict.fromkeys(DISTANCES[ranking.metric] for ranking in rankings))
+    numbers = said[0] if len(said) == 1 else f"left {said[0]}; right {said[1]}"
+    return f"Below each match: ✓ right, ✗ wrong; {numbers}"
+
+
 def _heading(
-    axes: Axes, title: str, rankings: Sequence[Ranking], lefts: Sequence[float], width: float
-) -> None:
+    axes: Axes, title: str, said: str, rankings: Sequence[Ranking], lefts: Sequence[float],
+    width: float,
+) -> None:  # fmt: skip
     room = (width - 2 * _MARGIN) * 72
     axes.text(
         _MARGIN, 0.22, fitted(title, 0.9 * room, TITLE + 1), size=TITLE + 1, weight="bold",
         color=LIGHT.ink, va="top",
     )  # fmt: skip
-    said = list(dict.fromkeys(DISTANCES[ranking.metric] for ranking in rankings))
-    numbers = said[0] if len(said) == 1 else f"left {said[0]}; right {said[1]}"
-    _say(axes, _MARGIN, 0.46, f"Below each match: ✓ right, ✗ wrong; {numbers}", LIGHT.soft)
+    _say(axes, _MARGIN, 0.46, said, LIGHT.soft)
     _say(axes, _MARGIN, 0.72, "Query", LIGHT.ink, bold=True)
     for ranking, left in zip(rankings, lefts, strict=False):
         name = fitted(ranking.title, 0.88 * ranking.columns * _STEP * 72, _TYPE)

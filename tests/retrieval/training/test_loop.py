@@ -1,6 +1,7 @@
-"""The loop: it learns, keeps the best epoch, is the same twice, and stops when it diverges."""
+"""The loop: it learns, keeps the best epoch, goes on to the same bytes, and stops when it must."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,30 +14,20 @@ from retrieval.model.embedding import Embedder
 from retrieval.model.plan import EnginePlan
 from retrieval.model.resolve import make_bundle
 from retrieval.training import loop
-from retrieval.training.data import Part, Photos
+from retrieval.training.augment import VARIATIONS
+from retrieval.training.batches import PER_CLASS, batches
+from retrieval.training.judge import retrieval_of
+from retrieval.training.loop import Epoch, Progress, Recipe
+from retrieval.training.network import make_body
+from retrieval.training.objectives import OBJECTIVES, make_objective
+from retrieval.training.schedule import is_over, plateaus, rate
+from tests.retrieval.training.shapes import TRANSFORM, photos_of, stripes
 
-SIDE = 32
-TRANSFORM = backbones.first_preset("scratch", image_size=SIDE, resize="crop")
-NAMES = ("across", "along", "plain")
-
-
-def stripes(each: int, side: int, seed: int) -> Part:
-    """Draw stripes that run across or along, or none, in any colours, with noise."""
-    rng = np.random.default_rng(seed)
-    pixels, classes = [], []
-    for number in range(each * len(NAMES)):
-        wave = np.sin(np.arange(side) * rng.uniform(0.6, 1.2) + rng.uniform(0, 6))
-        field = (wave[:, None], wave[None, :], 0)[number % 3] + np.zeros((side, side))
-        low, high = rng.uniform(60, 110, 3), rng.uniform(130, 200, 3)
-        image = low + (high - low) * (field[..., None] + 1) / 2 + rng.normal(0, 6, (side, side, 3))
-        pixels.append(torch.from_numpy(image.clip(0, 255).astype(np.uint8)).permute(2, 0, 1))
-        classes.append(number % 3)
-    ids = tuple(str(number) for number in range(len(pixels)))
-    return Part(torch.stack(pixels), torch.tensor(classes), ids)
-
-
-PHOTOS = Photos(NAMES, stripes(16, 36, 0), stripes(8, SIDE, 1), ())
-SMALL = Photos(NAMES, stripes(2, 36, 0), stripes(2, SIDE, 1), ())
+PHOTOS, SMALL = photos_of(16, 8), photos_of(2, 2)
+RECIPE = Recipe(
+    epochs=2, batch=16, learning_rate=1e-3, body_rate=0.1, schedule="cosine", patience=None,
+    unfreeze="all", varied=VARIATIONS, seed=0,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,68 +39,112 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def train(photos: Photos = PHOTOS, **given) -> loop.Trained:
-    said: list[loop.Epoch] = []
-    settings = {"epochs": 2, "learning_rate": 1e-3, "seed": 0, "on_epoch": said.append, **given}
-    trained = loop.train(photos, TRANSFORM, **settings)
-    assert trained.history == tuple(said)
-    return trained
+def train(photos=PHOTOS, *, objective="cross-entropy", pretrained=False, before=None, **given):
+    recipe = replace(RECIPE, **given)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        state = dict(backbones.network("scratch").state_dict())
+    source = backbones.Source(state, TRANSFORM)
+    body = make_body("scratch", source, "avg", pretrained=pretrained)
+    asked = make_objective(objective, 192, 3, recipe.seed)
+    said: list[Progress] = []
+    found = loop.train(body, asked, photos, recipe, before=before, on_epoch=said.append)
+    assert not said or found is said[-1]
+    train.said = said
+    return found
 
 
 @pytest.fixture(scope="module")
-def learnt() -> loop.Trained:
+def learnt() -> Progress:
     return train(epochs=10, learning_rate=2e-3)
 
 
 def test_it_learns(learnt):
     assert [epoch.epoch for epoch in learnt.history] == list(range(1, 11))
     assert learnt.history[-1].loss < 0.8 * learnt.history[0].loss
-    assert learnt.best.top1 > 0.8  # a third by chance
-    assert learnt.best.accuracy > 0.8
+    assert learnt.best_epoch.top1 > 0.8  # a third by chance
+    assert learnt.best_epoch.map > 0.7
+    assert learnt.best_epoch.accuracy > 0.8
 
 
-def test_the_best_epoch_is_the_one_that_retrieves_best(learnt):
-    best = max(learnt.history, key=lambda epoch: (epoch.top1, epoch.accuracy, epoch.epoch))
-    assert learnt.best == best
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "cross-entropy"])
+def test_every_objective_learns(name):
+    pytest.importorskip("pytorch_metric_learning", reason="lookalike[metric] is not installed")
+    found = train(objective=name, epochs=6, learning_rate=2e-3)
+    assert found.best_epoch.map > 0.65  # 0.35 by chance
+    assert found.history[0].accuracy is None
 
 
 def test_a_bundle_of_it_embeds_as_was_measured(learnt):
-    bundle = make_bundle("scratch", backbones.Source(learnt.state, TRANSFORM), "avg", True)
-    plan = EnginePlan("torch", "fp32", "cpu", len(PHOTOS.validation.pixels))
-    vectors = Embedder(bundle, plan).embed(list(PHOTOS.validation.pixels))
+    bundle = make_bundle("scratch", backbones.Source(learnt.best, TRANSFORM), "avg", True)
+    part = PHOTOS.validation
+    plan = EnginePlan("torch", "fp32", "cpu", len(part))
+    vectors = Embedder(bundle, plan).embed(list(part.take(torch.arange(len(part)))))
     assert vectors.shape == (24, 192)
-    assert loop.top1(torch.from_numpy(vectors), PHOTOS.validation.classes) == learnt.best.top1
+    found = retrieval_of(torch.from_numpy(vectors), part.classes, seed=0)
+    assert found == pytest.approx((learnt.best_epoch.top1, learnt.best_epoch.map), abs=1e-6)
 
 
-def test_the_kept_parameters_are_those_of_the_best_epoch(monkeypatch):
-    shares = iter([0.2, 0.9, 0.5])
-    monkeypatch.setattr(loop, "top1", lambda embeddings, classes: next(shares))
-    states = []
-    clone = loop._look
-    monkeypatch.setattr(
-        loop, "_look", lambda network, *rest: (
-            states.append({k: v.clone() for k, v in network.state_dict().items()}),
-            clone(network, *rest),
-        )[1],
-    )  # fmt: skip
-    trained = train(epochs=3)
-    assert trained.best.epoch == 2
-    assert pack(trained.state) == pack(states[1]) != pack(states[2])
+def test_the_kept_parameters_are_those_of_the_best_epoch_by_map(monkeypatch):
+    qualities = iter([(0.9, 0.2), (0.1, 0.9), (0.5, 0.9), (0.4, 0.5)])
+    monkeypatch.setattr(loop, "retrieval_of", lambda *_, **__: next(qualities))
+    found = train(epochs=4)
+    assert found.best_epoch.epoch == 3  # of equal mAP the one of more top-1
+    states = [
+        {k.removeprefix("body.body."): v for k, v in one.state.items() if k.startswith("body.")}
+        for one in train.said
+    ]
+    key = "features.0.0.weight"
+    assert torch.equal(found.best[key], states[2][key])
+    assert not torch.equal(found.best[key], states[3][key])
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others():
     first, again, other = train(), train(), train(seed=1)
-    assert pack(first.state) == pack(again.state)
+    assert pack(first.best) == pack(again.best)
     assert first.history == again.history
-    assert pack(first.state) != pack(other.state)
+    assert pack(first.best) != pack(other.best)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_a_run_that_goes_on_ends_with_the_same_bytes(pretrained, schedule):
+    asked = {"epochs": 4, "pretrained": pretrained, "schedule": schedule}
+    whole = train(**asked)
+    halfway = train.said[1]
+    rest = train(before=halfway, **asked)
+    assert len(train.said) == 2
+    assert rest.history == whole.history
+    assert pack(rest.best) == pack(whole.best)
+    assert pack(rest.state) == pack(whole.state)
+
+
+def test_a_finished_run_that_goes_on_does_nothing():
+    whole = train()
+    assert train(before=whole) is whole
 
 
 def test_what_the_caller_draws_stays_as_it_was():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    train(epochs=1)
+    train(epochs=1, pretrained=True)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_frozen_body_stays_and_its_head_learns_first():
+    found = train(pretrained=True, unfreeze="none", epochs=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        before = backbones.network("scratch").state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in found.best.items())
+    assert found.history[0].accuracy > 0.5  # of random features a head tells some
+
+
+def test_patience_ends_it(monkeypatch):
+    qualities = iter([(0, 0.2), (0, 0.5), (0, 0.4), (0, 0.5), (0, 0.3), (0, 0.9)])
+    monkeypatch.setattr(loop, "retrieval_of", lambda *_, **__: next(qualities))
+    assert len(train(epochs=6, patience=3).history) == 5
 
 
 @pytest.mark.parametrize("photos", [PHOTOS, SMALL], ids=["while learning", "after the last step"])
@@ -118,46 +153,96 @@ def test_a_loss_that_is_no_number_stops_it_and_names_the_learning_rate(photos):
         train(photos, learning_rate=1e30)
 
 
-def test_no_batch_is_a_single_photo():
-    photos = PHOTOS.training
-    for count in (2, loop.BATCH, loop.BATCH + 1, 2 * loop.BATCH + 1):
-        part = Part(photos.pixels[:count], photos.classes[:count], photos.image_ids[:count])
-        sizes = [len(b) for b in torch.arange(count).tensor_split(loop._batches(part))]
-        assert min(sizes) >= 2
-        assert max(sizes) <= loop.BATCH
-    train(Photos(NAMES, part, PHOTOS.validation, ()), epochs=1)
+def test_held_out_classes_are_judged_by_retrieval_alone():
+    photos = replace(PHOTOS, validation=stripes(8, 32, 1, names=("x", "y", "z")))
+    found = train(photos, epochs=1)
+    assert found.history[0].accuracy is None
+    assert found.history[0].map > 0
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 16, 17, 33, 100])
+def test_plain_batches_hold_every_photo_once_and_none_is_a_single_one(count):
+    found = batches(torch.zeros(count, dtype=torch.int64), 16, torch.Generator(), balanced=False)
+    assert sorted(torch.cat(found).tolist()) == list(range(count))
+    assert all(2 <= len(one) <= 16 for one in found)
+
+
+def test_balanced_batches_give_each_photo_company():
+    classes = torch.tensor([n for n in range(12) for _ in range(2 + n)])
+    found = batches(classes, 16, torch.Generator().manual_seed(0), balanced=True)
+    assert sorted(torch.cat(found).tolist()) == list(range(len(classes)))
+    for one in found:
+        counts = np.bincount(classes[one].numpy())
+        assert len(counts[counts > 0]) >= 2, "several classes"
+    alone = sum((np.bincount(classes[one].numpy()) == 1).sum() for one in found)
+    assert alone <= len(found)
+    assert max(map(len, found)) <= 16 + 2 * PER_CLASS
+
+
+# --- schedule -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 100])
-def test_the_rate_rises_and_falls_to_nothing(steps):
-    rates = [loop.rate(step, steps) for step in range(steps)]
+def test_the_cosine_rises_and_falls_to_nothing(steps):
+    rates = [rate("cosine", step, steps, ()) for step in range(steps)]
     top = rates.index(max(rates))
     assert rates[top] == 1
     assert top <= max(0, steps // 10)
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert all(0 <= rate <= 1 for rate in rates)
+    assert all(0 <= share <= 1 for share in rates)
     assert steps == 1 or rates[-1] == pytest.approx(0)
 
 
-def test_top1_by_hand():
+@pytest.mark.parametrize(
+    ("qualities", "decays"),
+    [
+        ([], 0),
+        ([0.1, 0.2, 0.3], 0),
+        ([0.3, 0.2, 0.1], 1),
+        ([0.3, 0.2, 0.4, 0.3], 0),
+        ([0.3, 0.3, 0.3, 0.3, 0.3], 2),
+        ([0.3, 0.2, 0.1, 0.5, 0.4, 0.4], 2),
+    ],
+)
+def test_a_plateau_multiplies_the_rate_once(qualities, decays):
+    assert plateaus(qualities) == decays
+    assert rate("plateau", 50, 100, qualities) == pytest.approx(0.85**decays)
+
+
+def test_patience_counts_from_the_first_of_the_best():
+    assert not is_over([0.5, 0.4], None)
+    assert not is_over([0.5, 0.4], 2)
+    assert is_over([0.5, 0.5, 0.4], 2)
+    assert not is_over([], 1)
+
+
+# --- judged -------------------------------------------------------------------------------------
+
+
+def test_retrieval_by_hand():
     angles = torch.tensor([0.0, 0.1, 0.25, 3.0])  # nearest: 1, 0, 1, 2
     embeddings = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0], [9], [2], [5]])
-    assert loop.top1(embeddings, torch.tensor([0, 0, 1, 1])) == (1 + 1 + 0 + 1) / 4
+    top1, precision = retrieval_of(embeddings, torch.tensor([0, 0, 1, 1]), seed=0)
+    assert top1 == (1 + 1 + 0 + 1) / 4
+    # the one right image of each is at rank 1, 1, 3 and 1
+    assert precision == pytest.approx((1 + 1 + 1 / 3 + 1) / 4)
 
 
 def test_an_equal_photo_is_another_photo():
     embeddings = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1], [0, 1]])
-    assert loop.top1(embeddings, torch.tensor([0, 0, 1, 1, 1])) == 1
-    assert loop.top1(embeddings, torch.tensor([0, 1, 0, 1, 2])) == 0
+    assert retrieval_of(embeddings, torch.tensor([0, 0, 1, 1, 1]), seed=0) == (1, 1)
 
 
-def test_top1_as_the_plain_way_has_it():
-    rng = np.random.default_rng(0)
-    embeddings = rng.normal(size=(60, 8)).astype(np.float32)
-    classes = rng.integers(0, 4, 60)
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    cosines = unit @ unit.T
-    np.fill_diagonal(cosines, -2)
-    expected = (classes[cosines.argmax(1)] == classes).mean()
-    assert loop.top1(torch.from_numpy(embeddings), torch.from_numpy(classes)) == expected
+def test_one_of_its_kind_does_not_look():
+    embeddings = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
+    assert retrieval_of(embeddings, torch.tensor([0, 0, 1]), seed=0) == (1, 1)
+    assert retrieval_of(embeddings, torch.tensor([0, 1, 2]), seed=0) == (0, 0)
+
+
+def test_epochs_are_ordered_by_map_then_top1():
+    epochs = [Epoch(1, 0, 0, 0.9, 0.5), Epoch(2, 0, 0, 0.1, 0.6), Epoch(3, 0, 0, 0.1, 0.6)]
+    assert Progress(tuple(epochs), {}, {}).best_epoch.epoch == 2

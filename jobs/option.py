@@ -1,0 +1,28 @@
+"""What is known of an option of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Shapes = Literal["content", "run"]
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line."""
+
+    name: str
+    type: type | str  # int, float, str, bool, "size" or "recall"
+    default: Any
+    shapes: Shapes
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def flag(self) -> str:
+        """Give the option as it is typed: `--top-k`."""
+        return "--" + self.name.replace("_", "-")

@@ -1,0 +1,66 @@
+"""The layers of a network as a person reading it counts them, and which of them learn.
+
+A layer is what has a weight matrix: a convolution, a linear map, an attention. Norms and scales
+after it belong to it. They are counted in the order in which an image passes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from retrieval.errors import UsageError
+
+_LAST = re.compile(r"last:([1-9]\d{0,4})")
+
+
+def layers_of(body: nn.Module) -> list[list[nn.Parameter]]:
+    """Give the parameters of each layer of an extractor (its `body` is a traced graph)."""
+    graph = body.body
+    assert isinstance(graph, fx.GraphModule)
+    layers: list[list[nn.Parameter]] = [[]]
+    seen: set[int] = set()
+    for parameters in _by_node(graph):
+        own = [one for one in parameters if id(one) not in seen]
+        seen |= {id(one) for one in own}
+        if any(one.ndim > 1 for one in own) and any(one.ndim > 1 for one in layers[-1]):
+            layers.append([])
+        layers[-1] += own
+    return [layer for layer in layers if layer]
+
+
+def _by_node(graph: fx.GraphModule) -> Iterator[list[nn.Parameter]]:
+    """Give the parameters that each step of a graph uses."""
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            yield list(graph.get_submodule(node.target).parameters())
+        elif node.op == "get_attr":
+            place, _, name = node.target.rpartition(".")
+            value = getattr(graph.get_submodule(place), name, None)
+            if isinstance(value, nn.Parameter):
+                yield [value]
+
+
+def unfreeze(body: nn.Module, which: str) -> int:
+    """Let `none`, `all` or `last:N` of the layers learn, and give how many do.
+
+    Raises UsageError where there are fewer.
+    """
+    layers = layers_of(body)
+    count = _count(which, len(layers))
+    for number, layer in enumerate(layers):
+        for parameter in layer:
+            parameter.requires_grad_(number >= len(layers) - count)
+    return count
+
+
+def _count(which: str, layers: int) -> int:
+    found = _LAST.fullmatch(which)
+    if found is None and which not in ("none", "all"):
+        raise UsageError(f"--unfreeze {which!r}: write none, all or last:N")
+    count = {"none": 0, "all": layers}.get(which, 0) if found is None else int(found[1])
+    if count > layers:
+        raise UsageError(f"--unfreeze {which}: the backbone has {layers} layers")
+    return count

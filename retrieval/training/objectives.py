@@ -1,0 +1,104 @@
+"""What a network is asked for while it learns: a loss of embeddings and their classes.
+
+Cross-entropy is ours; the others are pytorch-metric-learning's, which an extra installs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from retrieval.errors import UsageError
+
+SMOOTHING = 0.05
+"""Of labels: keeps the classes from being pushed apart for ever."""
+
+
+class Objective(nn.Module):
+    """A loss; what it learns beside the network (a classifier, proxies) are its parameters."""
+
+    balanced = True
+    """Whether batches must hold several photos of each of their classes."""
+
+    def __init__(
+        self, loss: Callable[..., Tensor], miner: Callable[..., Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.miner = miner
+
+    def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
+        """Give the mean loss of (n, d) embeddings of (n,) classes."""
+        found = (embeddings, classes)
+        mined = () if self.miner is None else (self.miner(*found),)
+        loss: Tensor = self.loss(*found, *mined)
+        return loss
+
+
+class CrossEntropy(Objective):
+    """A linear classifier of the embeddings, with smoothed labels."""
+
+    balanced = False
+
+    def __init__(self, dimension: int, classes: int) -> None:
+        nn.Module.__init__(self)
+        self.classifier = nn.Linear(dimension, classes)
+
+    def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
+        """Give the mean loss of (n, d) embeddings of (n,) classes."""
+        logits = self.classifier(embeddings)
+        return functional.cross_entropy(logits, classes, label_smoothing=SMOOTHING)
+
+
+def _arcface(dimension: int, classes: int) -> Objective:
+    """Deng et al., "ArcFace" (CVPR 2019)."""
+    return Objective(_library().losses.ArcFaceLoss(classes, dimension))
+
+
+def _supcon(dimension: int, classes: int) -> Objective:  # noqa: ARG001 - one signature for all
+    """Khosla et al., "Supervised contrastive learning" (NeurIPS 2020)."""
+    return Objective(_library().losses.SupConLoss())
+
+
+def _proxy_anchor(dimension: int, classes: int) -> Objective:
+    """Kim et al., "Proxy anchor loss for deep metric learning" (CVPR 2020)."""
+    return Objective(_library().losses.ProxyAnchorLoss(classes, dimension))
+
+
+def _triplet(dimension: int, classes: int) -> Objective:  # noqa: ARG001 - one signature for all
+    """Schroff et al., "FaceNet" (CVPR 2015), with its semi-hard triplets."""
+    library = _library()
+    miner = library.miners.TripletMarginMiner(type_of_triplets="semihard")
+    return Objective(library.losses.TripletMarginLoss(margin=0.1), miner)
+
+
+OBJECTIVES: dict[str, Callable[[int, int], Objective]] = {
+    "cross-entropy": CrossEntropy,
+    "arcface": _arcface,
+    "supcon": _supcon,
+    "proxy-anchor": _proxy_anchor,
+    "triplet": _triplet,
+}
+
+
+def make_objective(name: str, dimension: int, classes: int, seed: int) -> Objective:
+    """Make the objective of a name; what it draws at first is seeded."""
+    with torch.random.fork_rng(devices=[]):  # the caller's own draws stay what they were
+        torch.manual_seed(seed)
+        return OBJECTIVES[name](dimension, classes)
+
+
+def _library() -> Any:
+    try:
+        import pytorch_metric_learning as library
+        from pytorch_metric_learning import losses, miners  # noqa: F401 - they are asked for
+    except ImportError as error:
+        raise UsageError(
+            f"--objective needs pytorch-metric-learning ({error}); install lookalike[metric], or "
+            "take cross-entropy"
+        ) from error
+    return library

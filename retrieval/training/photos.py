@@ -1,0 +1,218 @@
+"""Labelled photos, decoded once into arrays that lie on disk and are read as they are needed.
+
+A network sees each photo dozens of times, and decoding would take longest. So each is decoded once,
+in threads, and kept as uint8 twice: as a bundle sees it, and with a margin that crops are cut from
+(at 224 pixels 150 and 190 kB a photo). Arrays are mapped, not read: memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retrieval.errors import InputError, LookalikeError
+from retrieval.images.decode import apply, decode_full
+from retrieval.images.opening import Opener
+from retrieval.records import Item, Transform
+from retrieval.storage.seal import read_json, sealed_json
+from retrieval.training.augment import MARGIN
+from retrieval.training.labelled import digest
+from retrieval.training.split import SplitBy, validates
+
+_EXACT, _WIDE, _NOTE = "exact.npy", "wide.npy", "photos.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The photos of one part of the split: places `rows` of `pixels`, which both parts share.
+
+    `pixels` is uint8 (all, 3, side, side), mapped from disk; `classes` int64 (n,), places in
+    `names`.
+    """
+
+    pixels: Tensor
+    rows: NDArray[np.int64]
+    classes: Tensor
+    names: tuple[str, ...]
+    image_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Count the photos."""
+        return len(self.rows)
+
+    def take(self, which: Tensor) -> Tensor:
+        """Read the pixels of some photos, by their place in this part."""
+        return self.pixels[torch.from_numpy(self.rows)[which]]
+
+
+@dataclass(frozen=True)
+class Photos:
+    """All that is trained from. Where whole classes are held out, the two parts share no name."""
+
+    training: Part
+    plain: Part  # those that train, as a bundle sees them
+    validation: Part
+    failures: tuple[str, ...]  # "image_id: why", of photos that could not be read
+
+    @property
+    def same_classes(self) -> bool:
+        """Tell whether what validates is of the classes that train."""
+        return self.training.names == self.validation.names
+
+
+@contextmanager
+def decoded(
+    items: Sequence[Item], transform: Transform, *, max_pixels: int, cache: str | None,
+    threads: int, options: Mapping[str, Any] | None = None,
+) -> Iterator[Decoded]:  # fmt: skip
+    """Decode photos into a folder below `cache`, or find them there; without one for this run."""
+    with TemporaryDirectory(prefix="lookalike-photos-") as scratch:
+        name = _name(items, transform, max_pixels)
+        folder = Path(cache or scratch, f"photos-{name}")
+        found = _there(folder, items)
+        if found is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _NOTE).unlink(missing_ok=True)
+            with Opener(options) as opener:
+                found = _decode(items, opener, transform, max_pixels, folder, threads)
+        yield found
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Photos as arrays; of item n the row n, which is blank where `failures` names the item."""
+
+    folder: Path
+    items: tuple[Item, ...]
+    exact: Tensor
+    wide: Tensor
+    failures: Mapping[int, str]  # by place: why
+
+    def parted(self, *, by: SplitBy, share: float, seed: int) -> Photos:
+        """Part the readable photos in those that train and those that validate."""
+        rows = np.array([n for n in range(len(self.items)) if n not in self.failures], np.int64)
+        labels = [str(self.items[row].label) for row in rows]
+        held = validates(labels, by=by, share=share, seed=seed) if len(rows) else np.zeros(0, bool)
+        failures = sorted(f"{self.items[n].image_id}: {why}" for n, why in self.failures.items())
+        training = self._part(self.wide, rows[~held])
+        plain = dataclasses.replace(training, pixels=self.exact)
+        return Photos(training, plain, self._part(self.exact, rows[held]), tuple(failures))
+
+    def _part(self, pixels: Tensor, rows: NDArray[np.int64]) -> Part:
+        items = [self.items[row] for row in rows]
+        names = sorted({str(item.label) for item in items})
+        classes = torch.from_numpy(np.searchsorted(names, [str(item.label) for item in items]))
+        return Part(pixels, rows, classes, tuple(names), tuple(item.image_id for item in items))
+
+
+def _name(items: Sequence[Item], transform: Transform, max_pixels: int) -> str:
+    """Name photos by all that shapes their pixels."""
+    shape = [digest(items), [item.path for item in items], transform.to_json(), max_pixels, MARGIN]
+    return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
+
+
+def decoded_in(folder: Path, items: Sequence[Item]) -> Decoded:
+    """Open photos that another process has decoded into a folder."""
+    found = _there(folder, items)
+    if found is None:
+        raise InputError(f"{folder} holds no photos; --cache must be seen by all workers")
+    return found
+
+
+def _there(folder: Path, items: Sequence[Item]) -> Decoded | None:
+    """Find what an earlier run has decoded, if it is whole and unaltered."""
+    try:
+        note = read_json((folder / _NOTE).read_bytes())
+        if note is None or any(_sum(folder / n) != note["files"][n] for n in (_EXACT, _WIDE)):
+            return None
+    except FileNotFoundError:
+        return None
+    exact, wide = (torch.from_numpy(_mapped(folder / name)) for name in (_EXACT, _WIDE))
+    return Decoded(
+        folder, tuple(items), exact, wide, {int(n): w for n, w in note["failures"].items()}
+    )
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    """Map an array; for writing, though nobody does, since torch asks for it."""
+    found: NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
+    return found
+
+
+def _sum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _decode(
+    items: Sequence[Item], opener: Opener, transform: Transform, max_pixels: int, folder: Path,
+    threads: int,
+) -> Decoded:  # fmt: skip
+    transforms = (transform, _margined(transform))
+    arrays = [
+        _made(folder / name, (len(items), 3, each.image_size, each.image_size))
+        for name, each in zip((_EXACT, _WIDE), transforms, strict=True)
+    ]
+    failures: dict[int, str] = {}
+
+    def read(place: int) -> None:
+        pixels = _read(items[place], opener, transforms, max_pixels)
+        if isinstance(pixels, str):
+            failures[place] = pixels
+            return
+        for array, each in zip(arrays, pixels, strict=True):
+            array[place] = each.numpy()
+
+    with ThreadPoolExecutor(threads, "decode") as pool:
+        list(pool.map(read, range(len(items))))
+    note = {"files": {name: _sum(folder / name) for name in (_EXACT, _WIDE)},
+            "failures": {str(place): failures[place] for place in sorted(failures)}}  # fmt: skip
+    (folder / _NOTE).write_bytes(sealed_json(note))
+    return decoded_in(folder, items)
+
+
+def _made(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Make an array on disk, with all its room: a full disk would end the process later."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
+
+
+def _margined(transform: Transform) -> Transform:
+    """Give the transform of a training photo: the same view of it, larger."""
+    return dataclasses.replace(
+        transform,
+        resize_size=round(transform.resize_size * MARGIN),
+        image_size=round(transform.image_size * MARGIN),
+    )
+
+
+def _read(
+    item: Item, opener: Opener, transforms: Sequence[Transform], max_pixels: int
+) -> list[Tensor] | str:
+    """Give the pixels of a photo by each transform, or why there are none."""
+    if item.problem is not None:
+        return item.problem
+    try:
+        data = opener.read(item.path, item.place, item.size)
+        whole = decode_full(data, max_pixels=max_pixels)
+        return [apply(whole, transform) for transform in transforms]
+    except LookalikeError:  # a disk that fails for now is no broken photo
+        raise
+    except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all
+        return " ".join(str(error).split())[:200] or type(error).__name__

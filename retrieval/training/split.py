@@ -1,0 +1,46 @@
+"""What is held out to judge by: three images of ten of each class, or three classes of ten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import InputError
+
+SplitBy = Literal["image", "class"]
+
+
+def validates(labels: Sequence[str], *, by: SplitBy, share: float, seed: int) -> NDArray[np.bool_]:
+    """Tell which of n images, given by their classes, validate; `share` of them, 0 < share < 1.
+
+    By image, each class is parted by its own seed, so that leaving one out does not part the others
+    anew; at least one image of each trains, and one of each validates. By class, whole classes are
+    held out, two of them at least, since only others of a class can be found; two train at least.
+    Refused: what is too little for that.
+    """
+    names = sorted(set(labels))
+    of_class = np.searchsorted(names, labels)
+    held = np.zeros(len(labels), np.bool_)
+    if by == "class":
+        order = np.random.default_rng((seed, *b"classes")).permutation(len(names))
+        count = max(2, round(share * len(names)))
+        if len(names) - count < 2:
+            raise InputError(
+                f"--split-by class needs four classes of readable images and --data has "
+                f"{len(names)}; add some, or --split-by image"
+            )
+        return np.isin(of_class, order[:count])
+    for number, name in enumerate(names):
+        places = np.flatnonzero(of_class == number)
+        if len(places) < 2:
+            raise InputError(
+                f"of class {name} of --data {len(places)} image can be read and training needs "
+                "two; add some or --leave-out the class"
+            )
+        order = np.random.default_rng((seed, *name.encode())).permutation(len(places))
+        count = min(max(1, round(share * len(places))), len(places) - 1)
+        held[places[order[:count]]] = True
+    return held

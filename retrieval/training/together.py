@@ -1,0 +1,43 @@
+"""Several processes that learn one network: each takes its share of a batch.
+
+Their gradients are averaged. Alone, all of it is nothing. The processes are those of
+torch.distributed; who starts them is not known here. Each holds the same network and draws the same
+batches, so nothing else travels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+
+
+class Together:
+    """The processes that learn together: this one alone, if no group of them was made."""
+
+    def __init__(self) -> None:
+        grouped = distributed.is_available() and distributed.is_initialized()
+        self.rank = distributed.get_rank() if grouped else 0
+        self.count = distributed.get_world_size() if grouped else 1
+
+    def own(self, which: Tensor) -> Tensor:
+        """Give this process' share of a batch: every `count`-th; at least one."""
+        own = which[self.rank :: self.count]
+        return own if len(own) else which[:1]
+
+    def share(self, optimizer: torch.optim.Optimizer) -> None:
+        """Average the gradients over the processes."""
+        if self.count == 1:
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.count
+
+    def mean(self, total: float, count: int) -> float:
+        """Give the sum of the processes' totals over a count."""
+        if self.count == 1:
+            return total / count
+        summed = torch.tensor(total, dtype=torch.float64)
+        distributed.all_reduce(summed)
+        return float(summed) / count
