@@ -88,12 +88,13 @@ def _confused(pairs: pa.Table, told: Told, photos: Photos) -> bytes:
     part, rows = photos.validation, pairs.to_pylist()
     places = {name: number for number, name in enumerate(part.names)}
     classes = part.classes.numpy()
-    mistaken, others = [], []
+    typical, mistaken, others = [], [], []
     for row in rows:
         of, taken = places[row["label"]], places[row["predicted"]]
+        typical.append(_photos(part, np.flatnonzero((classes == of) & (told == of))))
         mistaken.append(_photos(part, np.flatnonzero((classes == of) & (told == taken))))
         others.append(_photos(part, np.flatnonzero(classes == taken)))
-    return confusion_print(rows, mistaken, others)
+    return confusion_print(rows, typical, mistaken, others)
 
 
 def _photos(part: Part, places: NDArray[np.int64]) -> list[bytes]:

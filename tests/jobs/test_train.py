@@ -64,7 +64,7 @@ def start(photos: Path, output: Path, **given) -> train.Result:
 
 def test_a_bundle_is_an_output_like_any_other(made):
     _, output, _ = made
-    assert set(tree(output, but=())) == FILES
+    assert set(tree(output, but=())) - {"confusion.png"} == FILES  # which may have nothing to show
     assert [verdict.state for verdict in verify(open_folder(str(output)))] == ["finished"]
     bundle = read_bundle(open_folder(str(output)))
     assert (bundle.backbone, bundle.pooling, bundle.normalize) == ("scratch", "avg", True)

@@ -68,11 +68,13 @@ class Row:
 
 
 def contact_print(
-    title: str, rankings: Sequence[Ranking], rows: Sequence[Row], said: str | None = None
-) -> bytes:
+    title: str, rankings: Sequence[Ranking], rows: Sequence[Row], *, said: str | None = None,
+    first: str = "Query",
+) -> bytes:  # fmt: skip
     """Draw at most `QUERIES` rows as PNG, on light ground: one ranking, or two side by side.
 
-    `said` stands below the title; without it, what signs and numbers mean.
+    `said` stands below the title; without it, what signs and numbers mean. `first` heads the photos
+    at the left.
     """
     from matplotlib.figure import Figure
 
@@ -87,7 +89,7 @@ def contact_print(
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, pixels[0] / _DPI), ylim=(pixels[1] / _DPI, 0))
         axes.set_axis_off()
-        _heading(axes, title, said or _signs(rankings), rankings, lefts, size[0])
+        _heading(axes, (title, said or _signs(rankings), first), rankings, lefts, size[0])
         for number, row in enumerate(rows):
             top = _TOP + number * _ROW
             axes.plot((_MARGIN, size[0] - _MARGIN), (top - 0.12,) * 2, color=LIGHT.line, lw=0.8)
@@ -110,16 +112,17 @@ def _signs(rankings: Sequence[Ranking]) -> str:
 
 
 def _heading(
-    axes: Axes, title: str, said: str, rankings: Sequence[Ranking], lefts: Sequence[float],
+    axes: Axes, words: tuple[str, str, str], rankings: Sequence[Ranking], lefts: Sequence[float],
     width: float,
 ) -> None:  # fmt: skip
+    title, said, first = words
     room = (width - 2 * _MARGIN) * 72
     axes.text(
         _MARGIN, 0.22, fitted(title, 0.9 * room, TITLE + 1), size=TITLE + 1, weight="bold",
         color=LIGHT.ink, va="top",
     )  # fmt: skip
     _say(axes, _MARGIN, 0.46, said, LIGHT.soft)
-    _say(axes, _MARGIN, 0.72, "Query", LIGHT.ink, bold=True)
+    _say(axes, _MARGIN, 0.72, first, LIGHT.ink, bold=True)
     for ranking, left in zip(rankings, lefts, strict=False):
         name = fitted(ranking.title, 0.88 * ranking.columns * _STEP * 72, _TYPE)
         _say(axes, left, 0.72, name, LIGHT.ink, bold=True)

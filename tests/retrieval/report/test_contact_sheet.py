@@ -140,7 +140,7 @@ def test_least_scores_notes_and_charts_are_shown():
         charts=(Chart("curve", "A curve", 'It "rises".', b"<svg>light</svg>", b"<svg>dark</svg>"),),
     )
     rows = found.texts("tr")
-    assert "90.0 % 0.610090.5 % 88.0 % to 93.0 % 120 50.0 %75.0 %" in rows
+    assert "90.0 % 0.610090.5 % 88.0 % to 93.0 % 12075.0 %" in rows
     assert "99.9 % No score reaches it." in rows
     assert found.texts("ul", **{"class": "said"}) == ["3 queries <have> no label."]
     ((image, _),) = found.all("img")
