@@ -14,7 +14,7 @@ from jobs.groups import Elsewhere, EngineOptions, Judging, Listing, Model, Readi
 from jobs.options import setting
 
 if TYPE_CHECKING:  # not loaded for --help
-    from retrieval.tables import Metric
+    from retrieval.tables import Metric, Resize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +148,34 @@ class TrainSettings(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings(Common):
-    """lookalike compare."""
+class CompareSettings(Common, EngineOptions, Listing):
+    """lookalike compare; without `data` it lists the backbones."""
 
+    data: str | None = setting(
+        "data", default=None,
+        help="labelled images: a folder a class, or any source with --labels or labels of its own",
+    )  # fmt: skip
+    output: str | None = setting("output", default=None)
     backbones: str | None = setting("backbones")
+    weights: str | None = setting(
+        "weights",
+        help="folder with NAME.safetensors or NAME.pth a backbone (of timm:NAME too), or random; "
+        "default: each backbone's own",
+    )
+    bundle: str | None = setting("bundle", help="trained bundles to compare as well, a,b,c")
+    pca: int | None = setting(
+        "pca", default=256,
+        help="also measure vectors projected to so many dimensions; fitted on the compared images "
+        "themselves, as run --pca is on the gallery",
+    )  # fmt: skip
+    image_size: int | None = setting("image_size")
+    resize: Resize | None = setting("resize")
+    image_column: str | None = setting("image_column")
+    max_pixels: int = setting("max_pixels")
+    seed: int = setting("seed")
+    overwrite: bool = setting("overwrite")
+    workers: int | None = setting("workers")
+    ray_address: str | None = setting("ray_address")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,13 @@ FORMAT = 1
 """Version of the layout on disk; another one is refused."""
 
 Metric = Literal["cosine", "ip", "l2"]
-Pooling = Literal["avg", "max", "gem"]
+Pooling = Literal["avg", "max", "gem", "each"]
+"""`each` is all three side by side, for `compare`; nobody can ask for it."""
 Resize = Literal["crop", "squash", "pad", "squash-crop"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 """(n, d) vectors as they are stored."""
 
-Kind = Literal["store", "index", "matches", "run", "bundle"]
+Kind = Literal["store", "index", "matches", "run", "bundle", "comparison"]
 
 
 @dataclass(frozen=True)
@@ -192,19 +193,34 @@ HISTORY = Table(
     ),
 )
 
-TABLES = (
-    LISTING,
-    DELETED,
-    FAILURES,
-    FILES,
-    SHARD_ROWS,
-    RECALL,
-    MATCHES,
-    PAIRS,
-    GALLERY_LABELS,
-    BARRED,
-    HISTORY,
-)
+COMPARISON = Table(
+    "comparison",
+    "map, the highest first; backbone, pooling, pca, metric",
+    (
+        Column("backbone", pa.string(), "as --backbones names it; of --bundle: its path"),
+        Column("pooling", pa.string(), "avg, max or gem"),
+        Column("pca", pa.int32(), "dimensions that --pca left; null without"),
+        Column("metric", pa.string(), "cosine; ip and l2 are of vectors as the network gave them"),
+        Column("dimension", pa.int32(), "numbers a vector"),
+        *(
+            Column(f"{name}{end}", pa.float64(), f"{what}{of}")
+            for name, what in (("top1", "share of queries whose closest other image is right"),
+                               ("top3", "with a right image among the closest 3"),
+                               ("top10", "with a right image among the closest 10"),
+                               ("map", "mean average precision, of the whole ranking"))
+            for end, of in (("", ""), ("_low", ": lower end of its 95 % interval"),
+                            ("_high", ": upper end"))
+        ),
+        Column("queries", pa.int64(), "images that were ranked against all others"),
+        Column("images", pa.int64(), "images that have a vector"),
+        Column("images_per_second", pa.float64(), "of one worker; differs from run to run"),
+        Column("parameters", pa.int64(), "of the network, without its classifier"),
+        Column("weight_bytes", pa.int64(), "size of these parameters"),
+    ),
+)  # fmt: skip
+
+TABLES = (LISTING, DELETED, FAILURES, FILES, SHARD_ROWS, RECALL, MATCHES, PAIRS, GALLERY_LABELS,
+          BARRED, HISTORY, COMPARISON)  # fmt: skip
 
 
 def part_table(dimension: int, dtype: str, more: pa.Schema | None = None) -> Table:
@@ -285,4 +301,5 @@ KINDS: dict[str, tuple[str, ...]] = {
         r"pairs\.parquet",
     ),
     "run": (*_COMMON, *_REPORT),
+    "comparison": (*_COMMON, r"backbones/[\w.-]+\.json", r"compare\.(parquet|html)"),
 }
