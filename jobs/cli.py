@@ -47,7 +47,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(settings.ReportSettings, "jobs.report", "Matches to a page with pictures."),
     "train": Verb(settings.TrainSettings, "jobs.train", "Labelled images to a bundle."),
     "compare": Verb(settings.CompareSettings, "jobs.compare",
-                    "The backbones: size, dimension, cost and published accuracy."),
+                    "Which network retrieves best on labelled images? Without --data: the list."),
     "verify": Verb(settings.VerifySettings, "jobs.verify",
                    "Is an output whole and unaltered, and how far is it?"),
     "demo": Verb(settings.DemoSettings, "jobs.demo", "Everything on drawn sample images."),

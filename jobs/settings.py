@@ -10,11 +10,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs.groups import Elsewhere, EngineOptions, Judging, Listing, Model, Reading
+from jobs import groups
 from jobs.options import setting
 
 if TYPE_CHECKING:  # not loaded for --help
-    from retrieval.tables import Metric, Resize
+    from retrieval.tables import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedSettings(Running, Model, EngineOptions, Reading, Elsewhere):
+class EmbedSettings(Running, groups.Model, groups.EngineOptions, groups.Reading, groups.Elsewhere):
     """lookalike embed."""
 
     input: str = setting("input")
@@ -70,7 +70,7 @@ class EmbedSettings(Running, Model, EngineOptions, Reading, Elsewhere):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexSettings(Running, Indexing, Listing, Elsewhere):
+class IndexSettings(Running, Indexing, groups.Listing, groups.Elsewhere):
     """lookalike index."""
 
     embeddings: str = setting("embeddings")
@@ -80,7 +80,7 @@ class IndexSettings(Running, Indexing, Listing, Elsewhere):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Running, Ranking, EngineOptions, Reading, Elsewhere):
+class RankSettings(Running, Ranking, groups.EngineOptions, groups.Reading, groups.Elsewhere):
     """lookalike rank."""
 
     index: str = setting("index")
@@ -91,7 +91,7 @@ class RankSettings(Running, Ranking, EngineOptions, Reading, Elsewhere):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(Running, Model, EngineOptions, Reading, Indexing, Ranking):
+class RunSettings(Running, groups.Model, groups.EngineOptions, groups.Reading, Indexing, Ranking):
     """lookalike run."""
 
     gallery: str = setting("gallery")
@@ -100,7 +100,7 @@ class RunSettings(Running, Model, EngineOptions, Reading, Indexing, Ranking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(Common, Judging):
+class EvaluateSettings(Common, groups.Judging):
     """lookalike evaluate."""
 
     matches: str = setting("matches")
@@ -113,7 +113,7 @@ class EvaluateSettings(Common, Judging):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings(Common, Judging):
+class ReportSettings(Common, groups.Judging):
     """lookalike report."""
 
     matches: str = setting("matches")
@@ -148,7 +148,9 @@ class TrainSettings(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings(Common, EngineOptions, Listing):
+class CompareSettings(
+    Common, groups.Contenders, groups.EngineOptions, groups.Listed, groups.Images
+):
     """lookalike compare; without `data` it lists the backbones."""
 
     data: str | None = setting(
@@ -156,24 +158,15 @@ class CompareSettings(Common, EngineOptions, Listing):
         help="labelled images: a folder a class, or any source with --labels or labels of its own",
     )  # fmt: skip
     output: str | None = setting("output", default=None)
-    backbones: str | None = setting("backbones")
-    weights: str | None = setting(
-        "weights",
-        help="folder with NAME.safetensors or NAME.pth a backbone (of timm:NAME too), or random; "
-        "default: each backbone's own",
-    )
-    bundle: str | None = setting("bundle", help="trained bundles to compare as well, a,b,c")
     pca: int | None = setting(
         "pca", default=256,
         help="also measure vectors projected to so many dimensions; fitted on the compared images "
         "themselves, as run --pca is on the gallery",
     )  # fmt: skip
-    image_size: int | None = setting("image_size")
-    resize: Resize | None = setting("resize")
-    image_column: str | None = setting("image_column")
-    max_pixels: int = setting("max_pixels")
     seed: int = setting("seed")
-    overwrite: bool = setting("overwrite")
+    overwrite: bool = setting(
+        "overwrite", help="start anew where another job's output stands; stores that fit are kept"
+    )
     workers: int | None = setting("workers")
     ray_address: str | None = setting("ray_address")
 

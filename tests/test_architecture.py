@@ -21,7 +21,13 @@ FLOORS = [
     {"retrieval.closest"},
     {"retrieval.images", "retrieval.embeddings"},
     {"retrieval.model", "retrieval.index", "retrieval.ranking", "retrieval.evaluation"},
-    {"retrieval.report", "retrieval.training", "retrieval.costs", "retrieval.samples"},
+    {
+        "retrieval.report",
+        "retrieval.training",
+        "retrieval.costs",
+        "retrieval.samples",
+        "retrieval.combinations",
+    },
     {"jobs"},
 ]
 MOST_LINES, MOST_IN_FUNCTION, MOST_IN_JOB = 320, 60, 210
