@@ -27,8 +27,9 @@ def start(settings: CompareSettings) -> Result:
         from jobs.compare_data import compare
 
         return compare(settings)
-    if settings.output is not None:
-        raise UsageError("--output needs --data, the labelled images to compare on")
+    for option in ("output", "bundle", "labels"):
+        if getattr(settings, option) is not None:
+            raise UsageError(f"--{option} needs --data, the labelled images to compare on")
     cards = [backbones.card(name, flag="--backbones") for name in _names(settings)]
     values = {"backbones": [dataclasses.asdict(card) for card in cards]}
     return Result(values, (*table(_HEADINGS, [_cells(card) for card in cards]), *_LEGEND))

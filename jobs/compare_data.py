@@ -39,6 +39,7 @@ from retrieval.storage.seal import read_json, sealed_json
 
 _NOT_OF_A_NETWORK = (StorageFailure, Stalled, Damaged, TooManyFailures)
 """What would happen to the next one as well."""
+_COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # by batch norms, not learnt
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def compare(settings: CompareSettings) -> Result:
         folder = open_folder(settings.output)
         job = content_of(settings) | {
             "data": open_folder(str(settings.data)).uri(), "images_listed": labelled.digest,
-            "backbones": [one.name for one in contenders if not one.bundle],
+            "backbones": [one.name for one in contenders if one.bundle is None],
         }  # fmt: skip
         commit.begin(folder, "comparison", job, overwrite=settings.overwrite)
         if not finished.is_finished(folder):
@@ -135,17 +136,21 @@ def _one(comparing: Comparing, contender: Contender) -> dict[str, Any]:
     store = open_store(into)
     known = {
         "backbone": contender.name, "images_per_second": _rate(into),
-        "parameters": sum(value.numel() for value in bundle.state().values()),
+        "parameters": sum(
+            value.numel() for key, value in bundle.state().items() if not key.endswith(_COUNTED)
+        ),
         "weight_bytes": len(bundle.weights),
     }  # fmt: skip
     measure = _measuring(store, widths, bundle.dimension if bundle.projection else None, settings)
     say(f"measure {contender.name}: {', '.join(widths)}")
     rows = [known | row for found in tasks.tasks(where, measure, list(widths)) for row in found]
+    if not rows:
+        raise InputError("too few of its images could be embedded to judge anything")
     rows.sort(key=lambda row: (row["pooling"], row["pca"] or 0, row["metric"]))
     notes = []
     if failed := manifest.counts["failures"]:
         notes.append(f"{contender.name}: {failed} images could not be embedded and are left out")
-    if list(widths) == ["avg"] and not contender.bundle:
+    if list(widths) == ["avg"] and contender.bundle is None:
         notes.append(f"{contender.name} ends without a map of features: pooling avg alone")
     if settings.pca and all(row["pca"] is None for row in rows):
         notes.append(

@@ -24,7 +24,7 @@ class Contender:
 
     name: str
     file: str
-    bundle: bool = False
+    bundle: str | None = None  # its path
 
 
 def contenders_of(settings: CompareSettings) -> list[Contender]:
@@ -35,14 +35,15 @@ def contenders_of(settings: CompareSettings) -> list[Contender]:
     names = _named(settings) if settings.backbones is not None else []
     found = [Contender(name, name.replace(":", "-")) for name in names]
     return found + [
-        Contender(path, f"bundle-{number}", bundle=True) for number, path in enumerate(bundles)
+        Contender(path.encode("utf-8", "backslashreplace").decode(), f"bundle-{number}", path)
+        for number, path in enumerate(bundles)
     ]
 
 
 def model_of(settings: CompareSettings, contender: Contender) -> tuple[Bundle, dict[str, int]]:
     """Make the bundle that embeds for all poolings at once, and the width of each."""
-    if contender.bundle:
-        return _trained(contender.name)
+    if contender.bundle is not None:
+        return _trained(contender.bundle)
     weights = settings.weights
     if weights not in (None, RANDOM):
         weights = _file_of(open_folder(weights), contender.name)

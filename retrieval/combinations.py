@@ -58,12 +58,13 @@ class Images:
 def measure(trial: Trial, pooling: str, alive: Callable[[], None]) -> list[dict[str, Any]]:
     """Measure a pooling with each projection and metric; a dict of figures each.
 
+    None where no two images of a class have a vector.
     In memory are the vectors of one pooling, as they are and projected, and a block of rankings.
     """
     images = _images(trial, pooling)
     queries = asked(images.ids, classes_of(images.labels), trial.most, trial.seed)
-    found = []
-    for pca, metrics in _steps(trial, images):
+    found: list[dict[str, Any]] = []
+    for pca, metrics in _steps(trial, images) if len(queries) else ():
         vectors = images.vectors if pca is None or trial.projected else _project(trial, images, pca)
         for metric in metrics:
             ready = block(vectors, metric)

@@ -36,7 +36,7 @@ def best_of_each(rows: Sequence[Row]) -> list[Row]:
 
 def way(row: Row) -> str:
     """Name a combination without its network: "gem, PCA 256, cosine"."""
-    pca = f"PCA {row['pca']}" if row["pca"] else None
+    pca = f"PCA\u00a0{row['pca']}" if row["pca"] else None
     return ", ".join(part for part in (row["pooling"], pca, row["metric"]) if part)
 
 

@@ -13,7 +13,7 @@ from jobs.cli import _command
 from jobs.compare import start
 from jobs.settings import CompareSettings
 from retrieval.embeddings.store import open_store, vectors_of
-from retrieval.errors import InputError, Mismatch, UsageError
+from retrieval.errors import InputError, Mismatch, TooManyFailures, UsageError
 from retrieval.model.backbones import network
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
@@ -298,6 +298,24 @@ def test_labels_of_a_file_and_a_sample_of_queries(photos, tmp_path, monkeypatch)
     ]
 
 
+def test_images_that_cannot_be_read_are_left_out_and_said(photos, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    for name in ("class0/photo0000.jpg", "class1/photo0001.jpg"):
+        (data / name).write_bytes(b"no image")
+    with pytest.raises(TooManyFailures):
+        compared(data, tmp_path / "out")
+    result = compared(data, tmp_path / "out", max_error_rate=0.5)
+    assert "scratch: 2 images could not be embedded and are left out" in result.values["notes"]
+    assert {(row["queries"], row["images"]) for row in result.values["combinations"]} == {(16, 16)}
+    for path in data.rglob("*.jpg"):
+        if path.name > "photo0002.jpg":
+            path.write_bytes(b"no image")
+    (data / "class2" / "photo0005.jpg").unlink()
+    with pytest.raises(InputError, match="too few of its images could be embedded"):
+        compared(data, tmp_path / "few", max_error_rate=1.0)
+
+
 def test_what_cannot_be_compared_is_said_in_a_sentence(photos, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -328,6 +346,7 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(photos, tmp_path):
     for words, said in [
         (["--data", photos, "--backbones", "scratch"], "--data needs --output"),
         (["--output", tmp_path / "out"], "--output needs --data"),
+        (["--bundle", tmp_path / "out"], "--bundle needs --data"),
     ]:
         ended = lookalike_here("compare", *words)
         assert (ended.code, said in ended.error) == (2, True)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
-_WIDTH, _LINE = 6.4, 0.24  # inches, of all and of a network
-_NAME, _RIGHT, _TOP, _BOTTOM = 1.7, 0.25, 0.4, 0.52
+_WIDTH, _LINE = 4.4, 0.24  # inches, of all and of a network
+_NAME, _RIGHT, _TOP, _BOTTOM = 1.6, 0.2, 0.4, 0.52
 _SAID = 5  # networks named to whoever does not see the chart
 
 
@@ -56,7 +56,7 @@ def _draw(
             fmt="o", ms=6, color=theme.accent, lw=1.8, capsize=3, zorder=3,
         )  # fmt: skip
     axes.set_ylim(max(len(networks), 2) - 0.4, -0.6)
-    room = (_NAME - 0.16) * 72
+    room = (_NAME - 0.1) * 72
     axes.set_yticks(range(len(networks)), [fitted(name, room, SMALL) for name in networks])
     axes.tick_params(axis="y", labelcolor=theme.ink)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -65,4 +65,4 @@ def _draw(
         Line2D([], [], color=theme.accent, lw=1.8, marker="o", ms=6),
         Line2D([], [], color=theme.soft, ls="none", marker="o", ms=4, alpha=0.5),
     ]
-    key(axes, handles, ["best combination, 95 % interval", "its others"], theme)
+    key(axes, handles, ["best, 95 % interval", "other combinations"], theme)
