@@ -130,6 +130,8 @@ def _progress(folder: Folder, kind: str) -> str:
         return f"{done} shards"
     if kind == "matches":
         return f"{sum(1 for path in paths if path.startswith('matches/'))} parts"
+    if kind == "comparison":
+        return f"{sum(1 for path in paths if path.startswith('backbones/'))} networks"
     return f"{len(paths)} files"
 
 

@@ -119,6 +119,7 @@ def test_an_output_like_the_others(photos, done):
     assert {one.kind: one.state for one in verify(open_folder(str(output)))} == {
         "comparison": "finished", "store": "finished",
     }  # fmt: skip
+    assert verify(open_folder(str(output)))[0].done == "1 networks"
     before = tree(output)
     assert compared(photos, output).values == result.values
     assert tree(output) == before
@@ -168,7 +169,7 @@ def test_a_kill_at_any_moment_leaves_no_trace_and_nothing_is_done_twice(
     def kill(*moment):
         raise Killed
 
-    for number in {puts[0], puts[len(puts) // 2], puts[-1], *range(20, len(moments), 97)}:
+    for number in {puts[0], puts[len(puts) // 2], puts[-1], *range(20, len(moments), 160)}:
         output = tmp_path / f"killed{number}"
         with seam(FailAt(number, kill)), pytest.raises(Killed):
             run(output)
@@ -312,6 +313,8 @@ def test_images_that_cannot_be_read_are_left_out_and_said(photos, tmp_path):
         if path.name > "photo0002.jpg":
             path.write_bytes(b"no image")
     (data / "class2" / "photo0005.jpg").unlink()
+    with pytest.raises(Mismatch, match="images_listed was"):
+        compared(data, tmp_path / "out", max_error_rate=0.5)
     with pytest.raises(InputError, match="too few of its images could be embedded"):
         compared(data, tmp_path / "few", max_error_rate=1.0)
 
