@@ -49,7 +49,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb(settings.PredictSettings, "jobs.predict",
                     "Images to their classes, by a bundle that `train` made."),
     "compare": Verb(settings.CompareSettings, "jobs.compare",
-                    "The backbones: size, dimension, cost and published accuracy."),
+                    "Which network retrieves best on labelled images? Without --data: the list."),
     "verify": Verb(settings.VerifySettings, "jobs.verify",
                    "Is an output whole and unaltered, and how far is it?"),
     "demo": Verb(settings.DemoSettings, "jobs.demo", "Everything on drawn sample images."),

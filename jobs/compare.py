@@ -1,4 +1,7 @@
-"""lookalike compare: list the backbones, with what is known of them before anything is embedded."""
+"""lookalike compare: list the backbones, with what is known of them before anything is embedded.
+
+With `--data` they are compared on labelled images: `compare_data.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import dataclasses
 
 from jobs.result import Result
 from jobs.settings import CompareSettings
+from jobs.told import table
 from retrieval.errors import UsageError
 from retrieval.model import backbones
 
@@ -18,16 +22,23 @@ _LEGEND = (
 
 
 def start(settings: CompareSettings) -> Result:
-    """Read what the libraries say; no weights are fetched and no Ray is started."""
+    """Compare on data, or read what the libraries say: then nothing is fetched, no Ray started."""
+    if settings.data is not None:
+        from jobs.compare_data import compare
+
+        return compare(settings)
+    for option in ("output", "bundle", "labels"):
+        if getattr(settings, option) is not None:
+            raise UsageError(f"--{option} needs --data, the labelled images to compare on")
     cards = [backbones.card(name, flag="--backbones") for name in _names(settings)]
     values = {"backbones": [dataclasses.asdict(card) for card in cards]}
-    return Result(values, (*_table([_cells(card) for card in cards]), *_LEGEND))
+    return Result(values, (*table(_HEADINGS, [_cells(card) for card in cards]), *_LEGEND))
 
 
 def _names(settings: CompareSettings) -> list[str]:
-    if settings.backbones is None:
+    if settings.backbones in (None, "all"):
         return sorted(backbones.names())
-    names = {name.strip() for name in settings.backbones.split(",")} - {""}
+    names = {name.strip() for name in str(settings.backbones).split(",")} - {""}
     if not names:
         raise UsageError("--backbones names none; write a,b,c, or leave it out for the whole list")
     return sorted(names)
@@ -43,16 +54,3 @@ def _cells(card: backbones.Card) -> tuple[str, ...]:
         "" if card.imagenet_top1 is None else f"{card.imagenet_top1:.1%}",
         "" if card.imagenet_top5 is None else f"{card.imagenet_top5:.1%}",
     )
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Align the names left and the numbers right, each column as wide as it must be."""
-    lines = [_HEADINGS, *rows]
-    widths = [max(len(cells[column]) for cells in lines) for column in range(len(_HEADINGS))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in lines
-    ]

@@ -111,8 +111,10 @@ def _write_run(
     images, failed = manifest.counts["images"], manifest.counts["failures"]
     if failed:
         say(f"{failed} of {images} {growth.prepared.unit} failed and stand in the ledger")
-    peak = growth.peak
-    watch.write(folder, settings, images=images, failures=failed, worker_peak_memory_bytes=peak)
+    watch.write(
+        folder, settings, images=images, failures=failed, worker_peak_memory_bytes=growth.peak,
+        embedded=growth.embedded, worker_seconds=round(growth.seconds, 3),
+    )  # fmt: skip
 
 
 def _job(settings: EmbedSettings, prepared: Prepared | Given) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jobs.progress import progress
 from jobs.runfile import peak_memory
 from jobs.settings import EmbedSettings
 from retrieval.model.attempt import Attempt
-from retrieval.records import Chunk, FileRecord
+from retrieval.records import Chunk, ChunkResult, FileRecord
 from retrieval.storage.files import Folder
 
 
@@ -32,8 +32,8 @@ class Embedding:
 
 def embed_chunks(
     with_: Embedding, work: list[Chunk], images: int, stage: str
-) -> Iterator[tuple[list[FileRecord], int]]:
-    """Give the files of each chunk and its worker's peak memory in bytes, in any order.
+) -> Iterator[tuple[ChunkResult, int]]:
+    """Give what each chunk came to and its worker's peak memory in bytes, in any order.
 
     Chunks that are done already are only read and vouched for.
     """
@@ -52,7 +52,9 @@ def embed_chunks(
     with progress(stage, images, prepared.unit) as bar:
         for answer in answers:
             bar.advance(answer["rows"] + answer["failures"], answer["failures"])
-            yield [FileRecord(**record) for record in answer["files"]], answer["peak_memory"]
+            peak = answer.pop("peak_memory")
+            files = tuple(FileRecord(**record) for record in answer.pop("files"))
+            yield ChunkResult(**answer, files=files), peak
 
 
 def _worker(folder: Folder, work: list[Chunk], settings: EmbedSettings, threads: int) -> Make:

@@ -39,7 +39,22 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class Contenders:
+    """Which networks are compared."""
+
+    backbones: str | None = setting("backbones")
+    weights: str | None = setting(
+        "weights",
+        help="folder with NAME.safetensors or NAME.pth a backbone (of timm:NAME too), or random; "
+        "default: each backbone's own",
+    )
+    bundle: str | None = setting("bundle", help="trained bundles to compare as well, a,b,c")
+    image_size: int | None = setting("image_size")
+    resize: Resize | None = setting("resize")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
     """How a source is listed, and how much of it may fail."""
 
     labels: str | None = setting("labels")
@@ -47,15 +62,26 @@ class Listing:
     chunk_rows: int | None = setting("chunk_rows")
     limit: int | None = setting("limit")
     max_error_rate: float = setting("max_error_rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing(Listed):
+    """How it is listed, and tried again."""
+
     retry_failed: bool = setting("retry_failed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading(Listing):
-    """How images are listed, read and embedded."""
+class Images:
+    """How images are read."""
 
     image_column: str | None = setting("image_column")
     max_pixels: int = setting("max_pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Images, Listing):
+    """How images are listed, read and embedded."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,14 +20,9 @@ from jobs.listed import Listed
 from jobs.prepare import Prepared
 from jobs.progress import say
 from jobs.settings import EmbedSettings
+from retrieval.embeddings import layout
 from retrieval.embeddings.compaction import is_settled
 from retrieval.embeddings.finish import finish_store, is_overtaken, lags, read_deleted
-from retrieval.embeddings.layout import (
-    failures_path,
-    listing_path,
-    pieces_in,
-    segment_json_path,
-)
 from retrieval.embeddings.segment import (
     Segment,
     bring_claimed,
@@ -64,6 +59,8 @@ class Growth:
     unsettle: Callable[[], None]  # called before the store is changed: what depends on it is undone
     known: list[FileRecord] = field(default_factory=list)
     peak: int = 0
+    embedded: int = 0  # images that this run embedded
+    seconds: float = 0.0  # that its workers took for them, all together
     worked: bool = False
 
     def bring_up(self) -> Manifest:
@@ -88,7 +85,7 @@ class Growth:
         """Give what tells which segments there are, and which of them are finished."""
         found = [read_if_there(self.folder, path) for path in (COMPACTED, finished.MANIFEST)]
         number = 0
-        while (data := read_if_there(self.folder, segment_json_path(number))) is not None:
+        while (data := read_if_there(self.folder, layout.segment_json_path(number))) is not None:
             found.append(data)
             number += 1
         return found
@@ -154,7 +151,7 @@ class Growth:
             return claim_segment(
                 self.folder, 0, 0, listed.path, listed.chunk_rows, listed.rows, nothing
             )
-        if len(segments) == 1 and segments[0].files[listing_path(0)] == digest(listed.path):
+        if len(segments) == 1 and segments[0].files[layout.listing_path(0)] == digest(listed.path):
             clear_claims(self.folder)
             return None
         deleted = read_deleted(self.folder, segments)
@@ -184,13 +181,13 @@ class Growth:
 
     def _retry(self, segments: list[Segment]) -> None:
         """Try again what stands in the ledger and is alive."""
-        pieces = pieces_in(entry.path for entry in finished.own_entries(self.folder))
+        pieces = layout.pieces_in(entry.path for entry in finished.own_entries(self.folder))
         deleted = read_deleted(self.folder, segments)
         work, images = [], 0
         for chunk in (chunk for segment in segments for chunk in segment.chunks()):
             there = pieces[chunk.segment, chunk.number]
             if there.latest in there.failures:
-                path = failures_path(dataclasses.replace(chunk, retry=there.latest))
+                path = layout.failures_path(dataclasses.replace(chunk, retry=there.latest))
                 failed = read_sealed(self.folder, path)["row"].to_numpy()
                 if alive := int((~np.isin(failed, deleted)).sum()):
                     work.append(dataclasses.replace(chunk, retry=there.latest + 1))
@@ -204,7 +201,9 @@ class Growth:
         self.prepared = self.prepared.ready()
         images = images or sum(chunk.last - chunk.first for chunk in work)
         with_ = Embedding(self.settings, self.where, self.folder, self.prepared)
-        for files, peak in embed_chunks(with_, work, images, stage or self.stage):
-            self.known += files
+        for result, peak in embed_chunks(with_, work, images, stage or self.stage):
+            self.known += result.files
             self.peak = max(self.peak, peak)
-            self.worked = self.worked or bool(files)
+            self.worked = self.worked or bool(result.files)
+            self.embedded += result.rows if result.seconds else 0
+            self.seconds += result.seconds

@@ -61,7 +61,7 @@ OPTIONS = _table(
     Option("backbone", str, "resnet50", "content",
            "a torchvision classification model, timm:NAME, or scratch (train)"),
     Option("backbones", str, None, "content",
-           "the ones to list, a,b,c; default: all of torchvision's, and scratch"),
+           "the ones to list or to compare, a,b,c; all: torchvision's, and scratch with --weights"),
     Option("weights", str, None, "content",
            "state dict (.safetensors, .pth) or URI, or random; default: the backbone's own"),
     Option("bundle", str, None, "content", "a trained or stored bundle, instead of a backbone"),

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs.groups import Elsewhere, EngineOptions, Judging, Listing, Model, Reading, Training
+from jobs import groups
 from jobs.option import REQUIRED
 from jobs.options import setting
 
@@ -27,13 +27,19 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Running(Common):
-    """What every verb takes that works on Ray and writes an output."""
+class OnRay(Common):
+    """What every verb takes that works on Ray."""
+
+    workers: int | None = setting("workers")
+    ray_address: str | None = setting("ray_address")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(OnRay):
+    """What every verb takes that also writes an output."""
 
     output: str = setting("output")
     overwrite: bool = setting("overwrite")
-    workers: int | None = setting("workers")
-    ray_address: str | None = setting("ray_address")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,7 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedSettings(Running, Model, EngineOptions, Reading, Elsewhere):
+class EmbedSettings(Running, groups.Model, groups.EngineOptions, groups.Reading, groups.Elsewhere):
     """lookalike embed."""
 
     input: str = setting("input")
@@ -71,7 +77,7 @@ class EmbedSettings(Running, Model, EngineOptions, Reading, Elsewhere):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexSettings(Running, Indexing, Listing, Elsewhere):
+class IndexSettings(Running, Indexing, groups.Listing, groups.Elsewhere):
     """lookalike index."""
 
     embeddings: str = setting("embeddings")
@@ -81,7 +87,7 @@ class IndexSettings(Running, Indexing, Listing, Elsewhere):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Running, Ranking, EngineOptions, Reading, Elsewhere):
+class RankSettings(Running, Ranking, groups.EngineOptions, groups.Reading, groups.Elsewhere):
     """lookalike rank."""
 
     index: str = setting("index")
@@ -92,7 +98,7 @@ class RankSettings(Running, Ranking, EngineOptions, Reading, Elsewhere):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(Running, Model, EngineOptions, Reading, Indexing, Ranking):
+class RunSettings(Running, groups.Model, groups.EngineOptions, groups.Reading, Indexing, Ranking):
     """lookalike run."""
 
     gallery: str = setting("gallery")
@@ -101,7 +107,7 @@ class RunSettings(Running, Model, EngineOptions, Reading, Indexing, Ranking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(Common, Judging):
+class EvaluateSettings(Common, groups.Judging):
     """lookalike evaluate."""
 
     matches: str = setting("matches")
@@ -114,7 +120,7 @@ class EvaluateSettings(Common, Judging):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings(Common, Judging):
+class ReportSettings(OnRay, groups.Judging):
     """lookalike report."""
 
     matches: str = setting("matches")
@@ -127,13 +133,11 @@ class ReportSettings(Common, Judging):
     )
     title: str = setting("title")
     max_queries: int = setting("max_queries")
-    workers: int | None = setting("workers")
-    ray_address: str | None = setting("ray_address")
     seed: int = setting("seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Common, Training):
+class TrainSettings(OnRay, groups.Training):
     """lookalike train."""
 
     data: str = setting("data")
@@ -142,12 +146,11 @@ class TrainSettings(Common, Training):
     labels: str | None = setting("labels")
     max_pixels: int = setting("max_pixels")
     workers: int | None = setting("workers", help="processes that learn together; default: one")
-    ray_address: str | None = setting("ray_address")
     seed: int = setting("seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(Running, EngineOptions, Reading):
+class PredictSettings(Running, groups.EngineOptions, groups.Reading):
     """lookalike predict."""
 
     input: str = setting("input")
@@ -155,10 +158,20 @@ class PredictSettings(Running, EngineOptions, Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings(Common):
-    """lookalike compare."""
+class CompareSettings(OnRay, groups.Contenders, groups.EngineOptions, groups.Listed, groups.Images):
+    """lookalike compare; without `data` it lists the backbones."""
 
-    backbones: str | None = setting("backbones")
+    data: str | None = setting("data", default=None, help="labelled images, as --input takes them")
+    output: str | None = setting("output", default=None)
+    pca: int | None = setting(
+        "pca", default=256,
+        help="also measure vectors projected to so many dimensions; fitted on the compared images "
+        "themselves, as run --pca is on the gallery",
+    )  # fmt: skip
+    seed: int = setting("seed")
+    overwrite: bool = setting(
+        "overwrite", help="start anew where another job's output stands; stores that fit are kept"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

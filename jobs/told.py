@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jobs.judging import Evaluation
@@ -107,6 +108,19 @@ def comparison_lines(comparison: Comparison, here: str, there: str) -> tuple[str
         label = f" ({row['label']})" if row["label"] else ""
         found.append(f"  {row['there']:.3f} to {row['here']:.3f}  {row['query_id']}{label}")
     return tuple(found)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> list[str]:
+    """Align the first columns, the names, left and numbers right, each as wide as it must be."""
+    lines = [headings, *rows]
+    widths = [max(len(cells[column]) for cells in lines) for column in range(len(headings))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column >= names else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in lines
+    ]
 
 
 def _short(name: str) -> str:

@@ -1,7 +1,6 @@
 """Every table on disk, a line a column.
 
-Whoever wants to know what a file holds reads this one; ARCHITECTURE.md prints it. A folder that a
-command writes is an *output*; its kind (`KINDS`) says which files may lie in it.
+Whoever wants to know what a file holds reads this one; ARCHITECTURE.md prints it.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ FORMAT = 1
 """Version of the layout on disk; another one is refused."""
 
 Metric = Literal["cosine", "ip", "l2"]
-Pooling = Literal["avg", "max", "gem"]
+Pooling = Literal["avg", "max", "gem", "each"]
+"""`each` is all three side by side, for `compare`; nobody can ask for it."""
 Resize = Literal["crop", "squash", "pad", "squash-crop"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 """(n, d) vectors as they are stored."""
-
-Kind = Literal["store", "index", "matches", "run", "bundle", "predictions"]
 
 
 @dataclass(frozen=True)
@@ -228,22 +226,34 @@ CONFUSION = Table(
     ),
 )
 
-TABLES = (
-    LISTING,
-    DELETED,
-    FAILURES,
-    FILES,
-    SHARD_ROWS,
-    RECALL,
-    MATCHES,
-    PAIRS,
-    GALLERY_LABELS,
-    BARRED,
-    HISTORY,
-    SPLIT,
-    CONFUSION,
-    PREDICTIONS,
-)
+COMPARISON = Table(
+    "comparison",
+    "map, the highest first; backbone, pooling, pca, metric",
+    (
+        Column("backbone", pa.string(), "as --backbones names it; of --bundle: its path"),
+        Column("pooling", pa.string(), "avg, max or gem"),
+        Column("pca", pa.int32(), "dimensions that --pca left; null without"),
+        Column("metric", pa.string(), "cosine; ip and l2 are of vectors as the network gave them"),
+        Column("dimension", pa.int32(), "numbers a vector"),
+        *(
+            Column(f"{name}{end}", pa.float64(), f"{what}{of}")
+            for name, what in (("top1", "share of queries whose closest other image is right"),
+                               ("top3", "with a right image among the closest 3"),
+                               ("top10", "with a right image among the closest 10"),
+                               ("map", "mean average precision, of the whole ranking"))
+            for end, of in (("", ""), ("_low", ": lower end of its 95 % interval"),
+                            ("_high", ": upper end"))
+        ),
+        Column("queries", pa.int64(), "images that were ranked against all others"),
+        Column("images", pa.int64(), "images that have a vector"),
+        Column("images_per_second", pa.float64(), "of one worker; differs from run to run"),
+        Column("parameters", pa.int64(), "of the network, without its classifier"),
+        Column("weight_bytes", pa.int64(), "size of these parameters"),
+    ),
+)  # fmt: skip
+
+TABLES = (LISTING, DELETED, FAILURES, FILES, SHARD_ROWS, RECALL, MATCHES, PAIRS, GALLERY_LABELS,
+          BARRED, HISTORY, SPLIT, CONFUSION, PREDICTIONS, COMPARISON)  # fmt: skip
 
 
 def part_table(dimension: int, dtype: str, more: pa.Schema | None = None) -> Table:
@@ -283,53 +293,3 @@ WORK = "work/"
 COMPACTED = f"{WORK}compacted"
 """While this file is there, a compaction replaces the segments of a store file by file: those that
 are there already may not fit together."""
-
-# Files that may lie in an output, by kind; anything else there is foreign.
-_COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
-_MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors")
-_REPORT = (
-    r"report\.html",
-    r"report_files/(report\.json|facets\.(js|json)|pages/\d{5,}\.html|chunks/\d{5,}\.(js|json))",
-    r"report_files/thumbnails/\d{4,}/\d{3}\.(jpg|json)",
-)
-KINDS: dict[str, tuple[str, ...]] = {
-    "bundle": (
-        *_COMMON,
-        *_MODEL,
-        r"(history|split|confusion)\.parquet",
-        r"classifier\.(json|safetensors)",
-        r"(curves|confusion)\.png",
-        r"png\.sum\.json",
-    ),
-    "store": (
-        *_COMMON,
-        *_MODEL,
-        r"segments/\d{5}/listing\.parquet",
-        r"segments/\d{5}/segment\.json",
-        r"segments/\d{5}/deleted\.parquet",
-        r"segments/\d{5}/(parts|failures)/\d{8}(-\d+)?\.parquet",
-    ),
-    "index": (
-        *_COMMON,
-        *_MODEL,
-        r"trained\.(faiss|json)",
-        r"(recall|labels|deleted)\.parquet",
-        r"shards/\d{5}\.(faiss|rows\.parquet|json)",
-    ),
-    "matches": (
-        *_COMMON,
-        r"labels\.parquet",
-        r"certificate\.json",
-        r"matches/part-\d{5}\.parquet",
-        r"failures/\d{8}\.parquet",
-        r"barred/\d{5}\.parquet",
-        r"matches\.(jsonl|csv|trec)",
-        r"submission\.json",
-        r"(jsonl|csv|trec|submission|png)\.sum\.json",
-        r"pictures/(grid-\d{5}|recall|scores|map)\.png",
-        *_REPORT,
-        r"pairs\.parquet",
-    ),
-    "run": (*_COMMON, *_REPORT),
-    "predictions": (*_COMMON, r"predictions/part-\d{5}\.parquet"),
-}

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from retrieval.errors import InputError
 from retrieval.images.chunks import ROW_GROUP_CHUNKS, chunk_rows_for
@@ -170,11 +171,7 @@ def write_rows(
 def sampled_items(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """Draw `count` rows of a listing, all of them where it has no more; in their order."""
     with pq.ParquetFile(path) as parquet:
-        rows = parquet.metadata.num_rows
-        drawn = np.random.default_rng(seed).choice(
-            rows, min(count, rows), replace=False, shuffle=False
-        )
-        wanted = np.sort(drawn)
+        wanted = sampled_rows(parquet.metadata.num_rows, count, seed)
         items: list[dict[str, Any]] = []
         seen = 0
         for batch in parquet.iter_batches(_BATCH):
@@ -182,6 +179,12 @@ def sampled_items(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
             items += batch.take(pa.array(wanted[first:last] - seen)).to_pylist()
             seen += len(batch)
     return items
+
+
+def sampled_rows(rows: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Draw `count` of so many rows, all of them where there are no more; ascending."""
+    generator = np.random.default_rng(seed)
+    return np.sort(generator.choice(rows, min(count, rows), replace=False, shuffle=False))
 
 
 def labelled_rows(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""How a feature map becomes a vector: one function a pooling.
+"""How a feature map becomes a vector: one function a pooling, and all of them side by side.
 
 Pooling is in float32 also after a network in bf16, whose 8 bits would blur the mean.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+
+from retrieval.tables import Pooling
 
 Tensor = torch.Tensor
 
@@ -32,3 +34,11 @@ def gem(features: Tensor) -> Tensor:
 
 
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {"avg": avg, "max": max, "gem": gem}
+
+EACH: Pooling = "each"
+"""All of them side by side, in the order above: one forward pass serves whoever compares them."""
+
+
+def pooled(pooling: str, one: Callable[[str], Tensor]) -> Tensor:
+    """Give what `one` makes of a pooling's name, (n, d); of `EACH` all of them, joined."""
+    return torch.cat([one(name) for name in POOLINGS], 1) if pooling == EACH else one(pooling)

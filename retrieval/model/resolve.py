@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from retrieval.errors import InputError, UsageError
 from retrieval.model import backbones
 from retrieval.model.bundle import Bundle, load_weights, pack, read_bundle
+from retrieval.model.pooling import EACH, POOLINGS
 from retrieval.storage.files import open_folder
 from retrieval.storage.reading import read_uri
 from retrieval.tables import Pooling, Resize
@@ -64,13 +67,39 @@ def make_bundle(
 ) -> Bundle:
     """Fit parameters to a backbone and find its dimension by embedding one blank image."""
     state = backbones.fit_state(source.state, backbone)
+    dimension = _dimension(backbone, state, pooling, source.transform.image_size)
+    return Bundle(backbone, pooling, normalize, source.transform, dimension, pack(state))
+
+
+def resolve_each(
+    backbone: str, weights: str | None, *, image_size: int | None, resize: Resize | None, seed: int
+) -> tuple[Bundle, dict[str, int]]:
+    """Make the bundle that gives raw vectors of all poolings side by side, as `EACH` has them.
+
+    Also tells how many numbers each pooling has, in their order: what a classifier reads (avg) may
+    have others than the map before it. A network that ends without a map has avg alone.
+    """
+    bundle = resolve_bundle(
+        backbone=backbone, weights=weights, bundle=None, pooling="avg", normalize=False,
+        image_size=image_size, resize=resize, seed=seed,
+    )  # fmt: skip
+    own = bundle.dimension
+    try:
+        both = _dimension(backbone, bundle.state(), EACH, bundle.transform.image_size)
+    except UsageError:
+        return bundle, {"avg": own}
+    rest = [name for name in POOLINGS if name != "avg"]
+    widths = {"avg": own} | dict.fromkeys(rest, (both - own) // len(rest))
+    ordered = {name: widths[name] for name in POOLINGS}
+    return dataclasses.replace(bundle, pooling=EACH, dimension=both), ordered
+
+
+def _dimension(backbone: str, state: backbones.State, pooling: Pooling, side: int) -> int:
     network = backbones.extractor(backbone, state, pooling)
-    side = source.transform.image_size
     try:
         with torch.inference_mode():
-            dimension = int(network(torch.zeros(1, 3, side, side)).shape[1])
+            return int(network(torch.zeros(1, 3, side, side)).shape[1])
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UsageError(
             f"--backbone {backbone} does not take images of {side} pixels; change --image-size"
         ) from error
-    return Bundle(backbone, pooling, normalize, source.transform, dimension, pack(state))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import AccessRefused, Damaged, Mismatch, UsageError
+from retrieval.kinds import KINDS, Kind
 from retrieval.records import FileRecord
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import (
@@ -33,7 +34,7 @@ from retrieval.storage.finished import (
 )
 from retrieval.storage.seal import is_sealed, read_json, sealed_json, sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import FILES, FORMAT, KINDS, WORK, Kind
+from retrieval.tables import FILES, FORMAT, WORK
 
 _SEALED = (".json", ".parquet", ".html")
 _UNSEALED = ("submission.json",)  # of a form that others have fixed

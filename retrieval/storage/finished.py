@@ -16,12 +16,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from retrieval.errors import Damaged, InputError, Mismatch
+from retrieval.kinds import Kind
 from retrieval.records import FileRecord
 from retrieval.storage import patience
 from retrieval.storage.files import Entry, Folder
 from retrieval.storage.seal import read_json
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import FORMAT, WORK, Kind
+from retrieval.tables import FORMAT, WORK
 
 JOB, MANIFEST, INVENTORY, RUN = "job.json", "manifest.json", "files.parquet", "run.json"
 

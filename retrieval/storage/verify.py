@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from retrieval.errors import Damaged, InputError, LookalikeError
+from retrieval.kinds import KINDS
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
 from retrieval.storage.seal import is_sealed, read_json
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import COMPACTED, KINDS, WORK
+from retrieval.tables import COMPACTED, WORK
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,10 @@ def _progress(folder: Folder, kind: str) -> str:
     if kind == "index":
         done = sum(1 for path in paths if path.startswith("shards/") and path.endswith(".json"))
         return f"{done} shards"
-    if kind == "matches":
-        return f"{sum(1 for path in paths if path.startswith('matches/'))} parts"
+    if kind in ("matches", "predictions"):
+        return f"{sum(1 for path in paths if path.startswith(f'{kind}/'))} parts"
+    if kind == "comparison":
+        return f"{sum(1 for path in paths if path.startswith('backbones/'))} networks"
     return f"{len(paths)} files"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from retrieval.errors import Mismatch, UsageError
-from retrieval.model.pooling import POOLINGS
+from retrieval.model.pooling import POOLINGS, pooled
 from retrieval.model.shelves.shelf import Card, Shelf, State, not_fetched
 from retrieval.records import Transform
 from retrieval.tables import Pooling, Resize
@@ -128,10 +128,13 @@ class TimmExtractor(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed a batch: avg is what the network's own classifier reads, others pool its places."""
         features = self.model.forward_features(images)
-        if self.pooling == "avg":
+        return pooled(self.pooling, lambda pooling: self._vectors(features, pooling))
+
+    def _vectors(self, features: Tensor | list[Tensor], pooling: str) -> Tensor:
+        if pooling == "avg":
             vectors: Tensor = self.model.forward_head(features, pre_logits=True)
             return vectors
-        return POOLINGS[self.pooling](self._map(features))
+        return POOLINGS[pooling](self._map(features))
 
     def _map(self, features: Tensor | list[Tensor]) -> Tensor:
         """Bring the last features to (n, c, h, w), without class and register tokens."""

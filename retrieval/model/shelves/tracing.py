@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from retrieval.errors import UsageError
-from retrieval.model.pooling import POOLINGS
+from retrieval.model.pooling import POOLINGS, pooled
 from retrieval.model.shelves.shelf import State
 from retrieval.tables import Pooling
 
@@ -42,11 +42,14 @@ class Extractor(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed a batch."""
         features: Tensor = self.body(images)
+        return pooled(self.pooling, lambda pooling: self._vectors(features, pooling))
+
+    def _vectors(self, features: Tensor, pooling: str) -> Tensor:
         if self.tokens:
-            if self.pooling == "avg":  # what the network's own classifier reads
+            if pooling == "avg":  # what the network's own classifier reads
                 return features[:, 0]
             features = features[:, 1:].transpose(1, 2)[:, :, None]
-        return POOLINGS[self.pooling](features)
+        return POOLINGS[pooling](features)
 
 
 def traced(model: nn.Module, name: str, state: State, pooling: Pooling) -> Extractor:

@@ -7,8 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from retrieval.model.pooling import POOLINGS, gem
+from retrieval.model.backbones import extractor
+from retrieval.model.pooling import EACH, POOLINGS, gem
+from retrieval.model.resolve import RANDOM, resolve_each
+from retrieval.model.shelves.tracing import Extractor
 from tests.retrieval.vectors import quick, seeds
 
 IN_NUMPY = {
@@ -44,3 +48,32 @@ def test_gem_lies_between_the_mean_and_the_largest():
 
 def test_gem_of_nothing_positive_is_small_and_finite():
     assert gem(torch.full((1, 2, 3, 3), -5.0)).tolist() == [[pytest.approx(1e-6, rel=1e-3)] * 2]
+
+
+@pytest.mark.parametrize(("tokens", "shape"), [(False, (2, 7, 3, 4)), (True, (2, 5, 7))])
+def test_each_is_the_three_side_by_side(tokens, shape):
+    """Of maps, and of tokens, where avg is the class token."""
+    features = torch.randn(shape)
+    parts = [Extractor(nn.Identity(), name, tokens=tokens)(features) for name in POOLINGS]
+    whole = Extractor(nn.Identity(), EACH, tokens=tokens)(features)
+    assert whole.shape == (2, 21)
+    assert torch.equal(whole, torch.cat(parts, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("timm:test_resnet", {"avg": 96, "max": 96, "gem": 96}),
+        ("timm:mobilenetv3_small_050", {"avg": 1024, "max": 288, "gem": 288}),
+    ],
+)
+def test_each_of_timm_has_the_widths_that_are_said(name, widths):
+    pytest.importorskip("timm", reason="timm is not installed")
+    bundle, found = resolve_each(name, RANDOM, image_size=None, resize=None, seed=0)
+    assert (found, list(found), bundle.dimension) == (widths, list(POOLINGS), sum(widths.values()))
+    images = torch.rand(1, 3, bundle.transform.image_size, bundle.transform.image_size)
+    with torch.inference_mode():
+        whole = extractor(name, bundle.state(), EACH)(images)
+        parts = [extractor(name, bundle.state(), pooling)(images) for pooling in POOLINGS]
+    assert torch.equal(whole, torch.cat(parts, 1))
+    assert [part.shape[1] for part in parts] == list(widths.values())

@@ -10,11 +10,13 @@ from retrieval.storage import commit, finished
 from retrieval.storage.files import LocalFolder
 from retrieval.storage.seal import sealed_json, sealed_parquet
 from retrieval.tables import (
+    COMPARISON,
     FAILURES,
     GALLERY_LABELS,
     HISTORY,
     LISTING,
     MATCHES,
+    PREDICTIONS,
     RECALL,
     SHARD_ROWS,
     Table,
@@ -50,6 +52,11 @@ def put_model(folder):
 def put_bundle(folder):
     put_model(folder)
     folder.put_new("history.parquet", rows_of(HISTORY, 2))
+    told = b"weights" * 9
+    folder.put_new("classifier.safetensors", told)
+    folder.put_new(
+        "classifier.json", sealed_json({"files": {"classifier.safetensors": sha256(told)}})
+    )
 
 
 def put_store(folder):
@@ -87,9 +94,22 @@ def put_matches(folder):
         folder.put_new(f"matches/part-{number:05d}.parquet", rows_of(MATCHES, 2 + number))
 
 
-PUT = {"bundle": put_bundle, "store": put_store, "index": put_index, "matches": put_matches}
+def put_predictions(folder):
+    folder.put_new("predictions/part-00000.parquet", rows_of(PREDICTIONS, 2))
+
+
+def put_comparison(folder):
+    folder.put_new("backbones/one.json", sealed_json({"rows": []}))
+    folder.put_new("compare.parquet", rows_of(COMPARISON, 2))
+
+
+PUT = {
+    "bundle": put_bundle, "store": put_store, "index": put_index, "matches": put_matches,
+    "predictions": put_predictions, "comparison": put_comparison,
+}  # fmt: skip
 VOUCHED = [
     ("bundle", "model/weights.safetensors"),
+    ("bundle", "classifier.safetensors"),
     ("store", "model/weights.safetensors"),
     ("store", "segments/00000/listing.parquet"),
     ("index", "trained.faiss"),

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import Damaged, InputError, Mismatch
+from retrieval.kinds import KINDS
 from retrieval.storage import commit, finished
 from retrieval.storage.files import LocalFolder
 from retrieval.storage.seal import sealed_parquet
 from retrieval.storage.verify import verify
-from retrieval.tables import KINDS, MATCHES
+from retrieval.tables import MATCHES
 from tests.retrieval.storage.outputs import (
     PUT,
     begin,

@@ -1,0 +1,84 @@
+"""A comparison of networks: its table, its page, and what is told of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.labelled import Labelled
+from jobs.result import Result
+from jobs.told import interval, table
+from retrieval.report.comparison import Comparison, best_of_each, render
+from retrieval.storage import finished
+from retrieval.storage.files import Folder
+from retrieval.storage.finished import Manifest
+from retrieval.storage.seal import sealed_parquet
+from retrieval.tables import COMPARISON
+
+TABLE, PAGE = "compare.parquet", "compare.html"
+_HEADINGS = ("backbone", "pooling", "pca", "metric", "dimension", "top-1", "top-3", "top-10", "mAP",
+             "95 % interval", "img/s", "MB")  # fmt: skip
+_NAMES = 4  # columns of names
+METHOD = (
+    "Each query is an image of a class of two or more, ranked against all other images, itself "
+    "left out; what has its label is right. Rankings are exact and whole.",
+    "pca: fitted on the compared images themselves, as run --pca is on its gallery, so it has "
+    "seen what it is measured on.",
+    "cosine compares directions; ip and l2 are measured on vectors as the network gave them "
+    "(embed --no-normalize). Of vectors of unit length, as they are after pca, the three rank "
+    "alike, and stand in one line as cosine.",
+    "img/s: embedded by one worker, decoding included, while this ran; it differs from run to run, "
+    "all else does not. MB: parameters without the classifier.",
+)
+
+
+def combined(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """Make the table COMPARISON, the best first."""
+    ordered = sorted(
+        rows,
+        key=lambda row: (-row["map"], row["backbone"], row["pooling"], row["pca"] or 0,
+                         row["metric"]),
+    )  # fmt: skip
+    return pa.Table.from_pylist(ordered, COMPARISON.schema)
+
+
+def put_page(folder: Folder, made: pa.Table, labelled: Labelled, notes: Sequence[str]) -> None:
+    """Put the table and the page, over what a killed run left."""
+    said = labelled.sentences()
+    page = Comparison(said[0], made.to_pylist(), (*said[1:], *notes), METHOD)
+    folder.put(TABLE, sealed_parquet(made))
+    folder.put(PAGE, render(page))
+
+
+def result_of(
+    output: str, folder: Folder, manifest: Manifest, labelled: Labelled, *, shorten: bool
+) -> Result:
+    """Tell a finished comparison; with `shorten` the best line of each network alone."""
+    data = finished.read_checked(folder, manifest.files[TABLE])
+    rows = pq.read_table(io.BytesIO(data)).to_pylist()
+    shown = best_of_each(rows) if shorten else rows
+    notes = [*labelled.sentences()[1:], *manifest.counts["notes"]]
+    lines = [
+        labelled.sentences()[0],
+        *table(_HEADINGS, [_cells(row) for row in shown], _NAMES),
+        *([f"the best of each network; all {len(rows)} combinations: {output}/{PAGE}, or --json"]
+          if len(shown) < len(rows) else []),
+        *(f"note: {note}" for note in notes), *METHOD, f"page: {output}/{PAGE}",
+    ]  # fmt: skip
+    values = {"output": output, "page": f"{output}/{PAGE}", "images": labelled.images,
+              "classes": labelled.classes, "combinations": rows, "notes": notes}  # fmt: skip
+    return Result(values, tuple(lines))
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    rate = row["images_per_second"]
+    return (
+        row["backbone"], row["pooling"], str(row["pca"] or "–"), row["metric"],
+        str(row["dimension"]), *(f"{row[name]:.3f}" for name in ("top1", "top3", "top10", "map")),
+        interval(row["map_low"], row["map_high"], ".3f"), "–" if rate is None else f"{rate:.1f}",
+        f"{row['weight_bytes'] / 1e6:.1f}",
+    )  # fmt: skip

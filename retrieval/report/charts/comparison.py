@@ -1,0 +1,68 @@
+"""mAP of networks: the best combination of each with its interval, the others as faint dots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from retrieval.report.charts.canvas import SMALL, Drawing, Theme, inset, key, quiet
+from retrieval.report.charts.names import fitted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+_WIDTH, _LINE = 4.4, 0.24  # inches, of all and of a network
+_NAME, _RIGHT, _TOP, _BOTTOM = 1.6, 0.2, 0.4, 0.52
+_SAID = 5  # networks named to whoever does not see the chart
+
+
+def comparison_drawing(rows: Rows) -> Drawing:
+    """Draw rows of the table COMPARISON, best first; networks stand in the order of their best."""
+    networks: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        networks.setdefault(row["backbone"], []).append(row)
+    best = [those[0] for those in networks.values()]
+    said = "; ".join(
+        f"{row['backbone']} {row['map']:.3f} [{row['map_low']:.3f}, {row['map_high']:.3f}]"
+        for row in best[:_SAID]
+    )
+    rest = f", and {len(best) - _SAID} more below" if len(best) > _SAID else ""
+    size = (_WIDTH, _TOP + _BOTTOM + _LINE * max(len(best), 2))
+    draw = partial(_draw, networks=networks, size=size)
+    alt = f"mAP of the best combination of each network, with 95 % intervals: {said}{rest}."
+    return Drawing("comparison", "mAP by network", alt, draw, size)
+
+
+def _draw(
+    figure: Figure, theme: Theme, networks: Mapping[str, Rows], size: tuple[float, float]
+) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    axes = inset(figure, size, _NAME, _BOTTOM, _RIGHT, _TOP)
+    quiet(axes, theme, grid=None)
+    axes.grid(visible=True, axis="x", color=theme.line, linewidth=0.8)
+    for place, rows in enumerate(networks.values()):
+        first = rows[0]
+        ends = [[first["map"] - first["map_low"]], [first["map_high"] - first["map"]]]
+        axes.plot(
+            [row["map"] for row in rows[1:]], [place] * (len(rows) - 1), ls="none", marker="o",
+            ms=4, color=theme.soft, alpha=0.35, markeredgewidth=0,
+        )  # fmt: skip
+        axes.errorbar(
+            [first["map"]], [place], xerr=[[max(0.0, end) for end in side] for side in ends],
+            fmt="o", ms=6, color=theme.accent, lw=1.8, capsize=3, zorder=3,
+        )  # fmt: skip
+    axes.set_ylim(max(len(networks), 2) - 0.4, -0.6)
+    room = (_NAME - 0.1) * 72
+    axes.set_yticks(range(len(networks)), [fitted(name, room, SMALL) for name in networks])
+    axes.tick_params(axis="y", labelcolor=theme.ink)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("mAP, each image against all others", color=theme.soft, size=SMALL, labelpad=5)
+    handles = [
+        Line2D([], [], color=theme.accent, lw=1.8, marker="o", ms=6),
+        Line2D([], [], color=theme.soft, ls="none", marker="o", ms=4, alpha=0.5),
+    ]
+    key(axes, handles, ["best, 95 % interval", "other combinations"], theme)
