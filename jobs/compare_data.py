@@ -37,7 +37,7 @@ from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import RUN, read_if_there
 from retrieval.storage.seal import read_json, sealed_json
 
-_NOT_OF_A_NETWORK = (StorageFailure, Stalled, Damaged, TooManyFailures)
+_NOT_OF_A_NETWORK = (StorageFailure, Stalled, Damaged)
 """What would happen to the next one as well."""
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # by batch norms, not learnt
 
@@ -69,6 +69,7 @@ def compare(settings: CompareSettings) -> Result:
         if not finished.is_finished(folder):
             _sweep(folder, contenders)
             rows, notes = _all(Comparing(settings, where, folder, labelled), contenders)
+            _sweep(folder, [one for one in contenders if folder.exists(one.figures)])
             put_page(folder, combined(rows), labelled, notes)
             counts = {"backbones": len({row["backbone"] for row in rows}),
                       "combinations": len(rows), "notes": notes}  # fmt: skip
@@ -87,7 +88,7 @@ def _embedding(settings: CompareSettings, output: str) -> EmbedSettings:
 
 
 def _sweep(folder: Folder, contenders: list[Contender]) -> None:
-    """Remove the stores of networks that --overwrite no longer names."""
+    """Remove the stores of other networks: --overwrite names them no longer, or they failed."""
     keep = tuple(f"stores/{one.file}/" for one in contenders)
     for entry in list(folder.entries("stores")):
         if not entry.path.startswith(keep):
@@ -105,8 +106,13 @@ def _all(
             done = _one(comparing, contender)
         except _NOT_OF_A_NETWORK:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a library raises of a network
-            why = f"{contender.name} is left out: {' '.join(str(error).split())[:300]}"
+        except Exception as error:  # whatever a library raises of a network
+            if isinstance(error, TooManyFailures) and not rows:  # it is the images, as it seems
+                raise
+            said = " ".join(str(error).split())[:300]
+            if isinstance(error, TooManyFailures):
+                said = said.partition(",")[0]  # the ledger goes with the store
+            why = f"{contender.name} is left out: {said}"
             say(why)
             notes.append(why)
             continue
@@ -120,7 +126,7 @@ def _all(
 def _one(comparing: Comparing, contender: Contender) -> dict[str, Any]:
     """Embed and measure one network, unless an earlier run has."""
     settings, where, folder = comparing.settings, comparing.where, comparing.folder
-    path = f"backbones/{contender.file}.json"
+    path = contender.figures
     there = read_if_there(folder, path)
     if there is not None:
         if (done := read_json(there)) is None:

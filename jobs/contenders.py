@@ -26,6 +26,11 @@ class Contender:
     file: str
     bundle: str | None = None  # its path
 
+    @property
+    def figures(self) -> str:
+        """Give the file of its figures, below the output."""
+        return f"backbones/{self.file}.json"
+
 
 def contenders_of(settings: CompareSettings) -> list[Contender]:
     """Name the networks that --backbones and --bundle ask for; unknown names are refused."""
