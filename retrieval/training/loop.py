@@ -142,7 +142,11 @@ class Learner:
         if not isinstance(self.objective, CrossEntropy):
             return
         embeddings = embeddings_of(self.body, self.photos.plain)
-        learn_classifier(self.objective, embeddings, self.photos.plain.classes, self.recipe.seed)
+        scale = embeddings.square().mean().sqrt().clamp(min=1e-12)  # some networks' are tiny
+        classes = self.photos.plain.classes
+        learn_classifier(self.objective, embeddings / scale, classes, self.recipe.seed)
+        with torch.no_grad():
+            self.objective.classifier.weight.div_(scale)
 
     def epoch(self, before: Progress | None) -> Progress:
         """Go through all photos once and judge; gives the progress after it."""
