@@ -378,6 +378,7 @@ def test_nobody_can_ask_for_each_pooling():
     assert option.type.choices == ("avg", "max", "gem")
 
 
+@pytest.mark.nightly  # the stages on Ray are tested by day each for itself
 @pytest.mark.usefixtures("ray_here")
 def test_as_a_command_on_ray(photos, tmp_path):
     words = ["--data", photos, "--output", tmp_path / "out", "--backbones", "scratch", "--weights",

@@ -84,11 +84,15 @@ def vectors_in(path):
 
 
 EVERY = [
-    pytest.param(factory, metric, marks=[] if number % 3 == which else [pytest.mark.nightly])
+    pytest.param(
+        factory,
+        metric,
+        marks=[] if number % 3 == which and "OPQ" not in factory else [pytest.mark.nightly],
+    )
     for number, factory in enumerate(FACTORIES)
     for which, metric in enumerate(METRICS)
 ]
-"""Each kind with one metric; at night with all."""
+"""Each kind with one metric; at night with all, and OPQ, which trains for long."""
 
 
 @pytest.mark.parametrize(("factory", "metric"), EVERY)

@@ -335,7 +335,7 @@ def killed(stores, root, options, step):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_killed_at_a_sample_of_moments_it_ends_the_same(stores, tmp_path, name):
-    killed(stores, tmp_path, OPTIONS[name], 19)
+    killed(stores, tmp_path, OPTIONS[name], 29)
 
 
 @pytest.mark.nightly

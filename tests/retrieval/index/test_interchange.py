@@ -210,7 +210,10 @@ def test_kinds_that_lose_something_are_merged_too(factory):
     shards.assert_equal(whole)
 
 
-@pytest.mark.parametrize("factory", ["IVF4,SQ8", "PCA4,IVF4,Flat", "IVF4,PQ4"])
+@pytest.mark.parametrize(
+    "factory",
+    ["IVF4,SQ8", "PCA4,IVF4,Flat", pytest.param("IVF4,PQ4", marks=pytest.mark.nightly)],
+)
 def test_and_kept_on_disk(factory, tmp_path):
     shards = Faked(factory)
     whole = faiss.clone_index(shards.trained)

@@ -161,6 +161,13 @@ def settle(browser):
     )
 
 
+def wait_for(browser, condition):
+    """Wait until a condition in JavaScript holds; ten seconds are enough for any machine."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 10, 0.05).until(lambda b: b.execute_script(f"return {condition}"))
+
+
 def choose(browser, script, *given):
     browser.execute_script(script, *given)
     settle(browser)
@@ -451,8 +458,8 @@ def test_hostile_names_do_not_run_from_chunks(quiet, root):
 def test_a_page_without_its_folder_says_so(browser, root, tmp_path):
     shutil.copy(root / NAMES.page, tmp_path / "alone.html")
     browser.get((tmp_path / "alone.html").as_uri())
-    said = browser.execute_script("return document.getElementById('filter').textContent")
-    assert "the folder beside it is missing" in said
+    told = "document.getElementById('filter').textContent"
+    wait_for(browser, f"{told}.includes('the folder beside it is missing')")
     assert len(visible(browser)) == 50
     browser.get_log("browser")
 
@@ -461,8 +468,8 @@ def test_a_chunk_that_is_missing_is_told(browser, root, tmp_path):
     shutil.copytree(root, tmp_path / "copy")
     (tmp_path / "copy" / NAMES.chunk(2)).unlink()
     browser.get((tmp_path / "copy" / NAMES.page).as_uri() + "#page=2")
-    browser.execute_async_script("setTimeout(arguments[0], 300)")
-    assert "could not be loaded" in status(browser)
+    told = "document.getElementById('status').textContent"
+    wait_for(browser, f"{told}.includes('could not be loaded')")
     browser.get_log("browser")
 
 
