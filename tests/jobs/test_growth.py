@@ -168,7 +168,7 @@ class Growing(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=15, stateful_step_count=12, deadline=None,
+    max_examples=10, stateful_step_count=12, deadline=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 TestGrowing = Growing.TestCase

@@ -202,7 +202,11 @@ class Faked:
         np.testing.assert_array_equal(index.search(asked(), 9)[0], whole.search(asked(), 9)[0])
 
 
-@pytest.mark.parametrize("factory", ["IVF4,SQ8", "PCA4,IVF4,Flat", "IVF4,PQ4", "IVF4,PQ4x4fs"])
+@pytest.mark.parametrize(
+    "factory",
+    ["IVF4,SQ8", "PCA4,IVF4,Flat", pytest.param("IVF4,PQ4", marks=pytest.mark.nightly),
+     "IVF4,PQ4x4fs"],
+)  # fmt: skip
 def test_kinds_that_lose_something_are_merged_too(factory):
     shards = Faked(factory)
     whole = faiss.clone_index(shards.trained)
