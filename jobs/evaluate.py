@@ -40,6 +40,10 @@ def start(settings: EvaluateSettings) -> Result:
     """Evaluate matches and say what they are worth; exit 5 below a bound that was asked for."""
     cuts = _cuts(settings.cutoffs)
     bounds = _bounds(settings.fail_below, measures.names(cuts))
+    if settings.per_query is not None and not settings.per_query.endswith((".csv", ".parquet")):
+        raise UsageError(
+            f"--per-query {settings.per_query}: name a file that ends with .csv or .parquet"
+        )
     folder = open_folder(settings.matches)
     manifest = finished.read_manifest(folder, kind="matches")
     truth = open_truth(folder, manifest, settings)
@@ -108,7 +112,7 @@ def _compared(
     """Compare with other matches of the same queries."""
     if settings.compare is None:
         return {}, ()
-    other = _other_results(settings.compare, settings, cuts, "--compare")
+    other = _other_results(settings.compare, settings, cuts)
     comparison = compare(results, other, seed=settings.seed)
     if comparison.queries == 0:
         raise Mismatch(
@@ -125,13 +129,13 @@ def _compared(
     return values, comparison_lines(comparison, settings.matches, settings.compare)
 
 
-def _other_results(path: str, settings: EvaluateSettings, cuts: list[int], option: str) -> Results:
+def _other_results(path: str, settings: EvaluateSettings, cuts: list[int]) -> Results:
     """Judge other matches by the same labels."""
     folder = open_folder(path)
     try:
         manifest = finished.read_manifest(folder, kind="matches")
     except Mismatch as error:
-        raise Mismatch(f"{option}: {error}") from error
+        raise Mismatch(f"--compare: {error}") from error
     return judged_results(folder, manifest, open_truth(folder, manifest, settings), cuts)
 
 
@@ -173,10 +177,8 @@ def _put_queries(path: str, results: Results) -> None:
     sink = pa.BufferOutputStream()
     if name.endswith(".parquet"):
         pq.write_table(results.queries.combine_chunks(), sink)
-    elif name.endswith(".csv"):
-        pa.csv.write_csv(results.queries.combine_chunks(), sink)
     else:
-        raise UsageError(f"--per-query {path}: name a file that ends with .csv or .parquet")
+        pa.csv.write_csv(results.queries.combine_chunks(), sink)
     try:
         folder = open_folder(head or ("/" if path.startswith("/") else "."))
         folder.put(name, sink.getvalue().to_pybytes())

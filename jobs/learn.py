@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,7 @@ def learn_together(
     def work(_: dict[str, Any]) -> None:
         learn(folder, learning, decoded_in(place, items).parted(**split))
 
+    own = place / "ray"  # Ray Train's files would else lie in the user's home
     trainer = TorchTrainer(
         work,
         train_loop_config={},
@@ -99,10 +101,11 @@ def learn_together(
             num_workers=settings.workers, resources_per_worker={"CPU": 0.5}
         ),
         run_config=ray.train.RunConfig(
-            failure_config=ray.train.FailureConfig(max_failures=3),
+            storage_path=str(own), failure_config=ray.train.FailureConfig(max_failures=3)
         ),
     )
     trainer.fit()
+    shutil.rmtree(own, ignore_errors=True)
     progress = read_progress(folder)
     assert progress is not None, "an epoch is put before the workers end"
     return progress

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.cluster import cluster
@@ -52,10 +53,9 @@ def _put(folder: Folder, store: Store, classifier: Classifier) -> dict[str, Any]
     for number, block in enumerate(store.blocks()):
         table = _told(block, classifier)
         folder.put(_TABLE.format(number), sealed_parquet(table))
-        labels = [label in (*classifier.names,) for label in table["label"].to_pylist()]
-        same = np.array(table["label"].to_pylist()) == np.array(table["predicted"].to_pylist())
-        images, known = images + len(table), known + sum(labels)
-        right += int((same & np.array(labels, bool)).sum())
+        labelled = table.filter(pc.is_in(table["label"], value_set=pa.array(classifier.names)))
+        same = pc.sum(pc.equal(labelled["label"], labelled["predicted"])).as_py()
+        images, known, right = images + len(table), known + len(labelled), right + int(same or 0)
     failures = int(store.manifest.counts["failures"])
     return {"images": images, "failures": failures, "labelled": known, "right": right}
 

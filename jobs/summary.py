@@ -8,7 +8,7 @@ from jobs.judging import Evaluation
 from retrieval.errors import LookalikeError
 from retrieval.records import Certificate
 from retrieval.report.chart import Chart
-from retrieval.report.page import ClassMeasures, Measure, Page
+from retrieval.report.page import Page
 from retrieval.report.rows import SHOWN_MATCHES, Shown
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
@@ -34,19 +34,12 @@ def page_of(
         recall=Certificate(**manifest.counts["certificate"]).sentence(),
         counts=shown.counts(),
         shown_of=(len(shown), queries),
-        measures=_measures(evaluation.measures if evaluation else ()),
-        classes=tuple(
-            ClassMeasures(each.label, each.queries, _measures(each.measures))
-            for each in (evaluation.classes if evaluation else ())
-        ),
+        measures=evaluation.measures if evaluation else (),
+        classes=evaluation.classes if evaluation else (),
         thresholds=evaluation.thresholds if evaluation else (),
         notes=evaluation.notes if evaluation else (),
         charts=charts,
     )
-
-
-def _measures(measured: Any) -> tuple[Measure, ...]:
-    return tuple(Measure(m.name, m.title, m.value, m.low, m.high, m.meaning) for m in measured)
 
 
 def _images_of(queries: str) -> str:

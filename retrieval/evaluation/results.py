@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +83,11 @@ class Measured:
     low: float
     high: float
     meaning: str
+
+    @property
+    def has_interval(self) -> bool:
+        """Tell whether both ends are known."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 @dataclass(frozen=True)

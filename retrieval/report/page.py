@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from retrieval.evaluation.results import ClassMeasured, Measured
 from retrieval.evaluation.thresholds import Threshold
 from retrieval.evaluation.truth import JUNK, UNKNOWN
 from retrieval.report.chart import Chart
@@ -40,32 +40,6 @@ LEAD = (
     "The smaller the lead, the less sure the answer."
 )
 """What the page calls a lead, and the code a margin (`margin.py`)."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure over some queries, with its 95 % interval; without one its ends are not finite."""
-
-    name: str
-    title: str
-    value: float
-    low: float
-    high: float
-    meaning: str
-
-    @property
-    def has_interval(self) -> bool:
-        """Tell whether both ends are known."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-
-@dataclass(frozen=True)
-class ClassMeasures:
-    """How well the queries of one class do."""
-
-    label: str
-    queries: int
-    measures: tuple[Measure, ...]
 
 
 @dataclass(frozen=True)
@@ -121,8 +95,8 @@ class Page:
     recall: str  # the certificate, as a sentence
     counts: Mapping[State, int]
     shown_of: tuple[int, int]  # queries on the page, queries in all
-    measures: tuple[Measure, ...] = ()
-    classes: tuple[ClassMeasures, ...] = ()
+    measures: tuple[Measured, ...] = ()
+    classes: tuple[ClassMeasured, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     notes: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()

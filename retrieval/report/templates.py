@@ -20,8 +20,9 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from retrieval.evaluation.results import Measured
 from retrieval.report.names import picture_file
-from retrieval.report.page import Measure, QueryRow
+from retrieval.report.page import QueryRow
 from retrieval.storage.seal import SEAL, seal
 
 _BESIDE = "'self' file:"
@@ -122,7 +123,7 @@ def share(value: float) -> str:
     return f"{number(100 * value, 1)} %" if math.isfinite(value) else "–"
 
 
-def _bar(measure: Measure) -> dict[str, float] | None:
+def _bar(measure: Measured) -> dict[str, float] | None:
     """Place a share and its interval on a bar from 0 to 100; None for what is no share."""
     low, high = measure.low, measure.high
     if not 0 <= low <= measure.value <= high <= 1:

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from retrieval.report.page import STATES, MatchCell, Measure, Page, QueryRow
+from retrieval.evaluation.results import Measured
+from retrieval.report.page import STATES, MatchCell, Page, QueryRow
 from retrieval.report.rows import Shown
 from retrieval.storage.seal import SEAL
 
@@ -92,9 +93,9 @@ QUERIES = (
     query("lonely"),
 )
 MEASURES = (
-    Measure("top1", "Top-1", 0.5, 0.25, 0.75, "Share of queries whose best match is right."),
-    Measure("map", "mAP", 2 / 3, float("nan"), float("nan"), "How early the right ones come."),
-    Measure("mrr", "MRR", 0.75, 0.5, 1.0, "One over the first right rank."),
+    Measured("top1", "Top-1", 0.5, 0.25, 0.75, "Share of queries whose best match is right."),
+    Measured("map", "mAP", 2 / 3, float("nan"), float("nan"), "How early the right ones come."),
+    Measured("mrr", "MRR", 0.75, 0.5, 1.0, "One over the first right rank."),
 )
 PAGE = Page(
     title="Cats & dogs",

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from retrieval.evaluation.results import ClassMeasured
 from retrieval.report import slices
 from retrieval.report.contact_sheet import Frame, render, render_first
 from retrieval.report.facets import facets_script
 from retrieval.report.names import Names, pages_of
-from retrieval.report.page import ClassMeasures
 from retrieval.storage.files import open_folder
 from tests.retrieval.report.pages import (
     HOSTILE,
@@ -76,7 +76,7 @@ SINGLE = (
 
 def whole(queries, **other):
     return page_of(queries, title=HOSTILE[0], recall=LONG, facts=((LONG, LONG),),
-                   classes=(ClassMeasures(LONG, 3, MEASURES), ClassMeasures("dog", 1, MEASURES)),
+                   classes=(ClassMeasured(LONG, 3, MEASURES), ClassMeasured("dog", 1, MEASURES)),
                    notes=(LONG,), **other)  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import pytest
 
+from retrieval.evaluation.results import ClassMeasured, Measured
+from retrieval.evaluation.thresholds import Threshold
 from retrieval.report.chart import Chart
 from retrieval.report.contact_sheet import (
     MOST_CELLS,
@@ -22,7 +24,7 @@ from retrieval.report.contact_sheet import (
     render_further,
 )
 from retrieval.report.names import PER_CHUNK, PER_PAGE, Names
-from retrieval.report.page import LEAD, SCORES, ClassMeasures, Measure, Threshold
+from retrieval.report.page import LEAD, SCORES
 from retrieval.report.templates import number, share
 from retrieval.storage.seal import SEAL, is_sealed
 from tests.retrieval.report.pages import (
@@ -95,10 +97,10 @@ def test_the_interval_is_drawn():
 @pytest.mark.parametrize(
     "measure",
     [
-        Measure("top1", "loss", 2.5, 2.0, 3.0, "no share"),
-        Measure("top1", "top-1", 0.5, NAN, NAN, "no interval"),
-        Measure("top1", "top-1", NAN, NAN, NAN, "nothing measured"),
-        Measure("top1", "odd", 0.9, 0.1, 0.2, "outside its interval"),
+        Measured("top1", "loss", 2.5, 2.0, 3.0, "no share"),
+        Measured("top1", "top-1", 0.5, NAN, NAN, "no interval"),
+        Measured("top1", "top-1", NAN, NAN, NAN, "nothing measured"),
+        Measured("top1", "odd", 0.9, 0.1, 0.2, "outside its interval"),
     ],
 )
 def test_what_is_no_share_with_an_interval_is_not_drawn(measure):
@@ -115,7 +117,7 @@ def test_the_score_is_explained_by_metric(metric):
 
 def test_classes_stand_in_a_table_whose_names_filter_and_the_rest_is_folded():
     def of(place):
-        return ClassMeasures(f"a & {place}", place + 1, MEASURES[:2])
+        return ClassMeasured(f"a & {place}", place + 1, MEASURES[:2])
 
     found = drawn(QUERIES, classes=tuple(map(of, range(23))))
     assert found.texts("details", **{"class": "rest"})[0].startswith("3 more ClassQueries Top-1")
@@ -291,8 +293,8 @@ def test_a_hostile_name_stays_text(text):
     def all_of(text):
         return replace(
             page_of(hostile(text)), title=text, facts=((text, text),), recall=text, notes=(text,),
-            measures=(Measure("top1", text, 0.5, 0.4, 0.6, text),),
-            classes=(ClassMeasures(text, 1, ()),),
+            measures=(Measured("top1", text, 0.5, 0.4, 0.6, text),),
+            classes=(ClassMeasured(text, 1, ()),),
             charts=(Chart("x", text, text, b"", b""),),
         )  # fmt: skip
 
