@@ -33,7 +33,7 @@ class Cluster:
     """
 
     def __init__(self, address: str | None, workers: int | None) -> None:
-        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._address = _named(address)
         self.asked = workers
         self._connected = False
         self.given_up: set[str] = set()
@@ -126,6 +126,15 @@ class Cluster:
         if self._connected:
             ray.shutdown()
             self._connected = False
+
+
+def is_named(address: str | None) -> bool:
+    """Tell whether a running cluster is meant, by --ray-address or as Ray's own tools take it."""
+    return _named(address) is not None
+
+
+def _named(address: str | None) -> str | None:
+    return address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager

@@ -117,6 +117,7 @@ class Training:
     objective: str = setting("objective")
     epochs: int = setting("epochs")
     patience: int | None = setting("patience")
+    device: str | None = setting("device")
     batch_size: int = setting("batch_size", default=16, help="photos a step")
     learning_rate: float = setting("learning_rate")
     body_rate: float = setting("body_rate")

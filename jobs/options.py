@@ -107,7 +107,7 @@ OPTIONS = _table(
     Option("index_factory", str, None, "content",
            "any IVF kind of FAISS, as its index_factory reads it; default: planned, IVFn,SQfp16"),
     Option("scratch", str, None, "run",
-           "folder for vectors on their way into a shard; default: the system's temporary one"),
+           "local folder of each node for the shard at hand; default: its temporary folder"),
     Option("merge_into", str, None, "run",
            "also write all live rows as one FAISS index into this local file"),
     Option("top_k", int, 10, "content", "matches a query", low=1, high=1 << 20),

@@ -97,6 +97,7 @@ def _task(
         product="cuda" if settings.device != "cpu" and where.gpus else "cpu",
         allowed=may_match.allowed, bars=may_match.bars, least=may_match.least,
         block_rows=block_rows(queries.dimension, max(k, neighbours), memory), memory=memory,
+        scratch=settings.scratch,
     )  # fmt: skip
 
 

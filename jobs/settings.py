@@ -65,6 +65,7 @@ class Ranking:
     min_score: float | None = setting("min_score")
     expand_queries: str | None = setting("expand_queries")
     format: str | None = setting("format")
+    scratch: str | None = setting("scratch")
 
 
 @dataclass(frozen=True, kw_only=True)
