@@ -40,6 +40,10 @@ class Cluster:
         """Images that killed their worker twice in this run, whichever step had them at hand."""
         self.book: Any = None
         """The actor that counts attempts (`attempts.py`), once the first step has started it."""
+        self.at_work = 0
+        """Workers that had something at hand when they were last looked at."""
+        self.peak = 0
+        """Memory in bytes that a worker has held at most, since a stage has set this to 0."""
 
     @property
     def workers(self) -> int:

@@ -183,6 +183,6 @@ def _each(
         return step(task, number)
 
     gpu = gpu and task.product == "cuda"
-    with progress(title, count, unit) as bar:
+    with progress(title, count, unit, where) as bar:
         for _ in tasks.tasks(where, do, range(count), gpu=gpu):
             bar.advance(1)

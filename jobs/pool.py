@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs import attempts
 from jobs.cluster import Cluster
+from jobs.runfile import peak_memory
 from jobs.watch import PoolSigns, watched
 from retrieval import errors
 from retrieval.errors import LookalikeError
@@ -56,7 +57,7 @@ class _Worker:
         except LookalikeError as refusal:
             return {"refused": type(refusal).__name__, "said": str(refusal)}
         self._book.end.remote(item)
-        return {"done": done}
+        return {"done": done, "peak": peak_memory()}
 
 
 def _refusing(refusal: LookalikeError) -> Work:
@@ -106,12 +107,13 @@ def stream(
         num_gpus=gpus or None,
     )
     asked = f"{size} workers of {ACTOR_CPUS:g} CPU" + (" and a GPU" if gpus else "")
-    yield from watched(_answers(dataset), PoolSigns(where, book, called, len(items), asked))
+    yield from watched(_answers(where, dataset), PoolSigns(where, book, called, len(items), asked))
 
 
-def _answers(dataset: Any) -> Iterator[Any]:
+def _answers(where: Cluster, dataset: Any) -> Iterator[Any]:
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
         for answer in map(json.loads, batch["answer"]):
             if "refused" in answer:
                 raise getattr(errors, answer["refused"])(answer["said"])
+            where.peak = max(where.peak, answer["peak"])
             yield answer["done"]

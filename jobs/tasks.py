@@ -28,13 +28,31 @@ def _tasks(
     import ray
 
     options = {"num_gpus": 1} if gpu else {}
-    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(function)
+    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(_measured(function))
     running: list[Any] = []
+
+    def next_answer() -> Any:
+        nonlocal running
+        where.at_work = len(running)
+        ready, running = ray.wait(running, num_returns=1)
+        answer, peak = ray.get(ready[0])
+        where.peak = max(where.peak, peak)
+        return answer
+
     for item in items:
         running.append(remote.remote(item))
         if len(running) >= where.workers:
-            ready, running = ray.wait(running, num_returns=1)
-            yield ray.get(ready[0])
+            yield next_answer()
     while running:
-        ready, running = ray.wait(running, num_returns=1)
-        yield ray.get(ready[0])
+        yield next_answer()
+
+
+def _measured(function: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, int]]:
+    """Let a task also answer how much memory its process has held at most, in bytes."""
+
+    def measured(item: Any) -> tuple[Any, int]:
+        from jobs.runfile import peak_memory
+
+        return function(item), peak_memory()
+
+    return measured
