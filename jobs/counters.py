@@ -26,9 +26,9 @@ class Counters:
             return
         counters = _counters()
         counters[TOTAL].set(self._total, tags=self._tags)
-        counters[DONE].inc(done, tags=self._tags)
-        if failed:
-            counters[FAILED].inc(failed, tags=self._tags)
+        for name, count in ((DONE, done), (FAILED, failed)):
+            if count:  # Ray refuses to count nothing
+                counters[name].inc(count, tags=self._tags)
 
 
 def _is_connected() -> bool:

@@ -28,7 +28,7 @@ from retrieval.storage.finished import Manifest
 
 def start(settings: EmbedSettings) -> Result:
     """Embed a source and say what it came to."""
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         manifest, others = _embed(settings, where)
     return _summary(settings, manifest, others)
 

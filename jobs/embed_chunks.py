@@ -38,7 +38,7 @@ def embed_chunks(
     """
     where, prepared = with_.where, with_.prepared
     device = prepared.device
-    threads = max(1, where.cpus // max(1, where.gpus)) if device == "cuda" else 0
+    threads = where.threads_a_gpu_worker() if device == "cuda" else 0
     make = _worker(with_.folder, work, with_.settings, threads)
 
     def called(number: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jobs.options import setting
 
 if TYPE_CHECKING:  # not loaded for --help
-    from retrieval.tables import Pooling, Resize
+    from retrieval.tables import Metric, Pooling, Resize
     from retrieval.training.schedule import Schedule
     from retrieval.training.split import SplitBy
 
@@ -127,3 +127,14 @@ class Training:
     validation: float = setting("validation")
     split_by: SplitBy = setting("split_by")
     cache: str | None = setting("cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexing:
+    """How vectors become an index."""
+
+    metric: Metric = setting("metric")
+    max_index_memory: int = setting("max_index_memory")
+    rows_per_shard: int | None = setting("rows_per_shard")
+    index_factory: str | None = setting("index_factory")
+    scratch: str | None = setting("scratch")

@@ -40,7 +40,7 @@ def start(settings: IndexSettings) -> Result:
         from retrieval.index.interchange import check_target
 
         file = check_target(file, folder, overwrite=settings.overwrite)
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         manifest = build(settings, where)
     result = _summary(settings.output, manifest)
     if left_out := lost(folder):

@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.cluster import Cluster, cluster, is_named
+from jobs.cluster import Cluster, cluster
+from jobs.connect import named
 from jobs.pool import ACTOR_CPUS
 from jobs.progress import say
 from retrieval import errors
@@ -55,9 +56,9 @@ def learn_somewhere(
     Gives the device as well.
     """
     here, workers = device_here(settings.device), settings.workers or 1
-    elsewhere = here == "cpu" and settings.device != "cpu" and is_named(settings.ray_address)
+    elsewhere = here == "cpu" and settings.device != "cpu" and named(settings.ray_address)
     if workers > 1 or elsewhere:
-        with cluster(settings.ray_address, workers) as where:
+        with cluster(settings) as where:
             there = "cuda" if settings.device != "cpu" and where.gpus >= workers else "cpu"
             _refuse_without(settings.device, there)
             if workers > 1 or there == "cuda":

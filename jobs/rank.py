@@ -42,7 +42,7 @@ _VOUCHED = ("matches", "failures", "barred")
 
 def start(settings: RankSettings) -> Result:
     """Rank queries and say what it came to."""
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         manifest = rank(settings, where)
     return summary(settings.output, manifest)
 

@@ -55,7 +55,7 @@ def run(settings: RunSettings) -> Ran:
     source_of(settings, settings.queries).check()
     if settings.labels is not None:
         read_labels_file(settings.labels, "gallery")
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         folder = open_folder(settings.output)
         prepared = prepare(settings, where, folder)
         job = {**content_of(settings), **asdict(prepared.plan), "bundle": prepared.bundle.digest}
