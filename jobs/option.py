@@ -15,7 +15,7 @@ class Option:
     """One option of the command line."""
 
     name: str
-    type: type | str  # int, float, str, bool, "size" or "recall"
+    type: type | str  # int, float, str, bool, "path", "size" or "recall"
     default: Any
     shapes: Shapes
     help: str
