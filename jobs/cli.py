@@ -6,7 +6,6 @@ descriptor 1 is set aside for the result and everything else that is written to 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import os
@@ -14,18 +13,18 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from jobs import options, settings
 from jobs.option import REQUIRED, Option
 from jobs.parsing import PARSERS
+from jobs.result import put_answer, stdout_aside
+from jobs.submit import INTERRUPTED, dashboard_of, submit
 from retrieval.errors import LookalikeError
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,6 @@ _EXIT_CODES = (
 )
 
 
-_TYPES: Mapping[Any, Any] = {"size": str, "recall": str, int: int, float: float, str: str}
-
-
 def _parameter(option: Option) -> click.Option:
     required = option.default is REQUIRED
     common: dict[str, Any] = {"help": option.help, "required": required}
@@ -75,7 +71,8 @@ def _parameter(option: Option) -> click.Option:
         return click.Option([names], is_flag=True, **common)
     if option.type in PARSERS:
         common |= {"callback": _parsed, "metavar": str(option.type).upper()}
-    kind = click.Choice(option.choices) if option.choices else _TYPES[option.type]
+    typed = option.type if isinstance(option.type, type) else str
+    kind = click.Choice(option.choices) if option.choices else typed
     return click.Option([option.flag, option.name], type=kind, **common)
 
 
@@ -99,7 +96,7 @@ def _command(name: str) -> click.Command:
     parameters.sort(key=lambda parameter: not parameter.required)
 
     def call(**values: Any) -> None:
-        _start(verb, verb.settings(**values))
+        _start(name, verb.settings(**values))
 
     return click.Command(
         name, params=parameters, callback=call, help=verb.help, epilog=_EXIT_CODES,
@@ -141,24 +138,16 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         ctx.exit()
 
 
-def _start(verb: Verb, settings: Any) -> None:
+def _start(name: str, settings: Any) -> None:
     options.check(settings)
-    aside = _stdout_aside()
-    start: Callable[[Any], Any] = importlib.import_module(verb.module).start
+    aside = stdout_aside()
+    if dashboard := dashboard_of(settings):
+        raise SystemExit(submit(dashboard, name, settings, aside))
+    start: Callable[[Any], Any] = importlib.import_module(VERBS[name].module).start
     result = start(settings)
-    with contextlib.suppress(BrokenPipeError):
-        aside.write((result.as_json() if settings.json else result.as_text()) + "\n")
-        aside.flush()
+    put_answer(aside, result.as_json() if settings.json else result.as_text())
     if result.exit_code:
         raise SystemExit(result.exit_code)
-
-
-def _stdout_aside() -> TextIO:
-    """Keep descriptor 1 for the result; whatever else prints to it lands on stderr."""
-    sys.stdout.flush()
-    aside = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
-    os.dup2(2, 1)
-    return aside
 
 
 def main() -> None:

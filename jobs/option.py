@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Shapes = Literal["content", "run"]
+Place = Literal["read", "written"]
 REQUIRED = object()
 
 
@@ -14,13 +15,14 @@ class Option:
     """One option of the command line."""
 
     name: str
-    type: type | str  # int, float, str, bool, "size" or "recall"
+    type: type | str  # int, float, str, bool, "path", "size" or "recall"
     default: Any
     shapes: Shapes
     help: str
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    place: Place | None = None  # a path or URI that workers read from, or write into
 
     @property
     def flag(self) -> str:

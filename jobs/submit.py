@@ -1,0 +1,186 @@
+"""The same command as a job of a cluster that is reached by its dashboard alone.
+
+`--ray-address http://HEAD:8265` runs the command on the head. Its log goes to stderr as it is
+written, its answer to stdout, and its exit code is ours. In the log of a job both are one text, so
+the job is told a random mark and writes its answer as one line after that mark (`result.py`).
+Nothing else of this machine travels: no files, no environment, no secrets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import time
+from typing import Any, TextIO
+
+from jobs.progress import say
+from jobs.result import MARK
+from retrieval.errors import InputError, LookalikeError, UsageError
+
+INTERRUPTED = 130
+PATIENCE = 60.0  # seconds that a dashboard may be away while a job runs
+_OURS = {*range(9), INTERRUPTED}  # exit codes that say what came of the work
+_ABSENT = 127  # what a shell says of a command that it does not find
+
+
+def dashboard_of(settings: Any) -> str | None:
+    """Give the dashboard that a command is to be submitted to, if that is what its address is."""
+    if not hasattr(settings, "ray_address"):
+        return None
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS", "")
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--ray-address {address}: Ray's client is not supported; http://HEAD:8265 submits the "
+            "command as a job of that cluster"
+        )
+    return address if address.startswith(("http://", "https://")) else None
+
+
+def submit(dashboard: str, verb: str, settings: Any, answers: TextIO) -> int:
+    """Run the verb as a job, pass its log and its answer on, and give its exit code."""
+    words = ["lookalike", verb, *_arguments(settings)]
+    log = _Log(f"answer-{os.urandom(8).hex()}-")
+    job = f"lookalike-{verb}-{os.urandom(4).hex()}"
+    client = _client(dashboard)
+    try:
+        _unless_refused(dashboard, lambda: client.submit_job(
+            entrypoint=shlex.join(["exec", "env", f"{MARK}={log.mark}", *words]), submission_id=job
+        ))  # fmt: skip
+        say(f"{job} runs on {dashboard}")
+        details = _follow(client, job, log, dashboard)
+    except KeyboardInterrupt:
+        say(
+            f"error: interrupted, but the job goes on; to stop it: ray job stop {job} "
+            f"--address {shlex.quote(dashboard)}"
+        )
+        return INTERRUPTED
+    return _ended(job, details, log, answers)
+
+
+def _arguments(settings: Any) -> list[str]:
+    """Write the settings as they are typed, but for where Ray is: a job knows its cluster."""
+    words = []
+    for field in dataclasses.fields(settings):
+        option, value = field.metadata["option"], getattr(settings, field.name)
+        if value == field.default or value is None or option.name == "ray_address":
+            continue
+        if option.type == "path" and not _travels(option.name, value):
+            raise UsageError(
+                f"{option.flag} {value}: a job of another machine does not know this folder; "
+                "write a URI, or an absolute path that all nodes of the cluster have"
+            )
+        if option.type is bool:
+            words.append(option.flag if value else f"--no-{option.flag[2:]}")
+        else:
+            words.append(f"{option.flag}={value}")
+    return words
+
+
+def _travels(name: str, path: str) -> bool:
+    """Tell whether a path means the same to another machine as it does here."""
+    return os.path.isabs(path) or "://" in path or (name, path) == ("weights", "random")
+
+
+def _client(dashboard: str) -> Any:
+    os.environ["RAY_API_SERVER_ADDRESS"] = dashboard  # Ray's client heeds it before what is given
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # it sets its own
+    return _unless_refused(dashboard, lambda: JobSubmissionClient(dashboard))
+
+
+def _unless_refused(dashboard: str, ask: Any) -> Any:
+    from ray.exceptions import RayError
+
+    try:
+        return ask()
+    except (OSError, RuntimeError, ValueError, KeyError, RayError) as error:
+        raise InputError(
+            f"--ray-address {dashboard}: no dashboard of a Ray cluster takes a job there ({error})"
+        ) from error
+
+
+class _Log:
+    """What a job writes: lines for stderr, and one with its answer after the mark."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+        self.answer: str | None = None
+        self._taken = 0
+        self._rest = ""
+
+    def take(self, text: str, at: int) -> None:
+        """Take what stands at a place of the log, unless it was taken before."""
+        new = text[max(0, self._taken - at) :]
+        self._taken += len(new)
+        *lines, self._rest = (self._rest + new).split("\n")
+        for line in lines:
+            self._take_line(line)
+
+    def end(self) -> None:
+        """Take the last line, which may lack its end."""
+        if self._rest:
+            self._take_line(self._rest)
+        self._rest = ""
+
+    def _take_line(self, line: str) -> None:
+        before, mark, answer = line.partition(f'{self.mark}"')  # the command has a space there
+        if mark:
+            self.answer = json.loads(f'"{answer}')
+        if before or not mark:
+            say(before)
+
+
+def _follow(client: Any, job: str, log: _Log, dashboard: str) -> Any:
+    """Pass on what a job writes until it has ended; a lost connection is made anew."""
+    import asyncio
+
+    import aiohttp
+    from ray.exceptions import RayError
+
+    heard = time.monotonic()
+    while True:
+        try:
+            asyncio.run(_tail(client, job, log))
+            details = client.get_job_info(job)
+            heard = time.monotonic()
+            if details.status.is_terminal():
+                return details
+        except (OSError, RuntimeError, aiohttp.ClientError, RayError) as error:
+            if time.monotonic() - heard > PATIENCE:
+                raise InputError(
+                    f"--ray-address {dashboard}: it has told nothing of {job} for {PATIENCE:.0f} s "
+                    f"({error}); the job may go on, and the same command goes on with what is "
+                    "finished"
+                ) from error
+        time.sleep(1)
+
+
+async def _tail(client: Any, job: str, log: _Log) -> None:
+    at = 0
+    async for text in client.tail_job_logs(job):
+        log.take(text, at)
+        at += len(text)
+
+
+def _ended(job: str, details: Any, log: _Log, answers: TextIO) -> int:
+    """Pass the answer on; give the exit code, or say what else the job ended of."""
+    log.end()
+    code = details.driver_exit_code
+    if log.answer is not None:
+        answers.write(log.answer)
+        answers.flush()
+    if details.status == "STOPPED":
+        say(f"error: {job} was stopped; what is finished is kept, the same command goes on")
+        return INTERRUPTED
+    if code not in _OURS:
+        why = f"it ended with {code}" if code is not None else f"{details.message}"
+        if code == _ABSENT:
+            why = "the head node does not find the command lookalike; install it on all nodes"
+        raise LookalikeError(f"{job}: {why}; what is finished is kept, the same command goes on")
+    return int(code)
