@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Protocol
 from jobs.counters import Counters
 
 INTERVAL = 10.0  # seconds between lines in a log
+
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # but for the end of a line
 
 
 class AtWork(Protocol):
@@ -101,4 +104,9 @@ def progress(stage: str, total: int, unit: str, where: AtWork | None = None) -> 
 
 def say(message: str) -> None:
     """Say one thing a person should know, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """Write control characters as their codes, so that no name of a file or a class moves a terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

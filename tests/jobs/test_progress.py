@@ -4,6 +4,7 @@ import pytest
 
 from jobs import counters, progress
 from jobs.counters import DONE, FAILED, TOTAL
+from jobs.result import Result
 
 
 class Cluster:
@@ -62,3 +63,11 @@ def test_what_is_counted_has_the_stage_and_the_unit(monkeypatch):
     assert told == [
         (TOTAL, 9, tags), (DONE, 4, tags), (TOTAL, 9, tags), (DONE, 5, tags), (FAILED, 2, tags),
     ]  # fmt: skip
+
+
+def test_no_name_moves_a_terminal(capsys):
+    name = "owl\x1b[2J\x07\r\x9b1A\tk.jpg"
+    progress.say(f"cannot read {name}\nand é ok")
+    seen = r"owl\x1b[2J\x07\x0d\x9b1A\x09k.jpg"
+    assert capsys.readouterr().err == f"cannot read {seen}\nand é ok\n"
+    assert Result({}, (name, "second")).as_text() == f"{seen}\nsecond"
