@@ -103,6 +103,9 @@ def test_entrypoint_is_a_command_that_the_command_line_takes():
     folders = (settings.gallery, settings.queries, settings.output)
     assert all(folder.startswith("s3://") for folder in folders)
     assert settings.ray_address is None, "Ray tells the driver where it is"
+    group = groups_of(RAYJOB)["cpu"]
+    cpus = in_cpus(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert settings.workers == group["maxReplicas"] * cpus, "it may use all that may come"
 
 
 def test_readme_submits_the_same_command():
@@ -138,7 +141,7 @@ def test_it_grows_and_shrinks_and_some_cpus_are_always_there(manifest):
     assert cluster_of(manifest)["autoscalerOptions"]["version"] == "v2"
     assert {t["spec"]["restartPolicy"] for t in templates_of(manifest).values()} == {"Never"}
     groups = groups_of(manifest)
-    assert groups["cpu"]["minReplicas"] >= 1, "a cluster without a CPU is refused by a job"
+    assert groups["cpu"]["minReplicas"] >= 1, "without a CPU and --workers a job refuses"
     assert groups["gpu"]["minReplicas"] == 0
 
 
