@@ -108,5 +108,5 @@ def say(message: str) -> None:
 
 
 def visible(text: str) -> str:
-    """Write control characters as their codes, so that no name of a file or a class moves a terminal."""
+    """Write control characters as their codes: no name of a file or a class moves a terminal."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
