@@ -58,9 +58,8 @@ class Progress:
             steady = (self.done - before) / max(now - since, 1e-9)
             left = f"{(self.total - self.done) / steady:.0f} s left" if steady else "starting"
         failures = f", {self.failed} failed" if self.failed else ""
-        workers = ""
-        if self._where is not None and self.done < self.total:
-            workers = f", {self._where.at_work} at work"
+        at_work = self._where.at_work if self._where and self.done < self.total else 0
+        workers = f", {at_work} at work" if at_work else ""
         done = f"{self.done}/{self.total} {self.unit}"
         return f"{self.stage}: {done}, {rate:.1f}/s, {left}{failures}{workers}"
 
