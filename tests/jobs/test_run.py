@@ -5,6 +5,7 @@ to the byte.
 """
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,16 @@ def test_every_query_is_ranked_and_the_outputs_are_sound(settings, root):
     assert ran.result.values["top1"] == 1.0  # classes differ by colour
     assert (root / "out/report.html").stat().st_size > 10_000
     assert len(pq.read_table(root / "out/index/files.parquet")) > 6
+
+
+def test_run_json_tells_what_each_stage_took(settings, root):
+    stages = json.loads((root / "out/run.json").read_bytes())["stages"]
+    assert stages.keys() == {"gallery", "queries", "index", "matches"}
+    for name, told in stages.items():
+        assert all(told[key] > 0 for key in ("seconds", "per_second", "bytes")), name
+        assert told["worker_peak_memory_bytes"] > 10**8, name
+        files = pq.read_table(root / "out" / name / "files.parquet")
+        assert told["bytes"] == sum(files["size"].to_pylist())
 
 
 def test_the_same_bytes_from_one_worker_and_two(settings, root):
