@@ -152,6 +152,11 @@ def _follow(client: Any, job: str, log: _Log, dashboard: str) -> Any:
             if details.status.is_terminal():
                 return details
         except (OSError, RuntimeError, aiohttp.ClientError, RayError) as error:
+            if "does not exist" in str(error):
+                raise InputError(
+                    f"--ray-address {dashboard}: it knows nothing of {job} any more, as if its "
+                    "head had been started anew; the same command goes on with what is finished"
+                ) from error
             if time.monotonic() - heard > PATIENCE:
                 raise InputError(
                     f"--ray-address {dashboard}: it has told nothing of {job} for {PATIENCE:.0f} s "

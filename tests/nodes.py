@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from tests.commands import LOOKALIKE, Ended
+from tests.links import Links
 from tests.retrieval.storage.s3 import free_ports
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -46,7 +47,9 @@ class Nodes:
     """The processes of a cluster, by the name of their node: `head`, `one`, `two`."""
 
     folder: Path
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str]
+    store: int  # bytes of each node's object store
+    links: Links | None
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -70,30 +73,36 @@ class Nodes:
             f"--dashboard-port={self.dashboard}", "--num-cpus=0",
             f"--dashboard-agent-listen-port={self.agent}", *words,
         )  # fmt: skip
-        for port in (self.gcs, self.dashboard, self.agent):
-            until(lambda port=port: _listens(port), f"port {port} of the head")
+        until(lambda: _listens(self.agent), "the head's agent")
         until(self._takes_jobs, "the head to take jobs")
 
     def start(self, name, number, *words, cpus=1):
         """Start a worker node, on 127.0.0.NUMBER."""
         (agent,) = free_ports(1)
         self._start(
-            name, number, f"--address=127.0.0.1:{self.gcs}", f"--num-cpus={cpus}",
+            name, number, f"--address={self._ip(1)}:{self.gcs}", f"--num-cpus={cpus}",
             f"--dashboard-agent-listen-port={agent}", *words,
         )  # fmt: skip
 
     def _start(self, name, number, *words):
         assert name not in self.processes
         command = [
-            RAY, "start", "--block", f"--node-ip-address=127.0.0.{number}", "--disable-usage-stats",
-            f"--temp-dir={self.sockets / str(number)}", "--object-store-memory=100000000",
-            "--include-log-monitor=false", *words,
+            RAY, "start", "--block", f"--node-ip-address={self._ip(number)}",
+            "--disable-usage-stats", f"--temp-dir={self.sockets / str(number)}",
+            f"--object-store-memory={self.store}", "--include-log-monitor=false", *words,
         ]  # fmt: skip
+        if self.links and number > 1:
+            command = self.links.wrapped(number, command)
         with open(self.folder / f"{name}.log", "a") as log:
             self.processes[name] = subprocess.Popen(
                 command, env={**self.environment, "NODE": name}, stdout=log, stderr=log,
                 cwd=self.folder,
             )  # fmt: skip
+        if self.links and number > 1:
+            self.links.connect(number, self.processes[name])
+
+    def _ip(self, number):
+        return self.links.address(number) if self.links else f"127.0.0.{number}"
 
     def wait(self, count):
         """Wait until so many nodes are alive, as the head sees them."""
@@ -116,11 +125,24 @@ class Nodes:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return json.load(answer)
 
+    def mend(self):
+        """Start what was killed, and hold nothing any more."""
+        for number, name in enumerate(NAMES, 2):
+            self.let_go(name)
+            if name not in self.processes:
+                self.start(name, number)
+        self.let_go("head")
+        self.wait(len(NAMES) + 1)
+
     def kill(self, name):
         """End all processes of a node at once."""
         process = self.processes.pop(name)
         end(process)
         process.wait(WAIT)
+
+    def below(self, name):
+        """Give all processes of a node."""
+        return psutil.Process(self.processes[name].pid).children(recursive=True)
 
     def hold(self, name, pattern):
         """Let processes of a node wait before they store a file whose path has this pattern."""
@@ -145,20 +167,18 @@ class Nodes:
 
 
 @contextmanager
-def cluster(folder, settings=None, workers=2, words=()):
-    """Give a head and some workers of one CPU each, all of them there."""
-    nodes = Nodes(folder, settings or {})
+def cluster(folder, settings=None, *, store=100_000_000, links=None):
+    """Give a head and two workers of one CPU each, all of them there."""
+    nodes = Nodes(folder, settings or {}, store, links)
     try:
         nodes.start_head()
-        for number in range(workers):
-            nodes.start(NAMES[number], number + 2, *words)
-        nodes.wait(workers + 1)
+        nodes.mend()
         yield nodes
     finally:
         nodes.close()
 
 
-NAMES = ("one", "two", "three")
+NAMES = ("one", "two")
 
 
 def end(process):
