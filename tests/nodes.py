@@ -50,6 +50,7 @@ class Nodes:
     settings: dict[str, str]
     store: int  # bytes of each node's object store
     links: Links | None
+    harm: dict[str, dict[str, str]]  # further settings of single nodes
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -66,22 +67,22 @@ class Nodes:
             "PYTHONPATH": f"{ROOT / 'tests' / 'held'}:{ROOT}",
         }  # fmt: skip
 
-    def start_head(self, *words):
+    def start_head(self):
         """Start the head, and wait until it takes jobs."""
         self._start(
             "head", 1, "--head", f"--port={self.gcs}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard}", "--num-cpus=0",
-            f"--dashboard-agent-listen-port={self.agent}", *words,
+            f"--dashboard-agent-listen-port={self.agent}",
         )  # fmt: skip
         until(lambda: _listens(self.agent), "the head's agent")
         until(self._takes_jobs, "the head to take jobs")
 
-    def start(self, name, number, *words, cpus=1):
-        """Start a worker node, on 127.0.0.NUMBER."""
+    def start(self, name, number):
+        """Start a worker node of one CPU."""
         (agent,) = free_ports(1)
         self._start(
-            name, number, f"--address={self._ip(1)}:{self.gcs}", f"--num-cpus={cpus}",
-            f"--dashboard-agent-listen-port={agent}", *words,
+            name, number, f"--address={self._ip(1)}:{self.gcs}", "--num-cpus=1",
+            f"--dashboard-agent-listen-port={agent}",
         )  # fmt: skip
 
     def _start(self, name, number, *words):
@@ -95,8 +96,8 @@ class Nodes:
             command = self.links.wrapped(number, command)
         with open(self.folder / f"{name}.log", "a") as log:
             self.processes[name] = subprocess.Popen(
-                command, env={**self.environment, "NODE": name}, stdout=log, stderr=log,
-                cwd=self.folder,
+                command, env={**self.environment, **self.harm.get(name, {}), "NODE": name},
+                stdout=log, stderr=log, cwd=self.folder,
             )  # fmt: skip
         if self.links and number > 1:
             self.links.connect(number, self.processes[name])
@@ -126,9 +127,11 @@ class Nodes:
             return json.load(answer)
 
     def mend(self):
-        """Start what was killed, and hold nothing any more."""
+        """Start what was killed or gave itself up, and hold nothing any more."""
         for number, name in enumerate(NAMES, 2):
             self.let_go(name)
+            if name in self.processes and self.processes[name].poll() is not None:
+                self.kill(name)
             if name not in self.processes:
                 self.start(name, number)
         self.let_go("head")
@@ -167,9 +170,9 @@ class Nodes:
 
 
 @contextmanager
-def cluster(folder, settings=None, *, store=100_000_000, links=None):
+def cluster(folder, settings=None, *, store=100_000_000, links=None, harm=None):
     """Give a head and two workers of one CPU each, all of them there."""
-    nodes = Nodes(folder, settings or {}, store, links)
+    nodes = Nodes(folder, settings or {}, store, links, harm or {})
     try:
         nodes.start_head()
         nodes.mend()
