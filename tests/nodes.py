@@ -47,10 +47,10 @@ class Nodes:
     """The processes of a cluster, by the name of their node: `head`, `one`, `two`."""
 
     folder: Path
-    settings: dict[str, str]
-    store: int  # bytes of each node's object store
-    links: Links | None
-    harm: dict[str, dict[str, str]]  # further settings of single nodes
+    settings: dict[str, str] = field(default_factory=dict)
+    harm: dict[str, dict[str, str]] = field(default_factory=dict)  # settings of single nodes
+    store: int = 100_000_000  # bytes of each node's object store
+    links: Links | None = None
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -67,21 +67,21 @@ class Nodes:
             "PYTHONPATH": f"{ROOT / 'tests' / 'held'}:{ROOT}",
         }  # fmt: skip
 
-    def start_head(self):
+    def start_head(self, *words):
         """Start the head, and wait until it takes jobs."""
         self._start(
             "head", 1, "--head", f"--port={self.gcs}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard}", "--num-cpus=0",
-            f"--dashboard-agent-listen-port={self.agent}",
+            f"--dashboard-agent-listen-port={self.agent}", *words,
         )  # fmt: skip
         until(lambda: _listens(self.agent), "the head's agent")
         until(self._takes_jobs, "the head to take jobs")
 
-    def start(self, name, number):
-        """Start a worker node of one CPU."""
+    def start(self, name, number, cpus=1):
+        """Start a worker node."""
         (agent,) = free_ports(1)
         self._start(
-            name, number, f"--address={self._ip(1)}:{self.gcs}", "--num-cpus=1",
+            name, number, f"--address={self._ip(1)}:{self.gcs}", f"--num-cpus={cpus}",
             f"--dashboard-agent-listen-port={agent}",
         )  # fmt: skip
 
@@ -170,9 +170,9 @@ class Nodes:
 
 
 @contextmanager
-def cluster(folder, settings=None, *, store=100_000_000, links=None, harm=None):
+def cluster(folder, settings=(), **given):
     """Give a head and two workers of one CPU each, all of them there."""
-    nodes = Nodes(folder, settings or {}, store, links, harm or {})
+    nodes = Nodes(folder, dict(settings), **given)
     try:
         nodes.start_head()
         nodes.mend()

@@ -108,6 +108,21 @@ def test_a_node_is_killed(there, whole, tmp_path, stage):
     whole.check(verb, tmp_path / "out")
 
 
+def test_the_largest_node_is_killed(there, whole, tmp_path):
+    there.kill("one")
+    there.start("one", 2, cpus=4)  # so that its five workers have room for two on the other
+    there.wait(3)
+    there.hold("one", "write .*/parts/")
+    running = submitted(there, whole.words("embed", tmp_path / "out"))
+    there.wait_held("one", running, WAIT)
+    with timed("a node of four fifths of the CPUs killed, embed"):
+        there.kill("one")
+        there.let_go("one")
+        ended = running.ended(WAIT)
+    assert ended.code == 0, ended.err
+    whole.check("embed", tmp_path / "out")
+
+
 def test_a_worker_is_killed_for_memory(there, whole, tmp_path):
     there.hold("one", "write .*/parts/")
     running = submitted(there, whole.words("embed", tmp_path / "out"))
