@@ -22,6 +22,7 @@ import click
 from jobs import options, settings
 from jobs.option import REQUIRED, Option
 from jobs.parsing import PARSERS
+from jobs.progress import say
 from jobs.result import put_answer, stdout_aside
 from jobs.submit import INTERRUPTED, dashboard_of, submit
 from retrieval.errors import LookalikeError
@@ -191,7 +192,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
 def _say(message: str, code: int) -> int:
     if "--debug" in sys.argv:
         traceback.print_exc()
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    say("error: " + " ".join(message.split()))
     return code
 
 

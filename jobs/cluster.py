@@ -1,29 +1,20 @@
-"""The only file that knows how Ray is reached, sized and shut down."""
+"""What a cluster has, how it is reached when work comes, and when it is let go."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from retrieval.entry import claim_packages
-from retrieval.errors import InputError, Stalled
+from jobs.connect import connect, named
+from jobs.shared import Local, local_places, refuse_unshared
+from retrieval.errors import Stalled
+
+if TYPE_CHECKING:
+    from jobs.settings import OnRay
 
 Answer = TypeVar("Answer")
-
-_ALONE = {
-    "RAY_enable_metrics_collection": "false",
-    "RAY_prestart_worker_first_driver": "false",
-    "RAY_raylet_report_resources_period_milliseconds": "1000",
-}
-"""For a Ray that is started here and ends with us: it need not gather metrics that nobody reads,
-nor start workers of a kind that the pool does not use, nor report ten times a second what is free.
-On two cores that is 3 to 5 % of a worker's time (benchmarks/README.md)."""
 
 
 class Cluster:
@@ -32,14 +23,27 @@ class Cluster:
     So a job that finds everything done never starts Ray.
     """
 
-    def __init__(self, address: str | None, workers: int | None) -> None:
-        self._address = address or os.environ.get("RAY_ADDRESS")
+    def __init__(
+        self,
+        address: str | None,
+        workers: int | None,
+        *,
+        gpus_per_worker: float = 1.0,
+        places: Sequence[Local] = (),
+    ) -> None:
+        self._address = named(address)
+        self._places = places  # that all nodes must see
         self.asked = workers
-        self._connected = False
+        self.gpu_share = gpus_per_worker
+        self._connected = self._looked = False
         self.given_up: set[str] = set()
         """Images that killed their worker twice in this run, whichever step had them at hand."""
         self.book: Any = None
         """The actor that counts attempts (`attempts.py`), once the first step has started it."""
+        self.at_work = 0
+        """Workers that had something at hand when they were last looked at."""
+        self.peak = 0
+        """Memory in bytes that a worker has held at most, since a stage has set this to 0."""
 
     @property
     def workers(self) -> int:
@@ -57,18 +61,34 @@ class Cluster:
         return self._resource("GPU")
 
     def _resource(self, name: str) -> int:
+        return int(sum(node.get(name, 0) for node in self._nodes()))
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """Give the resources of each node that is there now."""
         import ray
 
         self.connect()
-        return int(ray.cluster_resources().get(name, 0))
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    def require(self, cpus: float, gpus: int = 0) -> None:
+    def threads_a_gpu_worker(self) -> int:
+        """Count the CPUs beside a worker's share of a GPU, on the node where these are fewest."""
+        ratios = [n.get("CPU", 0) / n["GPU"] for n in self._nodes() if n.get("GPU", 0)]
+        return max(1, int(min(ratios, default=1) * self.gpu_share))
+
+    @property
+    def may_grow(self) -> bool:
+        """Tell whether nodes may still come: of a named cluster --workers says how many workers.
+
+        Workers that wait for a place are what an autoscaler starts nodes for; they end with the
+        job, while what `ray.autoscaler.sdk.request_resources` asks for would outlive a killed one.
+        """
+        return self.asked is not None and self._address not in (None, "local")
+
+    def require(self, cpus: float, gpus: float = 0) -> None:
         """Refuse work of this size if no node could ever take it; Ray would wait in silence."""
-        import ray
-
-        self.connect()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
+        nodes = self._nodes()
+        fits = any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes)
+        if not fits and not self.may_grow:
             most = max((n.get("CPU", 0) for n in nodes), default=0)
             wanted = f"{cpus:g} CPU" + (" and a GPU" if gpus else "")
             raise Stalled(
@@ -98,8 +118,11 @@ class Cluster:
         import ray
 
         if not ray.is_initialized():  # a notebook or a test may have its own
-            _connect(self._address)
+            connect(self._address)
             self._connected = True
+        if not self._looked:
+            self._looked = True
+            refuse_unshared(self._places)
 
     def connect_while(self, action: Callable[[], Answer]) -> Answer:
         """Reach the cluster while another thread does `action`, and give what that answers.
@@ -129,57 +152,15 @@ class Cluster:
 
 
 @contextmanager
-def cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
-    """Give the cluster at `address` ($RAY_ADDRESS, or one started here) and let go of it after.
+def cluster(settings: OnRay) -> Iterator[Cluster]:
+    """Give the cluster of `--ray-address`, $RAY_ADDRESS, or one started here; let go of it after.
 
     Not after an error: a thread may still be waiting for an answer, and Ray's native code ends the
     process with 1, without a word, when it is let go under it. What was started here ends with us.
     """
-    where = Cluster(address, workers)
+    where = Cluster(
+        settings.ray_address, settings.workers, gpus_per_worker=settings.gpus_per_worker,
+        places=local_places(settings),
+    )  # fmt: skip
     yield where
     where.close()
-
-
-def _connect(address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False}
-    options["runtime_env"] = {"worker_process_setup_hook": claim_packages}
-    options["logging_level"] = "ERROR"
-    if not address:
-        os.environ |= {name: os.environ.get(name, value) for name, value in _ALONE.items()}
-        options |= {"include_dashboard": False, "_temp_dir": _short_folder()}
-    # workers cannot import the hook before it has run: it travels by value
-    ray.cloudpickle.register_pickle_by_value(sys.modules[claim_packages.__module__])
-    try:
-        with _quiet():
-            ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise InputError(
-            f"--ray-address {address or 'local'}: Ray cannot be reached or started ({error})"
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Ray's native code says at start off a person's screen; errors are raised anyway."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _short_folder() -> str:
-    """Give a folder for Ray's sockets, whose paths may not be longer than 107 bytes."""
-    folder = os.path.join(tempfile.gettempdir(), f"lookalike-{os.getuid()}")
-    return folder if len(folder) < 40 else f"/tmp/lookalike-{os.getuid()}"  # noqa: S108

@@ -58,7 +58,7 @@ def compare(settings: CompareSettings) -> Result:
     if settings.output is None:
         raise UsageError("--data needs --output, a folder for stores, table and page")
     contenders = contenders_of(settings)
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         labelled = labelled_images(_embedding(settings, ""))
         folder = open_folder(settings.output)
         job = content_of(settings) | {

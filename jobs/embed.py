@@ -28,7 +28,7 @@ from retrieval.storage.finished import Manifest
 
 def start(settings: EmbedSettings) -> Result:
     """Embed a source and say what it came to."""
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         manifest, others = _embed(settings, where)
     return _summary(settings, manifest, others)
 
@@ -67,7 +67,7 @@ def _embed(
     unsettle: Callable[[], None] = lambda: None,
 ) -> tuple[Manifest, int]:
     """Make a store; also give how many files of its source are not images."""
-    watch = Stopwatch()
+    watch = Stopwatch(where)
     folder = open_folder(settings.output)
     with tempfile.TemporaryDirectory() as scratch:
         if prepared is None and are_vectors(settings.input, settings):
@@ -112,8 +112,8 @@ def _write_run(
     if failed:
         say(f"{failed} of {images} {growth.prepared.unit} failed and stand in the ledger")
     watch.write(
-        folder, settings, images=images, failures=failed, worker_peak_memory_bytes=growth.peak,
-        embedded=growth.embedded, worker_seconds=round(growth.seconds, 3),
+        folder, settings, done=growth.embedded, files=manifest.files.values(), images=images,
+        failures=failed, embedded=growth.embedded, worker_seconds=round(growth.seconds, 3),
     )  # fmt: skip
 
 

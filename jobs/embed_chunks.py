@@ -13,7 +13,6 @@ from jobs.elsewhere import Given
 from jobs.pool import Make, Work
 from jobs.prepare import Prepared
 from jobs.progress import progress
-from jobs.runfile import peak_memory
 from jobs.settings import EmbedSettings
 from retrieval.model.attempt import Attempt
 from retrieval.records import Chunk, ChunkResult, FileRecord
@@ -32,14 +31,14 @@ class Embedding:
 
 def embed_chunks(
     with_: Embedding, work: list[Chunk], images: int, stage: str
-) -> Iterator[tuple[ChunkResult, int]]:
-    """Give what each chunk came to and its worker's peak memory in bytes, in any order.
+) -> Iterator[ChunkResult]:
+    """Give what each chunk came to, in any order.
 
     Chunks that are done already are only read and vouched for.
     """
     where, prepared = with_.where, with_.prepared
     device = prepared.device
-    threads = max(1, where.cpus // max(1, where.gpus)) if device == "cuda" else 0
+    threads = where.threads_a_gpu_worker() if device == "cuda" else 0
     make = _worker(with_.folder, work, with_.settings, threads)
 
     def called(number: int) -> str:
@@ -49,12 +48,11 @@ def embed_chunks(
 
     numbers = list(range(len(work)))
     answers = pool.stream(where, make, numbers, prepared.for_workers(), device, called)
-    with progress(stage, images, prepared.unit) as bar:
+    with progress(stage, images, prepared.unit, where) as bar:
         for answer in answers:
             bar.advance(answer["rows"] + answer["failures"], answer["failures"])
-            peak = answer.pop("peak_memory")
             files = tuple(FileRecord(**record) for record in answer.pop("files"))
-            yield ChunkResult(**answer, files=files), peak
+            yield ChunkResult(**answer, files=files)
 
 
 def _worker(folder: Folder, work: list[Chunk], settings: EmbedSettings, threads: int) -> Make:
@@ -64,7 +62,7 @@ def _worker(folder: Folder, work: list[Chunk], settings: EmbedSettings, threads:
         step = prepared.chunk_step(folder, settings, threads)
 
         def do(number: int, attempt: Attempt) -> dict[str, Any]:
-            return {**dataclasses.asdict(step(work[number], attempt)), "peak_memory": peak_memory()}
+            return dataclasses.asdict(step(work[number], attempt))
 
         return do
 

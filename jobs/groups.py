@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jobs.options import setting
 
 if TYPE_CHECKING:  # not loaded for --help
-    from retrieval.tables import Pooling, Resize
+    from retrieval.tables import Metric, Pooling, Resize
     from retrieval.training.schedule import Schedule
     from retrieval.training.split import SplitBy
 
@@ -117,6 +117,7 @@ class Training:
     objective: str = setting("objective")
     epochs: int = setting("epochs")
     patience: int | None = setting("patience")
+    device: str | None = setting("device")
     batch_size: int = setting("batch_size", default=16, help="photos a step")
     learning_rate: float = setting("learning_rate")
     body_rate: float = setting("body_rate")
@@ -126,3 +127,14 @@ class Training:
     validation: float = setting("validation")
     split_by: SplitBy = setting("split_by")
     cache: str | None = setting("cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexing:
+    """How vectors become an index."""
+
+    metric: Metric = setting("metric")
+    max_index_memory: int = setting("max_index_memory")
+    rows_per_shard: int | None = setting("rows_per_shard")
+    index_factory: str | None = setting("index_factory")
+    scratch: str | None = setting("scratch")

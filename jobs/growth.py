@@ -58,7 +58,6 @@ class Growth:
     stage: str
     unsettle: Callable[[], None]  # called before the store is changed: what depends on it is undone
     known: list[FileRecord] = field(default_factory=list)
-    peak: int = 0
     embedded: int = 0  # images that this run embedded
     seconds: float = 0.0  # that its workers took for them, all together
     worked: bool = False
@@ -201,9 +200,8 @@ class Growth:
         self.prepared = self.prepared.ready()
         images = images or sum(chunk.last - chunk.first for chunk in work)
         with_ = Embedding(self.settings, self.where, self.folder, self.prepared)
-        for result, peak in embed_chunks(with_, work, images, stage or self.stage):
+        for result in embed_chunks(with_, work, images, stage or self.stage):
             self.known += result.files
-            self.peak = max(self.peak, peak)
             self.worked = self.worked or bool(result.files)
             self.embedded += result.rows if result.seconds else 0
             self.seconds += result.seconds

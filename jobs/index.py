@@ -40,7 +40,7 @@ def start(settings: IndexSettings) -> Result:
         from retrieval.index.interchange import check_target
 
         file = check_target(file, folder, overwrite=settings.overwrite)
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         manifest = build(settings, where)
     result = _summary(settings.output, manifest)
     if left_out := lost(folder):
@@ -64,7 +64,7 @@ def _merged(
 
 def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) -> Manifest:
     """Make an index, going on with what is there; it follows its store."""
-    watch = Stopwatch()
+    watch = Stopwatch(where)
     folder = open_folder(settings.output)
     if is_store(settings.embeddings):
         store = open_store(open_folder(settings.embeddings))
@@ -81,7 +81,9 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
     def make() -> Manifest:
         _put_bundle(folder, store)
         manifest = _bring_up(settings, where, folder, store)
-        watch.write(folder, settings, rows=store.rows)
+        watch.write(
+            folder, settings, done=store.rows, files=manifest.files.values(), rows=store.rows
+        )
         return manifest
 
     manifest = commit.unless_overtaken(folder, "index", make)
@@ -131,7 +133,7 @@ def _bring_up(settings: IndexSettings, where: Cluster, folder: Folder, store: St
     sample = Sample(vectors, rows, max(CURVE_K) + 1)
     build_one = _shard_builder(settings, folder, store, trained, sample)
     done: list[ShardResult] = []
-    with progress("index", len(work), "shards") as bar:
+    with progress("index", len(work), "shards", where) as bar:
         for result in tasks.tasks(where, build_one, work):
             done.append(result)
             bar.advance(1)

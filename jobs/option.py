@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Shapes = Literal["content", "run"]
+Place = Literal["read", "written"]
 REQUIRED = object()
 
 
@@ -21,6 +22,7 @@ class Option:
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    place: Place | None = None  # a path or URI that workers read from, or write into
 
     @property
     def flag(self) -> str:

@@ -97,6 +97,7 @@ def _task(
         product="cuda" if settings.device != "cpu" and where.gpus else "cpu",
         allowed=may_match.allowed, bars=may_match.bars, least=may_match.least,
         block_rows=block_rows(queries.dimension, max(k, neighbours), memory), memory=memory,
+        scratch=settings.scratch,
     )  # fmt: skip
 
 
@@ -182,6 +183,6 @@ def _each(
         return step(task, number)
 
     gpu = gpu and task.product == "cuda"
-    with progress(title, count, unit) as bar:
+    with progress(title, count, unit, where) as bar:
         for _ in tasks.tasks(where, do, range(count), gpu=gpu):
             bar.advance(1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs import attempts
 from jobs.cluster import Cluster
+from jobs.runfile import peak_memory
 from jobs.watch import PoolSigns, watched
 from retrieval import errors
 from retrieval.errors import LookalikeError
@@ -56,7 +57,7 @@ class _Worker:
         except LookalikeError as refusal:
             return {"refused": type(refusal).__name__, "said": str(refusal)}
         self._book.end.remote(item)
-        return {"done": done}
+        return {"done": done, "peak": peak_memory()}
 
 
 def _refusing(refusal: LookalikeError) -> Work:
@@ -80,20 +81,22 @@ def stream(
 
     `make` is called once in each actor with `shared`, which a machine holds once however many
     actors it has, and gives the function that does one item and answers with plain values. On the
-    device cuda each actor has a GPU of its own. An actor that dies is replaced and its item done
-    again, so the function must be idempotent; it is told which attempt this is. `called` gives an
-    item's name for a person.
+    device cuda each actor has a GPU, or its share of one. An actor that dies is replaced and its
+    item done again, so the function must be idempotent; it is told which attempt this is. `called`
+    gives an item's name for a person.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    gpus = 1 if device == "cuda" else 0
-    where.require(ACTOR_CPUS, gpus)
+    gpus = where.gpu_share if device == "cuda" else 0
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    most = where.gpus if gpus else len(items)  # an actor without a GPU would wait for ever
-    size = max(1, min(where.asked or where.cpus, most, len(items)))
+    where.require(ACTOR_CPUS, gpus)
+    most = len(items)
+    if gpus and not where.may_grow:  # an actor without a GPU would wait for ever
+        most = min(most, int(where.gpus / gpus))
+    size = max(1, min(where.asked or where.cpus, most))
     book = attempts.book_of(where)
     dataset = ray.data.from_items(
         [{"item": item} for item in items], override_num_blocks=min(len(items), _BLOCKS)
@@ -105,13 +108,14 @@ def stream(
         num_cpus=ACTOR_CPUS,
         num_gpus=gpus or None,
     )
-    asked = f"{size} workers of {ACTOR_CPUS:g} CPU" + (" and a GPU" if gpus else "")
-    yield from watched(_answers(dataset), PoolSigns(where, book, called, len(items), asked))
+    asked = f"{size} workers of {ACTOR_CPUS:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+    yield from watched(_answers(where, dataset), PoolSigns(where, book, called, len(items), asked))
 
 
-def _answers(dataset: Any) -> Iterator[Any]:
+def _answers(where: Cluster, dataset: Any) -> Iterator[Any]:
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
         for answer in map(json.loads, batch["answer"]):
             if "refused" in answer:
                 raise getattr(errors, answer["refused"])(answer["said"])
+            where.peak = max(where.peak, answer["peak"])
             yield answer["done"]

@@ -34,7 +34,7 @@ def start(settings: PredictSettings) -> Result:
     classifier, digest = read_classifier(bundle), read_bundle(bundle).digest
     job = {**content_of(settings), "bundle": digest, "input": open_folder(settings.input).uri()}
     commit.begin(folder, "predictions", job, overwrite=settings.overwrite, keep_equal=True)
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         embed(
             part_of(settings, EmbedSettings, output=folder.child(_STORE).uri()), where,
             keep_equal=True, unsettle=lambda: commit.start_over(folder),

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+from jobs.counters import Counters
 
 INTERVAL = 10.0  # seconds between lines in a log
+
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # but for the end of a line
+
+
+class AtWork(Protocol):
+    """Whoever knows how many workers have something at hand."""
+
+    at_work: int
 
 
 class Progress:
     """How far a stage is; the total is known before it starts."""
 
-    def __init__(self, stage: str, total: int, unit: str) -> None:
+    def __init__(self, stage: str, total: int, unit: str, where: AtWork | None = None) -> None:
         self.stage, self.total, self.unit = stage, total, unit
+        self._where, self._counters = where, Counters(stage, unit, total)
         self.done = 0
         self.failed = 0
         self._started = self._said = time.monotonic()
@@ -33,9 +46,10 @@ class Progress:
             self._first = (time.monotonic(), done)
         self.done += done
         self.failed += failed
+        self._counters.add(done, failed)
 
     def line(self) -> str:
-        """Give one line: stage, done of total, rate, time left, failures."""
+        """Give one line: stage, done of total, rate, time left, failures, workers."""
         now = time.monotonic()
         rate = self.done / max(now - self._started, 1e-9)
         left = f"{now - self._started:.0f} s"
@@ -44,7 +58,10 @@ class Progress:
             steady = (self.done - before) / max(now - since, 1e-9)
             left = f"{(self.total - self.done) / steady:.0f} s left" if steady else "starting"
         failures = f", {self.failed} failed" if self.failed else ""
-        return f"{self.stage}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {left}{failures}"
+        at_work = self._where.at_work if self._where and self.done < self.total else 0
+        workers = f", {at_work} at work" if at_work else ""
+        done = f"{self.done}/{self.total} {self.unit}"
+        return f"{self.stage}: {done}, {rate:.1f}/s, {left}{failures}{workers}"
 
     def _say(self) -> None:
         print(self.line(), file=sys.stderr, flush=True)
@@ -53,8 +70,8 @@ class Progress:
 class _Bar(Progress):
     """The same, as a bar that is drawn over."""
 
-    def __init__(self, stage: str, total: int, unit: str) -> None:
-        super().__init__(stage, total, unit)
+    def __init__(self, stage: str, total: int, unit: str, where: AtWork | None = None) -> None:
+        super().__init__(stage, total, unit, where)
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
@@ -70,15 +87,15 @@ class _Bar(Progress):
 
 
 @contextmanager
-def progress(stage: str, total: int, unit: str) -> Iterator[Progress]:
+def progress(stage: str, total: int, unit: str, where: AtWork | None = None) -> Iterator[Progress]:
     """Show a stage while it runs, and one line of what it came to."""
     if sys.stderr.isatty():
-        bar = _Bar(stage, total, unit)
+        bar = _Bar(stage, total, unit, where)
         with bar.bar:
             yield bar
         shown: Progress = bar
     else:
-        shown = Progress(stage, total, unit)
+        shown = Progress(stage, total, unit, where)
         yield shown
     if shown.done:
         print(shown.line(), file=sys.stderr, flush=True)
@@ -86,4 +103,9 @@ def progress(stage: str, total: int, unit: str) -> Iterator[Progress]:
 
 def say(message: str) -> None:
     """Say one thing a person should know, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """Write control characters as their codes: no name of a file or a class moves a terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -46,7 +46,9 @@ def put_split(folder: Folder, photos: Photos, items: Sequence[Item]) -> None:
     folder.put(_SPLIT, sealed_parquet(pa.Table.from_pylist(rows, SPLIT.schema)))
 
 
-def put_trained(folder: Folder, learning: Learning, photos: Photos, progress: Progress) -> None:
+def put_trained(
+    folder: Folder, learning: Learning, photos: Photos, progress: Progress, device: str
+) -> None:
     """Put all that comes of a training, in place of what a run that was killed left of it."""
     of_model = (f"{bundle.MODEL}/{name}" for name in (bundle.WEIGHTS, bundle.BUNDLE))
     for path in (*of_model, _HISTORY, _CONFUSION, _CURVES, _CONFUSED, _SUMS, WEIGHTS, NOTE):
@@ -58,7 +60,7 @@ def put_trained(folder: Folder, learning: Learning, photos: Photos, progress: Pr
     rows = [asdict(epoch) for epoch in progress.history]
     history = pa.Table.from_pylist(rows, HISTORY.schema)
     folder.put_new(_HISTORY, sealed_parquet(history))
-    classifier, told = _told(learning, source, photos)
+    classifier, told = _told(learning, source, photos, device)
     for path, data in classifier.files().items():
         folder.put_new(path, data)
     drawing = curves_drawing(history, progress.best_epoch.epoch)
@@ -71,9 +73,11 @@ def put_trained(folder: Folder, learning: Learning, photos: Photos, progress: Pr
     commit.put_named(folder, pictures, _SUMS)
 
 
-def _told(learning: Learning, source: Source, photos: Photos) -> tuple[Classifier, Told | None]:
+def _told(
+    learning: Learning, source: Source, photos: Photos, device: str
+) -> tuple[Classifier, Told | None]:
     """Fit the classifier, and let it tell what validates, where it knows its classes."""
-    body = make_body(learning.backbone, source, learning.pooling, pretrained=True)
+    body = make_body(learning.backbone, source, learning.pooling, pretrained=True, device=device)
     plain, seed = photos.plain, learning.recipe.seed
     embeddings = embeddings_of(body, plain)
     classifier = fit_classifier(embeddings, plain.classes, plain.names, seed)

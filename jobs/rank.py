@@ -42,7 +42,7 @@ _VOUCHED = ("matches", "failures", "barred")
 
 def start(settings: RankSettings) -> Result:
     """Rank queries and say what it came to."""
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         manifest = rank(settings, where)
     return summary(settings.output, manifest)
 
@@ -55,7 +55,7 @@ def rank(
 
     `unsettle` is called before finished matches get a further file.
     """
-    watch = Stopwatch()
+    watch = Stopwatch(where)
     index_folder = open_folder(settings.index)
     index = finished.read_manifest(index_folder, kind="index")
     folder = open_folder(settings.output)
@@ -85,7 +85,10 @@ def rank(
             for_queries(chosen, queries, index),
         )  # fmt: skip
         manifest = _finish(where, folder, index_folder, index, queries, *ranked, further)
-        watch.write(folder, settings, queries=queries.rows)
+        watch.write(
+            folder, settings, done=queries.rows, files=manifest.files.values(),
+            queries=queries.rows,
+        )  # fmt: skip
         return manifest
 
     return commit.unless_overtaken(folder, "matches", make)

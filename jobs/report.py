@@ -62,7 +62,7 @@ def _put_page(
     source = Source(
         folder, manifest, evaluation, truth, charts, settings.title, settings.max_queries
     )
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         put_report(where, source, into, name)
     return (*why_not, f"report: {settings.output}")
 

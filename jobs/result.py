@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from jobs.progress import visible
+
 MARK = "LOOKALIKE_ANSWER_MARK"
 """Set where `submit.py` reads the log of a job: what its answer is to stand behind."""
 
@@ -28,7 +30,7 @@ class Result:
 
     def as_text(self) -> str:
         """Give the summary a person reads."""
-        return "\n".join(self.lines)
+        return visible("\n".join(self.lines))
 
 
 def stdout_aside() -> TextIO:

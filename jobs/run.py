@@ -15,7 +15,7 @@ from jobs.listed import read_labels_file, source_of
 from jobs.prepare import Prepared, prepare
 from jobs.put_report import put_report, report_of
 from jobs.result import Result
-from jobs.runfile import Stopwatch
+from jobs.runfile import Stopwatch, of_stages
 from jobs.settings import (
     EmbedSettings,
     IndexSettings,
@@ -30,6 +30,7 @@ from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
 
 REPORT = "report.html"
+_STAGES = ("gallery", "queries", "index", "matches")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def run(settings: RunSettings) -> Ran:
     source_of(settings, settings.queries).check()
     if settings.labels is not None:
         read_labels_file(settings.labels, "gallery")
-    with cluster(settings.ray_address, settings.workers) as where:
+    with cluster(settings) as where:
         folder = open_folder(settings.output)
         prepared = prepare(settings, where, folder)
         job = {**content_of(settings), **asdict(prepared.plan), "bundle": prepared.bundle.digest}
@@ -66,7 +67,7 @@ def run(settings: RunSettings) -> Ran:
             source = report_of(folder.child("matches"), matches, settings.seed)
             put_report(where, source, folder, REPORT)
             commit.finish(folder, "run", {"queries": matches.counts["queries"]})
-            watch.write(folder, settings)
+            watch.write(folder, settings, stages=of_stages(folder, _STAGES))
     said = why_not if evaluation is None else lines(evaluation)
     return Ran(folder, matches, evaluation, _summary(settings.output, matches, evaluation, said))
 

@@ -9,12 +9,17 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from retrieval.records import FileRecord
 from retrieval.storage.files import Folder
-from retrieval.storage.finished import RUN
+from retrieval.storage.finished import RUN, read_if_there
+
+if TYPE_CHECKING:
+    from jobs.cluster import Cluster
 
 _PACKAGES = (
     "lookalike",
@@ -27,19 +32,34 @@ _PACKAGES = (
     "numpy",
 )
 
+_OF_A_STAGE = ("seconds", "per_second", "bytes", "peak_memory_bytes", "worker_peak_memory_bytes")
+
 
 class Stopwatch:
-    """Times a stage from its making on."""
+    """Times a stage from its making on, and asks for the memory of its workers only."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: Cluster | None = None) -> None:
         self._began = datetime.now(UTC)
         self._started = time.monotonic()
+        self._where = where
+        if where is not None:
+            where.peak = 0
 
-    def write(self, folder: Folder, settings: Any, **counts: Any) -> None:
-        """Put run.json into an output; values of settings that may hold secrets are left out."""
+    def write(
+        self, folder: Folder, settings: Any, *, done: int = 0, files: Iterable[FileRecord] = (),
+        **counts: Any,
+    ) -> None:  # fmt: skip
+        """Put run.json into an output: `done` things, and the `files` that are there now.
+
+        Values of settings that may hold secrets are left out.
+        """
+        seconds = time.monotonic() - self._started
         values = {
             "began": self._began.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._started, 3),
+            "seconds": round(seconds, 3),
+            "per_second": round(done / seconds, 3),
+            "bytes": sum(record.size for record in files),
+            "worker_peak_memory_bytes": self._where.peak if self._where else 0,
             "host": socket.gethostname(),
             "processor": platform.processor() or platform.machine(),
             "python": platform.python_version(),
@@ -51,6 +71,17 @@ class Stopwatch:
             **counts,
         }
         folder.put(RUN, json.dumps(values, indent=1, sort_keys=True).encode())
+
+
+def of_stages(folder: Folder, names: Iterable[str]) -> dict[str, Any]:
+    """Give what the run.json of each stage says of its time, bytes, rate and memory."""
+    told = {}
+    for name in names:
+        data = read_if_there(folder.child(name), RUN)
+        if data is not None:
+            values = json.loads(data)
+            told[name] = {key: values.get(key) for key in _OF_A_STAGE}
+    return told
 
 
 def _versions() -> dict[str, str | None]:

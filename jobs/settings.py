@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from jobs import groups
 from jobs.option import REQUIRED
 from jobs.options import setting
-
-if TYPE_CHECKING:  # not loaded for --help
-    from retrieval.tables import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +29,7 @@ class OnRay(Common):
 
     workers: int | None = setting("workers")
     ray_address: str | None = setting("ray_address")
+    gpus_per_worker: float = setting("gpus_per_worker")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +38,6 @@ class Running(OnRay):
 
     output: str = setting("output")
     overwrite: bool = setting("overwrite")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Indexing:
-    """How vectors become an index."""
-
-    metric: Metric = setting("metric")
-    max_index_memory: int = setting("max_index_memory")
-    rows_per_shard: int | None = setting("rows_per_shard")
-    index_factory: str | None = setting("index_factory")
-    scratch: str | None = setting("scratch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +52,7 @@ class Ranking:
     min_score: float | None = setting("min_score")
     expand_queries: str | None = setting("expand_queries")
     format: str | None = setting("format")
+    scratch: str | None = setting("scratch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +65,7 @@ class EmbedSettings(Running, groups.Model, groups.EngineOptions, groups.Reading,
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexSettings(Running, Indexing, groups.Listing, groups.Elsewhere):
+class IndexSettings(Running, groups.Indexing, groups.Listing, groups.Elsewhere):
     """lookalike index."""
 
     embeddings: str = setting("embeddings")
@@ -98,7 +86,9 @@ class RankSettings(Running, Ranking, groups.EngineOptions, groups.Reading, group
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(Running, groups.Model, groups.EngineOptions, groups.Reading, Indexing, Ranking):
+class RunSettings(
+    Running, groups.Model, groups.EngineOptions, groups.Reading, groups.Indexing, Ranking
+):
     """lookalike run."""
 
     gallery: str = setting("gallery")

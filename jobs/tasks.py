@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jobs.cluster import Cluster
+from jobs.runfile import peak_memory
 from jobs.watch import TaskSigns, watched
 
 _CPUS = 1
@@ -18,7 +19,7 @@ def tasks(
 
     Answers should be small: what is large belongs into a file. With `gpu` each has one of its own.
     """
-    where.require(_CPUS, int(gpu))
+    where.require(_CPUS, where.gpu_share if gpu else 0)
     yield from watched(_tasks(where, function, items, gpu), TaskSigns(where, _CPUS))
 
 
@@ -27,14 +28,30 @@ def _tasks(
 ) -> Iterator[Any]:
     import ray
 
-    options = {"num_gpus": 1} if gpu else {}
-    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(function)
+    options = {"num_gpus": where.gpu_share} if gpu else {}
+    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(_measured(function))
     running: list[Any] = []
+
+    def next_answer() -> Any:
+        nonlocal running
+        where.at_work = len(running)
+        ready, running = ray.wait(running, num_returns=1)
+        answer, peak = ray.get(ready[0])
+        where.peak = max(where.peak, peak)
+        return answer
+
     for item in items:
         running.append(remote.remote(item))
         if len(running) >= where.workers:
-            ready, running = ray.wait(running, num_returns=1)
-            yield ray.get(ready[0])
+            yield next_answer()
     while running:
-        ready, running = ray.wait(running, num_returns=1)
-        yield ray.get(ready[0])
+        yield next_answer()
+
+
+def _measured(function: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, int]]:
+    """Let a task also answer how much memory its process has held at most, in bytes."""
+
+    def measured(item: Any) -> tuple[Any, int]:
+        return function(item), peak_memory()
+
+    return measured

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from jobs.cluster import cluster
-from jobs.learn import Learning, learn, learn_together
+from jobs.learn import Learning, device_here, learn_somewhere
 from jobs.listed import read_labels_file
 from jobs.progress import say
 from jobs.put_bundle import put_split, put_trained
@@ -41,8 +40,8 @@ def start(settings: TrainSettings) -> Result:
     if not finished.is_finished(folder):
         for note in data.notes:
             say(f"train: {note}")
-        counts = _made(settings, folder, learning, data)
-        watch.write(folder, settings, threads=torch.get_num_threads(), **counts)
+        counts, device = _made(settings, folder, learning, data)
+        watch.write(folder, settings, threads=torch.get_num_threads(), learnt_on=device, **counts)
         commit.finish(folder, "bundle", counts)
     counts = finished.read_manifest(folder, kind="bundle").counts
     return Result({"output": settings.output, **counts}, _lines(settings.output, counts))
@@ -107,8 +106,8 @@ def _job(settings: TrainSettings, learning: Learning, data: Labelled) -> dict[st
 
 def _made(
     settings: TrainSettings, folder: Folder, learning: Learning, data: Labelled
-) -> dict[str, Any]:
-    """Decode, learn and put the bundle; gives what is counted."""
+) -> tuple[dict[str, Any], str]:
+    """Decode, learn and put the bundle; gives what is counted, and the device."""
     with decoded(
         data.items, learning.source.transform, max_pixels=settings.max_pixels,
         cache=settings.cache, threads=os.cpu_count() or 1,
@@ -117,13 +116,9 @@ def _made(
         for failure in photos.failures[:_NAMED]:
             say(f"train: cannot read {failure}")
         put_split(folder, photos, data.items)
-        if settings.workers is not None and settings.workers > 1:
-            with cluster(settings.ray_address, settings.workers) as where:
-                progress = learn_together(where, folder, learning, found, settings)
-        else:
-            progress = learn(folder, learning, photos)
-        put_trained(folder, learning, photos, progress)
-    return _counts(photos, progress)
+        progress, device = learn_somewhere(folder, learning, found, photos, settings)
+        put_trained(folder, learning, photos, progress, device_here(settings.device))
+    return _counts(photos, progress), device
 
 
 def _counts(photos: Photos, progress: Progress) -> dict[str, Any]:

@@ -139,6 +139,7 @@ class PoolSigns:
         for death in told.deaths[known:]:
             say(said_of(death, self._called(death.item)))
         self._where.given_up |= told.given_up
+        self._where.at_work = len(told.at_hand)
         self._told = told
         return before is None or told.heard != before.heard
 

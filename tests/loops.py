@@ -183,12 +183,18 @@ def loop_on_disk(start, root):
 
 @contextmanager
 def loop_in_bucket(start, endpoint):
-    """The same in a bucket; who is asked by fsspec alone finds the server too."""
-    prefix = new_prefix()
+    """The same in a bucket."""
+    with bucket_of(endpoint) as bucket:
+        yield Loop(bucket.child, start.run, start.before)
+
+
+@contextmanager
+def bucket_of(endpoint):
+    """Give a new folder of a bucket; who is asked by fsspec alone finds the server too."""
     with no_waits(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("s3fs.S3FileSystem.retries", 1)
         patch.setitem(fsspec.config.conf, "s3", options(endpoint))
-        yield Loop(lambda name: RemoteFolder(f"{prefix}/{name}"), start.run, start.before)
+        yield RemoteFolder(new_prefix())
 
 
 @contextmanager

@@ -3,34 +3,47 @@
 import re
 import shlex
 import tomllib
-from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from jobs import options, parsing
 from jobs.cli import command_line
 from jobs.settings import RunSettings
+from tests.deployed import (
+    DEPLOY,
+    DOCKERFILE,
+    LAUNCHER,
+    MANIFESTS,
+    RAYCLUSTER,
+    RAYJOB,
+    README,
+    ROOT,
+    cluster_of,
+    groups_of,
+    templates_of,
+)
 
-ROOT = Path(__file__).parents[1]
-DEPLOY = ROOT / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
-RAYJOB = yaml.safe_load((DEPLOY / "rayjob.yaml").read_text())
-SPEC = RAYJOB["spec"]
-CLUSTER = SPEC["rayClusterSpec"]
-HEAD = CLUSTER["headGroupSpec"]
-WORKERS = CLUSTER["workerGroupSpecs"]
+IMAGE = f"{PROJECT['name']}:{PROJECT['version']}"
 PODS = {
-    "submitter": SPEC["submitterPodTemplate"]["spec"],
-    "head": HEAD["template"]["spec"],
-    **{group["groupName"]: group["template"]["spec"] for group in WORKERS},
+    f"{file}-{name}": template["spec"]
+    for file, manifest in MANIFESTS.items()
+    for name, template in templates_of(manifest).items()
 }
 CONTAINERS = [container for pod in PODS.values() for container in pod["containers"]]
+GROUPS = [
+    pytest.param(group, id=f"{file}-{name}")
+    for file, manifest in MANIFESTS.items()
+    for name, group in groups_of(manifest).items()
+]
+NODES = LAUNCHER["available_node_types"]
+MANIFEST = pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS.keys())
 
+_GPU = "nvidia.com/gpu"
+_MEMORY = {"r6i.xlarge": 32 << 30, "g6e.xlarge": 32 << 30}  # as AWS publishes it
 _UNITS = {"Mi": 1 << 20, "Gi": 1 << 30}
 
 
@@ -70,52 +83,99 @@ def refuse_unknown(command):
     return settings
 
 
-# the job
+# clusters and jobs on Kubernetes
 
 
-def test_rayjob_is_one_rayjob_of_the_stable_api():
-    assert (RAYJOB["apiVersion"], RAYJOB["kind"]) == ("ray.io/v1", "RayJob")
-    assert RAYJOB["metadata"]["name"] == PROJECT["name"]
+@MANIFEST
+def test_manifests_are_of_the_stable_api(manifest):
+    assert manifest["apiVersion"] == "ray.io/v1"
+    assert manifest["metadata"]["name"] == PROJECT["name"]
+
+
+def test_the_job_has_the_cluster_that_stays_for_itself():
+    assert (RAYJOB["kind"], RAYCLUSTER["kind"]) == ("RayJob", "RayCluster")
+    assert cluster_of(RAYJOB) == cluster_of(RAYCLUSTER)
 
 
 def test_entrypoint_is_a_command_that_the_command_line_takes():
-    settings = refuse_unknown(SPEC["entrypoint"])
+    settings = refuse_unknown(RAYJOB["spec"]["entrypoint"])
     assert settings.json
     folders = (settings.gallery, settings.queries, settings.output)
     assert all(folder.startswith("s3://") for folder in folders)
     assert settings.ray_address is None, "Ray tells the driver where it is"
+    group = groups_of(RAYJOB)["cpu"]
+    cpus = in_cpus(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert settings.workers == group["maxReplicas"] * cpus, "it may use all that may come"
 
 
 def test_readme_submits_the_same_command():
-    readme = (DEPLOY / "README.md").read_text().replace("\\\n", " ")
-    submitted = re.search(r"^ray job submit --address \S+ -- (.+)$", readme, re.MULTILINE)
-    assert submitted
-    assert shlex.split(submitted[1]) == shlex.split(SPEC["entrypoint"])
+    readme = README.replace("\\\n", " ")
+    submitted = re.findall(r"^ray job submit .*-- (.+)$", readme, re.MULTILINE)
+    words = [shlex.split(command) for command in submitted]
+    ours = ["lookalike", "run"]
+    start = {tuple(ours): ours, ("python", "-m"): ["python", "-m", "jobs.cli", "run"]}
+    rest = [command[len(start[tuple(command[:2])]) :] for command in words]
+    assert len(rest) >= 3
+    assert all([*ours, *each] == shlex.split(RAYJOB["spec"]["entrypoint"]) for each in rest)
 
 
 def test_retries_and_shutdown():
-    assert SPEC["backoffLimit"] >= 1
-    assert SPEC["shutdownAfterJobFinishes"] is True
-    assert CLUSTER["authOptions"] == {"mode": "token"}
+    assert RAYJOB["spec"]["backoffLimit"] >= 1
+    assert RAYJOB["spec"]["shutdownAfterJobFinishes"] is True
 
 
-def test_no_work_runs_on_the_head():
-    assert HEAD["rayStartParams"]["num-cpus"] == "0"
+@MANIFEST
+def test_a_token_is_wanted_and_nothing_is_served_outside(manifest):
+    assert cluster_of(manifest)["authOptions"] == {"mode": "token"}
+    assert cluster_of(manifest)["headGroupSpec"]["serviceType"] == "ClusterIP"
 
 
-def test_ray_start_takes_only_texts():
-    groups = [HEAD, *WORKERS]
-    assert all(isinstance(v, str) for group in groups for v in group["rayStartParams"].values())
+@MANIFEST
+def test_no_work_runs_on_the_head(manifest):
+    assert cluster_of(manifest)["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-@pytest.mark.parametrize("group", WORKERS, ids=lambda group: group["groupName"])
+@MANIFEST
+def test_it_grows_and_shrinks_and_some_cpus_are_always_there(manifest):
+    assert cluster_of(manifest)["enableInTreeAutoscaling"] is True
+    assert cluster_of(manifest)["autoscalerOptions"]["version"] == "v2"
+    assert {t["spec"]["restartPolicy"] for t in templates_of(manifest).values()} == {"Never"}
+    groups = groups_of(manifest)
+    assert groups["cpu"]["minReplicas"] >= 1, "without a CPU and --workers a job refuses"
+    assert groups["gpu"]["minReplicas"] == 0
+
+
+@pytest.mark.parametrize("group", GROUPS)
 def test_a_worker_holds_what_its_tasks_may(group):
-    assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    at_once = in_cpus(limits["cpu"]) * parsing.parse_size(
-        options.OPTIONS["max_index_memory"].default
-    )
-    assert at_once <= 0.7 * in_bytes(limits["memory"])  # Ray's object store has the other 30 %
+    assert held_by(in_cpus(limits["cpu"])) <= in_bytes(limits["memory"])
+
+
+def held_by(cpus):
+    """Give the memory that a node of so many CPUs needs."""
+    tasks = cpus * parsing.parse_size(options.OPTIONS["max_index_memory"].default)
+    return tasks / 0.7  # Ray's object store has the other 30 %
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_gpu_is_one_devices_plugin_counts_and_only_its_group_has_one(group):
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    asked = {resources[side].get(_GPU, "0") for side in ("requests", "limits")}
+    assert asked == {"1" if group["groupName"] == "gpu" else "0"}
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_workers_may_lie_on_spot_nodes_and_nothing_else_may(name):
+    tolerated = {toleration["key"] for toleration in PODS[name].get("tolerations", [])}
+    spot = {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority"}
+    kind = name.split("-")[1]
+    assert tolerated == {"cpu": spot, "gpu": spot | {_GPU}}.get(kind, set())
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_only_the_head_may_ask_kubernetes_for_pods(name):
+    assert PODS[name].get("automountServiceAccountToken", True) is name.endswith("head")
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -127,6 +187,12 @@ def test_pods_are_not_root_and_may_not_become_it(name):
     for container in pod["containers"]:
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@MANIFEST
+def test_the_autoscaler_may_no_more_than_the_others(manifest):
+    beside = cluster_of(manifest)["autoscalerOptions"]["securityContext"]
+    assert {str(container["securityContext"]) for container in CONTAINERS} == {str(beside)}
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -144,11 +210,47 @@ def test_secrets_are_only_named():
     assert all("envFrom" in c for c in CONTAINERS if c["name"] != "ray-job-submitter")
 
 
-def test_versions_agree():
-    assert CLUSTER["rayVersion"] == versions()["ray"]
-    image = f"{PROJECT['name']}:{PROJECT['version']}"
-    assert {container["image"] for container in CONTAINERS} == {image}
-    assert f"--tag {image} ." in (DEPLOY / "README.md").read_text()
+@MANIFEST
+def test_versions_agree(manifest):
+    assert cluster_of(manifest)["rayVersion"] == versions()["ray"]
+    assert {container["image"] for container in CONTAINERS} == {IMAGE}
+    assert LAUNCHER["docker"]["image"].endswith(f"/{IMAGE}")
+    assert f"--tag {IMAGE} ." in README
+
+
+# the launcher
+
+
+def test_the_launcher_has_the_same_three_kinds_of_nodes():
+    groups = groups_of(RAYCLUSTER)
+    assert NODES.keys() == {"head", *groups}
+    assert LAUNCHER["max_workers"] == sum(group["maxReplicas"] for group in groups.values())
+    for name, group in groups.items():
+        most = (NODES[name]["min_workers"], NODES[name]["max_workers"])
+        assert most == (group["minReplicas"], group["maxReplicas"])
+
+
+def test_no_work_runs_on_the_launched_head_and_its_dashboard_stays_there():
+    assert NODES["head"]["resources"] == {"CPU": 0}
+    start = " ".join(LAUNCHER["head_start_ray_commands"])
+    assert "--num-cpus=0" in start
+    assert "--dashboard-host=127.0.0.1" in start
+
+
+def test_launched_workers_hold_what_their_tasks_may_and_are_spot_nodes():
+    for name in ("cpu", "gpu"):
+        config = NODES[name]["node_config"]
+        assert held_by(NODES[name]["resources"]["CPU"]) <= _MEMORY[config["InstanceType"]]
+        assert config["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in NODES["head"]["node_config"]
+
+
+def test_the_token_is_wanted_there_too_and_lies_in_no_file_of_ours():
+    assert "--env RAY_AUTH_MODE=token" in LAUNCHER["docker"]["run_options"]
+    assert LAUNCHER["file_mounts"] == {"/home/lookalike/.ray": "~/.ray"}
+    assert "HOME=/home/lookalike" in " ".join(rest_of("ENV"))
+    everywhere = "\n".join(path.read_text() for path in DEPLOY.iterdir())
+    assert not re.search(r"RAY_AUTH_TOKEN=(?![$\s`])", everywhere)
 
 
 # the image
@@ -174,6 +276,7 @@ def test_image_does_not_run_as_root():
 
 def test_image_fetches_nothing_by_url_and_holds_no_secret():
     assert not rest_of("ADD")
+    assert "TORCH_INDEX=" in rest_of("ARG"), "which index is the builder's affair"
     assert "://" not in DOCKERFILE
     assert not re.search(
         r"(?i)(password|passwd|secret|token|api_?key|credential)\w*\s*=", DOCKERFILE
@@ -181,16 +284,16 @@ def test_image_fetches_nothing_by_url_and_holds_no_secret():
 
 
 def test_image_installs_the_tested_versions_and_keeps_no_cache():
-    commands = [part.strip() for rest in rest_of("RUN") for part in rest.split("&&")]
+    commands = [part.strip() for rest in rest_of("RUN") for part in re.split(r"&&|\|\|", rest)]
     installs = [command for command in commands if command.startswith("pip install")]
-    assert installs
+    assert len(installs) == 3
     assert all("constraints.txt" in command and "--no-cache-dir" in command for command in installs)
 
 
 def test_image_starts_the_console_script():
     assert rest_of("CMD") == ['["lookalike", "--help"]']
     assert not rest_of("ENTRYPOINT")
-    assert shlex.split(SPEC["entrypoint"])[0] == "lookalike"
+    assert shlex.split(RAYJOB["spec"]["entrypoint"])[0] == "lookalike"
     assert PROJECT["scripts"].keys() == {"lookalike"}
 
 
@@ -228,4 +331,4 @@ def test_constraints_satisfy_the_lower_bounds(text):
 @pytest.mark.parametrize("path", sorted(DEPLOY.iterdir()), ids=lambda path: path.name)
 def test_lines_fit_and_readme_names_every_file(path):
     assert all(len(line) <= 100 for line in path.read_text().splitlines())
-    assert path.name == "README.md" or f"]({path.name})" in (DEPLOY / "README.md").read_text()
+    assert path.name == "README.md" or f"]({path.name})" in README

@@ -72,10 +72,11 @@ class Task:
     expanded: bool = False  # whether queries have vectors of their own (`gather.py`)
     block_rows: int = 1  # queries of a block, unless a chunk of them has more
     memory: int = 1 << 32  # bytes that a task may hold
+    scratch: str | None = None  # local folder: the shard at hand, where that is in a bucket
 
     def open(self, number: int) -> Shard:
         """Read a shard, with what its rows are allowed."""
-        shard = open_shard(self.index, self.manifest, number, self.metric, self.codes)
+        shard = open_shard(self.index, self.manifest, number, self.metric, self.codes, self.scratch)
         if self.allowed is None:
             return shard
         return dataclasses.replace(shard, allowed=self.allowed(shard.metadata))

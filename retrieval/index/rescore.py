@@ -67,7 +67,7 @@ def rescore(task: Task, number: int) -> int:
     if not found and not exact:
         return len(blocks)
     codes = Codes(task.open(number))
-    with tempfile.TemporaryFile() as scratch:
+    with tempfile.TemporaryFile(dir=task.scratch) as scratch:
         wanted = _wanted(task, number, found)
         sampled = _Sampled(task, codes, exact)
         for rows, vectors in streamed(task, number):

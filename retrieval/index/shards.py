@@ -201,11 +201,15 @@ def read_rows(folder: Folder, manifest: Manifest, number: int) -> pa.Table:
 
 
 def open_shard(
-    folder: Folder, manifest: Manifest, number: int, metric: Metric, codes: str | None
-) -> Shard:
-    """Read a shard of a finished index; checksums are compared before anything is parsed."""
-    metadata, _ = _checked(folder, manifest, rows_path(number), pq.read_table)
-    index, _ = _checked(folder, manifest, shard_path(number), read_index)
+    folder: Folder, manifest: Manifest, number: int, metric: Metric, codes: str | None,
+    scratch: str | None = None,
+) -> Shard:  # fmt: skip
+    """Read a shard of a finished index; checksums are compared before anything is parsed.
+
+    Of a bucket's shard `scratch` holds one file at a time, for as long as it is read.
+    """
+    metadata, _ = _checked(folder, manifest, rows_path(number), pq.read_table, scratch)
+    index, _ = _checked(folder, manifest, shard_path(number), read_index, scratch)
     if index.ntotal != len(metadata):
         raise Damaged(f"{folder.uri(shard_path(number))} has {index.ntotal} rows, not "
                       f"{len(metadata)}; make the index again")  # fmt: skip
@@ -213,9 +217,10 @@ def open_shard(
 
 
 def _checked(
-    folder: Folder, manifest: Manifest, path: str, read: Callable[[str], Read]
-) -> tuple[Read, FileRecord]:
-    return read_streamed(folder, path, read, sha256=manifest.files[path].sha256)
+    folder: Folder, manifest: Manifest, path: str, read: Callable[[str], Read],
+    scratch: str | None = None,
+) -> tuple[Read, FileRecord]:  # fmt: skip
+    return read_streamed(folder, path, read, scratch, sha256=manifest.files[path].sha256)
 
 
 def read_streamed(

@@ -46,23 +46,24 @@ def augment(
 ) -> Tensor:
     """Vary a batch: uint8 (n, 3, m, m) -> float32 (n, 3, side, side), values from 0 to 255.
 
-    Every number is drawn whatever is varied, so that one variation more leaves the others as they
+    It is done where the photos are; numbers are drawn on the CPU, the same for any device. Every
+    number is drawn whatever is varied, so that one variation more leaves the others as they
     were. What is left alone is what a match is known by: build and markings.
     """
-    draw = _Draw(len(pixels), generator)
+    draw = _Draw(len(pixels), generator, pixels.device)
     return _coloured(_cropped(pixels.float(), side, draw, varied), draw, "colour" in varied)
 
 
 class _Draw:
     """Numbers for a batch, one a photo."""
 
-    def __init__(self, count: int, generator: torch.Generator) -> None:
-        self._count = count
-        self._generator = generator
+    def __init__(self, count: int, generator: torch.Generator, device: torch.device) -> None:
+        self._count, self._generator, self._device = count, generator, device
 
     def between(self, low: float, high: float) -> Tensor:
         """Give (n,) float32, evenly spread."""
-        return low + (high - low) * torch.rand(self._count, generator=self._generator)
+        drawn = torch.rand(self._count, generator=self._generator).to(self._device)
+        return low + (high - low) * drawn
 
     def around(self, middle: float, most: float) -> Tensor:
         return self.between(middle - most, middle + most)
@@ -76,7 +77,7 @@ def _cropped(images: Tensor, side: int, draw: _Draw, varied: Collection[str]) ->
     zoom, angle = draw.between(*ZOOM), draw.around(0, ROTATION)
     lean = draw.around(0, SHEAR)
     x, y, mirror = draw.around(0, 1), draw.around(0, 1), draw.sign()
-    still = torch.zeros(len(images))
+    still = torch.zeros_like(zoom)
     zoom = zoom if "zoom" in varied else still + 1 / MARGIN
     angle = angle if "rotate" in varied else still
     lean = lean if "shear" in varied else still
@@ -99,8 +100,8 @@ def _coloured(images: Tensor, draw: _Draw, wanted: bool) -> Tensor:
     colour, angle = draw.around(1, SATURATION), draw.around(0, HUE)
     if not wanted:
         return images
-    to_yiq = torch.tensor(_YIQ)
-    turn = torch.zeros(len(images), 3, 3)
+    to_yiq = torch.tensor(_YIQ, device=images.device)
+    turn = torch.zeros(len(images), 3, 3, device=images.device)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = colour * angle.cos()
     turn[:, 2, 1] = colour * angle.sin()

@@ -123,6 +123,7 @@ class Learner:
     ) -> None:
         self.body, self.objective, self.photos = body, objective, photos
         self.recipe, self.together = recipe, together
+        objective.to(body.device)
         unfreeze(body.extractor, recipe.unfreeze)
         slow = recipe.body_rate if body.pretrained else 1.0
         groups = [
@@ -146,7 +147,7 @@ class Learner:
         classes = self.photos.plain.classes
         learn_classifier(self.objective, embeddings / scale, classes, self.recipe.seed)
         with torch.no_grad():
-            self.objective.classifier.weight.div_(scale)
+            self.objective.classifier.weight.div_(scale.to(self.body.device))
 
     def epoch(self, before: Progress | None) -> Progress:
         """Go through all photos once and judge; gives the progress after it."""
@@ -173,7 +174,7 @@ class Learner:
         if not isinstance(self.objective, CrossEntropy) or not self.photos.same_classes:
             return None
         with torch.inference_mode():
-            told = self.objective.classifier(embeddings).argmax(1)
+            told = self.objective.classifier(embeddings.to(self.body.device)).argmax(1).cpu()
         return float((told == self.photos.validation.classes).double().mean())
 
     def learn(self, number: int, qualities: list[float]) -> float:
@@ -183,21 +184,23 @@ class Learner:
         self.body.learn()
         self.objective.train()
         drawn = batches(part.classes, recipe.batch, generator, balanced=self.objective.balanced)
-        total = 0.0
+        device = self.body.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for place, which in enumerate(drawn):
             step = (number - 1) * len(drawn) + place
             share = rate(recipe.schedule, step, recipe.epochs * len(drawn), qualities)
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * group["share"] * share
             own = self.together.own(which)
-            varied = augment(part.take(own), transform.image_size, generator, recipe.varied)
+            pixels = part.take(own).to(device)
+            varied = augment(pixels, transform.image_size, generator, recipe.varied)
             embeddings = self.body.extractor(normalised(varied, transform))
-            loss = self.objective(embeddings, part.classes[own])
+            loss = self.objective(embeddings, part.classes[own].to(device))
             self.optimizer.zero_grad()
             loss.backward()
             self.together.share(self.optimizer)
             self.optimizer.step()
-            total += float(loss.detach()) * len(own)
+            total += loss.detach().double() * len(own)
         return self.together.mean(total, len(part))
 
     def state(self) -> State:
@@ -221,11 +224,12 @@ class Learner:
 
 
 def embeddings_of(body: Body, part: Part) -> Tensor:
-    """Give the (n, d) embeddings of photos as they are."""
+    """Give the (n, d) embeddings of photos as they are, on the CPU."""
     body.extractor.eval()
     with torch.inference_mode():
         return torch.cat([
-            body.extractor(normalised(part.take(which).float(), body.transform))
+            body.extractor(normalised(part.take(which).to(body.device).float(), body.transform))
+            .cpu()
             for which in torch.split(torch.arange(len(part)), _SEEN_AT_ONCE)
         ])  # fmt: skip
 
@@ -237,12 +241,16 @@ def _below(prefix: str, state: State) -> State:
 def learn_classifier(
     objective: CrossEntropy, embeddings: Tensor, classes: Tensor, seed: int
 ) -> None:
-    """Let a linear classifier learn on (n, d) embeddings that stay as they are."""
+    """Let a linear classifier learn on (n, d) embeddings that stay as they are.
+
+    These and their classes come from the CPU, wherever the classifier is.
+    """
+    device = objective.classifier.weight.device
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(objective.parameters(), HEAD_RATE)
     for _ in range(HEAD_EPOCHS):
         for which in batches(classes, _SEEN_AT_ONCE, generator, balanced=False):
-            loss = objective(embeddings[which].clone(), classes[which])
+            loss = objective(embeddings[which].clone().to(device), classes[which].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

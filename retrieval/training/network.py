@@ -25,6 +25,11 @@ class Body:
     transform: Transform
     pretrained: bool
 
+    @property
+    def device(self) -> torch.device:
+        """Give where it is: the processor, or a GPU."""
+        return next(self.extractor.parameters()).device
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Give those that learn."""
         return (one for one in self.extractor.parameters() if one.requires_grad)
@@ -53,12 +58,17 @@ class Body:
 
 
 def make_body(
-    backbone: str, source: backbones.Source, pooling: Pooling, *, pretrained: bool
+    backbone: str,
+    source: backbones.Source,
+    pooling: Pooling,
+    *,
+    pretrained: bool,
+    device: str = "cpu",
 ) -> Body:
-    """Make a backbone of parameters ready to learn; nothing is frozen."""
+    """Make a backbone of parameters ready to learn, on a device; nothing is frozen."""
     state = backbones.fit_state(source.state, backbone)
     extractor = backbones.extractor(backbone, dict(state), pooling)
-    extractor = extractor.to(memory_format=torch.channels_last)
+    extractor = extractor.to(memory_format=torch.channels_last).to(device)
     for parameter in extractor.parameters():
         parameter.requires_grad_(True)
     return Body(backbone, state, extractor, source.transform, pretrained)
@@ -66,6 +76,6 @@ def make_body(
 
 def normalised(images: Tensor, transform: Transform) -> Tensor:
     """Bring values from 0 to 255 to what the network reads, channels last."""
-    mean = torch.tensor(transform.mean).view(3, 1, 1) * 255
-    scale = 1 / (torch.tensor(transform.std).view(3, 1, 1) * 255)
+    mean = torch.tensor(transform.mean, device=images.device).view(3, 1, 1) * 255
+    scale = 1 / (torch.tensor(transform.std, device=images.device).view(3, 1, 1) * 255)
     return ((images - mean) * scale).contiguous(memory_format=torch.channels_last)

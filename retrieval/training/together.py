@@ -34,10 +34,8 @@ class Together:
                     distributed.all_reduce(parameter.grad)
                     parameter.grad /= self.count
 
-    def mean(self, total: float, count: int) -> float:
-        """Give the sum of the processes' totals over a count."""
-        if self.count == 1:
-            return total / count
-        summed = torch.tensor(total, dtype=torch.float64)
-        distributed.all_reduce(summed)
-        return float(summed) / count
+    def mean(self, total: Tensor, count: int) -> float:
+        """Give the sum of the processes' totals, () float64, over a count."""
+        if self.count > 1:
+            distributed.all_reduce(total)
+        return float(total) / count

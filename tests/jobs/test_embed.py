@@ -179,6 +179,12 @@ def test_workers_get_no_parameters_twice(settings):
 def test_run_json_says_what_a_worker_needed(plain):
     said = json.loads((Path(plain.output) / "run.json").read_bytes())
     assert said["worker_peak_memory_bytes"] > 10**8
+    assert said["per_second"] == pytest.approx(said["embedded"] / said["seconds"], rel=0.01)
+    assert said["bytes"] == sum(
+        path.stat().st_size
+        for path in Path(plain.output).rglob("*")
+        if path.is_file() and path.name not in ("manifest.json", "files.parquet", "run.json")
+    )
 
 
 # --- projections ---

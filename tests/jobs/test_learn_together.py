@@ -11,6 +11,7 @@ import pytest
 
 from jobs import train
 from jobs.settings import TrainSettings
+from retrieval.errors import LookalikeError
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
 from tests.conftest import draw_photos
@@ -36,6 +37,15 @@ def test_two_processes_learn_what_one_does(tmp_path):
     assert losses[1][-1] < losses[1][0]
     assert losses[1][0] == pytest.approx(losses[0][0], rel=0.2)
     assert verify(open_folder(str(tmp_path / "two")))[0].state == "finished"
+
+
+def test_a_loss_that_is_no_number_ends_all_of_them_at_once(tmp_path):
+    photos = draw_photos(tmp_path / "photos", 48)
+    with pytest.raises(LookalikeError, match=r"no number any more in epoch 1.*--learning-rate 1e"):
+        start(photos, tmp_path / "bundle", learning_rate=1e30)
+    assert not list((tmp_path / "bundle").glob("model/*"))
+    again = start(photos, tmp_path / "bundle", overwrite=True)
+    assert again.values["epochs"] == 4
 
 
 def test_a_lost_process_is_replaced(tmp_path):

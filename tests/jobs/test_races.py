@@ -13,11 +13,13 @@ from retrieval.storage.verify import verify
 from tests.jobs.here import without_ray
 from tests.jobs.starts import STARTS, grown
 from tests.jobs.test_growth import Source, check, picture
+from tests.loops import bucket_of
 from tests.races import Race, schedules
 from tests.retrieval.storage.faults import operations
 from tests.trees import tree
 
 SAMPLE, ALL = 5, 240
+IN_BUCKET, ALL_IN_BUCKET = 2, 40
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,36 @@ def test_a_sample_of_races_ends_as_one_run_alone(name, tmp_path):
 @pytest.mark.parametrize("name", STARTS)
 def test_all_races_end_as_one_run_alone(name, tmp_path):
     assert race(STARTS[name](tmp_path), ALL, tmp_path) == ALL
+
+
+def race_in_bucket(start, count, tmp_path, endpoint):
+    """Race with two writers on a real S3 server, where nothing but conditional puts decides."""
+    alone = tmp_path / "alone"
+    start.begin(alone)
+    before = tree(alone) if alone.exists() else {}
+    moments = len(operations(lambda: start.run(alone)))
+    wanted = tree(alone)
+    with bucket_of(endpoint) as bucket:
+        for number, schedule in enumerate(schedules(moments, count)):
+            output = bucket.child(str(number))
+            for path, data in before.items():
+                output.put(path, data)
+            Race(schedule).run(*[partial(start.run, output.uri())] * 2)
+            assert {verdict.state for verdict in verify(output)} == {"finished"}, schedule
+            assert {e.path: output.read(e.path) for e in output.entries()
+                    if e.path != "run.json"} == wanted, schedule  # fmt: skip
+    return count
+
+
+@pytest.mark.parametrize("name", ["new", "rank"])
+def test_two_writers_of_a_bucket(name, tmp_path, s3):
+    assert race_in_bucket(STARTS[name](tmp_path), IN_BUCKET, tmp_path, s3) == IN_BUCKET
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", STARTS)
+def test_all_races_of_a_bucket(name, tmp_path, s3):
+    assert race_in_bucket(STARTS[name](tmp_path), ALL_IN_BUCKET, tmp_path, s3) == ALL_IN_BUCKET
 
 
 def race_over_a_change(count, tmp_path):

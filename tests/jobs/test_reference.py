@@ -65,14 +65,12 @@ def test_measures_equal_the_reference_and_the_ranking_equals_exact_search(
 
 def _expanded(root):
     """Give the mAP of the same queries, each expanded by the five images that it found first."""
-    with cluster(None, 1) as where:
-        manifest = rank.rank(
-            RankSettings(
-                index=str(root / "out/index"), queries=str(root / "out/queries"),
-                output=str(root / "expanded"), top_k=1372, expand_queries="5",
-            ),
-            where,
-        )  # fmt: skip
+    settings = RankSettings(
+        index=str(root / "out/index"), queries=str(root / "out/queries"),
+        output=str(root / "expanded"), top_k=1372, expand_queries="5", workers=1,
+    )  # fmt: skip
+    with cluster(settings) as where:
+        manifest = rank.rank(settings, where)
     found, _ = evaluate_by_labels(open_folder(str(root / "expanded")), manifest, 0)
     return next(one.value for one in found.measures if one.name == "map")
 

@@ -335,6 +335,12 @@ def test_a_bundle_without_a_classifier_tells_nothing(made, tmp_path):
         ({"labels": "nowhere.csv"}, InputError, "--labels nowhere.csv"),
         ({"leave_out": "owl"}, UsageError, "--leave-out owl"),
         ({"learning_rate": 1e30}, LookalikeError, "--learning-rate 1e+30"),
+        pytest.param(
+            {"device": "cuda"},
+            UsageError,
+            "--device cuda: there are fewer GPUs",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
     ],
 )
 def test_refusals_are_one_sentence(made, tmp_path, given, error, names):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.embeddings.store import Store
 from retrieval.errors import Damaged
+from retrieval.index import shards
 from retrieval.index.kmeans import list_metric
 from retrieval.index.neighbours import neighbours_path, neighbours_to_bytes, read_neighbours
 from retrieval.index.sampling import sample_of
@@ -24,6 +25,7 @@ from retrieval.products import Half
 from retrieval.records import Neighbours
 from retrieval.storage.files import open_folder
 from retrieval.tables import SHARD_ROWS, Metric
+from tests.retrieval.storage.s3 import new_prefix, options
 from tests.retrieval.vectors import (
     METRICS,
     NEIGHBOURS,
@@ -345,6 +347,25 @@ def test_neighbours_beside_a_shard_are_its_exact_ones(tmp_path, metric):
     index = building.finish()
     lists = exact_keys(vectors[own], index.centroids, list_metric(metric)).argmax(1)
     np.testing.assert_array_equal(found.lists, np.where(places < 0, -1, lists[places]))
+
+
+def test_a_shard_of_a_bucket_lies_in_scratch_while_it_is_read(tmp_path, monkeypatch, s3):
+    index = make_index(tmp_path, "cosine")
+    bucket, scratch, seen = open_folder(new_prefix(), options(s3)), tmp_path / "scratch", []
+    scratch.mkdir()
+    for path, data in tree(tmp_path / "index").items():
+        bucket.put(path, data)
+    read = shards.read_index
+
+    def look(name):
+        seen.extend(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
+        return read(name)
+
+    monkeypatch.setattr(shards, "read_index", look)
+    shard = open_shard(bucket, index.manifest, 1, "cosine", "float32", str(scratch))
+    assert seen == [index.manifest.files[shard_path(1)].size]
+    assert not list(scratch.iterdir())
+    assert shard.index.ntotal == 60
 
 
 def test_neighbours_come_back_as_they_were_and_are_found_altered(tmp_path):

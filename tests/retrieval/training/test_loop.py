@@ -39,13 +39,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def train(photos=PHOTOS, *, objective="cross-entropy", pretrained=False, before=None, **given):
+def train(
+    photos=PHOTOS, *, objective="cross-entropy", pretrained=False, before=None, device="cpu",
+    **given,
+):  # fmt: skip
     recipe = replace(RECIPE, **given)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         state = dict(backbones.network("scratch").state_dict())
     source = backbones.Source(state, TRANSFORM)
-    body = make_body("scratch", source, "avg", pretrained=pretrained)
+    body = make_body("scratch", source, "avg", pretrained=pretrained, device=device)
     asked = make_objective(objective, 192, 3, recipe.seed)
     said: list[Progress] = []
     found = loop.train(body, asked, photos, recipe, before=before, on_epoch=said.append)
@@ -65,6 +68,15 @@ def test_it_learns(learnt):
     assert learnt.best_epoch.top1 > 0.8  # a third by chance
     assert learnt.best_epoch.map > 0.7
     assert learnt.best_epoch.accuracy > 0.8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_gpu_learns_and_hands_out_what_a_cpu_goes_on_from(name):
+    found = train(objective=name, pretrained=True, device="cuda", learning_rate=2e-3)
+    assert all(not value.is_cuda for value in [*found.state.values(), *found.best.values()])
+    further = train(objective=name, pretrained=True, before=found, epochs=6, learning_rate=2e-3)
+    assert further.best_epoch.map > 0.65
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "cross-entropy"])
