@@ -202,8 +202,13 @@ def book_of(where: Cluster) -> Any:
 
 
 def open_book(given_up: Iterable[str]) -> Any:
-    """Start the actor that keeps the book, for as long as its handle is held."""
-    import ray
+    """Start the actor that keeps the book, for as long as its handle is held.
 
+    It lives on the node of whoever drives the run, so that no other node takes it along.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts)
-    return actor.remote(frozenset(given_up))
+    return actor.options(scheduling_strategy=here).remote(frozenset(given_up))

@@ -143,21 +143,33 @@ def _follow(client: Any, job: str, log: _Log, dashboard: str) -> Any:
     import aiohttp
     from ray.exceptions import RayError
 
+    away = (OSError, RuntimeError, aiohttp.ClientError, RayError)
+    goes_on = "the same command goes on with what is finished"
     heard = time.monotonic()
     while True:
+        trouble: Exception | None = None
         try:
             asyncio.run(_tail(client, job, log))
+        except away as error:
+            trouble = error
+        try:
             details = client.get_job_info(job)
-            heard = time.monotonic()
-            if details.status.is_terminal():
+            if details.status.is_terminal() and trouble is None:
                 return details
-        except (OSError, RuntimeError, aiohttp.ClientError, RayError) as error:
-            if time.monotonic() - heard > PATIENCE:
-                raise InputError(
-                    f"--ray-address {dashboard}: it has told nothing of {job} for {PATIENCE:.0f} s "
-                    f"({error}); the job may go on, and the same command goes on with what is "
-                    "finished"
-                ) from error
+        except away as error:
+            trouble = error
+        if "does not exist" in str(trouble):
+            raise InputError(
+                f"--ray-address {dashboard}: it knows nothing of {job} any more, as if its head "
+                f"had been started anew; {goes_on}"
+            )
+        if trouble is None:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > PATIENCE:
+            raise InputError(
+                f"--ray-address {dashboard}: it has told nothing of {job} for {PATIENCE:.0f} s "
+                f"({trouble}); the job may go on, and {goes_on}"
+            )
         time.sleep(1)
 
 
@@ -179,7 +191,8 @@ def _ended(job: str, details: Any, log: _Log, answers: TextIO) -> int:
         say(f"error: {job} was stopped; what is finished is kept, the same command goes on")
         return INTERRUPTED
     if code not in _OURS:
-        why = f"it ended with {code}" if code is not None else f"{details.message}"
+        told = str(details.message).partition("\n")[0]
+        why = told if code is None else f"it ended with {code}"
         if code == _ABSENT:
             why = "the head node does not find the command lookalike; install it on all nodes"
         raise LookalikeError(f"{job}: {why}; what is finished is kept, the same command goes on")

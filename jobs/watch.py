@@ -161,7 +161,10 @@ def waiting(
 ) -> str:
     """Say what waits for what: a worker for a place, an item for an image, or Ray for itself."""
     if told is None or not told.begun:
-        return f"no worker has begun, {asked} wait for a place ({room})"
+        return (
+            f"no worker has begun, {asked} wait for a place ({room}), or die of too little memory "
+            "before they begin"
+        )
     if told.at_hand:
         slowest = max(told.at_hand, key=lambda one: one.seconds)
         return f"{_at(slowest, called)} since {slowest.seconds:.0f} s ({room})"

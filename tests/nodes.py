@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from tests.commands import LOOKALIKE, Ended
+from tests.links import Links
 from tests.retrieval.storage.s3 import free_ports
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -47,6 +48,9 @@ class Nodes:
 
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
+    harm: dict[str, dict[str, str]] = field(default_factory=dict)  # settings of single nodes
+    store: int = 100_000_000  # bytes of each node's object store
+    links: Links | None = None
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -70,30 +74,36 @@ class Nodes:
             f"--dashboard-port={self.dashboard}", "--num-cpus=0",
             f"--dashboard-agent-listen-port={self.agent}", *words,
         )  # fmt: skip
-        for port in (self.gcs, self.dashboard, self.agent):
-            until(lambda port=port: _listens(port), f"port {port} of the head")
+        until(lambda: _listens(self.agent), "the head's agent")
         until(self._takes_jobs, "the head to take jobs")
 
-    def start(self, name, number, *words, cpus=1):
-        """Start a worker node, on 127.0.0.NUMBER."""
+    def start(self, name, number, cpus=1):
+        """Start a worker node."""
         (agent,) = free_ports(1)
         self._start(
-            name, number, f"--address=127.0.0.1:{self.gcs}", f"--num-cpus={cpus}",
-            f"--dashboard-agent-listen-port={agent}", *words,
+            name, number, f"--address={self._ip(1)}:{self.gcs}", f"--num-cpus={cpus}",
+            f"--dashboard-agent-listen-port={agent}",
         )  # fmt: skip
 
     def _start(self, name, number, *words):
         assert name not in self.processes
         command = [
-            RAY, "start", "--block", f"--node-ip-address=127.0.0.{number}", "--disable-usage-stats",
-            f"--temp-dir={self.sockets / str(number)}", "--object-store-memory=100000000",
-            "--include-log-monitor=false", *words,
+            RAY, "start", "--block", f"--node-ip-address={self._ip(number)}",
+            "--disable-usage-stats", f"--temp-dir={self.sockets / str(number)}",
+            f"--object-store-memory={self.store}", "--include-log-monitor=false", *words,
         ]  # fmt: skip
+        if self.links and number > 1:
+            command = self.links.wrapped(number, command)
         with open(self.folder / f"{name}.log", "a") as log:
             self.processes[name] = subprocess.Popen(
-                command, env={**self.environment, "NODE": name}, stdout=log, stderr=log,
-                cwd=self.folder,
+                command, env={**self.environment, **self.harm.get(name, {}), "NODE": name},
+                stdout=log, stderr=log, cwd=self.folder,
             )  # fmt: skip
+        if self.links and number > 1:
+            self.links.connect(number, self.processes[name])
+
+    def _ip(self, number):
+        return self.links.address(number) if self.links else f"127.0.0.{number}"
 
     def wait(self, count):
         """Wait until so many nodes are alive, as the head sees them."""
@@ -116,11 +126,26 @@ class Nodes:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return json.load(answer)
 
+    def mend(self):
+        """Start what was killed or gave itself up, and hold nothing any more."""
+        for number, name in enumerate(NAMES, 2):
+            self.let_go(name)
+            if name in self.processes and self.processes[name].poll() is not None:
+                self.kill(name)
+            if name not in self.processes:
+                self.start(name, number)
+        self.let_go("head")
+        self.wait(len(NAMES) + 1)
+
     def kill(self, name):
         """End all processes of a node at once."""
         process = self.processes.pop(name)
         end(process)
         process.wait(WAIT)
+
+    def below(self, name):
+        """Give all processes of a node."""
+        return psutil.Process(self.processes[name].pid).children(recursive=True)
 
     def hold(self, name, pattern):
         """Let processes of a node wait before they store a file whose path has this pattern."""
@@ -145,20 +170,18 @@ class Nodes:
 
 
 @contextmanager
-def cluster(folder, settings=None, workers=2, words=()):
-    """Give a head and some workers of one CPU each, all of them there."""
-    nodes = Nodes(folder, settings or {})
+def cluster(folder, settings=(), **given):
+    """Give a head and two workers of one CPU each, all of them there."""
+    nodes = Nodes(folder, dict(settings), **given)
     try:
         nodes.start_head()
-        for number in range(workers):
-            nodes.start(NAMES[number], number + 2, *words)
-        nodes.wait(workers + 1)
+        nodes.mend()
         yield nodes
     finally:
         nodes.close()
 
 
-NAMES = ("one", "two", "three")
+NAMES = ("one", "two")
 
 
 def end(process):

@@ -1,8 +1,8 @@
 """Python imports this at its start where this folder is on its path: the nodes of `tests/nodes.py`.
 
-It lets a test hold a process of one node just before it stores a certain file, at the seam that the
-product has, and kill it there: `HELD/NODE` holds a pattern of paths, `HELD/NODE.here` says that one
-is waited at.
+It lets a test hold the processes of one node just before they read or write a certain file, at the
+seam that the product has, and kill them there: `HELD/NODE` holds a pattern of operations and paths,
+`HELD/NODE.here` says that one is waited at.
 """
 
 import os
@@ -12,14 +12,12 @@ from pathlib import Path
 
 from retrieval.storage import folder
 
-_PASS = {"read", "make folder"}
-
 
 def held(when, operation, path):
     """Wait for as long as the pattern stands there."""
     asked = Path(os.environ["HELD"], os.environ["NODE"])
-    while when == "before" and operation not in _PASS and asked.exists():
-        if not re.search(asked.read_text(), path):
+    while when == "before" and asked.exists():
+        if not re.search(asked.read_text(), f"{operation} {path}"):
             return
         asked.with_suffix(".here").write_text(path)
         time.sleep(0.05)

@@ -168,11 +168,17 @@ def told(begun, *at_hand):
     return Told(5, begun, list(at_hand), [], frozenset())
 
 
+NOBODY = (
+    "no worker has begun, 3 workers of 0.5 CPU wait for a place (2 of 2 booked), or die of too "
+    "little memory before they begin"
+)
+
+
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (None, "no worker has begun, 3 workers of 0.5 CPU wait for a place (2 of 2 booked)"),
-        (told(0), "no worker has begun, 3 workers of 0.5 CPU wait for a place (2 of 2 booked)"),
+        (None, NOBODY),
+        (told(0), NOBODY),
         (told(2), "7 of 9 pieces of work wait for 3 workers of 0.5 CPU (2 of 2 booked)"),
         (
             told(2, AtHand(4, "/p/a.jpg", 12.0), AtHand(5, "/p/b.jpg", 301.4)),

@@ -4,6 +4,7 @@ import json
 import subprocess
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from jobs import submit
@@ -11,7 +12,9 @@ from jobs.settings import EmbedSettings, RunSettings, VerifySettings
 from retrieval.errors import UsageError
 from tests import nodes
 from tests.commands import LOOKALIKE, SMALL, lookalike_here
+from tests.jobs.here import without_ray
 from tests.nodes import RAY, Running
+from tests.trees import tree
 
 WAIT = 240
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
@@ -24,32 +27,51 @@ def there(tmp_path_factory):
         yield cluster
 
 
-def test_a_command_submits_itself(there, photos, tmp_path):
-    gallery, queries, out = photos("gallery"), photos("queries", 3, seed=1), tmp_path / "out"
-    words = ["--gallery", gallery, "--queries", queries, "--output", out, *SMALL, "--json"]
-    ended = _submit(there, "run", *words)
+def test_a_command_submits_itself_and_outlives_its_nodes(there, photos, tmp_path):
+    inputs = ["--gallery", photos("gallery"), "--queries", photos("queries", 3, seed=1)]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    words = ["run", *inputs, *SMALL, "--chunk-rows", 2, "--rows-per-shard", 2, "--output", out]
+    with without_ray():
+        assert lookalike_here(*words).code == 0
+    out.rename(whole)  # where an output lies is part of what stands in it
+    there.hold("one", "write .*/gallery/.*/parts/")
+    there.hold("two", "write .*/candidates/")
+    words += ["--json", "--ray-address", there.address]
+    running = Running(*words, env=there.environment)
+    there.wait_held("one", running, WAIT)
+    there.kill("one")
+    there.let_go("one")
+    there.start("one", 2)
+    there.wait_held("two", running, WAIT)
+    there.wait(3)
+    there.kill("two")
+    there.mend()
+    ended = running.ended(WAIT)
     assert ended.code == 0, ended.err
     assert ended.values["queries"] == 3
     assert len(ended.out.splitlines()) == 1
     assert "embed gallery: 12/12 images" in ended.err
     assert json.loads((out / "run.json").read_bytes())["settings"]["ray_address"] is None
-    assert lookalike_here("verify", out).code == 0
+    assert tree(out, half=False) == tree(whole)
 
 
 def test_the_exit_code_and_the_sentence_are_the_jobs_own(there, tmp_path):
-    ended = _submit(there, "embed", "--input", tmp_path / "no", "--output", tmp_path / "out")
+    words = ["--input", tmp_path / "no", "--output", tmp_path / "out"]
+    running = Running("embed", *words, "--ray-address", there.address, env=there.environment)
+    ended = running.ended(WAIT)
     assert (ended.code, ended.out) == (3, "")
     assert f"{tmp_path}/no" in ended.error
 
 
-def test_a_folder_of_the_users_named_jobs_does_no_harm(there, photos, tmp_path):
+def test_a_folder_of_the_users_named_jobs_does_no_harm(there, tmp_path):
     mine = tmp_path / "work"
     (mine / "jobs").mkdir(parents=True)
     (mine / "jobs" / "__init__.py").write_text("raise RuntimeError('the wrong package')")
-    words = ["--input", photos("gallery", 3), "--output", tmp_path / "out", *SMALL, "--json"]
+    np.save(tmp_path / "vectors.npy", np.eye(8, dtype=np.float32))
+    words = ["--embeddings", tmp_path / "vectors.npy", "--output", tmp_path / "out", "--json"]
     command = [
         RAY, "job", "submit", "--address", there.address, "--working-dir", mine, "--",
-        LOOKALIKE, "embed", *words,
+        LOOKALIKE, "index", *words,
     ]  # fmt: skip
     ended = subprocess.run(
         [str(word) for word in command], env=there.environment, capture_output=True, text=True,
@@ -57,7 +79,7 @@ def test_a_folder_of_the_users_named_jobs_does_no_harm(there, photos, tmp_path):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     answer = next(line for line in ended.stdout.splitlines() if line.startswith('{"'))
-    assert json.loads(answer)["rows"] == 3
+    assert json.loads(answer)["rows"] == 8
 
 
 def test_an_interrupt_leaves_the_job_and_says_how_to_stop_it(there, tmp_path):
@@ -157,8 +179,3 @@ def test_other_ends_of_a_job_are_said(code, status, message, said):
     details = SimpleNamespace(driver_exit_code=code, status=status, message=message)
     with pytest.raises(submit.LookalikeError, match=f"job: {said}"):
         submit._ended("job", details, submit._Log("m"), None)
-
-
-def _submit(there, *words):
-    command = [*words, "--ray-address", there.address]
-    return Running(*command, env=there.environment).ended(WAIT)
