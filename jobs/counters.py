@@ -6,7 +6,7 @@ import sys
 from functools import cache
 from typing import Any
 
-DONE, FAILED, TOTAL = "lookalike_done", "lookalike_failed", "lookalike_total"
+DONE, FAILED, TO_DO = "lookalike_done", "lookalike_failed", "lookalike_to_do"
 _TAGS = ("stage", "unit")
 
 
@@ -25,7 +25,7 @@ class Counters:
         if not _is_connected():
             return
         counters = _counters()
-        counters[TOTAL].set(self._total, tags=self._tags)
+        counters[TO_DO].set(self._total, tags=self._tags)
         for name, count in ((DONE, done), (FAILED, failed)):
             if count:  # Ray refuses to count nothing
                 counters[name].inc(count, tags=self._tags)
@@ -43,5 +43,5 @@ def _counters() -> dict[str, Any]:
     return {
         DONE: Counter(DONE, "images, queries, shards or blocks that a stage is done with", _TAGS),
         FAILED: Counter(FAILED, "those of them that stand in the ledger", _TAGS),
-        TOTAL: Gauge(TOTAL, "how many there are to do", _TAGS),
+        TO_DO: Gauge(TO_DO, "how many there are to do", _TAGS),
     }

@@ -13,7 +13,7 @@ from jobs.counters import Counters
 
 INTERVAL = 10.0  # seconds between lines in a log
 
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # but for the end of a line
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tabs and ends of lines
 
 
 class AtWork(Protocol):

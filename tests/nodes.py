@@ -41,6 +41,8 @@ QUICK = {
 }
 """A node that is gone is noticed after 1.5 s instead of 15, a link that is cut after 4."""
 
+_ITS_OWN = 'mount --make-rprivate / && mount -t tmpfs tmpfs "$0" && exec "$@"'
+
 
 @dataclass
 class Nodes:
@@ -51,6 +53,8 @@ class Nodes:
     harm: dict[str, dict[str, str]] = field(default_factory=dict)  # settings of single nodes
     store: int = 100_000_000  # bytes of each node's object store
     links: Links | None = None
+    own: Path | None = None  # a folder that each worker node has for itself; takes root
+    head: tuple[str, ...] = ()  # further words that start the head
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -60,19 +64,19 @@ class Nodes:
         self.held.mkdir()
         self.sockets = Path(tempfile.mkdtemp(prefix="la", dir="/tmp"))  # paths must be short
         self.environment = {
-            **os.environ, **QUICK, "RAY_AUTH_MODE": "disabled", **self.settings,
-            "RAY_USAGE_STATS_ENABLED": "0", "HELD": str(self.held),
+            **os.environ, **QUICK, "RAY_AUTH_MODE": "disabled",
             "RAY_enable_metrics_collection": "false", "RAY_prestart_worker_first_driver": "false",
+            **self.settings, "RAY_USAGE_STATS_ENABLED": "0", "HELD": str(self.held),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": f"{ROOT / 'tests' / 'held'}:{ROOT}",
         }  # fmt: skip
 
-    def start_head(self, *words):
+    def start_head(self):
         """Start the head, and wait until it takes jobs."""
         self._start(
             "head", 1, "--head", f"--port={self.gcs}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard}", "--num-cpus=0",
-            f"--dashboard-agent-listen-port={self.agent}", *words,
+            f"--dashboard-agent-listen-port={self.agent}", *self.head,
         )  # fmt: skip
         until(lambda: _listens(self.agent), "the head's agent")
         until(self._takes_jobs, "the head to take jobs")
@@ -94,6 +98,8 @@ class Nodes:
         ]  # fmt: skip
         if self.links and number > 1:
             command = self.links.wrapped(number, command)
+        if self.own and number > 1:
+            command = ["unshare", "--mount", "sh", "-euc", _ITS_OWN, self.own, *command]
         with open(self.folder / f"{name}.log", "a") as log:
             self.processes[name] = subprocess.Popen(
                 command, env={**self.environment, **self.harm.get(name, {}), "NODE": name},

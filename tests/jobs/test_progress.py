@@ -3,7 +3,7 @@
 import pytest
 
 from jobs import counters, progress
-from jobs.counters import DONE, FAILED, TOTAL
+from jobs.counters import DONE, FAILED, TO_DO
 from jobs.result import Result
 
 
@@ -54,20 +54,20 @@ def test_what_is_counted_has_the_stage_and_the_unit(monkeypatch):
 
     monkeypatch.setattr(counters, "_is_connected", lambda: True)
     monkeypatch.setattr(
-        counters, "_counters", lambda: {n: Metric(n) for n in (DONE, FAILED, TOTAL)}
+        counters, "_counters", lambda: {n: Metric(n) for n in (DONE, FAILED, TO_DO)}
     )
     shown = progress.Progress("embed", 9, "images")
     shown.advance(4)
     shown.advance(5, 2)
     tags = {"stage": "embed", "unit": "images"}
     assert told == [
-        (TOTAL, 9, tags), (DONE, 4, tags), (TOTAL, 9, tags), (DONE, 5, tags), (FAILED, 2, tags),
+        (TO_DO, 9, tags), (DONE, 4, tags), (TO_DO, 9, tags), (DONE, 5, tags), (FAILED, 2, tags),
     ]  # fmt: skip
 
 
 def test_no_name_moves_a_terminal(capsys):
     name = "owl\x1b[2J\x07\r\x9b1A\tk.jpg"
     progress.say(f"cannot read {name}\nand é ok")
-    seen = r"owl\x1b[2J\x07\x0d\x9b1A\x09k.jpg"
+    seen = "owl\\x1b[2J\\x07\\x0d\\x9b1A\tk.jpg"
     assert capsys.readouterr().err == f"cannot read {seen}\nand é ok\n"
     assert Result({}, (name, "second")).as_text() == f"{seen}\nsecond"
