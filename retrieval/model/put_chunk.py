@@ -39,7 +39,7 @@ def put_chunk(
     A retry does so with what the chunk's ledger lists, and puts nothing if nothing is recovered.
     """
     started = time.perf_counter()
-    done = _finished(folder, chunk)
+    done = finished_chunk(folder, chunk)
     if done is not None:
         return done
     lines = _lines(folder, chunk)
@@ -73,7 +73,7 @@ def _lines(folder: Folder, chunk: Chunk) -> pa.Table:
     return lines.filter(pc.is_in(lines["row"], value_set=failed.combine_chunks()))
 
 
-def _finished(folder: Folder, chunk: Chunk) -> ChunkResult | None:
+def finished_chunk(folder: Folder, chunk: Chunk) -> ChunkResult | None:
     """Give the result of a chunk whose part an earlier attempt has put."""
     path = layout.part_path(chunk)
     try:
