@@ -17,6 +17,7 @@ files, a read one or two requests.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1000)
     asked = parser.parse_args()
     found = [measure(chunks, asked.workers) for chunks in asked.chunks]
-    grown = [_exponents(*two) for two in zip(found, found[1:], strict=False)]
+    grown = [_exponents(*two) for two in itertools.pairwise(found)]
     print(json.dumps({"benchmark": "driver", "sizes": found, "exponents": grown}, indent=1))
 
 
@@ -67,9 +68,7 @@ def _exponents(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
             / wider,
             2,
         )
-        for (name, before), step in zip(
-            one["steps"].items(), other["steps"].values(), strict=True
-        )
+        for (name, before), step in zip(one["steps"].items(), other["steps"].values(), strict=True)
     }
 
 

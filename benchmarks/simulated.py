@@ -170,7 +170,7 @@ class Team:
         """Give the answers, read, watched and handed over as those of Ray are."""
         self._meter.begin(self._step, self._bucket)
         self._work, self._items = make(shared), items
-        yield from watched(pool._answers(where, self), self)
+        yield from watched(pool.answers(where, self), self)
         self._meter.begin("finish", self._bucket)
 
     def moved(self) -> bool:

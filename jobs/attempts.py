@@ -85,6 +85,7 @@ class Attempts:
     def start(self, given_up: Iterable[str]) -> None:
         """Begin a step of the run, with items of its own."""
         self._items: dict[int, _Item] = {}
+        self._ended: set[int] = set()  # at the first attempt: only that they were is kept of them
         self._given_up = set(given_up)
         self._deaths: list[Death] = []
         self._survived = bool(self._given_up)  # any image; the step before this one was finished
@@ -113,6 +114,9 @@ class Attempts:
         item = self._hear(number)
         item.running, item.image = False, None
         self._survived = True
+        if item.attempt == 1:
+            del self._items[number]
+            self._ended.add(number)
 
     def told(self) -> Told:
         """Give what the watchdog asks for."""
@@ -123,10 +127,13 @@ class Attempts:
             if item.running
         ]
         given_up = frozenset(self._given_up)
-        return Told(self._heard, len(self._items), at_hand, list(self._deaths), given_up)
+        return Told(
+            self._heard, len(self._items) + len(self._ended), at_hand, list(self._deaths), given_up
+        )
 
     def _hear(self, number: int) -> _Item:
         self._heard += 1
+        self._ended.discard(number)
         item = self._items.setdefault(number, _Item())
         item.heard_at = time.monotonic()
         return item
