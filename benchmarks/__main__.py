@@ -9,6 +9,7 @@ BENCHMARKS = (
     "start",
     "listing",
     "resume",
+    "driver",
     "index",
     "shard",
     "rank",
@@ -17,6 +18,7 @@ BENCHMARKS = (
     "engines",
     "embed",
     "train",
+    "scale",
 )
 
 for name in BENCHMARKS:

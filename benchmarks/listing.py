@@ -45,10 +45,10 @@ def measure(size: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         before, now = Path(scratch, "before.parquet"), Path(scratch, "now.parquet")
         started = time.perf_counter()
-        write_listing(_images(size, changed=False), before)
+        write_listing(images(size, changed=False), before)
         listed = time.perf_counter()
         peak = _peak()
-        write_listing(_images(size, changed=True), now)
+        write_listing(images(size, changed=True), now)
         again = time.perf_counter()
         changes = compare(now, [before], np.empty(0, np.int64))
         return {
@@ -62,7 +62,7 @@ def measure(size: int) -> dict[str, Any]:
         }
 
 
-def _images(size: int, *, changed: bool) -> Iterator[Item]:
+def images(size: int, *, changed: bool) -> Iterator[Item]:
     """Give items of a folder in an order that is no order, a few of them changed."""
     step = random.Random(size).randrange(size // 3, size // 2) * 2 + 1
     while np.gcd(step, size) != 1:

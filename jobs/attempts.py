@@ -85,6 +85,7 @@ class Attempts:
     def start(self, given_up: Iterable[str]) -> None:
         """Begin a step of the run, with items of its own."""
         self._items: dict[int, _Item] = {}
+        self._ended: set[int] = set()  # at a first attempt; nothing else is kept of them
         self._given_up = set(given_up)
         self._deaths: list[Death] = []
         self._survived = bool(self._given_up)  # any image; the step before this one was finished
@@ -111,22 +112,22 @@ class Attempts:
     def end(self, number: int) -> None:
         """Remember that an item was done."""
         item = self._hear(number)
-        item.running, item.image = False, None
-        self._survived = True
+        item.running, item.image, self._survived = False, None, True
+        if item.attempt == 1:
+            del self._items[number]
+            self._ended.add(number)
 
     def told(self) -> Told:
         """Give what the watchdog asks for."""
-        now = time.monotonic()
-        at_hand = [
-            AtHand(number, item.image, now - item.heard_at)
-            for number, item in self._items.items()
-            if item.running
-        ]
-        given_up = frozenset(self._given_up)
-        return Told(self._heard, len(self._items), at_hand, list(self._deaths), given_up)
+        now, given_up = time.monotonic(), frozenset(self._given_up)
+        running = ((number, item) for number, item in self._items.items() if item.running)
+        at_hand = [AtHand(number, item.image, now - item.heard_at) for number, item in running]
+        begun = len(self._items) + len(self._ended)
+        return Told(self._heard, begun, at_hand, list(self._deaths), given_up)
 
     def _hear(self, number: int) -> _Item:
         self._heard += 1
+        self._ended.discard(number)
         item = self._items.setdefault(number, _Item())
         item.heard_at = time.monotonic()
         return item

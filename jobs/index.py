@@ -127,9 +127,10 @@ def _bring_up(settings: IndexSettings, where: Cluster, folder: Folder, store: St
         settings.max_index_memory, rows_per_shard=settings.rows_per_shard,
         factory=settings.index_factory,
     )  # fmt: skip
-    trained = train_index(folder, store, plan, settings.metric, settings.seed, Spread(where))
+    workers = Spread(where)
+    trained = train_index(folder, store, plan, settings.metric, settings.seed, workers)
     work = finish.missing_shards(folder, store, trained.plan)
-    vectors, rows = sample_of(store, SAMPLE, settings.seed + 1)
+    vectors, rows = sample_of(store, SAMPLE, settings.seed + 1, workers)
     sample = Sample(vectors, rows, max(CURVE_K) + 1)
     build_one = _shard_builder(settings, folder, store, trained, sample)
     done: list[ShardResult] = []

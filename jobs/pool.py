@@ -109,10 +109,11 @@ def stream(
         num_gpus=gpus or None,
     )
     asked = f"{size} workers of {ACTOR_CPUS:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    yield from watched(_answers(where, dataset), PoolSigns(where, book, called, len(items), asked))
+    yield from watched(answers(where, dataset), PoolSigns(where, book, called, len(items), asked))
 
 
-def _answers(where: Cluster, dataset: Any) -> Iterator[Any]:
+def answers(where: Cluster, dataset: Any) -> Iterator[Any]:
+    """Read the answers of a data set as they come; a refusal among them ends it."""
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
         for answer in map(json.loads, batch["answer"]):
             if "refused" in answer:

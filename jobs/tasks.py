@@ -29,7 +29,8 @@ def _tasks(
     import ray
 
     options = {"num_gpus": where.gpu_share} if gpu else {}
-    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(_measured(function))
+    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(_measured)
+    kept = ray.put(function)  # a remote function may not hold 100 MB, as 65,536 centroids are
     running: list[Any] = []
 
     def next_answer() -> Any:
@@ -41,17 +42,13 @@ def _tasks(
         return answer
 
     for item in items:
-        running.append(remote.remote(item))
+        running.append(remote.remote(kept, item))
         if len(running) >= where.workers:
             yield next_answer()
     while running:
         yield next_answer()
 
 
-def _measured(function: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, int]]:
-    """Let a task also answer how much memory its process has held at most, in bytes."""
-
-    def measured(item: Any) -> tuple[Any, int]:
-        return function(item), peak_memory()
-
-    return measured
+def _measured(function: Callable[[Any], Any], item: Any) -> tuple[Any, int]:
+    """Also answer how much memory this process has held at most, in bytes."""
+    return function(item), peak_memory()

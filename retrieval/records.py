@@ -31,7 +31,7 @@ class Item:
     more: tuple[Any, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """The unit of work and of loss: lines first <= line < last of one segment's listing.
 
@@ -47,7 +47,7 @@ class Chunk:
     retry: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileRecord:
     """One line of files.parquet."""
 

@@ -68,7 +68,8 @@ def finish_store(
     there = {entry.path for entry in finished.own_entries(folder)}
     stale = stale_ledgers(segments, there)
     later = {path for path in there if segment_number(path, -1) >= len(segments)}
-    alive = (record for record in known if record.path in there - stale - later)
+    counted = there - stale - later
+    alive = (record for record in known if record.path in counted)
     records = commit.records(folder, alive, leave_out=stale | later)
     tally = _tally(folder, segments, records)
     _judge(folder, tally, max_error_rate, unit)
@@ -117,11 +118,10 @@ def lags(folder: Folder, manifest: Manifest) -> bool:
 def stale_ledgers(segments: list[Segment], paths: Iterable[str]) -> set[str]:
     """Name the ledgers that a later part replaces, or that lack the part they were put for."""
     found = set()
-    grid = {(c.segment, c.number): c for segment in segments for c in segment.chunks()}
-    for key, pieces in pieces_in(paths).items():
-        chunk = grid.get(key)
-        if chunk is not None:
-            found |= {failures_path(_retry(chunk, number)) for number in pieces.stale}
+    chunks = [segment.chunk_count for segment in segments]
+    for (segment, number), pieces in pieces_in(paths).items():
+        if segment < len(segments) and number < chunks[segment]:
+            found |= {failures_path(Chunk(segment, number, 0, 0, retry=n)) for n in pieces.stale}
     return found
 
 

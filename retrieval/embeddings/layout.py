@@ -61,7 +61,7 @@ def _piece_path(kind: str, chunk: Chunk) -> str:
     return segment_path(chunk.segment, f"{kind}/{chunk.number:08d}{suffix}.parquet")
 
 
-@dataclass
+@dataclass(slots=True)
 class Pieces:
     """What lies there of one chunk: the numbers of its retries, by kind."""
 

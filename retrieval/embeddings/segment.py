@@ -51,6 +51,11 @@ class Segment:
     files: dict[str, str]  # listing and deletions: path -> sha256
     after: str = ""  # checksum of the segment.json before this one; nothing for the first
 
+    @property
+    def chunk_count(self) -> int:
+        """Count its chunks."""
+        return -(-self.images // self.chunk_rows)
+
     def chunks(self) -> Iterator[Chunk]:
         """Cut it into chunks of `chunk_rows` lines, the last one shorter."""
         for number, first in enumerate(range(0, self.images, self.chunk_rows)):
@@ -61,7 +66,7 @@ class Segment:
         """Write segment.json."""
         values: dict[str, Any] = {
             "images": self.images, "chunk_rows": self.chunk_rows, "base": self.base,
-            "chunks": -(-self.images // self.chunk_rows), "deleted": self.deleted,
+            "chunks": self.chunk_count, "deleted": self.deleted,
             "files": self.files,
         }  # fmt: skip
         return sealed_json({**values, "after": self.after} if self.after else values)

@@ -69,10 +69,14 @@ def write_listing(
 
 @contextmanager
 def connect(scratch: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a database that keeps to its memory, and to a folder for what does not fit."""
+    """Open a database that keeps to its memory, and to a folder for what does not fit.
+
+    It draws no bar, which would go to stdout where something takes two seconds.
+    """
     with duckdb.connect(f"{scratch}/listing.duckdb") as base:
         base.execute(f"SET memory_limit = '{_MEMORY}'")
         base.execute(f"SET temp_directory = '{scratch}'")
+        base.execute("SET enable_progress_bar = false")
         yield base
 
 

@@ -8,17 +8,20 @@ as one that was made at once. The size is random, within some percent of what is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.embeddings.store import Store, vectors_of
+from retrieval.index.workers import Here, Workers
+from retrieval.records import Chunk
 from retrieval.tables import Vectors
 
 Hashes = NDArray[np.uint64]
 _ALL = 2.0**64
+_GROUP = 64  # chunks that a worker draws from at once
 
 
 def hashes_of(image_ids: Iterable[str], seed: int) -> Hashes:
@@ -45,22 +48,40 @@ def within(hashes: Hashes, share: float) -> NDArray[np.bool_]:
     return np.ones(len(hashes), np.bool_) if share >= 1 else hashes < np.uint64(share * _ALL)
 
 
-def sample_of(store: Store, count: int, seed: int) -> tuple[Vectors, NDArray[np.int64]]:
+def sample_of(
+    store: Store, count: int, seed: int, workers: Workers | None = None
+) -> tuple[Vectors, NDArray[np.int64]]:
     """Draw about `count` of a store's vectors: (n, d) and their rows, ascending.
 
     At least one, if the store has any: where chance would draw none, that of the smallest hash.
+    All parts are read: by `workers`, where there are many.
     """
     share = share_for(count, store.rows)
+    groups = [store.chunks[n : n + _GROUP] for n in range(0, len(store.chunks), _GROUP)]
+    workers = workers if workers and len(groups) > 1 else Here()
+    kept = workers.keep(store)
     found: list[pa.Table] = []
-    least: tuple[int, pa.Table] | None = None
-    for table in store.blocks():
-        sample, _ = drawn(table, share, seed)
+    least: list[tuple[int, pa.Table]] = []
+    for sample, smallest in workers.map(_drawn, [(kept, group, share, seed) for group in groups]):
         found.append(sample)
-        hashes = hashes_of(table["image_id"].to_pylist(), seed)
-        if len(table) and (least is None or hashes.min() < least[0]):
-            least = int(hashes.min()), table.slice(int(hashes.argmin()), 1)
+        least += smallest
     if least and not any(len(table) for table in found):
-        found = [least[1]]
+        found = [min(least, key=lambda one: one[0])[1]]
     vectors = np.concatenate([vectors_of(table) for table in found])
     rows = np.concatenate([table["row"].to_numpy() for table in found])
     return vectors, rows.astype(np.int64)
+
+
+def _drawn(
+    store: Store, chunks: Sequence[Chunk], share: float, seed: int
+) -> tuple[pa.Table, list[tuple[int, pa.Table]]]:
+    """Draw from some chunks; also give the row of their smallest hash, if they have rows."""
+    found: list[pa.Table] = []
+    least: tuple[int, pa.Table] | None = None
+    for chunk in chunks:
+        table = store.chunk_rows(chunk).select(["row", "image_id", "embedding"])
+        hashes = hashes_of(table["image_id"].to_pylist(), seed)
+        found.append(table.take(np.flatnonzero(within(hashes, share))))
+        if len(table) and (least is None or hashes.min() < least[0]):
+            least = int(hashes.min()), table.take([int(hashes.argmin())])
+    return pa.concat_tables(found), [least] if least else []

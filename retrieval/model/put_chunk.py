@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from retrieval.embeddings import layout, store
 from retrieval.errors import Damaged
 from retrieval.model.outcome import Embedded, Failure
-from retrieval.records import Chunk, ChunkResult
+from retrieval.records import Chunk, ChunkResult, FileRecord
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
+from retrieval.storage.finished import read_if_there
 from retrieval.storage.rows import read_rows
 from retrieval.storage.seal import is_sealed
 
@@ -39,7 +40,7 @@ def put_chunk(
     A retry does so with what the chunk's ledger lists, and puts nothing if nothing is recovered.
     """
     started = time.perf_counter()
-    done = _finished(folder, chunk)
+    done = finished_chunk(folder, chunk)
     if done is not None:
         return done
     lines = _lines(folder, chunk)
@@ -73,19 +74,28 @@ def _lines(folder: Folder, chunk: Chunk) -> pa.Table:
     return lines.filter(pc.is_in(lines["row"], value_set=failed.combine_chunks()))
 
 
-def _finished(folder: Folder, chunk: Chunk) -> ChunkResult | None:
-    """Give the result of a chunk whose part an earlier attempt has put."""
-    path = layout.part_path(chunk)
-    try:
-        part = folder.read(path)
-    except FileNotFoundError:
+def finished_chunk(folder: Folder, chunk: Chunk) -> ChunkResult | None:
+    """Give the result of a chunk whose part an earlier attempt has put, its ledger with it.
+
+    Else the driver would read the ledgers of all such chunks, one after another.
+    """
+    part = _vouched(folder, layout.part_path(chunk))
+    if part is None:
         return None
-    if not is_sealed(io.BytesIO(part)):
-        raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
-    record = commit.record(path, part)
-    rows = record.rows or 0
+    rows = part.rows or 0
     failures = chunk.last - chunk.first - rows
-    return ChunkResult(chunk.number, rows, failures, (record,))
+    ledger = _vouched(folder, layout.failures_path(chunk)) if failures else None
+    return ChunkResult(chunk.number, rows, failures, (ledger, part) if ledger else (part,))
+
+
+def _vouched(folder: Folder, path: str) -> FileRecord | None:
+    """Give the record of a file that carries its own checksum; None where there is none."""
+    data = read_if_there(folder, path)
+    if data is None:
+        return None
+    if not is_sealed(io.BytesIO(data)):
+        raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
+    return commit.record(path, data)
 
 
 def _drop_other_ledger(folder: Folder, chunk: Chunk, ledger: bytes | None) -> None:

@@ -27,6 +27,7 @@ from retrieval.ranking.conditions import names_in, refused
 
 _CLOSED = (
     "memory_limit = '1GB'",
+    "enable_progress_bar = false",  # it would go to stdout
     "temp_directory = ''",  # what does not fit is refused, not written
     "autoload_known_extensions = false",
     "autoinstall_known_extensions = false",

@@ -41,6 +41,7 @@ def write_pairs(parts: Iterable[pa.Table], metric: Metric, file: BinaryIO) -> in
         duckdb.connect(config={"memory_limit": "1GB", "temp_directory": scratch}) as database,
         parquet_writer(file, PAIRS.schema) as writer,
     ):
+        database.execute("SET enable_progress_bar = false")  # it would go to stdout
         database.register("matches", matches)
         pairs = database.sql(_ONCE.format(order="asc" if metric == "l2" else "desc"))
         for batch in pairs.to_arrow_reader(_GROUP):

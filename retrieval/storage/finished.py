@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -147,14 +147,15 @@ def parse_manifest(data: bytes, inventory: bytes, folder: Folder) -> Manifest:
         )
     if hashlib.sha256(inventory).hexdigest() != values["files_sha256"]:
         raise Damaged(f"{folder.uri(INVENTORY)} was altered; {_WAY_OUT}")
-    rows = pq.read_table(io.BytesIO(inventory)).to_pylist()
+    table = pq.read_table(io.BytesIO(inventory))
+    columns = [table[field.name].to_pylist() for field in fields(FileRecord)]
     return Manifest(
         values["kind"],
         values["job_sha256"],
         values["files_sha256"],
         values["counts"],
         hashlib.sha256(data).hexdigest(),
-        {row["path"]: FileRecord(**row) for row in rows},
+        {record.path: record for record in map(FileRecord, *columns)},
     )
 
 

@@ -28,7 +28,7 @@ def operation(name: str, path: str) -> Iterator[None]:
     seam("after", name, path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file in a folder: its path below it ('/'-separated) and its size in bytes."""
 

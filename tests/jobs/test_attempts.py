@@ -81,7 +81,9 @@ def test_no_count_outlives_the_book():
 def test_a_lost_answer_is_no_death():
     book = Attempts()
     work(book)
+    assert book.told().begun == 1
     assert book.begin(0).attempt == 1
+    assert book.told().begun == 1
     assert book.told().deaths == []
 
 

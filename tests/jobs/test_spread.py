@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from jobs import tasks
 from jobs.cluster import Cluster
 from jobs.spread import Spread
-from retrieval.index import training
+from retrieval.index import sampling, training
+from retrieval.index.sampling import sample_of
 from retrieval.index.training import train_index
 from retrieval.index.workers import Here
 from retrieval.storage import commit
@@ -28,6 +30,23 @@ def test_what_is_held_is_read_by_other_tasks(spread):
     held = spread.hold(large_and_small, [(n,) for n in range(4)])
     assert [small for _, small in held] == [0, 1, 2, 3]
     assert list(spread.map(np.sum, [(large,) for large, _ in held])) == [0, 1000, 2000, 3000]
+
+
+def test_a_task_may_hold_more_than_a_remote_function_may(ray_here):
+    large = bytes(100_000_001)
+    found = tasks.tasks(Cluster(None, 1), lambda number: len(large) + number, [1])
+    assert list(found) == [100_000_002]
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_sample_does_not_depend_on_who_draws_it(spread, tmp_path, monkeypatch, count):
+    monkeypatch.setattr(sampling, "_GROUP", 3)
+    vectors = np.random.default_rng(0).normal(size=(600, 12)).astype(np.float16)
+    store = make_store(tmp_path / "store", vectors, chunk_rows=60)
+    for here, there in zip(
+        sample_of(store, count, 1), sample_of(store, count, 1, spread), strict=True
+    ):
+        np.testing.assert_array_equal(here, there)
 
 
 @pytest.mark.parametrize("flat", [10_000, 3])

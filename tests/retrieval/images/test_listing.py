@@ -17,6 +17,7 @@ from retrieval.errors import InputError
 from retrieval.images import listing
 from retrieval.images.chunks import ROW_GROUP_CHUNKS
 from retrieval.images.listing import (
+    connect,
     digest,
     read_labels,
     sampled_items,
@@ -482,3 +483,8 @@ def test_a_sample_is_drawn_without_doubles_and_in_order(tmp_path, monkeypatch, b
     assert sampled_items(target, 12, seed=0) == drawn
     assert sampled_items(target, 12, seed=1) != drawn
     assert sampled_items(target, 50, seed=0) == sampled_items(target, 99, seed=1) == whole
+
+
+def test_the_database_draws_no_bar_into_the_answer_of_the_command(tmp_path):
+    with connect(str(tmp_path)) as base:  # that would take seconds to be seen
+        assert base.sql("SELECT current_setting('enable_progress_bar')").fetchall() == [(False,)]

@@ -294,20 +294,22 @@ def test_a_second_call_leaves_the_part_as_it_is_and_reads_no_image(run):
     first = run.embed(chunk)
     before = tree(Path(run.folder.uri()))
     moments = operations(lambda: setattr(run, "second", run.embed(chunk)))
-    assert {path for _, _, path in moments} == {run.folder.uri(part_path(run.grid[1]))}
+    own = [part_path(chunk), failures_path(chunk)][: 1 + bool(first.failures)]
+    assert {path for _, _, path in moments} == {run.folder.uri(path) for path in own}
     assert tree(Path(run.folder.uri())) == before
     second = run.second
     assert (second.number, second.rows, second.failures) == (1, first.rows, first.failures)
-    assert second.files == first.files[-1:]
+    assert second.files == first.files
 
 
-def test_an_altered_part_is_refused(run):
-    run.embed(run.grid[0])
-    path = part_path(run.grid[0])
+@pytest.mark.parametrize("path_of", [part_path, failures_path])
+def test_an_altered_part_or_ledger_is_refused(run, path_of):
+    chunk = next(chunk for chunk in run.grid if run.embed(chunk).failures)
+    path = path_of(chunk)
     data = run.folder.read(path)
     run.folder.put(path, data[:99] + bytes([data[99] ^ 1]) + data[100:])
-    with pytest.raises(Damaged, match=r"parts/00000000\.parquet was altered"):
-        run.embed(run.grid[0])
+    with pytest.raises(Damaged, match=rf"{path} was altered"):
+        run.embed(chunk)
 
 
 def test_chunks_may_be_done_in_any_order(source, tmp_path, embedder):

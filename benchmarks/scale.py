@@ -1,0 +1,175 @@
+"""What would 10^9 images take on 100 nodes? A table on paper, from rates that were measured.
+
+python -m benchmarks.scale [--part]
+
+Nothing is run: a stage is a count times a rate that another benchmark measured (README.md says on
+which machine). Counts of lists, shards and chunks come from the product's own plan. ARCHITECTURE.md
+has the table, and says what it leaves out. `--part` measures the one rate that no other benchmark
+does: the processor time of reading a part of 4,096 x 512 float16 and of drawing a sample from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrieval.embeddings.store import part_bytes
+from retrieval.images.chunks import chunk_rows_for
+from retrieval.index.answer import block_rows
+from retrieval.index.kmeans import ITERATIONS
+from retrieval.index.recall import SAMPLE
+from retrieval.index.sampling import drawn
+from retrieval.index.sizing import Gallery, plan_index
+from retrieval.records import IndexPlan
+
+IMAGES, DIMENSION, QUERIES, TOP_K = 10**9, 512, 10**6, 10
+NODES, CORES, GPUS = 100, 16, 8
+MEMORY = 4 << 30  # --max-index-memory
+IMAGE_BYTES, PIXELS = 100_000, 3 * 224 * 224
+NPROBE = 256  # assumed, 0.4 % of the rows; the recall curve decides
+NETWORK = 1.25e9  # assumed bytes a second and node
+REQUEST = 0.1  # assumed seconds for a listing of 1,000 keys
+
+LISTED = 10**7 / 106  # images a second, one process: benchmarks.listing
+DRIVEN = 10**6 / 56  # chunks a second, all of the driver but the listing: benchmarks.driver
+DECODED = 2060 / 16  # photos a second and core: README.md, embed stage beside the H200
+ON_GPU = 15_500  # images a second, ResNet-50 in bf16, the network alone: the same
+ON_CORE = 24 / 2  # images a second and core, ResNet-50 in fp32, all of it: benchmarks.embed
+PLACED = 0.53 * 75e9  # float32 operations a second and core while rows get their lists: .index
+PART_READ = 0.045  # seconds of a core for a part, checked, parsed and drawn from: --part
+SCANNED = 5355 / 2 * 200_000 * 32 / 512  # pairs a second and core, nprobe 32 of 512: .rank
+SHORT_LISTS = 1080 / 3290  # of that where a shard has 25 rows a list: .rank, 16 shards against 1
+COMPARED = 655 / 2 * 200_000  # pairs a second and core, exact: .rank
+JUDGED = 10**7 / 16.4  # matches a second, one thread: benchmarks.evaluate
+REPORT = 260.0  # seconds for 100,000 queries x 10 on 2 cores: benchmarks.report
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: how long it takes, on how many cores, what it moves and leaves."""
+
+    name: str
+    seconds: float
+    cores: int  # that have work
+    nodes: float  # that these are
+    moved: float  # bytes, read and written
+    files: int
+
+
+def stages() -> list[Stage]:
+    """Give the stages, in their order, and after those of embedding what else it could be."""
+    parts = -(-IMAGES // chunk_rows_for(IMAGES))
+    vectors = 2.0 * IMAGES * DIMENSION
+    images = float(IMAGES * IMAGE_BYTES)
+    keys = IMAGES / 1000 * REQUEST
+    everything, beside = NODES * CORES, GPUS * CORES
+    fed = min(DECODED * beside, ON_GPU * GPUS)
+    spread = min(DECODED * everything, ON_GPU * GPUS)
+    moved = images + vectors
+    return [
+        Stage("list, of one bucket", keys, 1, 1, IMAGES * 100.0, 0),
+        Stage("list, sort and write", IMAGES / LISTED, 1, 1, IMAGES * 10.7, 1),
+        Stage("embed, driver", parts / DRIVEN, 1, 1, parts * 1e3, 1),
+        Stage("embed, 8 GPU nodes", IMAGES / fed, beside, GPUS, moved, parts),
+        Stage("… or by all nodes' cores", IMAGES / ON_CORE / everything, everything, NODES, moved,
+              parts),
+        Stage("… or were all to decode", IMAGES / spread, everything, NODES,
+              moved + PIXELS * IMAGES, parts),
+        *_index(parts, vectors),
+        *_rank(vectors),
+        Stage("evaluate", QUERIES * TOP_K / JUDGED, 1, 1, QUERIES * TOP_K * 20.0, 0),
+        Stage("report, of 100,000", REPORT, 2, 1, 2e9, 4000),
+    ]  # fmt: skip
+
+
+def _index(parts: int, vectors: float) -> list[Stage]:
+    plan, shards = _plan()
+    cores = NODES * CORES
+    pass_ = max(parts * PART_READ / cores, vectors / NETWORK / NODES)
+    root = int(plan.nlist**0.5)
+    sample = 2.0 * DIMENSION * plan.sample_rows * root * (1 + ITERATIONS) / PLACED / root
+    place = 2.0 * DIMENSION * plan.rows_per_shard * plan.nlist / PLACED
+    known = SAMPLE * plan.rows_per_shard / COMPARED
+    slices = plan.sample_rows // 8192
+    return [
+        Stage("train, read the sample", pass_, cores, NODES, vectors, slices),
+        Stage("train, k-means", sample + slices * 0.05, root, root / CORES, 3 * plan.sample_rows *
+              DIMENSION * 2.0, slices + 1),
+        Stage("index, recall's sample", pass_, cores, NODES, vectors, 0),
+        Stage("index, shards", place + known, shards, shards / CORES, 2.2 * vectors, 3 * shards),
+    ]  # fmt: skip
+
+
+def _rank(vectors: float) -> list[Stage]:
+    plan, shards = _plan()
+    blocks = -(-QUERIES // block_rows(DIMENSION, TOP_K, MEMORY))
+    lists = 2.0 * DIMENSION * QUERIES * plan.nlist / PLACED / blocks
+    pairs = QUERIES * plan.rows_per_shard * NPROBE / plan.nlist
+    answers = pairs / (SCANNED * SHORT_LISTS) + SAMPLE * plan.rows_per_shard / COMPARED
+    found = float(QUERIES * TOP_K * shards * 28)
+    return [
+        Stage("rank, lists of queries", lists, blocks, blocks / CORES, QUERIES * NPROBE * 4.0,
+              blocks),
+        Stage("rank, shards", answers, shards, shards / CORES, 1.2 * vectors + found,
+              2 * shards * blocks),
+        Stage("rank, merge", shards * 0.05, blocks, blocks / CORES, found, blocks),
+    ]  # fmt: skip
+
+
+def _plan() -> tuple[IndexPlan, int]:
+    plan = plan_index(Gallery(IMAGES, DIMENSION, "float16", "cosine"), MEMORY)
+    return plan, -(-IMAGES // plan.rows_per_shard)
+
+
+def part_seconds() -> list[float]:
+    """Give the medians of checking, parsing and drawing from a part."""
+    rows = 4096
+    names = [f"class{number % 1000:03}/photo{number:09}.jpg" for number in range(rows)]
+    lines = pa.table({"row": range(rows), "image_id": names, "path": names, "label": names})
+    sums = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    measured = pa.table({"width": [500] * rows, "height": [300] * rows, "sha256": sums})
+    vectors = np.random.default_rng(0).normal(size=(rows, DIMENSION)).astype(np.float16)
+    data = part_bytes(lines, measured, vectors)
+    times = []
+    for _ in range(30):
+        marks = [time.process_time()]
+        hashlib.sha256(data).hexdigest()
+        marks.append(time.process_time())
+        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        marks.append(time.process_time())
+        drawn(table, 1e-6, 1)
+        marks.append(time.process_time())
+        times.append(np.diff(marks))
+    return [round(float(seconds), 4) for seconds in np.median(times, 0)]
+
+
+def _said(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds:.0f} s"
+
+
+def main() -> None:
+    """Print the table, or what a part costs."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--part", action="store_true")
+    if parser.parse_args().part:
+        print(dict(zip(("checksum", "Parquet", "names"), part_seconds(), strict=True)))
+        return
+    print("| stage | time | cores at work | node-hours | moved | files |")
+    print("|---|---|---|---|---|---|")
+    for stage in stages():
+        hours = stage.seconds / 3600
+        print(
+            f"| {stage.name} | {_said(stage.seconds)} | {stage.cores:,} | "
+            f"{hours * stage.nodes:.2f} | {stage.moved / 1e9:,.0f} GB | {stage.files:,} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
