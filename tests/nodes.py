@@ -149,9 +149,10 @@ class Nodes:
         end(process)
         process.wait(WAIT)
 
-    def below(self, name):
-        """Give all processes of a node."""
-        return psutil.Process(self.processes[name].pid).children(recursive=True)
+    def has(self, name, what):
+        """Give the processes of a node that are called something like this."""
+        below = psutil.Process(self.processes[name].pid).children(recursive=True)
+        return [process for process in below if what in " ".join(process.cmdline())]
 
     def hold(self, name, pattern):
         """Let processes of a node wait before they store a file whose path has this pattern."""
