@@ -39,7 +39,7 @@ class Cluster:
         self.given_up: set[str] = set()
         """Images that killed their worker twice in this run, whichever step had them at hand."""
         self.book: Any = None
-        """The actor that counts attempts (`attempts.py`), once the first step has started it."""
+        """The actor that counts attempts (`book.py`), once the first step has started it."""
         self.at_work = 0
         """Workers that had something at hand when they were last looked at."""
         self.peak = 0
