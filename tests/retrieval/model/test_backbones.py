@@ -163,8 +163,20 @@ class BackboneTests(ABC):
         assert (known.backbone, known.dimension) == (case[0], embedded.shape[1])
 
 
+LONG = (
+    "maxvit_t", "swin_v2_t", "wide_resnet50_2", "densenet121", "efficientnet_v2_s", "inception_v3",
+    "resnext50_32x4d", "vit_b_32",
+)  # fmt: skip
+"""Large, for the night; each has a smaller one of its make beside it."""
+
+
 class TestTorchvision(BackboneTests):
-    @pytest.fixture(scope="class", params=FAMILIES)
+    @pytest.fixture(
+        scope="class",
+        params=[
+            pytest.param(f, marks=[pytest.mark.nightly] if f in LONG else []) for f in FAMILIES
+        ],
+    )
     def case(self, request):
         return (request.param, *FAMILIES[request.param])
 

@@ -126,7 +126,8 @@ def test_answers_may_be_taken_after_the_next_batch_has_begun(small, plan, ir):
 
 LONG = (
     "maxvit_t", "swin_v2_t", "wide_resnet50_2", "swin_t", "densenet121", "efficientnet_v2_s",
-    "inception_v3", "resnext50_32x4d", "vgg11", "vit_b_32", "convnext_tiny",
+    "inception_v3", "resnext50_32x4d", "vgg11", "vit_b_32", "convnext_tiny", "shufflenet_v2_x0_5",
+    "efficientnet_b0", "mobilenet_v3_small", "mnasnet0_5",
 )  # fmt: skip
 """Long to convert, for the night. What they are made of stays: timm's test_vit3 in `test_timm.py`,
 the blocks of googlenet, the groups of regnet_y_400mf, the plain layers of alexnet."""
