@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs import attempts
+from jobs.book import book_of
 from jobs.cluster import Cluster
 from jobs.runfile import peak_memory
 from jobs.watch import PoolSigns, watched
@@ -97,7 +98,7 @@ def stream(
     if gpus and not where.may_grow:  # an actor without a GPU would wait for ever
         most = min(most, int(where.gpus / gpus))
     size = max(1, min(where.asked or where.cpus, most))
-    book = attempts.book_of(where)
+    book = book_of(where)
     dataset = ray.data.from_items(
         [{"item": item} for item in items], override_num_blocks=min(len(items), _BLOCKS)
     ).map_batches(

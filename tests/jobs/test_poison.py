@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import attempts, embed, watch
+from jobs import book, embed, watch
 from jobs.cli import _sentence
 from jobs.cluster import Cluster
 from jobs.pool import stream
@@ -127,7 +127,7 @@ def let_go(ray_here, tmp_path):
 def test_a_book_that_is_lost_does_no_harm(let_go, monkeypatch):
     import ray
 
-    books, open_book = [], attempts.open_book
+    books, open_book = [], book.open_book
 
     def kept(given_up):
         books.append(open_book(given_up))
@@ -139,7 +139,7 @@ def test_a_book_that_is_lost_does_no_harm(let_go, monkeypatch):
         ray.kill(books[0], no_restart=False)
         let_go.touch()
 
-    monkeypatch.setattr(attempts, "open_book", kept)
+    monkeypatch.setattr(book, "open_book", kept)
     answers = stream(Cluster(None, 1), waits, [1, 2], let_go, "cpu")
     killer = threading.Timer(3, kill)  # when the book is open
     killer.start()
