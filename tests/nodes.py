@@ -159,6 +159,24 @@ class Nodes:
         (self.held / f"{name}.here").unlink(missing_ok=True)
         (self.held / name).write_text(pattern)
 
+    def hold_all(self, pattern):
+        """Let the workers of whichever node wait there."""
+        for name in NAMES:
+            self.hold(name, pattern)
+
+    def first_held(self, running, seconds=WAIT):
+        """Give the first node of which one waits, and let the others go on."""
+
+        def held():
+            return [name for name in NAMES if (self.held / f"{name}.here").exists()]
+
+        until(lambda: held() or running.poll() is not None, "a node to be held", seconds)
+        assert held(), "the command ended before"
+        first = held()[0]
+        for name in {*NAMES} - {first}:
+            self.let_go(name)
+        return first
+
     def let_go(self, name):
         """Let them go on."""
         (self.held / name).unlink(missing_ok=True)

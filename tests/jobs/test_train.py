@@ -67,8 +67,9 @@ def test_a_bundle_is_an_output_like_any_other(made):
     assert set(tree(output, but=())) - {"confusion.png"} == FILES  # which may have nothing to show
     assert [verdict.state for verdict in verify(open_folder(str(output)))] == ["finished"]
     bundle = read_bundle(open_folder(str(output)))
-    assert (bundle.backbone, bundle.pooling, bundle.normalize) == ("scratch", "avg", True)
+    assert (bundle.backbone, bundle.pooling, bundle.normalize) == ("scratch", "gem", True)
     assert (bundle.dimension, bundle.transform.image_size) == (192, 32)
+    assert bundle.transform.resize == "pad"
     assert not any(key.startswith("classifier") for key in bundle.state())
     run = json.loads((output / "run.json").read_text())
     assert run["settings"]["epochs"] == 2
