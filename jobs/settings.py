@@ -97,6 +97,24 @@ class RunSettings(
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanSettings(
+    OnRay, groups.Model, groups.EngineOptions, groups.Reading, groups.Indexing, Ranking
+):
+    """lookalike plan: what `run` takes, with less that is required."""
+
+    gallery: str = setting("gallery")
+    queries: str | None = setting("queries", default=None)
+    embedding_dtype: str = setting("embedding_dtype")
+    output: str | None = setting(
+        "output", default=None,
+        help="where the job will write: the probe writes there too, and leaves nothing; "
+        "default: a temporary folder",
+    )  # fmt: skip
+    cluster: str | None = setting("cluster")
+    sample: int = setting("sample")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(Common, groups.Judging):
     """lookalike evaluate."""
 
