@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -67,8 +68,10 @@ def compared(root: Path, options: list[str]) -> dict[str, Any]:
     began = time.perf_counter()
     told = json.loads(_call("plan", *words, "--json"))
     planning, began = time.perf_counter() - began, time.perf_counter()
+    load = [os.getloadavg()[0]]
     _call("run", *words, "--output", str(root / "out"))
     actual = {"total": time.perf_counter() - began}
+    load.append(os.getloadavg()[0])
     found = json.loads((root / "out/run.json").read_text())
     stages = found["stages"]
     actual |= {name: stages[side]["seconds"] for side, name in _STAGES.items()}
@@ -86,6 +89,7 @@ def compared(root: Path, options: list[str]) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "plan_seconds": round(planning, 1),
+        "load_before_and_after_the_run": load,
         "seconds": {
             name: {
                 "predicted": round(told[f"{name}_seconds"], 2),

@@ -6,6 +6,7 @@ stages in a folder that is removed (`probe.py`); the rest is arithmetic (`retrie
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import tempfile
@@ -100,13 +101,14 @@ def _probing(settings: PlanSettings, where: Cluster, scratch: Path) -> Iterator[
         else:
             shutil.rmtree(folder.uri(), ignore_errors=True)
             if not was_there:
-                Path(output.uri()).rmdir()
+                with contextlib.suppress(OSError):  # nothing was written, or by somebody else
+                    Path(output.uri()).rmdir()
 
 
 def _workers(where: Cluster, prepared: Prepared) -> int:
     if prepared.device != "cuda":
         return where.workers
-    return max(1, min(int(where.gpus / where.gpu_share), where.asked or where.gpus * 20))
+    return max(1, min(int(where.gpus / where.gpu_share), where.asked or 1 << 30))
 
 
 def _nodes(text: str | None) -> list[tuple[int, int, int]] | None:
@@ -143,7 +145,7 @@ def _fleet(
     missing = (
         f"what {gpus} GPUs do cannot be told from a CPU: run plan where there is such a GPU; the "
         "figures are of the cores alone (--device cpu)"
-        if gpus
+        if gpus and settings.device != "cpu"
         else ""
     )
     return Fleet(cores, cores), missing
