@@ -8,12 +8,14 @@ import pyarrow.parquet as pq
 from jobs.listed import Listed
 from jobs.probe import Probe
 from jobs.projection import SAMPLE
-from jobs.put_report import SHOWN_IN_OUTPUT
+from jobs.put_report import IMAGES_HERE, SHOWN_IN_OUTPUT
 from jobs.runfile import peak_memory
 from jobs.settings import PlanSettings
 from retrieval.costs import Counts, Rates, Sizes, expected_pictures, guessed_nprobe
 from retrieval.index.sizing import Gallery, plan_index
 from retrieval.report.rows import SHOWN_MATCHES
+
+_TEXT = 4 / 3  # bytes of base64, as pictures stand in a page, a byte of theirs
 
 
 def counts_of(settings: PlanSettings, probe: Probe, sides: dict[str, Listed]) -> Counts:
@@ -56,12 +58,13 @@ def image_bytes(listed: Listed, probe: Probe) -> int:
 def rates_of(probe: Probe, counts: Counts, listing: float, beside: int) -> Rates:
     """Give what was measured as rates; what the small stages took beside their rows is small."""
     at, listed = probe.seconds, counts.gallery + (counts.queries or 0)
-    shown = probe.images * at["thumbnail"] / 2  # two threads
+    shown = probe.images * at["thumbnail"] / 2  # by two threads of the driver
+    workers = at["show"] if counts.pictures > IMAGES_HERE else 0.0
     return Rates(
         start=at["start"], listed=listed / max(listing, 1e-9), first_pool=at["first"],
         next_pool=at["next"], chunk=at["chunk"], image=at["image"],
         image_spread=at["image_spread"], index=at["index"], rank=at.get("rank", 0.0),
-        report=max(0.0, at.get("report", 0.0) - shown), thumbnail=at["thumbnail"],
+        report=max(0.0, at.get("report", 0.0) - shown) + workers, thumbnail=at["thumbnail"],
         multiplied=2 * counts.dimension / at["placed"], compared=1 / at["compared"],
         beside=beside,
     )  # fmt: skip
@@ -81,8 +84,8 @@ def sizes_of(settings: PlanSettings, probe: Probe, counts: Counts, listings: int
         line=listings / (counts.gallery + (counts.queries or 0)),
         shard_row=shard_row + counts.plan.bytes_per_vector - own.bytes_per_vector,
         match=weighed.get("matches", 0.0) / matches,
-        page=max(0.0, weighed.get("report", 0.0) - rows * weighed["picture"]),
-        picture=weighed["picture"] * 4 / 3, worker=probe.memory["worker"],
+        page=max(0.0, weighed.get("report", 0.0) - rows * weighed["picture"] * _TEXT),
+        picture=weighed["picture"] * _TEXT, worker=probe.memory["worker"],
         index_task=probe.memory["index"], rank_task=probe.memory.get("rank", 0),
         driver=peak_memory(),
     )  # fmt: skip
