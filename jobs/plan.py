@@ -50,7 +50,7 @@ def plan(settings: PlanSettings, loaded: float) -> Planned:
             fleet, missing = _fleet(settings, where, probe.prepared, there)
             here = _fleet(settings, where, probe.prepared, None)[0]
             counts_of(settings, probe, sides)  # what does not fit is refused before it costs time
-            probe.run(sides["gallery"])
+            probe.run(sides["gallery"], sides.get("queries"))
             began = time.monotonic()
         probe.seconds["start"] += loaded + time.monotonic() - began
         counts = counts_of(settings, probe, sides)

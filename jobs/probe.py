@@ -62,28 +62,37 @@ class Probe:
         """Give the share of the sample that failed; none before there is one."""
         return self.failed / max(1, self.images)
 
-    def run(self, listed: Listed) -> None:
+    def run(self, gallery: Listed, queries: Listed | None) -> None:
         """Do what `run` does, in its order: workers that start again find more than the first."""
         count, seed = self.settings.sample, self.settings.seed
-        lines = sampled_rows(listed.rows, count, seed)
-        few = sampled_rows(listed.rows, _FEW * _EACH * self.workers, seed + 1)
-        step = max(2 * _FEW, -(-len(lines) // (_EACH * self.workers)))
-        first, large = self._embedded("store", listed, lines, step)
+        needed = self._needed(gallery)
+        lines = sampled_rows(gallery.rows, count, seed)
+        step = max(2 * _FEW, -(-len(lines) // (_EACH * needed)))
+        first, large = self._embedded("store", gallery, lines, step, needed)
         self.images, self.failed = len(lines), sum(result.failures for result in large)
         self.read = sum(result.read_bytes for result in large)
         self._index()
-        then, small = self._embedded("again", listed, few, _FEW)
+        again = self._needed(queries or gallery)
+        few = sampled_rows(gallery.rows, _FEW * _EACH * again, seed + 1)
+        then, small = self._embedded("again", gallery, few, _FEW, again)
         self._fit(small, large, step)
         image, chunk = self.seconds["image"], self.seconds["chunk"]
-        for name, wall, results in (("first", first, large), ("next", then, small)):
+        for name, wall, results, workers in (
+            ("first", first, large, needed),
+            ("next", then, small, again),
+        ):
             work = chunk * len(results) + image * sum(one.rows + one.failures for one in results)
-            self.seconds[name] = max(0.0, wall - work / min(self.workers, len(results)))
-        if self.settings.queries is not None:
+            self.seconds[name] = max(0.0, wall - work / min(workers, len(results)))
+        if queries is not None:
             self._rank()
-        self._machine(listed)
+        self._machine(gallery)
+
+    def _needed(self, listed: Listed) -> int:
+        """Count the workers that will start: no more than there are chunks."""
+        return min(self.workers, -(-listed.rows // listed.chunk_rows))
 
     def _embedded(
-        self, name: str, listed: Listed, lines: Any, step: int
+        self, name: str, listed: Listed, lines: Any, step: int, workers: int
     ) -> tuple[float, list[ChunkResult]]:
         """Make a store of some lines of the listing, as `embed` does."""
         from retrieval.model.bundle import write_bundle
@@ -99,10 +108,11 @@ class Probe:
         write_bundle(folder, bundle)
         segment = claim_segment(folder, 0, 0, target, step, len(lines), np.empty(0, np.int64))
         with_ = Embedding(settings, self.where, folder, self.prepared)
-        self.where.peak = 0
+        asked, self.where.asked, self.where.peak = self.where.asked, workers, 0
         began = time.perf_counter()
         done = list(embed_chunks(with_, list(segment.chunks()), len(lines), f"probe {name}"))
         wall = time.perf_counter() - began
+        self.where.asked = asked
         self.memory["worker"] = max(self.where.peak, self.memory.get("worker", 0))
         if name == "store":
             known = [record for result in done for record in result.files]

@@ -238,14 +238,17 @@ def disk_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
 def memory_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
     """Give what a process of each kind holds at most: what was measured and what grows.
 
-    A worker holds the vectors of a chunk, a task a shard as its plan counts it, the driver some
-    words a chunk.
+    A worker holds the vectors of a chunk, a task a shard as its plan counts it; one of index also a
+    block of vectors, in float32 and float64, and its products with the sample that recall is
+    measured on (`index/neighbours.py`). The driver holds some words a chunk.
     """
     shard = counts.shard_rows * counts.plan.bytes_per_vector
+    block = min(counts.shard_rows, 1 << 13)
+    met = block * (16 * counts.dimension + 12 * min(SAMPLE, counts.gallery))
     chunks = counts.gallery / counts.chunk_rows[0] + (counts.queries or 0) / counts.chunk_rows[1]
     found = {
         "worker": sizes.worker + counts.chunk_rows[0] * counts.dimension * 4,
-        "index_task": sizes.index_task + shard,
+        "index_task": sizes.index_task + shard + met,
         "driver": sizes.driver + chunks * _DRIVER_CHUNK,
     }
     return found if counts.queries is None else {**found, "rank_task": sizes.rank_task + shard}

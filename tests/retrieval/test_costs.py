@@ -158,7 +158,9 @@ def test_a_gpu_with_other_cores_beside_it_is_told_between_two_bounds(beside):
 
 def test_memory_grows_by_a_shard_and_by_chunks():
     found = memory_bytes(SIZES, COUNTS)
-    assert found["index_task"] == 2.4e8 + COUNTS.shard_rows * PLAN.bytes_per_vector
+    shard, met = COUNTS.shard_rows * PLAN.bytes_per_vector, 8192 * (16 * 512 + 12 * 500)
+    assert found["index_task"] == 2.4e8 + shard + met
+    assert found["rank_task"] == 2.5e8 + shard
     assert found["worker"] == 8e8 + 256 * 512 * 4
     assert found["driver"] == pytest.approx(1.2e9 + (100_000 / 256 + 1000 / 256) * 2300)
 
