@@ -78,9 +78,11 @@ def sizes_of(settings: PlanSettings, probe: Probe, counts: Counts, listings: int
         settings.max_index_memory,
     )  # fmt: skip
     shard_row = (weighed["index"] - own.nlist * probe.prepared.dimension * 4) / rows
+    width = 2 if settings.embedding_dtype == "float16" else 4
+    shorter = (counts.dimension - probe.prepared.dimension) * width  # by --pca, not fitted here
     matches = rows * min(counts.top_k, rows)
     return Sizes(
-        model=weighed["model"], row=weighed["row"],
+        model=weighed["model"], row=weighed["row"] + shorter,
         line=listings / (counts.gallery + (counts.queries or 0)),
         shard_row=shard_row + counts.plan.bytes_per_vector - own.bytes_per_vector,
         match=weighed.get("matches", 0.0) / matches,
