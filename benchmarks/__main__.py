@@ -19,6 +19,7 @@ BENCHMARKS = (
     "embed",
     "train",
     "scale",
+    "plan",
 )
 
 for name in BENCHMARKS:

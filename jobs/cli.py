@@ -52,6 +52,8 @@ VERBS: dict[str, Verb] = {
                     "Which network retrieves best on labelled images? Without --data: the list."),
     "verify": Verb(settings.VerifySettings, "jobs.verify",
                    "Is an output whole and unaltered, and how far is it?"),
+    "plan": Verb(settings.PlanSettings, "jobs.plan",
+                 "Before you pay: how long will `run` take, what does it need, what bounds it?"),
     "demo": Verb(settings.DemoSettings, "jobs.demo", "Everything on drawn sample images."),
 }  # fmt: skip
 

@@ -145,3 +145,18 @@ class Indexing:
     rows_per_shard: int | None = setting("rows_per_shard")
     index_factory: str | None = setting("index_factory")
     scratch: str | None = setting("scratch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How queries are answered."""
+
+    top_k: int = setting("top_k")
+    recall: float = setting("recall")
+    nprobe: int | None = setting("nprobe")
+    filter: str | None = setting("filter")
+    exclude_self: bool = setting("exclude_self")
+    min_score: float | None = setting("min_score")
+    expand_queries: str | None = setting("expand_queries")
+    format: str | None = setting("format")
+    scratch: str | None = setting("scratch")

@@ -30,5 +30,17 @@ def parse_recall(text: str) -> float:
     return value
 
 
+def parse_cluster(text: str) -> list[tuple[int, int, int]]:
+    """Read `20x(16cpu,1gpu)+4x(32cpu)`: nodes of a kind, and the CPUs and GPUs of each."""
+    found = []
+    for group in text.lower().replace(" ", "").split("+"):
+        said = re.fullmatch(r"(\d+)x\((\d+)cpus?(?:,(\d+)gpus?)?\)", group)
+        count, cpus, gpus = (int(number or 0) for number in said.groups()) if said else (0, 0, 0)
+        if not count or not cpus:
+            raise ValueError(f"{text!r} is not a cluster; write 20x(16cpu,1gpu), more kinds with +")
+        found.append((count, cpus, gpus))
+    return found
+
+
 PARSERS: dict[Any, Callable[[str], Any]] = {"size": parse_size, "recall": parse_recall}
 """How the two kinds that are typed as text become numbers."""

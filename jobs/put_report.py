@@ -34,7 +34,7 @@ from retrieval.tables import FAILURES
 
 SHOWN_IN_OUTPUT = 1000
 """Queries that the page shows which `run` and `rank --format html` write; `report` shows more."""
-_IMAGES_HERE, _QUERIES_HERE = 300, 2000
+IMAGES_HERE, _QUERIES_HERE = 300, 2000
 """So many are done here before Ray would have started."""
 _MAX_PIXELS = 178956970
 
@@ -152,7 +152,7 @@ def _each_picture(
     paths: list[str],
 ) -> Iterator[Any]:  # fmt: skip
     cut = slices.picture_slices(into, names, paths, max_pixels=_MAX_PIXELS)
-    many = len(paths) > _IMAGES_HERE
+    many = len(paths) > IMAGES_HERE
     return _each(
         where, many, function, cut, "thumbnails", "images", len(paths), PER_THUMBNAILS
     )  # fmt: skip

@@ -41,21 +41,6 @@ class Running(OnRay):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """How queries are answered."""
-
-    top_k: int = setting("top_k")
-    recall: float = setting("recall")
-    nprobe: int | None = setting("nprobe")
-    filter: str | None = setting("filter")
-    exclude_self: bool = setting("exclude_self")
-    min_score: float | None = setting("min_score")
-    expand_queries: str | None = setting("expand_queries")
-    format: str | None = setting("format")
-    scratch: str | None = setting("scratch")
-
-
-@dataclass(frozen=True, kw_only=True)
 class EmbedSettings(Running, groups.Model, groups.EngineOptions, groups.Reading, groups.Elsewhere):
     """lookalike embed."""
 
@@ -75,7 +60,7 @@ class IndexSettings(Running, groups.Indexing, groups.Listing, groups.Elsewhere):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Running, Ranking, groups.EngineOptions, groups.Reading, groups.Elsewhere):
+class RankSettings(Running, groups.Ranking, groups.EngineOptions, groups.Reading, groups.Elsewhere):
     """lookalike rank."""
 
     index: str = setting("index")
@@ -86,14 +71,30 @@ class RankSettings(Running, Ranking, groups.EngineOptions, groups.Reading, group
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(
-    Running, groups.Model, groups.EngineOptions, groups.Reading, groups.Indexing, Ranking
-):
-    """lookalike run."""
+class Whole(groups.Model, groups.EngineOptions, groups.Reading, groups.Indexing, groups.Ranking):
+    """What makes a whole job, but for its queries and its output."""
 
     gallery: str = setting("gallery")
-    queries: str = setting("queries")
     embedding_dtype: str = setting("embedding_dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Running, Whole):
+    """lookalike run."""
+
+    queries: str = setting("queries")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(OnRay, Whole):
+    """lookalike plan."""
+
+    queries: str | None = setting("queries", default=None)
+    output: str | None = setting(
+        "output", default=None, help="where the job will write; the probe writes there, and is gone"
+    )
+    cluster: str | None = setting("cluster")
+    sample: int = setting("sample")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ def test_many_become_a_folder_with_the_same_bytes_however_they_are_made(
     assert files.keys() >= {*pages, *chunks, "report_files/facets.js", "report_files/report.json"}
     assert sum(path.endswith(".jpg") for path in files) == 11
     # backwards, and every slice on the cluster's side
-    for bound in ("_IMAGES_HERE", "_QUERIES_HERE"):
+    for bound in ("IMAGES_HERE", "_QUERIES_HERE"):
         monkeypatch.setattr(putting, bound, 0)
     monkeypatch.setattr(
         putting.tasks, "tasks", lambda _, function, items: map(function, reversed([*items]))
@@ -95,7 +95,7 @@ def test_many_become_a_folder_with_the_same_bytes_however_they_are_made(
 
 def test_through_ray_the_same_bytes(made, tmp_path, ray_here, monkeypatch):
     reported(made / "m", tmp_path / "one/report.html")
-    for bound in ("_IMAGES_HERE", "_QUERIES_HERE"):
+    for bound in ("IMAGES_HERE", "_QUERIES_HERE"):
         monkeypatch.setattr(putting, bound, 0)
     monkeypatch.setattr(putting, "PER_SLICE", 50)
     reported(made / "m", tmp_path / "two/report.html", workers=2)
