@@ -99,7 +99,8 @@ def _stages(settings: RunSettings, where: Cluster, folder: Folder, prepared: Pre
     )  # fmt: skip
     return rank.rank(
         part_of(
-            settings, RankSettings, index=index_at, queries=queries, output=matches, overwrite=True
+            settings, RankSettings, index=index_at, queries=queries, output=matches, overwrite=True,
+            limit=None,  # the queries are a store by now, which has heeded it
         ),
         where, unsettle=unsettle, **common,
     )  # fmt: skip

@@ -76,6 +76,11 @@ def test_every_query_is_ranked_and_the_outputs_are_sound(settings, root):
     assert len(pq.read_table(root / "out/index/files.parquet")) > 6
 
 
+def test_a_limit_takes_the_first_of_both_folders(settings, root, here):
+    ran = run.run(dataclasses.replace(settings, limit=4, output=str(root / "few")))
+    assert (ran.result.values["queries"], ran.result.values["gallery"]) == (4, 4)
+
+
 def test_run_json_tells_what_each_stage_took(settings, root):
     stages = json.loads((root / "out/run.json").read_bytes())["stages"]
     assert stages.keys() == {"gallery", "queries", "index", "matches"}
