@@ -46,14 +46,18 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def here(request, monkeypatch):
-    """All work in this process, but for a test that asks for Ray."""
-    monkeypatch.setattr(contact_sheet, "MOST_CELLS", CELLS)
-    if "ray_here" in request.fixturenames:
-        yield
-    else:
-        with without_ray():
+def here(request):
+    """All work in this process, but for a test that asks for Ray.
+
+    Without the fixture `monkeypatch`, which would then outlive this, and put back what this changed.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contact_sheet, "MOST_CELLS", CELLS)
+        if "ray_here" in request.fixturenames:
             yield
+        else:
+            with without_ray():
+                yield
 
 
 def reported(matches, output, **settings):
