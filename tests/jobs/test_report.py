@@ -49,7 +49,7 @@ def made(tmp_path_factory):
 def here(request):
     """All work in this process, but for a test that asks for Ray.
 
-    Without the fixture `monkeypatch`, which would then outlive this, and put back what this changed.
+    Without the fixture `monkeypatch`, which would outlive this and put back what this changed.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contact_sheet, "MOST_CELLS", CELLS)
