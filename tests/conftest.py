@@ -26,6 +26,15 @@ def data() -> Path:
     return DATA
 
 
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS
+
+
+@pytest.fixture(autouse=True)
+def pillow_as_it_is() -> None:
+    """Let each test begin with Pillow's own bound, which decoding sets for the whole process."""
+    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
+
+
 def draw_photos(root: Path, count: int, *, classes: int = 3, seed: int = 0) -> Path:
     """Draw a folder of labelled photos: noise around a colour of the class."""
     generator = np.random.default_rng(seed)
