@@ -46,20 +46,23 @@ class Stopwatch:
             where.peak = 0
 
     def write(
-        self, folder: Folder, settings: Any, *, done: int = 0, files: Iterable[FileRecord] = (),
-        **counts: Any,
+        self, folder: Folder, settings: Any, *, done: int | None = None,
+        files: Iterable[FileRecord] | None = None, **counts: Any,
     ) -> None:  # fmt: skip
         """Put run.json into an output: `done` things, and the `files` that are there now.
 
-        Values of settings that may hold secrets are left out.
+        What is not known is left out, and so are values of settings that may hold secrets.
         """
         seconds = time.monotonic() - self._started
+        known = {
+            "per_second": None if done is None else round(done / seconds, 3),
+            "bytes": None if files is None else sum(record.size for record in files),
+            "worker_peak_memory_bytes": None if self._where is None else self._where.peak,
+        }
         values = {
             "began": self._began.isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
-            "per_second": round(done / seconds, 3),
-            "bytes": sum(record.size for record in files),
-            "worker_peak_memory_bytes": self._where.peak if self._where else 0,
+            **{key: value for key, value in known.items() if value is not None},
             "host": socket.gethostname(),
             "processor": platform.processor() or platform.machine(),
             "python": platform.python_version(),
