@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import multiprocessing
 import tempfile
@@ -28,6 +27,7 @@ from unittest import mock
 
 from benchmarks.listing import images
 from benchmarks.simulated import CHUNK_ROWS, LEDGER_EVERY, Bucket, Meter, Prepared, Team
+from benchmarks.told import tell
 from jobs import pool
 from jobs.cluster import Cluster
 from jobs.growth import Growth
@@ -46,7 +46,7 @@ def main() -> None:
     asked = parser.parse_args()
     found = [measure(chunks, asked.workers) for chunks in asked.chunks]
     grown = [_exponents(*two) for two in itertools.pairwise(found)]
-    print(json.dumps({"benchmark": "driver", "sizes": found, "exponents": grown}, indent=1))
+    tell("driver", sizes=found, exponents=grown)
 
 
 def measure(chunks: int, workers: int) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""The embed stage against a plain loop without Ray, and against the way it began.
+"""The embed stage against a plain loop without Ray, a DataLoader, and the way it began.
 
 The plain loop is as many plain processes as Ray has workers, one thread each, that read, decode and
-embed with the same decoder and engine, each its share of the photos, and write nothing. The way it
-began is one process with Pillow and eager torch in fp32, as many threads as torch likes, batches of
-32. Steady state is the rate between a quarter and 95 % of the photos, so that start-up drops out;
-whole commands are stated apart. Runs alternate; medians of them.
+embed with the same decoder and engine, each its share of the photos, and write nothing. The other
+two run eager torch in fp32 on batches of 32, with as many threads as torch likes: the way it began
+in one process with Pillow, a DataLoader (`benchmarks/eager.py`) with a process a core that decodes,
+and channels last. Steady state is the rate between a quarter and 95 % of the photos, so that
+start-up drops out; whole commands are stated apart. Runs alternate; medians of them.
 
     python -m benchmarks.embed [--backbone mobilenet_v2] [--photos DIR] [--images 4096] [--runs 5]
+                               [--precision bf16] [--alone]
 
 Photos of DIR are repeated until there are enough; without it they are drawn.
 """
@@ -14,11 +16,11 @@ Photos of DIR are repeated until there are enough; without it they are drawn.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import eager
+from benchmarks.told import tell
 from retrieval.images.sources.folder import FolderSource
 from retrieval.model.engines import convert_bundle
 from retrieval.model.plan import OPENVINO, EnginePlan, plan_engine
@@ -46,21 +50,33 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--engine")
     parser.add_argument("--precision")
+    parser.add_argument("--alone", action="store_true", help="one worker as well")
     asked = parser.parse_args()
     plan = plan_engine(asked.engine, asked.precision, "cpu", None, gpus=False)
     runs = []
     with tempfile.TemporaryDirectory() as scratch:
-        source = _photos(Path(scratch, "photos"), asked.photos, asked.images)
+        source = photos_of(Path(scratch, "photos"), asked.photos, asked.images)
         for number in range(asked.runs):
             runs.append(
                 {
                     "ray": _with_ray(source, f"{scratch}/ray{number}", asked.backbone, plan),
-                    "loop": _plain_loop(source, asked.backbone, plan),
-                    "began": _as_it_began(source, asked.backbone),
+                    "loop": plain_loop(source, asked.backbone, plan),
+                    "began": _eager(eager.as_it_began, source, asked.backbone),
+                    "loader": _eager(eager.by_data_loader, source, asked.backbone),
+                    **_alone(asked, source, f"{scratch}/alone{number}", plan),
                 }
             )
-            print(json.dumps(runs[-1]), flush=True)
-    print(json.dumps(_answer(asked, plan, runs), indent=1))
+            print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
+    tell("embed", **_answer(asked, plan, runs))
+
+
+def _alone(
+    asked: argparse.Namespace, source: str, output: str, plan: EnginePlan
+) -> dict[str, dict[str, float]]:
+    """Let one worker do it, if that is asked for."""
+    if not asked.alone:
+        return {}
+    return {"one_worker": _with_ray(source, output, asked.backbone, plan, workers=1)}
 
 
 def _answer(asked: argparse.Namespace, plan: EnginePlan, runs: list[Any]) -> dict[str, Any]:
@@ -69,22 +85,25 @@ def _answer(asked: argparse.Namespace, plan: EnginePlan, runs: list[Any]) -> dic
         return [round(v, 3) for v in (statistics.median(values), values[0], values[-1])]
 
     def median(who: str, what: str) -> float:
-        return round(statistics.median(run[who][what] for run in runs), 1)
+        return round(float(statistics.median(run[who][what] for run in runs)), 1)
 
     return {
-        "benchmark": "embed", "backbone": asked.backbone, "engine": plan.engine,
+        "backbone": asked.backbone, "engine": plan.engine,
         "precision": plan.precision, "batch_size": plan.batch_size,
         "images": asked.images, "workers": WORKERS, "runs": len(runs),
         "median_min_max_of": "ratios",
         "steady_against_loop": ratio("ray", "loop", "rate"),
         "steady_against_began": ratio("ray", "began", "rate"),
+        "steady_against_loader": ratio("ray", "loader", "rate"),
+        **({"steady_against_one": ratio("ray", "one_worker", "rate")} if asked.alone else {}),
         "loop_seconds_against_whole": ratio("loop", "ray", "seconds"),
-        "images_per_second": {who: median(who, "rate") for who in ("ray", "loop", "began")},
+        "images_per_second": {who: median(who, "rate") for who in runs[0]},
         "seconds": {who: median(who, "seconds") for who in ("ray", "loop")},
     }  # fmt: skip
 
 
-def _photos(folder: Path, photos: str | None, count: int) -> str:
+def photos_of(folder: Path, photos: str | None, count: int) -> str:
+    """Lay out so many photos, those of a folder over and over or drawn ones; gives the folder."""
     if photos is None:
         write_samples(folder, gallery=-(-count // 12) * 12, queries=12)
         return str(folder / "gallery")
@@ -109,11 +128,13 @@ def _rate(marks: list[tuple[float, int]]) -> float:
     return slope
 
 
-def _with_ray(source: str, output: str, backbone: str, plan: EnginePlan) -> dict[str, float]:
+def _with_ray(
+    source: str, output: str, backbone: str, plan: EnginePlan, workers: int = WORKERS
+) -> dict[str, float]:
     """Run the stage as a command does, in a process of its own, and look at its parts' times."""
     started = time.time()
     process = multiprocessing.get_context("spawn").Process(
-        target=_embed, args=(source, output, backbone, plan)
+        target=_embed, args=(source, output, backbone, plan, workers)
     )
     process.start()
     process.join()
@@ -124,14 +145,14 @@ def _with_ray(source: str, output: str, backbone: str, plan: EnginePlan) -> dict
     return {"rate": _rate([(p.stat().st_mtime, CHUNK_ROWS) for p in parts]), "seconds": seconds}
 
 
-def _embed(source: str, output: str, backbone: str, plan: EnginePlan) -> None:
+def _embed(source: str, output: str, backbone: str, plan: EnginePlan, workers: int) -> None:
     from jobs.embed import start
     from jobs.settings import EmbedSettings
 
     start(
         EmbedSettings(
             input=source, output=output, backbone=backbone, weights="random", engine=plan.engine,
-            precision=plan.precision, chunk_rows=CHUNK_ROWS, workers=WORKERS,
+            precision=plan.precision, chunk_rows=CHUNK_ROWS, workers=workers,
         )
     )  # fmt: skip
 
@@ -143,7 +164,8 @@ def _bundle(backbone: str) -> Any:
     )  # fmt: skip
 
 
-def _plain_loop(source: str, backbone: str, plan: EnginePlan) -> dict[str, float]:
+def plain_loop(source: str, backbone: str, plan: EnginePlan) -> dict[str, float]:
+    """Embed by plain processes: the steady rate, images a second, and all of the seconds."""
     started = time.time()
     paths = [item.path for item in FolderSource(source).items()]
     bundle = _bundle(backbone)
@@ -178,40 +200,16 @@ def _loop(paths: list[str], bundle: Any, plan: EnginePlan, ir: Any, marks: Any) 
     marks.put(seen)
 
 
-def _as_it_began(source: str, backbone: str) -> dict[str, float]:
+def _eager(side: Any, source: str, backbone: str) -> dict[str, float]:
     """Measure on as many photos as give a steady rate; it has no start-up to speak of."""
     context = multiprocessing.get_context("spawn")
     marks: Any = context.SimpleQueue()
     paths = [item.path for item in FolderSource(source).items()][:320]
-    process = context.Process(target=_eagerly, args=(paths, backbone, marks))
+    process = context.Process(target=side, args=(paths, backbone, marks))
     process.start()
     found = marks.get()
     process.join()
     return {"rate": _rate(found)}
-
-
-def _eagerly(paths: list[str], backbone: str, marks: Any) -> None:
-    import torch
-    from PIL import Image
-    from torchvision import models, transforms
-
-    os.nice(15)
-    network = models.get_model(backbone, weights=None).eval()
-    steps = transforms.Compose(
-        [
-            transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )  # fmt: skip
-    seen, batch = [], []
-    for path in paths:
-        batch.append(steps(Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")))
-        if len(batch) == 32:
-            with torch.no_grad():
-                network(torch.stack(batch))
-            seen.append((time.time(), len(batch)))
-            batch = []
-    marks.put(seen)
 
 
 if __name__ == "__main__":

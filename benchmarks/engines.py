@@ -16,6 +16,7 @@ import io
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -29,6 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
+from benchmarks.told import tell
 from retrieval.errors import UsageError
 from retrieval.model.backbones import extractor
 from retrieval.model.engines import check_processor, convert_bundle, load_engine, network_of
@@ -57,13 +59,13 @@ def main() -> None:
     lines = []
     for name in names:
         lines.append(_measured(name))
-        print(json.dumps(lines[-1]), flush=True)
+        print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
     ratios = {key for line in lines for key in line if key.endswith("_ratio")}
     means = {
         key: round(statistics.geometric_mean(line[key] for line in lines if key in line), 2)
         for key in sorted(ratios)
     }
-    print(json.dumps({"benchmark": "engines", "batch_size": BATCH, "geometric_means": means}))
+    tell("engines", batch_size=BATCH, backbones=lines, geometric_means=means)
 
 
 def _measured(name: str) -> dict[str, Any]:
@@ -137,7 +139,10 @@ def _onnxruntime(bundle: Any, pixels: Any) -> Callable[[], Any]:
         path = str(Path(folder, "network.onnx"))
         with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             example = (torch.from_numpy(pixels),)
-            torch.onnx.export(network_of(bundle), example, dynamo=True, verbose=False).save(path)
+            program: Any = torch.onnx.export(
+                network_of(bundle), example, dynamo=True, verbose=False
+            )
+            program.save(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])

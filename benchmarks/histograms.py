@@ -27,7 +27,8 @@ def histogram(path: Path) -> NDArray[np.float32]:
         image = ImageOps.exif_transpose(opened).convert("RGB")
     bins = np.asarray(image).reshape(-1, 3) // (256 // SIDE)
     counts = np.bincount(bins @ [SIDE * SIDE, SIDE, 1], minlength=BINS)
-    return np.sqrt(counts / counts.sum()).astype(np.float32)
+    shares: NDArray[np.float32] = np.sqrt(counts / counts.sum()).astype(np.float32)
+    return shares
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.sides import clustered, recall_of, run_side, spread
+from benchmarks.told import tell
 from retrieval.closest import nearest
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import centroids_of, empty_index
@@ -73,7 +74,7 @@ def main() -> None:
             rival = ("benchmarks.by_autofaiss", "autofaiss", THREADS, *words)
             summary = {"autofaiss": run_side(*rival, python=asked.autofaiss)}
     told = {name: getattr(asked, name) for name in ("rows", "dimension", "lists", "runs")}
-    print(json.dumps({"benchmark": "index", **told, **_summary(found), **summary}, indent=1))
+    tell("index", **told, **_summary(found), **summary)
 
 
 def _summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ is memory that stays flat: below 1.5 GB however many images there are.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import random
 import resource
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.told import tell
 from retrieval.images.changes import compare
 from retrieval.images.listing import write_listing
 from retrieval.records import Item
@@ -37,7 +37,7 @@ def main() -> None:
     for size in sizes:
         with multiprocessing.get_context("spawn").Pool(1) as alone:
             found.append(alone.apply(measure, (size,)))
-    print(json.dumps({"benchmark": "listing", "sizes": found}, indent=1))
+    tell("listing", sizes=found)
 
 
 def measure(size: int) -> dict[str, Any]:

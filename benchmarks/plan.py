@@ -21,6 +21,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.told import tell
 from retrieval.samples import write_samples
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
@@ -46,7 +47,7 @@ def main() -> None:
             lay_out(photos, root / str(size), size)
             measured[size] = compared(root / str(size), asked.options)
             shutil.rmtree(root / str(size))
-    print(json.dumps({"benchmark": "plan", "options": asked.options, "sizes": measured}, indent=1))
+    tell("plan", options=asked.options, sizes=measured)
 
 
 def lay_out(photos: Path, root: Path, size: int) -> None:

@@ -2,14 +2,14 @@
 
 python -m benchmarks.rank [--rows 200000] [--dimension 512] [--lists 512] [--queries 10000]
                           [--nprobe 8 32 64] [--shards 2] [--runs 3] [--device cpu|cuda]
-                          [--sklearn PYTHON]
+                          [--against flat sqfp16 rabitq pq hnsw big_batch] [--sklearn PYTHON]
 python -m benchmarks.rank --curve   (ours alone: over queries, nprobe and shards, of one worker)
 
 Clustered unit vectors, the same centroids for all sides, inner product, k = 10. Ours are two
 processes of one thread each, as tasks of a cluster are; their time is that of lists, search and
-merge, from the vectors of the queries to ranked rows. FAISS has one process of two threads.
-RaBitQfs is refined by the float16 vectors, with the cheapest of some settings that reaches our
-recall. `exact` reads all lists.
+merge, from the vectors of the queries to ranked rows. FAISS has one process of two threads, and
+each of its kinds the cheapest setting that has our recall (`benchmarks/faiss_kinds.py`). `exact`
+reads all lists.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from benchmarks import faiss_kinds
+from benchmarks.faiss_kinds import K, timed
 from benchmarks.sides import clustered, recall_of, run_side, spread
+from benchmarks.told import tell
 from retrieval.candidates import best_of, kth_keys
 from retrieval.closest import closest, nearest
 from retrieval.index.build_shard import add_codes
@@ -41,11 +44,7 @@ from retrieval.scoring import block
 from retrieval.tables import SHARD_ROWS
 
 WORKERS = 2
-K = 10
-REFINED = "RaBitQfs,Refine(SQfp16)"
 _BATCH = 1 << 14  # queries a block, as `index/answer.py` has it for 512 numbers
-_SETTINGS = ((1, 4), (1, 10), (1, 20), (1.5, 20), (2, 20), (2, 40), (4, 40))
-"""What is tried for RaBitQfs: times our nprobe, and candidates a match."""
 
 
 def main() -> None:
@@ -59,6 +58,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=WORKERS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--against", nargs="+", choices=RIVALS, default=RIVALS)
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--sklearn", help="an interpreter that has it")
     parser.add_argument("--side")
@@ -76,7 +76,7 @@ def main() -> None:
         for name, value in vars(asked).items()
         if name not in ("side", "place", "sklearn")
     }
-    print(json.dumps({"benchmark": "rank", **told, **found}, indent=1))
+    tell("rank", **told, **found)
 
 
 def prepare(place: str, asked: argparse.Namespace) -> None:
@@ -110,7 +110,7 @@ def _compared(asked: argparse.Namespace) -> dict[str, Any]:
         runs: dict[str, list[dict[str, Any]]] = {}
         for _ in range(asked.runs):
             ours = run_side("benchmarks.rank", "ours", 1, *words)
-            for side in ("flat", "refined", "big_batch"):
+            for side in asked.against:
                 theirs = run_side("benchmarks.rank", side, WORKERS, *words)
                 runs.setdefault(side, []).append(theirs)
             runs.setdefault("ours", []).append(ours)
@@ -134,6 +134,9 @@ def _figures(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return {
         "queries_a_second": {name: spread(them) for name, them in rates.items()},
         "recall": {name: them[0]["recall"] for name, them in runs.items()},
+        "settings": {
+            name: them[0]["setting"] for name, them in runs.items() if "setting" in them[0]
+        },
         "times_faster": {
             name: spread([o / t for o, t in zip(rates["ours"], them, strict=True)])
             for name, them in rates.items()
@@ -203,7 +206,7 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
     work = 2.0 * queries.size * sum(len(shard.rows) for shard in shards)
     product = product_for(asked.device, work * (nprobe / asked.lists if nprobe else 1))
     searchers = [Searcher(shard, product) for shard in shards]
-    given = closest(block(queries, "ip"), centroids, nprobe) if nprobe else None
+    probed = closest(block(queries, "ip"), centroids, nprobe) if nprobe else None
     mine = np.array_split(queries, workers)[worker]  # whose lists this worker finds for all
     best, table = float("inf"), None
     for _ in range(2):
@@ -216,7 +219,7 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
         for first in range(0, len(queries), _BATCH):
             part = queries[first : first + _BATCH]
             numbers = np.arange(first, first + len(part))
-            lists = None if given is None else given[first : first + _BATCH]
+            lists = None if probed is None else probed[first : first + _BATCH]
             done: list[pa.Table] = []
             for shard in searchers:
                 known = Asked(block(part, "ip"), numbers, kth_keys(done, K, numbers))
@@ -245,61 +248,6 @@ def _shard(asked: argparse.Namespace, number: int) -> Shard:
     return Shard(index, metadata, "ip", "float16", np.empty(0, np.int64))
 
 
-def _by_faiss(asked: argparse.Namespace, kind: str) -> tuple[Any, NDArray[Any], NDArray[Any]]:
-    vectors = np.load(f"{asked.place}/rows.npy").astype(np.float32)
-    queries = np.load(f"{asked.place}/asked.npy").astype(np.float32)[: asked.queries]
-    factory = f"IVF{asked.lists},{kind}"
-    index: Any = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    faiss.extract_index_ivf(index).quantizer.add(np.load(f"{asked.place}/centroids.npy"))
-    index.train(vectors[: 1 << 16])
-    index.add(vectors)
-    return index, queries, np.load(f"{asked.place}/exact.npy")
-
-
-def _timed(search: Any, queries: NDArray[Any], exact: NDArray[Any]) -> dict[str, Any]:
-    best, found = float("inf"), exact
-    for _ in range(2):
-        started = time.perf_counter()
-        found = search(queries)
-        best = min(best, time.perf_counter() - started)
-    return {"rate": len(queries) / best, "recall": recall_of(found[: len(exact)], exact)}
-
-
-def flat(asked: argparse.Namespace) -> dict[str, Any]:
-    """Search FAISS' plain kind."""
-    index, queries, exact = _by_faiss(asked, "Flat")
-    index.nprobe = asked.nprobe[0]
-    return _timed(lambda asked: index.search(asked, K)[1], queries, exact)
-
-
-def refined(asked: argparse.Namespace) -> dict[str, Any]:
-    """Search FAISS' fastest kind, at the cheapest setting that has the recall of its plain one."""
-    index, queries, exact = _by_faiss(asked, REFINED)
-    plain, _, _ = _by_faiss(asked, "Flat")
-    plain.nprobe = asked.nprobe[0]
-    wanted = recall_of(plain.search(queries[: len(exact)], K)[1], exact)
-    del plain
-    for times, candidates in _SETTINGS:
-        faiss.extract_index_ivf(index).nprobe = min(asked.lists, int(times * asked.nprobe[0]))
-        index.k_factor = candidates
-        if recall_of(index.search(queries[: len(exact)], K)[1], exact) >= wanted - 0.002:
-            break
-    found = _timed(lambda asked: index.search(asked, K)[1], queries, exact)
-    return {**found, "setting": [times, candidates]}
-
-
-def big_batch(asked: argparse.Namespace) -> dict[str, Any]:
-    """Search list by list as FAISS' own contribution does."""
-    from faiss.contrib.big_batch_search import big_batch_search
-
-    index, queries, exact = _by_faiss(asked, "Flat")
-    index.nprobe = asked.nprobe[0]
-    return _timed(
-        lambda asked: big_batch_search(index, asked, K, method="knn_function", threaded=WORKERS)[1],
-        queries, exact,
-    )  # fmt: skip
-
-
 def product(asked: argparse.Namespace) -> dict[str, Any]:
     """Multiply all pairs in float32 and keep the k best, by torch; also the peak of the product."""
     import torch
@@ -320,18 +268,17 @@ def product(asked: argparse.Namespace) -> dict[str, Any]:
         left @ right
         seconds.append(time.perf_counter() - started)
     return {
-        **_timed(search, queries, exact),
+        **timed(search, queries, exact),
         "peak": 2.0 * left.size * right.shape[1] / min(seconds),
     }
 
 
+RIVALS = ("flat", "sqfp16", "rabitq", "pq", "hnsw", "big_batch")
 SIDES = {
     "ours": ours,
     "one_worker": one_worker,
-    "flat": flat,
-    "refined": refined,
-    "big_batch": big_batch,
     "product": product,
+    **{name: getattr(faiss_kinds, name) for name in RIVALS},
 }
 
 

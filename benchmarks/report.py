@@ -12,7 +12,6 @@ time until the first page stands, and until one that is sorted over all queries 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.told import tell
 from tests.conftest import draw_photos
 from tests.matches import put_matches
 
@@ -42,7 +42,7 @@ def main() -> None:
             measure(Path(scratch, str(count)), count, asked.top_k, asked.photos)
             for count in asked.queries
         ]
-    print(json.dumps({"benchmark": "report", "top_k": asked.top_k, "reports": found}, indent=1))
+    tell("report", top_k=asked.top_k, reports=found)
 
 
 def measure(root: Path, queries: int, top_k: int, photos: Path | None) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _browser() -> Iterator[Any]:
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
+    options.binary_location = shutil.which("chromium") or ""
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(flag)
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))

@@ -22,6 +22,8 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.told import tell
+
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 
 
@@ -31,14 +33,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     images = parser.parse_args().images
     with tempfile.TemporaryDirectory() as scratch:
-        small, photos = _photos(Path(scratch, "small"), 48), _photos(Path(scratch, "all"), images)
+        small, photos = (
+            photos_of_many(Path(scratch, "small"), 48),
+            photos_of_many(Path(scratch, "all"), images),
+        )
         start = _timed(_words(small, Path(scratch, "start")))
         words = _words(photos, Path(scratch, "store"))
         killed = _killed_halfway(words, Path(scratch, "store"), images)
         rest = _timed(words)
         again = [_timed(words) for _ in range(3)]
         answer = {
-            "benchmark": "resume",
             "images": images,
             "whole_job_of_48_images_seconds": start,
             "parts_when_killed": len(killed),
@@ -48,13 +52,13 @@ def main() -> None:
             "rest_seconds": rest,
             "finished_again_seconds": sorted(again),
         }
-    print(json.dumps(answer, indent=1))
+    tell("resume", **answer)
 
 
-def _photos(root: Path, count: int) -> Path:
+def photos_of_many(root: Path, count: int) -> Path:
     """Link drawn images under many names."""
     drawn = root.with_name(f"{root.name}-drawn")
-    drawn.mkdir()
+    drawn.mkdir(parents=True)
     for colour in range(64):
         Image.new("RGB", (40, 40), (colour * 4, 128, 255 - colour)).save(drawn / f"{colour}.png")
     for number in range(count):

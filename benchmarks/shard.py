@@ -10,7 +10,6 @@ held before, against the bytes that the plan counts for so many vectors.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.told import tell
 from retrieval.embeddings.store import open_store
 from retrieval.index.build_shard import Making
 from retrieval.index.finish import missing_shards
@@ -50,9 +50,7 @@ def main() -> None:
                 with multiprocessing.get_context("spawn").Pool(1) as alone:
                     answer = alone.apply(step, work)
         found.append(answer)
-    print(
-        json.dumps({"benchmark": "shard", "dimension": asked.dimension, "sizes": found}, indent=1)
-    )
+    tell("shard", dimension=asked.dimension, sizes=found)
 
 
 def measure(rows: int, dimension: int, scratch: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import random
 import re
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -225,12 +225,12 @@ class Meter:
     def __init__(self) -> None:
         self._steps: dict[str, dict[str, Any]] = {}
         self._now = ""
-        self._apart: Counter[str] = Counter()
+        self._apart: dict[str, float] = defaultdict(float)
 
     def begin(self, name: str, bucket: Bucket | None = None) -> None:
         """End a step and begin the next; memory is counted anew."""
         self._end()
-        self._now, self._bucket, self._apart = name, bucket, Counter()
+        self._now, self._bucket, self._apart = name, bucket, defaultdict(float)
         if bucket is not None:
             bucket.counts.clear()
         Path("/proc/self/clear_refs").write_text("5")

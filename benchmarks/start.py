@@ -6,7 +6,6 @@ python -m benchmarks.start [--runs 5]
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.told import tell
 from retrieval.samples import write_samples
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
@@ -43,7 +43,6 @@ def main() -> None:
             parts = (output / "segments/00000/parts").glob("*.parquet")
             first.append(min(part.stat().st_mtime for part in parts) - began)
     answer = {
-        "benchmark": "start",
         "help_seconds": statistics.median(help_seconds),
         "first_image_seconds": statistics.median(first),
         "first_image_seconds_range": [min(first), max(first)],
@@ -51,7 +50,7 @@ def main() -> None:
         "embed_48_images_seconds_range": [min(whole), max(whole)],
         "finished_again_seconds": statistics.median(again),
     }
-    print(json.dumps(answer, indent=1))
+    tell("start", **answer)
 
 
 def _timed(*words: str) -> float:

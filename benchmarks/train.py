@@ -10,7 +10,6 @@ are drawn. One thread, since two that wait for each other measure the waiting.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.sides import spread
+from benchmarks.told import tell
 from retrieval.images.sources.choose import open_source
 from retrieval.model.resolve import resolve_source
 from retrieval.training import loop
@@ -29,6 +29,7 @@ from retrieval.training.loop import Recipe
 from retrieval.training.network import make_body, normalised
 from retrieval.training.objectives import make_objective
 from retrieval.training.photos import decoded
+from retrieval.training.together import Together
 from tests.conftest import draw_photos
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         root = asked.data or draw_photos(Path(scratch, "photos"), asked.images)
-        print(json.dumps(_measured(asked, str(root), scratch), indent=1))
+        tell("train", **_measured(asked, str(root), scratch))
 
 
 def _measured(asked: argparse.Namespace, root: str, cache: str) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def _measured(asked: argparse.Namespace, root: str, cache: str) -> dict[str, Any
         body = make_body(asked.backbone, source, "avg", pretrained=False)
         dimension = body.extractor(torch.zeros(2, 3, *photos.plain.pixels.shape[2:])).shape[1]
         objective = make_objective("cross-entropy", dimension, len(photos.training.names), 0)
-        learner = loop.Learner(body, objective, photos, recipe, loop.Together())
+        learner = loop.Learner(body, objective, photos, recipe, Together())
         ready = _ready(photos.training, source.transform)
         ours, bare = [], []
         for number in range(1, asked.runs + 2):  # the first of each warms up
@@ -66,7 +67,7 @@ def _measured(asked: argparse.Namespace, root: str, cache: str) -> dict[str, Any
             ours.append(len(photos.training) / (between - started))
             bare.append(len(photos.training) / (time.perf_counter() - between))
     ratios = [a / b for a, b in zip(ours[1:], bare[1:], strict=True)]
-    return {"benchmark": "train", "backbone": asked.backbone, "images": len(photos.training),
+    return {"backbone": asked.backbone, "images": len(photos.training),
             "images_per_second": spread(ours[1:]), "ready_in_memory": spread(bare[1:]),
             "ratio": spread(ratios)}  # fmt: skip
 

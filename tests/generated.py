@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from benchmarks.claims import phrases, with_phrases, with_tables
 from jobs.cli import VERBS, command_line
 from jobs.options import OPTIONS, REQUIRED, Option
 from retrieval.tables import TABLES, part_table
@@ -68,7 +70,17 @@ def architecture_page() -> str:
     return before + begin + tables_section() + end + rest.split(end)[1]
 
 
-PAGES = {"docs/options.md": options_page, "ARCHITECTURE.md": architecture_page}
+def claiming(page: str) -> Callable[[], str]:
+    """Give what makes a page with the tables and figures of benchmarks/claims.yaml as they are."""
+    return lambda: with_phrases(with_tables((ROOT / page).read_text()), phrases().get(page, []))
+
+
+PAGES = {
+    "docs/options.md": options_page,
+    "ARCHITECTURE.md": architecture_page,
+    "README.md": claiming("README.md"),
+    "benchmarks/README.md": claiming("benchmarks/README.md"),
+}
 
 
 def main() -> None:
