@@ -115,7 +115,7 @@ def photos_of(folder: Path, photos: str | None, count: int) -> str:
     return str(folder)
 
 
-def _rate(marks: list[tuple[float, int]]) -> float:
+def rate_of(marks: list[tuple[float, int]]) -> float:
     """Give images a second in the steady state, of (time, images finished then).
 
     The slope of a line through all marks: workers finish chunks in step, and the two outermost
@@ -142,7 +142,7 @@ def _with_ray(
         raise SystemExit("the embed stage failed")
     seconds = time.time() - started
     parts = Path(output, "segments/00000/parts").glob("*.parquet")
-    return {"rate": _rate([(p.stat().st_mtime, CHUNK_ROWS) for p in parts]), "seconds": seconds}
+    return {"rate": rate_of([(p.stat().st_mtime, CHUNK_ROWS) for p in parts]), "seconds": seconds}
 
 
 def _embed(source: str, output: str, backbone: str, plan: EnginePlan, workers: int) -> None:
@@ -157,7 +157,8 @@ def _embed(source: str, output: str, backbone: str, plan: EnginePlan, workers: i
     )  # fmt: skip
 
 
-def _bundle(backbone: str) -> Any:
+def bundle_of(backbone: str) -> Any:
+    """Give a network with random parameters."""
     return resolve_bundle(
         backbone=backbone, weights="random", bundle=None, pooling="avg", normalize=True,
         image_size=None, resize="crop", seed=0,
@@ -168,7 +169,7 @@ def plain_loop(source: str, backbone: str, plan: EnginePlan) -> dict[str, float]
     """Embed by plain processes: the steady rate, images a second, and all of the seconds."""
     started = time.time()
     paths = [item.path for item in FolderSource(source).items()]
-    bundle = _bundle(backbone)
+    bundle = bundle_of(backbone)
     ir = convert_bundle(bundle, plan) if plan.engine == OPENVINO else None
     context = multiprocessing.get_context("spawn")
     marks: Any = context.SimpleQueue()
@@ -181,7 +182,7 @@ def plain_loop(source: str, backbone: str, plan: EnginePlan) -> dict[str, float]
     found = [mark for _ in processes for mark in marks.get()]
     for process in processes:
         process.join()
-    return {"rate": _rate(found), "seconds": time.time() - started}
+    return {"rate": rate_of(found), "seconds": time.time() - started}
 
 
 def _loop(paths: list[str], bundle: Any, plan: EnginePlan, ir: Any, marks: Any) -> None:
@@ -209,7 +210,7 @@ def _eager(side: Any, source: str, backbone: str) -> dict[str, float]:
     process.start()
     found = marks.get()
     process.join()
-    return {"rate": _rate(found)}
+    return {"rate": rate_of(found)}
 
 
 if __name__ == "__main__":
