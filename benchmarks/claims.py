@@ -204,16 +204,25 @@ def without_claims(text: str, page: str) -> str:
     return re.sub(r"\]\([^)]*\)", "]", text)
 
 
+def figure(name: str) -> float:
+    """Give a claimed number: `measurement.claim`, or `….name`; of a spread its median."""
+    value = _known()[name][0]
+    return float(value[0] if isinstance(value, list) else value)  # type: ignore[arg-type]
+
+
 def _figures() -> dict[str, str]:
-    """Give every figure as it is written, by measurement.claim, or measurement.claim.name."""
-    found = {}
+    return {name: written(value, interval=spread) for name, (value, spread) in _known().items()}
+
+
+def _known() -> dict[str, tuple[Figure, bool]]:
+    """Give each figure by `measurement.claim` and `….name`, and whether it has an interval."""
+    found: dict[str, tuple[Figure, bool]] = {}
     for one in measurements():
         for claim in one.claims:
             name = f"{one.name}.{claim.name}"
-            found[name] = written(claim.figure, interval=one.interval)
+            found[name] = claim.figure, one.interval
             if isinstance(claim.figure, dict):
-                for part, value in claim.figure.items():
-                    found[f"{name}.{part}"] = written(value, interval=one.interval)
+                found |= {f"{name}.{n}": (v, one.interval) for n, v in claim.figure.items()}
     return found
 
 

@@ -2,8 +2,8 @@
 
 python -m benchmarks.scale [--part]
 
-Nothing is run: a stage is a count times a rate that another benchmark measured (README.md says on
-which machine). Counts of lists, shards and chunks come from the product's own plan. ARCHITECTURE.md
+Nothing is run: a stage is a count times a rate that another benchmark measured, as claims.yaml has
+it. Counts of lists, shards and chunks come from the product's own plan. ARCHITECTURE.md
 has the table, and says what it leaves out. `--part` measures the one rate that no other benchmark
 does: the processor time of reading a part of 4,096 x 512 float16 and of drawing a sample from it.
 """
@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.claims import figure
+from benchmarks.told import tell
 from retrieval.embeddings.store import part_bytes
 from retrieval.images.chunks import chunk_rows_for
 from retrieval.index.answer import block_rows
@@ -37,18 +39,20 @@ NPROBE = 256  # assumed, 0.4 % of the rows; the recall curve decides
 NETWORK = 1.25e9  # assumed bytes a second and node
 REQUEST = 0.1  # assumed seconds for a listing of 1,000 keys
 
-LISTED = 10**7 / 106  # images a second, one process: benchmarks.listing
-DRIVEN = 10**6 / 56  # chunks a second, all of the driver but the listing: benchmarks.driver
-DECODED = 2060 / 16  # photos a second and core: README.md, embed stage beside the H200
-ON_GPU = 15_500  # images a second, ResNet-50 in bf16, the network alone: the same
-ON_CORE = 24 / 2  # images a second and core, ResNet-50 in fp32, all of it: benchmarks.embed
-PLACED = 0.53 * 75e9  # float32 operations a second and core while rows get their lists: .index
-PART_READ = 0.045  # seconds of a core for a part, checked, parsed and drawn from: --part
-SCANNED = 5355 / 2 * 200_000 * 32 / 512  # pairs a second and core, nprobe 32 of 512: .rank
-SHORT_LISTS = 1080 / 3290  # of that where a shard has 25 rows a list: .rank, 16 shards against 1
-COMPARED = 655 / 2 * 200_000  # pairs a second and core, exact: .rank
-JUDGED = 10**7 / 16.4  # matches a second, one thread: benchmarks.evaluate
-REPORT = 260.0  # seconds for 100,000 queries x 10 on 2 cores: benchmarks.report
+CORES_MEASURED = 2  # of the machines whose rates these are
+
+LISTED = 10**7 / figure("listing.n7.list_seconds")  # images a second, one process
+DRIVEN = 10**6 / sum(figure(f"driver.{step}.c") for step in ("claim", "collect", "finish"))
+DECODED = figure("embed-gpu.decode") / 16  # photos a second and core
+ON_GPU = figure("embed-gpu.network")  # images a second, ResNet-50 in bf16, the network alone
+ON_CORE = figure("embed-heavy.rates.ray") / CORES_MEASURED  # images a second and core, ResNet-50
+PLACED = 1e9 * figure("index.placed")  # operations a second and core while rows get their lists
+PART_READ = sum(figure(f"part.{step}") for step in ("checksum", "parquet", "names")) / 1000
+SCANNED = figure("rank.rate") / CORES_MEASURED * 200_000 * 32 / 512  # pairs a second and core
+SHORT_LISTS = figure("rank-curves.shards.16") / figure("rank-curves.shards.1")
+COMPARED = figure("rank.all") / CORES_MEASURED * 200_000  # pairs a second and core, exact
+JUDGED = 10**7 / figure("evaluate.seconds")  # matches a second, one thread
+REPORT = figure("report.large.seconds")  # 100,000 queries x 10 on two cores
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def _plan() -> tuple[IndexPlan, int]:
     return plan, -(-IMAGES // plan.rows_per_shard)
 
 
-def part_seconds() -> list[float]:
+def part_milliseconds() -> list[float]:
     """Give the medians of checking, parsing and drawing from a part."""
     rows = 4096
     names = [f"class{number % 1000:03}/photo{number:09}.jpg" for number in range(rows)]
@@ -147,11 +151,26 @@ def part_seconds() -> list[float]:
         drawn(table, 1e-6, 1)
         marks.append(time.process_time())
         times.append(np.diff(marks))
-    return [round(float(seconds), 4) for seconds in np.median(times, 0)]
+    return [round(1000 * float(seconds), 1) for seconds in np.median(times, 0)]
 
 
 def _said(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds:.0f} s"
+
+
+def table() -> str:
+    """Draw the stages."""
+    lines = [
+        "| stage | time | cores at work | node-hours | moved | files |",
+        "|---|---|---|---|---|---|",
+    ]
+    for stage in stages():
+        hours = stage.seconds / 3600
+        lines.append(
+            f"| {stage.name} | {_said(stage.seconds)} | {stage.cores:,} | "
+            f"{hours * stage.nodes:.2f} | {stage.moved / 1e9:,.0f} GB | {stage.files:,} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -159,16 +178,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", action="store_true")
     if parser.parse_args().part:
-        print(dict(zip(("checksum", "Parquet", "names"), part_seconds(), strict=True)))
+        names = ("checksum", "parquet", "names")
+        tell("part", milliseconds=dict(zip(names, part_milliseconds(), strict=True)))
         return
-    print("| stage | time | cores at work | node-hours | moved | files |")
-    print("|---|---|---|---|---|---|")
-    for stage in stages():
-        hours = stage.seconds / 3600
-        print(
-            f"| {stage.name} | {_said(stage.seconds)} | {stage.cores:,} | "
-            f"{hours * stage.nodes:.2f} | {stage.moved / 1e9:,.0f} GB | {stage.files:,} |"
-        )
+    print(table(), end="")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks import scale
 from benchmarks.claims import phrases, with_phrases, with_tables
 from jobs.cli import VERBS, command_line
 from jobs.options import OPTIONS, REQUIRED, Option
@@ -84,10 +85,11 @@ def longest_section() -> str:
 def architecture_page() -> str:
     """ARCHITECTURE.md with its tables, and the longest of the code, as they are now."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    for name, section in (("tables", tables_section()), ("longest", longest_section())):
+    sections = {"tables": tables_section, "longest": longest_section, "scale": scale.table}
+    for name, section in sections.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, rest = text.split(begin)
-        text = before + begin + section + end + rest.split(end)[1]
+        text = before + begin + section() + end + rest.split(end)[1]
     return text
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import claims
-from benchmarks.claims import Claim, measurements, phrases, settled, with_phrases, without_claims
+from benchmarks.claims import (
+    Claim,
+    figure,
+    measurements,
+    phrases,
+    settled,
+    with_phrases,
+    without_claims,
+)
+from retrieval import costs
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "benchmarks/README.md")
@@ -124,3 +133,9 @@ def test_a_claim_has_only_what_claims_have(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"one\.c: that is nothing a claim has"):
         measurements(path)
+
+
+def test_what_a_plan_reckons_with_is_claimed() -> None:
+    part = sum(figure(f"part.{step}") for step in ("checksum", "parquet", "names")) / 1000
+    assert pytest.approx(costs.PART_READ, rel=0.2) == part / (4096 * 512)
+    assert pytest.approx(costs.JUDGED, rel=0.01) == 10**7 / figure("evaluate.seconds")
