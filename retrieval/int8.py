@@ -116,18 +116,19 @@ class Int8:
         assert queries.lost is not None
         lost, dimension = queries.lost, queries.matrix.shape[1]
         whole = queries.metric == "cosine"
-        norms = np.ones(len(lost)) if whole else queries.norms
+        long = lost + (1.0 if whole else queries.norms)
         longest = 1.0 if whole else rows.longest
         with np.errstate(over="ignore"):
-            long, wide = norms + lost, longest + rows.most_lost
-            found: Float64 = lost * longest + long * rows.most_lost + 8 * U * long * wide
+            wide, tiny = longest + rows.most_lost, _TINY * dimension
             exact = (dimension + 8) * _FINE  # the rounding of the float64 score itself
+            rounded = rows.most_lost + (8 * U + exact) * wide
+            found: Float64 = lost * (1.001 * longest)
+            found += long * (1.001 * rounded + tiny)
             if queries.metric == "l2":
-                found = 2 * found + 8 * U * wide * (long + wide) + exact * (long + wide) ** 2
-            else:
-                found += exact * long * wide
-            found = found * 1.001 + _TINY * dimension * (1 + long + wide)
-            return np.asarray(found)
+                found *= 2
+                found += 1.001 * (8 * U * wide * (long + wide) + exact * (long + wide) ** 2)
+            found += tiny * (1 + wide)
+        return found
 
     def kth(self, keys: Sums, k: int) -> Float32:
         """Partition."""
