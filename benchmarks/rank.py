@@ -205,7 +205,7 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
     rows = sum(len(shard.rows) for shard in shards)
     work = 2.0 * queries.size * rows
     met = len(queries) * (nprobe / asked.lists if nprobe else 1)
-    product = search_product(asked.device, met, float(rows * queries.shape[1]))
+    product = search_product(asked.device, met, len(shards[0].rows), queries.shape[1], asked.lists)
     searchers = [Searcher(shard, product) for shard in shards]
     given = closest(block(queries, "ip"), centroids, nprobe) if nprobe else None
     mine = np.array_split(queries, workers)[worker]  # whose lists this worker finds for all

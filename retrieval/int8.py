@@ -40,6 +40,7 @@ _ROWS = 256  # vectors rounded at once: half a MiB at d = 512
 _LOST = 0.015  # share of their length that vectors may lose before bfloat16 is finer
 _WIDEST = 1 << 16  # numbers of a vector whose sum int32 surely holds
 _MET = 64  # queries that meet a row, from which its rounding is worth it
+_SUMS = 1 << 13  # of a list, below which calls cost what they spare
 _WORTH_TORCH = 5e10  # multiplications that take a second less than in float32; torch's import
 _WORTH_A_CALL = 1e9  # the same where torch is there
 _TINY: float = 2.0**-125  # what underflow takes from a number
@@ -146,11 +147,12 @@ class Int8:
         return some[q], x, values
 
 
-def search_product(where: str, queries: float, numbers: float) -> Product:
-    """Choose what multiplies for so many queries a row, of so many numbers of rows in all."""
-    work = queries * numbers
+def search_product(where: str, queries: float, rows: int, dimension: int, lists: int) -> Product:
+    """Choose what multiplies, by how many queries meet each row, and by the rows in all lists."""
+    work = queries * rows * dimension
     worth = _WORTH_A_CALL if "torch" in sys.modules else _WORTH_TORCH
-    if where == "cpu" and queries > _MET and work > worth and multiplies():
+    large = queries > _MET and queries * rows / lists > _SUMS
+    if where == "cpu" and large and work > worth and multiplies():
         return Int8()
     return product_for(where, work)
 

@@ -183,9 +183,9 @@ def answer_shard(task: Task, number: int) -> int:
 def _searcher(task: Task, number: int) -> Searcher:
     """Read a shard, and choose what multiplies by the work there is."""
     shard = task.open(number)
-    share = task.nprobe / max(1, shard.index.nlist)
-    numbers = float(len(shard.rows) * shard.index.d)
-    product = search_product(task.product, task.queries.rows * share, numbers)
+    lists = max(1, shard.index.nlist)
+    met = task.queries.rows * (task.nprobe / lists)
+    product = search_product(task.product, met, len(shard.rows), shard.index.d, lists)
     return Searcher(shard, product, task.memory // _SHARES)
 
 

@@ -58,7 +58,8 @@ def fill_shard(task: Task, number: int) -> int:
         shard = shard or task.open(number)
         asked = task.block(block_number)
         asked = asked.filter(pc.is_in(asked["row"], short["row"].combine_chunks()))
-        product = search_product(task.product, len(asked), float(len(shard.rows) * shard.index.d))
+        index = shard.index
+        product = search_product(task.product, len(asked), len(shard.rows), index.d, index.nlist)
         found = Searcher(shard, product).search(task.asked(shard, asked), None, task.top_k)
         task.matches.put_new(path, sealed_parquet(found))
     return len(task.blocks)

@@ -61,14 +61,15 @@ def test_vectors_of_single_large_numbers_go_another_way(metric):
 def test_whole_numbers_are_for_rows_that_many_queries_meet(monkeypatch):
     monkeypatch.setattr(int8, "multiplies", lambda: True)
     monkeypatch.setattr(products, "has_bf16", lambda: False)
-    assert search_product("cpu", 600, 1e9).name == "int8"
-    assert search_product("cpu", 10, 1e11) is SINGLE
-    assert search_product("cpu", 600, 1e5) is SINGLE
-    assert search_product("cpu", 600, 1e7).name == "int8"
+    assert search_product("cpu", 600, 1_000_000, 512, 1000).name == "int8"
+    assert search_product("cpu", 10, 10**8, 512, 1000) is SINGLE  # rounding rows takes longer
+    assert search_product("cpu", 600, 1_000_000, 512, 10**6) is SINGLE  # short lists
+    assert search_product("cpu", 600, 10_000, 16, 10) is SINGLE  # little work
+    assert search_product("cpu", 600, 10_000, 512, 10).name == "int8"
     monkeypatch.delitem(sys.modules, "torch")  # so its import would count
-    assert search_product("cpu", 600, 1e7) is SINGLE
+    assert search_product("cpu", 600, 10_000, 512, 10) is SINGLE
     monkeypatch.setattr(int8, "multiplies", lambda: False)
-    assert search_product("cpu", 600, 1e9) is SINGLE
+    assert search_product("cpu", 600, 1_000_000, 512, 1000) is SINGLE
 
 
 @pytest.mark.parametrize(
