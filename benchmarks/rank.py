@@ -38,7 +38,7 @@ from retrieval.index.kmeans import Held, lloyd, slice_of
 from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard
 from retrieval.index.workers import Here
-from retrieval.products import product_for
+from retrieval.int8 import search_product
 from retrieval.records import IndexPlan
 from retrieval.scoring import block
 from retrieval.tables import SHARD_ROWS
@@ -192,6 +192,8 @@ _together: list[Any] = []
 
 
 def _join(barrier: Any) -> None:
+    import torch  # noqa: F401 - as a worker has it that has answered before
+
     _together[:] = [barrier]
     faiss.omp_set_num_threads(1)
 
@@ -203,8 +205,10 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
     queries = np.load(f"{asked.place}/asked.npy")[: asked.queries]
     centroids = block(np.load(f"{asked.place}/centroids.npy"), "ip")
     nprobe = asked.nprobe[0]
-    work = 2.0 * queries.size * sum(len(shard.rows) for shard in shards)
-    product = product_for(asked.device, work * (nprobe / asked.lists if nprobe else 1))
+    rows = sum(len(shard.rows) for shard in shards)
+    work = 2.0 * queries.size * rows
+    met = len(queries) * (nprobe / asked.lists if nprobe else 1)
+    product = search_product(asked.device, met, len(shards[0].rows), queries.shape[1], asked.lists)
     searchers = [Searcher(shard, product) for shard in shards]
     probed = closest(block(queries, "ip"), centroids, nprobe) if nprobe else None
     mine = np.array_split(queries, workers)[worker]  # whose lists this worker finds for all

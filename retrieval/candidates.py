@@ -62,8 +62,13 @@ def kth_keys(parts: Iterable[pa.Table], k: int, queries: NDArray[np.int64]) -> N
         return found
     table = pa.concat_tables(tables)
     own, key = np.searchsorted(queries, table["query"].to_numpy()), table["key"].to_numpy()
-    order = np.lexsort((-key, own))
     counts = np.bincount(own, minlength=len(queries))
-    full = np.flatnonzero(counts >= k)
-    found[full] = key[order[(np.cumsum(counts) - counts)[full] + k - 1]]
-    return found
+    if (width := counts.max(initial=0)) < k:
+        return found
+    order = np.argsort(own, kind="stable")
+    own = own[order]
+    rank = np.arange(len(own)) - (np.cumsum(counts) - counts)[own]
+    keys = np.full((len(queries), width), -np.inf)
+    keys[own, rank] = key[order]
+    keys.partition(width - k, axis=1)
+    return keys[:, width - k]

@@ -107,7 +107,6 @@ def closest(queries: Block, rows: Block, k: int) -> Int64:
     if _may_overflow(queries, rows):
         return top_k(queries, rows, k).positions
     ready = SINGLE.ready(rows)
-    longest = rows.norms.max(initial=0.0)
     found = np.empty((len(queries), k), np.int64)
     for part in slices(len(queries), max(1, _PRODUCT // len(rows))):
         asked = queries.take(part)
@@ -117,7 +116,7 @@ def closest(queries: Block, rows: Block, k: int) -> Int64:
         cheap = np.take_along_axis(keys, places, 1)
         order = np.argsort(-cheap, axis=1)
         found[part] = np.take_along_axis(places, order, 1)
-        low = cheap.min(1).astype(np.float64) - 2 * SINGLE.error(left, longest)
+        low = cheap.min(1).astype(np.float64) - 2 * SINGLE.error(left, ready)
         reached = np.count_nonzero(keys >= floor_of(low)[:, None], axis=1)
         if len(open_ := np.flatnonzero(reached > k)):  # the cut is within the bound
             found[part][open_] = _among(asked.take(open_), rows, keys[open_], low[open_], k)
@@ -145,13 +144,12 @@ def nearest(queries: Block, centroids: Block, product: Product = SINGLE) -> Int6
     if _may_overflow(queries, centroids):
         return top_k(queries, centroids, 1).positions[:, 0]
     ready = product.ready(centroids)
-    longest = centroids.norms.max(initial=0.0)
     found = np.empty(len(queries), np.int64)
     for part in slices(len(queries), max(1, _NEAR // len(centroids))):
         asked = queries.take(part)
         left = product.ready(asked)
         keys = product.keys(left, ready)
-        slack = product.error(left, longest)
+        slack = product.error(left, ready)
         q, x, _ = product.reach(keys, floor_of(product.kth(keys, 1) - 2 * slack))
         if product is not SINGLE and len(q) > len(asked):
             q, x = _finer(asked, centroids, q, x)
@@ -167,7 +165,7 @@ def _may_overflow(queries: Block, rows: Block) -> bool:
 def _finer(queries: Block, rows: Block, q: Int64, x: Int64) -> tuple[Int64, Int64]:
     """Leave of some pairs those that float32 cannot exclude from being the closest."""
     keys = pair_keys(queries, rows, q, x).astype(np.float64)
-    slack = SINGLE.error(SINGLE.ready(queries), rows.norms.max(initial=0.0))
+    slack = SINGLE.error(SINGLE.ready(queries), SINGLE.ready(rows))
     best = np.maximum.reduceat(keys, np.searchsorted(q, np.arange(len(queries))))
     keep = keys >= (best - 2 * slack)[q]
     return q[keep], x[keep]

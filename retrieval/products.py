@@ -16,6 +16,7 @@ import functools
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import faiss
@@ -25,11 +26,11 @@ from numpy.typing import NDArray
 from retrieval.scoring import Block, Float32, Float64, Int64
 from retrieval.tables import Metric
 
-_U = 2.0**-24  # unit roundoff of float32
-_UNIT = 2.5 * _U  # a number of a vector of unit length was rounded twice, its length once
+U = 2.0**-24  # unit roundoff of float32
+UNIT = 2.5 * U  # a number of a vector of unit length was rounded twice, its length once
 _CPUINFO = "/proc/cpuinfo"
 _BF16, _FP16 = 2.0**-8, 2.0**-11  # unit roundoffs
-_KEPT = 1 << 28  # bytes: lists are met twice, and again by each block of queries
+KEPT = 1 << 28  # bytes: lists are met twice, and again by each block of queries
 _FULL = 16  # rows by which matrices of bf16 grow
 _WORTH_TORCH = 1e11  # multiplications that take bf16 a second less than float32; torch's import
 SAFE = 1e18
@@ -44,6 +45,18 @@ class Ready:
     norms: Float64  # (n,) of the vectors as they are stored
     matrix: Any  # (n, d), or some rows more that mean nothing
     squares: Any  # (n,) squared lengths of rows for l2, else None
+    steps: Any = None  # (n,) float32 and
+    lost: Float64 | None = None  # (n,) lengths of what was rounded away: of whole numbers alone
+
+    @cached_property
+    def longest(self) -> float:
+        """Give the length of the longest."""
+        return float(self.norms.max(initial=0.0))
+
+    @cached_property
+    def most_lost(self) -> float:
+        """Give the most that one lost."""
+        return 0.0 if self.lost is None else float(self.lost.max(initial=0.0))
 
 
 class Product(Protocol):
@@ -64,8 +77,8 @@ class Product(Protocol):
     def keys(self, queries: Ready, rows: Ready) -> Any:
         """Multiply; where a length is beyond `SAFE` keys may be infinite or NaN."""
 
-    def error(self, queries: Ready, longest: float) -> Float64:
-        """Say what a query's keys can be wrong by, (b,), for rows up to a length."""
+    def error(self, queries: Ready, rows: Ready) -> Float64:
+        """Say what a query's keys can be wrong by, (b,), whichever of the rows."""
 
     def kth(self, keys: Any, k: int) -> Float32:
         """Give each query's k-th greatest key, (b,)."""
@@ -78,7 +91,7 @@ def error_bound(
     metric: Metric, dimension: int, norms: Float64, longest: float, share: float, last: float
 ) -> Float64:
     """Say what keys can be wrong by; `share` and `last` are the file's a and o."""
-    gamma = dimension * _U / (1 - dimension * _U)
+    gamma = dimension * U / (1 - dimension * U)
     off = (1 + share) ** 2 * (1 + gamma) * (1 + last) - 1
     # underflow, of products and of numbers on their way; the rounding of the float64 score itself
     tiny = dimension * 2.0**-125
@@ -91,7 +104,7 @@ def error_bound(
         if metric == "ip":
             return 1.001 * (off + wide) * product + under
         # twice the product's error, one rounding of |x|^2, one of the difference
-        rounding = _U * (2 * longest**2 + 2 * product * (1 + off))
+        rounding = U * (2 * longest**2 + 2 * product * (1 + off))
         return 1.001 * (2 * off * product + rounding) + under + wide * (norms + longest) ** 2
 
 
@@ -102,7 +115,8 @@ def _run_of(which: Int64) -> Int64 | slice:
     return which
 
 
-def _squares(vectors: Block) -> Float32 | None:
+def squares_of(vectors: Block) -> Float32 | None:
+    """Give the squared lengths of rows, (n,), where keys need them."""
     if vectors.metric != "l2":
         return None
     with np.errstate(over="ignore"):
@@ -113,11 +127,11 @@ class Single:
     """float32 on this processor, by numpy's BLAS."""
 
     name = "fp32"
-    keeps = _KEPT
+    keeps = KEPT
 
     def ready(self, vectors: Block) -> Ready:
         """Take them as they are."""
-        return Ready(vectors.metric, vectors.norms, vectors.cheap, _squares(vectors))
+        return Ready(vectors.metric, vectors.norms, vectors.cheap, squares_of(vectors))
 
     def take(self, queries: Ready, which: Int64) -> Ready:
         """Copy them, unless they lie side by side."""
@@ -133,11 +147,11 @@ class Single:
                 keys -= rows.squares
         return keys
 
-    def error(self, queries: Ready, longest: float) -> Float64:
+    def error(self, queries: Ready, rows: Ready) -> Float64:
         """Allow for the way to unit length; other inputs are exact."""
-        share = _UNIT if queries.metric == "cosine" else 0.0
+        share = UNIT if queries.metric == "cosine" else 0.0
         dimension = queries.matrix.shape[1]
-        return error_bound(queries.metric, dimension, queries.norms, longest, share, 0.0)
+        return error_bound(queries.metric, dimension, queries.norms, rows.longest, share, 0.0)
 
     def kth(self, keys: Float32, k: int) -> Float32:
         """Partition, or look for the greatest."""
@@ -172,7 +186,7 @@ class Half:
         self._torch, self._device = torch, device
         self._gpu = device != "cpu"
         self.name = "cuda" if self._gpu else "bf16"
-        self.keeps = torch.cuda.get_device_properties(0).total_memory // 2 if self._gpu else _KEPT
+        self.keeps = torch.cuda.get_device_properties(0).total_memory // 2 if self._gpu else KEPT
         if self._gpu:
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -187,7 +201,7 @@ class Half:
         matrix = torch.from_numpy(vectors.cheap).to(self._device, dtype)
         if not self._gpu and (more := -len(matrix) % _FULL):
             matrix = torch.nn.functional.pad(matrix, (0, 0, 0, more))
-        squares = _squares(vectors)
+        squares = squares_of(vectors)
         if squares is not None:
             squares = torch.from_numpy(squares).to(self._device)
         return Ready(vectors.metric, vectors.norms, matrix, squares)
@@ -218,14 +232,14 @@ class Half:
             keys.mul_(2).sub_(rows.squares)
         return keys
 
-    def error(self, queries: Ready, longest: float) -> Float64:
+    def error(self, queries: Ready, rows: Ready) -> Float64:
         """Allow for both sides being rounded, and on a processor the sum."""
         share = _FP16 if self._fine(queries.metric) else _BF16
         if queries.metric == "cosine":
-            share = (1 + share) * (1 + _UNIT) - 1
+            share = (1 + share) * (1 + UNIT) - 1
         dimension = queries.matrix.shape[1]
         last = 0.0 if self._gpu else _BF16
-        error = error_bound(queries.metric, dimension, queries.norms, longest, share, last)
+        error = error_bound(queries.metric, dimension, queries.norms, rows.longest, share, last)
         if self._fine(queries.metric):  # numbers below 2^-14 keep fewer digits
             error += 2 * dimension**0.5 * 2.0**-24
         return error
@@ -250,8 +264,8 @@ class Half:
 
 def propose(queries: Block, rows: Block) -> tuple[Float32, Float64]:
     """Give float32 keys (b, n) and, a query, the most they can be wrong by, (b,) float64."""
-    left = SINGLE.ready(queries)
-    return SINGLE.keys(left, SINGLE.ready(rows)), SINGLE.error(left, rows.norms.max(initial=0.0))
+    left, right = SINGLE.ready(queries), SINGLE.ready(rows)
+    return SINGLE.keys(left, right), SINGLE.error(left, right)
 
 
 def pair_keys(queries: Block, rows: Block, q: Int64, x: Int64) -> Float32:
@@ -279,14 +293,19 @@ def product_for(where: str, work: float) -> Product:
 @functools.cache
 def has_bf16() -> bool:
     """Tell whether this processor multiplies bfloat16 faster than float32."""
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    there = {"avx512_bf16", "amx_bf16"} & cpu_flags()
+    return bool(there) and not allowed.startswith(("AVX2", "SSE"))
+
+
+def cpu_flags() -> set[str]:
+    """Give what Linux says that this processor can do."""
     try:
         with open(_CPUINFO) as file:
             words = re.search(r"^flags\s*:(.*)$", file.read(), re.MULTILINE)
     except OSError:
-        return False
-    flags = set(words[1].split()) if words else set()
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    return bool({"avx512_bf16", "amx_bf16"} & flags) and not allowed.startswith(("AVX2", "SSE"))
+        return set()
+    return set(words[1].split()) if words else set()
 
 
 def floor_of(values: Float64) -> NDArray[np.float32]:

@@ -143,7 +143,8 @@ def pair_scores(queries: Block, rows: Block, q: Int64, x: Int64) -> Float64:
     """
     scores = np.empty(len(q))
     for part in slices(len(q), _PAIRS):
-        left, right = queries.wide[q[part]].astype(np.float64), rows.wide[x[part]]
+        left = queries.wide.take(q[part], axis=0).astype(np.float64)
+        right = rows.wide.take(x[part], axis=0)
         if queries.metric == "l2":
             left -= right
             left *= left

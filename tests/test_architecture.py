@@ -25,7 +25,7 @@ FLOORS = [
     {"retrieval.records"},
     {"retrieval.scoring", "retrieval.candidates", "retrieval.storage"},
     {"retrieval.products"},
-    {"retrieval.closest"},
+    {"retrieval.closest", "retrieval.int8"},
     {"retrieval.images", "retrieval.embeddings"},
     {"retrieval.model", "retrieval.index", "retrieval.ranking", "retrieval.evaluation"},
     {

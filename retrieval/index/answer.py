@@ -34,7 +34,7 @@ from retrieval.index.kmeans import list_metric
 from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard, open_shard
 from retrieval.index.training import TRAINED
-from retrieval.products import product_for
+from retrieval.int8 import search_product
 from retrieval.records import Chunk
 from retrieval.scoring import Float64, block
 from retrieval.storage import finished
@@ -183,9 +183,10 @@ def answer_shard(task: Task, number: int) -> int:
 def _searcher(task: Task, number: int) -> Searcher:
     """Read a shard, and choose what multiplies by the work there is."""
     shard = task.open(number)
-    share = task.nprobe / max(1, shard.index.nlist)
-    work = float(task.queries.rows * share * len(shard.rows) * shard.index.d)
-    return Searcher(shard, product_for(task.product, work), task.memory // _SHARES)
+    lists = max(1, shard.index.nlist)
+    met = task.queries.rows * (task.nprobe / lists)
+    product = search_product(task.product, met, len(shard.rows), shard.index.d, lists)
+    return Searcher(shard, product, task.memory // _SHARES)
 
 
 def _answer(

@@ -19,7 +19,7 @@ from retrieval.candidates import best_of
 from retrieval.index.answer import Task, candidates_path, read_answer
 from retrieval.index.search import Searcher
 from retrieval.index.shards import Shard
-from retrieval.products import product_for
+from retrieval.int8 import search_product
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import WORK
 
@@ -58,7 +58,8 @@ def fill_shard(task: Task, number: int) -> int:
         shard = shard or task.open(number)
         asked = task.block(block_number)
         asked = asked.filter(pc.is_in(asked["row"], short["row"].combine_chunks()))
-        product = product_for(task.product, float(len(asked) * len(shard.rows) * shard.index.d))
+        index = shard.index
+        product = search_product(task.product, len(asked), len(shard.rows), index.d, index.nlist)
         found = Searcher(shard, product).search(task.asked(shard, asked), None, task.top_k)
         task.matches.put_new(path, sealed_parquet(found))
     return len(task.blocks)

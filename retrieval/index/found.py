@@ -1,22 +1,21 @@
 """What a shard holds for many queries, while its lists pass: pairs that may be among the k best.
 
 Pairs come with a cheap key and what that can be wrong by. A query's *floor* is a key that its k
-best surely reach; it rises as pairs come. Who lies below it is forgotten; the rest is looked at
-again in float32, and in float64 what that leaves, when all lists have passed, or before, when there
-are too many.
+best surely reach; it rises as pairs come. Who lies below it is forgotten; the rest is scored in
+float64 when all lists have passed, or before, when there are too many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.candidates import has_ties
 from retrieval.index.shards import Shard
-from retrieval.products import SINGLE, Product, floor_of, pair_keys
+from retrieval.products import floor_of
 from retrieval.scoring import Block, Float32, Float64, Int64, keys_of, pair_scores
 
 _PAIRS = 1 << 22  # pairs kept undecided: 128 MiB
@@ -49,11 +48,8 @@ class Found:
     there are fewer; `lists` (n, k) are those that the rows lie in. Valid after `settle`.
     """
 
-    def __init__(
-        self, shard: Shard, queries: Block, k: int, floors: Float64, product: Product
-    ) -> None:
+    def __init__(self, shard: Shard, queries: Block, k: int, floors: Float64) -> None:
         self._shard, self._queries, self._k = shard, queries, k
-        self._coarse = product is not SINGLE
         self._shift = queries.norms**2 if queries.metric == "l2" else np.zeros(len(queries))
         self.floors = floors + self._shift  # in terms of cheap keys
         self._pairs: list[_Pairs] = []
@@ -90,6 +86,9 @@ class Found:
         full = np.flatnonzero(counts >= self._k)
         kth = low[order[starts[full] + self._k - 1]]
         self.floors[full] = np.maximum(self.floors[full], kth)
+        return self._reaching(pairs)
+
+    def _reaching(self, pairs: _Pairs) -> _Pairs:
         return pairs.take(pairs.key + pairs.slack >= self.floors[pairs.query])
 
     def _all(self) -> _Pairs:
@@ -104,24 +103,11 @@ class Found:
     def settle(self) -> None:
         """Score what is left in float64, and keep the k best of it and of what was there."""
         if self._count:
-            pairs = self._tightened(self._all())
+            pairs = self._tightened(self._reaching(self._all()))
             pairs = pairs.take(np.argsort(pairs.list, kind="stable"))
-            if self._coarse:
-                pairs = self._tightened(self._finer(pairs))
             self._merge(pairs, *self._scored(pairs))
             self.floors = np.maximum(self.floors, self.keys[:, -1] + self._shift)
         self.forget()
-
-    def _finer(self, pairs: _Pairs) -> _Pairs:
-        """Give the keys of pairs that are ordered by list as float32 has them."""
-        keys, slack = pairs.key.copy(), pairs.slack.copy()
-        single = SINGLE.ready(self._queries)
-        for _, run, rows, which in self._rows(pairs):
-            if np.isfinite(slack[run]).all():  # within what products can be trusted in
-                query = pairs.query[run]
-                keys[run] = pair_keys(self._queries, rows, query, which)
-                slack[run] = SINGLE.error(single, rows.norms.max(initial=0.0))[query]
-        return replace(pairs, key=keys, slack=slack)
 
     def _rows(self, pairs: _Pairs) -> Iterator[tuple[int, slice, Block, Int64]]:
         """Give, list by list, the pairs of it, the rows that they need, and which row is whose."""
@@ -150,7 +136,7 @@ class Found:
         keys = np.concatenate([self.keys[there], keys])
         places = np.concatenate([self.places[there], places])
         lists = np.concatenate([self.lists[there], pairs.list])
-        order = np.lexsort((places, -keys, query))
+        order = np.lexsort((-keys, query))
         if has_ties(query[order], keys[order]):  # equal scores: the order of names decides
             order = np.lexsort((self._shard.ties[places], -keys, query))
         starts, _ = _starts(query, len(self._queries))

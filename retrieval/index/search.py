@@ -22,13 +22,13 @@ from retrieval.index.faiss_files import centroids_of
 from retrieval.index.found import Found, runs
 from retrieval.index.kmeans import list_metric
 from retrieval.index.shards import Shard
-from retrieval.products import SAFE, SINGLE, Product, Ready, floor_of
+from retrieval.int8 import suited
+from retrieval.products import SAFE, SINGLE, Product, Ready, floor_of, pair_keys
 from retrieval.scoring import Block, Float32, Float64, Int64, block, slices
 from retrieval.tables import CANDIDATES
 
 _OPENING = 4  # lists at most that set what must be reached
 _ENOUGH = 2  # times k rows in them
-_LONGER = 1.1  # a list whose longest vector is so much shorter than the shard's has its own bound
 _PRODUCT = 1 << 19  # elements of one product: 2 MiB, which stays near the core
 
 
@@ -59,11 +59,23 @@ class Searcher:
         self._kept: dict[int, Ready] = {}
         self._room = product.keeps if product.name == "cuda" else min(product.keeps, room)
 
-    def ready(self, number: int, rows: Block) -> Ready:
+    def asked(self, queries: Block) -> Ready:
+        """Give queries as the product reads them; what needs a finer product gets it from here on.
+
+        So the first block decides: queries and rows come from the same model.
+        """
+        ready = self.product.ready(queries)
+        finer = suited(self.product, ready)
+        if finer is self.product:
+            return ready
+        self.product, self._kept = finer, {}
+        return finer.ready(queries)
+
+    def ready(self, number: int) -> Ready:
         """Give the rows of a list as the product reads them."""
         found = self._kept.get(number)
         if found is None:
-            found = self.product.ready(rows)
+            found = self.product.ready(self.shard.list_block(number))
             self._room -= found.matrix.nbytes
             if self._room >= 0:
                 self._kept[number] = found
@@ -79,7 +91,7 @@ class Searcher:
         first = _closest_lists(shard, asked.queries) if probes is None else probes
         opening = _opening(shard, asked, first[:, :_OPENING], k)
         for number, which in _pairs(first[:, :_OPENING], opening):
-            search.meet(number, which, opening=True)
+            search.open(number, which)
         search.found.tighten()
         if probes is None:
             search.found.forget()  # all lists follow, these among them
@@ -115,7 +127,8 @@ def _pairs(probes: Int64, wanted: NDArray[np.bool_]) -> Iterator[tuple[int, Int6
     """Group the wanted (query, list) pairs by list: its number, and the queries that read it."""
     query, place = np.nonzero(wanted)
     lists = probes[query, place]
-    order = np.argsort(lists, kind="stable")
+    short = lists.astype(np.uint16) if lists.max(initial=0) < 1 << 16 else lists  # sorts faster
+    order = np.argsort(short, kind="stable")
     query, lists = query[order], lists[order]
     for number, run in runs(lists):
         yield number, query[run]
@@ -125,57 +138,84 @@ class _Search:
     """Lists meeting queries."""
 
     def __init__(self, searcher: Searcher, asked: Asked, k: int) -> None:
-        self._searcher, self._shard, self._product = searcher, searcher.shard, searcher.product
-        self._queries, self._k = asked.queries, k
-        self._ready = self._product.ready(asked.queries)
+        self._searcher, self._shard, self._k = searcher, searcher.shard, k
+        self._queries, self._ready = asked.queries, searcher.asked(asked.queries)
+        self._product = searcher.product
         self._barred = _by_list(self._shard, asked.barred)
-        self._longest = float(self._shard.norms.max(initial=0.0))
-        self._slack = self._product.error(self._ready, self._longest)
-        longest = self._longest + asked.queries.norms.max(initial=0.0)
+        every = Ready(asked.queries.metric, self._shard.norms, None, None)
+        self._single = SINGLE.ready(asked.queries)
+        self._slack = SINGLE.error(self._single, every)  # of float32, whichever the row
+        longest = every.longest + asked.queries.norms.max(initial=0.0)
         self._safe = asked.queries.metric == "cosine" or longest <= SAFE
-        self.found = Found(self._shard, asked.queries, k, asked.known(), self._product)
+        self.found = Found(self._shard, asked.queries, k, asked.known())
 
-    def meet(self, number: int, which: Int64, *, opening: bool = False) -> None:
+    def open(self, number: int, which: Int64) -> None:
+        """Let some queries read a list first, to learn what they must reach.
+
+        On a processor in float32: few pairs meet, and most of what a coarse product cannot exclude
+        would have to be looked at again.
+        """
+        barred, product = self._barred.get(number, _NOBODY), self._product
+        vectors = self._shard.list_block(number)
+        if product.name == "cuda":
+            sides = self._ready, self._searcher.ready(number)
+        else:
+            product, sides = SINGLE, (self._single, SINGLE.ready(vectors))
+        self._meet(number, which, product, sides, self._k + most_barred(barred))
+
+    def meet(self, number: int, which: Int64) -> None:
         """Let some queries read one list."""
-        rows = self._shard.list_block(number)
-        if len(rows) == 0:
+        rows = self._searcher.ready(number)
+        self._meet(number, which, self._product, (self._ready, rows), None)
+
+    def _meet(
+        self,
+        number: int,
+        which: Int64,
+        product: Product,
+        sides: tuple[Ready, Ready],
+        top: int | None,
+    ) -> None:
+        if (count := len(sides[1].norms)) == 0:
             return
-        ready = self._searcher.ready(number, rows)
-        longest = float(rows.norms.max())
         barred = self._barred.get(number, _NOBODY)
-        top = self._k + most_barred(barred) if opening else None
-        for part in slices(len(which), max(1, _PRODUCT // len(rows))):
+        for part in slices(len(which), max(1, _PRODUCT // count)):
             asked = which[part]
             if self._safe:
-                q, x, keys, slack = self._reaching(asked, ready, longest, top)
+                q, x, keys, slack = self._reaching(asked, product, sides, top)
             else:  # no product can be trusted: all is left to float64
-                q, x = np.repeat(asked, len(rows)), np.tile(np.arange(len(rows)), len(asked))
+                q, x = np.repeat(asked, count), np.tile(np.arange(count), len(asked))
                 keys, slack = np.zeros(len(q), np.float32), np.full(len(q), np.inf)
+            if self._safe and product is not SINGLE and len(q):
+                q, x, keys, slack = self._finer(number, q, x)
             if len(barred[0]):
                 keep = ~is_barred(barred, q, x)
                 q, x, keys, slack = q[keep], x[keep], keys[keep], slack[keep]
             self.found.add(number, q, x, keys, slack)
 
     def _reaching(
-        self, which: Int64, rows: Ready, longest: float, top: int | None
+        self, which: Int64, product: Product, sides: tuple[Ready, Ready], top: int | None
     ) -> tuple[Int64, Int64, Float32, Float64]:
         """Give the pairs of some queries and rows of a list that may be among the best.
 
         Where nothing is known yet, those of a list that may be among its `top` best. Also their
         keys, and what these can be wrong by.
         """
-        queries = self._ready
-        if len(which) < len(self._queries):
-            queries = self._product.take(queries, which)
-        keys = self._product.keys(queries, rows)
-        slack = self._slack[which]
-        if longest * _LONGER < self._longest:
-            slack = self._product.error(queries, longest)
+        queries, rows = sides
+        if len(which) < len(queries.norms):
+            queries = product.take(queries, which)
+        keys, slack = product.keys(queries, rows), product.error(queries, rows)
         low = self.found.floors[which] - slack
         if top is not None and top < len(rows.norms):
-            low = np.maximum(low, self._product.kth(keys, top).astype(np.float64) - 2 * slack)
-        q, x, values = self._product.reach(keys, floor_of(low))
+            low = np.maximum(low, product.kth(keys, top).astype(np.float64) - 2 * slack)
+        q, x, values = product.reach(keys, floor_of(low))
         return which[q], x, values, slack[q]
+
+    def _finer(self, number: int, q: Int64, x: Int64) -> tuple[Int64, Int64, Float32, Float64]:
+        """Look at pairs again in float32."""
+        keys, slack = pair_keys(self._queries, self._shard.list_block(number), q, x), self._slack[q]
+        keep = np.flatnonzero(keys + slack >= self.found.floors[q])
+        return q[keep], x[keep], keys[keep], slack[keep]
 
 
 _NOBODY = np.empty(0, np.int64), np.empty(0, np.int64)

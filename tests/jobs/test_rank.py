@@ -17,6 +17,7 @@ from jobs.rank import summary
 from jobs.settings import RankSettings
 from retrieval.errors import Damaged, UsageError
 from retrieval.index import answer, fill, sizing
+from retrieval.int8 import Int8, multiplies
 from retrieval.products import SINGLE, Half
 from retrieval.ranking.expansion import expand
 from retrieval.storage.files import open_folder
@@ -100,13 +101,15 @@ def soundly(path):
     assert (verdict.state, verdict.problems) == ("finished", ())
 
 
+PRODUCTS = [SINGLE, Half("cpu"), *([Int8()] if multiplies() else [])]
+
 # --- the same ranking ---------------------------------------------------------------------------
 
 
 @settings(max_examples=8, deadline=None)
 @given(
     metric=metrics, shard=st.sampled_from([25, 70, 130, 400]), most=st.sampled_from([1, 10**6]),
-    product=st.sampled_from(["fp32", "bf16"]), nprobe=st.sampled_from([1, 3, 12]), seed=seeds,
+    product=st.sampled_from(PRODUCTS), nprobe=st.sampled_from([1, 3, 12]), seed=seeds,
 )  # fmt: skip
 def test_any_shards_blocks_and_products_give_the_same_matches(
     stores, tmp_path_factory, metric, shard, most, product, nprobe, seed
@@ -118,8 +121,7 @@ def test_any_shards_blocks_and_products_give_the_same_matches(
     other = make_index(stores, root / "other", metric, rows_per_shard=shard)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answer, "_BLOCK_BYTES", most)
-        chosen = SINGLE if product == "fp32" else Half("cpu")
-        patch.setattr(answer, "product_for", lambda *_: chosen)
+        patch.setattr(answer, "search_product", lambda *_: product)
         shuffled = np.random.default_rng(seed)
         patch.setattr(
             "tests.jobs.here._tasks",

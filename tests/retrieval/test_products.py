@@ -7,22 +7,33 @@ import pytest
 import torch
 from hypothesis import given, target
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from retrieval import products
 from retrieval.closest import closest, nearest, top_k
-from retrieval.products import SINGLE, Half, Product, floor_of, pair_keys, product_for
+from retrieval.int8 import Int8, Sums, multiplies
+from retrieval.products import SINGLE, Half, Product, Ready, floor_of, pair_keys, product_for
 from retrieval.scoring import Block, block, wide
 from retrieval.tables import Metric
 from tests.retrieval.vectors import METRICS, Case, cases, exact_keys, metrics, quick
 
-KINDS = ["fp32", "bf16", "cuda"]
+KINDS = ["fp32", "bf16", "int8", "cuda"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def made(kind: str) -> Product:
     if kind == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU is there")
+    if kind == "int8":
+        if not multiplies():
+            pytest.skip("no such product is there")
+        return Int8()
     return SINGLE if kind == "fp32" else Half("cuda" if kind == "cuda" else "cpu")
+
+
+def plain_keys(product: Product, queries: Ready, rows: Ready) -> NDArray[np.float32]:
+    keys = product.keys(queries, rows)
+    return keys.keys() if isinstance(keys, Sums) else np.asarray(torch.as_tensor(keys).cpu())
 
 
 def within_safe(case: Case) -> bool:
@@ -34,11 +45,11 @@ def worst(product: Product, case: Case, metric: Metric) -> float:
     """Give the largest share of the bound that an error takes up."""
     queries, rows = block(case.queries, metric), block(case.rows, metric)
     left, right = product.ready(queries), product.ready(rows)
-    keys = np.asarray(torch.as_tensor(product.keys(left, right)).float().cpu(), np.float64)
+    keys = plain_keys(product, left, right).astype(np.float64)
     exact = exact_keys(case.queries, case.rows, metric)
     if metric == "l2":
         exact = exact + (queries.norms**2)[:, None]
-    slack = product.error(left, rows.norms.max())
+    slack = product.error(left, right)
     return float((np.abs(keys - exact) / slack[:, None]).max())
 
 
@@ -76,8 +87,8 @@ def test_what_reaches_a_bar_is_found(kind, metric, shape):
     queries, rows = (
         block(generator.normal(size=(count, 24)).astype(np.float16), metric) for count in shape
     )
-    keys = product.keys(product.ready(queries), product.ready(rows))
-    plain = np.asarray(torch.as_tensor(keys).float().cpu())
+    left, right = product.ready(queries), product.ready(rows)
+    keys, plain = product.keys(left, right), plain_keys(product, left, right)
     assert plain.shape == shape
     assert plain.dtype == np.float32
     k = min(5, shape[1])
@@ -96,10 +107,10 @@ def test_some_of_the_queries_have_the_keys_that_they_have_among_all(kind, which)
         product.ready(block(generator.normal(size=(count, 24)).astype(np.float16), "ip"))
         for count in (33, 50)
     )
-    whole = np.asarray(torch.as_tensor(product.keys(queries, rows)).cpu())
+    whole = plain_keys(product, queries, rows)
     some = product.take(queries, np.array(which))
     np.testing.assert_array_equal(some.norms, queries.norms[which])
-    found = np.asarray(torch.as_tensor(product.keys(some, rows)).cpu())
+    found = plain_keys(product, some, rows)
     np.testing.assert_allclose(found, whole[which], rtol=1e-2, atol=1e-2)
 
 
@@ -129,9 +140,9 @@ def test_keys_of_single_pairs_are_those_of_a_product_within_the_bound(metric):
         block(generator.normal(size=(40, 65)).astype(np.float32), metric) for _ in range(2)
     )
     q, x = np.divmod(generator.permutation(1600)[:300], 40)
-    left = SINGLE.ready(queries)
-    keys = SINGLE.keys(left, SINGLE.ready(rows))[q, x]
-    slack = SINGLE.error(left, rows.norms.max())[q]
+    left, right = SINGLE.ready(queries), SINGLE.ready(rows)
+    keys = SINGLE.keys(left, right)[q, x]
+    slack = SINGLE.error(left, right)[q]
     assert (np.abs(pair_keys(queries, rows, q, x) - keys) <= 2 * slack).all()
     assert len(pair_keys(queries, rows, q[:0], x[:0])) == 0
 

@@ -20,6 +20,7 @@ from retrieval.index.faiss_files import empty_index
 from retrieval.index.kmeans import list_metric
 from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard
+from retrieval.int8 import Int8, multiplies
 from retrieval.products import SINGLE, Half
 from retrieval.scoring import block, norms_of
 from retrieval.tables import CANDIDATES, SHARD_ROWS, Metric, Vectors
@@ -69,7 +70,12 @@ def make_shard(
     return Shard(index, pa.table(columns, schema=SHARD_ROWS.schema), metric, dtype, deleted)
 
 
-CHEAP = [SINGLE, Half("cpu"), *([Half("cuda")] if torch.cuda.is_available() else [])]
+CHEAP = [
+    SINGLE,
+    Half("cpu"),
+    *([Int8()] if multiplies() else []),
+    *([Half("cuda")] if torch.cuda.is_available() else []),
+]
 
 
 def shards_merge_to_brute_force(
