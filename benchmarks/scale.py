@@ -38,7 +38,7 @@ NETWORK = 1.25e9  # assumed bytes a second and node
 REQUEST = 0.1  # assumed seconds for a listing of 1,000 keys
 
 LISTED = 10**7 / 106  # images a second, one process: benchmarks.listing
-DRIVEN = 10**6 / 56  # chunks a second, all of the driver but the listing: benchmarks.driver
+DRIVEN = 10**6 / 30  # chunks a second, all of the driver but the listing: benchmarks.driver
 DECODED = 2060 / 16  # photos a second and core: README.md, embed stage beside the H200
 ON_GPU = 15_500  # images a second, ResNet-50 in bf16, the network alone: the same
 ON_CORE = 24 / 2  # images a second and core, ResNet-50 in fp32, all of it: benchmarks.embed
