@@ -171,6 +171,8 @@ class Team:
         self._meter.begin(self._step, self._bucket)
         self._work, self._items = make(shared), items
         yield from watched(pool.answers(where, self), self)
+        del self._work, self._items
+        self._book = Attempts()  # what the pool and the book hold goes with them
         self._meter.begin("finish", self._bucket)
 
     def moved(self) -> bool:
@@ -220,7 +222,11 @@ class Team:
 
 
 class Meter:
-    """Tells for each step its processor time, what of it was not the driver's, and its memory."""
+    """Tells for each step its processor time, what of it was not the driver's, and its memory.
+
+    Memory is that of the process: at the beginning of a step, and the most in it. The simulated
+    folder is two bytes a chunk of it; the book and the items on their way count until all are done.
+    """
 
     def __init__(self) -> None:
         self._steps: dict[str, dict[str, Any]] = {}
@@ -234,6 +240,7 @@ class Meter:
         if bucket is not None:
             bucket.counts.clear()
         Path("/proc/self/clear_refs").write_text("5")
+        self._before = _memory_mb("VmRSS")
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     @contextmanager
@@ -257,12 +264,13 @@ class Meter:
             "driver_seconds": round(cpu, 3),
             **{f"{whose}_seconds": round(spent, 3) for whose, spent in self._apart.items()},
             "wall_seconds": round(time.perf_counter() - self._wall, 3),
-            "peak_mb": _peak_mb(),
+            "begun_mb": self._before,
+            "peak_mb": _memory_mb("VmHWM"),
             **{what: count for what, count in counts.items() if count},
         }
         self._now = ""
 
 
-def _peak_mb() -> int:
+def _memory_mb(what: str) -> int:
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) // 1000
+    return int(status.split(f"{what}:")[1].split()[0]) // 1000

@@ -24,9 +24,9 @@ _GROUP = 64  # files a task copies
 
 def is_compact(segments: list[Segment], manifest: Manifest, listed: Listed) -> bool:
     """Tell whether a store is already as it would be if it were made from scratch."""
-    retried = any(there.latest for there in pieces_in(manifest.files).values())
+    retried = pieces_in(manifest.files.paths).retries.any()
     same = segments[0].files[listing_path(0)] == digest(listed.path)
-    return len(segments) == 1 and same and not retried
+    return len(segments) == 1 and same and not bool(retried)
 
 
 def compact(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Further:
                 _put_format(folder, name, counts["metric"])
 
 
-def further_lines(files: dict[str, FileRecord]) -> tuple[str, ...]:
+def further_lines(files: Mapping[str, FileRecord]) -> tuple[str, ...]:
     """Say which files lie beside the matches."""
     from retrieval.ranking.formats import FILE_OF
 
@@ -141,5 +141,4 @@ def _put_pictures(folder: Folder, counts: dict[str, Any]) -> None:
 
 def _unfinished(folder: Folder, counts: dict[str, Any]) -> Manifest:
     """Give what the manifest of these matches will be, as far as it is read here."""
-    files = {record.path: record for record in commit.records(folder)}
-    return Manifest("matches", "", "", counts, "", files)
+    return Manifest("matches", "", "", counts, "", commit.records(folder))

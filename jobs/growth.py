@@ -26,6 +26,7 @@ from retrieval.embeddings.finish import finish_store, is_overtaken, lags, read_d
 from retrieval.embeddings.segment import (
     Segment,
     bring_claimed,
+    by_segment,
     claim_segment,
     clear_claims,
     clear_unclaimed,
@@ -37,10 +38,11 @@ from retrieval.errors import Damaged, Stalled, StorageFailure, TooManyFailures
 from retrieval.images import changes
 from retrieval.images.chunks import chunk_rows_for
 from retrieval.images.listing import digest
-from retrieval.records import Chunk, FileRecord
+from retrieval.records import Chunk
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest, read_if_there
+from retrieval.storage.inventory import Gathered
 from retrieval.tables import COMPACTED
 
 _LOOKS = 5  # times that a run looks again at a store that another run changes
@@ -57,7 +59,7 @@ class Growth:
     listed: Listed
     stage: str
     unsettle: Callable[[], None]  # called before the store is changed: what depends on it is undone
-    known: list[FileRecord] = field(default_factory=list)
+    known: Gathered = field(default_factory=Gathered)
     embedded: int = 0  # images that this run embedded
     seconds: float = 0.0  # that its workers took for them, all together
     worked: bool = False
@@ -77,7 +79,7 @@ class Growth:
             except Exception:  # what a worker missed comes wrapped in one of Ray's
                 if not left or self._state() == before:
                     raise
-                self.known = []
+                self.known = Gathered()
         raise AssertionError("unreachable")
 
     def _state(self) -> list[bytes | None]:
@@ -92,10 +94,10 @@ class Growth:
     def _bring_up(self) -> Manifest:
         if is_settled(self.folder):
             self.unsettle()
-            self.known += bring_to_place(self.where, self.folder)
+            self.known.add(bring_to_place(self.where, self.folder))
         clear_unclaimed(self.folder)
         there = self._manifest()
-        self.known += there.files.values() if there else []
+        self.known.add(there.files if there else [])
         segments = read_segments(self.folder)
         done = int(there.counts["segments"]) if there else 0
         for segment in segments[done:]:
@@ -112,7 +114,8 @@ class Growth:
         if self.settings.compact and not is_compact(segments, there, self.listed):
             self.unsettle()
             before = listings_before(self.folder, segments, self.listed)
-            self.known = compact(self.where, self.folder, segments, self.listed, before)
+            moved = compact(self.where, self.folder, segments, self.listed, before)
+            self.known = Gathered(moved)
             there = self._finish(read_segments(self.folder))
         clear_unclaimed(self.folder)
         return there
@@ -129,9 +132,10 @@ class Growth:
     def _finish(self, segments: list[Segment]) -> Manifest:
         self.worked = True
         self._still(segments)
+        known, self.known = self.known, Gathered()  # the manifest will name them
         manifest = finish_store(
-            self.folder, self.prepared.dimension, self.known, self.settings.max_error_rate,
-            segments, self.prepared.unit,
+            self.folder, self.prepared.dimension, known, self.settings.max_error_rate, segments,
+            self.prepared.unit,
         )  # fmt: skip
         self._still(segments)
         return manifest
@@ -180,16 +184,15 @@ class Growth:
 
     def _retry(self, segments: list[Segment]) -> None:
         """Try again what stands in the ledger and is alive."""
-        pieces = layout.pieces_in(entry.path for entry in finished.own_entries(self.folder))
+        pieces = layout.pieces_in(finished.own_entries(self.folder).paths)
         deleted = read_deleted(self.folder, segments)
         work, images = [], 0
-        for chunk in (chunk for segment in segments for chunk in segment.chunks()):
-            there = pieces[chunk.segment, chunk.number]
-            if there.latest in there.failures:
-                path = layout.failures_path(dataclasses.replace(chunk, retry=there.latest))
-                failed = read_sealed(self.folder, path)["row"].to_numpy()
+        for segment, its in by_segment(segments, pieces):
+            for number, retry in its.ledgers():
+                chunk = dataclasses.replace(segment.chunk(number), retry=retry)
+                failed = read_sealed(self.folder, layout.failures_path(chunk))["row"].to_numpy()
                 if alive := int((~np.isin(failed, deleted)).sum()):
-                    work.append(dataclasses.replace(chunk, retry=there.latest + 1))
+                    work.append(dataclasses.replace(chunk, retry=retry + 1))
                     images += alive
         self._embed(work, images, f"{self.stage} again")
 
@@ -201,7 +204,7 @@ class Growth:
         images = images or sum(chunk.last - chunk.first for chunk in work)
         with_ = Embedding(self.settings, self.where, self.folder, self.prepared)
         for result in embed_chunks(with_, work, images, stage or self.stage):
-            self.known += result.files
+            self.known.add(result.files)
             self.worked = self.worked or bool(result.files)
             self.embedded += result.rows if result.seconds else 0
             self.seconds += result.seconds

@@ -189,8 +189,9 @@ class Probe:
 
     def _weigh(self, output: str, manifest: Manifest) -> None:
         """Count the bytes of an output, and once those of the model that lies in each."""
-        models = [f.size for path, f in manifest.files.items() if path.startswith("model/")]
-        self.bytes[output] = sum(f.size for f in manifest.files.values()) - sum(models)
+        files = manifest.files.values()
+        models = [file.size for file in files if file.path.startswith("model/")]
+        self.bytes[output] = sum(file.size for file in files) - sum(models)
         if output == "store":
             self.bytes["model"] = sum(models)
 

@@ -122,9 +122,9 @@ def _put_folder(
 
 def _made_from(source: Source, names: Names, shown: Shown, facets: str) -> dict[str, str]:
     files = {
-        path: record.sha256
-        for path, record in source.manifest.files.items()
-        if path.startswith(("matches/", "failures/"))
+        record.path: record.sha256
+        for record in source.manifest.files.values()
+        if record.path.startswith(("matches/", "failures/"))
     }
     pictures = _digest(files, source.max_queries, SHOWN_MATCHES, templates.text_of("thumbnails.py"))
     grades = hashlib.sha256(shown.matches["grade"].to_numpy()).hexdigest()

@@ -119,7 +119,7 @@ def _ranked(folder: Folder) -> tuple[Certificate, int] | None:
 
 def _put_certificate(folder: Folder, certificate: Certificate, unmatched: int) -> list[FileRecord]:
     """Vouch for all parts of the matches, which are given, and say which recall they have."""
-    made = commit.records(folder)
+    made = commit.records(folder).values()
     parts = [record for record in made if record.path.partition("/")[0] in _VOUCHED]
     files = {record.path: record.sha256 for record in parts}
     values = {"certificate": asdict(certificate), "unmatched": unmatched, "files": files}

@@ -6,13 +6,16 @@ at once. A row is out only when the bound of a product excludes it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from retrieval.products import SAFE, SINGLE, Product, floor_of, pair_keys, propose
 from retrieval.scoring import Block, Float32, Float64, Int64, keys_of, pair_scores, slices
 
 _PRODUCT = 1 << 23  # elements of one proposed product: 32 MiB
-_NEAR = 1 << 18  # elements of one product of `nearest`: 1 MiB, which stays in a core's cache
+_NEAR = 1 << 20  # elements of one product of `nearest`: 4 MiB, which a core's caches hold
+_FEW = 256  # queries, of fewer a product costs several times as much a query: 64 MiB at 2^16 lists
 _NONE = np.iinfo(np.int64).max
 
 
@@ -144,17 +147,36 @@ def nearest(queries: Block, centroids: Block, product: Product = SINGLE) -> Int6
     if _may_overflow(queries, centroids):
         return top_k(queries, centroids, 1).positions[:, 0]
     ready = product.ready(centroids)
-    found = np.empty(len(queries), np.int64)
-    for part in slices(len(queries), max(1, _NEAR // len(centroids))):
-        asked = queries.take(part)
-        left = product.ready(asked)
+    pairs = [np.empty((2, 0), np.int64)]
+    for part in slices(len(queries), max(_FEW, _NEAR // len(centroids))):
+        left = product.ready(queries.take(part))
         keys = product.keys(left, ready)
-        slack = product.error(left, ready)
-        q, x, _ = product.reach(keys, floor_of(product.kth(keys, 1) - 2 * slack))
-        if product is not SINGLE and len(q) > len(asked):
-            q, x = _finer(asked, centroids, q, x)
-        found[part] = x if len(q) == len(asked) else _decided(asked, centroids, q, x)
+        q, x = _close(product, keys, product.error(left, ready))
+        pairs.append(np.stack([q + part.start, x]))
+    q, x = np.concatenate(pairs, axis=1)
+    found: Int64 = x[_starts(q)]
+    several = np.bincount(q)[q] > 1
+    q, x = q[several], x[several]
+    if product is not SINGLE:
+        q, x = _finer(queries, centroids, q, x)
+    found[q[_starts(q)]] = _decided(queries, centroids, q, x)
     return found
+
+
+def _close(product: Product, keys: Any, slack: Float64) -> tuple[Int64, Int64]:
+    """Give the pairs that the bound cannot exclude from being the closest, ordered by query."""
+    if product is not SINGLE:
+        q, x, _ = product.reach(keys, floor_of(product.kth(keys, 1) - 2 * slack))
+        return q, x
+    every = np.arange(len(keys))  # few have a second one: looking for it is cheaper than for all
+    best = keys.argmax(1)
+    low = floor_of(keys[every, best] - 2 * slack)
+    keys[every, best] = -np.inf
+    open_ = np.flatnonzero(keys[every, keys.argmax(1)] >= low)
+    q, x, _ = SINGLE.reach(keys[open_], low[open_])
+    q, x = np.concatenate([every, open_[q]]), np.concatenate([best, x])
+    order = np.argsort(q, kind="stable")
+    return q[order], x[order]
 
 
 def _may_overflow(queries: Block, rows: Block) -> bool:
@@ -164,18 +186,26 @@ def _may_overflow(queries: Block, rows: Block) -> bool:
 
 def _finer(queries: Block, rows: Block, q: Int64, x: Int64) -> tuple[Int64, Int64]:
     """Leave of some pairs those that float32 cannot exclude from being the closest."""
+    if len(q) == 0:
+        return q, x
     keys = pair_keys(queries, rows, q, x).astype(np.float64)
     slack = SINGLE.error(SINGLE.ready(queries), SINGLE.ready(rows))
-    best = np.maximum.reduceat(keys, np.searchsorted(q, np.arange(len(queries))))
-    keep = keys >= (best - 2 * slack)[q]
+    starts = _starts(q)
+    best = np.maximum.reduceat(keys, starts)
+    keep = keys >= np.repeat(best, np.diff(starts, append=len(q))) - 2 * slack[q]
     return q[keep], x[keep]
 
 
 def _decided(queries: Block, rows: Block, q: Int64, x: Int64) -> Int64:
-    """Give the closest of each query's pairs, by float64."""
+    """Give the closest of each query's pairs, by float64; of the queries that have any."""
     exact = np.zeros(len(q))
     close = np.flatnonzero(np.bincount(q)[q] > 1)
     scores = pair_scores(queries, rows, q[close], x[close])
     exact[close] = keys_of(scores, queries.metric)
     order = np.lexsort((x, -exact, q))
-    return x[order[np.searchsorted(q, np.arange(len(queries)))]]
+    return x[order[_starts(q)]]
+
+
+def _starts(q: Int64) -> Int64:
+    """Give the place of each query's first pair; pairs are ordered by query."""
+    return np.flatnonzero(np.diff(q, prepend=-1))

@@ -6,7 +6,7 @@ Whoever wants to know what a file holds reads this one; ARCHITECTURE.md prints i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,8 @@ Pooling = Literal["avg", "max", "gem", "each"]
 Resize = Literal["crop", "squash", "pad", "squash-crop"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 """(n, d) vectors as they are stored."""
+Paths = Any
+"""Paths of files: a StringArray (n,) of pyarrow, which has no types."""
 
 
 @dataclass(frozen=True)

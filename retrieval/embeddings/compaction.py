@@ -131,9 +131,7 @@ def chunks_of(segments: list[Segment], rows: Rows) -> Iterator[Chunk]:
     for segment in segments:
         lines = rows[slice(*np.searchsorted(rows, [segment.base, segment.base + segment.images]))]
         for number in np.unique((lines - segment.base) // segment.chunk_rows).tolist():
-            first = number * segment.chunk_rows
-            last = min(first + segment.chunk_rows, segment.images)
-            yield Chunk(segment.number, number, first, last, segment.base)
+            yield segment.chunk(number)
 
 
 def _latest_ledger(store: Folder, chunk: Chunk) -> pa.Table:

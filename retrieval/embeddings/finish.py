@@ -9,27 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrieval.embeddings.layout import (
+    Int32,
     deleted_path,
-    failures_path,
     part_path,
     pieces_in,
     segment_json_path,
     segment_number,
 )
-from retrieval.embeddings.segment import Rows, Segment, clear_claims, read_segments, span_of
+from retrieval.embeddings.segment import (
+    Rows,
+    Segment,
+    by_segment,
+    clear_claims,
+    read_segments,
+    span_of,
+)
 from retrieval.errors import Damaged, TooManyFailures
-from retrieval.records import Chunk, FileRecord
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
+from retrieval.storage.inventory import Inventory, Known, among, inventory_of
 from retrieval.storage.seal import is_sealed, read_json
+from retrieval.tables import Paths
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Tally:
 def finish_store(
     folder: Folder,
     dimension: int,
-    known: Iterable[FileRecord],
+    known: Known,
     max_error_rate: float,
     segments: list[Segment] | None = None,
     unit: str = "images",
@@ -65,12 +74,14 @@ def finish_store(
     segments = read_segments(folder) if segments is None else segments
     if _segments_finished(folder) > len(segments):
         return finished.read_manifest(folder, kind="store")
-    there = {entry.path for entry in finished.own_entries(folder)}
-    stale = stale_ledgers(segments, there)
-    later = {path for path in there if segment_number(path, -1) >= len(segments)}
-    counted = there - stale - later
-    alive = (record for record in known if record.path in counted)
+    there = finished.own_entries(folder)
+    stale = stale_ledgers(segments, there.paths)
+    later = {e.path for e in there if segment_number(e.path, -1) >= len(segments)}
+    alive = inventory_of(known)
+    alive = alive.kept(among(alive.paths, there.without(stale | later)))
+    del there
     records = commit.records(folder, alive, leave_out=stale | later)
+    del alive
     tally = _tally(folder, segments, records)
     _judge(folder, tally, max_error_rate, unit)
     counts = {
@@ -112,54 +123,55 @@ def is_overtaken(folder: Folder) -> bool:
 
 def lags(folder: Folder, manifest: Manifest) -> bool:
     """Tell whether a retry was killed between its parts and the manifest that names them."""
-    return bool(finished.beyond(manifest, (entry.path for entry in finished.own_entries(folder))))
+    return bool(finished.beyond(manifest, finished.own_entries(folder)))
 
 
-def stale_ledgers(segments: list[Segment], paths: Iterable[str]) -> set[str]:
+def stale_ledgers(segments: list[Segment], paths: Paths) -> set[str]:
     """Name the ledgers that a later part replaces, or that lack the part they were put for."""
-    found = set()
-    chunks = [segment.chunk_count for segment in segments]
-    for (segment, number), pieces in pieces_in(paths).items():
-        if segment < len(segments) and number < chunks[segment]:
-            found |= {failures_path(Chunk(segment, number, 0, 0, retry=n)) for n in pieces.stale}
-    return found
+    pieces = pieces_in(paths)
+    stale = [its.places[~its.counts] for _, its in by_segment(segments, pieces)]
+    return {path for places in stale for path in paths.take(pa.array(places)).to_pylist()}
 
 
-def _retry(chunk: Chunk, number: int) -> Chunk:
-    return Chunk(chunk.segment, chunk.number, chunk.first, chunk.last, chunk.base, number)
-
-
-def _tally(folder: Folder, segments: list[Segment], records: list[FileRecord]) -> Tally:
-    pieces = pieces_in(record.path for record in records)
-    rows = {record.path: record.rows or 0 for record in records}
+def _tally(folder: Folder, segments: list[Segment], records: Inventory) -> Tally:
+    pieces = pieces_in(records.paths)
+    rows = pc.fill_null(records.table["rows"], 0).to_numpy()
     vectors = failures = 0
     ledgers = []
-    for segment in segments:
-        for chunk in segment.chunks():
-            found = pieces.get((chunk.segment, chunk.number))
-            parts = [part_path(_retry(chunk, n)) for n in found.parts] if found else []
-            ledger = failures_path(_retry(chunk, found.latest)) if found and found.parts else ""
-            got, lost = sum(rows[path] for path in parts), rows.get(ledger, 0)
-            if got + lost != chunk.last - chunk.first:
-                raise Damaged(
-                    f"{folder.uri(part_path(chunk))} and its ledger have {got} rows and {lost} "
-                    f"failures for {chunk.last - chunk.first} images; remove both and run again"
-                )
-            vectors += got
-            failures += lost
-            ledgers += [ledger] if lost else []
+    for segment, found in by_segment(segments, pieces):
+        its = found.where(found.counts)
+        parts, lists = its.where(its.is_part), its.where(~its.is_part)
+        got, lost = (_sums(each.numbers, rows[each.places], segment) for each in (parts, lists))
+        if (wrong := np.flatnonzero(got + lost != segment.sizes())).size:
+            chunk = segment.chunk(int(wrong[0]))
+            raise Damaged(
+                f"{folder.uri(part_path(chunk))} and its ledger have {got[wrong[0]]} rows and "
+                f"{lost[wrong[0]]} failures for {chunk.last - chunk.first} images; remove both "
+                "and run again"
+            )
+        vectors += int(got.sum())
+        failures += int(lost.sum())
+        ledgers.append(lists.places[rows[lists.places] > 0])
     deleted = read_deleted(folder, segments)
-    dead = _among(folder, ledgers, deleted)
+    dead = _among(folder, records.paths, ledgers, deleted)
     return Tally(span_of(segments), len(deleted), vectors - (len(deleted) - dead), failures - dead)
 
 
-def _among(folder: Folder, ledgers: list[str], rows: Rows) -> int:
-    """Count the failures that some rows belong to."""
+def _sums(numbers: Int32, rows: Rows, segment: Segment) -> Rows:
+    """Add up the rows of pieces for each chunk of a segment."""
+    sums = np.zeros(segment.chunk_count, np.int64)
+    np.add.at(sums, numbers, rows)
+    return sums
+
+
+def _among(folder: Folder, paths: Paths, ledgers: list[Rows], rows: Rows) -> int:
+    """Count the failures, in the ledgers at some places of the paths, that rows belong to."""
     if len(rows) == 0:
         return 0
     return sum(
         int(np.isin(pq.read_table(io.BytesIO(folder.read(path)))["row"], rows).sum())
-        for path in ledgers
+        for places in ledgers
+        for path in paths.take(pa.array(places)).to_pylist()
     )
 
 

@@ -12,12 +12,27 @@ its latest part counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from retrieval.records import Chunk
+from retrieval.tables import Paths
 
-_PIECE = re.compile(r"segments/(\d{5})/(parts|failures)/(\d{8})(?:-(\d+))?\.parquet")
+Int32 = NDArray[np.int32]
+
+_PIECE = (
+    r"^segments/(?P<segment>\d{5})/(?P<kind>parts|failures)/(?P<number>\d{8})"
+    r"(?:-(?P<retry>\d{1,9}))?\.parquet$"
+)
+_BATCH = 1 << 16
+_LINE = np.dtype([("place", "i8"), ("segment", "i4"), ("number", "i4"), ("retry", "i4"),
+                  ("is_part", "?")])  # fmt: skip
 
 
 def segment_path(segment: int, name: str = "") -> str:
@@ -61,29 +76,62 @@ def _piece_path(kind: str, chunk: Chunk) -> str:
     return segment_path(chunk.segment, f"{kind}/{chunk.number:08d}{suffix}.parquet")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Pieces:
-    """What lies there of one chunk: the numbers of its retries, by kind."""
+    """What lies there of chunks: a line a part or ledger, (n,), by segment, chunk and retry."""
 
-    parts: list[int] = field(default_factory=list)
-    failures: list[int] = field(default_factory=list)
+    places: NDArray[np.int64]  # of its path among those that were given
+    segments: Int32
+    numbers: Int32  # of the chunk in its segment
+    retries: Int32  # 0 for the first attempt
+    is_part: NDArray[np.bool_]  # else it is a ledger
+    counts: NDArray[np.bool_]  # a part, or the ledger of its chunk's latest part
 
-    @property
-    def latest(self) -> int:
-        """Give the number of the last retry that was finished; 0 for the first attempt."""
-        return max(self.parts)
+    def where(self, mask: NDArray[np.bool_] | slice) -> Pieces:
+        """Give some of the lines."""
+        return Pieces(*(getattr(self, field.name)[mask] for field in fields(self)))
 
-    @property
-    def stale(self) -> list[int]:
-        """Give the ledgers that no longer count, or not yet."""
-        return [number for number in self.failures if not self.parts or number != self.latest]
+    def of(self, segment: int) -> Pieces:
+        """Give the lines of a segment."""
+        return self.where(slice(*np.searchsorted(self.segments, [segment, segment + 1])))
+
+    def parts_of(self, chunk: Chunk) -> list[int]:
+        """Give the retries that a chunk has parts of, in their order."""
+        its = self.of(chunk.segment)
+        its = its.where(slice(*np.searchsorted(its.numbers, [chunk.number, chunk.number + 1])))
+        found: list[int] = its.retries[its.is_part].tolist()
+        return found
+
+    def ledgers(self) -> Iterator[tuple[int, int]]:
+        """Give chunk and retry of each ledger that counts."""
+        its = self.where(self.counts & ~self.is_part)
+        return zip(its.numbers.tolist(), its.retries.tolist(), strict=True)
 
 
-def pieces_in(paths: Iterable[str]) -> dict[tuple[int, int], Pieces]:
-    """Sort the parts and failures among some paths by (segment, chunk)."""
-    found: dict[tuple[int, int], Pieces] = {}
-    for path in paths:
-        if match := _PIECE.fullmatch(path):
-            pieces = found.setdefault((int(match[1]), int(match[3])), Pieces())
-            (pieces.parts if match[2] == "parts" else pieces.failures).append(int(match[4] or 0))
-    return found
+def pieces_in(paths: Paths) -> Pieces:
+    """Find the parts and failures among some paths."""
+    steps = range(0, len(paths), _BATCH)
+    found = (_lines(paths[at : at + _BATCH], at) for at in steps)
+    lines = np.concatenate([np.empty(0, _LINE), *found])
+    lines = lines[np.lexsort((lines["is_part"], lines["retry"], lines["number"], lines["segment"]))]
+    chunk = lines["segment"] * np.int64(10**8) + lines["number"]
+    starts = np.flatnonzero(np.diff(chunk, prepend=-1))
+    latest = np.maximum.reduceat(np.where(lines["is_part"], lines["retry"], -1), starts)
+    its = np.repeat(latest, np.diff(starts, append=len(lines)))
+    counts = lines["is_part"] | (lines["retry"] == its)
+    columns: Any = [lines[name].copy() for name in _LINE.names or ()]
+    return Pieces(*[*columns, counts])
+
+
+def _lines(paths: Paths, first: int) -> NDArray[np.void]:
+    """Give the pieces among some paths, the first of which has a place, in their order."""
+    found = pc.extract_regex(paths, _PIECE)
+    there = found.is_valid()
+    segment, kind, number, retry = found.filter(there).flatten()
+    retry = pc.if_else(pc.equal(retry, ""), "0", retry)
+    lines = np.empty(len(kind), _LINE)
+    lines["place"] = np.flatnonzero(there) + first
+    for name, text in (("segment", segment), ("number", number), ("retry", retry)):
+        lines[name] = text.cast(pa.int64())
+    lines["is_part"] = pc.equal(kind, "parts")
+    return lines

@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.embeddings.layout import (
+    Pieces,
     deleted_path,
     listing_path,
     segment_json_path,
@@ -30,6 +31,7 @@ from retrieval.errors import Damaged
 from retrieval.records import Chunk
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
+from retrieval.storage.inventory import listed
 from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
 from retrieval.tables import DELETED, WORK
 
@@ -58,9 +60,18 @@ class Segment:
 
     def chunks(self) -> Iterator[Chunk]:
         """Cut it into chunks of `chunk_rows` lines, the last one shorter."""
-        for number, first in enumerate(range(0, self.images, self.chunk_rows)):
-            last = min(first + self.chunk_rows, self.images)
-            yield Chunk(self.number, number, first, last, self.base)
+        return map(self.chunk, range(self.chunk_count))
+
+    def chunk(self, number: int) -> Chunk:
+        """Give one of them."""
+        first = number * self.chunk_rows
+        last = min(first + self.chunk_rows, self.images)
+        return Chunk(self.number, number, first, last, self.base)
+
+    def sizes(self) -> Rows:
+        """Count the lines of each chunk, (chunks,)."""
+        return np.diff(np.arange(0, self.images + self.chunk_rows, self.chunk_rows).clip(
+            max=self.images))  # fmt: skip
 
     def to_json(self) -> bytes:
         """Write segment.json."""
@@ -110,11 +121,18 @@ def clear_unclaimed(folder: Folder) -> None:
 
     A run puts it there that is slower than another one's compaction.
     """
-    entries = list(folder.entries("segments"))
+    entries = listed(folder.entries("segments"))
     count = len(read_segments(folder))
     for entry in entries:
         if segment_number(entry.path, -1) >= count:
             folder.delete(entry.path)
+
+
+def by_segment(segments: list[Segment], pieces: Pieces) -> Iterator[tuple[Segment, Pieces]]:
+    """Give each segment with the pieces of its chunks."""
+    for segment in segments:
+        its = pieces.of(segment.number)
+        yield segment, its.where(its.numbers < segment.chunk_count)
 
 
 def span_of(segments: list[Segment]) -> int:

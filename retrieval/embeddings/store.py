@@ -6,7 +6,7 @@ Where the files lie is said in `layout.py`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, ValuesView
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +26,7 @@ from retrieval.embeddings.layout import (
     pieces_in,
     segment_json_path,
 )
-from retrieval.embeddings.segment import Rows, Segment, digest_of, segment_of
+from retrieval.embeddings.segment import Rows, Segment, by_segment, digest_of, segment_of
 from retrieval.errors import Damaged
 from retrieval.records import Chunk, FileRecord
 from retrieval.storage import commit, finished
@@ -102,8 +102,8 @@ class Store:
         return read_deleted(self.folder, self.segments)
 
     @cached_property
-    def _pieces(self) -> dict[tuple[int, int], Pieces]:
-        return pieces_in(self.manifest.files)
+    def _pieces(self) -> Pieces:
+        return pieces_in(self.manifest.files.paths)
 
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[pa.Table]:
         """Stream the live rows first <= row < last, a table a chunk, in order of row."""
@@ -116,8 +116,8 @@ class Store:
 
     def chunk_rows(self, chunk: Chunk) -> pa.Table:
         """Give the live rows of a chunk; what retries recovered is among them."""
-        retries = self._pieces[chunk.segment, chunk.number].parts
-        parts = [self._read(part_path(replace(chunk, retry=number))) for number in sorted(retries)]
+        retries = self._pieces.parts_of(chunk)
+        parts = [self._read(part_path(replace(chunk, retry=number))) for number in retries]
         whole = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("row")
         return self._alive(whole, chunk)
 
@@ -138,15 +138,13 @@ class Store:
         return pa.schema([field.with_nullable(True) for field in found.values()])
 
     @property
-    def parts(self) -> list[list[FileRecord]]:
+    def parts(self) -> list[ValuesView[FileRecord]]:
         """Give the parts in the order of their rows: those of first attempts, then of retries."""
-        found: list[list[FileRecord]] = []
-        for chunk in self.chunks:
-            for retry in self._pieces[chunk.segment, chunk.number].parts:
-                found += [[] for _ in range(retry + 1 - len(found))]
-                path = part_path(replace(chunk, retry=retry))
-                found[retry].append(self.manifest.files[path])
-        return found
+        its = self._pieces.where(self._pieces.is_part)
+        return [
+            self.manifest.files.at(its.places[its.retries == retry]).values()
+            for retry in range(int(its.retries.max(initial=-1)) + 1)
+        ]
 
     def part_rows(self, path: str, first: int, last: int) -> pa.Table:
         """Give the live ones of the rows at some places of a part."""
@@ -158,11 +156,10 @@ class Store:
 
     def failures(self) -> Iterator[pa.Table]:
         """Stream the ledger's live lines, a table a chunk that has failures."""
-        for chunk in self.chunks:
-            pieces = self._pieces[chunk.segment, chunk.number]
-            path = failures_path(replace(chunk, retry=pieces.latest))
-            if path in self.manifest.files:
-                yield self._alive(self._read(path), chunk)
+        for segment, pieces in by_segment(self.segments, self._pieces):
+            for number, retry in pieces.ledgers():
+                chunk = replace(segment.chunk(number), retry=retry)
+                yield self._alive(self._read(failures_path(chunk)), chunk)
 
     def _alive(self, table: pa.Table, chunk: Chunk) -> pa.Table:
         return self._without_deleted(table, chunk.base + chunk.first, chunk.base + chunk.last)

@@ -192,7 +192,7 @@ def _tables(store: Store, extents: Extents) -> Iterator[pa.Table]:
 def _fill(making: Making, index: Any, placed: Placed, name: Path) -> None:
     """Add the vectors in the order of their rows; to lists that have room where we decide them."""
     if making.codes:
-        _make_room(index, placed.lists)
+        make_room(index, placed.lists)
     stored = np.dtype(making.store.dtype)
     dimension = making.store.dimension
     step = max(1, _FILL // (dimension * stored.itemsize))
@@ -208,7 +208,8 @@ def _fill(making: Making, index: Any, placed: Placed, name: Path) -> None:
                 lossy.add_rows(index, wide, placed.rows[part])
 
 
-def _make_room(index: Any, lists: NDArray[np.int32]) -> None:
+def make_room(index: Any, lists: NDArray[np.integer[Any]]) -> None:
+    """Let each list hold what will come, so that none is moved as it grows."""
     sizes = np.bincount(lists, minlength=index.nlist)
     for number in np.flatnonzero(sizes):
         index.invlists.resize(int(number), int(sizes[number]))
@@ -220,18 +221,18 @@ def add_codes(
 ) -> None:
     """Add (n, d) vectors of the index's own dtype to the lists that were decided for them.
 
-    They are the codes as they are: nothing is left for FAISS to encode or to decide.
+    They are the codes as they are: nothing is left for FAISS to encode or to decide. They are
+    brought together list by list: all at once, memory that is new each time costs more than adding.
     """
     order = np.argsort(lists, kind="stable")
-    codes, ids = np.ascontiguousarray(values[order]), np.ascontiguousarray(rows[order])
     sizes = np.bincount(lists, minlength=index.nlist)
     ends = np.cumsum(sizes)
     for number in np.flatnonzero(sizes).tolist():
-        first, last = int(ends[number] - sizes[number]), int(ends[number])
+        its = order[ends[number] - sizes[number] : ends[number]]
+        codes, ids = values[its], rows[its]
         index.invlists.add_entries(
-            number, last - first, faiss.swig_ptr(ids[first:last]),
-            faiss.swig_ptr(codes[first:last].view(np.uint8)),
-        )  # fmt: skip
+            number, len(its), faiss.swig_ptr(ids), faiss.swig_ptr(codes.view(np.uint8))
+        )
     index.ntotal += len(order)
 
 

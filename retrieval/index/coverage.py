@@ -26,7 +26,7 @@ class Extent:
 Extents = tuple[Extent, ...]
 
 
-def is_of(covered: Iterable[Extent], parts: Sequence[Sequence[FileRecord]]) -> bool:
+def is_of(covered: Iterable[Extent], parts: Sequence[Iterable[FileRecord]]) -> bool:
     """Tell whether a store still holds all that some shards were made of."""
     there = {record.path: record for run in parts for record in run}
     return all(
@@ -38,7 +38,7 @@ def is_of(covered: Iterable[Extent], parts: Sequence[Sequence[FileRecord]]) -> b
 
 
 def missing(
-    parts: Sequence[Sequence[FileRecord]], covered: Iterable[Extent], rows_per_shard: int
+    parts: Sequence[Iterable[FileRecord]], covered: Iterable[Extent], rows_per_shard: int
 ) -> list[Extents]:
     """Cut what no shard covers into the extents of new shards, by number of rows.
 

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import AccessRefused, Damaged, Mismatch, UsageError
@@ -26,15 +25,16 @@ from retrieval.storage.finished import (
     RUN,
     Manifest,
     is_finished,
+    manifest_of,
     own_entries,
-    parse_manifest,
     read_if_there,
     read_job,
     read_manifest,
 )
+from retrieval.storage.inventory import Gathered, Inventory, Known, inventory_of
 from retrieval.storage.seal import is_sealed, read_json, sealed_json, sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import FILES, FORMAT, WORK
+from retrieval.tables import FORMAT, WORK
 
 _SEALED = (".json", ".parquet", ".html")
 _UNSEALED = ("submission.json",)  # of a form that others have fixed
@@ -213,17 +213,21 @@ def foreign(folder: Folder, kinds: Iterable[str]) -> Iterator[str]:
 
 
 def records(
-    folder: Folder, known: Iterable[FileRecord] = (), *, leave_out: Container[str] = ()
-) -> list[FileRecord]:
+    folder: Folder,
+    known: Known = (),
+    *,
+    leave_out: Container[str] = (),
+) -> Inventory:
     """Give the record of each file of an output; those in `known` are not read again.
 
     What an earlier run left is read, a file at a time and a large one in pieces, and must carry its
     own checksum, or the one that another file names for it.
     """
-    found = {record.path: record for record in known}
+    given = inventory_of(known)
+    found = Gathered()
     named: dict[str, str] = {}
-    for entry in own_entries(folder):
-        if entry.path in found or entry.path in leave_out:
+    for entry in own_entries(folder).outside(given):
+        if entry.path in leave_out:
             continue
         try:
             file = folder.open(entry.path)
@@ -232,13 +236,15 @@ def records(
         with file:
             if seals_itself(entry.path) and not is_sealed(file):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
-            found[entry.path] = record_of(entry.path, file)
+            found.add([record_of(entry.path, file)])
         if entry.path.endswith(".json"):
             named |= checksums_in(entry.path, folder.read(entry.path))
-    for path in sorted(named.keys() & found.keys()):
-        if found[path].sha256 != named[path]:
+    found.add(given)
+    made = found.inventory()
+    for path in sorted(named):
+        if path in made and made[path].sha256 != named[path]:
             raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
-    return [found[path] for path in sorted(found)]
+    return made
 
 
 def checksums_in(path: str, data: bytes) -> dict[str, str]:
@@ -253,7 +259,7 @@ def finish(
     folder: Folder,
     kind: Kind,
     counts: Mapping[str, Any],
-    known: Iterable[FileRecord] = (),
+    known: Known = (),
     *,
     stale: Collection[str] = (),
     leave_out: Collection[str] = (),
@@ -263,14 +269,13 @@ def finish(
     A manifest that is there is removed first, then the `stale` files that it may have named. Files
     to `leave_out` stay, but belong to what comes after this manifest.
     """
-    rows = records(folder, known, leave_out={*stale, *leave_out})
-    columns = {name: [getattr(row, name) for row in rows] for name in FILES.schema.names}
-    inventory = sealed_parquet(pa.table(columns, schema=FILES.schema))
+    files = records(folder, known, leave_out={*stale, *leave_out})
+    inventory = sealed_parquet(files.table)
     data = sealed_json(
         {
             "format": FORMAT,
             "kind": kind,
-            "job_sha256": next(row.sha256 for row in rows if row.path == JOB),
+            "job_sha256": files[JOB].sha256,
             "files_sha256": hashlib.sha256(inventory).hexdigest(),
             "counts": dict(counts),
         }
@@ -284,7 +289,7 @@ def finish(
         folder.put(INVENTORY, inventory)
         folder.put(MANIFEST, data)
     clear_work(folder)
-    return parse_manifest(data, inventory, folder)
+    return manifest_of(data, files)
 
 
 def clear_work(folder: Folder) -> None:

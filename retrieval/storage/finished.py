@@ -7,19 +7,20 @@ not finished. The bytes of the other files are checked when they are read.
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from retrieval.errors import Damaged, InputError, Mismatch
 from retrieval.kinds import Kind
 from retrieval.records import FileRecord
 from retrieval.storage import patience
 from retrieval.storage.files import Entry, Folder
+from retrieval.storage.inventory import Entries, Inventory, among, listed, read_inventory
 from retrieval.storage.seal import read_json
 from retrieval.storage.temporary import TEMPORARY
 from retrieval.tables import FORMAT, WORK
@@ -45,27 +46,35 @@ class Manifest:
     files_sha256: str
     counts: dict[str, Any]
     sha256: str  # of manifest.json itself: names this very output
-    files: dict[str, FileRecord]
+    files: Inventory
 
 
-def own_entries(folder: Folder) -> list[Entry]:
+def own_entries(folder: Folder) -> Entries:
     """Give the files of an output without temporary ones, run.json, manifest and inventory.
 
     A folder below it that holds a job.json is an output of its own; only its manifest counts.
     """
-    entries = sorted(folder.entries(), key=lambda entry: entry.path)
-    # in order, so that of outputs inside one another the outermost comes first
-    nested = sorted(e.path.removesuffix(JOB) for e in entries if e.path.endswith("/" + JOB))
-    keep = []
-    for entry in entries:
+    found: list[str] = []
+
+    def own() -> Iterator[Entry]:
+        for entry in folder.entries():
+            if entry.path.endswith("/" + JOB):
+                found.append(entry.path.removesuffix(JOB))
+            if entry.path.rsplit("/", 1)[-1].startswith(TEMPORARY):
+                continue
+            if entry.path not in (MANIFEST, INVENTORY, RUN) and not entry.path.startswith(WORK):
+                yield entry
+
+    entries = listed(own())
+    if not found:
+        return entries
+    nested = sorted(found)  # so that of outputs inside one another the outermost comes first
+
+    def stays(entry: Entry) -> bool:
         below = next((outer for outer in nested if entry.path.startswith(outer)), None)
-        if entry.path.rsplit("/", 1)[-1].startswith(TEMPORARY):
-            continue
-        if entry.path in (MANIFEST, INVENTORY, RUN) or entry.path.startswith(WORK):
-            continue
-        if below is None or entry.path == below + MANIFEST:
-            keep.append(entry)
-    return keep
+        return below is None or entry.path == below + MANIFEST
+
+    return listed(filter(stays, entries))
 
 
 def read_if_there(folder: Folder, path: str) -> bytes | None:
@@ -147,31 +156,40 @@ def parse_manifest(data: bytes, inventory: bytes, folder: Folder) -> Manifest:
         )
     if hashlib.sha256(inventory).hexdigest() != values["files_sha256"]:
         raise Damaged(f"{folder.uri(INVENTORY)} was altered; {_WAY_OUT}")
-    table = pq.read_table(io.BytesIO(inventory))
-    columns = [table[field.name].to_pylist() for field in fields(FileRecord)]
+    return manifest_of(data, read_inventory(inventory))
+
+
+def manifest_of(data: bytes, files: Inventory) -> Manifest:
+    """Give what the bytes of manifest.json say, beside the files that it names."""
+    values = json.loads(data)
     return Manifest(
         values["kind"],
         values["job_sha256"],
         values["files_sha256"],
         values["counts"],
         hashlib.sha256(data).hexdigest(),
-        {record.path: record for record in map(FileRecord, *columns)},
+        files,
     )
 
 
 def check_sizes(folder: Folder, manifest: Manifest) -> None:
     """Refuse an output in which a file is missing, extra or of another length."""
-    there = {entry.path: entry.size for entry in own_entries(folder)}
-    for path, expected in manifest.files.items():
-        if path not in there:
-            raise Damaged(f"{folder.uri(path)} is missing; {_WAY_OUT}")
-        if there[path] != expected.size:
-            raise Damaged(f"{folder.uri(path)} was altered (its length changed); {_WAY_OUT}")
-    if extra := sorted(there.keys() - manifest.files.keys() - beyond(manifest, there)):
-        raise Damaged(f"{folder.uri(extra[0])} does not belong there; remove it")
+    there, named = own_entries(folder), manifest.files
+    extra = there.outside(named)
+    if len(there) - len(extra) < len(named):
+        path = named.kept(pc.invert(among(named.paths, there.paths))).paths[0].as_py()
+        raise Damaged(f"{folder.uri(path)} is missing; {_WAY_OUT}")
+    kept = there.table if not len(extra) else there.table.filter(among(there.paths, named.paths))
+    differ = pc.not_equal(kept["size"], named.table["size"])
+    if pc.any(differ, min_count=0).as_py():
+        path = kept.filter(differ)["path"][0].as_py()
+        raise Damaged(f"{folder.uri(path)} was altered (its length changed); {_WAY_OUT}")
+    later = beyond(manifest, extra)
+    if wrong := [entry.path for entry in extra if entry.path not in later]:
+        raise Damaged(f"{folder.uri(wrong[0])} does not belong there; remove it")
 
 
-def beyond(manifest: Manifest, paths: Iterable[str]) -> set[str]:
+def beyond(manifest: Manifest, there: Entries) -> set[str]:
     """Name the files of a store or an index that belong to what comes after its manifest.
 
     A further segment, retry or shard that is under way or was killed: the rest stays readable.
@@ -179,9 +197,10 @@ def beyond(manifest: Manifest, paths: Iterable[str]) -> set[str]:
     pattern = _GROWN.get(manifest.kind)
     if pattern is None:
         return set()
-    there = int(manifest.counts["segments" if manifest.kind == "store" else "shards"])
-    found = ((path, pattern.fullmatch(path)) for path in paths if path not in manifest.files)
-    return {path for path, it in found if it and (int(it[1]) >= there or it[2])}
+    count = int(manifest.counts["segments" if manifest.kind == "store" else "shards"])
+    paths = (entry.path for entry in there.outside(manifest.files))
+    found = ((path, pattern.fullmatch(path)) for path in paths)
+    return {path for path, it in found if it and (int(it[1]) >= count or it[2])}
 
 
 def read_checked(folder: Folder, expected: FileRecord) -> bytes:

@@ -55,7 +55,7 @@ def _judge(folder: Folder) -> Verdict:
     state: Literal["finished", "unfinished"] = "unfinished"
     problems: list[str] = []
     try:
-        if not entries and not any(
+        if not len(entries) and not any(
             folder.exists(p) for p in (finished.MANIFEST, finished.INVENTORY)
         ):
             return Verdict(folder.uri(), kind, state, 0, "nothing yet")
@@ -68,7 +68,7 @@ def _judge(folder: Folder) -> Verdict:
             manifest = finished.read_manifest(folder)
             for expected in manifest.files.values():
                 problems += _problem(lambda e=expected: finished.read_checked(folder, e))
-            if finished.beyond(manifest, (entry.path for entry in entries)):
+            if finished.beyond(manifest, entries):
                 state = "unfinished"
                 problems += _unsealed(folder)
         else:

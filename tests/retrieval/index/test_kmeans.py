@@ -74,7 +74,7 @@ def test_centroids_do_not_depend_on_how_they_are_computed(case, metric, seed, si
     pairs, product = sizes
     with (
         mock.patch.object(scoring, "_PAIRS", pairs),
-        mock.patch.multiple(closest, _PRODUCT=product, _NEAR=product),
+        mock.patch.multiple(closest, _PRODUCT=product, _NEAR=product, _FEW=1),
         mock.patch.object(kmeans, "product_for", return_value=Half("cpu")),
     ):
         again = train_centroids(case.rows, nlist, metric, seed=seed)
