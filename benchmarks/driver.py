@@ -48,7 +48,19 @@ def main() -> None:
     asked = parser.parse_args()
     found = [measure(chunks, asked.workers) for chunks in asked.chunks]
     grown = [_exponents(*two) for two in itertools.pairwise(found)]
-    tell("driver", sizes=found, exponents=grown)
+    tell("driver", sizes=found, by_step=_by_step(found, grown))
+
+
+def _by_step(found: list[dict[str, Any]], grown: list[dict[str, float]]) -> dict[str, Any]:
+    """Give of each step the driver's seconds by chunks, the last exponent and the last peak."""
+    return {
+        name: {
+            **{str(size["chunks"]): size["steps"][name]["driver_seconds"] for size in found},
+            **({"exponent": grown[-1][name]} if grown else {}),
+            "peak_bytes": 1e6 * last["peak_mb"],
+        }
+        for name, last in found[-1]["steps"].items()
+    }
 
 
 def measure(chunks: int, workers: int) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def _summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             for name in ("faiss", "faiss_64")
         },
         "product": ours["product"],
+        "placed_gflops_a_core": spread([run["placed"] / run["add"] for run in found["ours"]]),
         **{
             f"add_of_{name}_bound{by}": spread(
                 [run[f"bound{by}"][name] / run[f"add{by}"] for run in found["ours"]]
@@ -135,6 +136,7 @@ def ours(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, 
     bounds = {p.name: product_bound(workers, vectors, lists, p) for p in (SINGLE, used)}
     return {
         **times, "add_cpu": cpu, "product": used.name,
+        "placed": 2e-9 * vectors.size * lists / THREADS,
         "bound": {name: wall for name, (wall, _) in bounds.items()},
         "bound_cpu": {name: spent for name, (_, spent) in bounds.items()},
         "recalls": recalls(indexes[0], vectors, queries),

@@ -42,7 +42,7 @@ REQUEST = 0.1  # assumed seconds for a listing of 1,000 keys
 CORES_MEASURED = 2  # of the machines whose rates these are
 
 LISTED = 10**7 / figure("listing.n7.list_seconds")  # images a second, one process
-DRIVEN = 10**6 / sum(figure(f"driver.{step}.c") for step in ("claim", "collect", "finish"))
+DRIVEN = 10**6 / sum(figure(f"driver.{step}.1000000") for step in ("claim", "collect", "finish"))
 DECODED = figure("embed-gpu.decode") / 16  # photos a second and core
 ON_GPU = figure("embed-gpu.network")  # images a second, ResNet-50 in bf16, the network alone
 ON_CORE = figure("embed-heavy.rates.ray") / CORES_MEASURED  # images a second and core, ResNet-50
