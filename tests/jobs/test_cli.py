@@ -74,6 +74,12 @@ def test_parse_size(text, size):
     assert parsing.parse_size(text) == size
 
 
+@pytest.mark.parametrize("text", ["", "0", "0.5", "0.0001K", "-1G", "G", "1.5.1M", "many"])
+def test_what_is_less_than_a_byte_or_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is not a size; write 512M or 16G"):
+        parsing.parse_size(text)
+
+
 def test_values_out_of_range_name_the_option():
     with pytest.raises(options.UsageError, match=r"--top-k 0: write at least 1"):
         options.check(settings.RankSettings(index="i", queries="q", output="o", top_k=0))
