@@ -29,19 +29,22 @@ def start(settings: ReportSettings) -> Result:
     into, name = _target(settings.output)
     truth = open_truth(folder, manifest, settings)
     said: tuple[str, ...] = ()
+    values = {}
     if "png" in formats:
         beside = into.child(f"{name.removesuffix('.html')}_pictures")
         said += _put_pictures(settings, folder, manifest, truth, beside)
+        values["pictures"] = beside.uri()
     if "html" in formats:
         said += _put_page(settings, folder, manifest, truth, into, name)
-    return Result({"report": settings.output}, said)
+        values["report"] = settings.output
+    return Result(values, said)
 
 
 def _formats(settings: ReportSettings) -> list[str]:
     names = [name.strip() for name in (settings.format or "html").split(",") if name.strip()]
-    for name in names:
+    for name in names or [""]:
         if name not in _FORMATS:
-            raise UsageError(f"--format {name!r}: a report is {' or '.join(_FORMATS)}")
+            raise UsageError(f"--format {name!r}: write one or both of {','.join(_FORMATS)}")
     if settings.compare is not None and "png" not in names:
         raise UsageError("--compare draws pictures of two rankings: add --format png, or html,png")
     return names

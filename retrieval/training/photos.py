@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.errors import InputError, LookalikeError
+from retrieval.errors import InputError, LookalikeError, StorageFailure, UsageError
 from retrieval.images.decode import apply, decode_full
 from retrieval.images.opening import Opener
 from retrieval.records import Item, Transform
@@ -85,11 +85,22 @@ def decoded(
         folder = Path(cache or scratch, f"photos-{name}")
         found = _there(folder, items)
         if found is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _NOTE).unlink(missing_ok=True)
+            _make_folder(folder)
             with Opener(options) as opener:
                 found = _decode(items, opener, transform, max_pixels, folder, threads)
         yield found
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of photos, or refuse the `--cache` that it would lie in."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _NOTE).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--cache {folder.parent} cannot be written ({error.strerror}); name a local folder "
+            "that can"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ def _there(folder: Path, items: Sequence[Item]) -> Decoded | None:
         note = read_json((folder / _NOTE).read_bytes())
         if note is None or any(_sum(folder / n) != note["files"][n] for n in (_EXACT, _WIDE)):
             return None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     exact, wide = (torch.from_numpy(_mapped(folder / name)) for name in (_EXACT, _WIDE))
     return Decoded(
@@ -187,9 +198,16 @@ def _decode(
 
 def _made(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Make an array on disk, with all its room: a full disk would end the process later."""
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-    with open(path, "r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    try:
+        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise StorageFailure(
+            f"{path} could not be written ({error.strerror}): make room, or name a larger disk by "
+            "--cache, and run the same command again"
+        ) from error
     return array
 
 
