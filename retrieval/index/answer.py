@@ -81,6 +81,16 @@ class Task:
             return shard
         return dataclasses.replace(shard, allowed=self.allowed(shard.metadata))
 
+    @property
+    def shards(self) -> range:
+        """Give the numbers of the shards."""
+        return range(int(self.manifest.counts["shards"]))
+
+    @property
+    def room(self) -> int:
+        """Give the bytes that lists may take which stay ready to be met again."""
+        return self.memory // _SHARES
+
     @cached_property
     def blocks(self) -> list[list[Chunk]]:
         """Group the chunks of the queries, so that a block is worth a product; by size alone."""
@@ -185,7 +195,7 @@ def _searcher(task: Task, number: int) -> Searcher:
     shard = task.open(number)
     share = task.nprobe / max(1, shard.index.nlist)
     work = float(task.queries.rows * share * len(shard.rows) * shard.index.d)
-    return Searcher(shard, product_for(task.product, work), task.memory // _SHARES)
+    return Searcher(shard, product_for(task.product, work), task.room)
 
 
 def _answer(
@@ -201,8 +211,7 @@ def _answer(
 
 def _known(task: Task, shard: int, number: int, there: set[str]) -> list[pa.Table]:
     """Read some of what other shards have answered for a block."""
-    shards = range(int(task.manifest.counts["shards"]))
-    paths = [candidates_path(task.nprobe, other, number) for other in shards if other != shard]
+    paths = [candidates_path(task.nprobe, other, number) for other in task.shards if other != shard]
     paths = [path for path in paths if path in there][:_KNOWN]
     return [read_answer(task.matches, path, ["query", "key"]) for path in paths]
 
