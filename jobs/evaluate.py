@@ -28,7 +28,7 @@ from retrieval.evaluation.results import Results
 from retrieval.evaluation.truth import Truth
 from retrieval.records import Certificate
 from retrieval.storage import finished
-from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.files import Folder, file_at, open_folder
 
 _MOST_CUTS = 20
 _SAME_RANKING = ("queries", "queries_sha256", "top_k", "filter", "exclude_self", "min_score",
@@ -173,14 +173,13 @@ def _split(
 
 def _put_queries(path: str, results: Results) -> None:
     """Write a line a query."""
-    head, _, name = path.rpartition("/")
     sink = pa.BufferOutputStream()
-    if name.endswith(".parquet"):
+    if path.endswith(".parquet"):
         pq.write_table(results.queries.combine_chunks(), sink)
     else:
         pa.csv.write_csv(results.queries.combine_chunks(), sink)
     try:
-        folder = open_folder(head or ("/" if path.startswith("/") else "."))
+        folder, name = file_at(path)
         folder.put(name, sink.getvalue().to_pybytes())
     except OSError as error:
         raise UsageError(

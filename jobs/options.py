@@ -14,6 +14,9 @@ from jobs.option import REQUIRED, Option
 from jobs.parsing import PARSERS
 from retrieval.errors import UsageError
 
+MAX_PIXELS = 178956970
+"""Above it Pillow refuses by itself; pages and pictures show no larger images."""
+
 
 def _table(*options: Option) -> dict[str, Option]:
     return {option.name: option for option in options}
@@ -93,7 +96,7 @@ OPTIONS = _table(
     Option("chunk_rows", int, None, "content",
            "images a part file holds; default: by the size of the listing, 256 to 4096",
            low=1, high=1 << 20),
-    Option("max_pixels", int, 178956970, "content",
+    Option("max_pixels", int, MAX_PIXELS, "content",
            "width x height above which an image goes to the ledger, judged by its header", low=1),
     Option("limit", int, None, "content", "take only the first N images of the listing", low=1),
     Option("max_error_rate", float, 0.01, "run",

@@ -14,7 +14,7 @@ from jobs.truth import open_truth
 from retrieval.errors import AccessRefused, UsageError
 from retrieval.evaluation.truth import Truth
 from retrieval.storage import finished
-from retrieval.storage.files import Folder, is_remote, local_path, open_folder
+from retrieval.storage.files import Folder, file_at, is_remote, local_path, open_folder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.temporary import temporary_name
 
@@ -95,10 +95,9 @@ def _name(path: str) -> str:
 
 def _target(output: str) -> tuple[Folder, str]:
     """Give the folder and the name of the page, or refuse what cannot be written."""
-    head, _, name = output.rpartition("/")
+    into, name = file_at(output)
     if not name or (not is_remote(output) and os.path.isdir(local_path(output))):
         raise UsageError(f"--output {output} is a folder; name a file in it, like report.html")
-    into = open_folder(head or ("/" if output.startswith("/") else "."))
     probe = temporary_name()
     try:
         into.put(probe, b"")

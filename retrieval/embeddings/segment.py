@@ -149,7 +149,7 @@ Write = Callable[[str], None]
 
 def _sources(number: int, listing: Path, deleted: Rows) -> tuple[dict[str, str], dict[str, Write]]:
     """Give the files of a segment: the checksum of each, and what writes it."""
-    files = {listing_path(number): _digest(listing)}
+    files = {listing_path(number): digest_here(listing)}
     sources: dict[str, Write] = {listing_path(number): lambda name: _copy(listing, name)}
     if len(deleted):
         data = sealed_parquet(pa.table([pa.array(deleted)], schema=DELETED.schema))
@@ -190,7 +190,7 @@ def _fetcher(aside: Folder, path: str, digest: str) -> Write:
     def fetch(name: str) -> None:
         with aside.open(path) as file, open(name, "wb") as target:
             shutil.copyfileobj(file, target)
-        if _digest(Path(name)) != digest:
+        if digest_here(Path(name)) != digest:
             raise Damaged(f"{aside.uri(path)} was altered; remove the store")
 
     return fetch
@@ -208,7 +208,8 @@ def clear_claims(folder: Folder, below: int | None = None) -> None:
             folder.delete(entry.path)
 
 
-def _digest(path: Path) -> str:
+def digest_here(path: Path) -> str:
+    """Give the SHA-256 of a local file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

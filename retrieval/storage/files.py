@@ -25,8 +25,8 @@ from retrieval.storage.remote import RemoteFolder
 from retrieval.storage.temporary import TEMPORARY, is_abandoned, temporary_name
 
 __all__ = [
-    "Entry", "Folder", "LocalFolder", "RemoteFolder", "is_remote", "local_path", "open_folder",
-    "operation",
+    "Entry", "Folder", "LocalFolder", "RemoteFolder", "file_at", "is_remote", "local_path",
+    "open_folder", "operation",
 ]  # fmt: skip
 
 
@@ -166,6 +166,12 @@ def open_folder(url: str, options: Mapping[str, Any] | None = None) -> Folder:
     if is_remote(url):
         return RemoteFolder(url.rstrip("/"), dict(options or {}))
     return LocalFolder(local_path(url))
+
+
+def file_at(url: str) -> tuple[Folder, str]:
+    """Give the folder that a file at a local path or an fsspec URI lies in, and its name there."""
+    head, _, name = url.rpartition("/")
+    return open_folder(head or ("/" if url.startswith("/") else ".")), name
 
 
 def local_path(url: str) -> str:
