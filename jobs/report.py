@@ -11,12 +11,18 @@ from jobs.put_report import Source, put_report
 from jobs.result import Result
 from jobs.settings import ReportSettings
 from jobs.truth import open_truth
-from retrieval.errors import AccessRefused, UsageError
+from retrieval.errors import UsageError
 from retrieval.evaluation.truth import Truth
 from retrieval.storage import finished
-from retrieval.storage.files import Folder, file_at, is_remote, local_path, open_folder
+from retrieval.storage.files import (
+    Folder,
+    file_at,
+    is_remote,
+    local_path,
+    open_folder,
+    unwritable,
+)
 from retrieval.storage.finished import Manifest
-from retrieval.storage.temporary import temporary_name
 
 _FORMATS = ("html", "png")
 
@@ -98,13 +104,6 @@ def _target(output: str) -> tuple[Folder, str]:
     into, name = file_at(output)
     if not name or (not is_remote(output) and os.path.isdir(local_path(output))):
         raise UsageError(f"--output {output} is a folder; name a file in it, like report.html")
-    probe = temporary_name()
-    try:
-        into.put(probe, b"")
-        into.delete(probe)
-    except (OSError, AccessRefused) as error:
-        said = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"--output {output} cannot be written ({said}); name a file that can"
-        ) from error
+    if why := unwritable(into):
+        raise UsageError(f"--output {output} cannot be written ({why}); name a file that can")
     return into, name

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from retrieval.errors import StorageFailure
+from retrieval.errors import AccessRefused, StorageFailure
 from retrieval.storage.folder import Entry, Folder, operation
 from retrieval.storage.remote import RemoteFolder
 from retrieval.storage.temporary import TEMPORARY, is_abandoned, temporary_name
 
 __all__ = [
     "Entry", "Folder", "LocalFolder", "RemoteFolder", "file_at", "is_remote", "local_path",
-    "open_folder", "operation",
+    "open_folder", "operation", "unwritable",
 ]  # fmt: skip
 
 
@@ -172,6 +172,17 @@ def file_at(url: str) -> tuple[Folder, str]:
     """Give the folder that a file at a local path or an fsspec URI lies in, and its name there."""
     head, _, name = url.rpartition("/")
     return open_folder(head or ("/" if url.startswith("/") else ".")), name
+
+
+def unwritable(folder: Folder) -> str | None:
+    """Say why nothing can be put into a folder, by trying; None where it can."""
+    probe = temporary_name()
+    try:
+        folder.put(probe, b"")
+        folder.delete(probe)
+    except (OSError, AccessRefused) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return None
 
 
 def local_path(url: str) -> str:
