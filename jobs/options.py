@@ -8,6 +8,7 @@ what says *how it runs* never changes a byte of the result. Sizes become bytes h
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from jobs.option import REQUIRED, Option
@@ -156,7 +157,7 @@ OPTIONS = _table(
            "how photos are varied, a,b,c of these, or none"),
     Option("cache", "path", None, "run",
            "local folder that keeps photos decoded, for the next training; default: none"),
-    Option("seed", int, 0, "content", "of everything that is drawn", low=0),
+    Option("seed", int, 0, "content", "of everything that is drawn", low=0, high=(1 << 32) - 1),
     Option("workers", int, None, "run",
            "processes that work; of a cluster that grows: the most; default: all there is now",
            low=1),
@@ -199,7 +200,9 @@ def check(settings: Any) -> None:
             continue
         if option.choices and value not in option.choices:
             raise UsageError(f"{option.flag} {value!r}: write one of {', '.join(option.choices)}")
-        if option.low is not None and not value >= option.low:  # nor NaN
-            raise UsageError(f"{option.flag} {value}: write at least {option.low:g}")
-        if option.high is not None and not value <= option.high:
-            raise UsageError(f"{option.flag} {value}: write at most {option.high:g}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{option.flag} {value}: write a number")
+        if option.low is not None and value < option.low:
+            raise UsageError(f"{option.flag} {value}: write at least {option.low:.10g}")
+        if option.high is not None and value > option.high:
+            raise UsageError(f"{option.flag} {value}: write at most {option.high:.10g}")
