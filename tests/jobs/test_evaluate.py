@@ -299,8 +299,11 @@ def test_rankings_are_compared_by_query(root):
     )
     text = "\n".join(found.lines)
     assert first["query_id"] in text
-    with pytest.raises(Mismatch, match=r"--compare: .*kind"):
-        evaluated(root / "m", compare=str(root / "index"))
+    for option in ("compare", "exact"):
+        with pytest.raises(Mismatch, match=rf"--{option}: .*kind"):
+            evaluated(root / "m", **{option: str(root / "index")})
+        with pytest.raises(InputError, match=rf"--{option}: .*not an output"):
+            evaluated(root / "m", **{option: str(root / "nowhere")})
 
 
 def test_one_query_has_no_interval_and_tells_no_rankings_apart(root, tmp_path):
