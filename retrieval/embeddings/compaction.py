@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.embeddings.layout import failures_path, listing_path, part_path, segment_json_path
-from retrieval.embeddings.segment import Rows, Segment, digest_here, digest_of, segment_of
+from retrieval.embeddings.segment import Rows, Segment, digest_of, segment_of
 from retrieval.embeddings.store import (
     ledger_bytes,
     part_bytes,
@@ -33,7 +33,7 @@ from retrieval.embeddings.store import (
 from retrieval.errors import Damaged
 from retrieval.records import Chunk, FileRecord
 from retrieval.storage import finished
-from retrieval.storage.files import Folder
+from retrieval.storage.files import Folder, digest_here
 from retrieval.storage.rows import read_rows
 from retrieval.storage.seal import sealed_parquet
 from retrieval.storage.temporary import TEMPORARY

@@ -29,7 +29,7 @@ from retrieval.embeddings.layout import (
 from retrieval.errors import Damaged
 from retrieval.records import Chunk
 from retrieval.storage import finished
-from retrieval.storage.files import Folder
+from retrieval.storage.files import Folder, digest_here
 from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
 from retrieval.tables import DELETED, WORK
 
@@ -206,12 +206,6 @@ def clear_claims(folder: Folder, below: int | None = None) -> None:
         number = entry.path.removeprefix(CLAIMS)[:5]
         if entry.path.startswith(CLAIMS) and (below is None or int(number) < below):
             folder.delete(entry.path)
-
-
-def digest_here(path: Path) -> str:
-    """Give the SHA-256 of a local file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of(folder: Folder, path: str) -> str:

@@ -12,6 +12,7 @@ half-written is removed.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,8 +26,8 @@ from retrieval.storage.remote import RemoteFolder
 from retrieval.storage.temporary import TEMPORARY, is_abandoned, temporary_name
 
 __all__ = [
-    "Entry", "Folder", "LocalFolder", "RemoteFolder", "file_at", "is_remote", "local_path",
-    "open_folder", "operation", "unwritable",
+    "Entry", "Folder", "LocalFolder", "RemoteFolder", "digest_here", "file_at", "is_remote",
+    "local_path", "open_folder", "operation", "unwritable",
 ]  # fmt: skip
 
 
@@ -193,6 +194,12 @@ def local_path(url: str) -> str:
 def is_remote(url: str) -> bool:
     """Tell a URI of an object store from a local path."""
     return "://" in url and not url.startswith("file://")
+
+
+def digest_here(path: Path) -> str:
+    """Give the SHA-256 of a local file, which may be larger than memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: str) -> int:

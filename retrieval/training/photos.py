@@ -28,6 +28,7 @@ from retrieval.errors import InputError, LookalikeError, StorageFailure, UsageEr
 from retrieval.images.decode import apply, decode_full
 from retrieval.images.opening import Opener
 from retrieval.records import Item, Transform
+from retrieval.storage.files import digest_here
 from retrieval.storage.seal import read_json, sealed_json
 from retrieval.training.augment import MARGIN
 from retrieval.training.labelled import digest
@@ -148,7 +149,9 @@ def _there(folder: Path, items: Sequence[Item]) -> Decoded | None:
     """Find what an earlier run has decoded, if it is whole and unaltered."""
     try:
         note = read_json((folder / _NOTE).read_bytes())
-        if note is None or any(_sum(folder / n) != note["files"][n] for n in (_EXACT, _WIDE)):
+        if note is None or any(
+            digest_here(folder / n) != note["files"][n] for n in (_EXACT, _WIDE)
+        ):
             return None
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -162,11 +165,6 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
     """Map an array; for writing, though nobody does, since torch asks for it."""
     found: NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
     return found
-
-
-def _sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _decode(
@@ -190,7 +188,7 @@ def _decode(
 
     with ThreadPoolExecutor(threads, "decode") as pool:
         list(pool.map(read, range(len(items))))
-    note = {"files": {name: _sum(folder / name) for name in (_EXACT, _WIDE)},
+    note = {"files": {name: digest_here(folder / name) for name in (_EXACT, _WIDE)},
             "failures": {str(place): failures[place] for place in sorted(failures)}}  # fmt: skip
     (folder / _NOTE).write_bytes(sealed_json(note))
     return decoded_in(folder, items)
