@@ -45,16 +45,16 @@ def changed(
     """Ask the workers which of the touched images have other bytes now."""
     say(f"{len(touched)} files have another time or size than before: reading them")
 
-    def compare(work: tuple[Chunk, list[dict[str, Any]]]) -> list[int]:
+    def compare(work: tuple[Chunk, list[dict[str, Any]]]) -> tuple[int, list[int]]:
         from retrieval.model.same_bytes import changed_rows
 
-        return changed_rows(folder, *work, {})
+        return len(work[1]), changed_rows(folder, *work, {})
 
     found = [np.empty(0, np.int64)]
     with progress("compare", len(touched), "images") as bar:
-        for rows in tasks.tasks(where, compare, _by_chunk(segments, listed, touched)):
+        for count, rows in tasks.tasks(where, compare, _by_chunk(segments, listed, touched)):
             found.append(np.array(rows, np.int64))
-            bar.advance(0)
+            bar.advance(count)
     return np.sort(np.concatenate(found))
 
 

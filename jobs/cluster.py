@@ -70,8 +70,13 @@ class Cluster:
         self.connect()
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    def threads_a_gpu_worker(self) -> int:
-        """Count the CPUs beside a worker's share of a GPU, on the node where these are fewest."""
+    def threads_beside(self, device: str) -> int:
+        """Count the threads that decode ahead of a worker; none on CPUs, which it takes itself.
+
+        On the device cuda the CPUs beside its share of a GPU, on the node where these are fewest.
+        """
+        if device != "cuda":
+            return 0
         ratios = [n.get("CPU", 0) / n["GPU"] for n in self._nodes() if n.get("GPU", 0)]
         return max(1, int(min(ratios, default=1) * self.gpu_share))
 

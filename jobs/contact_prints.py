@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.options import MAX_PIXELS
 from retrieval.evaluation.truth import Truth
 from retrieval.report.charts.contact_print import (
     BESIDE,
@@ -31,8 +32,6 @@ Photos = dict[str, bytes]
 DRAWN, WORST, CHANGED = 3 * QUERIES, 2 * QUERIES, 3 * QUERIES
 """Queries that are shown: some that are drawn by their ids, and those that fare worst (where
 nothing is known, as many more are drawn); of two rankings those that changed most."""
-
-MAX_PIXELS = 178956970
 
 
 def grids(

@@ -38,8 +38,7 @@ def embed_chunks(
     """
     where, prepared = with_.where, with_.prepared
     device = prepared.device
-    threads = where.threads_a_gpu_worker() if device == "cuda" else 0
-    make = _worker(with_.folder, work, with_.settings, threads)
+    make = _worker(with_.folder, work, with_.settings, where.threads_beside(device))
 
     def called(number: int) -> str:
         chunk = work[number]

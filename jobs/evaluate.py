@@ -21,14 +21,15 @@ from jobs.told import (
     threshold_lines,
 )
 from jobs.truth import open_truth
-from retrieval.errors import BelowBound, Mismatch, UsageError
+from retrieval.errors import BelowBound, InputError, Mismatch, UsageError
 from retrieval.evaluation import measures
 from retrieval.evaluation.comparison import compare
 from retrieval.evaluation.results import Results
 from retrieval.evaluation.truth import Truth
 from retrieval.records import Certificate
 from retrieval.storage import finished
-from retrieval.storage.files import Folder, open_folder
+from retrieval.storage.files import Folder, file_at, open_folder
+from retrieval.storage.finished import Manifest
 
 _MOST_CUTS = 20
 _SAME_RANKING = ("queries", "queries_sha256", "top_k", "filter", "exclude_self", "min_score",
@@ -131,12 +132,17 @@ def _compared(
 
 def _other_results(path: str, settings: EvaluateSettings, cuts: list[int]) -> Results:
     """Judge other matches by the same labels."""
+    folder, manifest = _opened(path, "--compare")
+    return judged_results(folder, manifest, open_truth(folder, manifest, settings), cuts)
+
+
+def _opened(path: str, option: str) -> tuple[Folder, Manifest]:
+    """Open the matches that an option names."""
     folder = open_folder(path)
     try:
-        manifest = finished.read_manifest(folder, kind="matches")
-    except Mismatch as error:
-        raise Mismatch(f"--compare: {error}") from error
-    return judged_results(folder, manifest, open_truth(folder, manifest, settings), cuts)
+        return folder, finished.read_manifest(folder, kind="matches")
+    except (InputError, Mismatch) as error:
+        raise type(error)(f"{option}: {error}") from error
 
 
 def _split(
@@ -145,8 +151,7 @@ def _split(
     """Split what is lost between the backbone, which ranks so, and the index, which misses some."""
     if settings.exact is None:
         return {}, []
-    exact = open_folder(settings.exact)
-    manifest = finished.read_manifest(exact, kind="matches")
+    exact, manifest = _opened(settings.exact, "--exact")
     ours, theirs = finished.read_settings(folder), finished.read_settings(exact)
     if different := [name for name in _SAME_RANKING if ours[name] != theirs[name]]:
         raise Mismatch(
@@ -173,14 +178,13 @@ def _split(
 
 def _put_queries(path: str, results: Results) -> None:
     """Write a line a query."""
-    head, _, name = path.rpartition("/")
     sink = pa.BufferOutputStream()
-    if name.endswith(".parquet"):
+    if path.endswith(".parquet"):
         pq.write_table(results.queries.combine_chunks(), sink)
     else:
         pa.csv.write_csv(results.queries.combine_chunks(), sink)
     try:
-        folder = open_folder(head or ("/" if path.startswith("/") else "."))
+        folder, name = file_at(path)
         folder.put(name, sink.getvalue().to_pybytes())
     except OSError as error:
         raise UsageError(

@@ -25,6 +25,7 @@ from retrieval.records import ShardResult
 from retrieval.storage import commit, finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
+from retrieval.storage.temporary import make_scratch
 
 RETRAIN = 1.25
 """So many times as far from their centroids as those that trained them may vectors lie before a new
@@ -152,6 +153,7 @@ def _shard_builder(
         from retrieval.index.build_shard import Making
         from retrieval.index.neighbours import make_shard
 
+        make_scratch(scratch)
         making = Making(folder, store, metric, trained.faiss, trained.plan.codes, scratch, alive)
         return make_shard(making, sample, *work)
 

@@ -8,11 +8,15 @@ what says *how it runs* never changes a byte of the result. Sizes become bytes h
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from jobs.option import REQUIRED, Option
 from jobs.parsing import PARSERS
 from retrieval.errors import UsageError
+
+MAX_PIXELS = 178956970
+"""Above it Pillow refuses by itself; pages and pictures show no larger images."""
 
 
 def _table(*options: Option) -> dict[str, Option]:
@@ -93,7 +97,7 @@ OPTIONS = _table(
     Option("chunk_rows", int, None, "content",
            "images a part file holds; default: by the size of the listing, 256 to 4096",
            low=1, high=1 << 20),
-    Option("max_pixels", int, 178956970, "content",
+    Option("max_pixels", int, MAX_PIXELS, "content",
            "width x height above which an image goes to the ledger, judged by its header", low=1),
     Option("limit", int, None, "content", "take only the first N images of the listing", low=1),
     Option("max_error_rate", float, 0.01, "run",
@@ -153,7 +157,7 @@ OPTIONS = _table(
            "how photos are varied, a,b,c of these, or none"),
     Option("cache", "path", None, "run",
            "local folder that keeps photos decoded, for the next training; default: none"),
-    Option("seed", int, 0, "content", "of everything that is drawn", low=0),
+    Option("seed", int, 0, "content", "of everything that is drawn", low=0, high=(1 << 32) - 1),
     Option("workers", int, None, "run",
            "processes that work; of a cluster that grows: the most; default: all there is now",
            low=1),
@@ -196,7 +200,9 @@ def check(settings: Any) -> None:
             continue
         if option.choices and value not in option.choices:
             raise UsageError(f"{option.flag} {value!r}: write one of {', '.join(option.choices)}")
-        if option.low is not None and not value >= option.low:  # nor NaN
-            raise UsageError(f"{option.flag} {value}: write at least {option.low:g}")
-        if option.high is not None and not value <= option.high:
-            raise UsageError(f"{option.flag} {value}: write at most {option.high:g}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{option.flag} {value}: write a number")
+        if option.low is not None and value < option.low:
+            raise UsageError(f"{option.flag} {value}: write at least {option.low:.10g}")
+        if option.high is not None and value > option.high:
+            raise UsageError(f"{option.flag} {value}: write at most {option.high:.10g}")

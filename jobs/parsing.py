@@ -12,9 +12,10 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 def parse_size(text: str) -> int:
     """Read `16G`, `512M` or a number of bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]):
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if not size:
         raise ValueError(f"{text!r} is not a size; write 512M or 16G")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return size
 
 
 def parse_recall(text: str) -> float:

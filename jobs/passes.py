@@ -114,7 +114,7 @@ def _pass(where: Cluster, task: Any) -> None:
     """Let every shard answer; codes that are not the vectors propose first."""
     from retrieval.index import answer, propose, rescore
 
-    shards, blocks = task.manifest.counts["shards"], len(task.blocks)
+    shards, blocks = len(task.shards), len(task.blocks)
     if task.codes:
         if task.nprobe < task.manifest.counts["nlist"]:
             _each(where, "lists", answer.put_lists, task, blocks, "blocks")
@@ -130,7 +130,7 @@ def _expanded(where: Cluster, task: Any, expansion: Expansion) -> Any:
     from retrieval.index import gather
     from retrieval.index.answer import expanded_path
 
-    blocks, shards = len(task.blocks), task.manifest.counts["shards"]
+    blocks, shards = len(task.blocks), len(task.shards)
     first = dataclasses.replace(
         task, matches=task.matches.child(FIRST), top_k=expansion.count, sample=task.sample[:0]
     )
@@ -171,8 +171,7 @@ def _fill(where: Cluster, task: Any) -> None:
     found = list(tasks.tasks(where, lambda number: fill.find_short(task, number), blocks))
     if short := sum(count for _, count in found):
         say(f"{short} queries have fewer than {task.top_k} matches in their lists: reading all")
-        shards = task.manifest.counts["shards"]
-        _each(where, "fill", fill.fill_shard, task, shards, "shards", gpu=True)
+        _each(where, "fill", fill.fill_shard, task, len(task.shards), "shards", gpu=True)
 
 
 def _each(

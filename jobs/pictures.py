@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jobs.contact_prints import MAX_PIXELS, Note, grids
+from jobs.contact_prints import Note, grids
 from jobs.index import read_table
+from jobs.options import MAX_PIXELS
 from retrieval.embeddings.store import open_store, vectors_of
 from retrieval.errors import LookalikeError, Mismatch, StorageFailure
 from retrieval.evaluation.truth import UNKNOWN, WRONG, Truth

@@ -129,7 +129,7 @@ def _fleet(
     """
     measured = prepared.device == "cuda"
     if nodes is None:
-        beside = where.threads_a_gpu_worker() if measured else 0
+        beside = where.threads_beside(prepared.device)
         return Fleet(_workers(where, prepared), where.workers, beside), ""
     most = settings.workers or 1 << 30
     cores = min(most, sum(count * cpus for count, cpus, _ in nodes))

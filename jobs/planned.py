@@ -25,7 +25,7 @@ from retrieval.products import has_bf16
 
 _BF16 = 1.8
 """Times as fast as fp32 by OpenVINO where the processor has bf16: 3.15 to 1.75 of eager torch, the
-mean over 22 networks (`ARCHITECTURE.md`, Engines)."""
+mean over 22 networks (`benchmarks/README.md`, engines)."""
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 

@@ -28,6 +28,7 @@ from jobs.put_report import put_report, report_of
 from jobs.settings import EmbedSettings, IndexSettings, PlanSettings, RankSettings, part_of
 from retrieval.embeddings.finish import finish_store
 from retrieval.embeddings.segment import claim_segment
+from retrieval.errors import TooManyFailures
 from retrieval.images.changes import items_at, write_part_of
 from retrieval.images.listing import sampled_rows
 from retrieval.records import ChunkResult
@@ -115,6 +116,11 @@ class Probe:
         self.where.asked = asked
         self.memory["worker"] = max(self.where.peak, self.memory.get("worker", 0))
         if name == "store":
+            if not any(result.rows for result in done):  # the ledger goes with the folder
+                raise TooManyFailures(
+                    f"none of {len(lines)} images of {self.settings.gallery} could be embedded; "
+                    "name a place with readable photos (`lookalike embed` says of each why not)"
+                )
             known = [record for result in done for record in result.files]
             manifest = finish_store(folder, bundle.dimension, known, 1.0)
             self._weigh("store", manifest)

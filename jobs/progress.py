@@ -39,7 +39,7 @@ class Progress:
         now = time.monotonic()
         if now - self._said >= INTERVAL and self.done < self.total:
             self._said = now
-            self._say()
+            say(self.line())
 
     def _count(self, done: int, failed: int) -> None:
         if self._first is None:  # what comes before it is start-up, and would spoil the estimate
@@ -63,9 +63,6 @@ class Progress:
         done = f"{self.done}/{self.total} {self.unit}"
         return f"{self.stage}: {done}, {rate:.1f}/s, {left}{failures}{workers}"
 
-    def _say(self) -> None:
-        print(self.line(), file=sys.stderr, flush=True)
-
 
 class _Bar(Progress):
     """The same, as a bar that is drawn over."""
@@ -76,14 +73,15 @@ class _Bar(Progress):
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+        said = TextColumn("{task.description}", markup=False)  # a name may hold [brackets]
+        columns = (BarColumn(bar_width=24), said)
         self.bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task(stage, total=total)
+        self.task = self.bar.add_task(visible(stage), total=total)
 
     def advance(self, done: int, failed: int = 0) -> None:
         """Count what was finished and draw the bar anew."""
         self._count(done, failed)
-        self.bar.update(self.task, completed=self.done, description=self.line())
+        self.bar.update(self.task, completed=self.done, description=visible(self.line()))
 
 
 @contextmanager
@@ -98,7 +96,7 @@ def progress(stage: str, total: int, unit: str, where: AtWork | None = None) -> 
         shown = Progress(stage, total, unit, where)
         yield shown
     if shown.done:
-        print(shown.line(), file=sys.stderr, flush=True)
+        say(shown.line())
 
 
 def say(message: str) -> None:

@@ -75,7 +75,8 @@ def _fit(settings: EmbedSettings, where: Cluster, prepared: Prepared, listing: P
         return f"images {first} to {min(first + _STEP, len(items)) - 1} of the sample for --pca"
 
     shared = (prepared.for_workers(), items)
-    answers = stream(where, _worker(settings), firsts, shared, prepared.plan.device, called)
+    make = _worker(settings, where.threads_beside(prepared.device))
+    answers = stream(where, make, firsts, shared, prepared.device, called)
     moments = Moments(prepared.bundle.dimension)
     with progress("fit projection", len(items), "images") as bar:
         for first, block in _in_order(answers, firsts):
@@ -99,7 +100,7 @@ def _in_order(
         pass
 
 
-def _worker(settings: EmbedSettings) -> Make:
+def _worker(settings: EmbedSettings, threads: int) -> Make:
     """Give what an actor runs once to get the function that embeds a block of the sample."""
     max_pixels = settings.max_pixels
 
@@ -109,7 +110,7 @@ def _worker(settings: EmbedSettings) -> Make:
 
         prepared, items = shared
         embedder = Embedder(prepared.bundle, prepared.plan, prepared.ir)
-        decoding = Decoding(max_pixels, "float32")
+        decoding = Decoding(max_pixels, "float32", threads)
 
         def work(first: int, attempt: Attempt) -> dict[str, Any]:
             block = items[first : first + _STEP]

@@ -39,7 +39,7 @@ def put_possible(where: Cluster, task: Any) -> None:
     def count(number: int) -> dict[str, int]:
         return count_possible(task, number)
 
-    counts = tasks.tasks(where, count, range(task.manifest.counts["shards"]))
+    counts = tasks.tasks(where, count, task.shards)
     commit.put_once(task.matches, LABELS, sealed_parquet(labels_table(counts)))
 
 

@@ -17,6 +17,7 @@ from jobs import tasks
 from jobs.cluster import Cluster
 from jobs.groups import Judging
 from jobs.judging import Evaluation, evaluate_by_labels
+from jobs.options import MAX_PIXELS
 from jobs.progress import progress, say
 from jobs.summary import page_of
 from jobs.truth import open_truth, stream_tables
@@ -36,7 +37,6 @@ SHOWN_IN_OUTPUT = 1000
 """Queries that the page shows which `run` and `rank --format html` write; `report` shows more."""
 IMAGES_HERE, _QUERIES_HERE = 300, 2000
 """So many are done here before Ray would have started."""
-_MAX_PIXELS = 178956970
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,9 @@ def put_report(where: Cluster, source: Source, into: Folder, name: str) -> None:
     shown, found = gather(
         lambda: source.tables("matches/"), failed, source.truth, metric, source.max_queries
     )
-    # a query without any match may stand in neither
-    queries = max(found + len(failed), source.manifest.counts["queries"])
     page = page_of(
         source.folder, source.manifest, source.evaluation, source.charts, title=source.title,
-        shown=shown, queries=queries,
+        shown=shown, queries=found + len(failed),
     )  # fmt: skip
     names = Names(name)
     if contact_sheet.fits_one_file(shown):
@@ -151,8 +149,6 @@ def _each_picture(
     where: Cluster, function: Callable[[slices.PictureSlice], Any], into: Folder, names: Names,
     paths: list[str],
 ) -> Iterator[Any]:  # fmt: skip
-    cut = slices.picture_slices(into, names, paths, max_pixels=_MAX_PIXELS)
+    cut = slices.picture_slices(into, names, paths, max_pixels=MAX_PIXELS)
     many = len(paths) > IMAGES_HERE
-    return _each(
-        where, many, function, cut, "thumbnails", "images", len(paths), PER_THUMBNAILS
-    )  # fmt: skip
+    return _each(where, many, function, cut, "thumbnails", "images", len(paths), PER_THUMBNAILS)

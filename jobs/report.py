@@ -11,12 +11,18 @@ from jobs.put_report import Source, put_report
 from jobs.result import Result
 from jobs.settings import ReportSettings
 from jobs.truth import open_truth
-from retrieval.errors import AccessRefused, UsageError
+from retrieval.errors import UsageError
 from retrieval.evaluation.truth import Truth
 from retrieval.storage import finished
-from retrieval.storage.files import Folder, is_remote, local_path, open_folder
+from retrieval.storage.files import (
+    Folder,
+    file_at,
+    is_remote,
+    local_path,
+    open_folder,
+    unwritable,
+)
 from retrieval.storage.finished import Manifest
-from retrieval.storage.temporary import temporary_name
 
 _FORMATS = ("html", "png")
 
@@ -29,19 +35,22 @@ def start(settings: ReportSettings) -> Result:
     into, name = _target(settings.output)
     truth = open_truth(folder, manifest, settings)
     said: tuple[str, ...] = ()
+    values = {}
     if "png" in formats:
         beside = into.child(f"{name.removesuffix('.html')}_pictures")
         said += _put_pictures(settings, folder, manifest, truth, beside)
+        values["pictures"] = beside.uri()
     if "html" in formats:
         said += _put_page(settings, folder, manifest, truth, into, name)
-    return Result({"report": settings.output}, said)
+        values["report"] = settings.output
+    return Result(values, said)
 
 
 def _formats(settings: ReportSettings) -> list[str]:
     names = [name.strip() for name in (settings.format or "html").split(",") if name.strip()]
-    for name in names:
+    for name in names or [""]:
         if name not in _FORMATS:
-            raise UsageError(f"--format {name!r}: a report is {' or '.join(_FORMATS)}")
+            raise UsageError(f"--format {name!r}: write one or both of {','.join(_FORMATS)}")
     if settings.compare is not None and "png" not in names:
         raise UsageError("--compare draws pictures of two rankings: add --format png, or html,png")
     return names
@@ -92,17 +101,9 @@ def _name(path: str) -> str:
 
 def _target(output: str) -> tuple[Folder, str]:
     """Give the folder and the name of the page, or refuse what cannot be written."""
-    head, _, name = output.rpartition("/")
+    into, name = file_at(output)
     if not name or (not is_remote(output) and os.path.isdir(local_path(output))):
         raise UsageError(f"--output {output} is a folder; name a file in it, like report.html")
-    into = open_folder(head or ("/" if output.startswith("/") else "."))
-    probe = temporary_name()
-    try:
-        into.put(probe, b"")
-        into.delete(probe)
-    except (OSError, AccessRefused) as error:
-        said = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"--output {output} cannot be written ({said}); name a file that can"
-        ) from error
+    if why := unwritable(into):
+        raise UsageError(f"--output {output} cannot be written ({why}); name a file that can")
     return into, name

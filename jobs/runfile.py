@@ -51,7 +51,7 @@ class Stopwatch:
     ) -> None:  # fmt: skip
         """Put run.json into an output: `done` things, and the `files` that are there now.
 
-        What is not known is left out, and so are values of settings that may hold secrets.
+        What is not known is left out. Settings stand there as they were given.
         """
         seconds = time.monotonic() - self._started
         known = {

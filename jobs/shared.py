@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retrieval.errors import UsageError
-from retrieval.storage.files import is_remote
+from retrieval.storage.files import is_remote, local_path
 from retrieval.storage.temporary import temporary_name
 
 _PATIENCE = 60.0
@@ -36,8 +36,7 @@ def local_places(settings: Any) -> list[Local]:
     for field in dataclasses.fields(settings):
         option, value = field.metadata.get("option"), getattr(settings, field.name)
         if option is not None and option.place and value is not None and not is_remote(value):
-            path = os.path.abspath(value.removeprefix("file://"))
-            found.append(Local(option.flag, path, option.place == "written"))
+            found.append(Local(option.flag, local_path(value), option.place == "written"))
     return found
 
 

@@ -17,7 +17,8 @@ def tasks(
 ) -> Iterator[Any]:
     """Do items as Ray tasks, as many at once as there are workers; answers in any order.
 
-    Answers should be small: what is large belongs into a file. With `gpu` each has one of its own.
+    Answers should be small: what is large belongs into a file. With `gpu` each has one, or the
+    share of one that a worker has.
     """
     where.require(_CPUS, where.gpu_share if gpu else 0)
     yield from watched(_tasks(where, function, items, gpu), TaskSigns(where, _CPUS))

@@ -17,8 +17,8 @@ def flat(evaluation: Evaluation) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for measured in evaluation.measures:
         values[measured.name] = measured.value
-        values[measured.name + "_low"] = measured.low
-        values[measured.name + "_high"] = measured.high
+        values[measured.name + "_low"] = _number(measured.low)
+        values[measured.name + "_high"] = _number(measured.high)
     return {**values, "queries": evaluation.queries, "left_out": evaluation.left_out,
             "notes": list(evaluation.notes)}  # fmt: skip
 
@@ -96,7 +96,7 @@ def comparison_lines(comparison: Comparison, here: str, there: str) -> tuple[str
     found = [f"{here} minus {there}, paired over {comparison.queries} queries:"]
     width = max(len(one.name) for one in comparison.differences)
     for one in comparison.differences:
-        sure = "" if one.low <= 0 <= one.high else "  differs"
+        sure = "" if comparison.queries < 2 or one.low <= 0 <= one.high else "  differs"
         found.append(
             f"  {one.name:>{width}} {one.value:+.4f}  [{one.low:+.4f}, {one.high:+.4f}]{sure}"
         )

@@ -110,15 +110,11 @@ def _images(trial: Trial, pooling: str) -> Images:
     for table in trial.store.blocks():
         tables.append(table.select(["row", "image_id", "label"]))
         vectors.append(vectors_of(table)[:, first:last].astype(np.float32))
-    lines = pa.concat_tables(tables).combine_chunks()
+    lines = pa.concat_tables(tables)
     return Images(
-        lines["row"].to_numpy().astype(np.int64), _array(lines["image_id"]),
-        _array(lines["label"]), np.concatenate(vectors),
+        lines["row"].to_numpy().astype(np.int64), lines["image_id"].combine_chunks(),
+        lines["label"].combine_chunks(), np.concatenate(vectors),
     )  # fmt: skip
-
-
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
 
 
 def _project(trial: Trial, images: Images, pca: int) -> Float32:

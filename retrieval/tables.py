@@ -286,7 +286,7 @@ CANDIDATES = pa.schema(
         ("label", pa.string()),
     ]
 )
-"""What one shard answers for many queries. It travels and never lies on disk."""
+"""What one shard answers for many queries; it lies on disk only until they are ranked."""
 
 
 WORK = "work/"

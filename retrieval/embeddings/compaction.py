@@ -33,7 +33,7 @@ from retrieval.embeddings.store import (
 from retrieval.errors import Damaged
 from retrieval.records import Chunk, FileRecord
 from retrieval.storage import finished
-from retrieval.storage.files import Folder
+from retrieval.storage.files import Folder, digest_here
 from retrieval.storage.rows import read_rows
 from retrieval.storage.seal import sealed_parquet
 from retrieval.storage.temporary import TEMPORARY
@@ -88,9 +88,7 @@ def plan_compaction(
     folder: Folder, before: list[Segment], listing: Path, rows: int, chunk_rows: int
 ) -> Compaction:
     """Say which segment is to come of the ones before; nothing is written."""
-    with open(listing, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    segment = Segment(0, 0, rows, chunk_rows, 0, {listing_path(0): digest})
+    segment = Segment(0, 0, rows, chunk_rows, 0, {listing_path(0): digest_here(listing)})
     return Compaction(folder, before, segment)
 
 
@@ -99,8 +97,8 @@ def begin_compaction(made: Compaction, listing: Path, old: Rows) -> None:
     rows = sealed_parquet(pa.table({"old": pa.array(old, pa.int64())}))
     made.aside.put_new(_ROWS, rows)
     made.aside.put_new_file(listing_path(0), lambda name: _copy(listing, name))
-    digest = made.segment.files[listing_path(0)]
-    if made.aside.read(_ROWS) != rows or digest_of(made.aside, listing_path(0)) != digest:
+    expected = made.segment.files[listing_path(0)]
+    if made.aside.read(_ROWS) != rows or digest_of(made.aside, listing_path(0)) != expected:
         raise Damaged(f"{made.aside.uri()} was altered; remove it and run again")
 
 

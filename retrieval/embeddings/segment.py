@@ -30,7 +30,7 @@ from retrieval.embeddings.layout import (
 from retrieval.errors import Damaged
 from retrieval.records import Chunk
 from retrieval.storage import finished
-from retrieval.storage.files import Folder
+from retrieval.storage.files import Folder, digest_here
 from retrieval.storage.inventory import listed
 from retrieval.storage.seal import read_json, sealed_json, sealed_parquet
 from retrieval.tables import DELETED, WORK
@@ -167,7 +167,7 @@ Write = Callable[[str], None]
 
 def _sources(number: int, listing: Path, deleted: Rows) -> tuple[dict[str, str], dict[str, Write]]:
     """Give the files of a segment: the checksum of each, and what writes it."""
-    files = {listing_path(number): _digest(listing)}
+    files = {listing_path(number): digest_here(listing)}
     sources: dict[str, Write] = {listing_path(number): lambda name: _copy(listing, name)}
     if len(deleted):
         data = sealed_parquet(pa.table([pa.array(deleted)], schema=DELETED.schema))
@@ -208,7 +208,7 @@ def _fetcher(aside: Folder, path: str, digest: str) -> Write:
     def fetch(name: str) -> None:
         with aside.open(path) as file, open(name, "wb") as target:
             shutil.copyfileobj(file, target)
-        if _digest(Path(name)) != digest:
+        if digest_here(Path(name)) != digest:
             raise Damaged(f"{aside.uri(path)} was altered; remove the store")
 
     return fetch
@@ -224,11 +224,6 @@ def clear_claims(folder: Folder, below: int | None = None) -> None:
         number = entry.path.removeprefix(CLAIMS)[:5]
         if entry.path.startswith(CLAIMS) and (below is None or int(number) < below):
             folder.delete(entry.path)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of(folder: Folder, path: str) -> str:

@@ -29,7 +29,7 @@ _SPACES, _EDGES = re.compile(rb"[ \t]+"), re.compile(rb"^ | $", re.MULTILINE)
 class Qrels:
     """Truth by pairs, each one number: place of the query times images, plus place of the image.
 
-    `keys` are sorted and have `grades` beside them. `counts` is (queries + 1, levels): images of
+    `keys` are sorted and have `graded` beside them. `counts` is (queries + 1, levels): images of
     each level; its last row is that of a query without any.
     """
 

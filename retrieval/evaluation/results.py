@@ -102,7 +102,7 @@ class ClassMeasured:
 def measured(results: Results, *, seed: int) -> tuple[Measured, ...]:
     """Give each measure over all queries."""
     values = results.values()
-    low, high = bootstrap_means(values, seed=seed)
+    low, high = _intervals(values, seed)
     return _told(results.measures, values.mean(0), low, high)
 
 

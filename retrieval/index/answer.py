@@ -81,6 +81,16 @@ class Task:
             return shard
         return dataclasses.replace(shard, allowed=self.allowed(shard.metadata))
 
+    @property
+    def shards(self) -> range:
+        """Give the numbers of the shards."""
+        return range(int(self.manifest.counts["shards"]))
+
+    @property
+    def room(self) -> int:
+        """Give the bytes that lists may take which stay ready to be met again."""
+        return self.memory // _SHARES
+
     @cached_property
     def blocks(self) -> list[list[Chunk]]:
         """Group the chunks of the queries, so that a block is worth a product; by size alone."""
@@ -186,7 +196,7 @@ def _searcher(task: Task, number: int) -> Searcher:
     lists = max(1, shard.index.nlist)
     met = task.queries.rows * (task.nprobe / lists)
     product = search_product(task.product, met, len(shard.rows), shard.index.d, lists)
-    return Searcher(shard, product, task.memory // _SHARES)
+    return Searcher(shard, product, task.room)
 
 
 def _answer(
@@ -202,8 +212,7 @@ def _answer(
 
 def _known(task: Task, shard: int, number: int, there: set[str]) -> list[pa.Table]:
     """Read some of what other shards have answered for a block."""
-    shards = range(int(task.manifest.counts["shards"]))
-    paths = [candidates_path(task.nprobe, other, number) for other in shards if other != shard]
+    paths = [candidates_path(task.nprobe, other, number) for other in task.shards if other != shard]
     paths = [path for path in paths if path in there][:_KNOWN]
     return [read_answer(task.matches, path, ["query", "key"]) for path in paths]
 

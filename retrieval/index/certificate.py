@@ -67,20 +67,16 @@ def _needed(task: Task) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[n
         if len(asked) == 0:
             continue
         rows = asked["row"].to_numpy()
-        found = _merged(task, rows, [exact_path(shard, number) for shard in _shards(task)])
+        found = _merged(task, rows, [exact_path(shard, number) for shard in task.shards])
         vectors = vectors_of(asked)
         inside = block(vectors, measure) if task.codes else coarse.inside(vectors, task.metric)
         places = recall.probes_needed(inside, centroids, found)
         needed.append(places[0])
         there.append(places[1])
         if task.codes is None:
-            paths = [candidates_path(task.nprobe, shard, number) for shard in _shards(task)]
+            paths = [candidates_path(task.nprobe, shard, number) for shard in task.shards]
             kept.append(_is_among(found.rows, _merged(task, rows, paths).rows))
     return np.concatenate(needed), np.concatenate(there), np.concatenate(kept or there)
-
-
-def _shards(task: Task) -> range:
-    return range(int(task.manifest.counts["shards"]))
 
 
 def _merged(task: Task, rows: NDArray[np.int64], paths: list[str]) -> Neighbours:

@@ -1,8 +1,8 @@
 """Which of a store's parts lie in which shard, and which are still to be indexed.
 
-Each shard notes the extents it was made of. So an index that is run again knows
-what it lacks, however it was stopped and whatever was appended to the store since; parts that the
-store no longer has (it was compacted) show that the shards are of no use any more.
+Each shard notes the extents it was made of. So an index that is run again knows what it lacks,
+however it was stopped and whatever was appended to the store since; parts that the store no longer
+has (it was compacted) show that the shards are of no use any more.
 """
 
 from __future__ import annotations

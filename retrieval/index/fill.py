@@ -60,7 +60,8 @@ def fill_shard(task: Task, number: int) -> int:
         asked = asked.filter(pc.is_in(asked["row"], short["row"].combine_chunks()))
         index = shard.index
         product = search_product(task.product, len(asked), len(shard.rows), index.d, index.nlist)
-        found = Searcher(shard, product).search(task.asked(shard, asked), None, task.top_k)
+        searcher = Searcher(shard, product, task.room)
+        found = searcher.search(task.asked(shard, asked), None, task.top_k)
         task.matches.put_new(path, sealed_parquet(found))
     return len(task.blocks)
 
@@ -75,10 +76,10 @@ def all_answers(task: Task, number: int) -> Iterator[pa.Table]:
         yield part.filter(pc.invert(pc.is_in(part["query"], short)))
     if len(short) == 0:
         return
-    for shard in range(int(task.manifest.counts["shards"])):
+    for shard in task.shards:
         yield read_answer(task.matches, filled_path(task.nprobe, shard, number))
 
 
 def _answers(task: Task, number: int) -> Iterator[pa.Table]:
-    for shard in range(int(task.manifest.counts["shards"])):
+    for shard in task.shards:
         yield read_answer(task.matches, candidates_path(task.nprobe, shard, number))

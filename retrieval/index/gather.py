@@ -41,8 +41,8 @@ def vectors_path(shard: int, number: int) -> str:
 def choose(task: Task, number: int) -> int:
     """Put the best that all shards have for a block; give the block's number."""
     if not task.matches.exists(chosen_path(number)):
-        shards = range(int(task.manifest.counts["shards"]))
-        parts = (read_answer(task.matches, candidates_path(task.nprobe, s, number)) for s in shards)
+        paths = (candidates_path(task.nprobe, shard, number) for shard in task.shards)
+        parts = (read_answer(task.matches, path) for path in paths)
         table, place = best_of(parts, task.top_k)
         table = table.append_column("place", pa.array(place))
         task.matches.put_new(chosen_path(number), sealed_parquet(table))
@@ -107,8 +107,8 @@ Neighbourhood = tuple[Vectors, Vectors, NDArray[np.float64], NDArray[np.bool_]]
 def neighbourhoods(task: Task, number: int) -> Iterator[Neighbourhood]:
     """Give a block's queries and what was chosen for them, some at a time, in their order."""
     asked = task.block(number)
-    shards = range(int(task.manifest.counts["shards"]))
-    table = pa.concat_tables([read_answer(task.matches, vectors_path(s, number)) for s in shards])
+    paths = [vectors_path(shard, number) for shard in task.shards]
+    table = pa.concat_tables([read_answer(task.matches, path) for path in paths])
     table = table.sort_by("row")
     chosen = read_answer(task.matches, chosen_path(number))
     query = np.searchsorted(asked["row"].to_numpy(), chosen["query"].to_numpy())

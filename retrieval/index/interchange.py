@@ -25,7 +25,7 @@ from retrieval.index.faiss_files import from_bytes, ivf_of
 from retrieval.index.shards import read_deleted_rows, shard_path
 from retrieval.index.training import TRAINED
 from retrieval.storage import finished
-from retrieval.storage.files import Folder, LocalFolder, is_remote, local_path
+from retrieval.storage.files import Folder, LocalFolder, is_remote, local_path, unwritable
 from retrieval.storage.finished import Manifest
 
 LISTS = ".lists"  # what the name of the second file ends with
@@ -70,6 +70,8 @@ def check_target(file: str, index: Folder, *, overwrite: bool) -> str:
         raise UsageError(f"--merge-into {file} lies inside the index; name a file elsewhere")
     if not overwrite and os.path.exists(path):
         raise UsageError(f"--merge-into {file} exists; name another file, or give --overwrite")
+    if why := unwritable(LocalFolder(os.path.dirname(path))):
+        raise UsageError(f"--merge-into {file} cannot be written ({why}); name a file that can")
     return path
 
 

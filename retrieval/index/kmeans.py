@@ -1,7 +1,7 @@
 """The centroids of an index: Lloyd's k-means, seeded, decided in float64.
 
 The sample lies in slices, which come from the store's parts alone. Each worker assigns the rows of
-a slice (`scoring.py`), sums them list by list, and the sums of all slices are added in their order.
+a slice (`closest.py`), sums them list by list, and the sums of all slices are added in their order.
 So the centroids depend on the sample and the seed alone, not on blocks, threads or workers.
 """
 

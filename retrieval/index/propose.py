@@ -75,11 +75,10 @@ def _proposed(task: Task, codes: Codes, asked: pa.Table) -> pa.Table:
 
 def merge_proposed(task: Task, number: int) -> int:
     """Keep what is among the best that all shards propose for a block; give the block's number."""
-    shards = range(int(task.manifest.counts["shards"]))
-    paths = [proposed_path(task.nprobe, shard, number) for shard in shards]
+    paths = [proposed_path(task.nprobe, shard, number) for shard in task.shards]
     if task.matches.exists(paths[-1]):  # it is put last
         return number
-    parts = [read_answer(task.matches, codes_path(task.nprobe, s, number)) for s in shards]
+    parts = [read_answer(task.matches, codes_path(task.nprobe, s, number)) for s in task.shards]
     keep = _among_the_best(pa.concat_tables(parts), task.top_k * CANDIDATES_PER_MATCH)
     ends = np.cumsum([len(part) for part in parts])
     for part, own, path in zip(parts, np.split(keep, ends[:-1]), paths, strict=True):

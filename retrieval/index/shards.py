@@ -38,6 +38,7 @@ from retrieval.storage.commit import record_of
 from retrieval.storage.files import Folder, LocalFolder
 from retrieval.storage.finished import Manifest
 from retrieval.storage.seal import read_json, sealed_json
+from retrieval.storage.temporary import make_scratch
 from retrieval.tables import Metric
 
 RECALL_TABLE, LABELS, DELETED_ROWS = "recall.parquet", "labels.parquet", "deleted.parquet"
@@ -232,6 +233,7 @@ def read_streamed(
     Of a file in a bucket that is a copy, removed afterwards. Its record is given too; a `sha256`
     that is given must be that, which is compared before anything is read.
     """
+    make_scratch(scratch)
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         local = isinstance(folder, LocalFolder)
         name = folder.uri(path) if local else os.path.join(place, "file")

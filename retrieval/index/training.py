@@ -127,7 +127,7 @@ def _centroids(
     slices = [Held(*held) for held in workers.hold(_put_slice, put)]
     shape = (store.dtype, store.dimension, len(groups))
     centroids = two_levels(folder, slices, plan.nlist, shape, metric, workers)
-    return centroids, spread_of(slices, centroids, workers)
+    return _padded(centroids, plan.nlist), spread_of(slices, centroids, workers)
 
 
 def _padded(centroids: NDArray[np.float32], nlist: int) -> NDArray[np.float32]:

@@ -54,8 +54,8 @@ def two_levels(
 ) -> NDArray[np.float32]:
     """Find `nlist` centroids of the sample that `put_sample` has put; (nlist, d) float32.
 
-    `coarse` are slices of the part of it that trains the coarse centroids, `shape` is its dtype,
-    its dimension and its number of slices.
+    Of fewer rows than that each is one. `coarse` are slices of the part of it that trains the
+    coarse centroids, `shape` is its dtype, its dimension and its number of slices.
     """
     dtype, dimension, slices = shape
     count = min(int(nlist**0.5), sum(len(held.hashes) for held in coarse))
@@ -63,13 +63,16 @@ def two_levels(
     work = [(folder, number, dtype, metric, shared) for number in range(slices)]
     counts = np.stack(list(workers.map(_put_cells, work)))
     cells = Cells(folder, dtype, dimension, metric, counts)
-    lists = shares_of(counts.sum(0), nlist)
+    lists = shares_of(counts.sum(0), min(nlist, int(counts.sum())))
     trained = [(cells, cell, int(lists[cell])) for cell in np.flatnonzero(lists)]
     return np.concatenate(list(workers.map(_train_cell, trained)))
 
 
 def shares_of(rows: NDArray[np.int64], nlist: int) -> NDArray[np.int64]:
-    """Share `nlist` lists among cells by their rows: largest remainders, no more than rows."""
+    """Share `nlist` lists among cells by their rows, of which there are as many at least.
+
+    By largest remainders; no cell has more lists than rows.
+    """
     exact = rows * (nlist / rows.sum())
     lists: NDArray[np.int64] = np.minimum(np.floor(exact).astype(np.int64), rows)
     order = np.lexsort((np.arange(len(rows)), -(exact - lists)))

@@ -127,7 +127,8 @@ def read_bundle(place: Folder) -> Bundle:
         raise Damaged(f"{folder.uri(BUNDLE)} was altered; get the bundle again")
     if values["format"] != FORMAT:
         raise Mismatch(
-            f"{folder.uri(BUNDLE)} has format {values['format']}, this version reads {FORMAT}"
+            f"{folder.uri(BUNDLE)} has format {values['format']}, this version reads {FORMAT}; "
+            "make it again, or use the version that made it"
         )
     files = {WEIGHTS: weights}
     if PROJECTION in values["files"]:

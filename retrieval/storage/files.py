@@ -12,6 +12,7 @@ half-written is removed.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from retrieval.errors import StorageFailure
+from retrieval.errors import AccessRefused, StorageFailure
 from retrieval.storage.folder import Entry, Folder, operation
 from retrieval.storage.remote import RemoteFolder
 from retrieval.storage.temporary import TEMPORARY, is_abandoned, temporary_name
 
 __all__ = [
-    "Entry", "Folder", "LocalFolder", "RemoteFolder", "is_remote", "local_path", "open_folder",
-    "operation",
+    "Entry", "Folder", "LocalFolder", "RemoteFolder", "digest_here", "file_at", "is_remote",
+    "local_path", "open_folder", "operation", "unwritable",
 ]  # fmt: skip
 
 
@@ -168,6 +169,23 @@ def open_folder(url: str, options: Mapping[str, Any] | None = None) -> Folder:
     return LocalFolder(local_path(url))
 
 
+def file_at(url: str) -> tuple[Folder, str]:
+    """Give the folder that a file at a local path or an fsspec URI lies in, and its name there."""
+    head, _, name = url.rpartition("/")
+    return open_folder(head or ("/" if url.startswith("/") else ".")), name
+
+
+def unwritable(folder: Folder) -> str | None:
+    """Say why nothing can be put into a folder, by trying; None where it can."""
+    probe = temporary_name()
+    try:
+        folder.put(probe, b"")
+        folder.delete(probe)
+    except (OSError, AccessRefused) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return None
+
+
 def local_path(url: str) -> str:
     """Give the absolute path of a local path or file:// URI."""
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
@@ -176,6 +194,12 @@ def local_path(url: str) -> str:
 def is_remote(url: str) -> bool:
     """Tell a URI of an object store from a local path."""
     return "://" in url and not url.startswith("file://")
+
+
+def digest_here(path: Path) -> str:
+    """Give the SHA-256 of a local file, which may be larger than memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: str) -> int:

@@ -1,4 +1,4 @@
-"""Names of files that are not whole yet, and how one that was abandoned is told.
+"""Files that are not whole yet: where they lie, their names, and how one is told as abandoned.
 
 A name carries host, process and the process' start, so that a later run of the same host knows
 whether whoever wrote it is still at it.
@@ -12,6 +12,8 @@ import time
 
 import psutil
 
+from retrieval.errors import UsageError
+
 TEMPORARY = ".tmp-"
 _STALE_SECONDS = 24 * 3600
 _serial = iter(range(1 << 62))
@@ -22,6 +24,19 @@ def temporary_name() -> str:
     process = psutil.Process()
     host = socket.gethostname()
     return f"{TEMPORARY}{host}-{process.pid}-{int(process.create_time())}-{next(_serial)}"
+
+
+def make_scratch(folder: str | None) -> None:
+    """Make the folder of `--scratch` on this node, if one is named, or refuse it."""
+    if folder is None:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--scratch {folder} cannot be made on {socket.gethostname()} ({error.strerror}); name "
+            "a local folder that can, or leave it away"
+        ) from error
 
 
 def is_abandoned(path: str) -> bool:

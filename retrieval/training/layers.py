@@ -1,7 +1,8 @@
 """The layers of a network as a person reading it counts them, and which of them learn.
 
 A layer is what has a weight matrix: a convolution, a linear map, an attention. Norms and scales
-after it belong to it. They are counted in the order in which an image passes them.
+after it belong to it. They are counted in the order in which an image passes them; of timm's
+models, which are not traced, in that in which they were made, which is the same but for few.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ _LAST = re.compile(r"last:([1-9]\d{0,4})")
 
 
 def layers_of(body: nn.Module) -> list[list[nn.Parameter]]:
-    """Give the parameters of each layer of an extractor (its `body` is a traced graph)."""
-    graph = body.body
-    assert isinstance(graph, fx.GraphModule)
+    """Give the parameters of each layer of an extractor, whose `body` is a graph or a model."""
+    inner = body.body
+    assert isinstance(inner, nn.Module)
     layers: list[list[nn.Parameter]] = [[]]
     seen: set[int] = set()
-    for parameters in _by_node(graph):
+    for parameters in _by_node(inner) if isinstance(inner, fx.GraphModule) else _by_part(inner):
         own = [one for one in parameters if id(one) not in seen]
         seen |= {id(one) for one in own}
         if any(one.ndim > 1 for one in own) and any(one.ndim > 1 for one in layers[-1]):
@@ -41,6 +42,12 @@ def _by_node(graph: fx.GraphModule) -> Iterator[list[nn.Parameter]]:
             value = getattr(graph.get_submodule(place), name, None)
             if isinstance(value, nn.Parameter):
                 yield [value]
+
+
+def _by_part(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Give the parameters that each part of a model has beside those of the parts within it."""
+    for part in model.modules():
+        yield list(part.parameters(recurse=False))
 
 
 def unfreeze(body: nn.Module, which: str) -> int:

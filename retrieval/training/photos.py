@@ -24,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.errors import InputError, LookalikeError
+from retrieval.errors import InputError, LookalikeError, StorageFailure, UsageError
 from retrieval.images.decode import apply, decode_full
 from retrieval.images.opening import Opener
 from retrieval.records import Item, Transform
+from retrieval.storage.files import digest_here
 from retrieval.storage.seal import read_json, sealed_json
 from retrieval.training.augment import MARGIN
 from retrieval.training.labelled import digest
@@ -85,11 +86,22 @@ def decoded(
         folder = Path(cache or scratch, f"photos-{name}")
         found = _there(folder, items)
         if found is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _NOTE).unlink(missing_ok=True)
+            _make_folder(folder)
             with Opener(options) as opener:
                 found = _decode(items, opener, transform, max_pixels, folder, threads)
         yield found
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of photos, or refuse the `--cache` that it would lie in."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _NOTE).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--cache {folder.parent} cannot be written ({error.strerror}); name a local folder "
+            "that can"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -137,9 +149,11 @@ def _there(folder: Path, items: Sequence[Item]) -> Decoded | None:
     """Find what an earlier run has decoded, if it is whole and unaltered."""
     try:
         note = read_json((folder / _NOTE).read_bytes())
-        if note is None or any(_sum(folder / n) != note["files"][n] for n in (_EXACT, _WIDE)):
+        if note is None or any(
+            digest_here(folder / n) != note["files"][n] for n in (_EXACT, _WIDE)
+        ):
             return None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     exact, wide = (torch.from_numpy(_mapped(folder / name)) for name in (_EXACT, _WIDE))
     return Decoded(
@@ -151,11 +165,6 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
     """Map an array; for writing, though nobody does, since torch asks for it."""
     found: NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
     return found
-
-
-def _sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _decode(
@@ -179,7 +188,7 @@ def _decode(
 
     with ThreadPoolExecutor(threads, "decode") as pool:
         list(pool.map(read, range(len(items))))
-    note = {"files": {name: _sum(folder / name) for name in (_EXACT, _WIDE)},
+    note = {"files": {name: digest_here(folder / name) for name in (_EXACT, _WIDE)},
             "failures": {str(place): failures[place] for place in sorted(failures)}}  # fmt: skip
     (folder / _NOTE).write_bytes(sealed_json(note))
     return decoded_in(folder, items)
@@ -187,9 +196,16 @@ def _decode(
 
 def _made(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Make an array on disk, with all its room: a full disk would end the process later."""
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-    with open(path, "r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    try:
+        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise StorageFailure(
+            f"{path} could not be written ({error.strerror}): make room, or name a larger disk by "
+            "--cache, and run the same command again"
+        ) from error
     return array
 
 

@@ -74,9 +74,26 @@ def test_parse_size(text, size):
     assert parsing.parse_size(text) == size
 
 
-def test_values_out_of_range_name_the_option():
-    with pytest.raises(options.UsageError, match=r"--top-k 0: write at least 1"):
-        options.check(settings.RankSettings(index="i", queries="q", output="o", top_k=0))
+@pytest.mark.parametrize("text", ["", "0", "0.5", "0.0001K", "-1G", "G", "1.5.1M", "many"])
+def test_what_is_less_than_a_byte_or_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is not a size; write 512M or 16G"):
+        parsing.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"top_k": 0}, "--top-k 0: write at least 1"),
+        ({"top_k": 10**7}, "--top-k 10000000: write at most 1048576"),
+        ({"min_score": float("nan")}, "--min-score nan: write a number"),
+        ({"max_error_rate": float("nan")}, "--max-error-rate nan: write a number"),
+        ({"gpus_per_worker": 0.01}, "--gpus-per-worker 0.01: write at least 0.05"),
+        ({"seed": 1 << 32}, "--seed 4294967296: write at most 4294967295"),
+    ],
+)
+def test_values_out_of_range_name_the_option(given, said):
+    with pytest.raises(options.UsageError, match=f"^{said}$"):
+        options.check(settings.RankSettings(index="i", queries="q", output="o", **given))
 
 
 def test_every_option_is_used_and_marked():

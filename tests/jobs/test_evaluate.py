@@ -299,8 +299,23 @@ def test_rankings_are_compared_by_query(root):
     )
     text = "\n".join(found.lines)
     assert first["query_id"] in text
-    with pytest.raises(Mismatch, match=r"--compare: .*kind"):
-        evaluated(root / "m", compare=str(root / "index"))
+    for option in ("compare", "exact"):
+        with pytest.raises(Mismatch, match=rf"--{option}: .*kind"):
+            evaluated(root / "m", **{option: str(root / "index")})
+        with pytest.raises(InputError, match=rf"--{option}: .*not an output"):
+            evaluated(root / "m", **{option: str(root / "nowhere")})
+
+
+def test_one_query_has_no_interval_and_tells_no_rankings_apart(root, tmp_path):
+    exact, other = rows_of(root / "exact"), rows_of(root / "m")
+    query, row = next((q, r) for q in exact for r in exact[q] if r not in other[q])
+    qrels = write_qrels(tmp_path / "qrels", [(query, name(row), 1)])
+    found = evaluated(root / "exact", qrels=qrels, compare=str(root / "m"))
+    assert found.values["map_diff"] > 0
+    assert (found.values["queries"], found.values["map_low"]) == (1, None)
+    assert "NaN" not in found.as_json()
+    assert "[one query]" in found.lines[0]
+    assert not any(line.endswith("differs") for line in found.lines)
 
 
 def test_below_a_bound_it_ends_with_5(root):

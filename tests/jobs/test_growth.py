@@ -21,6 +21,7 @@ from retrieval.images.decode import decode
 from retrieval.model.embedding import Embedder
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
+from tests.conftest import draw_photos
 from tests.jobs.here import embed_here, prepared
 from tests.retrieval.storage.faults import FailAt, Killed, seam
 from tests.trees import tree
@@ -178,3 +179,12 @@ TestGrowing.settings = QUICK
 @pytest.mark.nightly
 class TestGrowingAtLength(Growing.TestCase):
     settings = settings(QUICK, max_examples=300, stateful_step_count=25)
+
+
+def test_files_that_were_touched_are_counted_while_they_are_read(tmp_path, capsys):
+    photos = draw_photos(tmp_path / "photos", 5)
+    embed_here(photos, tmp_path / "store")
+    for path in photos.glob("*/*"):
+        os.utime(path, (1, 1))
+    embed_here(photos, tmp_path / "store")
+    assert "compare: 5/5 images" in capsys.readouterr().err

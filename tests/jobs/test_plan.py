@@ -10,7 +10,7 @@ from jobs.parsing import parse_cluster
 from jobs.planned import told
 from jobs.settings import PlanSettings, RunSettings
 from retrieval.costs import Fleet
-from retrieval.errors import InputError, UsageError
+from retrieval.errors import InputError, TooManyFailures, UsageError
 from tests.commands import SMALL, lookalike_here
 from tests.jobs.here import without_ray
 
@@ -73,6 +73,15 @@ def test_images_that_fail_are_expected(photos, tmp_path):
     result = told(plan(photos_of(root)))
     assert 0 < result.values["failures_low"] < result.values["failures"] <= 20
     assert any("would end with 4" in line for line in result.lines)
+
+
+def test_where_no_image_can_be_read_no_ledger_is_named_that_is_gone(photos):
+    root = photos("gallery", 3)
+    for path in _files(root):
+        path.write_bytes(b"no image")
+    with pytest.raises(TooManyFailures, match=r"none of 3 images of .*gallery could") as refused:
+        plan(photos_of(root))
+    assert ".tmp-" not in str(refused.value)
 
 
 def test_another_cluster_has_other_workers_and_gpus_are_not_made_up(photos):

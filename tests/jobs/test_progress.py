@@ -40,6 +40,14 @@ def test_without_a_cluster_no_workers_are_told(clock, capsys):
     assert "at work" not in capsys.readouterr().err
 
 
+def test_on_a_terminal_a_name_may_hold_anything(monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    with progress.progress("embed models[/x]\x1b[2J", 2, "images") as shown:
+        shown.advance(1)
+        shown.advance(1)
+    assert "embed models[/x]\\x1b[2J: 2/2 images" in capsys.readouterr().err
+
+
 def test_what_is_counted_has_the_stage_and_the_unit(monkeypatch):
     told = []
 

@@ -199,6 +199,17 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(made, tmp_p
             report.start(ReportSettings(matches=str(made / "few"), output=str(output)))
 
 
+@pytest.mark.parametrize("asked", [",", "pdf", "html,pdf"])
+def test_a_report_of_no_known_format_is_refused(made, tmp_path, asked):
+    with pytest.raises(UsageError, match=r"--format '(pdf)?': write one or both of html,png"):
+        reported(made / "few", tmp_path / "report.html", format=asked)
+
+
+def test_the_answer_names_what_was_made(made, tmp_path):
+    asked = ReportSettings(matches=str(made / "few"), output=f"{tmp_path}/r.html", format="png")
+    assert report.start(asked).values == {"pictures": f"{tmp_path}/r_pictures"}
+
+
 def test_matches_without_any_query_make_a_page_that_says_so(made, tmp_path):
     assert "These matches hold no query." in reported(made / "none", tmp_path / "report.html")
 

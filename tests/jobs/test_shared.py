@@ -1,5 +1,7 @@
 """Local folders on a cluster of several nodes: each node must see the same ones."""
 
+import os
+
 import pytest
 
 from jobs import shared
@@ -18,6 +20,8 @@ def test_places_are_the_local_paths_that_workers_need():
     assert all(one.path.startswith("/") for one in found)
     rank = RankSettings(index="file:///index", queries="s3://bucket/q", output="gs://bucket/out")
     assert local_places(rank) == [Local("--index", "/index", False)]
+    home = RankSettings(index="~/index", queries="s3://bucket/q", output="gs://bucket/out")
+    assert local_places(home) == [Local("--index", os.path.expanduser("~/index"), False)]
 
 
 @pytest.fixture

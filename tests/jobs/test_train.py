@@ -265,12 +265,15 @@ def test_whole_classes_may_be_held_out(tmp_path):
     [
         ("squeezenet1_1", "none", "features.12.expand3x3.weight"),
         ("mobilenet_v2", "last:2", "features.0.0.weight"),
+        ("timm:test_resnet", "last:2", "conv1.0.weight"),
         pytest.param("vgg16", "last:4", "features.14.weight", marks=pytest.mark.nightly),
         pytest.param("resnet50", "last:4", "layer4.1.conv1.weight", marks=pytest.mark.nightly),
     ],
 )
 def test_any_backbone_goes_on_learning_where_its_weights_are(tmp_path, backbone, unfreeze, frozen):
     """With random weights: what is frozen stays, what learns does not, and it is a bundle."""
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is not installed")
     photos = draw_photos(tmp_path / "photos", 8, classes=2)
     result = start(photos, tmp_path / "bundle", epochs=1, backbone=backbone, weights="random",
                    unfreeze=unfreeze, pooling="gem")  # fmt: skip

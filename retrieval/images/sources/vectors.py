@@ -24,7 +24,7 @@ from retrieval.images.sources.ids import id_column, read_ids
 from retrieval.images.sources.metadata import require
 from retrieval.images.sources.parquet import PARQUET, ParquetSource, opened_parquet
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at, is_file, one_file
+from retrieval.images.sources.walk import Found, files_at, is_file
 from retrieval.records import Item
 
 _FORMS = "a store that `embed` made, Parquet with a column of vectors, or a .npy file"
@@ -89,11 +89,7 @@ class NpyVectors(VectorSource):
     def items(self) -> Iterator[Item]:
         """Give every row."""
         count, _ = self._shape()
-        file = one_file(self.root, self.options)
-        if "::" in file.path:
-            raise InputError(
-                f"{file.path} has :: in its path, by which paths are chained; rename it"
-            )
+        file = files_at(self.root, NPY, self.options)[0][0]
         for row, own in self._numbered(count):
             yield Item(
                 image_id=own or str(row), path=str(NpyRow(row, file.path)), size=None,

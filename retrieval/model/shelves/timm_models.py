@@ -121,27 +121,27 @@ class TimmExtractor(nn.Module):
 
     def __init__(self, model: nn.Module, name: str, pooling: Pooling) -> None:
         super().__init__()
-        self.model: Any = model
+        self.body: Any = model
         self.name = name
         self.pooling = pooling
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed a batch: avg is what the network's own classifier reads, others pool its places."""
-        features = self.model.forward_features(images)
+        features = self.body.forward_features(images)
         return pooled(self.pooling, lambda pooling: self._vectors(features, pooling))
 
     def _vectors(self, features: Tensor | list[Tensor], pooling: str) -> Tensor:
         if pooling == "avg":
-            vectors: Tensor = self.model.forward_head(features, pre_logits=True)
+            vectors: Tensor = self.body.forward_head(features, pre_logits=True)
             return vectors
         return POOLINGS[pooling](self._map(features))
 
     def _map(self, features: Tensor | list[Tensor]) -> Tensor:
         """Bring the last features to (n, c, h, w), without class and register tokens."""
         if isinstance(features, Tensor) and features.ndim == 4:
-            channels = self.model.num_features
+            channels = self.body.num_features
             last = features.shape[1] != channels and features.shape[-1] == channels
-            said = getattr(self.model, "output_fmt", "NHWC" if last else "NCHW")
+            said = getattr(self.body, "output_fmt", "NHWC" if last else "NCHW")
             return features.permute(0, 3, 1, 2) if said == "NHWC" else features
         if isinstance(features, Tensor) and features.ndim == 3:
             tokens = features[:, self._prefix_tokens() :]
@@ -153,12 +153,12 @@ class TimmExtractor(nn.Module):
 
     def _prefix_tokens(self) -> int:
         """Count the tokens before those of the patches, where a model does not say it itself."""
-        said: int | None = getattr(self.model, "num_prefix_tokens", None)
+        said: int | None = getattr(self.body, "num_prefix_tokens", None)
         if said is not None:
             return said
-        if getattr(self.model, "global_pool", None) != "token":
+        if getattr(self.body, "global_pool", None) != "token":
             return 0
-        token = getattr(self.model, "cls_token", None)
+        token = getattr(self.body, "cls_token", None)
         return int(token.shape[1]) if isinstance(token, Tensor) else 1
 
 

@@ -39,7 +39,7 @@ SMALL, TEXT, TITLE = 8.0, 9.0, 11.0
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of the page (`:root` in contact_sheet.html), and those of eight classes."""
+    """The colours of the page (`:root` in style.css), and those of eight classes."""
 
     ink: str
     soft: str

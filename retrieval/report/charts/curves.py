@@ -23,11 +23,13 @@ _SAID = {"top1": "top-1", "map": "mAP", "accuracy": "accuracy"}
 def curves_drawing(history: pa.Table, best: int) -> Drawing | None:
     """Draw the columns of table HISTORY that are shares, and the loss; `best` is the epoch kept.
 
-    Shares are `top1`, `accuracy` and, where there is one, `map`. None where no epoch was trained.
+    Shares are `top1`, `map` and `accuracy`, of these the columns that are there and are known.
+    None where no epoch was trained.
     """
     if len(history) == 0:
         return None
-    columns = {name: history[name].to_numpy().astype(np.float64) for name in history.schema.names}
+    known = [name for name in history.schema.names if history[name].null_count == 0]
+    columns = {name: history[name].to_numpy().astype(np.float64) for name in known}
     last = int(columns["epoch"][-1])
     values = {name: column[columns["epoch"] == best] for name, column in columns.items()}
     said = ", ".join(f"{_SAID[n]} {values[n][0]:.3f}" for n in _SAID if n in values)

@@ -151,6 +151,7 @@ def test_targets_that_are_refused(tmp_path):
         (tmp_path, "is a folder"),
         (tmp_path / "index/shards/x", "inside the index"),
         (tmp_path / "there", "--overwrite"),
+        (tmp_path / "there/f", "cannot be written .*; name a file that can"),
     ):
         with pytest.raises(UsageError, match=why):
             check_target(str(file), index, overwrite=False)

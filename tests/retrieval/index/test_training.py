@@ -123,6 +123,14 @@ def test_two_levels_are_nearly_as_good_as_one(tmp_path, metric, dtype, monkeypat
     np.testing.assert_array_equal(again, cells)
 
 
+def test_more_lists_than_rows_leave_lists_empty_in_two_levels_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "FLAT_LISTS", 4)
+    store = make_store(tmp_path / "store", clouds(30), chunk_rows=10)
+    found = centroids(tmp_path / "index", store, "l2", 40, 30)
+    assert len(found) == 40
+    np.testing.assert_array_equal(np.unique(found, axis=0), np.unique(clouds(30), axis=0))
+
+
 def test_a_killed_training_in_two_levels_ends_the_same(tmp_path, monkeypatch):
     store = make_store(tmp_path / "store", clouds(600), chunk_rows=100)
     monkeypatch.setattr(training, "FLAT_LISTS", 4)

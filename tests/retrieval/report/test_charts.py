@@ -219,6 +219,11 @@ def test_a_column_map_is_drawn_where_there_is_one():
     assert "mAP 0.30" in texts(one.chart().light)
 
 
+def test_an_accuracy_that_nobody_knows_is_not_drawn():
+    one = curves_drawing(history(3, accuracy=pa.nulls(3, pa.float64())), 3)
+    assert "accuracy" not in one.alt + " ".join(texts(one.chart().light))
+
+
 def test_one_epoch_is_a_point_and_none_is_no_chart():
     assert "epoch 1 kept" in texts(curves_drawing(history(1), 1).chart().light)
     assert curves_drawing(HISTORY.schema.empty_table(), 1) is None

@@ -9,8 +9,9 @@ import time
 import psutil
 import pytest
 
+from retrieval.errors import UsageError
 from retrieval.storage.files import LocalFolder
-from retrieval.storage.temporary import TEMPORARY
+from retrieval.storage.temporary import TEMPORARY, make_scratch
 from tests.retrieval.storage.faults import seam
 
 
@@ -101,3 +102,13 @@ def test_a_writer_at_work_is_not_swept(folder):
     with seam(lambda *moment: moment[1] == "link" and folder.sweep()):
         assert folder.put_new("parts/x", b"1")
     assert folder.read("parts/x") == b"1"
+
+
+def test_the_folder_of_scratch_is_made_or_refused_by_name(tmp_path):
+    make_scratch(None)
+    make_scratch(f"{tmp_path}/fast/disk")
+    make_scratch(f"{tmp_path}/fast/disk")
+    assert (tmp_path / "fast/disk").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=f"--scratch {tmp_path}/file/x cannot be made on .*; name"):
+        make_scratch(f"{tmp_path}/file/x")

@@ -34,6 +34,16 @@ def test_layers_are_counted_as_a_person_reads_them(name, layers, last):
     assert sorted(every) == sorted(id(one) for one in body_of_parameters(found))
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "last"),
+    [("timm:resnet50", 53, (2048, 512, 1, 1)), ("timm:test_vit", 26, (64, 192))],
+)
+def test_so_are_those_of_timm(name, layers, last):
+    pytest.importorskip("timm", reason="timm is not installed")
+    found = layers_of(body_of(name).extractor)
+    assert (len(found), tuple(found[-1][0].shape)) == (layers, last)
+
+
 def body_of_parameters(layers):
     return {id(one): one for layer in layers for one in layer}.values()
 
@@ -59,8 +69,10 @@ def test_what_names_no_layers_is_refused(which):
         unfreeze(body_of("scratch").extractor, which)
 
 
-@pytest.mark.parametrize("name", ["scratch", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["scratch", "mobilenet_v2", "timm:test_resnet"])
 def test_a_body_goes_back_into_a_bundle_as_it_came(name):
+    if ":" in name:
+        pytest.importorskip("timm", reason="timm is not installed")
     body = body_of(name)
     before = backbones.fit_state(body.state, name)
     after = body.trained_state()

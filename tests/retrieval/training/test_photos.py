@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval.errors import InputError
+from retrieval.errors import InputError, StorageFailure, UsageError
 from retrieval.images.decode import decode
 from retrieval.training import photos as photos_of
 from retrieval.training.photos import decoded
@@ -144,7 +144,21 @@ def test_a_full_disk_is_said_before_it_is_written_to(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"), loaded(draw(tmp_path / "shapes", 2, 2)):
+    shapes = draw(tmp_path / "shapes", 2, 2)
+    with pytest.raises(StorageFailure, match=r"No space left.*--cache"), loaded(shapes):
+        pass
+
+
+def test_where_room_cannot_be_reserved_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.delattr("os.posix_fallocate")
+    with loaded(draw(tmp_path / "shapes", 2, 2)) as photos:
+        assert len(photos.training) == 2
+
+
+def test_a_cache_that_cannot_be_made_is_refused_by_name(tmp_path):
+    (tmp_path / "file").write_text("")
+    cache, shapes = str(tmp_path / "file"), draw(tmp_path / "shapes", 2, 2)
+    with pytest.raises(UsageError, match=f"--cache {cache} cannot be"), loaded(shapes, cache=cache):
         pass
 
 
