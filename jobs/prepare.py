@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import Cluster
 from jobs.groups import EngineOptions, Model
+from jobs.options import OPTIONS
 from jobs.progress import say
 from jobs.settings import EmbedSettings
 from retrieval.errors import LookalikeError, UsageError
@@ -113,7 +114,26 @@ def bundle_of(settings: Any) -> Bundle:
     from retrieval.model.resolve import resolve_bundle
 
     names = {field.name for field in dataclasses.fields(Model)} - {"pca"}
-    return resolve_bundle(**{name: getattr(settings, name) for name in names})
+    made = resolve_bundle(**{name: getattr(settings, name) for name in names})
+    if settings.bundle is not None:
+        _refuse_others(settings, made)
+    return made
+
+
+def _refuse_others(settings: Any, bundle: Bundle) -> None:
+    """Refuse what is asked for of a model beside --bundle, which has its own answer to it."""
+    own = {
+        "backbone": bundle.backbone, "pooling": bundle.pooling, "normalize": bundle.normalize,
+        "image_size": bundle.transform.image_size, "resize": bundle.transform.resize,
+    }  # fmt: skip
+    for name, stored in own.items():
+        value, option = getattr(settings, name), OPTIONS[name]
+        if value not in (option.default, stored):
+            asked = f"{option.flag} {value}" if option.type is not bool else f"--no-{name}"
+            raise UsageError(
+                f"{asked} does not go with --bundle {settings.bundle}, which has {stored}; "
+                "leave one of the two out"
+            )
 
 
 def begun_settings(folder: Folder) -> dict[str, Any] | None:
