@@ -122,7 +122,7 @@ def _run(verb: str, words: list[Any], output: Path | None) -> dict[str, Any]:
 
 
 STAGES: dict[str, tuple[Callable[[Path, int], dict[str, Any]], int]] = {
-    "embed": (_embed, 20),
+    "embed": (_embed, 50),
     "index": (_index, 1),
     "rank": (_rank, 1),
     "evaluate": (_evaluate, 10),

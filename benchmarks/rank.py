@@ -44,6 +44,7 @@ from retrieval.scoring import block
 from retrieval.tables import SHARD_ROWS
 
 WORKERS = 2
+_EXACT = 4000  # queries at most that read all lists
 _BATCH = 1 << 14  # queries a block, as `index/answer.py` has it for 512 numbers
 
 
@@ -118,10 +119,10 @@ def _compared(asked: argparse.Namespace) -> dict[str, Any]:
     exact: dict[str, list[dict[str, Any]]] = {}
     for _ in range(asked.runs):
         for name, side, threads in (("ours", "ours", 1), ("product", "product", WORKERS)):
-            words = _words(asked, nprobe=[0])
+            words = _words(asked, nprobe=[0], queries=min(asked.queries, _EXACT))
             exact.setdefault(name, []).append(run_side("benchmarks.rank", side, threads, *words))
         if asked.sklearn:
-            rival = ("benchmarks.by_sklearn", "sklearn", WORKERS, *_words(asked, nprobe=[0]))
+            rival = ("benchmarks.by_sklearn", "sklearn", WORKERS, *words)
             exact.setdefault("sklearn", []).append(run_side(*rival, python=asked.sklearn))
     found["exact"] = _figures(exact)
     bound = [o["flops"] / p["peak"] for o, p in zip(exact["ours"], exact["product"], strict=True)]

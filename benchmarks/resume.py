@@ -51,6 +51,7 @@ def main() -> None:
             ),
             "rest_seconds": rest,
             "finished_again_seconds": sorted(again),
+            "verify_seconds": _timed([LOOKALIKE, "verify", f"{scratch}/store"]),
         }
     tell("resume", **answer)
 

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--photos")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--loop", type=int, default=1024, help="photos that the limit is taken of")
+    parser.add_argument("--loop", type=int, default=4096, help="photos that the limit is taken of")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--precision")
     asked = parser.parse_args()

@@ -71,7 +71,7 @@ def _task(
     may_match: MayMatch,
 ) -> Any:
     from retrieval.index import recall
-    from retrieval.index.answer import Task, block_rows
+    from retrieval.index.answer import Task, block_rows, shared_rows
     from retrieval.index.sampling import sample_of
     from retrieval.index.shards import RECALL_TABLE
 
@@ -91,12 +91,13 @@ def _task(
         sample = sample_of(queries, count, settings.seed)[1]
     memory = finished.read_settings(index_folder)["max_index_memory"]
     neighbours = may_match.expansion.count if may_match.expansion else 0
+    most = block_rows(queries.dimension, max(k, neighbours), memory)
     return Task(
         index_folder, index, codes, metric, queries, folder, nprobe, k, sample, alive,
         vectors=gallery_vectors(settings, index_folder, index),
         product="cuda" if settings.device != "cpu" and where.gpus else "cpu",
         allowed=may_match.allowed, bars=may_match.bars, least=may_match.least,
-        block_rows=block_rows(queries.dimension, max(k, neighbours), memory), memory=memory,
+        block_rows=shared_rows(most, queries.rows, index.counts["shards"]), memory=memory,
         scratch=settings.scratch,
     )  # fmt: skip
 
@@ -118,11 +119,25 @@ def _pass(where: Cluster, task: Any) -> None:
     if task.codes:
         if task.nprobe < task.manifest.counts["nlist"]:
             _each(where, "lists", answer.put_lists, task, blocks, "blocks")
-        _each(where, "rank", answer.answer_shard, task, shards, "shards", gpu=True)
+        _ask_shards(where, task)
         return
     _each(where, "propose", propose.propose, task, shards, "shards")
     _each(where, "compare", propose.merge_proposed, task, blocks, "blocks")
     _each(where, "rank", rescore.rescore, task, shards, "shards")
+
+
+def _ask_shards(where: Cluster, task: Any) -> None:
+    """Let the shards answer; where they are fewer than workers, several tasks share one."""
+    from retrieval.index import answer
+
+    places = int(where.gpus / where.gpu_share) if task.product == "cuda" else where.workers
+    shares, shards = answer.shares_of(task, places), len(task.shards)
+
+    def step(task: Any, number: int) -> int:
+        return answer.answer_shard(task, number % shards, number // shards, shares)
+
+    unit = "shards" if shares == 1 else "shares of shards"
+    _each(where, "rank", step, task, shards * shares, unit, gpu=True)
 
 
 def _expanded(where: Cluster, task: Any, expansion: Expansion) -> Any:

@@ -35,8 +35,8 @@ PART_READ = 0.045 / (4096 * 512)
 """Seconds of a core a number of a part that is checked, parsed and drawn from: `benchmarks.scale
 --part`."""
 
-_DRIVER_CHUNK = 2300
-"""Bytes the driver holds a chunk: 2.3 GB for 10^6 (`benchmarks/README.md`, driver)."""
+_DRIVER_CHUNK = 640
+"""Bytes the driver holds a chunk: 0.64 GB for 10^6 (`benchmarks/README.md`, driver)."""
 
 _CANDIDATE = 28  # bytes on disk of what a shard found: query, row, list, key
 
@@ -188,8 +188,9 @@ def _index(rates: Rates, counts: Counts, fleet: Fleet) -> float:
 def _rank(rates: Rates, counts: Counts, queries: int, fleet: Fleet) -> float:
     """Choose the lists of each query, meet them in each shard, merge.
 
-    A shard is one task: it meets `nprobe` of `nlist` lists of each query, and all of them of the
-    queries that the recall is certified by.
+    A shard meets `nprobe` of `nlist` lists of each query, and all of them of the queries that the
+    recall is certified by. It is counted as one task, though several share it where shards are
+    fewer than cores (`index/answer.py`): of few shards and many queries this is too much.
     """
     share = counts.nprobe / counts.plan.nlist
     lists = 2.0 * counts.dimension * queries * counts.plan.nlist / rates.multiplied

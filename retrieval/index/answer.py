@@ -4,9 +4,9 @@
     work/candidates/NPROBE/SHARD-BLOCK.parquet   what the shard found for the block
     work/exact/SHARD-BLOCK.parquet               for sampled queries, all lists read
 
-A shard is read once; an answer that is there already is not made again. What other shards have
-answered spares work: a row that is surely below their k-th best is left out. So an answer may
-depend on what was there before it, and the best of all answers does not.
+A shard is read once, or once a task that shares it; an answer that is there already is not made
+again. What other shards have answered spares work: a row that is surely below their k-th best is
+left out. So an answer may depend on what was there before it, and the best of all answers does not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from retrieval.index.build_shard import nothing
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
 from retrieval.index.search import Asked, Searcher
-from retrieval.index.shards import Shard, open_shard
+from retrieval.index.shards import Shard, open_shard, shard_path
 from retrieval.index.training import TRAINED
 from retrieval.int8 import search_product
 from retrieval.records import Chunk
@@ -47,6 +47,10 @@ Mask = NDArray[np.bool_]
 _BLOCK_BYTES = 1 << 26  # of a block's queries and candidates
 _SHARES = 8  # a task's memory is half the shard's; a block, and lists kept ready, get an eighth
 _CANDIDATE_BYTES = 200  # of a candidate, on its way to an answer
+SHARED = 4
+"""Shards from which none is shared by tasks, and blocks that fewer shards are asked in."""
+WORTH_A_BLOCK = 2048
+"""Queries of a block, below which calls cost what they spare."""
 _KNOWN = 4  # answers of other shards that are looked at
 
 
@@ -132,6 +136,16 @@ def block_rows(dimension: int, top_k: int, memory: int) -> int:
     return max(1, room // (4 * dimension + _CANDIDATE_BYTES * top_k))
 
 
+def shared_rows(most: int, queries: int, shards: int) -> int:
+    """Say how many queries are a block, so that few shards have work for more workers.
+
+    By sizes alone: whoever goes on with a ranking must cut it into the same blocks.
+    """
+    if shards >= SHARED:
+        return most
+    return min(most, max(WORTH_A_BLOCK, -(-queries // SHARED)))
+
+
 def candidates_path(nprobe: int, shard: int, number: int) -> str:
     """Give the path of what a shard found for a block."""
     return f"{WORK}candidates/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
@@ -165,12 +179,26 @@ def put_lists(task: Task, number: int) -> int:
     return number
 
 
-def answer_shard(task: Task, number: int) -> int:
-    """Let one shard answer every block of queries that it has not answered; give their count."""
+def shares_of(task: Task, workers: int) -> int:
+    """Say how many tasks answer from each shard, where shards are fewer than workers.
+
+    Each reads the shard and answers some of the blocks. Together they hold no more than one task
+    may, vectors twice as in one.
+    """
+    sizes = [task.manifest.files[shard_path(number)].size for number in task.shards]
+    room = task.memory // max(1, 2 * max(sizes, default=1))
+    return max(1, min(len(task.blocks), workers // max(1, len(sizes)), room))
+
+
+def answer_shard(task: Task, number: int, share: int = 0, shares: int = 1) -> int:
+    """Let one shard answer the blocks of queries it has not answered, or every `shares`-th of them.
+
+    Gives the count of all blocks.
+    """
     there = {entry.path for entry in task.matches.entries(f"{WORK}candidates/{task.nprobe:07d}")}
     there |= {entry.path for entry in task.matches.entries(f"{WORK}exact")}
     searcher: Searcher | None = None
-    for block_number in range(len(task.blocks)):
+    for block_number in range(share, len(task.blocks), shares):
         paths = candidates_path(task.nprobe, number, block_number), exact_path(number, block_number)
         wanted = [path not in there for path in paths]
         if not wanted[0] and (not wanted[1] or len(task.sample) == 0):

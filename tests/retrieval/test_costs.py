@@ -162,7 +162,7 @@ def test_memory_grows_by_a_shard_and_by_chunks():
     assert found["index_task"] == 2.4e8 + shard + met
     assert found["rank_task"] == 2.5e8 + shard
     assert found["worker"] == 8e8 + 256 * 512 * 4
-    assert found["driver"] == pytest.approx(1.2e9 + (100_000 / 256 + 1000 / 256) * 2300)
+    assert found["driver"] == pytest.approx(1.2e9 + (100_000 / 256 + 1000 / 256) * 640)
 
 
 @pytest.mark.parametrize(

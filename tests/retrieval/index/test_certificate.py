@@ -23,10 +23,13 @@ from retrieval.index.answer import (
     exact_path,
     put_lists,
     read_answer,
+    shared_rows,
+    shares_of,
 )
 from retrieval.index.certificate import certify
 from retrieval.index.recall import probe_grid
 from retrieval.index.sampling import sample_of
+from retrieval.index.shards import shard_path
 from retrieval.intervals import bootstrap_mean
 from retrieval.ranking.merge import matches_of
 from retrieval.records import Certificate
@@ -254,3 +257,34 @@ def test_an_altered_answer_is_found(tmp_path, path):
     task.matches.put(path, bytes(data))
     with pytest.raises(Damaged, match="was altered; remove it"):
         read_answer(task.matches, path)
+
+
+def test_tasks_that_share_a_shard_answer_as_one_does(tmp_path: Path) -> None:
+    alone, _ = make_task(tmp_path / "alone", "ip")
+    shared, _ = make_task(tmp_path / "shared", "ip")
+    run(alone)
+    for number in range(len(shared.blocks)):
+        put_lists(shared, number)
+    for share in (2, 0, 1):
+        for number in shared.shards:
+            answer_shard(shared, number, share, 3)
+    assert matches(shared) == matches(alone)
+    assert certify(shared, 0.5, 0)[0] == certify(alone, 0.5, 0)[0]
+
+
+def test_few_shards_are_shared_by_tasks_that_hold_no_more_than_one(tmp_path: Path) -> None:
+    task, index = make_task(tmp_path, "ip")
+    largest = max(index.manifest.files[shard_path(number)].size for number in task.shards)
+    assert (len(task.shards), len(task.blocks)) == (3, 3)
+    assert [shares_of(task, workers) for workers in (1, 3, 6, 9, 99)] == [1, 1, 2, 3, 3]
+    small = dataclasses.replace(task, memory=4 * largest)
+    assert [shares_of(small, workers) for workers in (6, 99)] == [2, 2]
+    assert shares_of(dataclasses.replace(task, memory=1), 99) == 1
+
+
+def test_blocks_are_cut_by_sizes_alone() -> None:
+    assert shared_rows(16_000, 10_000, 4) == 16_000
+    assert shared_rows(16_000, 10_000, 1) == 2500
+    assert shared_rows(16_000, 100, 1) == 2048
+    assert shared_rows(16_000, 10**6, 3) == 16_000
+    assert shared_rows(1000, 10_000, 1) == 1000
