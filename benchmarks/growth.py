@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def _index(root: Path, size: int) -> dict[str, Any]:
 
 def _rank(root: Path, size: int) -> dict[str, Any]:
     _run("index", _indexed(root, size), root / "index")
-    np.save(root / "queries.npy", _vectors(_QUERIES, 1))
+    _alone(_save_vectors, root / "queries.npy", _QUERIES, 1)
     words = ["--index", root / "index", "--queries", root / "queries.npy", "--output", root / "m"]
     found = _run("rank", words, root / "m")
     told = json.loads((root / "m/manifest.json").read_text())
@@ -82,25 +83,31 @@ def _rank(root: Path, size: int) -> dict[str, Any]:
 
 def _indexed(root: Path, size: int) -> list[Any]:
     root.mkdir(parents=True, exist_ok=True)
-    np.save(root / "vectors.npy", _vectors(size, 0))
+    _alone(_save_vectors, root / "vectors.npy", size, 0)
     return ["--embeddings", root / "vectors.npy", "--output", root / "index"]
 
 
-def _vectors(count: int, seed: int) -> Any:
+def _alone(make: Callable[..., None], *words: Any) -> None:
+    """Make input in a process of its own: what a command is started from counts as its peak."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(make, words)
+
+
+def _save_vectors(path: Path, count: int, seed: int) -> None:
     """Draw vectors around 1,000 centres, the same whatever is drawn."""
     centres = np.random.default_rng(9).normal(size=(1000, _DIMENSION)).astype(np.float32)
     generator = np.random.default_rng(seed)
     noise = generator.normal(size=(count, _DIMENSION)).astype(np.float32)
-    return centres[generator.integers(0, 1000, count)] + 0.7 * noise
+    np.save(path, centres[generator.integers(0, 1000, count)] + 0.7 * noise)
 
 
 def _evaluate(root: Path, size: int) -> dict[str, Any]:
-    write_matches(root / "m", size, 10)
+    _alone(write_matches, root / "m", size, 10)
     return _run("evaluate", ["--matches", root / "m"], None)
 
 
 def _report(root: Path, size: int) -> dict[str, Any]:
-    write_matches(root / "m", size, 10)
+    _alone(write_matches, root / "m", size, 10)
     return _run("report", ["--matches", root / "m", "--output", root / "report.html"], None)
 
 

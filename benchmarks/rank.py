@@ -1,15 +1,16 @@
 """Search for whole query sets: ours against FAISS' kinds, at the recall of each.
 
 python -m benchmarks.rank [--rows 200000] [--dimension 512] [--lists 512] [--queries 10000]
-                          [--nprobe 8 32 64] [--shards 2] [--runs 3] [--device cpu|cuda]
+                          [--nprobe 8 32 64] [--shards 1] [--runs 3] [--device cpu|cuda]
                           [--against flat sqfp16 rabitq pq hnsw big_batch] [--sklearn PYTHON]
 python -m benchmarks.rank --curve   (ours alone: over queries, nprobe and shards, of one worker)
 
 Clustered unit vectors, the same centroids for all sides, inner product, k = 10. Ours are two
-processes of one thread each, as tasks of a cluster are; their time is that of lists, search and
-merge, from the vectors of the queries to ranked rows. FAISS has one process of two threads, and
-each of its kinds the cheapest setting that has our recall (`benchmarks/faiss_kinds.py`). `exact`
-reads all lists.
+processes of one thread each, as tasks of a cluster are: they share the one shard that so many rows
+make, or have shards of their own (`--shards 2`). Their time is that of lists, search and merge,
+from the vectors of the queries to ranked rows. FAISS has one process of two threads, and each of
+its kinds the cheapest setting that has our recall (`benchmarks/faiss_kinds.py`). `exact` reads all
+lists.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from benchmarks.sides import clustered, recall_of, run_side, spread
 from benchmarks.told import tell
 from retrieval.candidates import best_of, kth_keys
 from retrieval.closest import closest, nearest
+from retrieval.index.answer import shared_rows
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import empty_index
 from retrieval.index.kmeans import Held, lloyd, slice_of
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument("--lists", type=int, default=512)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--nprobe", type=int, nargs="+", default=[8, 32, 64])
-    parser.add_argument("--shards", type=int, default=WORKERS)
+    parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--against", nargs="+", choices=RIVALS, default=RIVALS)
@@ -200,18 +202,25 @@ def _join(barrier: Any) -> None:
 
 
 def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, float]:
-    """Make the shards of a worker, wait for the others, and answer all queries; best of two."""
+    """Make the shards of a worker, wait for the others, and answer all queries; best of two.
+
+    Workers that are more than the shards share one: each answers some of the blocks, as tasks do.
+    """
     asked, worker, workers = given
-    shards = [_shard(asked, number) for number in range(worker, asked.shards, workers)]
+    shares = workers if asked.shards < workers else 1
+    own = range(asked.shards) if shares > 1 else range(worker, asked.shards, workers)
+    shards = [_shard(asked, number) for number in own]
     queries = np.load(f"{asked.place}/asked.npy")[: asked.queries]
     centroids = block(np.load(f"{asked.place}/centroids.npy"), "ip")
     nprobe = asked.nprobe[0]
     rows = sum(len(shard.rows) for shard in shards)
-    work = 2.0 * queries.size * rows
+    work = 2.0 * queries.size * rows / shares
     met = len(queries) * (nprobe / asked.lists if nprobe else 1)
     product = search_product(asked.device, met, len(shards[0].rows), queries.shape[1], asked.lists)
     searchers = [Searcher(shard, product) for shard in shards]
     probed = closest(block(queries, "ip"), centroids, nprobe) if nprobe else None
+    step = shared_rows(_BATCH, len(queries), asked.shards)
+    firsts = range(0, len(queries), step)[worker if shares > 1 else 0 :: shares]
     mine = np.array_split(queries, workers)[worker]  # whose lists this worker finds for all
     best, table = float("inf"), None
     for _ in range(2):
@@ -221,10 +230,10 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
         if nprobe:
             closest(block(mine, "ip"), centroids, nprobe)
         answers = []
-        for first in range(0, len(queries), _BATCH):
-            part = queries[first : first + _BATCH]
+        for first in firsts:
+            part = queries[first : first + step]
             numbers = np.arange(first, first + len(part))
-            lists = None if probed is None else probed[first : first + _BATCH]
+            lists = None if probed is None else probed[first : first + step]
             done: list[pa.Table] = []
             for shard in searchers:
                 known = Asked(block(part, "ip"), numbers, kth_keys(done, K, numbers))
