@@ -1,16 +1,16 @@
 """Search for whole query sets: ours against FAISS' kinds, at the recall of each.
 
 python -m benchmarks.rank [--rows 200000] [--dimension 512] [--lists 512] [--queries 10000]
-                          [--nprobe 8 32 64] [--shards 1] [--runs 3] [--device cpu|cuda]
+                          [--nprobe 8 32 64] [--shards 2] [--runs 3] [--device cpu|cuda]
                           [--against flat sqfp16 rabitq pq hnsw big_batch] [--sklearn PYTHON]
 python -m benchmarks.rank --curve   (ours alone: over queries, nprobe and shards, of one worker)
 
 Clustered unit vectors, the same centroids for all sides, inner product, k = 10. Ours are two
-processes of one thread each, as tasks of a cluster are: they share the one shard that so many rows
-make, or have shards of their own (`--shards 2`). Their time is that of lists, search and merge,
-from the vectors of the queries to ranked rows. FAISS has one process of two threads, and each of
-its kinds the cheapest setting that has our recall (`benchmarks/faiss_kinds.py`). `exact` reads all
-lists.
+processes of one thread each, as tasks of a cluster are, with a shard each; of one shard (`--shards
+1`) each answers some of the blocks, where there are several. Their time is that of lists, search
+and merge, from the vectors of the queries to ranked rows. FAISS has one process of two threads, and
+each of its kinds the cheapest setting that has our recall (`benchmarks/faiss_kinds.py`). `exact`
+reads all lists.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--lists", type=int, default=512)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--nprobe", type=int, nargs="+", default=[8, 32, 64])
-    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--shards", type=int, default=WORKERS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--against", nargs="+", choices=RIVALS, default=RIVALS)

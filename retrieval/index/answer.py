@@ -49,8 +49,8 @@ _SHARES = 8  # a task's memory is half the shard's; a block, and lists kept read
 _CANDIDATE_BYTES = 200  # of a candidate, on its way to an answer
 SHARED = 4
 """Shards from which none is shared by tasks, and blocks that fewer shards are asked in."""
-WORTH_A_BLOCK = 2048
-"""Queries of a block, below which calls cost what they spare."""
+WORTH_A_BLOCK = 1 << 14
+"""Queries that stay one block: quarters of 10,000 take half as long again (`benchmarks.rank`)."""
 _KNOWN = 4  # answers of other shards that are looked at
 
 

@@ -283,8 +283,8 @@ def test_few_shards_are_shared_by_tasks_that_hold_no_more_than_one(tmp_path: Pat
 
 
 def test_blocks_are_cut_by_sizes_alone() -> None:
-    assert shared_rows(16_000, 10_000, 4) == 16_000
-    assert shared_rows(16_000, 10_000, 1) == 2500
-    assert shared_rows(16_000, 100, 1) == 2048
-    assert shared_rows(16_000, 10**6, 3) == 16_000
+    assert shared_rows(10**5, 80_000, 4) == 10**5
+    assert shared_rows(10**5, 80_000, 1) == 20_000
+    assert shared_rows(10**5, 100, 1) == 1 << 14
+    assert shared_rows(10**5, 10**6, 3) == 10**5
     assert shared_rows(1000, 10_000, 1) == 1000
