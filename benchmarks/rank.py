@@ -33,7 +33,6 @@ from benchmarks.sides import clustered, recall_of, run_side, spread
 from benchmarks.told import tell
 from retrieval.candidates import best_of, kth_keys
 from retrieval.closest import closest, nearest
-from retrieval.index.answer import shared_rows
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import empty_index
 from retrieval.index.kmeans import Held, lloyd, slice_of
@@ -219,8 +218,7 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
     product = search_product(asked.device, met, len(shards[0].rows), queries.shape[1], asked.lists)
     searchers = [Searcher(shard, product) for shard in shards]
     probed = closest(block(queries, "ip"), centroids, nprobe) if nprobe else None
-    step = shared_rows(_BATCH, len(queries), asked.shards)
-    firsts = range(0, len(queries), step)[worker if shares > 1 else 0 :: shares]
+    firsts = range(0, len(queries), _BATCH)[worker if shares > 1 else 0 :: shares]
     mine = np.array_split(queries, workers)[worker]  # whose lists this worker finds for all
     best, table = float("inf"), None
     for _ in range(2):
@@ -231,9 +229,9 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
             closest(block(mine, "ip"), centroids, nprobe)
         answers = []
         for first in firsts:
-            part = queries[first : first + step]
+            part = queries[first : first + _BATCH]
             numbers = np.arange(first, first + len(part))
-            lists = None if probed is None else probed[first : first + step]
+            lists = None if probed is None else probed[first : first + _BATCH]
             done: list[pa.Table] = []
             for shard in searchers:
                 known = Asked(block(part, "ip"), numbers, kth_keys(done, K, numbers))

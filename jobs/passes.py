@@ -71,7 +71,7 @@ def _task(
     may_match: MayMatch,
 ) -> Any:
     from retrieval.index import recall
-    from retrieval.index.answer import Task, block_rows, shared_rows
+    from retrieval.index.answer import Task, block_rows
     from retrieval.index.sampling import sample_of
     from retrieval.index.shards import RECALL_TABLE
 
@@ -91,13 +91,12 @@ def _task(
         sample = sample_of(queries, count, settings.seed)[1]
     memory = finished.read_settings(index_folder)["max_index_memory"]
     neighbours = may_match.expansion.count if may_match.expansion else 0
-    most = block_rows(queries.dimension, max(k, neighbours), memory)
     return Task(
         index_folder, index, codes, metric, queries, folder, nprobe, k, sample, alive,
         vectors=gallery_vectors(settings, index_folder, index),
         product="cuda" if settings.device != "cpu" and where.gpus else "cpu",
         allowed=may_match.allowed, bars=may_match.bars, least=may_match.least,
-        block_rows=shared_rows(most, queries.rows, index.counts["shards"]), memory=memory,
+        block_rows=block_rows(queries.dimension, max(k, neighbours), memory), memory=memory,
         scratch=settings.scratch,
     )  # fmt: skip
 

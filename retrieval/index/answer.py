@@ -47,10 +47,6 @@ Mask = NDArray[np.bool_]
 _BLOCK_BYTES = 1 << 26  # of a block's queries and candidates
 _SHARES = 8  # a task's memory is half the shard's; a block, and lists kept ready, get an eighth
 _CANDIDATE_BYTES = 200  # of a candidate, on its way to an answer
-SHARED = 4
-"""Shards from which none is shared by tasks, and blocks that fewer shards are asked in."""
-WORTH_A_BLOCK = 1 << 14
-"""Queries that stay one block: quarters of 10,000 take half as long again (`benchmarks.rank`)."""
 _KNOWN = 4  # answers of other shards that are looked at
 
 
@@ -134,16 +130,6 @@ def block_rows(dimension: int, top_k: int, memory: int) -> int:
     """Say how many queries are a block: 16,000 of 512 numbers and 10 matches, if memory allows."""
     room = min(_BLOCK_BYTES, memory // _SHARES)
     return max(1, room // (4 * dimension + _CANDIDATE_BYTES * top_k))
-
-
-def shared_rows(most: int, queries: int, shards: int) -> int:
-    """Say how many queries are a block, so that few shards have work for more workers.
-
-    By sizes alone: whoever goes on with a ranking must cut it into the same blocks.
-    """
-    if shards >= SHARED:
-        return most
-    return min(most, max(WORTH_A_BLOCK, -(-queries // SHARED)))
 
 
 def candidates_path(nprobe: int, shard: int, number: int) -> str:

@@ -23,7 +23,6 @@ from retrieval.index.answer import (
     exact_path,
     put_lists,
     read_answer,
-    shared_rows,
     shares_of,
 )
 from retrieval.index.certificate import certify
@@ -280,11 +279,3 @@ def test_few_shards_are_shared_by_tasks_that_hold_no_more_than_one(tmp_path: Pat
     small = dataclasses.replace(task, memory=4 * largest)
     assert [shares_of(small, workers) for workers in (6, 99)] == [2, 2]
     assert shares_of(dataclasses.replace(task, memory=1), 99) == 1
-
-
-def test_blocks_are_cut_by_sizes_alone() -> None:
-    assert shared_rows(10**5, 80_000, 4) == 10**5
-    assert shared_rows(10**5, 80_000, 1) == 20_000
-    assert shared_rows(10**5, 100, 1) == 1 << 14
-    assert shared_rows(10**5, 10**6, 3) == 10**5
-    assert shared_rows(1000, 10_000, 1) == 1000
