@@ -80,12 +80,6 @@ def phrases(path: Path = PATH) -> dict[str, list[str]]:
     return found
 
 
-def settled(path: Path = PATH) -> dict[str, list[str]]:
-    """Give, a page, what it says with numbers that are no measurements."""
-    found: dict[str, list[str]] = yaml.safe_load(path.read_text())["settled"]
-    return found
-
-
 def _measurement(name: str, told: Mapping[str, Any], machines: Mapping[str, str]) -> Measurement:
     for key, one in told["claims"].items():
         if odd := set(one) - {"says", "figure", "at", "unit", "goal", "tolerance"}:
@@ -191,17 +185,6 @@ def with_phrases(text: str, said: list[str]) -> str:
             raise ValueError(f"this phrase stands there {len(found)} times: {phrase}")
         text = text[: found[0].start()] + _filled(phrase, found[0]) + text[found[0].end() :]
     return text
-
-
-def without_claims(text: str, page: str) -> str:
-    """Leave of a page what is neither claimed, nor settled, nor code, nor an address."""
-    text = re.sub(r"<!-- claims: .*?<!-- end -->", "", text, flags=re.DOTALL)
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    text = re.sub(r"^(?: {4}|\t).*$", "", text, flags=re.MULTILINE)
-    for phrase in (*phrases().get(page, ()), *settled().get(page, ())):
-        text = _pattern(phrase).sub(" ", text)
-    text = re.sub(r"`[^`]*`", " ", text)
-    return re.sub(r"\]\([^)]*\)", "]", text)
 
 
 def figure(name: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -64,28 +63,10 @@ def tables_section() -> str:
     return "\n".join(lines)
 
 
-def longest_section() -> str:
-    """Name the longest files and functions: where the next idea would be one too many."""
-    files, functions = [], []
-    for path in sorted((*ROOT.glob("jobs/**/*.py"), *ROOT.glob("retrieval/**/*.py"))):
-        text, name = path.read_text(), path.relative_to(ROOT).as_posix()
-        files.append((len(text.splitlines()), f"`{name}`"))
-        functions += [
-            (node.end_lineno - node.lineno + 1, f"`{node.name}` ({name})")
-            for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.FunctionDef) and node.end_lineno
-        ]
-    lines = []
-    for what, found in (("files", files), ("functions", functions)):
-        longest = sorted(found, key=lambda one: (-one[0], one[1]))[:5]
-        lines.append(f"Longest {what}: {', '.join(f'{name} {size}' for size, name in longest)}.\n")
-    return "\n".join(lines)
-
-
 def architecture_page() -> str:
-    """ARCHITECTURE.md with its tables, and the longest of the code, as they are now."""
+    """Return ARCHITECTURE.md with its generated tables brought up to date."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    sections = {"tables": tables_section, "longest": longest_section, "scale": scale.table}
+    sections = {"tables": tables_section, "scale": scale.table}
     for name, section in sections.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, rest = text.split(begin)
