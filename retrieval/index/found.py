@@ -18,7 +18,8 @@ from retrieval.index.shards import Shard
 from retrieval.products import floor_of
 from retrieval.scoring import Block, Float32, Float64, Int64, keys_of, pair_scores
 
-_PAIRS = 1 << 22  # pairs kept undecided: 128 MiB
+UNDECIDED = 1 << 22
+"""Pairs that wait to be decided, at most: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,19 @@ _COLUMNS = ("query", "list", "offset", "key", "slack")
 class Found:
     """The k best rows of a shard for each query, so far.
 
+    A pair of a query and a row may be added once only; `_Search` sees to that. When more than
+    `undecided` pairs wait, they are decided before the other lists pass, which changes nothing
+    but the memory and the time that it takes.
+
     `keys` (n, k) float64 and `places` (n, k) in the shard's metadata, best first; -inf and -1 where
     there are fewer; `lists` (n, k) are those that the rows lie in. Valid after `settle`.
     """
 
-    def __init__(self, shard: Shard, queries: Block, k: int, floors: Float64) -> None:
+    def __init__(
+        self, shard: Shard, queries: Block, k: int, floors: Float64, undecided: int = UNDECIDED
+    ) -> None:
         self._shard, self._queries, self._k = shard, queries, k
+        self._undecided = undecided
         self._shift = queries.norms**2 if queries.metric == "l2" else np.zeros(len(queries))
         self.floors = floors + self._shift  # in terms of cheap keys
         self._pairs: list[_Pairs] = []
@@ -65,14 +73,10 @@ class Found:
         lists = np.full(len(q), number, np.int32)
         self._pairs.append(_Pairs(q, lists, x, keys, slack))
         self._count += len(q)
-        if self._count > _PAIRS:
+        if self._count > self._undecided:
             self.tighten()
-            if self._count > _PAIRS // 2:
+            if self._count > self._undecided // 2:
                 self.settle()
-
-    def forget(self) -> None:
-        """Let go of the pairs, and keep the floors that they set."""
-        self._pairs, self._count = [], 0
 
     def tighten(self) -> None:
         """Raise the floors to what the pairs surely reach, and leave out what lies below."""
@@ -107,7 +111,7 @@ class Found:
             pairs = pairs.take(np.argsort(pairs.list, kind="stable"))
             self._merge(pairs, *self._scored(pairs))
             self.floors = np.maximum(self.floors, self.keys[:, -1] + self._shift)
-        self.forget()
+        self._pairs, self._count = [], 0
 
     def _rows(self, pairs: _Pairs) -> Iterator[tuple[int, slice, Block, Int64]]:
         """Give, list by list, the pairs of it, the rows that they need, and which row is whose."""

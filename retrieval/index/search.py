@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from retrieval.closest import closest
 from retrieval.index.barred import Pairs, is_barred, most_barred
 from retrieval.index.faiss_files import centroids_of
-from retrieval.index.found import Found, runs
+from retrieval.index.found import UNDECIDED, Found, runs
 from retrieval.index.kmeans import list_metric
 from retrieval.index.shards import Shard
 from retrieval.int8 import suited
@@ -51,11 +51,18 @@ class Asked:
 class Searcher:
     """A shard and what multiplies; lists that were made ready stay so while there is `room`.
 
-    `room` are bytes of this machine's memory; a GPU has its own.
+    `room` are bytes of this machine's memory; a GPU has its own. `undecided` is how many pairs of
+    a query and a row may wait to be decided.
     """
 
-    def __init__(self, shard: Shard, product: Product = SINGLE, room: int = 1 << 62) -> None:
-        self.shard, self.product = shard, product
+    def __init__(
+        self,
+        shard: Shard,
+        product: Product = SINGLE,
+        room: int = 1 << 62,
+        undecided: int = UNDECIDED,
+    ) -> None:
+        self.shard, self.product, self.undecided = shard, product, undecided
         self._kept: dict[int, Ready] = {}
         self._room = product.keeps if product.name == "cuda" else min(product.keeps, room)
 
@@ -94,7 +101,6 @@ class Searcher:
             search.open(number, which)
         search.found.tighten()
         if probes is None:
-            search.found.forget()  # all lists follow, these among them
             everybody = np.arange(len(asked.queries))
             for number in range(shard.index.nlist):
                 search.meet(number, everybody)
@@ -147,15 +153,17 @@ class _Search:
         self._slack = SINGLE.error(self._single, every)  # of float32, whichever the row
         longest = every.longest + asked.queries.norms.max(initial=0.0)
         self._safe = asked.queries.metric == "cosine" or longest <= SAFE
-        self.found = Found(self._shard, asked.queries, k, asked.known())
+        self.found = Found(self._shard, asked.queries, k, asked.known(), searcher.undecided)
+        self._opened: dict[int, Int64] = {}  # the queries that have read a list, by its number
 
     def open(self, number: int, which: Int64) -> None:
-        """Let some queries read a list first, to learn what they must reach.
+        """Let some queries read a list first, once, to learn what they must reach.
 
         On a processor in float32: few pairs meet, and most of what a coarse product cannot exclude
         would have to be looked at again.
         """
         barred, product = self._barred.get(number, _NOBODY), self._product
+        self._opened[number] = which
         vectors = self._shard.list_block(number)
         if product.name == "cuda":
             sides = self._ready, self._searcher.ready(number)
@@ -164,9 +172,13 @@ class _Search:
         self._meet(number, which, product, sides, self._k + most_barred(barred))
 
     def meet(self, number: int, which: Int64) -> None:
-        """Let some queries read one list."""
+        """Let some queries read one list; those that have opened it get nothing from it again.
+
+        They may be among `which`: a product with all queries costs less than one without some.
+        """
         rows = self._searcher.ready(number)
-        self._meet(number, which, self._product, (self._ready, rows), None)
+        opened = self._opened.get(number)
+        self._meet(number, which, self._product, (self._ready, rows), None, opened)
 
     def _meet(
         self,
@@ -175,10 +187,12 @@ class _Search:
         product: Product,
         sides: tuple[Ready, Ready],
         top: int | None,
+        opened: Int64 | None = None,
     ) -> None:
         if (count := len(sides[1].norms)) == 0:
             return
         barred = self._barred.get(number, _NOBODY)
+        fresh = _fresh(opened, len(self._queries))
         for part in slices(len(which), max(1, _PRODUCT // count)):
             asked = which[part]
             if self._safe:
@@ -186,6 +200,9 @@ class _Search:
             else:  # no product can be trusted: all is left to float64
                 q, x = np.repeat(asked, count), np.tile(np.arange(count), len(asked))
                 keys, slack = np.zeros(len(q), np.float32), np.full(len(q), np.inf)
+            if fresh is not None:
+                keep = fresh[q]
+                q, x, keys, slack = q[keep], x[keep], keys[keep], slack[keep]
             if self._safe and product is not SINGLE and len(q):
                 q, x, keys, slack = self._finer(number, q, x)
             if len(barred[0]):
@@ -219,6 +236,15 @@ class _Search:
 
 
 _NOBODY = np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+def _fresh(opened: Int64 | None, count: int) -> NDArray[np.bool_] | None:
+    """Return which of `count` queries have not opened a list; None where none has."""
+    if opened is None:
+        return None
+    fresh = np.ones(count, np.bool_)
+    fresh[opened] = False
+    return fresh
 
 
 def _by_list(shard: Shard, barred: tuple[Int64, Int64] | None) -> dict[int, tuple[Int64, Int64]]:

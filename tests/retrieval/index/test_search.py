@@ -17,6 +17,7 @@ from retrieval.closest import nearest, top_k
 from retrieval.index import search
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import empty_index
+from retrieval.index.found import UNDECIDED
 from retrieval.index.kmeans import list_metric
 from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard
@@ -79,11 +80,19 @@ CHEAP = [
 
 
 def shards_merge_to_brute_force(
-    case: Case, metric: Metric, k: int, nlist: int, nprobe: int | None, cuts: int, seed: int
+    case: Case,
+    metric: Metric,
+    k: int,
+    nlist: int,
+    nprobe: int | None,
+    cuts: int,
+    undecided: int,
+    seed: int,
 ) -> None:
     """Cut a gallery into shards, whose image_ids are in another order than its rows.
 
     Some pairs are barred, and some floors known, both of them by chance; nprobe None is all lists.
+    At most `undecided` pairs wait to be decided.
     """
     generator = np.random.default_rng(seed)
     count, measure = len(case.rows), list_metric(metric)
@@ -106,7 +115,10 @@ def shards_merge_to_brute_force(
     known = generator.random(len(queries)) < 0.5
     floors = np.where(known, expected[:, -1], -np.inf)  # what other shards could have told
     parts = [
-        Searcher(make_shard(case.rows, rows, ids, centroids, metric, deleted), product).search(
+        Searcher(
+            make_shard(case.rows, rows, ids, centroids, metric, deleted), product,
+            undecided=undecided,
+        ).search(
             Asked(
                 block(case.queries, metric), numbers, [floors, None][generator.integers(2)],
                 np.nonzero(barred[:, rows]) if barred.any() else None,
@@ -131,30 +143,82 @@ def shards_merge_to_brute_force(
     assert ranks.tolist() == rank.tolist()
 
 
+top_ks = st.integers(1, 12) | st.integers(13, 45)  # up to more than all rows
+list_counts = st.integers(1, 8)
+undecided_pairs = st.sampled_from([0, 1, 5, 30, 200, UNDECIDED])
+
+
 @quick
-@given(cases(), metrics, st.integers(1, 12), st.integers(1, 8), st.integers(1, 5), seeds)
-def test_with_all_lists_read_it_is_exact_search(case, metric, k, nlist, cuts, seed):
-    shards_merge_to_brute_force(case, metric, k, nlist, None, cuts, seed)
+@given(cases(), metrics, top_ks, list_counts, st.integers(1, 5), undecided_pairs, seeds)
+def test_with_all_lists_read_it_is_exact_search(case, metric, k, nlist, cuts, undecided, seed):
+    shards_merge_to_brute_force(case, metric, k, nlist, None, cuts, undecided, seed)
 
 
-some = (st.integers(1, 12), st.integers(1, 8), st.integers(1, 8), st.integers(1, 5), seeds)
+some = (top_ks, list_counts, list_counts, st.integers(1, 5), undecided_pairs, seeds)
 
 
 @quick
 @given(cases(), metrics, *some)
 def test_it_is_exact_search_within_the_lists_that_are_read(
-    case, metric, k, nlist, nprobe, cuts, seed
+    case, metric, k, nlist, nprobe, cuts, undecided, seed
 ):
-    shards_merge_to_brute_force(case, metric, k, nlist, nprobe, cuts, seed)
+    shards_merge_to_brute_force(case, metric, k, nlist, nprobe, cuts, undecided, seed)
 
 
 @pytest.mark.nightly
 @nightly
 @given(cases(), metrics, *some)
 def test_it_is_exact_search_within_the_lists_that_are_read_many_times(
-    case, metric, k, nlist, nprobe, cuts, seed
+    case, metric, k, nlist, nprobe, cuts, undecided, seed
 ):
-    shards_merge_to_brute_force(case, metric, k, nlist, nprobe, cuts, seed)
+    shards_merge_to_brute_force(case, metric, k, nlist, nprobe, cuts, undecided, seed)
+
+
+@pytest.mark.nightly
+@nightly
+@given(cases(), metrics, top_ks, list_counts, st.integers(1, 5), undecided_pairs, seeds)
+def test_with_all_lists_read_it_is_exact_search_many_times(
+    case, metric, k, nlist, cuts, undecided, seed
+):
+    shards_merge_to_brute_force(case, metric, k, nlist, None, cuts, undecided, seed)
+
+
+def _tied(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.repeat(rows[:20], 15, axis=0)
+
+
+def _far_from_the_origin(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return rows + 1000
+
+
+def _with_a_huge_norm(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([rows[:-1], rows[-1:] * 1e19])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shape", [np.array, _tied, _far_from_the_origin, _with_a_huge_norm])
+def test_matches_do_not_depend_on_how_queries_are_blocked_nor_on_what_waits(metric, shape):
+    """As those of a few thousand queries with --top-k 1000 did, of which a third came twice."""
+    generator = np.random.default_rng(0)
+    rows = shape(generator.normal(size=(300, 8))).astype(np.float32)
+    queries = np.concatenate([rows[::100], generator.normal(size=(4, 8)).astype(np.float32)])
+    barred = generator.random((7, 300)) < 0.1
+    keys = np.where(barred, -np.inf, exact_keys(queries, rows, metric))
+    centroids = train_centroids(rows, 5, metric, seed=0)
+    shard = make_shard(rows, np.arange(300), image_ids(300), centroids, metric)
+    for k in (5, 120, 300):
+        expected, found = brute_force(keys, np.arange(300), k)
+        query, rank = np.nonzero(found >= 0)
+        for blocks, undecided in (([7], UNDECIDED), ([7], 50), ([3, 4], 700), ([1] * 7, 50)):
+            searcher, parts = Searcher(shard, undecided=undecided), []
+            for own in np.split(np.arange(7), np.cumsum(blocks)[:-1]):
+                pairs = np.nonzero(barred[own])
+                asked = Asked(block(queries[own], metric), own, None, pairs)
+                parts.append(searcher.search(asked, None, k))
+            merged, _ = best_of(parts, k)
+            assert merged["query"].to_pylist() == query.tolist()
+            assert merged["row"].to_pylist() == found[query, rank].tolist()
+            assert merged["key"].to_pylist() == expected[query, rank].tolist()
 
 
 @pytest.mark.parametrize("metric", METRICS)
