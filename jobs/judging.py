@@ -88,7 +88,7 @@ def judged_results(
     def parts() -> Iterator[Judged]:
         for table in stream_tables(folder, manifest, "matches/", _COLUMNS):
             asked.append(pc.unique(table["query_id"]))
-            yield judge(table, truth)
+            yield judge(table, truth, folder.uri())
         for table in stream_tables(folder, manifest, "failures/", ["image_id", "label"]):
             failed = table.rename_columns(["query_id", "query_label"])
             asked.append(failed["query_id"].combine_chunks())

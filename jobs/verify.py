@@ -36,13 +36,16 @@ def start(settings: VerifySettings) -> Result:
 
 
 def _audited(verdict: Verdict, measure_recall: bool) -> Verdict:
-    """Look into an index whose bytes are right."""
-    if verdict.kind != "index" or verdict.state != "finished":
-        return verdict
-    from retrieval.index.audit import audit, curve_again
+    """Look into a finished index, and into matches, whose bytes are right."""
+    folder, problems = open_folder(verdict.path), []
+    if verdict.kind == "index" and verdict.state == "finished":
+        from retrieval.index.audit import audit, curve_again
 
-    folder = open_folder(verdict.path)
-    problems = audit(folder) + (curve_again(folder) if measure_recall else [])
+        problems = audit(folder) + (curve_again(folder) if measure_recall else [])
+    elif verdict.kind == "matches" and verdict.state != "damaged":
+        from retrieval.ranking.audit import audit as audit_matches
+
+        problems = audit_matches(folder)
     if not problems:
         return verdict
     return replace(verdict, state="damaged", problems=tuple(problems))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval.errors import Damaged
 from retrieval.tables import CANDIDATES
 
 _PARTS = 16  # tables that are merged at once, so that many shards take no more memory
@@ -18,7 +19,7 @@ def best_of(parts: Iterable[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int
     """Give the k best of each query, by query, key, image_id, and their places, from 0.
 
     The order is total and does not depend on how the gallery was cut into parts. `parts` may be
-    more than memory holds.
+    more than memory holds. A row that comes twice for a query is an error of what searched.
     """
     best, place = CANDIDATES.empty_table(), np.empty(0, np.int64)
     waiting: list[pa.Table] = []
@@ -27,7 +28,56 @@ def best_of(parts: Iterable[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int
         if len(waiting) == _PARTS:
             best, place = _best([best, *waiting], k)
             waiting = []
-    return _best([best, *waiting], k) if waiting else (best, place)
+    if waiting:
+        best, place = _best([best, *waiting], k)
+    _refuse_repeated(best)
+    return best, place
+
+
+def _refuse_repeated(best: pa.Table) -> None:
+    """Raise RuntimeError where a row is among the best of a query more than once."""
+    query, row = best["query"].to_numpy(), best["row"].to_numpy()
+    again = first_repeated(query, row)
+    if again is not None:
+        raise RuntimeError(
+            f"the search returned gallery row {row[again]} ({best['image_id'][again].as_py()}) "
+            f"more than once for query row {query[again]}, so no matches were written: check the "
+            "index with lookalike verify; if it is whole, this is a bug to report"
+        )
+
+
+def first_repeated(query: NDArray[np.integer], image: NDArray[np.integer]) -> int | None:
+    """Return the place of the first pair of query and image that came before, None without one."""
+    keys = query.astype(np.uint64) * np.uint64(image.max(initial=0) + 1) + image.astype(np.uint64)
+    keys.sort()  # a tenth of the time of an order by two columns
+    if (keys[1:] != keys[:-1]).all():  # equal pairs have equal keys, even where these wrap around
+        return None
+    order = np.lexsort((image, query))  # stable, so of equal pairs the first one comes first
+    query, image = query[order], image[order]
+    again = order[1:][(query[1:] == query[:-1]) & (image[1:] == image[:-1])]
+    return int(again.min()) if len(again) else None
+
+
+def repeated_match(matches: pa.Table) -> tuple[str, str] | None:
+    """Return the first (query_id, image_id) that a table MATCHES holds more than once, or None."""
+    pairs = [
+        matches[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        for name in ("query_id", "image_id")
+    ]
+    again = first_repeated(*pairs)
+    if again is None:
+        return None
+    return matches["query_id"][again].as_py(), matches["image_id"][again].as_py()
+
+
+def refuse_repeated_matches(matches: pa.Table, source: str) -> None:
+    """Raise Damaged where a query of a table MATCHES has an image twice; `source` is its path."""
+    if repeated := repeated_match(matches):
+        query_id, image_id = repeated
+        raise Damaged(
+            f"{source}: the matches of {query_id} hold {image_id} more than once; rank again with "
+            "--overwrite"
+        )
 
 
 def _best(tables: list[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.int64]]:

@@ -16,6 +16,7 @@ from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import FAILURES, GALLERY_LABELS, MATCHES
 
 BLOCK = 4096  # queries a part
+_STEP = 104729  # a prime number: the images of a query are this far apart
 
 
 def put_matches(
@@ -30,7 +31,10 @@ def put_matches(
     block: int = BLOCK,
     finish: bool = True,
 ) -> Manifest | None:
-    """Put matches of queries, given as sorted paths, drawn from a gallery; of classes by number."""
+    """Put matches of queries, given as sorted paths, drawn from a gallery; of classes by number.
+
+    A gallery of fewer than `top_k` images gives matches that no ranking has: images come twice.
+    """
     folder, generator = open_folder(str(where)), np.random.default_rng(seed)
     settings = {"queries": "/made/up", "index": "/made/up/index", "index_sha256": "",
                 "top_k": top_k, "filter": None}  # fmt: skip
@@ -41,7 +45,11 @@ def put_matches(
     for part, first in enumerate(range(0, len(queries), block)):
         some = pa.array(queries[first : first + block], pa.string())
         own = generator.integers(classes, size=len(some))
-        chosen = generator.integers(len(gallery), size=(len(some), top_k)).ravel()
+        first_chosen, places = (
+            generator.integers(len(gallery), size=(len(some), 1)),
+            np.arange(top_k),
+        )
+        chosen = ((first_chosen + _STEP * places) % len(gallery)).ravel()  # all different
         scores = -np.sort(-generator.random((len(some), top_k)), 1).ravel()
         owner = pa.array(np.repeat(np.arange(len(some)), top_k))
         table = pa.table(

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from retrieval.candidates import refuse_repeated_matches
 from retrieval.evaluation.truth import JUNK, WRONG, Grades, Truth
 
 SCORED = pa.schema([("score", pa.float64()), ("query", pa.int64()), ("right", pa.bool_())])
@@ -18,10 +19,10 @@ SCORED = pa.schema([("score", pa.float64()), ("query", pa.int64()), ("right", pa
 class Judged:
     """The rankings of q judged queries, those of one part.
 
-    `grades` is (q, k): the grade of the match at each place, junk and repeated images passed over;
-    WRONG where there is no match. `filled` is (q,): how many places are a match. `counts` is (q, g)
-    int64: images of each of `levels` that the gallery holds. `scored` is a table SCORED. `left_out`
-    counts queries that are not judged, `junk` matches that were passed over.
+    `grades` is (q, k): the grade of the match at each place, junk images passed over; WRONG where
+    there is no match. `filled` is (q,): how many places are a match. `counts` is (q, g) int64:
+    images of each of `levels` that the gallery holds. `scored` is a table SCORED. `left_out` counts
+    queries that are not judged, `junk` matches that were passed over.
     """
 
     query_ids: pa.Array
@@ -55,8 +56,13 @@ class Judged:
         )  # fmt: skip
 
 
-def judge(matches: pa.Table, truth: Truth) -> Judged:
-    """Judge a part: MATCHES' columns, in any order; all matches of a query are in one part."""
+def judge(matches: pa.Table, truth: Truth, source: str = "the ranking") -> Judged:
+    """Judge a part: MATCHES' columns, in any order; all matches of a query are in one part.
+
+    A query that has an image twice is refused (Damaged): every measure counts an image once.
+    `source` names the matches in that message.
+    """
+    refuse_repeated_matches(matches, source)
     codes = matches["query_id"].combine_chunks().dictionary_encode()
     query = codes.indices.to_numpy().astype(np.int64)
     rank = matches["rank"].to_numpy()
@@ -68,7 +74,7 @@ def judge(matches: pa.Table, truth: Truth) -> Judged:
     asked = truth.asked(pa.table({"query_id": codes.dictionary, "query_label": labels}))
     grades = truth.grades(matches)
     judged = asked.judged[query]
-    passed = judged & ((grades == JUNK) | _repeated(query, matches["image_id"]))
+    passed = judged & (grades == JUNK)
     kept = judged & ~passed
     new = np.cumsum(asked.judged) - 1  # place of a query among those that are judged
     filled = np.bincount(new[query[kept]], minlength=int(asked.judged.sum()))
@@ -100,15 +106,3 @@ def _places(query: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give the place of each match within its query, from 0; those of a query stand together."""
     begins = np.flatnonzero(np.diff(query, prepend=-1))
     return np.arange(len(query)) - np.repeat(begins, np.diff(begins, append=len(query)))
-
-
-def _repeated(query: NDArray[np.int64], image_ids: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Tell which matches are an image that the query has had before."""
-    codes = image_ids.combine_chunks().dictionary_encode()
-    keys = query * len(codes.dictionary) + codes.indices.to_numpy()
-    again = np.zeros(len(keys), np.bool_)
-    if np.all(np.diff(np.sort(keys)) > 0):  # as in every ranking of ours
-        return again
-    order = np.argsort(keys, kind="stable")
-    again[order[1:]] = np.diff(keys[order]) == 0
-    return again

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.candidates import best_of
+from retrieval.candidates import best_of, repeated_match
+from retrieval.errors import Damaged
 from retrieval.scoring import keys_of
 from retrieval.tables import FAILURES, MATCHES, Metric
 
@@ -16,7 +17,7 @@ NO_MATCH = "no gallery image may be a match, by the options of the ranking"
 
 
 def matches_of(parts: Iterable[pa.Table], k: int, queries: pa.Table, metric: Metric) -> pa.Table:
-    """Rank what the shards found for one block of queries: table MATCHES.
+    """Rank what the shards found for one block of queries: table MATCHES, each image once a query.
 
     `queries` are the block's rows of the query store, ordered by row; `query` in the candidates is
     that row.
@@ -35,6 +36,12 @@ def matches_of(parts: Iterable[pa.Table], k: int, queries: pa.Table, metric: Met
         "label": best["label"],
     }
     table = pa.table(columns).cast(MATCHES.schema)
+    if repeated := repeated_match(table):
+        query_id, image_id = repeated
+        raise Damaged(
+            f"the index has more than one row of the name {image_id}, found for {query_id}; make "
+            "the index again"
+        )
     return table.sort_by([("query_id", "ascending"), ("rank", "ascending")])
 
 

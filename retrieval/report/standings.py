@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from retrieval.candidates import refuse_repeated_matches
 from retrieval.evaluation.truth import UNKNOWN, Truth
 from retrieval.index.sampling import hashes_of
 from retrieval.storage import finished
@@ -71,12 +72,16 @@ def part_paths(manifest: Manifest) -> list[str]:
 
 
 def read_standings(folder: Folder, manifest: Manifest, truth: Truth | None) -> Standings:
-    """Read all parts of finished matches, one at a time; without a truth all is unknown."""
+    """Read all parts of finished matches, one at a time; without a truth all is unknown.
+
+    A query that has an image twice is refused (Damaged).
+    """
     scores, grades, queries = [np.empty(0)], [np.empty(0, np.int16)], []
     first, precision = [np.empty(0, np.int32)], [np.empty(0)]
     counts = []
     for path in part_paths(manifest):
         table = _read(folder, manifest, path, _NEEDED)
+        refuse_repeated_matches(table, folder.uri())
         scores.append(table["score"].to_numpy())
         given = truth.grades(table) if truth else np.full(len(table), UNKNOWN)
         grades.append(np.asarray(given, np.int16))

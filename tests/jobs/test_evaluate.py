@@ -8,12 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import report, verify
 from jobs.evaluate import start
-from jobs.settings import EvaluateSettings
-from retrieval.errors import InputError, Mismatch, UsageError
+from jobs.settings import EvaluateSettings, ReportSettings, VerifySettings
+from retrieval.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.evaluation.truth import UNKNOWN
 from retrieval.index import sizing
 from tests.jobs.here import index_here, rank_here
+from tests.matches import put_matches
 from tests.stores import write_store
 
 ROWS, QUERIES, CLASSES = 210, 28, 7  # of images a00000.jpg …; the class is row % 7
@@ -378,3 +380,41 @@ def test_images_without_label_are_unknown_to_whoever_draws_them(root):
     blank = table.set_column(7, "label", pa.nulls(3, pa.string()))
     assert set(truth.grades(table).tolist()) <= {0, 1}
     assert truth.grades(blank).tolist() == [UNKNOWN] * 3
+
+
+# --- an image that a query has twice ---
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory):
+    """Matches of five images each, of a gallery of three; and sound ones of the same queries."""
+    root = tmp_path_factory.mktemp("doubled")
+    queries, photos = ["/q/0.jpg", "/q/1.jpg"], [f"/g/{number}.jpg" for number in range(9)]
+    put_matches(root / "doubled", queries, photos[:3], top_k=5)
+    put_matches(root / "sound", queries, photos, top_k=5)
+    put_matches(root / "unfinished", queries, photos[:3], top_k=5, finish=False)
+    return root
+
+
+def test_matches_that_hold_an_image_twice_are_refused_by_whatever_reads_them(doubled, tmp_path):
+    bad, sound, page = str(doubled / "doubled"), str(doubled / "sound"), str(tmp_path / "p.html")
+    refusals = [
+        lambda: evaluated(bad),
+        lambda: evaluated(sound, compare=bad),
+        lambda: report.start(ReportSettings(matches=bad, output=page)),
+        lambda: report.start(ReportSettings(matches=bad, output=page, format="png")),
+        lambda: report.start(ReportSettings(matches=sound, output=page, format="png", compare=bad)),
+    ]
+    for refuse in refusals:
+        with pytest.raises(Damaged, match=r"/doubled: the matches of \S+ hold \S+ more than once"):
+            refuse()
+    assert evaluated(sound).exit_code == 0
+
+
+def test_verify_reports_an_image_that_a_query_has_twice(doubled):
+    for name in ("doubled", "unfinished"):
+        result = verify.start(VerifySettings(path=str(doubled / name)))
+        assert (result.exit_code, result.values["state"]) == (7, "damaged")
+        (problem,) = result.values["problems"]
+        assert "part-00000.parquet: the matches of /q/0.jpg hold " in problem
+    assert verify.start(VerifySettings(path=str(doubled / "sound"))).exit_code == 0

@@ -2,6 +2,7 @@
 
 import pytest
 
+from retrieval.errors import Damaged
 from retrieval.evaluation.judged import judge, judge_unanswered
 from retrieval.evaluation.labels import Labels
 from retrieval.evaluation.truth import UNKNOWN
@@ -77,12 +78,12 @@ def test_a_query_with_fewer_matches_than_others_misses_the_rest():
     assert found.filled.tolist() == [1, 2]
 
 
-def test_an_image_that_a_query_has_twice_counts_once():
-    table = matches(("q", "cat", 1, "a", "cat"), ("q", "cat", 2, "a", "cat"),
-                    ("q", "cat", 3, "b", "dog"), ("q", "cat", 4, "c", "cat"))  # fmt: skip
-    found = judged(table)
-    assert found.hits.tolist() == [[True, False, True]]
-    assert found.junk == 1
+def test_an_image_that_a_query_has_twice_is_refused():
+    """Also of a query that is not judged: it is the ranking that is wrong."""
+    table = matches(("p", "cat", 1, "a", "cat"), ("q", None, 1, "b", "cat"),
+                    ("q", None, 2, "a", "dog"), ("q", None, 3, "b", "cat"))  # fmt: skip
+    with pytest.raises(Damaged, match=r"^the ranking: the matches of q hold b more than once; "):
+        judged(table)
 
 
 def test_a_class_the_gallery_lacks_has_nothing_relevant_and_still_counts():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.candidates import best_of
+from retrieval.candidates import best_of, first_repeated
+from retrieval.errors import Damaged
 from retrieval.ranking.merge import matches_of
 from retrieval.tables import CANDIDATES, MATCHES
 from tests.retrieval.vectors import image_ids, quick, seeds
@@ -21,7 +24,7 @@ def candidates(lines: list[Line]) -> pa.Table:
     columns = {
         "query": [query for query, _, _ in lines],
         "key": [key for _, key, _ in lines],
-        "row": [len(name) for _, _, name in lines],
+        "row": [crc32(name.encode()) for _, _, name in lines],
         "list": [0] * len(lines),
         "image_id": [name for _, _, name in lines],
         "path": [f"/gallery/{name}" for _, _, name in lines],
@@ -121,3 +124,30 @@ def test_a_query_that_nothing_was_found_for_has_no_match():
 def test_a_missing_label_is_null():
     table = matches_of([candidates([(3, 1.0, "")])], 2, QUERIES, "cosine")
     assert table["label"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize("key", [1.0, 0.5])
+def test_a_row_that_a_query_has_twice_stops_the_ranking(key):
+    """Whether both are of one shard or of two, and whether or not their scores agree."""
+    one, other = (3, 1.0, "p"), (3, key, "p")
+    for parts in ([[one, other]], [[one], [other]], [[one, (3, 2.0, "s")], [(8, 1.0, "p"), other]]):
+        with pytest.raises(RuntimeError, match=r"\(p\) more than once for query row 3, "):
+            matches_of([candidates(part) for part in parts], 4, QUERIES, "cosine")
+    assert len(matches_of([candidates([one, (8, 1.0, "p")])], 4, QUERIES, "cosine")) == 2
+
+
+def test_two_rows_of_one_name_stop_the_ranking():
+    found = candidates([(3, 1.0, "p"), (3, 0.5, "s")])
+    found = found.set_column(found.column_names.index("image_id"), "image_id", [["p", "p"]])
+    with pytest.raises(Damaged, match="more than one row of the name p, found for b"):
+        matches_of([found], 4, QUERIES, "cosine")
+
+
+@pytest.mark.parametrize("scale", [1, 2**40, 2**62])
+def test_repeated_pairs_are_found_however_large_the_numbers_are(scale):
+    """So large that the product of both leaves 64 bits, where other pairs may seem the same."""
+    query, image = np.array([0, 1, 1, 0, 1]), np.array([1, 0, 1, 0, 1])
+    assert first_repeated(query[:4] * scale, image[:4] * scale) is None
+    assert first_repeated(query * scale, image * scale) == 4
+    assert first_repeated(np.array([scale, 0]), np.array([0, 1])) is None
+    assert first_repeated(query[:0], image[:0]) is None
