@@ -142,7 +142,7 @@ def test_what_is_told(done):
     page = (output / "compare.html").read_text()
     assert page.count('<tr><th scope="row">') == 13  # the best of each, and all
     assert "<svg" not in page.split("data:image/svg+xml")[0]
-    assert f"{result.values['combinations'][0]['map']:.3f}" in page
+    assert f"{result.values['combinations'][0]['AP']:.3f}" in page
 
 
 def steady(patch):
@@ -404,7 +404,7 @@ def test_real_networks_are_as_good_as_they_should_be(data, tmp_path):
         weights=str(data / "weights"), image_size=None,
     )  # fmt: skip
     best = {
-        name: max(r["map"] for r in result.values["combinations"] if r["backbone"] == name)
+        name: max(r["AP"] for r in result.values["combinations"] if r["backbone"] == name)
         for name in ("squeezenet1_0", "mobilenet_v2")
     }
     assert best["mobilenet_v2"] > best["squeezenet1_0"] > 0.4

@@ -88,12 +88,15 @@ def test_the_answer_is_what_the_manifest_and_the_history_say(made):
     rows = history.to_pylist()
     assert [row["epoch"] for row in rows] == [1, 2]
     best = rows[result.values["best_epoch"] - 1]
-    assert (best["top1"], best["accuracy"]) == (result.values["top1"], result.values["accuracy"])
+    assert (best["top1"], best["accuracy"]) == (
+        result.values["Success@1"],
+        result.values["accuracy"],
+    )
     counts = finished.read_manifest(open_folder(str(output)), kind="bundle").counts
     assert {"output": str(output), **counts} == result.values
     assert json.loads(result.as_json()) == result.values
     assert "trained on 12 images for 2 epochs" in result.as_text()
-    assert best["map"] == result.values["map"]
+    assert best["map"] == result.values["AP"]
 
 
 def test_a_second_call_leaves_all_as_it_is(made, capsys):
