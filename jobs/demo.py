@@ -38,12 +38,12 @@ def start(settings: DemoSettings) -> Result:
         )
     )  # fmt: skip
     assert ran.evaluation is not None  # the samples have labels
-    unseen, values = _unseen(ran.evaluation.results)
+    unseen, values = unseen_species(ran.evaluation.results)
     *before, last = ran.result.lines
     return Result({**ran.result.values, **values}, (*before, unseen, last), ran.result.exit_code)
 
 
-def _unseen(results: Results) -> tuple[str, dict[str, float | None]]:
+def unseen_species(results: Results) -> tuple[str, dict[str, float | None]]:
     """Report how the queries of the species that were held out fare, as a line and as values.
 
     What is to be said of any unseen species is sampled by species: the queries of three tell much
@@ -51,12 +51,13 @@ def _unseen(results: Results) -> tuple[str, dict[str, float | None]]:
     """
     unseen = results.of_labels(HELD_OUT)
     top, over_species = measured(unseen)[0], measured(unseen, over="classes")[0]
-    ends = interval(over_species.low, over_species.high)
+    others = f"{len(HELD_OUT)} species are too few for an interval over species"
+    if over_species.has_interval:
+        others = f"{interval(over_species.low, over_species.high)} for other species"
     line = (
         f"the {len(unseen.queries)} queries of {len(HELD_OUT)} species never trained on: "
         f"{top.name} {top.value:.4f}  {interval(top.low, top.high)} for more queries of these, "
-        f"{ends or 'too few species for an interval'} for other species; guessing gives "
-        f"{1 / 12:.2f}"
+        f"{others}; guessing gives {1 / 12:.2f}"
     )
     name = f"{top.name}_unseen"
     return line, {

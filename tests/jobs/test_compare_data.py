@@ -74,7 +74,12 @@ def test_each_combination_is_what_numpy_makes_of_the_vectors(done):
     assert stored.shape == (18, 3 * 192)
     assert stored.dtype == np.float32
     rows = table_of(output).to_pylist()
-    assert rows == result.values["combinations"]
+    names = {"top1": "Success@1", "top3": "Success@3", "top10": "Success@10", "map": "AP"}
+    for row, told in zip(rows, result.values["combinations"], strict=True):
+        ends = [(f"{key}{end}", f"{name}{end}") for key, name in names.items()
+                for end in ("", "_low", "_high")]  # fmt: skip
+        assert [row[column] for column, _ in ends] == [told[name] for _, name in ends]
+        assert {*told} - {name for _, name in ends} == {*row} - {column for column, _ in ends}
     ways = {(row["pooling"], row["pca"], row["metric"]) for row in rows}
     assert ways == {
         (pooling, pca, metric)

@@ -256,6 +256,7 @@ def test_whole_classes_may_be_held_out(tmp_path):
     photos = draw_photos(tmp_path / "photos", 24, classes=6)
     result = start(photos, tmp_path / "bundle", epochs=1, split_by="class")
     assert result.values["accuracy"] is None
+    assert "was best on 8 images of 2 other classes: mAP" in result.lines[1]
     assert not (tmp_path / "bundle/confusion.parquet").exists()
     rows = pq.read_table(tmp_path / "bundle/split.parquet").to_pylist()
     held = {row["label"] for row in rows if row["part"] == "validation"}

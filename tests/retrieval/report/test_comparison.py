@@ -76,13 +76,13 @@ def test_the_chart_names_networks_in_their_order():
 
 
 def test_where_queries_are_too_few_there_is_no_interval():
-    none = dict.fromkeys((f"{name}{end}" for name in ("top1", "top3", "top10", "map")
-                          for end in ("_low", "_high")))  # fmt: skip
+    none = dict.fromkeys(f"{name}{end}" for name in ("top1", "top3", "top10", "map")
+                          for end in ("_low", "_high"))  # fmt: skip
     rows = [row("vgg16", "gem", None, "cosine", 0.9, **none), ROWS[1]]
     html = page_of(rows).decode()
     assert html.count(" to 0.850") == 2, "of the other network: mAP and top-1"
     assert "mAP 0.900; top-1 0.900." in html
-    assert not re.search(r"\bn(an|one)\b|None", html)
+    assert not re.search(r"\bnan\b|None", html)
     drawing = comparison_drawing(rows)
     assert "vgg16 0.900; alexnet 0.800 [0.750, 0.850]." in drawing.alt
     assert drawing.chart().light != comparison_drawing(ROWS[:2]).chart().light

@@ -144,7 +144,7 @@ def test_least_scores_notes_and_charts_are_shown():
     )
     rows = found.texts("tr")
     assert "90.0 % 0.610090.5 % 88.0 % to 93.0 % 12075.0 %" in rows
-    assert "95.0 % 0.7200100.0 %925.0 %" in rows, "of few queries there is no interval"
+    assert "95.0 % 0.7200100.0 % 925.0 %" in rows, "of few queries there is no interval"
     assert "99.9 % No score reaches it." in rows
     assert found.texts("ul", **{"class": "said"}) == ["3 queries <have> no label."]
     ((image, _),) = found.all("img")
