@@ -62,7 +62,7 @@ def _ours(path: Path) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - started,
         "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
-        "map": json.loads(done.stdout)["map"],
+        "map": json.loads(done.stdout)["AP"],
     }
 
 

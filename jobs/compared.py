@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 from jobs.labelled import Labelled
 from jobs.result import Result
 from jobs.told import interval, table
+from retrieval.combinations import MEASURES
+from retrieval.evaluation.measures import measure_of
+from retrieval.intervals import FEWEST
 from retrieval.report.comparison import Comparison, best_of_each, render
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
@@ -31,6 +34,8 @@ METHOD = (
     "cosine compares directions; ip and l2 are measured on vectors as the network gave them "
     "(embed --no-normalize). Of vectors of unit length, as they are after pca, the three rank "
     "alike, and stand in one line as cosine.",
+    f"Intervals speak of further images of these classes; there is none for fewer than {FEWEST} "
+    "queries.",
     "img/s: embedded by one worker, decoding included, while this ran; it differs from run to run, "
     "all else does not. MB: parameters without the classifier.",
 )
@@ -70,8 +75,16 @@ def result_of(
         *(f"note: {note}" for note in notes), *METHOD, f"page: {output}/{PAGE}",
     ]  # fmt: skip
     values = {"output": output, "page": f"{output}/{PAGE}", "images": labelled.images,
-              "classes": labelled.classes, "combinations": rows, "notes": notes}  # fmt: skip
+              "classes": labelled.classes, "combinations": [_named(row) for row in rows],
+              "notes": notes}  # fmt: skip
     return Result(values, tuple(lines))
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    """Name the measures of a row of COMPARISON as ir-measures does."""
+    ends = ("", "_low", "_high")
+    names = {f"{key}{end}": f"{measure_of(key).name}{end}" for key in MEASURES for end in ends}
+    return {names.get(column, column): value for column, value in row.items()}
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -79,6 +92,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["backbone"], row["pooling"], str(row["pca"] or "–"), row["metric"],
         str(row["dimension"]), *(f"{row[name]:.3f}" for name in ("top1", "top3", "top10", "map")),
-        interval(row["map_low"], row["map_high"], ".3f"), "–" if rate is None else f"{rate:.1f}",
+        "–" if row["map_low"] is None else interval(row["map_low"], row["map_high"], ".3f"),
+        "–" if rate is None else f"{rate:.1f}",
         f"{row['weight_bytes'] / 1e6:.1f}",
     )  # fmt: skip

@@ -17,6 +17,7 @@ from jobs.told import (
     flat,
     flat_tables,
     interval,
+    known,
     lines,
     threshold_lines,
 )
@@ -40,7 +41,7 @@ _LOSSES = ("top1", "map")
 def start(settings: EvaluateSettings) -> Result:
     """Evaluate matches and say what they are worth; exit 5 below a bound that was asked for."""
     cuts = _cuts(settings.cutoffs)
-    bounds = _bounds(settings.fail_below, measures.names(cuts))
+    bounds = _bounds(settings.fail_below, cuts)
     if settings.per_query is not None and not settings.per_query.endswith((".csv", ".parquet")):
         raise UsageError(
             f"--per-query {settings.per_query}: name a file that ends with .csv or .parquet"
@@ -48,9 +49,10 @@ def start(settings: EvaluateSettings) -> Result:
     folder = open_folder(settings.matches)
     manifest = finished.read_manifest(folder, kind="matches")
     truth = open_truth(folder, manifest, settings)
-    evaluation = evaluate(folder, manifest, truth, settings.seed, cuts)
+    evaluation = evaluate(folder, manifest, truth, cuts, settings.intervals_over)
     said = [
-        *lines(evaluation), Certificate(**manifest.counts["certificate"]).sentence(),
+        *lines(evaluation, all_measures=settings.all_measures),
+        Certificate(**manifest.counts["certificate"]).sentence(),
         *class_lines(evaluation), *threshold_lines(evaluation, manifest.counts["metric"]),
     ]  # fmt: skip
     values = {**flat(evaluation), **flat_tables(evaluation)}
@@ -76,23 +78,26 @@ def _cuts(text: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def _bounds(text: str | None, known: tuple[str, ...]) -> dict[str, float]:
-    """Read what --fail-below asks for."""
+def _bounds(text: str | None, cuts: list[int]) -> dict[str, float]:
+    """Read what --fail-below asks for: bounds by the key of their measure."""
     bounds = {}
+    measured = [measures.measure_of(key) for key in measures.keys(cuts)]
+    keys = {text: each.key for each in measured for text in (each.key, each.name)}
     for part in (text or "").split(","):
         if not part.strip():
             continue
         name, _, bound = (piece.strip() for piece in part.partition("="))
-        if name not in known:
+        if (key := keys.get(name)) is None:
             raise UsageError(
-                f"--fail-below {part.strip()!r}: write MEASURE=BOUND with one of {', '.join(known)}"
-                " (--cutoffs adds ranks)"
+                f"--fail-below {part.strip()!r}: write MEASURE=BOUND with one of "
+                f"{', '.join(each.key for each in measured)} (--cutoffs adds ranks), or the name "
+                "that is printed"
             )
         try:
-            bounds[name] = float(bound)
+            bounds[key] = float(bound)
         except ValueError:
-            bounds[name] = -1.0
-        if not 0 <= bounds[name] <= 1:
+            bounds[key] = -1.0
+        if not 0 <= bounds[key] <= 1:
             raise UsageError(f"--fail-below {part.strip()!r}: write a bound between 0 and 1")
     if text is not None and not bounds:
         raise UsageError(f"--fail-below {text!r}: write MEASURE=BOUND, as map=0.6")
@@ -101,9 +106,9 @@ def _bounds(text: str | None, known: tuple[str, ...]) -> dict[str, float]:
 
 def _below(evaluation: Evaluation, bounds: dict[str, float]) -> list[str]:
     return [
-        f"{one.name} {one.value:.4f} is below {bounds[one.name]:g}, which --fail-below asks for"
-        for one in evaluation.measures
-        if one.name in bounds and not one.value >= bounds[one.name]
+        f"{each.name} {each.value:.4f} is below {bounds[each.key]:g}, which --fail-below asks for"
+        for each in evaluation.measures
+        if each.key in bounds and not each.value >= bounds[each.key]
     ]
 
 
@@ -114,20 +119,22 @@ def _compared(
     if settings.compare is None:
         return {}, ()
     other = _other_results(settings.compare, settings, cuts)
-    comparison = compare(results, other, seed=settings.seed)
+    comparison = compare(results, other, settings.intervals_over)
     if comparison.queries == 0:
         raise Mismatch(
             f"--compare {settings.compare} has none of the queries of {settings.matches}; compare "
             "rankings of the same queries"
         )
     values: dict[str, Any] = {"compared": comparison.queries}
-    for one in comparison.differences:
+    for each in comparison.differences:
         values |= {
-            f"{one.name}_diff": one.value, f"{one.name}_diff_low": one.low,
-            f"{one.name}_diff_high": one.high,
+            f"{each.name}_diff": each.value, f"{each.name}_diff_low": known(each.low),
+            f"{each.name}_diff_high": known(each.high),
         }  # fmt: skip
     values["changed"] = comparison.changed.slice(0, 100).to_pylist()
-    return values, comparison_lines(comparison, settings.matches, settings.compare)
+    return values, comparison_lines(
+        comparison, settings.matches, settings.compare, all_measures=settings.all_measures
+    )
 
 
 def _other_results(path: str, settings: EvaluateSettings, cuts: list[int]) -> Results:
@@ -161,17 +168,17 @@ def _split(
     if manifest.counts["certificate"]["sample"]:
         raise Mismatch(f"--exact {settings.exact} is not exact; rank again with --recall exact")
     best = judged_results(exact, manifest, truth, cuts)
-    comparison = compare(best, results, seed=settings.seed)
+    comparison = compare(best, results, settings.intervals_over)
     values: dict[str, Any] = {}
     said = ["what is lost (1 is perfect), by whom:"]
-    for place, name in enumerate(best.measures):
-        lost = 1 - float(best.values(name).mean())
-        missed = comparison.differences[place]
+    for missed in comparison.differences:
+        name, lost = missed.name, 1 - float(best.values(missed.key).mean())
         values |= {f"{name}_lost_by_backbone": lost, f"{name}_lost_by_index": missed.value}
-        if name in _LOSSES:
+        if missed.key in _LOSSES:
+            ends = interval(missed.low, missed.high)
             said.append(
-                f"  {name}: {lost:.4f} by the backbone, {missed.value:.4f} "
-                f"{interval(missed.low, missed.high)} by the index"
+                f"  {name}: {lost:z.4f} by the backbone, "
+                f"{' '.join((f'{missed.value:z.4f}', ends)).rstrip()} by the index"
             )
     return values, said
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jobs.options import setting
 
 if TYPE_CHECKING:  # not loaded for --help
+    from retrieval.evaluation.results import Over
     from retrieval.tables import Metric, Pooling, Resize
     from retrieval.training.schedule import Schedule
     from retrieval.training.split import SplitBy
@@ -102,6 +103,7 @@ class Judging:
     )
     qrels: str | None = setting("qrels")
     junk_grade: int = setting("junk_grade")
+    intervals_over: Over = setting("intervals_over")
 
 
 @dataclass(frozen=True, kw_only=True)

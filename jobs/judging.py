@@ -19,6 +19,7 @@ from retrieval.evaluation.qrels import Qrels
 from retrieval.evaluation.results import (
     ClassMeasured,
     Measured,
+    Over,
     Results,
     by_class,
     gather,
@@ -26,6 +27,7 @@ from retrieval.evaluation.results import (
 )
 from retrieval.evaluation.thresholds import Threshold, thresholds
 from retrieval.evaluation.truth import Truth
+from retrieval.intervals import FEWEST
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
@@ -56,25 +58,26 @@ class Evaluation:
 
 
 def evaluate(
-    folder: Folder, manifest: Manifest, truth: Truth, seed: int, cuts: Sequence[int] = (10,)
-) -> Evaluation:
+    folder: Folder, manifest: Manifest, truth: Truth, cuts: Sequence[int] = (10,),
+    over: Over = "queries",
+) -> Evaluation:  # fmt: skip
     """Judge finished matches; InputError where there is nothing to judge by."""
     results = judged_results(folder, manifest, truth, cuts)
     return Evaluation(
         results,
-        measured(results, seed=seed),
-        by_class(results, seed=seed),
-        thresholds(results.scored, manifest.counts["metric"], seed=seed),
-        _notes(folder, manifest, truth, results),
+        measured(results, over),
+        by_class(results),
+        thresholds(results.scored, manifest.counts["metric"]),
+        (*_notes(folder, manifest, truth, results), *_interval_notes(results, over)),
     )
 
 
 def evaluate_by_labels(
-    folder: Folder, manifest: Manifest, seed: int
+    folder: Folder, manifest: Manifest, over: Over = "queries"
 ) -> tuple[Evaluation | None, tuple[str, ...]]:
     """Evaluate by the labels in the matches; where that cannot be, give the reason as a line."""
     try:
-        return evaluate(folder, manifest, open_truth(folder, manifest, Judging()), seed), ()
+        return evaluate(folder, manifest, open_truth(folder, manifest, Judging()), over=over), ()
     except InputError as error:
         return None, (f"not evaluated: {error}",)
 
@@ -97,7 +100,7 @@ def judged_results(
             known = pa.chunked_array([pa.array([], pa.string()), *asked])
             yield judge_unanswered(_never_asked(truth, known), truth)
 
-    results = gather(parts(), measures.names(cuts))
+    results = gather(parts(), measures.keys(cuts))
     _refuse_nothing(folder, truth, results, pa.chunked_array([pa.array([], pa.string()), *asked]))
     return results
 
@@ -168,6 +171,15 @@ def _notes(folder: Folder, manifest: Manifest, truth: Truth, results: Results) -
             f"mAP can be {most:.3f} at most"
         )
     return tuple(notes)
+
+
+def _interval_notes(results: Results, over: Over) -> Iterator[str]:
+    """Say of what the intervals speak where it is not of queries, and why there is none."""
+    count = len(results.queries) if over == "queries" else len(pc.unique(results.queries["label"]))
+    if over == "classes":
+        yield f"intervals speak of further classes like these {count}, not of further queries"
+    if count < FEWEST:
+        yield f"{count} {over} are too few for an interval: it takes {FEWEST}"
 
 
 def _filtered(folder: Folder) -> bool:

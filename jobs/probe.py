@@ -165,7 +165,7 @@ class Probe:
         self._weigh("matches", ranked)
 
         def show() -> None:
-            evaluate_by_labels(matches, ranked, self.settings.seed)
+            evaluate_by_labels(matches, ranked)
             source = report_of(matches, ranked, self.settings.seed)
             put_report(self.where, source, matches, "report.html")
 

@@ -61,7 +61,7 @@ def report_of(folder: Folder, manifest: Manifest, seed: int = 0) -> Source:
     from jobs.pictures import charts_of
 
     truth = open_truth(folder, manifest, Judging())
-    evaluation, _ = evaluate_by_labels(folder, manifest, seed)
+    evaluation, _ = evaluate_by_labels(folder, manifest)
     charts = charts_of(folder, manifest, truth, note=say, seed=seed)
     return Source(folder, manifest, evaluation, truth, charts)
 

@@ -64,9 +64,9 @@ def _put_page(
 
     why_not: tuple[str, ...] = ()
     if settings.labels is None and settings.qrels is None:
-        evaluation, why_not = evaluate_by_labels(folder, manifest, settings.seed)
+        evaluation, why_not = evaluate_by_labels(folder, manifest, settings.intervals_over)
     else:
-        evaluation = evaluate(folder, manifest, truth, settings.seed)
+        evaluation = evaluate(folder, manifest, truth, over=settings.intervals_over)
     charts = charts_of(folder, manifest, truth, note=say, seed=settings.seed)
     source = Source(
         folder, manifest, evaluation, truth, charts, settings.title, settings.max_queries

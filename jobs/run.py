@@ -62,13 +62,15 @@ def run(settings: RunSettings) -> Ran:
         job |= {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
         commit.begin(folder, "run", job, overwrite=settings.overwrite, keep_equal=True)
         matches = _stages(settings, where, folder, prepared)
-        evaluation, why_not = evaluate_by_labels(folder.child("matches"), matches, settings.seed)
+        evaluation, why_not = evaluate_by_labels(folder.child("matches"), matches)
         if not finished.is_finished(folder):
             source = report_of(folder.child("matches"), matches, settings.seed)
             put_report(where, source, folder, REPORT)
             commit.finish(folder, "run", {"queries": matches.counts["queries"]})
             watch.write(folder, settings, stages=of_stages(folder, _STAGES))
-    said = why_not if evaluation is None else lines(evaluation)
+    said = why_not
+    if evaluation is not None:
+        said = lines(evaluation, all_measures=settings.all_measures)
     return Ran(folder, matches, evaluation, _summary(settings.output, matches, evaluation, said))
 
 

@@ -83,6 +83,7 @@ class RunSettings(Running, Whole):
     """lookalike run."""
 
     queries: str = setting("queries")
+    all_measures: bool = setting("all_measures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +104,11 @@ class EvaluateSettings(Common, groups.Judging):
 
     matches: str = setting("matches")
     cutoffs: str = setting("cutoffs")
+    all_measures: bool = setting("all_measures")
     compare: str | None = setting("compare")
     exact: str | None = setting("exact")
     fail_below: str | None = setting("fail_below")
     per_query: str | None = setting("per_query")
-    seed: int = setting("seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +171,7 @@ class DemoSettings(Common):
     """lookalike demo."""
 
     output: str = setting("output")
+    all_measures: bool = setting("all_measures")
     seed: int = setting("seed")
 
 

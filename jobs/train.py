@@ -17,6 +17,7 @@ from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import TrainSettings, content_of
 from retrieval.errors import UsageError
+from retrieval.evaluation.measures import measure_of
 from retrieval.images.sources.choose import open_source
 from retrieval.model import backbones
 from retrieval.model.resolve import RANDOM, resolve_source
@@ -27,6 +28,7 @@ from retrieval.training.labelled import Labelled, digest, labelled
 from retrieval.training.loop import Progress, Recipe
 from retrieval.training.photos import Photos, decoded
 
+_MEASURES = ("top1", "map")
 _NAMED = 10  # photos named on stderr, of those that cannot be read; the summary counts all
 
 
@@ -44,7 +46,9 @@ def start(settings: TrainSettings) -> Result:
         watch.write(folder, settings, threads=torch.get_num_threads(), learnt_on=device, **counts)
         commit.finish(folder, "bundle", counts)
     counts = finished.read_manifest(folder, kind="bundle").counts
-    return Result({"output": settings.output, **counts}, _lines(settings.output, counts))
+    values = {measure_of(key).name if key in _MEASURES else key: value
+              for key, value in counts.items()}  # fmt: skip
+    return Result({"output": settings.output, **values}, _lines(settings, counts))
 
 
 def _learning(settings: TrainSettings) -> Learning:
@@ -129,15 +133,18 @@ def _counts(photos: Photos, progress: Progress) -> dict[str, Any]:
         **{key: value for key, value in dataclasses.asdict(best).items() if key != "loss"},
         "best_epoch": best.epoch, "epochs": len(progress.history), "classes": len(names),
         "failures": failures, "images": training + validation + failures, "training": training,
-        "validation": validation,
+        "validation": validation, "validation_classes": len(photos.validation.names),
     }  # fmt: skip
 
 
-def _lines(output: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
+def _lines(settings: TrainSettings, counts: Mapping[str, Any]) -> tuple[str, ...]:
+    others = "other images"
+    if settings.split_by == "class":  # what is said of unseen classes rests on their number
+        others = f"images of {counts['validation_classes']} other classes"
     told = "" if counts["accuracy"] is None else f", {counts['accuracy']:.1%} are told right"
     return (
         f"trained on {counts['training']} images for {counts['epochs']} epochs, "
-        f"{counts['failures']} failed: {output}",
-        f"epoch {counts['best_epoch']} was best on {counts['validation']} other images: mAP "
+        f"{counts['failures']} failed: {settings.output}",
+        f"epoch {counts['best_epoch']} was best on {counts['validation']} {others}: mAP "
         f"{counts['map']:.4f}, {counts['top1']:.1%} find their own class first{told}",
     )

@@ -74,10 +74,10 @@ def measure(trial: Trial, pooling: str, alive: Callable[[], None]) -> list[dict[
                 "pooling": pooling, "pca": pca, "metric": metric, "dimension": vectors.shape[1],
                 "queries": len(queries), "images": len(vectors),
             }  # fmt: skip
-            for one in measured(results, seed=trial.seed):
-                figures |= {
-                    one.name: one.value, f"{one.name}_low": one.low, f"{one.name}_high": one.high
-                }  # fmt: skip
+            for each in measured(results):
+                ends = (each.low, each.high) if each.has_interval else (None, None)
+                figures[each.key] = each.value
+                figures[f"{each.key}_low"], figures[f"{each.key}_high"] = ends
             found.append(figures)
     return found
 

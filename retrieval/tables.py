@@ -243,7 +243,7 @@ COMPARISON = Table(
                                ("top3", "with a right image among the closest 3"),
                                ("top10", "with a right image among the closest 10"),
                                ("map", "mean average precision, of the whole ranking"))
-            for end, of in (("", ""), ("_low", ": lower end of its 95 % interval"),
+            for end, of in (("", ""), ("_low", ": lower end of its 95 % interval; null: none"),
                             ("_high", ": upper end"))
         ),
         Column("queries", pa.int64(), "images that were ranked against all others"),

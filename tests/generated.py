@@ -12,7 +12,9 @@ from benchmarks import scale
 from benchmarks.claims import phrases, with_phrases, with_tables
 from jobs.cli import VERBS, command_line
 from jobs.options import OPTIONS, REQUIRED, Option
+from retrieval.evaluation.measures import MEASURES
 from retrieval.tables import TABLES, part_table
+from tests.retrieval.coverage import CASES, SIZES, covered
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +54,27 @@ def _value(default: object) -> str:
     return "on" if default is True else str(default)
 
 
+def measures_section() -> str:
+    """Every measure, one line each."""
+    lines = ["| name | key | printed | says | source |", "|---|---|---|---|---|"]
+    for one in MEASURES:
+        name, key, meaning = (text.replace("{k}", "K") for text in (one.name, one.key, one.meaning))
+        printed = "yes" if one.usual else ""
+        lines.append(f"| `{name}` | `{key}` | {printed} | {meaning} | {one.source} |")
+    return "\n".join(lines) + "\n"
+
+
+def coverage_section() -> str:
+    """How often intervals hold the truth, by simulation."""
+    lines = ["| values | " + " | ".join(f"{size} queries" for size in SIZES) + " |"]
+    lines.append("|---|" + "---|" * len(SIZES))
+    for case in CASES:
+        shares = [covered(case, size) for size in SIZES]
+        cells = " | ".join(f"{ours:.0%} (t: {student:.0%})" for ours, student in shares)
+        lines.append(f"| {case} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 def tables_section() -> str:
     """Every table on disk, a line a column."""
     lines = []
@@ -63,15 +86,18 @@ def tables_section() -> str:
     return "\n".join(lines)
 
 
-def architecture_page() -> str:
-    """Return ARCHITECTURE.md with its generated tables brought up to date."""
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    sections = {"tables": tables_section, "scale": scale.table}
-    for name, section in sections.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        before, rest = text.split(begin)
-        text = before + begin + section() + end + rest.split(end)[1]
-    return text
+def with_sections(page: str, sections: dict[str, Callable[[], str]]) -> Callable[[], str]:
+    """Return what makes a page with its generated tables brought up to date."""
+
+    def make() -> str:
+        text = (ROOT / page).read_text()
+        for name, section in sections.items():
+            begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+            before, rest = text.split(begin)
+            text = before + begin + section() + end + rest.split(end)[1]
+        return text
+
+    return make
 
 
 def claiming(page: str) -> Callable[[], str]:
@@ -81,7 +107,12 @@ def claiming(page: str) -> Callable[[], str]:
 
 PAGES = {
     "docs/options.md": options_page,
-    "ARCHITECTURE.md": architecture_page,
+    "docs/measures.md": with_sections(
+        "docs/measures.md", {"measures": measures_section, "coverage": coverage_section}
+    ),
+    "ARCHITECTURE.md": with_sections(
+        "ARCHITECTURE.md", {"tables": tables_section, "scale": scale.table}
+    ),
     "README.md": claiming("README.md"),
     "benchmarks/README.md": claiming("benchmarks/README.md"),
 }

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from retrieval.evaluation.results import Results
-from retrieval.intervals import bootstrap_means
+from retrieval.evaluation.measures import measure_of
+from retrieval.evaluation.results import Over, Results, independent
+from retrieval.intervals import difference_intervals
 
 CHANGE = "map"
 """The measure by which a query has changed."""
@@ -18,13 +19,24 @@ CHANGE = "map"
 class Difference:
     """How much more of a measure one ranking has than the other, a query at a time, on average.
 
-    The interval is of the paired differences: far narrower than those of the two means.
+    The 95 % interval is of pairs of values, mostly far narrower than those of the two means;
+    nan where there are too few pairs for one. `key` is that of `Definition`.
     """
 
-    name: str
+    key: str
     value: float
     low: float
     high: float
+
+    @property
+    def name(self) -> str:
+        """The name that ir-measures has for it."""
+        return measure_of(self.key).name
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is printed without being asked for."""
+        return measure_of(self.key).usual
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Comparison:
     changed: pa.Table
 
 
-def compare(here: Results, there: Results, *, seed: int) -> Comparison:
+def compare(here: Results, there: Results, over: Over = "queries") -> Comparison:
     """Compare two rankings on the queries that both judge; positive is better here."""
     columns = ["query_id", "label", *here.measures]
     both = here.queries.select(columns).join(
@@ -51,11 +63,15 @@ def compare(here: Results, there: Results, *, seed: int) -> Comparison:
     ).sort_by("query_id")  # fmt: skip
     ours = np.stack([both[name].to_numpy() for name in here.measures], axis=1)
     theirs = np.stack([both[f"{name} there"].to_numpy() for name in here.measures], axis=1)
-    low, high = bootstrap_means(ours - theirs, seed=seed)
-    means = (ours - theirs).mean(0) if len(both) else low
+    # 0.0 is added since a mean of nothing but -0.0 would be printed as such
+    means = (ours - theirs).mean(0) + 0.0 if len(both) else np.full(len(here.measures), np.nan)
+    (first, weights), (second, _) = (
+        independent(values, both["label"], over) for values in (ours, theirs)
+    )
+    low, high = difference_intervals(first, second, weights)
     differences = tuple(
-        Difference(name, float(means[place]), float(low[place]), float(high[place]))
-        for place, name in enumerate(here.measures)
+        Difference(key, float(means[place]), float(low[place]), float(high[place]))
+        for place, key in enumerate(here.measures)
     )
     change = both[CHANGE].to_numpy() - both[f"{CHANGE} there"].to_numpy()
     order = np.argsort(-np.abs(change), kind="stable")

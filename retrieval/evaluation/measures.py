@@ -1,6 +1,7 @@
-"""Measures of a ranking: each a function of what is judged, a value a query.
+"""Measures of a ranking: each a function of what is judged, one value per query.
 
-Definitions are those of trec_eval, which `tests/retrieval/evaluation` holds them against.
+`MEASURES` lists them; docs/measures.md is made from it. Those of trec_eval are compared with it in
+`tests/retrieval/evaluation`, under the names of ir-measures.
 """
 
 from __future__ import annotations
@@ -37,12 +38,25 @@ def average_precision(judged: Judged, k: int | None = None) -> Values:
     """Mean, over all relevant images of the gallery, of the precision at the rank of each.
 
     One that is not among the (first k) matches counts 0, so the value depends on `--top-k`. 0 where
-    the gallery holds no relevant image. Source: Manning et al., "Introduction to Information
-    Retrieval" (2008), section 8.4; trec_eval's map and map_cut.
+    the gallery holds no relevant image.
     """
+    return _precisions(judged, k) / np.maximum(judged.relevant, 1)
+
+
+def average_precision_within(judged: Judged, k: int) -> Values:
+    """Average precision of the first k matches over the best that k matches can have.
+
+    That is the sum of the precisions at the rank of each relevant image, divided by min(R, k) of R
+    relevant images: 1 where all k are relevant, or all R come first.
+    """
+    return _precisions(judged, k) / np.clip(judged.relevant, 1, k)
+
+
+def _precisions(judged: Judged, k: int | None) -> Values:
+    """Sum the precisions at the ranks of the relevant images among the (first k) matches."""
     hits = judged.hits[:, :k]
     precisions = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
-    return np.asarray((precisions * hits).sum(1) / np.maximum(judged.relevant, 1))
+    return np.asarray((precisions * hits).sum(1))
 
 
 def gain(judged: Judged, k: int | None = None) -> Values:
@@ -68,80 +82,128 @@ def reciprocal_rank(judged: Judged, k: int | None = None) -> Values:
 
 
 @dataclass(frozen=True)
-class Family:
-    """A measure, of all matches or of the first k of them, and how a page names and explains it.
+class Definition:
+    """A measure of all matches, or with {k} in its texts one of the first k matches.
 
-    `whole` and `cut` are title and meaning of either, with {k} in the latter; None: not told.
+    `key` is its name on the command line and as a column of a table, where SQL takes it without
+    quotes; `name` is that of ir-measures, in --json and for readers, or the usual one where
+    ir-measures has none; `title` heads a card of the report. `usual` measures are printed, the
+    others with `--all-measures`.
     """
 
+    key: str
+    name: str
+    title: str
     values: Callable[[Judged, Any], Values]
-    whole: tuple[str, str] | None
-    cut: tuple[str, str] | None
+    meaning: str
+    source: str
+    usual: bool = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether it is of the first k matches."""
+        return "{k}" in self.key
 
 
-MEASURES = {
-    "top": Family(top, None, ("Top-{k}", "Share with a right match among the first {k}.")),
-    "p": Family(precision, None, ("Precision@{k}", "Share of right ones in the first {k} places.")),
-    "recall": Family(
-        recall, None,
-        ("Recall@{k}", "Share of all the right images that stand in the first {k} places."),
+_TREC = "trec_eval"
+
+MEASURES = (
+    Definition(
+        "top{k}", "Success@{k}", "Top-{k}", top,
+        "Share of queries with a right match among the first {k}.", f"{_TREC}: success", usual=True,
     ),
-    "map": Family(
-        average_precision, ("mAP", "How early all the right images come: 1 if all come first."),
-        ("mAP@{k}", "mAP of the first {k} matches; right images beyond count as missed."),
+    Definition(
+        "p{k}", "P@{k}", "Precision@{k}", precision,
+        "Share of the first {k} places that hold a right match.", f"{_TREC}: P", usual=True,
     ),
-    "ndcg": Family(
-        gain,
-        ("nDCG", "How good the order is, late places counting less: 1 is the best there could be."),
-        ("nDCG@{k}", "nDCG of the first {k} matches."),
+    Definition(
+        "recall{k}", "R@{k}", "Recall@{k}", recall,
+        "Share of all right images of the gallery that stand in the first {k} places.",
+        f"{_TREC}: recall",
     ),
-    "mrr": Family(
-        reciprocal_rank, ("MRR", "1 / rank of the first right match, on average."), None
+    Definition(
+        "map{k}", "mAP@{k}", "mAP@{k}", average_precision_within,
+        "How early right images come in the first {k} places: 1 if all of these are right, or all "
+        "right images come first.",
+        "Weyand et al., Google Landmarks Dataset v2 (2020): divided by min(R, K) of R right images",
+        usual=True,
     ),
-}  # fmt: skip
-"""By name; of the first k matches by name and k: `map`, `map10`."""
+    Definition(
+        "map", "AP", "mAP", average_precision,
+        "How early all right images come (mAP): 1 if all come first.",
+        f"{_TREC}: map; Manning et al., Introduction to Information Retrieval (2008), 8.4",
+        usual=True,
+    ),
+    Definition(
+        "map_cut_{k}", "AP@{k}", "mAP, cut at {k}", average_precision,
+        "As AP, but all right images beyond the first {k} places count as missed.",
+        f"{_TREC}: map_cut, divided by all right images",
+    ),
+    Definition(
+        "ndcg", "nDCG", "nDCG", gain,
+        "How good the order is, late places counting less: 1 is the best there could be.",
+        f"{_TREC}: ndcg; Järvelin, Kekäläinen, Cumulated gain-based evaluation (2002)",
+    ),
+    Definition(
+        "ndcg{k}", "nDCG@{k}", "nDCG@{k}", gain,
+        "nDCG of the first {k} matches.", f"{_TREC}: ndcg_cut",
+    ),
+    Definition(
+        "mrr", "RR", "MRR", reciprocal_rank,
+        "1 / rank of the first right match, on average (MRR).", f"{_TREC}: recip_rank",
+    ),
+)  # fmt: skip
+"""In the order in which they are told."""
 
 TOPS = (1, 3, 10)
 """Always told, whatever cuts are asked for: the original project's three."""
 
-_NAME = re.compile(r"([a-z]+)([1-9]\d{0,6})?")
-
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure: its function, its title and what it means."""
+    """One measure, with its cut filled in: see `Definition`."""
 
-    values: Callable[[Judged], Values]
+    key: str
+    name: str
     title: str
+    values: Callable[[Judged], Values]
     meaning: str
+    usual: bool
 
 
-def measure_of(name: str) -> Measure:
-    """Give the measure of a name, `map`, or of a name and a cut, `map10`.
+def measure_of(text: str) -> Measure:
+    """Return the measure of a key or name: `map`, `AP`, `map10`, `mAP@10`.
 
     Raises KeyError where there is none such.
     """
-    found = _NAME.fullmatch(name)
-    family = MEASURES.get(found[1]) if found else None
-    if found is None or family is None:
-        raise KeyError(name)
-    k = None if found[2] is None else int(found[2])
-    told = family.whole if k is None else family.cut
-    if told is None:
-        raise KeyError(name)
-    title, meaning = (text.format(k=k) for text in told)
-    if name == "top1":
-        meaning = "Share of queries whose best match is right."
-    return Measure(lambda judged: family.values(judged, k), title, meaning)
+    found = re.fullmatch(r"(.*?)([1-9]\d{0,6})?", text)
+    kind, cut = found.groups() if found else (text, None)
+    pattern = kind if cut is None else kind + "{k}"
+    for definition in MEASURES:
+        if pattern in (definition.key, definition.name) and definition.cut == (cut is not None):
+            return _filled(definition, None if cut is None else int(cut))
+    raise KeyError(text)
 
 
-def names(cuts: Collection[int] = (10,)) -> tuple[str, ...]:
-    """Name the measures that are told for these cuts, in their order."""
-    found = []
-    for name, family in MEASURES.items():
-        at = {*cuts, *TOPS} if name == "top" else set(cuts)
-        found += [name] if family.whole else []
-        found += [f"{name}{k}" for k in sorted(at)] if family.cut else []
+def _filled(definition: Definition, k: int | None) -> Measure:
+    texts = (definition.key, definition.name, definition.title, definition.meaning)
+    key, name, title, meaning = (text.format(k=k) for text in texts)
+    if key == "top1":
+        meaning = "Share of queries whose first match is right."
+    return Measure(
+        key, name, title, lambda judged: definition.values(judged, k), meaning, definition.usual
+    )
+
+
+def keys(cuts: Collection[int] = (10,)) -> tuple[str, ...]:
+    """Return the keys of the measures that are told for these cuts, in their order."""
+    found: list[str] = []
+    for definition in MEASURES:
+        at = {*cuts, *TOPS} if definition.values is top else set(cuts)
+        each = [_filled(definition, k) for k in sorted(at)] if definition.cut else [
+            _filled(definition, None)
+        ]  # fmt: skip
+        found += [measure.key for measure in each]
     return tuple(found)
 
 

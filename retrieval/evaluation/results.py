@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from retrieval.errors import InputError
 from retrieval.evaluation.judged import SCORED, Judged
 from retrieval.evaluation.measures import Values, measure_of, values_of
-from retrieval.intervals import bootstrap_means
+from retrieval.intervals import class_means, score_intervals
 
 OF_A_CLASS = ("top1", "map")
 """What is told of each class."""
 
-_COLUMNS = 10_000  # bootstrapped at once
+Over = Literal["queries", "classes"]
+"""What an interval speaks of: further queries of the same classes, or further classes."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,27 @@ def gather(parts: Iterable[Judged], measures: Sequence[str]) -> Results:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measure over queries, with its 95 % bootstrap interval; nan where there is none."""
+    """A measure over queries, with its 95 % interval; nan where there are too few for one.
 
-    name: str
+    `key` is that of `Definition`.
+    """
+
+    key: str
     title: str
     value: float
     low: float
     high: float
     meaning: str
+
+    @property
+    def name(self) -> str:
+        """The name that ir-measures has for it."""
+        return measure_of(self.key).name
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is printed without being asked for."""
+        return measure_of(self.key).usual
 
     @property
     def has_interval(self) -> bool:
@@ -99,63 +114,63 @@ class ClassMeasured:
     measures: tuple[Measured, ...]
 
 
-def measured(results: Results, *, seed: int) -> tuple[Measured, ...]:
-    """Give each measure over all queries."""
+def measured(results: Results, over: Over = "queries") -> tuple[Measured, ...]:
+    """Return each measure over all queries."""
     values = results.values()
-    low, high = _intervals(values, seed)
-    return _told(results.measures, values.mean(0), low, high)
+    low, high = score_intervals(*independent(values, results.queries["label"], over))
+    return _measured(results.measures, values.mean(0), low, high)
 
 
-def by_class(results: Results, *, seed: int) -> tuple[ClassMeasured, ...]:
-    """Give the measures `OF_A_CLASS` of each class, the worst first by mAP."""
-    values = results.values(*OF_A_CLASS)
-    found = [
-        ClassMeasured(label, count, _told(OF_A_CLASS, mean, low, high))
-        for label, count, mean, low, high in _classes(results.queries["label"], values, seed)
-    ]
-    return tuple(sorted(found, key=lambda one: (one.measures[-1].value, one.label)))
+def by_class(results: Results) -> tuple[ClassMeasured, ...]:
+    """Return the measures `OF_A_CLASS` of each class, the worst first by mAP.
 
-
-def _classes(
-    labels: pa.ChunkedArray, values: Values, seed: int
-) -> Iterator[tuple[str, int, Values, Values, Values]]:
-    """Give each class with its count, means and intervals.
-
-    Classes of the same size are bootstrapped together: they share their draws.
+    Their intervals speak of further queries of that class.
     """
-    encoded = labels.combine_chunks().dictionary_encode()
-    code = pc.fill_null(encoded.indices, -1).to_numpy()
-    counts = np.bincount(code[code >= 0], minlength=len(encoded.dictionary))
-    order = np.argsort(code, kind="stable")[int((code < 0).sum()) :]
+    values = results.values(*OF_A_CLASS)
+    encoded = results.queries["label"].combine_chunks().dictionary_encode()
+    codes = pc.fill_null(encoded.indices, -1).to_numpy()
+    counts = np.bincount(codes[codes >= 0], minlength=len(encoded.dictionary))
+    order = np.argsort(codes, kind="stable")[int((codes < 0).sum()) :]
     begins = np.cumsum(counts) - counts
-    for size in np.unique(counts):
+    found = []
+    for size in np.unique(counts):  # classes of one size at once: there may be many
         classes = np.flatnonzero(counts == size)
-        lines = order[begins[classes] + np.arange(size)[:, None]]  # (size, classes)
-        some = values[lines]  # (size, classes, measures)
-        low, high = _intervals(some.reshape(size, -1), seed)
-        shape = some.shape[1:]
+        rows = values[order[begins[classes] + np.arange(size)[:, None]]]  # (size, classes, m)
+        low, high = (
+            ends.reshape(rows.shape[1:]) for ends in score_intervals(rows.reshape(size, -1))
+        )
         for place, number in enumerate(classes):
-            name = encoded.dictionary[int(number)].as_py()
-            ends = low.reshape(shape)[place], high.reshape(shape)[place]
-            yield name, int(size), some.mean(0)[place], *ends
+            measures = _measured(OF_A_CLASS, rows[:, place].mean(0), low[place], high[place])
+            label = encoded.dictionary[int(number)].as_py()
+            found.append(ClassMeasured(label, int(size), measures))
+    return tuple(sorted(found, key=lambda each: (each.measures[-1].value, each.label)))
 
 
-def _intervals(values: Values, seed: int) -> tuple[Values, Values]:
-    """Bootstrap many columns, some at a time; a single line has no interval."""
-    if len(values) < 2:
-        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    firsts = range(0, values.shape[1], _COLUMNS)
-    found = [bootstrap_means(values[:, first : first + _COLUMNS], seed=seed) for first in firsts]
-    low, high = (np.concatenate(side) for side in zip(*found, strict=True))
-    return low, high
+def independent(
+    values: Values, labels: pa.ChunkedArray, over: Over
+) -> tuple[Values, Values | None]:
+    """Return what is independent for an interval, rows and their weights, of (n, m) values.
+
+    The queries, or the means of their classes: where an interval is to speak of classes that were
+    not seen, queries of one class are no independent witnesses.
+    """
+    if over == "queries":
+        return values, None
+    if labels.null_count:
+        raise InputError(
+            f"--intervals-over classes: {labels.null_count} queries have no class; name a file "
+            "with --labels, or leave the option out"
+        )
+    codes = labels.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    return class_means(values, codes)
 
 
-def _told(
-    names: Sequence[str], means: NDArray[np.float64], low: Values, high: Values
+def _measured(
+    keys: Sequence[str], means: Values, low: Values, high: Values
 ) -> tuple[Measured, ...]:
-    told = []
-    for place, name in enumerate(names):
-        each = measure_of(name)
+    found = []
+    for place, key in enumerate(keys):
+        each = measure_of(key)
         ends = float(low[place]), float(high[place])
-        told.append(Measured(name, each.title, float(means[place]), *ends, each.meaning))
-    return tuple(told)
+        found.append(Measured(key, each.title, float(means[place]), *ends, each.meaning))
+    return tuple(found)

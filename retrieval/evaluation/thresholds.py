@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval.intervals import bootstrap_ratios
+from retrieval.intervals import score_intervals
 from retrieval.scoring import Float64, keys_of
 from retrieval.tables import Metric
 
@@ -21,10 +21,10 @@ WANTED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 class Threshold:
     """The loosest score that gives the precision `wanted`, and what is then kept.
 
-    `precision` is over matches, not over queries; its interval is bootstrapped over queries. `kept`
-    is the share of all matches, `matches` their number, `found` the share of the right ones. All
-    were measured on the matches that the score was chosen by, so expect a little less of others,
-    and much less where few are kept: a bootstrap of a handful that are all right is a point.
+    `precision` is over matches, not over queries; its interval is over the queries that keep any,
+    each weighing what it keeps, and nan where they are too few. `kept` is the share of all matches,
+    `matches` their number, `found` the share of the right ones. All were measured on the matches
+    that the score was chosen by, so expect a little less of others.
     """
 
     wanted: float
@@ -38,7 +38,7 @@ class Threshold:
 
 
 def thresholds(
-    scored: pa.Table, metric: Metric, *, seed: int, wanted: Sequence[float] = WANTED
+    scored: pa.Table, metric: Metric, *, wanted: Sequence[float] = WANTED
 ) -> tuple[Threshold, ...]:
     """Find the thresholds of matches SCORED; a precision that no score gives is left out.
 
@@ -60,7 +60,7 @@ def thresholds(
         return ()
     places = np.array(list(chosen))
     least = sorted_keys[cuts[places]]
-    low, high = _intervals(scored, keys, right, least, seed)
+    low, high = _intervals(scored, keys, right, least)
     nexts = np.append(sorted_keys[cuts], -np.inf)[places + 1]
     return tuple(
         Threshold(
@@ -74,7 +74,7 @@ def thresholds(
 
 
 def _intervals(
-    scored: pa.Table, keys: Float64, right: NDArray[np.bool_], least: Float64, seed: int
+    scored: pa.Table, keys: Float64, right: NDArray[np.bool_], least: Float64
 ) -> tuple[Float64, Float64]:
     query = scored["query"].to_numpy()
     count = int(query.max(initial=-1)) + 1
@@ -84,7 +84,7 @@ def _intervals(
         ).astype(np.float64)
         for chosen in (np.ones(len(keys), np.bool_), right)
     )
-    return bootstrap_ratios(hits, kept, seed=seed)
+    return score_intervals(hits / np.maximum(kept, 1), kept)
 
 
 def _score(key: float, following: float, metric: Metric) -> float:

@@ -106,7 +106,7 @@ def _sheet(
         "contact_sheet.html",
         page=page,
         lead=_lead(page),
-        headline=[m for name in HEADLINE for m in page.measures if m.name == name],
+        headline=[m for name in HEADLINE for m in page.measures if m.key == name],
         score_meaning=SCORES[page.metric],
         recall_meaning=RECALL,
         lead_meaning=LEAD,

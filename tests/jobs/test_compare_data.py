@@ -74,7 +74,12 @@ def test_each_combination_is_what_numpy_makes_of_the_vectors(done):
     assert stored.shape == (18, 3 * 192)
     assert stored.dtype == np.float32
     rows = table_of(output).to_pylist()
-    assert rows == result.values["combinations"]
+    names = {"top1": "Success@1", "top3": "Success@3", "top10": "Success@10", "map": "AP"}
+    for row, told in zip(rows, result.values["combinations"], strict=True):
+        ends = [(f"{key}{end}", f"{name}{end}") for key, name in names.items()
+                for end in ("", "_low", "_high")]  # fmt: skip
+        assert [row[column] for column, _ in ends] == [told[name] for _, name in ends]
+        assert {*told} - {name for _, name in ends} == {*row} - {column for column, _ in ends}
     ways = {(row["pooling"], row["pca"], row["metric"]) for row in rows}
     assert ways == {
         (pooling, pca, metric)
@@ -142,7 +147,7 @@ def test_what_is_told(done):
     page = (output / "compare.html").read_text()
     assert page.count('<tr><th scope="row">') == 13  # the best of each, and all
     assert "<svg" not in page.split("data:image/svg+xml")[0]
-    assert f"{result.values['combinations'][0]['map']:.3f}" in page
+    assert f"{result.values['combinations'][0]['AP']:.3f}" in page
 
 
 def steady(patch):
@@ -404,7 +409,7 @@ def test_real_networks_are_as_good_as_they_should_be(data, tmp_path):
         weights=str(data / "weights"), image_size=None,
     )  # fmt: skip
     best = {
-        name: max(r["map"] for r in result.values["combinations"] if r["backbone"] == name)
+        name: max(r["AP"] for r in result.values["combinations"] if r["backbone"] == name)
         for name in ("squeezenet1_0", "mobilenet_v2")
     }
     assert best["mobilenet_v2"] > best["squeezenet1_0"] > 0.4

@@ -112,7 +112,7 @@ def test_top_k_above_the_gallery_gives_what_there_is_and_says_so_once(folders):
     assert ended.code == 0, ended.err
     assert ended.err.count("--top-k 50 is more than the gallery has") == 1
     assert ended.values["queries"] == 3
-    assert ended.values["top1"] == 1.0
+    assert ended.values["Success@1"] == 1.0
     again = run(folders, *SMALL, "--top-k", "49")
     assert again.code == 6
     assert "top_k was 50, is 49" in again.error

@@ -75,12 +75,17 @@ def test_measures_are_those_of_a_plain_loop(root):
     found = rows_of(root / "m")
     same = {q: {r for r in range(ROWS) if r % 7 == int(q[1:6]) % 7} for q in found}
     expected = [average_precision(order, same[q]) for q, order in found.items()]
-    assert values["map"] == pytest.approx(np.mean(expected))
-    assert values["top1"] == np.mean([found[q][0] in same[q] for q in found])
-    assert values["recall10"] == pytest.approx(
+    assert values["AP"] == pytest.approx(np.mean(expected))
+    assert values["Success@1"] == np.mean([found[q][0] in same[q] for q in found])
+    assert values["R@10"] == pytest.approx(
         np.mean([len(same[q] & set(found[q][:10])) / len(same[q]) for q in found])
     )
-    assert values["map_low"] < values["map"] < values["map_high"]
+    within = [
+        average_precision(order[:10], same[q]) * len(same[q]) / min(10, len(same[q]))
+        for q, order in found.items()
+    ]
+    assert values["mAP@10"] == pytest.approx(np.mean(within))
+    assert values["AP_low"] < values["AP"] < values["AP_high"]
     assert (values["queries"], values["left_out"]) == (QUERIES, 0)
     assert sorted(one["label"] for one in values["classes"]) == [f"class{n}" for n in range(7)]
     json.dumps(values, allow_nan=False)
@@ -96,12 +101,16 @@ def test_measures_are_those_of_trec_eval_on_the_file_for_it(root):
         if q % 7 == r % 7
     ]
     theirs = ir_measures.calc_aggregate(
-        [ir_measures.parse_measure(m) for m in ("AP", "nDCG@10", "RR", "R@10")], qrels, run
+        [
+            ir_measures.parse_measure(m)
+            for m in ("AP", "AP@10", "nDCG", "nDCG@10", "RR", "R@10", "P@10", "Success@3")
+        ],
+        qrels,
+        run,
     )
     values = evaluated(root / "m").values
-    ours = [values[key] for key in ("map", "ndcg10", "mrr", "recall10")]
-    in_order = {str(key): value for key, value in theirs.items()}
-    assert ours == pytest.approx([in_order[key] for key in ("AP", "nDCG@10", "RR", "R@10")])
+    ours = {str(key): values[str(key)] for key in theirs}
+    assert ours == pytest.approx({str(key): value for key, value in theirs.items()})
 
 
 def test_a_query_is_not_missed_among_what_its_own_ranking_leaves_out(root):
@@ -110,7 +119,7 @@ def test_a_query_is_not_missed_among_what_its_own_ranking_leaves_out(root):
     index_here(root / "clear", root / "clear-index")
     rank_here(root / "clear-index", root / "clear", root / "self", top_k=9, exclude_self=True)
     values = evaluated(root / "self").values
-    assert (values["map"], values["ndcg"], values["recall10"]) == pytest.approx((1, 1, 1))
+    assert (values["AP"], values["nDCG"], values["R@10"]) == pytest.approx((1, 1, 1))
 
 
 @pytest.mark.parametrize("labels", [False, True])
@@ -138,7 +147,7 @@ def test_queries_that_find_nothing_count_against(root):
     result = evaluated(root / "near")
     assert result.values["queries"] == QUERIES
     right = sum(int(q[1:6]) % 7 == order[0] % 7 for q, order in found.items())
-    assert result.values["top1"] == right / QUERIES
+    assert result.values["Success@1"] == right / QUERIES
     assert f"note: {unmatched} queries without an answer count as wrong" in result.lines
 
 
@@ -164,7 +173,7 @@ def test_labels_of_a_file_may_be_others_and_more(root, tmp_path):
     values = evaluated(root / "m", labels=labels).values
     same = {q: {r for r in range(ROWS) if r % 2 == int(q[1:6]) % 2} for q in rows_of(root / "m")}
     found = [average_precision(order, same[q]) for q, order in rows_of(root / "m").items()]
-    assert values["map"] == pytest.approx(np.mean(found))
+    assert values["AP"] == pytest.approx(np.mean(found))
 
 
 def test_half_a_labels_file_is_said(root, tmp_path):
@@ -218,7 +227,7 @@ def test_without_its_index_a_labels_file_is_believed(root, tmp_path):
         own = evaluated(tmp_path / "m").values
     finally:
         (root / "gone").rename(root / "index")
-    assert before["map"] == after["map"] == own["map"]
+    assert before["AP"] == after["AP"] == own["AP"]
 
 
 # --- qrels --------------------------------------------------------------------------------------
@@ -233,7 +242,7 @@ def test_qrels_that_say_what_labels_say_give_the_same(root, tmp_path):
     pairs = [(name(q), name(r), 1) for q in range(QUERIES) for r in range(q % 7, ROWS, 7)]
     qrels = write_qrels(tmp_path / "qrels", pairs)
     by_labels, by_qrels = evaluated(root / "m").values, evaluated(root / "m", qrels=qrels).values
-    for key in ("map", "map_low", "ndcg", "top3", "recall10", "mrr", "thresholds", "classes"):
+    for key in ("AP", "AP_low", "nDCG", "Success@3", "R@10", "RR", "thresholds", "classes"):
         assert by_labels[key] == by_qrels[key]
 
 
@@ -242,7 +251,7 @@ def test_junk_is_passed_over_and_counted(root, tmp_path):
     pairs = [(name(0), name(order[0]), 7), (name(0), name(order[1]), 1)]
     qrels = write_qrels(tmp_path / "qrels", pairs)
     result = evaluated(root / "m", qrels=qrels, junk_grade=7)
-    assert (result.values["top1"], result.values["queries"]) == (1, 1)
+    assert (result.values["Success@1"], result.values["queries"]) == (1, 1)
     assert "note: 1 matches were passed over as junk" in result.lines
     assert f"note: {QUERIES - 1} queries without a relevant image in --qrels are left out" in (
         result.lines
@@ -253,7 +262,7 @@ def test_queries_that_only_qrels_know_count_against(root, tmp_path):
     order = rows_of(root / "m")[name(0)]
     pairs = [(name(0), name(order[0]), 1), ("never-asked.jpg", name(1), 1)]
     result = evaluated(root / "m", qrels=write_qrels(tmp_path / "qrels", pairs))
-    assert (result.values["top1"], result.values["queries"]) == (1 / 2, 2)
+    assert (result.values["Success@1"], result.values["queries"]) == (1 / 2, 2)
     assert "note: 1 queries without an answer count as wrong" in result.lines
 
 
@@ -266,7 +275,7 @@ def test_qrels_of_another_run_are_refused(root, tmp_path):
 def test_qrels_of_another_gallery_are_said(root, tmp_path):
     qrels = write_qrels(tmp_path / "qrels", [(name(0), "other.jpg", 1)])
     result = evaluated(root / "m", qrels=qrels)
-    assert result.values["map"] == 0
+    assert result.values["AP"] == 0
     assert any("is it of this gallery?" in line for line in result.lines)
 
 
@@ -278,10 +287,10 @@ def test_what_is_lost_is_split_between_backbone_and_index(root):
         evaluated(root / "exact").values,
         evaluated(root / "m", exact=str(root / "exact")),
     )
-    assert found.values["map_lost_by_backbone"] == pytest.approx(1 - exact["map"])
-    assert found.values["map_lost_by_index"] == pytest.approx(exact["map"] - found.values["map"])
-    assert found.values["map_lost_by_index"] > 0.01
-    assert any(line.startswith("  map: ") and "by the index" in line for line in found.lines)
+    assert found.values["AP_lost_by_backbone"] == pytest.approx(1 - exact["AP"])
+    assert found.values["AP_lost_by_index"] == pytest.approx(exact["AP"] - found.values["AP"])
+    assert found.values["AP_lost_by_index"] > 0.01
+    assert any(line.startswith("  AP: ") and "by the index" in line for line in found.lines)
     with pytest.raises(Mismatch, match="is not exact; rank again with --recall exact"):
         evaluated(root / "exact", exact=str(root / "m"))
     rank(root, "more", recall=1.0, top_k=26)
@@ -293,8 +302,8 @@ def test_rankings_are_compared_by_query(root):
     found = evaluated(root / "exact", compare=str(root / "m"))
     own, other = evaluated(root / "exact").values, evaluated(root / "m").values
     assert found.values["compared"] == QUERIES
-    assert found.values["map_diff"] == pytest.approx(own["map"] - other["map"])
-    assert found.values["map_diff_low"] < found.values["map_diff"] < found.values["map_diff_high"]
+    assert found.values["AP_diff"] == pytest.approx(own["AP"] - other["AP"])
+    assert found.values["AP_diff_low"] < found.values["AP_diff"] < found.values["AP_diff_high"]
     first = found.values["changed"][0]
     assert abs(first["here"] - first["there"]) == max(
         abs(one["here"] - one["there"]) for one in found.values["changed"]
@@ -308,15 +317,81 @@ def test_rankings_are_compared_by_query(root):
             evaluated(root / "m", **{option: str(root / "nowhere")})
 
 
+def test_of_equal_rankings_nothing_is_certain_and_no_zero_has_a_sign(root):
+    found = evaluated(root / "m", compare=str(root / "m"), exact=None, all_measures=True)
+    assert found.values["AP_diff_low"] == pytest.approx(-found.values["AP_diff_high"])
+    assert 0.02 < found.values["AP_diff_high"] < 0.1
+    assert not any(line.endswith("differs") for line in found.lines)
+    ends = found.values["AP_diff_high"]
+    assert any(line.endswith(f" AP +0.0000  [{-ends:+.4f}, {ends:+.4f}]") for line in found.lines)
+    assert "-0.0000" not in found.as_text()
+
+
+def test_all_right_is_not_certain(root, tmp_path):
+    """15 queries, each with its first match as the only relevant image: Wilson, not a point."""
+    pairs = [(q, name(order[0]), 1) for q, order in list(rows_of(root / "m").items())[:15]]
+    found = evaluated(root / "m", qrels=write_qrels(tmp_path / "qrels", pairs))
+    assert found.values["Success@1"] == 1.0
+    assert found.values["Success@1_low"] == pytest.approx(0.7961, abs=1e-4)
+    assert found.lines[0].startswith(" Success@1  1.0000  [0.7961, 1.0000]  Share of queries whose")
+    assert found.values["AP_low"] == found.values["Success@1_low"]
+
+
+def test_intervals_may_speak_of_classes(root, tmp_path):
+    """28 queries in 14 classes of two, made by a labels file; of the seven there are too few."""
+    labels = write_labels(tmp_path / "l.csv", label=lambda r: r % 14)
+    by_query = evaluated(root / "m", labels=labels).values
+    by_class = evaluated(root / "m", labels=labels, intervals_over="classes")
+    assert by_class.values["AP"] == by_query["AP"]
+    assert by_class.values["AP_low"] not in (None, by_query["AP_low"])
+    assert any(
+        "speak of further classes like these 14" in note for note in by_class.values["notes"]
+    )
+    few = evaluated(root / "m", intervals_over="classes", compare=str(root / "exact"))
+    assert (few.values["AP_low"], few.values["AP_diff_low"]) == (None, None)
+    assert "note: 7 classes are too few for an interval: it takes 10" in few.lines
+
+
+def test_six_measures_are_printed_and_all_if_asked_for(root):
+    def printed(**options):
+        lines = evaluated(root / "m", **options).lines
+        (end,) = (
+            place for place, line in enumerate(lines) if line.startswith(f"{QUERIES} queries")
+        )
+        return [line.split()[0] for line in lines[:end]]
+
+    six = ["Success@1", "Success@3", "Success@10", "P@10", "mAP@10", "AP"]
+    assert printed() == six
+    assert printed(cutoffs="3") == [*six[:3], "P@3", "mAP@3", "AP"]
+    assert printed(all_measures=True) == [
+        *six[:4], "R@10", *six[4:], "AP@10", "nDCG", "nDCG@10", "RR",
+    ]  # fmt: skip
+    assert f"{QUERIES} queries; in brackets: 95 % intervals; --all-measures prints 5 more" in (
+        evaluated(root / "m").lines
+    )
+
+
+@pytest.mark.parametrize("spelling", ["map_cut_10", "AP@10"])
+def test_a_bound_takes_key_or_name(root, spelling):
+    found = evaluated(root / "m", fail_below=f"{spelling}=1")
+    assert found.exit_code == 5
+    assert f"AP@10 {found.values['AP@10']:.4f} is below 1, which --fail-below asks for" in (
+        found.lines
+    )
+
+
 def test_one_query_has_no_interval_and_tells_no_rankings_apart(root, tmp_path):
     exact, other = rows_of(root / "exact"), rows_of(root / "m")
     query, row = next((q, r) for q in exact for r in exact[q] if r not in other[q])
     qrels = write_qrels(tmp_path / "qrels", [(query, name(row), 1)])
     found = evaluated(root / "exact", qrels=qrels, compare=str(root / "m"))
-    assert found.values["map_diff"] > 0
-    assert (found.values["queries"], found.values["map_low"]) == (1, None)
+    assert found.values["AP_diff"] > 0
+    assert (found.values["queries"], found.values["AP_low"]) == (1, None)
+    assert found.values["AP_diff_low"] is None
     assert "NaN" not in found.as_json()
-    assert "[one query]" in found.lines[0]
+    assert "nan" not in found.as_text()
+    assert not any("[" in line for line in found.lines[:6])
+    assert "note: 1 queries are too few for an interval: it takes 10" in found.lines
     assert not any(line.endswith("differs") for line in found.lines)
 
 
@@ -325,8 +400,8 @@ def test_below_a_bound_it_ends_with_5(root):
     found = evaluated(root / "exact", fail_below="map=0.1,top1=1,p5=1", cutoffs="5")
     assert found.exit_code == 5
     assert [line for line in found.lines if "--fail-below" in line] == [
-        f"{key} {found.values[key]:.4f} is below 1, which --fail-below asks for"
-        for key in ("top1", "p5")
+        f"{name} {found.values[name]:.4f} is below 1, which --fail-below asks for"
+        for name in ("Success@1", "P@5")
     ]
 
 
@@ -365,7 +440,7 @@ def test_a_line_a_query_can_be_written(root, tmp_path):
     values = evaluated(root / "m", per_query=str(path)).values
     lines = list(csv.DictReader(path.open()))
     assert len(lines) == QUERIES
-    assert np.mean([float(line["map"]) for line in lines]) == pytest.approx(values["map"])
+    assert np.mean([float(line["map"]) for line in lines]) == pytest.approx(values["AP"])
 
 
 def test_images_without_label_are_unknown_to_whoever_draws_them(root):

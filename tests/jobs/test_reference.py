@@ -56,11 +56,11 @@ def test_measures_equal_the_reference_and_the_ranking_equals_exact_search(
             weights=str(weights), pooling=pooling, pca=pca, top_k=1372, rows_per_shard=500,
         )
     )  # fmt: skip
-    found = [ran.result.values[name] for name in ("top1", "top3", "top10", "map")]
+    found = [ran.result.values[name] for name in ("Success@1", "Success@3", "Success@10", "AP")]
     assert found == pytest.approx(REFERENCE[backbone, pooling, pca], abs=0.01)
     assert ran.result.values["recall"] == 1.0
     assert _ranking(tmp_path / "out") == _exact_ranking(tmp_path / "out")
-    assert _expanded(tmp_path) > ran.result.values["map"] + 0.01
+    assert _expanded(tmp_path) > ran.result.values["AP"] + 0.01
 
 
 def _expanded(root):
@@ -71,8 +71,8 @@ def _expanded(root):
     )  # fmt: skip
     with cluster(settings) as where:
         manifest = rank.rank(settings, where)
-    found, _ = evaluate_by_labels(open_folder(str(root / "expanded")), manifest, 0)
-    return next(one.value for one in found.measures if one.name == "map")
+    found, _ = evaluate_by_labels(open_folder(str(root / "expanded")), manifest)
+    return next(one.value for one in found.measures if one.key == "map")
 
 
 def _ranking(out):

@@ -71,7 +71,7 @@ def test_every_query_is_ranked_and_the_outputs_are_sound(settings, root):
     assert len(matches) == 6 * 5
     assert matches["rank"].to_pylist() == [1, 2, 3, 4, 5] * 6
     assert ran.result.values["recall"] == 1.0
-    assert ran.result.values["top1"] == 1.0  # classes differ by colour
+    assert ran.result.values["Success@1"] == 1.0  # classes differ by colour
     assert (root / "out/report.html").stat().st_size > 10_000
     assert len(pq.read_table(root / "out/index/files.parquet")) > 6
 
@@ -272,8 +272,8 @@ def test_labels_come_from_a_file_by_split(settings, root, tmp_path):
     labels.write_text("\n".join(["split,image_id,label", *lines]))
     again = dataclasses.replace(settings, labels=str(labels), output=str(tmp_path / "out"))
     ran = run.run(again)
-    assert ran.result.values["top1"] == 1.0
-    assert ran.result.values["map"] == pytest.approx(5 / 30)  # 5 of 30 right ones are shown
+    assert ran.result.values["Success@1"] == 1.0
+    assert ran.result.values["AP"] == pytest.approx(5 / 30)  # 5 of 30 right ones are shown
 
 
 @pytest.mark.usefixtures("here")

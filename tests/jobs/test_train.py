@@ -88,12 +88,15 @@ def test_the_answer_is_what_the_manifest_and_the_history_say(made):
     rows = history.to_pylist()
     assert [row["epoch"] for row in rows] == [1, 2]
     best = rows[result.values["best_epoch"] - 1]
-    assert (best["top1"], best["accuracy"]) == (result.values["top1"], result.values["accuracy"])
+    assert (best["top1"], best["accuracy"]) == (
+        result.values["Success@1"],
+        result.values["accuracy"],
+    )
     counts = finished.read_manifest(open_folder(str(output)), kind="bundle").counts
     assert {"output": str(output), **counts} == result.values
     assert json.loads(result.as_json()) == result.values
     assert "trained on 12 images for 2 epochs" in result.as_text()
-    assert best["map"] == result.values["map"]
+    assert best["map"] == result.values["AP"]
 
 
 def test_a_second_call_leaves_all_as_it_is(made, capsys):
@@ -253,6 +256,7 @@ def test_whole_classes_may_be_held_out(tmp_path):
     photos = draw_photos(tmp_path / "photos", 24, classes=6)
     result = start(photos, tmp_path / "bundle", epochs=1, split_by="class")
     assert result.values["accuracy"] is None
+    assert "was best on 8 images of 2 other classes: mAP" in result.lines[1]
     assert not (tmp_path / "bundle/confusion.parquet").exists()
     rows = pq.read_table(tmp_path / "bundle/split.parquet").to_pylist()
     held = {row["label"] for row in rows if row["part"] == "validation"}

@@ -25,7 +25,8 @@ def comparison_drawing(rows: Rows) -> Drawing:
         networks.setdefault(row["backbone"], []).append(row)
     best = [those[0] for those in networks.values()]
     said = "; ".join(
-        f"{row['backbone']} {row['map']:.3f} [{row['map_low']:.3f}, {row['map_high']:.3f}]"
+        f"{row['backbone']} {row['map']:.3f}"
+        + ("" if row["map_low"] is None else f" [{row['map_low']:.3f}, {row['map_high']:.3f}]")
         for row in best[:_SAID]
     )
     rest = f", and {len(best) - _SAID} more below" if len(best) > _SAID else ""
@@ -46,14 +47,17 @@ def _draw(
     axes.grid(visible=True, axis="x", color=theme.line, linewidth=0.8)
     for place, rows in enumerate(networks.values()):
         first = rows[0]
-        ends = [[first["map"] - first["map_low"]], [first["map_high"] - first["map"]]]
+        sides = None
+        if first["map_low"] is not None:
+            beside = (first["map"] - first["map_low"], first["map_high"] - first["map"])
+            sides = [[max(0.0, length)] for length in beside]
         axes.plot(
             [row["map"] for row in rows[1:]], [place] * (len(rows) - 1), ls="none", marker="o",
             ms=4, color=theme.soft, alpha=0.35, markeredgewidth=0,
         )  # fmt: skip
         axes.errorbar(
-            [first["map"]], [place], xerr=[[max(0.0, end) for end in side] for side in ends],
-            fmt="o", ms=6, color=theme.accent, lw=1.8, capsize=3, zorder=3,
+            [first["map"]], [place], xerr=sides, fmt="o", ms=6, color=theme.accent, lw=1.8,
+            capsize=3, zorder=3,
         )  # fmt: skip
     axes.set_ylim(max(len(networks), 2) - 0.4, -0.6)
     room = (_NAME - 0.1) * 72

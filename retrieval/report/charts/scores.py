@@ -47,7 +47,7 @@ def scores_drawing(groups: Mapping[str, Scores], metric: Metric) -> Drawing | No
     bars = {name: _density(scores, edges) for name, scores in there.items()}
     counts = {name: len(scores) for name, scores in there.items()}
     said = "; ".join(
-        f"{count:,} {name}, median {np.median(there[name]):.3g}" for name, count in counts.items()
+        f"{count:,} {name}, median {np.median(there[name]):z.3g}" for name, count in counts.items()
     )
     draw = partial(_draw, edges=edges, bars=bars, counts=counts, metric=metric)
     alt = f"Distribution of the scores of matches, {_SAID[metric]}: {said}."

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from retrieval.evaluation import measures
 from retrieval.evaluation.judged import SCORED, Judged, judge
-from retrieval.evaluation.measures import average_precision, measure_of, names, values_of
+from retrieval.evaluation.measures import (
+    MEASURES,
+    average_precision,
+    keys,
+    measure_of,
+    values_of,
+)
 from retrieval.evaluation.qrels import QRELS, qrels_of
 from tests.retrieval.evaluation.tables import matches
 
@@ -44,7 +50,10 @@ def mean(name, rankings):
         ("recall10", (3 / 4 + 1 / 2 + 0 / 5) / 3),
         # of 4 relevant images three are found, at ranks 1, 3 and 4; of 2 one, at rank 2; of 5 none
         ("map", ((1 / 1 + 2 / 3 + 3 / 4) / 4 + (1 / 2) / 2 + 0 / 5) / 3),
-        ("map3", ((1 / 1 + 2 / 3) / 4 + (1 / 2) / 2 + 0 / 5) / 3),
+        ("map_cut_3", ((1 / 1 + 2 / 3) / 4 + (1 / 2) / 2 + 0 / 5) / 3),
+        # three places can hold three of the four, both of the two, three of the five
+        ("map3", ((1 / 1 + 2 / 3) / 3 + (1 / 2) / 2 + 0 / 3) / 3),
+        ("map10", ((1 / 1 + 2 / 3 + 3 / 4) / 4 + (1 / 2) / 2 + 0 / 5) / 3),
         ("mrr", (1 / 1 + 1 / 2 + 0) / 3),
         (
             "ndcg3",
@@ -79,7 +88,7 @@ def test_all_right_ones_first_is_perfect():
 
 def test_a_gallery_without_a_relevant_image_gives_nothing():
     rankings = judged("000", counts=[0])
-    assert values_of(rankings, names()).tolist() == [[0] * len(names())]
+    assert values_of(rankings, keys()).tolist() == [[0] * len(keys())]
 
 
 def test_fewer_matches_than_k_count_as_wrong_places():
@@ -99,11 +108,22 @@ def test_average_precision_equals_its_definition_on_random_rankings():
         assert value == pytest.approx(sums / total if total else 0.0, abs=1e-12)
 
 
+def test_ten_right_places_are_perfect_however_many_more_there_are():
+    """9.4 of the first ten are right on average and 50 are relevant: map10 was 0.18."""
+    rankings = judged("1111111111", "1111101111", counts=[50, 50])
+    assert mean("map10", rankings) > 0.9
+    assert measure_of("map10").values(rankings)[0] == 1
+    assert mean("map_cut_10", rankings) == pytest.approx(mean("map10", rankings) * 10 / 50)
+
+
+OURS_ALONE = {"map{k}"}
+"""What ir-measures has no name for."""
+
 THEIRS = {
-    "top1": "Success@1", "top3": "Success@3", "top10": "Success@10", "p10": "P@10", "p5": "P@5",
-    "recall5": "R@5", "recall10": "R@10", "map": "AP", "map5": "AP@5", "map10": "AP@10",
-    "ndcg": "nDCG", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10", "mrr": "RR",
+    measure_of(key).name: key
+    for key in keys((5, 10)) if key not in ("map5", "map10")
 }  # fmt: skip
+"""Keys by the names that ir-measures has for them."""
 
 
 @settings(max_examples=25, deadline=None)
@@ -134,13 +154,15 @@ def test_measures_equal_those_of_trec_eval(data):
         if graded[q].get(x) != -1
     ]
     qrels = [ir_measures.Qrel(q, x, max(g, 0)) for q, x, g in pairs]
-    ours = dict(zip(found.query_ids.to_pylist(), values_of(found, list(THEIRS)), strict=True))
-    for place, (name, theirs) in enumerate(THEIRS.items()):
+    ours = dict(
+        zip(found.query_ids.to_pylist(), values_of(found, list(THEIRS.values())), strict=True)
+    )
+    for place, theirs in enumerate(THEIRS):
         of_theirs = ir_measures.parse_measure(theirs).iter_calc(qrels, run)
         expected = {value.query_id: value.value for value in of_theirs if value.query_id in ours}
         assert {q: values[place] for q, values in ours.items()} == pytest.approx(
             expected, abs=1e-9
-        ), name
+        ), theirs
 
 
 def test_all_measures_lie_between_0_and_1_and_rise_with_a_better_ranking():
@@ -149,7 +171,7 @@ def test_all_measures_lie_between_0_and_1_and_rise_with_a_better_ranking():
     relevant = hits.sum(1) + 1
     texts = ["".join(map(str, row.astype(int))) for row in hits]
     better = ["".join(sorted(text, reverse=True)) for text in texts]
-    wanted = names((1, 5, 10))
+    wanted = keys((1, 5, 10))
     values = values_of(judged(*texts, counts=relevant), wanted)
     best = values_of(judged(*better, counts=relevant), wanted)
     assert ((values >= 0) & (values <= best + 1e-12) & (best <= 1 + 1e-12)).all()
@@ -157,22 +179,46 @@ def test_all_measures_lie_between_0_and_1_and_rise_with_a_better_ranking():
 
 def test_blocks_of_queries_do_not_matter(monkeypatch):
     rankings = judged("1010", "0001", "1111", "0000", "0110", counts=[2, 3, 4, 1, 2])
-    whole = values_of(rankings, names())
+    whole = values_of(rankings, keys())
     monkeypatch.setattr(measures, "_CELLS", 8)
-    assert values_of(rankings, names()).tolist() == whole.tolist()
+    assert values_of(rankings, keys()).tolist() == whole.tolist()
 
 
 def test_names_say_what_is_told_and_each_has_a_meaning():
-    assert names((10,)) == (
-        "top1", "top3", "top10", "p10", "recall10", "map", "map10", "ndcg", "ndcg10", "mrr",
+    assert keys((10,)) == (
+        "top1", "top3", "top10", "p10", "recall10", "map10", "map", "map_cut_10", "ndcg", "ndcg10",
+        "mrr",
     )  # fmt: skip
-    assert len(set(names((1, 10, 5)))) == len(names((1, 10, 5))) == 3 + 1 + 3 * 4 + 3
-    for name in names((1, 100)):
-        assert measure_of(name).title
-        assert measure_of(name).meaning.endswith(".")
+    assert [measure_of(key).name for key in keys((10,))] == [
+        "Success@1", "Success@3", "Success@10", "P@10", "R@10", "mAP@10", "AP", "AP@10", "nDCG",
+        "nDCG@10", "RR",
+    ]  # fmt: skip
+    assert len(set(keys((1, 10, 5)))) == len(keys((1, 10, 5))) == 3 + 1 + 3 * 5 + 3
+    for key in keys((1, 100)):
+        measure = measure_of(key)
+        assert (measure.key, measure.title != "") == (key, True)
+        assert measure.meaning.endswith(".")
+        assert measure_of(measure.name).key == key
+    assert all(definition.source for definition in MEASURES)
 
 
-@pytest.mark.parametrize("name", ["", "top", "map0", "f1", "mrr10", "top-1", "ndcg99999999"])
+def test_a_person_is_told_six():
+    usual = [key for key in keys() if measure_of(key).usual]
+    assert usual == ["top1", "top3", "top10", "p10", "map10", "map"]
+
+
+def test_names_are_those_of_ir_measures():
+    ir_measures = pytest.importorskip("ir_measures", reason="pip install ir-measures to compare")
+    for definition in MEASURES:
+        name = definition.name.format(k=7)
+        if definition.key not in OURS_ALONE:
+            assert str(ir_measures.parse_measure(name)) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "top", "map0", "f1", "mrr10", "top-1", "ndcg99999999", "AP@", "Success", "{k}", "top{k}"],
+)
 def test_there_is_no_measure_of_another_name(name):
     with pytest.raises(KeyError):
         measure_of(name)

@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval.errors import InputError
 from retrieval.evaluation import results as results_of
 from retrieval.evaluation.comparison import compare
 from retrieval.evaluation.judged import SCORED, judge, judge_unanswered
 from retrieval.evaluation.labels import Labels
-from retrieval.evaluation.measures import names
+from retrieval.evaluation.measures import keys
 from retrieval.evaluation.results import by_class, gather, measured
 from retrieval.evaluation.thresholds import thresholds
-from retrieval.intervals import bootstrap_mean
+from retrieval.intervals import FEWEST, class_means, difference_intervals, score_intervals
 from tests.retrieval.evaluation.tables import gallery, matches, queries
 from tests.retrieval.vectors import METRICS, quick
 
@@ -31,13 +32,13 @@ def ranked(**rankings):
     return judge(matches(*rows), GALLERY)
 
 
-ONE = gather([ranked(c1="cdc", c2="ddc", d1="dcc")], names())
+ONE = gather([ranked(c1="cdc", c2="ddc", d1="dcc")], keys())
 
 
 def test_parts_are_put_together_and_unanswered_queries_are_among_them():
     parts = [ranked(c1="cdc"), ranked(c2="ddc", d1="dcc"), judge_unanswered(
         queries(c9="cat", x=None), GALLERY)]  # fmt: skip
-    whole = gather(parts, names())
+    whole = gather(parts, keys())
     assert whole.queries["query_id"].to_pylist() == ["c1", "c2", "d1", "c9"]
     assert whole.queries["matches"].to_pylist() == [3, 3, 3, 0]
     assert whole.queries["relevant"].to_pylist() == [2, 2, 1, 2]
@@ -46,24 +47,69 @@ def test_parts_are_put_together_and_unanswered_queries_are_among_them():
     assert whole.left_out == 1
 
 
-def test_means_have_seeded_intervals_over_queries():
-    found = {one.name: one for one in measured(ONE, seed=3)}
-    assert tuple(found) == names()
+def drawn(sizes, seed=0):
+    """Make results of classes of some sizes, with top1 and map at random, in random order."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat([f"k{n}" for n in range(len(sizes))], sizes)
+    order = generator.permutation(len(labels))
+    columns = {
+        "query_id": [f"q{n}" for n in range(len(labels))], "label": labels[order],
+        "top1": (generator.random(len(labels)) < 0.6).astype(float)[order],
+        "map": generator.random(len(labels))[order],
+    }  # fmt: skip
+    return results_of.Results(pa.table(columns), SCORED.empty_table(), ("top1", "map"), 0, 0)
+
+
+def ends_of(*values, weights=None):
+    intervals = score_intervals if len(values) == 1 else difference_intervals
+    low, high = intervals(*(np.asarray(each)[:, None] for each in values), weights)
+    return pytest.approx((low[0], high[0]), rel=1e-9, nan_ok=True)
+
+
+def test_a_handful_of_queries_has_means_and_no_interval():
+    found = {one.key: one for one in measured(ONE)}
+    assert tuple(found) == keys()
     assert found["top1"].value == 2 / 3
-    expected = bootstrap_mean(ONE.values("map").ravel(), seed=3)
-    assert (found["map"].low, found["map"].high) == pytest.approx(expected, rel=1e-12)
-    assert measured(ONE, seed=3) == measured(ONE, seed=3)
+    assert not any(one.has_interval for one in found.values())
+    assert np.isnan(found["map"].low)
 
 
-def test_classes_come_worst_first_and_have_the_intervals_they_have_alone(monkeypatch):
-    monkeypatch.setattr(results_of, "_COLUMNS", 3)
+def test_means_have_intervals_over_queries():
+    results = drawn([20, 10])
+    for one in measured(results):
+        values = results.values(one.key).ravel()
+        assert one.value == pytest.approx(values.mean())
+        assert (one.low, one.high) == ends_of(values)
+
+
+def test_over_classes_a_class_is_what_is_drawn():
+    results = drawn([3, 9, 5, 5, 8, 12, 4, 6, 7, 5, 9, 2])
+    codes = results.queries["label"].combine_chunks().dictionary_encode().indices.to_numpy()
+    for one in measured(results, over="classes"):
+        values = results.values(one.key)
+        means, sizes = class_means(values, codes.astype(int))
+        assert one.value == pytest.approx(values.mean())
+        assert (one.low, one.high) == ends_of(means.ravel(), weights=sizes)
+    few = measured(drawn([20] * (FEWEST - 1)), over="classes")
+    assert not any(one.has_interval for one in few)
+
+
+def test_over_classes_queries_need_a_class():
+    results = drawn([3, 9])
+    table = results.queries.set_column(1, "label", pa.array(["cat", None] * 6))
+    unlabelled = results_of.Results(table, SCORED.empty_table(), ("top1", "map"), 0, 0)
+    with pytest.raises(InputError, match="--intervals-over classes: 6 queries have no class"):
+        measured(unlabelled, over="classes")
+
+
+def test_classes_come_worst_first_and_have_the_intervals_they_have_alone():
     generator = np.random.default_rng(0)
-    sizes = [1, 5, 5, 5, 8, 12]
+    sizes = [1, 5, 15, 15, 15, 12]
     labels = np.repeat([f"k{n}" for n in range(6)], sizes)
     values = generator.random((len(labels), 2))
     order = generator.permutation(len(labels))
     table = pa.table({"label": labels[order], "top1": values[order, 0], "map": values[order, 1]})
-    found = by_class(results_of.Results(table, SCORED.empty_table(), ("top1", "map"), 0, 0), seed=1)
+    found = by_class(results_of.Results(table, SCORED.empty_table(), ("top1", "map"), 0, 0))
     assert [one.measures[1].value for one in found] == sorted(
         one.measures[1].value for one in found
     )
@@ -71,10 +117,10 @@ def test_classes_come_worst_first_and_have_the_intervals_they_have_alone(monkeyp
         own = table.filter(pa.array(labels[order] == one.label))
         assert one.queries == len(own)
         for measure in one.measures:
-            alone = own[measure.name].to_numpy()
+            alone = own[measure.key].to_numpy()
             assert measure.value == pytest.approx(alone.mean())
-            ends = bootstrap_mean(alone, seed=1) if len(alone) > 1 else (np.nan, np.nan)
-            assert (measure.low, measure.high) == pytest.approx(ends, rel=1e-9, nan_ok=True)
+            assert (measure.low, measure.high) == ends_of(alone)
+            assert measure.has_interval == (len(alone) >= FEWEST)
 
 
 def test_some_classes_alone():
@@ -85,28 +131,44 @@ def test_some_classes_alone():
 
 
 def test_a_comparison_is_paired_by_query_and_signed():
-    other = gather([ranked(c2="cdd", c1="cdc", d7="d")], names())
-    found = compare(ONE, other, seed=0)
+    other = gather([ranked(c2="cdd", c1="cdc", d7="d")], keys())
+    found = compare(ONE, other)
     assert (found.queries, found.only_here, found.only_there) == (2, 1, 1)
-    difference = {one.name: one for one in found.differences}
+    difference = {one.key: one for one in found.differences}
     assert difference["top1"].value == (0 - 1) / 2
     change = (1 / 3) / 2 - (1 / 1) / 2
     assert difference["map"].value == pytest.approx(change / 2)
-    expected = bootstrap_mean(np.array([0.0, change]), seed=0)
-    assert (difference["map"].low, difference["map"].high) == pytest.approx(expected)
+    assert np.isnan(difference["map"].low), "two queries are too few"
     assert found.changed["query_id"].to_pylist() == ["c2"]
     assert found.changed["here"].to_pylist() == pytest.approx([(1 / 3) / 2])
     assert found.changed["there"].to_pylist() == pytest.approx([(1 / 1) / 2])
 
 
 def test_a_ranking_differs_in_nothing_from_itself():
-    found = compare(ONE, ONE, seed=0)
-    assert all((one.value, one.low, one.high) == (0, 0, 0) for one in found.differences)
+    results = drawn([20, 20])
+    found = compare(results, results)
     assert len(found.changed) == 0
+    for one in found.differences:
+        assert (one.value, f"{one.value}") == (0, "0.0")
+        assert -0.1 < one.low < 0 < one.high < 0.1, "which is no proof that it never would"
+
+
+def test_differences_have_paired_intervals():
+    here, there = drawn([12, 28], 1), drawn([12, 28], 2)
+    there = results_of.Results(
+        there.queries.set_column(1, "label", here.queries["label"]), there.scored,
+        there.measures, 0, 0,
+    )  # fmt: skip
+    for one in compare(here, there).differences:
+        values = here.values(one.key).ravel(), there.values(one.key).ravel()
+        assert one.value == pytest.approx((values[0] - values[1]).mean())
+        assert (one.low, one.high) == ends_of(*values)
+    over = compare(here, there, "classes").differences
+    assert np.isnan([one.low for one in over]).all(), "two classes are too few"
 
 
 def test_rankings_without_a_common_query_are_not_compared():
-    found = compare(ONE, gather([ranked(d8="d")], names()), seed=0)
+    found = compare(ONE, gather([ranked(d8="d")], keys()))
     assert (found.queries, found.only_here, found.only_there) == (0, 3, 1)
 
 
@@ -120,7 +182,7 @@ def test_a_threshold_is_the_loosest_that_gives_the_precision(rows, metric):
     wanted = (0.5, 0.75, 1.0)
     columns = [list(column) for column in zip(*rows, strict=True)]
     table = pa.table(columns, schema=SCORED)
-    found = {one.wanted: one for one in thresholds(table, metric, seed=0, wanted=wanted)}
+    found = {one.wanted: one for one in thresholds(table, metric, wanted=wanted)}
 
     def kept(cut):
         return [r for s, _, r in rows if (s <= cut if metric == "l2" else s >= cut)]
@@ -141,11 +203,21 @@ def test_a_threshold_is_the_loosest_that_gives_the_precision(rows, metric):
         assert one.kept == len(kept(cut)) / len(rows)
         assert one.matches == len(kept(cut))
         assert one.found == pytest.approx(sum(kept(cut)) / max(1, sum(columns[2])))
-        assert one.low <= one.precision + 1e-9
-        assert one.high >= one.precision - 1e-9
+        assert np.isnan([one.low, one.high]).all(), "no more than five queries"
+
+
+def test_the_precision_at_a_threshold_has_an_interval_over_queries():
+    """20 queries of 1 to 4 matches at one score; a query is right in all or in none of them."""
+    sizes = np.resize([1, 2, 3, 4], 20)
+    right = np.resize([True, True, False], 20)
+    rows = [np.full(sizes.sum(), 0.5), np.repeat(np.arange(20), sizes), np.repeat(right, sizes)]
+    [one] = thresholds(pa.table(rows, schema=SCORED), "cosine", wanted=(0.5,))
+    assert one.precision == (sizes * right).sum() / sizes.sum()
+    assert (one.low, one.high) == ends_of(right.astype(float), weights=sizes[:, None].astype(float))
+    assert one.high - one.low > 0.35, "as wide as 17 witnesses are, not 50"
 
 
 def test_nothing_right_gives_no_threshold():
     table = pa.table([[0.5, 0.6], [0, 1], [False, False]], schema=SCORED)
-    assert thresholds(table, "cosine", seed=0) == ()
-    assert thresholds(SCORED.empty_table(), "cosine", seed=0) == ()
+    assert thresholds(table, "cosine") == ()
+    assert thresholds(SCORED.empty_table(), "cosine") == ()

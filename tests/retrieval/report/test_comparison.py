@@ -75,6 +75,19 @@ def test_the_chart_names_networks_in_their_order():
     assert comparison_drawing([row(HOSTILE[0], "avg", None, "ip", 0.0, map_low=0.0)]).chart()
 
 
+def test_where_queries_are_too_few_there_is_no_interval():
+    none = dict.fromkeys(f"{name}{end}" for name in ("top1", "top3", "top10", "map")
+                          for end in ("_low", "_high"))  # fmt: skip
+    rows = [row("vgg16", "gem", None, "cosine", 0.9, **none), ROWS[1]]
+    html = page_of(rows).decode()
+    assert html.count(" to 0.850") == 2, "of the other network: mAP and top-1"
+    assert "mAP 0.900; top-1 0.900." in html
+    assert not re.search(r"\bnan\b|None", html)
+    drawing = comparison_drawing(rows)
+    assert "vgg16 0.900; alexnet 0.800 [0.750, 0.850]." in drawing.alt
+    assert drawing.chart().light != comparison_drawing(ROWS[:2]).chart().light
+
+
 @pytest.mark.parametrize("width", [360, 1600])
 def test_a_column_is_sorted_where_its_heading_is_pressed(quiet, tmp_path, width):  # noqa: F811
     path = tmp_path / "compare.html"

@@ -86,7 +86,7 @@ def test_the_summary_says_what_came_out():
     assert notes.startswith(f"Recall {PAGE.recall}")
     assert notes.endswith(f"Score {SCORES['cosine']} Lead {LEAD}")
     rows = [row for row in page().texts("tr") if row.startswith("MRR")]
-    assert rows == [f"MRR0.750 0.500 to 1.000{MEASURES[2].meaning}"]
+    assert rows == [f"MRR RR0.750 0.500 to 1.000{MEASURES[2].meaning}"]
 
 
 def test_the_interval_is_drawn():
@@ -136,6 +136,7 @@ def test_least_scores_notes_and_charts_are_shown():
         QUERIES,
         thresholds=(
             Threshold(0.9, 0.61, 0.905, 0.88, 0.93, 0.5, 120, 0.75),
+            Threshold(0.95, 0.72, 1.0, NAN, NAN, 0.1, 9, 0.25),
             Threshold(0.999, NAN, NAN, NAN, NAN, 0, 0, 0),
         ),
         notes=("3 queries <have> no label.",),
@@ -143,6 +144,7 @@ def test_least_scores_notes_and_charts_are_shown():
     )
     rows = found.texts("tr")
     assert "90.0 % 0.610090.5 % 88.0 % to 93.0 % 12075.0 %" in rows
+    assert "95.0 % 0.7200100.0 % 925.0 %" in rows, "of few queries there is no interval"
     assert "99.9 % No score reaches it." in rows
     assert found.texts("ul", **{"class": "said"}) == ["3 queries <have> no label."]
     ((image, _),) = found.all("img")
