@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from retrieval.images import npy
 from retrieval.images.containers import Inside, NpyRow, ParquetRow, TarMember, parse
+from retrieval.images.tar_members import DAMAGE, tar_members
 from retrieval.storage.files import operation
 from retrieval.storage.patience import retrying
 from retrieval.storage.reading import not_utf8, open_uri, read_range, read_uri
@@ -115,37 +116,31 @@ class _Members:
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         self.container = container
         with ExitStack() as stack:
-            file: Any = stack.enter_context(open_uri(container, options, block=1 << 16))
+            self._file: Any = stack.enter_context(open_uri(container, options, block=1 << 16))
+            self._members: dict[str, tarfile.TarInfo] = {}
             try:
-                self._tar = stack.enter_context(
-                    tarfile.open(
-                        fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
-                    )
-                )
-            except tarfile.TarError as error:
-                raise ValueError(f"{container} is no tar ({error})") from error
+                for member in tar_members(self._file):  # of one name the last counts
+                    self._members[member.name] = member
+            except DAMAGE as error:
+                if not self._members:
+                    raise ValueError(f"{container} is no tar ({error})") from error
             self._stack = stack.pop_all()
 
     def read(self, inside: TarMember) -> bytes:
         """Give the last member of that name, which is the one that counts."""
-        try:
-            member = self._member(inside.member)
-            file = self._tar.extractfile(member) if member.isreg() else None
-        except tarfile.TarError as error:
-            raise ValueError(f"{self.container} is broken ({error})") from error
-        if file is None or member.issparse():
+        member = self._member(inside.member)
+        if not member.isreg() or member.issparse():
             raise ValueError(f"{inside.member} is no plain file in {self.container}")
-        data = file.read()
+        self._file.seek(member.offset_data)
+        data: bytes = self._file.read(member.size)
         if len(data) != member.size:
             raise ValueError(f"{self.container} ends before its member {inside.member} does")
         return data
 
     def _member(self, name: str) -> tarfile.TarInfo:
         for written in (name, not_utf8(name)):
-            try:
-                return self._tar.getmember(written)
-            except KeyError:
-                continue
+            if written in self._members:
+                return self._members[written]
         raise FileNotFoundError(f"{self.container} has no member {name}")
 
     def close(self) -> None:
