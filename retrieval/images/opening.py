@@ -54,7 +54,7 @@ class Opener:
         """Give an image's bytes; `place` and `size` are those of its listing, where it has them."""
         inside = parse(path)
         if inside is None:
-            return read_uri(path, self._options)
+            return read_uri(path, self._options, only_files=True)
         if isinstance(inside, TarMember) and place is not None and size is not None:
             return self._range(inside, place, size)
         with self._lock:

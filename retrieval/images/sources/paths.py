@@ -27,10 +27,10 @@ from retrieval.images.sources.metadata import (
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.parquet import PARQUET, opened_parquet
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import is_file
+from retrieval.images.sources.walk import is_file, storable_ns
 from retrieval.records import Item
 from retrieval.storage.files import is_remote, local_path
-from retrieval.storage.reading import not_utf8, open_uri, readable
+from retrieval.storage.reading import not_a_file, not_utf8, open_uri, readable
 
 TEXT = (".txt",)
 CSV = (".csv",)
@@ -174,7 +174,10 @@ def _item(base: str, written: str, image_id: str, label: str | None, more: tuple
             info = os.stat(not_utf8(path))
         except (OSError, ValueError):  # it fails when it is read, and stands in the ledger
             return Item(image_id, path, None, None, label, more=more)
-    return Item(image_id, path, info.st_size, info.st_mtime_ns, label, more=more)
+    return Item(
+        image_id, path, info.st_size, storable_ns(info.st_mtime_ns), label,
+        problem=not_a_file(info.st_mode), more=more,
+    )  # fmt: skip
 
 
 def absolute(base: str, written: str) -> str:

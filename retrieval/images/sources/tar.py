@@ -10,7 +10,6 @@ are small.
 
 from __future__ import annotations
 
-import math
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from retrieval.errors import InputError
 from retrieval.images.containers import TarMember
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at
+from retrieval.images.sources.walk import Found, files_at, seconds_to_ns
 from retrieval.images.tar_members import DAMAGE, tar_members
 from retrieval.records import Item
 from retrieval.storage.reading import open_uri, readable
@@ -91,6 +90,9 @@ class TarSource(Source):
         """Give every image, tar by tar; then refuse a tar that is broken, if one was."""
         tars, self.others = files_at(self.root, TAR, self.options)
         for tar in tars:
+            if tar.problem is not None:
+                yield tar.unread()
+                continue
             found = self._contents(tar)
             self.others += found.others
             yield from _items(tar, found)
@@ -203,6 +205,6 @@ def _key(name: str) -> str:
 
 
 def _changed(mtime: float, of_tar: int | None) -> int | None:
-    """Give the later change, of member or tar, in nanoseconds; impossible times count for none."""
-    seconds = mtime if math.isfinite(mtime) and abs(mtime) < 1 << 33 else 0
-    return max(int(seconds * 1_000_000_000), of_tar or 0)
+    """Return the later change, of member or tar, in nanoseconds; impossible times are unknown."""
+    known = [time for time in (seconds_to_ns(mtime), of_tar) if time is not None]
+    return max(known, default=None)

@@ -114,6 +114,43 @@ def test_the_last_change_is_the_later_one_of_member_and_tar(local):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("mtime", [13_569_465_600, 1e300, float("inf"), float("nan")])
+def test_a_time_out_of_range_is_that_of_the_tar_or_unknown(place, mtime):
+    info, data = member("a.jpg", b"1", pax_headers={"mtime": str(mtime)})
+    path = place.put("x.tar", tar_of((info, data)))
+    if "://" not in path:
+        os.utime(path, ns=(1, 7))
+    (item,) = TarSource(path).items()
+    assert item.mtime_ns == 7 or "://" in path
+
+
+def test_no_time_is_known_where_that_of_the_tar_is_out_of_range_too(local):
+    path = local.put("x.tar", tar_of(member("a.jpg", pax_headers={"mtime": "13569465600"})))
+    os.utime(path, (0, 13_569_465_600))
+    if os.stat(path).st_mtime != 13_569_465_600:
+        pytest.skip("this file system keeps no such times")
+    assert [item.mtime_ns for item in TarSource(path).items()] == [None]
+
+
+def test_a_named_pipe_and_a_folder_that_may_not_be_listed_have_problems(local, monkeypatch):
+    local.put("b/x.tar", tar_of(member("a.jpg", b"1")))
+    local.put("c/x.tar", tar_of(member("a.jpg", b"1")))
+    os.mkfifo(f"{local.root}/pipe.tar")
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/c"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert {item.image_id: item.problem for item in TarSource(local.root).items()} == {
+        "b/x.tar/a.jpg": None,
+        "c": "the folder cannot be listed (Permission denied)",
+        "pipe.tar": "it is a named pipe, not a file",
+    }
+
+
 @pytest.mark.parametrize(
     ("members", "labels"),
     [

@@ -212,6 +212,12 @@ def test_an_array_that_is_cut_off_is_refused(local, cut):
         list(open_vectors(path).items())
 
 
+def test_arrays_saved_one_behind_the_other_are_refused(local):
+    path = local.put("x.npy", npy(np.eye(3)) + npy(np.eye(3)))
+    with pytest.raises(InputError, match=r"x\.npy goes on behind its last row"):
+        list(open_vectors(path).items())
+
+
 def test_any_byte_order_and_later_headers(local):
     array = np.arange(6, dtype=">f4").reshape(2, 3)
     sink = io.BytesIO()
