@@ -43,10 +43,12 @@ def list_source(settings: EmbedSettings, source: Source, target: Path, split: st
     labels = None if settings.labels is None else read_labels_file(settings.labels, split)
     rows, step = write_listing(
         source.items(), target, columns=source.columns(), labels=labels, limit=settings.limit,
-        chunk_rows=settings.chunk_rows,
+        chunk_rows=settings.chunk_rows, note=lambda text: say(f"{settings.input}: {text}"),
     )  # fmt: skip
     if rows == 0:
         raise source.nothing()
+    for note in source.notes if labels is None else ():
+        say(note)
     _refuse_closed(settings.input, target, rows)
     if labels is not None and labelled_rows(target) == 0:
         say(

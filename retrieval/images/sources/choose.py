@@ -96,7 +96,7 @@ def _of_parquet(
     column = image_column or image_bytes_column(schema)
     if column is not None and holds_images(schema.field(column).type):
         images = ParquetSource(root, image_column, id_column, options)
-        images.columns()  # refuses an id column that is not there
+        images.check_columns()
         return images
     require(first.path, "--id-column", id_column, schema.names)
     if any(holds_images(field.type) for field in schema) and image_column is None:

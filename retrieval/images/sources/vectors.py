@@ -150,7 +150,7 @@ def open_vectors(
     found = ParquetVectors(
         root, id_column=id_column, options=plain, embedding_column=embedding_column
     )
-    found.columns()  # refuses columns that are not there
+    found.check_columns()
     return found
 
 
