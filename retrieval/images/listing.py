@@ -44,7 +44,7 @@ def write_listing(
     labels: pa.Table | None = None,
     limit: int | None = None,
     chunk_rows: int | None = None,
-    note: Callable[[str], None] = lambda sentence: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> tuple[int, int]:
     """Sort items into a sealed Parquet file; give its rows and the chunk size.
 

@@ -235,7 +235,10 @@ class _Rows:
         while True:
             for first, batch in self._kept:
                 if first <= row < first + len(batch):
-                    return batch[column][row - first]
+                    array = batch[column]
+                    if isinstance(array, pa.ExtensionArray):  # tensors are lists in storage
+                        array = array.storage
+                    return array[row - first]
             batch = next(self._batches)
             self._kept.append((self._next, batch))
             self._next += len(batch)
@@ -273,8 +276,10 @@ class _Rows:
 
 
 def holds_vectors(kind: pa.DataType) -> bool:
-    """Tell a column of lists of floats, of one length or of any."""
+    """Tell a column of lists of floats, of one length or of any, or of tensors of one dimension."""
     types = pa.types
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return sum(size != 1 for size in kind.shape) <= 1 and holds_vectors(kind.storage_type)
     lists = types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind)
     return bool(lists and types.is_floating(kind.value_type))
 
