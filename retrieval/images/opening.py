@@ -27,6 +27,7 @@ from retrieval.images import npy
 from retrieval.images.containers import Inside, NpyRow, ParquetRow, TarMember, parse
 from retrieval.images.tar_members import DAMAGE, tar_members
 from retrieval.storage.files import operation
+from retrieval.storage.hosts import Hosts, within_time
 from retrieval.storage.patience import retrying
 from retrieval.storage.reading import not_utf8, open_uri, read_range, read_uri
 
@@ -41,12 +42,16 @@ _BUFFER = 1 << 20
 class Opener:
     """Reads images one after the other; threads may share it.
 
-    Errors that may pass are tried again and then raised as `StorageFailure`; those that would come
-    again are OSError or ValueError. Files are read side by side, containers one at a time.
+    Errors that may pass are tried again and then raised as `StorageFailure`, of what a URL of a
+    host names as `HostError` (`storage/hosts.py`); those that would come again are OSError or
+    ValueError. Files are read side by side, containers one at a time.
     """
 
-    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, options: Mapping[str, Any] | None = None, hosts: Hosts | None = None
+    ) -> None:
         self._options = options or {}
+        self._hosts = hosts or Hosts()
         self._lock = Lock()
         self._open: _Rows | _Members | _Array | None = None
 
@@ -54,7 +59,10 @@ class Opener:
         """Give an image's bytes; `place` and `size` are those of its listing, where it has them."""
         inside = parse(path)
         if inside is None:
-            return read_uri(path, self._options, only_files=True)
+            options = within_time(path, self._options)
+            return self._hosts.read(
+                path, lambda attempts: read_uri(path, options, only_files=True, attempts=attempts)
+            )
         if isinstance(inside, TarMember) and place is not None and size is not None:
             return self._range(inside, place, size)
         with self._lock:

@@ -11,14 +11,18 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 
 from retrieval.storage.files import is_remote, local_path, operation
-from retrieval.storage.patience import retrying
+from retrieval.storage.patience import ATTEMPTS, retrying
 from retrieval.storage.remote import read_whole
 
 Answer = TypeVar("Answer")
 
 
 def read_uri(
-    path: str, options: Mapping[str, Any] | None = None, *, only_files: bool = False
+    path: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    only_files: bool = False,
+    attempts: int = ATTEMPTS,
 ) -> bytes:
     """Give the bytes of one file, wherever it lies.
 
@@ -39,7 +43,7 @@ def read_uri(
                 return read_whole(system, name)
             return _as_written(read_all, local_path(path))
 
-    return retrying(read, path)
+    return retrying(read, path, attempts=attempts)
 
 
 def read_range(

@@ -367,6 +367,10 @@ def test_the_suffix_of_the_name_tells_an_image(path, expected):
 
 def test_small_words():
     assert (parent("a.jpg"), parent("x/a.jpg"), parent("x/y/a.jpg")) == (None, "x", "y")
+    assert (parent("/a.jpg"), parent("/x/a.jpg"), parent("x//a.jpg")) == (None, "x", None)
+    assert (parent("http://host:80/a.jpg"), parent("s3://bucket/x/a.jpg")) == (None, "x")
+    assert (parent("file:///a.jpg"), parent("file:///x/a.jpg")) == (None, "x")
+    assert (parent("a/b://c/d.jpg"), parent("http://a.jpg")) == ("c", None)
     assert readable(os.fsdecode(b"\x80\xff%41\xc3\xbc")) == "%80%FF%41ü"
 
 
