@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -44,13 +44,15 @@ def write_listing(
     labels: pa.Table | None = None,
     limit: int | None = None,
     chunk_rows: int | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> tuple[int, int]:
     """Sort items into a sealed Parquet file; give its rows and the chunk size.
 
     By image_id; what lies in containers by container and place, so that each is read once, from
     front to back. `columns` are those whose values stand in `Item.more`; they follow the fixed
     ones. `labels` (image_id, label, more) replaces the labels of the items, and the columns it has
-    in common with them; an item it does not name has none. Duplicate ids are refused, naming one.
+    in common with them; an item it does not name has none. An item that comes again, equal in all
+    it says, counts once, and `note` gets a sentence; other duplicate ids are refused, naming one.
     `limit` keeps the first rows. Bytes depend on the items alone, not on their order: DuckDB
     sorts, one pyarrow writer writes.
     """
@@ -59,7 +61,9 @@ def write_listing(
     schema = pa.schema([*LISTING.schema, *own, *given])
     with tempfile.TemporaryDirectory() as scratch, connect(scratch) as base:
         _load(base, items, columns)
-        _refuse_duplicates(base)
+        if _duplicate(base) is not None:
+            _drop_repeated(base, note)
+            _refuse_duplicates(base)
         rows = _count(base, limit)
         step = chunk_rows or chunk_rows_for(rows)
         kept = [f"o.m{place}" for place, field in enumerate(columns) if field in own]
@@ -109,13 +113,35 @@ def _load(base: duckdb.DuckDBPyConnection, items: Iterable[Item], columns: pa.Sc
         base.execute("INSERT INTO offered SELECT * FROM batch")
 
 
-def _refuse_duplicates(base: duckdb.DuckDBPyConnection) -> None:
-    twice = base.execute(
+def _duplicate(base: duckdb.DuckDBPyConnection) -> tuple[str, str, str] | None:
+    """Return an id that two items have, with the paths of two of them; None without any."""
+    found: tuple[str, str, str] | None = base.execute(
         "SELECT image_id, min(path), max(path) FROM offered GROUP BY image_id HAVING count(*) > 1 "
         "ORDER BY image_id LIMIT 1"
-    ).fetchall()
-    for name, one, other in twice:
-        raise InputError(f"two images have the id {name} ({one} and {other}); rename one of them")
+    ).fetchone()
+    return found
+
+
+def _drop_repeated(base: duckdb.DuckDBPyConnection, note: Callable[[str], None]) -> None:
+    """Keep one of items that are equal, as where a list has a line twice."""
+    before = _count(base, None)
+    base.execute("CREATE TABLE once AS SELECT DISTINCT * FROM offered")
+    base.execute("DROP TABLE offered")
+    base.execute("ALTER TABLE once RENAME TO offered")
+    if repeated := before - _count(base, None):
+        note(f"{repeated} of {before} lines repeat others and count once")
+
+
+def _refuse_duplicates(base: duckdb.DuckDBPyConnection) -> None:
+    duplicate = _duplicate(base)
+    if duplicate is None:
+        return
+    name, path, other = duplicate
+    if path == other:
+        raise InputError(
+            f"{name} is listed twice with different labels or other columns; keep one of its lines"
+        )
+    raise InputError(f"two images have the id {name} ({path} and {other}); rename one of them")
 
 
 def _count(base: duckdb.DuckDBPyConnection, limit: int | None) -> int:

@@ -56,8 +56,11 @@ def read_header(file: BinaryIO, name: str) -> Header:
     if not shape or (by_columns and len(shape) > 1 and min(shape) > 1):
         raise ValueError(f"{name} is not stored row by row; save numpy.ascontiguousarray of it")
     header = Header(shape, dtype, file.tell())
-    if file.seek(0, os.SEEK_END) < header.offset + shape[0] * header.row_bytes:
+    left = file.seek(0, os.SEEK_END) - header.offset - shape[0] * header.row_bytes
+    if left < 0:
         raise ValueError(f"{name} ends before its last row does; copy or make it again")
+    if left > 0:  # several arrays in a file; of those behind the first nothing would be seen
+        raise ValueError(f"{name} goes on behind its last row; save each array to its own file")
     return header
 
 

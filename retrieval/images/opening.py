@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 
 from retrieval.images import npy
 from retrieval.images.containers import Inside, NpyRow, ParquetRow, TarMember, parse
+from retrieval.images.tar_members import DAMAGE, tar_members
 from retrieval.storage.files import operation
+from retrieval.storage.hosts import Hosts, within_time
 from retrieval.storage.patience import retrying
 from retrieval.storage.reading import not_utf8, open_uri, read_range, read_uri
 
@@ -40,12 +42,16 @@ _BUFFER = 1 << 20
 class Opener:
     """Reads images one after the other; threads may share it.
 
-    Errors that may pass are tried again and then raised as `StorageFailure`; those that would come
-    again are OSError or ValueError. Files are read side by side, containers one at a time.
+    Errors that may pass are tried again and then raised as `StorageFailure`, of what a URL of a
+    host names as `HostError` (`storage/hosts.py`); those that would come again are OSError or
+    ValueError. Files are read side by side, containers one at a time.
     """
 
-    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, options: Mapping[str, Any] | None = None, hosts: Hosts | None = None
+    ) -> None:
         self._options = options or {}
+        self._hosts = hosts or Hosts()
         self._lock = Lock()
         self._open: _Rows | _Members | _Array | None = None
 
@@ -53,7 +59,10 @@ class Opener:
         """Give an image's bytes; `place` and `size` are those of its listing, where it has them."""
         inside = parse(path)
         if inside is None:
-            return read_uri(path, self._options)
+            options = within_time(path, self._options)
+            return self._hosts.read(
+                path, lambda attempts: read_uri(path, options, only_files=True, attempts=attempts)
+            )
         if isinstance(inside, TarMember) and place is not None and size is not None:
             return self._range(inside, place, size)
         with self._lock:
@@ -115,37 +124,31 @@ class _Members:
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         self.container = container
         with ExitStack() as stack:
-            file: Any = stack.enter_context(open_uri(container, options, block=1 << 16))
+            self._file: Any = stack.enter_context(open_uri(container, options, block=1 << 16))
+            self._members: dict[str, tarfile.TarInfo] = {}
             try:
-                self._tar = stack.enter_context(
-                    tarfile.open(
-                        fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
-                    )
-                )
-            except tarfile.TarError as error:
-                raise ValueError(f"{container} is no tar ({error})") from error
+                for member in tar_members(self._file):  # of one name the last counts
+                    self._members[member.name] = member
+            except DAMAGE as error:
+                if not self._members:
+                    raise ValueError(f"{container} is no tar ({error})") from error
             self._stack = stack.pop_all()
 
     def read(self, inside: TarMember) -> bytes:
         """Give the last member of that name, which is the one that counts."""
-        try:
-            member = self._member(inside.member)
-            file = self._tar.extractfile(member) if member.isreg() else None
-        except tarfile.TarError as error:
-            raise ValueError(f"{self.container} is broken ({error})") from error
-        if file is None or member.issparse():
+        member = self._member(inside.member)
+        if not member.isreg() or member.issparse():
             raise ValueError(f"{inside.member} is no plain file in {self.container}")
-        data = file.read()
+        self._file.seek(member.offset_data)
+        data: bytes = self._file.read(member.size)
         if len(data) != member.size:
             raise ValueError(f"{self.container} ends before its member {inside.member} does")
         return data
 
     def _member(self, name: str) -> tarfile.TarInfo:
         for written in (name, not_utf8(name)):
-            try:
-                return self._tar.getmember(written)
-            except KeyError:
-                continue
+            if written in self._members:
+                return self._members[written]
         raise FileNotFoundError(f"{self.container} has no member {name}")
 
     def close(self) -> None:
@@ -240,7 +243,10 @@ class _Rows:
         while True:
             for first, batch in self._kept:
                 if first <= row < first + len(batch):
-                    return batch[column][row - first]
+                    array = batch[column]
+                    if isinstance(array, pa.ExtensionArray):  # tensors are lists in storage
+                        array = array.storage
+                    return array[row - first]
             batch = next(self._batches)
             self._kept.append((self._next, batch))
             self._next += len(batch)
@@ -278,8 +284,10 @@ class _Rows:
 
 
 def holds_vectors(kind: pa.DataType) -> bool:
-    """Tell a column of lists of floats, of one length or of any."""
+    """Tell a column of lists of floats, of one length or of any, or of tensors of one dimension."""
     types = pa.types
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return sum(size != 1 for size in kind.shape) <= 1 and holds_vectors(kind.storage_type)
     lists = types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind)
     return bool(lists and types.is_floating(kind.value_type))
 

@@ -1,8 +1,9 @@
 """Items become vectors or lines of the ledger, a batch at a time: read, decode, embed.
 
-Only what would fail again becomes a line of the ledger; errors that may pass stop the job
-(`storage/reading.py`). Memory is a batch or two, however many items there are. After an attempt
-that killed its worker it is one image at a time, so that the note of the image at hand is true.
+Only what would fail again becomes a line of the ledger, and what a host does not answer; a disk or
+bucket that fails stops the job (`storage/reading.py`). Memory is a batch or two, however many items
+there are. After an attempt that killed its worker it is one image at a time, so that the note of
+the image at hand is true.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from retrieval.images.opening import Opener
 from retrieval.model.attempt import FIRST, Attempt
 from retrieval.model.embedding import Embedder, Vectors
 from retrieval.model.outcome import Embedded, Failure, WorkerDied, failure_of, row_of, unfit
+from retrieval.storage.hosts import Hosts
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Decoding:
     """That decode ahead of the engine, or 0: between its batches. They pay beside a GPU; on CPUs
     each core has a worker of its own, and they only disturb it."""
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    hosts: Hosts = field(default_factory=Hosts, compare=False)
+    """What is known of those that URLs name, from one chunk to the next."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def embed_items(
     """
     under_way: deque[tuple[list[_Image], list[Failure], Callable[[], Vectors]]] = deque()
     size, ahead = (1, 0) if attempt.singly else (embedder.batch_size, embedder.ahead)
-    with Opener(decoding.options) as opener:
+    with Opener(decoding.options, decoding.hosts) as opener:
 
         def one(item: dict[str, Any]) -> _Image | Failure:
             return _image(item, embedder, decoding, opener, attempt)

@@ -49,8 +49,8 @@ def thumbnail_of(pixels: Tensor, *, side: int = 160) -> bytes:
 def thumbnails(paths: Iterable[str], *, max_pixels: int, threads: int = 2) -> dict[str, bytes]:
     """Give the thumbnail of each image that can be read, by path, in the order of the paths' bytes.
 
-    What cannot be read is left out: the page says so in its place. A store that fails for now
-    still raises `StorageFailure`, since the same page would show more in an hour.
+    What cannot be read is left out: the page says so in its place. A disk or bucket that fails for
+    now still raises `StorageFailure`, since the same page would show more in an hour.
     """
 
     def make(path: str) -> bytes | None:

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from retrieval.errors import AccessRefused, StorageFailure
 from retrieval.storage.folder import Entry, Folder, operation
@@ -171,6 +172,8 @@ def open_folder(url: str, options: Mapping[str, Any] | None = None) -> Folder:
 
 def file_at(url: str) -> tuple[Folder, str]:
     """Give the folder that a file at a local path or an fsspec URI lies in, and its name there."""
+    if url.startswith(_FILE) and not url.endswith("/"):
+        url = local_path(url)
     head, _, name = url.rpartition("/")
     return open_folder(head or ("/" if url.startswith("/") else ".")), name
 
@@ -186,14 +189,34 @@ def unwritable(folder: Folder) -> str | None:
     return None
 
 
+_FILE = "file://"
+
+
 def local_path(url: str) -> str:
-    """Give the absolute path of a local path or file:// URI."""
-    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+    """Return the absolute path of a local path or file:// URI.
+
+    In a URI %20 is a blank, as the standard (RFC 8089) has it; where there is nothing of that name,
+    but something of the name as written, the latter is meant. A plain path is taken as it is.
+    """
+    if not url.startswith(_FILE):
+        return os.path.abspath(os.path.expanduser(url))
+    written = url.removeprefix(_FILE)
+    if written.startswith("localhost/"):
+        written = written.removeprefix("localhost")
+    plain, decoded = (
+        os.path.abspath(os.path.expanduser(name))
+        for name in (written, unquote(written, errors="surrogateescape"))
+    )
+    return plain if plain != decoded and _is_only_there(plain, decoded) else decoded
+
+
+def _is_only_there(path: str, other: str) -> bool:
+    return os.path.lexists(path) and not os.path.lexists(other)
 
 
 def is_remote(url: str) -> bool:
     """Tell a URI of an object store from a local path."""
-    return "://" in url and not url.startswith("file://")
+    return "://" in url and not url.startswith(_FILE)
 
 
 def digest_here(path: Path) -> str:

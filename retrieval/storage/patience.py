@@ -27,6 +27,9 @@ _CARRIERS = frozenset(
 )  # fmt: skip
 """Libraries whose errors are the way's, not the file's."""
 
+_OF_THE_ADDRESS = frozenset(("TooManyRedirects", "InvalidURL", "NonHttpUrlClientError"))
+"""Errors of aiohttp that the address itself is to blame for."""
+
 _PASSING_STATUS = (408, 425, 429)  # of 4xx answers; all others are meant
 _OF_THE_JOB = frozenset(("ExpiredToken", "RequestTimeTooSkewed", "NoSuchUpload"))
 """Codes of S3 that s3fs translates as if the file were missing or forbidden: credentials that have
@@ -38,7 +41,7 @@ _OF_CREDENTIALS = frozenset(
 )  # fmt: skip
 """Codes that say nothing of a file: whoever asks is not known. AccessDenied may be of one file."""
 
-_ATTEMPTS = 4
+ATTEMPTS = 4
 _NO_MORE_AFTER = 60.0
 """Seconds after which no further attempt is made: s3fs and botocore try again by themselves."""
 
@@ -59,10 +62,12 @@ def code_of(error: BaseException) -> str:
 
 def is_refusal(error: BaseException) -> bool:
     """Tell whether a store refuses to show a file, to this one or to anybody."""
-    return isinstance(error, PermissionError | AccessRefused) or _status_of(error) in (401, 403)
+    if isinstance(error, PermissionError | AccessRefused):
+        return True
+    return any(status_of(each) in (401, 403) for each in (error, error.__cause__) if each)
 
 
-def _status_of(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """Give the status of an HTTP answer that an error of a carrier stands for."""
     libraries = {base.__module__.split(".")[0] for base in type(error).__mro__}
     status = getattr(error, "status", None) or getattr(error, "status_code", None)
@@ -77,28 +82,32 @@ def may_pass(error: BaseException) -> bool:
         return not isinstance(error, PERMANENT) and error.errno not in _PERMANENT_NUMBERS
     if not {base.__module__.split(".")[0] for base in type(error).__mro__} & _CARRIERS:
         return False
-    status = _status_of(error)
+    if {base.__name__ for base in type(error).__mro__} & _OF_THE_ADDRESS:
+        return False
+    status = status_of(error)
     return status is None or not 400 <= status < 500 or status in _PASSING_STATUS
 
 
-def retrying(action: Callable[[], Answer], path: str, verb: str = "read") -> Answer:
+def retrying(
+    action: Callable[[], Answer], path: str, verb: str = "read", attempts: int = ATTEMPTS
+) -> Answer:
     """Do an action again after errors that may pass, then refuse with `StorageFailure`.
 
     Waits 0.1, 0.4, 1.6 s: long enough for a dropped connection, short enough for an image.
     """
     started = time.monotonic()
-    for attempt in range(1, _ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             return action()
         except Exception as error:
-            if code_of(error) in _OF_CREDENTIALS or _status_of(error) == 401:
+            if code_of(error) in _OF_CREDENTIALS or status_of(error) == 401:
                 raise AccessRefused(
                     f"{path} could not be {verb}: the credentials are refused "
                     f"({error or type(error).__name__}); what is finished is kept: give others"
                 ) from error
             if not may_pass(error):
                 raise
-            if attempt == _ATTEMPTS or time.monotonic() - started > _NO_MORE_AFTER:
+            if attempt == attempts or time.monotonic() - started > _NO_MORE_AFTER:
                 raise StorageFailure(
                     f"{path} could not be {verb} after {attempt} attempts "
                     f"({error or type(error).__name__}); "

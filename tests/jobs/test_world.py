@@ -18,6 +18,7 @@ from tests.loops import no_waits
 from tests.retrieval.storage.faults import seam
 from tests.retrieval.storage.s3 import new_prefix, options
 from tests.trees import tree
+from tests.web import closed_port, serving
 
 BLOCK = 4096
 
@@ -172,3 +173,77 @@ def test_one_forbidden_photo_among_others_stands_in_the_ledger(bucket, tmp_path)
     with forbidden("0.png"):
         embed_here(bucket(), tmp_path / "out")
     assert live(open_store(open_folder(str(tmp_path / "out"))))[1] == {"0.png"}
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web host with two photos."""
+    with serving() as web, no_waits():
+        for number in range(2):
+            web.files[f"{number}.png"] = picture(number)
+        yield web
+
+
+def put_list(path, *urls):
+    path.write_text("".join(f"{url}\n" for url in urls))
+    return path
+
+
+def failures_of(output):
+    store = open_store(open_folder(str(output)))
+    return {line["image_id"]: line["message"] for table in store.failures()
+            for line in table.to_pylist()}  # fmt: skip
+
+
+def test_urls_that_do_not_answer_stand_in_the_ledger_and_are_tried_again(web, tmp_path):
+    web.statuses |= {"401": 401, "500": 500}
+    dead = f"http://127.0.0.1:{closed_port()}/x.png"
+    bad = [web.url("401"), web.url("500"), web.url("loop"), web.url("404"),
+           "http://no-such-host.invalid/x.png", dead]  # fmt: skip
+    source = put_list(tmp_path / "list.txt", *bad, web.url("0.png"), web.url("1.png"))
+    manifest = embed_here(source, tmp_path / "out")
+    assert (manifest.counts["rows"], manifest.counts["failures"]) == (2, 6)
+    said = failures_of(tmp_path / "out")
+    assert sorted(said) == sorted(bad)
+    for url, why in ((bad[0], "answered 401"), (bad[1], "answered 500"), (dead, "cannot be reach")):
+        assert why in said[url]
+    web.statuses.clear()
+    web.files |= {"500": picture(2), "401": picture(3)}
+    manifest = embed_here(source, tmp_path / "out", retry_failed=True)
+    assert (manifest.counts["rows"], manifest.counts["failures"]) == (4, 4)
+
+
+def test_a_list_of_one_host_that_shows_nothing_is_refused_before_anything_is_written(tmp_path):
+    port = closed_port()
+    source = put_list(
+        tmp_path / "list.txt", *(f"http://127.0.0.1:{port}/{n}.png" for n in range(40))
+    )
+    with no_waits(), pytest.raises(InputError, match=r"none of the images of .*cannot be reached"):
+        embed_here(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_store_stays_finished_while_its_host_is_away(tmp_path):
+    with serving() as web:
+        web.files |= {"0.png": picture(0), "1.png": picture(1)}
+        source = put_list(tmp_path / "list.txt", web.url("0.png"), web.url("1.png"))
+        manifest = embed_here(source, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    with no_waits():
+        assert embed_here(source, tmp_path / "out").counts == manifest.counts
+        assert tree(tmp_path / "out") == before
+        with pytest.raises(InputError, match=r"none of the images.*cannot be reached"):
+            embed_here(source, tmp_path / "new")
+
+
+def test_one_host_of_several_that_refuses_all_is_no_reason_to_stop(web, tmp_path):
+    web.statuses |= {f"{number}.jpg": 403 for number in range(40)}
+    with serving() as other:
+        other.files["z.png"] = picture(0)
+        urls = [web.url(f"{number}.jpg") for number in range(40)]
+        source = put_list(tmp_path / "list.txt", *urls[:39], other.url("z.png"), urls[39])
+        manifest = embed_here(source, tmp_path / "out", max_error_rate=1.0)
+    assert manifest.counts["rows"] == 1
+    put_list(source, *urls)
+    with pytest.raises(AccessRefused, match=r"shows its images to nobody.*answered 403"):
+        embed_here(source, tmp_path / "closed")

@@ -19,7 +19,14 @@ from retrieval.images.sources.parquet import (
 from retrieval.images.sources.paths import CSV, TEXT, ListSource
 from retrieval.images.sources.source import Source
 from retrieval.images.sources.tar import COMPRESSED, TAR, TarSource
-from retrieval.images.sources.walk import files_at, is_file, is_folder, is_glob, walk
+from retrieval.images.sources.walk import (
+    files_at,
+    is_file,
+    is_folder,
+    is_glob,
+    readable_files_at,
+    walk,
+)
 
 _FORMS = "a folder of images, a list (.txt, .csv, .parquet), .tar or Parquet files, or a glob"
 
@@ -64,6 +71,8 @@ def _kind_of_folder(root: str, options: Mapping[str, Any]) -> str:
     found = ""
     for file in walk(root, options):
         name = file.name.lower()
+        if file.problem is not None:
+            continue
         if is_image(name):
             return ""
         if name.endswith(TAR):
@@ -80,14 +89,14 @@ def _of_parquet(
 
     Where none is named a column of bytes comes first: such files often name their images as well.
     """
-    first = files_at(root, PARQUET, options)[0][0]
+    first = readable_files_at(root, PARQUET, options)[0]
     with opened_parquet(first.path, options) as parquet:
         schema = parquet.schema_arrow
     require(first.path, "--image-column", image_column, schema.names)
     column = image_column or image_bytes_column(schema)
     if column is not None and holds_images(schema.field(column).type):
         images = ParquetSource(root, image_column, id_column, options)
-        images.columns()  # refuses an id column that is not there
+        images.check_columns()
         return images
     require(first.path, "--id-column", id_column, schema.names)
     if any(holds_images(field.type) for field in schema) and image_column is None:

@@ -24,7 +24,9 @@ class FolderSource(Source):
         """Give every image below the root, in no particular order."""
         self.others = 0
         for file in walk(self.root, self.options):
-            if is_image(file.name):
+            if file.problem is not None and (file.is_folder or is_image(file.name)):
+                yield file.unread()
+            elif is_image(file.name):
                 label = parent(file.name)
                 yield Item(file.name, file.path, file.size, file.mtime_ns, label)
             else:

@@ -73,14 +73,14 @@ def _elements(path: str, _: str | None, options: Mapping[str, Any]) -> Iterator[
 def _of_csv(path: str, column: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
     name = _only(path, column, csv_file.names(path, options))
     for batch in csv_file.typed(path, options, [name], pa.schema([(name, pa.string())])):
-        yield from texts(batch, name)
+        yield from texts(batch, name, path)
 
 
 def _of_parquet(path: str, column: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
     with opened_parquet(path, options) as parquet:
         name = _only(path, column, parquet.schema_arrow.names)
         for batch in parquet.iter_batches(_BATCH, columns=[name], use_threads=False):
-            yield from texts(batch, name)
+            yield from texts(batch, name, path)
 
 
 def _only(path: str, column: str | None, names: list[str]) -> str:

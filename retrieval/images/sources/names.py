@@ -18,5 +18,8 @@ def is_image(path: str) -> bool:
 
 
 def parent(image_id: str) -> str | None:
-    """Give the name of the folder an image lies in; None at the root."""
-    return image_id.split("/")[-2] or None if "/" in image_id else None
+    """Return the name of the folder an image lies in; None at the root, or below a host alone."""
+    scheme, separator, rest = image_id.partition("://")
+    folders = (rest if separator and "/" not in scheme else image_id).split("/")
+    first = 1 if separator and "/" not in scheme else 0  # a host or bucket is no folder
+    return (folders[first:-1] or [""])[-1] or None

@@ -2,13 +2,15 @@
 
 A file, a folder or a glob of them. The column holds binary values, or structs with a field `bytes`
 (Hugging Face). Listing reads footers and the small columns, never the images. The columns are those
-of the first file by name; a later file that lacks one has nulls there.
+of the first file by name; a later file that lacks one has nulls there. A column's type is one that
+takes the values of all files: int8 and int16 make int16, a number and a string make a string.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,14 +21,17 @@ import pyarrow.parquet as pq
 from retrieval.errors import InputError
 from retrieval.images.containers import ParquetRow
 from retrieval.images.sources.metadata import (
+    common_type,
     further,
+    label_column,
     refuse_twins,
     require,
+    scalar,
     texts,
     values,
 )
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at
+from retrieval.images.sources.walk import Found, files_at, readable_files_at
 from retrieval.records import Item
 from retrieval.storage.reading import open_uri
 
@@ -34,6 +39,7 @@ PARQUET = (".parquet", ".pq")
 
 _BATCH = 1 << 12
 _BUFFER = 1 << 20
+_FOOTERS = 16  # files whose footers are read at a time: behind a URI it is waiting that costs
 
 
 @dataclass
@@ -48,24 +54,64 @@ class ParquetSource(Source):
     id_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     others: int = field(default=0, init=False, compare=False)
+    notes: tuple[str, ...] = field(default=(), init=False, compare=False)
+    _common: tuple[list[Found], pa.Schema] | None = field(
+        default=None, init=False, compare=False, repr=False
+    )
+    """The common columns of files: every footer is read for them, which is not done twice."""
 
     def items(self) -> Iterator[Item]:
         """Give every row, file by file."""
-        columns: pa.Schema | None = None
         files, self.others = files_at(self.root, PARQUET, self.options)
+        columns = self._common_columns([file for file in files if file.problem is None])
         for file in files:
+            if file.problem is not None:
+                yield file.unread()
+                continue
             with opened_parquet(file.path, self.options) as parquet:
-                if columns is None:
-                    columns = self._further(file, parquet.schema_arrow)
                 yield from self._rows(file, parquet, columns)
 
     def columns(self) -> pa.Schema:
-        """Give the further columns of the first file."""
-        files, _ = files_at(self.root, PARQUET, self.options)
+        """Give the further columns, which are those of the first file."""
+        files = readable_files_at(self.root, PARQUET, self.options)
         for file in files[:1]:
-            with opened_parquet(file.path, self.options) as parquet:
-                return self._further(file, parquet.schema_arrow)
-        return pa.schema([])
+            _, note = label_column(self._schema_of(file), file.path)
+            self.notes = () if note is None else (note,)
+        return self._common_columns(files)
+
+    def check_columns(self) -> None:
+        """Refuse options that name columns which are not there, by the first file."""
+        for file in readable_files_at(self.root, PARQUET, self.options)[:1]:
+            self._further(file, self._schema_of(file))
+
+    def _schema_of(self, file: Found) -> pa.Schema:
+        with opened_parquet(file.path, self.options) as parquet:
+            return parquet.schema_arrow
+
+    def _common_columns(self, files: list[Found]) -> pa.Schema:
+        """Return the further columns of the first file, with types that take the values of all."""
+        if not files:
+            return pa.schema([])
+        if self._common is not None and self._common[0] == files:
+            return self._common[1]
+        self._common = files, self._read_common(files)
+        return self._common[1]
+
+    def _read_common(self, files: list[Found]) -> pa.Schema:
+        columns = list(self._further(files[0], self._schema_of(files[0])))
+        if not columns:
+            return pa.schema([])
+        with ThreadPoolExecutor(_FOOTERS) as pool:
+            for schema in pool.map(self._schema_of, files[1:]):
+                columns = [
+                    column.with_type(
+                        common_type(column.type, scalar(schema.field(column.name).type))
+                    )
+                    if schema.names.count(column.name) == 1
+                    else column
+                    for column in columns
+                ]
+        return pa.schema(columns)
 
     def _further(self, file: Found, schema: pa.Schema) -> pa.Schema:
         content = self._content_column(file, schema)
@@ -94,19 +140,21 @@ class ParquetSource(Source):
         schema = parquet.schema_arrow
         refuse_twins(file.path, schema.names)
         content, name = self._content_column(file, schema), self._id_column(file, schema)
-        named = label_names(schema)
+        label, _ = label_column(schema, file.path)
+        names = class_names(schema, label)
         row = 0
-        small = {"label", *columns.names} & {*schema.names} | ({name} if name else set())
+        small = {*columns.names} & {*schema.names} | {one for one in (name, label) if one}
         for batch in _batches(parquet, small):
-            ids = texts(batch, name)
-            labels = named(batch)
-            for own, label, more in zip(ids, labels, values(batch, columns), strict=True):
+            ids = texts(batch, name, file.path)
+            labels = [_named(text, names) for text in texts(batch, label, file.path)]
+            more_values = values(batch, columns, file.path)
+            for own, label_text, more in zip(ids, labels, more_values, strict=True):
                 yield Item(
                     image_id=own or f"{file.name}/{row}",
                     path=str(ParquetRow(content, row, file.path)),
                     size=None,
                     mtime_ns=file.mtime_ns,
-                    label=label,
+                    label=label_text,
                     place=row,
                     more=more,
                 )
@@ -149,22 +197,25 @@ def holds_images(kind: pa.DataType) -> bool:
     )
 
 
-def label_names(schema: pa.Schema) -> Callable[[pa.RecordBatch], list[str | None]]:
-    """Give what reads the labels of a batch: as text, classes of Hugging Face by their names."""
+def class_names(schema: pa.Schema, label: str | None) -> dict[str, str]:
+    """Return the names of Hugging Face's classes by their numbers; none where it has none."""
+    if label is None or not pa.types.is_integer(schema.field(label).type):
+        return {}
     notes = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
-        feature = json.loads(notes)["info"]["features"]["label"]
-        found = feature["names"] if feature.get("_type") == "ClassLabel" else []
+        feature = json.loads(notes)["info"]["features"][label]
+        names = feature["names"] if feature.get("_type") == "ClassLabel" else []
     except (ValueError, LookupError, TypeError, AttributeError):
-        found = []
-    names = [found[key] for key in sorted(found, key=int)] if isinstance(found, dict) else found
-    if not names or not pa.types.is_integer(schema.field("label").type):
-        return lambda batch: texts(batch, "label")
-    return lambda batch: [
-        None if number is None or number < 0
-        else names[number] if number < len(names) else str(number)
-        for number in batch["label"].to_pylist()
-    ]  # fmt: skip
+        return {}
+    numbered = names.items() if isinstance(names, dict) else enumerate(names)
+    return {str(number): str(name) for number, name in numbered}
+
+
+def _named(label: str | None, names: dict[str, str]) -> str | None:
+    """Return the name of a class; a negative number stands for no class."""
+    if label is None or not names:
+        return label
+    return None if label.startswith("-") else names.get(label, label)
 
 
 def _is_field(schema: pa.Schema, name: str | None) -> bool:

@@ -19,6 +19,7 @@ from retrieval.images.sources import csv_file
 from retrieval.images.sources.metadata import (
     further,
     is_text,
+    label_column,
     refuse_twins,
     require,
     texts,
@@ -27,10 +28,10 @@ from retrieval.images.sources.metadata import (
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.parquet import PARQUET, opened_parquet
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import is_file
+from retrieval.images.sources.walk import is_file, storable_ns
 from retrieval.records import Item
 from retrieval.storage.files import is_remote, local_path
-from retrieval.storage.reading import not_utf8, open_uri, readable
+from retrieval.storage.reading import not_a_file, not_utf8, open_uri, readable
 
 TEXT = (".txt",)
 CSV = (".csv",)
@@ -48,6 +49,7 @@ class _Columns:
     image_id: str | None
     label: str | None
     more: pa.Schema
+    notes: tuple[str, ...]  # on what is left out
 
 
 @dataclass
@@ -59,6 +61,7 @@ class ListSource(Source):
     id_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     others: int = field(default=0, init=False, compare=False)
+    notes: tuple[str, ...] = field(default=(), init=False, compare=False)
 
     def items(self) -> Iterator[Item]:
         """Give what the list names, in its order; what is missing too, so that it is told of."""
@@ -71,7 +74,11 @@ class ListSource(Source):
 
     def columns(self) -> pa.Schema:
         """Give the columns beside path, id and label."""
-        return pa.schema([]) if self._is(TEXT) else self._columns(self._schema()).more
+        if self._is(TEXT):
+            return pa.schema([])
+        columns = self._columns(self._schema())
+        self.notes = columns.notes
+        return columns.more
 
     def _is(self, suffixes: tuple[str, ...]) -> bool:
         return self.root.lower().endswith(suffixes)
@@ -115,7 +122,9 @@ class ListSource(Source):
         require(self.root, "--image-column", self.image_column, names)
         require(self.root, "--id-column", self.id_column, names)
         image_id = self.id_column or ("image_id" if "image_id" in names else None)
-        label = "label" if "label" in names and self.image_column != "label" else None
+        label, note = label_column(schema, self.root)
+        if self.image_column == "label":
+            label, note = None, None
         strings = [one.name for one in schema if is_text(one.type)]
         known = [name for name in _PATH_COLUMNS if name in strings and name != image_id]
         rest = [name for name in strings if name not in (image_id, label)]
@@ -124,26 +133,27 @@ class ListSource(Source):
             raise InputError(f"{self.root} has no column of paths; name it with --image-column")
         if self._is(CSV) and is_image(path):
             raise InputError(f"{self.root} begins with {path} and has no header; put one, as path")
-        return _Columns(path, image_id, label, further(schema, (path, image_id, label)))
+        more = further(schema, (path, image_id, label))
+        return _Columns(path, image_id, label, more, () if note is None else (note,))
 
     def _rows(self) -> Iterator[Item]:
         base = folder_of(self.root)
         columns = self._columns(self._schema())
         row = 0
         for batch in self._batches(columns):
-            paths = texts(batch, columns.path)
-            ids = texts(batch, columns.image_id)
-            labels = texts(batch, columns.label)
-            for path, own, label, more in zip(
-                paths, ids, labels, values(batch, columns.more), strict=True
-            ):
+            paths, ids, labels = (
+                texts(batch, name, self.root)
+                for name in (columns.path, columns.image_id, columns.label)
+            )
+            more_values = values(batch, columns.more, self.root)
+            for path, own, label, more in zip(paths, ids, labels, more_values, strict=True):
                 row += 1
                 if path is None:
                     name, problem = own or f"row {row} of the list", "the list names no path for it"
                     yield Item(name, self.root, None, None, label, None, problem, more)
                     continue
                 image_id = own or path
-                known = label if columns.label else parent(image_id)
+                known = label if columns.label or columns.notes else parent(image_id)
                 yield _item(base, path, image_id, known, more)
 
     def _batches(self, columns: _Columns) -> Iterator[pa.RecordBatch]:
@@ -174,7 +184,10 @@ def _item(base: str, written: str, image_id: str, label: str | None, more: tuple
             info = os.stat(not_utf8(path))
         except (OSError, ValueError):  # it fails when it is read, and stands in the ledger
             return Item(image_id, path, None, None, label, more=more)
-    return Item(image_id, path, info.st_size, info.st_mtime_ns, label, more=more)
+    return Item(
+        image_id, path, info.st_size, storable_ns(info.st_mtime_ns), label,
+        problem=not_a_file(info.st_mode), more=more,
+    )  # fmt: skip
 
 
 def absolute(base: str, written: str) -> str:

@@ -23,6 +23,9 @@ class Source(ABC):
     others: int = 0
     """Files that `items` has met so far and that are not images."""
 
+    notes: tuple[str, ...] = ()
+    """Sentences on what `columns` met and left out, for a person."""
+
     @abstractmethod
     def items(self) -> Iterator[Item]:
         """Give every image, in no particular order, streamed."""

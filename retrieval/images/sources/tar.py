@@ -2,14 +2,14 @@
 
 Only headers are read, and where a label stands in a `.cls` of a few bytes, that. Nothing is ever
 unpacked, so that a member's name or kind can do no harm: what would be harmful on unpacking is
-offered with a problem, and goes to the ledger. Which of two members of one name counts, and which
-label belongs to an image, is known at the end of a tar; memory is the names of one, some 0.5 KB an
-image, and shards are small.
+offered with a problem, and goes to the ledger. Tars that were concatenated are read to their last
+end mark (`tar_members.py`). Which of two members of one name counts, and which label belongs to an
+image, is known at the end of a tar; memory is the names of one, some 0.5 KB an image, and shards
+are small.
 """
 
 from __future__ import annotations
 
-import math
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,8 @@ from retrieval.errors import InputError
 from retrieval.images.containers import TarMember
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at
+from retrieval.images.sources.walk import Found, files_at, seconds_to_ns
+from retrieval.images.tar_members import DAMAGE, tar_members
 from retrieval.records import Item
 from retrieval.storage.reading import open_uri, readable
 
@@ -33,9 +34,6 @@ fsspec's own 5 MB would read all of most tars."""
 
 _LABEL = 1 << 10
 """A `.cls` beyond this many bytes is no label."""
-
-_BROKEN = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, LookupError)
-"""What tarfile raises on headers that are not what they should be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +52,35 @@ class _Contents:
     """What one tar holds, as far as it could be read; `broken` says why no further."""
 
     images: list[_Member] = field(default_factory=list)
-    labels: dict[str, str | None] = field(default_factory=dict)  # by WebDataset key
+    labels: dict[str, str | None] = field(default_factory=dict)  # by the stem of their .cls
+    contradictions: set[str] = field(default_factory=set)  # stems of .cls that say two things
     others: int = 0
     broken: str | None = None
+
+    def add_label(self, stem: str, label: str | None) -> None:
+        if self.labels.setdefault(stem, label) != label:
+            self.contradictions.add(stem)
+
+    def label_of(self, tar: Found, name: str) -> str | None:
+        """Return the label of an image: that of `STEM.cls`, of WebDataset's `KEY.cls`, its folder.
+
+        WebDataset's key ends at the first dot, so that `prod.000.jpg` and `prod.001.jpg` share
+        the key `prod`; the whole stem comes first, for it can mean this image only.
+        """
+        for stem in (_stem(name), _key(name)):
+            if stem in self.contradictions:
+                raise InputError(
+                    f"{tar.path} holds two different labels for {stem} (two files {stem}.cls); "
+                    "keep one of them"
+                )
+            if stem in self.labels:
+                return self.labels[stem]
+        return parent(name)
 
 
 @dataclass
 class TarSource(Source):
-    """Images in tars; the label is what `KEY.cls` beside an image says, else its folder's name."""
+    """Images in tars; the label is what the `.cls` beside an image says, else its folder's name."""
 
     root: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -71,6 +90,9 @@ class TarSource(Source):
         """Give every image, tar by tar; then refuse a tar that is broken, if one was."""
         tars, self.others = files_at(self.root, TAR, self.options)
         for tar in tars:
+            if tar.problem is not None:
+                yield tar.unread()
+                continue
             found = self._contents(tar)
             self.others += found.others
             yield from _items(tar, found)
@@ -96,42 +118,14 @@ class TarSource(Source):
 def _read(file: BinaryIO) -> _Contents:
     found = _Contents()
     try:
-        with tarfile.open(
-            fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
-        ) as tar:
-            for member in _members(tar):
-                _sort_in(found, tar, member)
-    except _BROKEN as error:
+        for member in tar_members(file):
+            _sort_in(found, file, member)
+    except DAMAGE as error:
         found.broken = " ".join(str(error).split()) or type(error).__name__
     return found
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Give the members whose data are all there; raise if the tar ends before its end mark.
-
-    `tarfile` keeps each member it has read, and takes a broken header for the end; neither here.
-    """
-    last: tarfile.TarInfo | None = None
-    at = -1
-    while True:
-        member = tar.next()  # checks that the data of the one before is there
-        if last is not None:
-            yield last
-        if member is None:
-            break
-        if member.size < 0 or tar.offset <= at:
-            raise tarfile.ReadError("a header leads backwards")
-        at = tar.offset
-        tar.members = []  # type: ignore[attr-defined]
-        last = member
-    file: Any = tar.fileobj
-    file.seek(tar.offset)
-    end = file.read(tarfile.BLOCKSIZE)
-    if end != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("a header is damaged" if end else "its end is missing")
-
-
-def _sort_in(found: _Contents, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+def _sort_in(found: _Contents, file: BinaryIO, member: tarfile.TarInfo) -> None:
     if member.isdir():
         return
     name = readable(member.name)
@@ -139,10 +133,9 @@ def _sort_in(found: _Contents, tar: tarfile.TarFile, member: tarfile.TarInfo) ->
         place, size = member.offset_data, member.size
         found.images.append(_Member(name, place, size, member.mtime, _problem(member)))
     elif member.isreg() and name.lower().endswith(".cls") and member.size <= _LABEL:
-        file: Any = tar.fileobj
         file.seek(member.offset_data)
         text = file.read(member.size).decode("utf-8", "replace").strip()
-        found.labels[_key(_plain(name))] = text or None
+        found.add_label(_stem(_plain(name)), text or None)
     else:
         found.others += 1
 
@@ -173,13 +166,12 @@ def _items(tar: Found, found: _Contents) -> Iterator[Item]:
         if last[name] != number:
             problem = "another image of this name follows in its tar and replaces it"
             own = _free(name, taken)
-        key = _key(name)
         yield Item(
             image_id=f"{tar.name}/{own}",
             path=str(TarMember(member.name, tar.path)),
             size=member.size,
             mtime_ns=_changed(member.mtime, tar.mtime_ns),
-            label=found.labels[key] if key in found.labels else parent(name),
+            label=found.label_of(tar, name),
             place=member.place,
             problem=problem,
         )
@@ -200,6 +192,12 @@ def _plain(name: str) -> str:
     return ("/" if name.startswith("/") else "") + "/".join(parts)
 
 
+def _stem(name: str) -> str:
+    """Return a name without its last suffix, the dots of its folders left alone."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.rpartition(".")[0]
+
+
 def _key(name: str) -> str:
     """Give what WebDataset knows a sample by: the name up to the first dot of its last part."""
     folder, slash, base = name.rpartition("/")
@@ -207,6 +205,6 @@ def _key(name: str) -> str:
 
 
 def _changed(mtime: float, of_tar: int | None) -> int | None:
-    """Give the later change, of member or tar, in nanoseconds; impossible times count for none."""
-    seconds = mtime if math.isfinite(mtime) and abs(mtime) < 1 << 33 else 0
-    return max(int(seconds * 1_000_000_000), of_tar or 0)
+    """Return the later change, of member or tar, in nanoseconds; impossible times are unknown."""
+    known = [time for time in (seconds_to_ns(mtime), of_tar) if time is not None]
+    return max(known, default=None)

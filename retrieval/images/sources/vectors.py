@@ -1,4 +1,4 @@
-"""Vectors that were made elsewhere: a column of Parquet files, or an array in a .npy file.
+"""Vectors that were made elsewhere: a column of Parquet files, or an array in .npy files.
 
 They are listed as images are, each by an id and a path that opens it again; listing reads headers
 and the small columns, never the vectors.
@@ -6,6 +6,7 @@ and the small columns, never the vectors.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,12 +23,14 @@ from retrieval.images.npy import NPY, opened_array
 from retrieval.images.opening import holds_vectors
 from retrieval.images.sources.ids import id_column, read_ids
 from retrieval.images.sources.metadata import require
+from retrieval.images.sources.names import is_image
 from retrieval.images.sources.parquet import PARQUET, ParquetSource, opened_parquet
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at, is_file
+from retrieval.images.sources.tar import COMPRESSED, TAR
+from retrieval.images.sources.walk import Found, files_at, is_folder, readable_files_at, walk
 from retrieval.records import Item
 
-_FORMS = "a store that `embed` made, Parquet with a column of vectors, or a .npy file"
+_FORMS = "a store that `embed` made, Parquet with a column of vectors, or .npy files"
 _LOOKED_AT = 1 << 10  # rows whose length tells that of the others, where a column has lists
 _NONE: Any = object()  # stands where ids or vectors have ended
 
@@ -50,7 +53,7 @@ class ParquetVectors(ParquetSource, VectorSource):
 
     def dimension(self) -> int:
         """Give the length that the type tells, or else most of the first rows have."""
-        files, _ = files_at(self.root, PARQUET, self.options)
+        files = readable_files_at(self.root, PARQUET, self.options)
         for file in files:
             with opened_parquet(file.path, self.options) as parquet:
                 column = self._content_column(file, parquet.schema_arrow)
@@ -79,7 +82,11 @@ class ParquetVectors(ParquetSource, VectorSource):
 
 @dataclass
 class NpyVectors(VectorSource):
-    """Vectors in an (n, d) array; ids are the rows' numbers, or those that `ids` holds."""
+    """Vectors in an (n, d) array; ids are the rows' numbers, or those that `ids` holds.
+
+    A folder or a glob of arrays is one array in parts, by the numbers in their names: `e-2.npy`
+    comes before `e-10.npy`, as whoever wrote them has counted.
+    """
 
     root: str
     ids: str | None = None
@@ -88,26 +95,45 @@ class NpyVectors(VectorSource):
 
     def items(self) -> Iterator[Item]:
         """Give every row."""
-        count, _ = self._shape()
-        file = files_at(self.root, NPY, self.options)[0][0]
-        for row, own in self._numbered(count):
-            yield Item(
-                image_id=own or str(row), path=str(NpyRow(row, file.path)), size=None,
-                mtime_ns=file.mtime_ns, label=None, place=row,
-            )  # fmt: skip
+        parts = self._parts()
+        numbered = self._numbered(sum(rows for _, rows, _ in parts))
+        for file, rows, _ in parts:
+            for row, (number, own) in zip(range(rows), numbered, strict=False):
+                yield Item(
+                    image_id=own or str(number), path=str(NpyRow(row, file.path)), size=None,
+                    mtime_ns=file.mtime_ns, label=None, place=row,
+                )  # fmt: skip
+        next(numbered, None)  # refuses ids that are left
 
     def dimension(self) -> int:
         """Give the length of a row."""
-        return self._shape()[1]
+        return self._parts()[0][2]
 
-    def _shape(self) -> tuple[int, int]:
-        if not is_file(self.root, self.options):
-            raise InputError(f"{self.root} does not exist; name {_FORMS}")
-        with opened_array(self.root, self.options) as array:
+    def _parts(self) -> list[tuple[Found, int, int]]:
+        """Return each file with its rows and their length, which is the same in all of them."""
+        files, _ = files_at(self.root, NPY, self.options)
+        parts = [
+            (file, *self._shape(file)) for file in sorted(files, key=lambda one: _counted(one.name))
+        ]
+        if not parts:
+            raise InputError(f"{self.root} holds no vectors; name {_FORMS}")
+        first, _, dimension = parts[0]
+        for file, _, other in parts:
+            if other != dimension:
+                raise InputError(
+                    f"{file.path} has vectors of {other} numbers and {first.path} of {dimension}; "
+                    "parts of one array have the same"
+                )
+        return parts
+
+    def _shape(self, file: Found) -> tuple[int, int]:
+        if file.problem is not None:  # without it the rows behind it would get other ids
+            raise InputError(f"{file.path} cannot be read: {file.problem}; mend or remove it")
+        with opened_array(file.path, self.options) as array:
             shape, kind = array.header.shape, array.header.dtype
         if len(shape) != 2 or shape[1] == 0 or kind.kind != "f" or kind.itemsize > 8:
             raise InputError(
-                f"{self.root} holds {kind} of shape {shape}; save vectors as rows of float16, "
+                f"{file.path} holds {kind} of shape {shape}; save vectors as rows of float16, "
                 "float32 or float64"
             )
         return shape[0], shape[1]
@@ -138,30 +164,45 @@ def open_vectors(
 ) -> VectorSource:
     """Give the vectors at a path or URI; what is not there or holds none is refused."""
     plain = options or {}
-    if is_npy(root):
+    if is_npy(root, plain):
         if embedding_column is not None:
             raise UsageError(f"--embedding-column is for Parquet, and {root} is an array; leave it")
         return NpyVectors(root, ids, id_column, plain)
     if ids is not None:
         raise UsageError(f"--ids is for .npy files; of {root} --id-column names a column")
-    files, _ = files_at(root, PARQUET, plain)
+    files = readable_files_at(root, PARQUET, plain)
     if not files or not files[0].path.lower().endswith(PARQUET):
         raise InputError(f"{root} holds no vectors; name {_FORMS}")
     found = ParquetVectors(
         root, id_column=id_column, options=plain, embedding_column=embedding_column
     )
-    found.columns()  # refuses columns that are not there
+    found.check_columns()
     return found
 
 
-def is_npy(path: str) -> bool:
-    """Tell an array by its name."""
-    return path.lower().endswith(NPY)
+def is_npy(root: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Tell an array by its name, or a folder that holds arrays and no images, tars or Parquet."""
+    plain = options or {}
+    if root.lower().endswith(NPY) or not is_folder(root, plain):
+        return root.lower().endswith(NPY)
+    arrays = False
+    for file in walk(root, plain):
+        name = file.name.lower()
+        if is_image(name) or name.endswith((*TAR, *COMPRESSED, *PARQUET)):
+            return False
+        arrays = arrays or name.endswith(NPY)
+    return arrays
+
+
+def _counted(name: str) -> tuple[list[str | int], str]:
+    """Return what sorts names by the numbers in them: text and numbers take turns."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], name
 
 
 def hold_vectors(root: str, options: Mapping[str, Any] | None = None) -> bool:
     """Tell whether there are Parquet files at a path or URI whose first has a column of vectors."""
-    files, _ = files_at(root, PARQUET, options or {})
+    files = readable_files_at(root, PARQUET, options or {})
     if not files or not files[0].path.lower().endswith(PARQUET):
         return False
     with opened_parquet(files[0].path, options or {}) as parquet:
@@ -179,6 +220,8 @@ def vector_column(schema: pa.Schema) -> str | None:
 def _usual_length(parquet: pq.ParquetFile, column: str) -> int | None:
     """Give the length that the type tells, or most of the first lists have; None without any."""
     kind = parquet.schema_arrow.field(column).type
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
     for batch in parquet.iter_batches(_LOOKED_AT, columns=[column], use_threads=False):

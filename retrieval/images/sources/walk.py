@@ -8,6 +8,7 @@ cache of listings is off, for it would hold all of them.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,8 +17,10 @@ from typing import Any
 import fsspec
 
 from retrieval.errors import InputError
+from retrieval.records import Item
 from retrieval.storage.files import is_remote, local_path
-from retrieval.storage.reading import readable
+from retrieval.storage.patience import may_pass
+from retrieval.storage.reading import not_a_file, readable
 
 _CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 """Where stores tell the last change of a file, best first; S3 has the second, Google the fourth."""
@@ -27,12 +30,22 @@ _START = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Found:
-    """One file: `name` below the root, '/'-separated, and the `path` that opens it again."""
+    """One file: `name` below the root, '/'-separated, and the `path` that opens it again.
+
+    Or, with a `problem`, what was met and cannot be read: a folder that may not be listed, a named
+    pipe, a device.
+    """
 
     name: str
     path: str
     size: int | None
     mtime_ns: int | None
+    problem: str | None = None
+    is_folder: bool = False  # one that may not be listed; others are not met, only what they hold
+
+    def unread(self) -> Item:
+        """Return the item that stands for what cannot be read, so that the ledger names it."""
+        return Item(self.name, self.path, None, self.mtime_ns, None, problem=self.problem)
 
 
 def walk(root: str, options: Mapping[str, Any]) -> Iterator[Found]:
@@ -46,13 +59,14 @@ def files_at(
     """Give the files that a file's path, a folder or a glob means, and how many others there are.
 
     They are few and large ones, and come by name. A path that exists is what it says, even if `*`
-    or `[` stands in it.
+    or `[` stands in it. Folders that may not be listed, and what is named so and is no file, are
+    among them, with a problem.
     """
     others = 0
     if is_folder(root, options):
         found = []
         for one in walk(root, options):
-            if one.name.lower().endswith(suffixes):
+            if one.is_folder or one.name.lower().endswith(suffixes):
                 found.append(one)
             else:
                 others += 1
@@ -68,6 +82,13 @@ def files_at(
                 f"{one.path} has :: in its path, by which paths are chained; rename it"
             )
     return sorted(found, key=lambda one: one.name), others
+
+
+def readable_files_at(
+    root: str, suffixes: tuple[str, ...], options: Mapping[str, Any]
+) -> list[Found]:
+    """Return those of `files_at` that have no problem."""
+    return [one for one in files_at(root, suffixes, options)[0] if one.problem is None]
 
 
 def is_glob(root: str) -> bool:
@@ -98,10 +119,7 @@ def one_file(root: str, options: Mapping[str, Any]) -> Found:
         info = _asked(root, lambda: system.info(name))
         return _described(system, name.rsplit("/", 1)[-1], name, info)
     path = local_path(root)
-    info = os.stat(path)
-    return Found(
-        readable(os.path.basename(path)), readable(path), info.st_size, info.st_mtime_ns
-    )  # fmt: skip
+    return _described_local(os.path.basename(path), path, os.stat(path))
 
 
 def connect(root: str, options: Mapping[str, Any]) -> tuple[Any, str]:
@@ -123,16 +141,35 @@ def _local(root: str) -> Iterator[Found]:
         raise InputError(f"{root} does not exist; name a folder with images")
     if not os.path.isdir(top):
         raise InputError(f"{root} is not a folder; name a folder with images")
-    for path, info in _files(top, frozenset()):
-        name = readable(os.path.relpath(path, top)).replace(os.sep, "/")
-        yield Found(name, readable(path), info.st_size, info.st_mtime_ns)
+    for path, info, error in _files(top, frozenset()):
+        name = os.path.relpath(path, top).replace(os.sep, "/")
+        if error is None:
+            yield _described_local(name, path, info)
+        else:
+            problem = f"the folder cannot be listed ({error.strerror})"
+            yield Found(readable(name), readable(path), None, None, problem, is_folder=True)
 
 
-def _files(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
+def _described_local(name: str, path: str, info: os.stat_result | None) -> Found:
+    if info is None:
+        return Found(readable(name), readable(path), None, None)
+    return Found(
+        readable(name), readable(path), info.st_size, storable_ns(info.st_mtime_ns),
+        not_a_file(info.st_mode),
+    )  # fmt: skip
+
+
+_Met = tuple[str, os.stat_result | None, OSError | None]
+"""The path of a file and its status, where that may be asked; or of a folder, and why it cannot be
+listed."""
+
+
+def _files(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[_Met]:
     """Walk a local folder, following links to folders, but never into one that is above.
 
-    A link that leads nowhere is a file of its own: only its target could have been an image, and
-    whoever reads it says that it is missing.
+    A link that leads nowhere, and a file that may not be looked at, is a file of its own: whoever
+    reads it says why it cannot be read. A folder below the first that may not be listed is met as
+    such; a disk that fails for now stops the walk.
     """
     try:
         status = os.stat(folder)
@@ -141,17 +178,23 @@ def _files(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str
             for entry in entries:
                 try:
                     info = entry.stat()
-                except OSError:
+                except OSError as error:
                     if entry.is_symlink():
-                        yield entry.path, entry.stat(follow_symlinks=False)
+                        yield entry.path, entry.stat(follow_symlinks=False), None
+                    elif entry.is_dir(follow_symlinks=False):
+                        yield entry.path, None, error
+                    elif not isinstance(error, FileNotFoundError):  # else it is gone since
+                        yield entry.path, None, None
                     continue
-                if entry.is_dir():
+                if stat.S_ISDIR(info.st_mode):
                     if (info.st_dev, info.st_ino) not in here:
                         yield from _files(entry.path, here)
-                elif entry.is_file():
-                    yield entry.path, info
+                else:
+                    yield entry.path, info, None
     except OSError as error:
-        raise InputError(f"{readable(folder)} cannot be listed ({error.strerror})") from error
+        if not above or may_pass(error):
+            raise InputError(f"{readable(folder)} cannot be listed ({error.strerror})") from error
+        yield folder, None, error
 
 
 def _remote(root: str, options: Mapping[str, Any]) -> Iterator[Found]:
@@ -191,11 +234,7 @@ def _globbed(root: str, options: Mapping[str, Any]) -> Iterator[Found]:
         if info["type"] == "file" and is_remote(root):
             yield _described(system, path.removeprefix(below), path, info)
         elif info["type"] == "file":
-            status = os.stat(path)
-            yield Found(
-                readable(path.removeprefix(below)), readable(path), status.st_size,
-                status.st_mtime_ns,
-            )  # fmt: skip
+            yield _described_local(path.removeprefix(below), path, os.stat(path))
     if not found:
         raise InputError(f"{root} matches no file; name a file, a folder or another glob")
 
@@ -204,10 +243,21 @@ def _described(system: Any, name: str, path: str, info: Mapping[str, Any]) -> Fo
     return Found(name, system.unstrip_protocol(path), info.get("size"), changed_ns(info))
 
 
+def storable_ns(nanoseconds: int) -> int | None:
+    """Return a time that a listing can hold, which ends in 2262; any other is unknown (None)."""
+    return nanoseconds if abs(nanoseconds) < 1 << 63 else None
+
+
+def seconds_to_ns(seconds: float) -> int | None:
+    """Return seconds as nanoseconds, None where they are no time that a listing can hold."""
+    return storable_ns(int(seconds * 1_000_000_000)) if abs(seconds) < 1 << 34 else None
+
+
 def changed_ns(info: Mapping[str, Any]) -> int | None:
     """Give the last change of a remote file in nanoseconds since 1970, where its store tells it.
 
-    Stores write it as a date (naive ones are UTC), as ISO text, or as seconds.
+    Stores write it as a date (naive ones are UTC), as ISO text, or as seconds. A time out of range
+    is unknown.
     """
     for key in _CHANGED:
         value = info.get(key)
@@ -218,7 +268,7 @@ def changed_ns(info: Mapping[str, Any]) -> int | None:
                 continue
         if isinstance(value, datetime):
             value = value if value.tzinfo else value.replace(tzinfo=UTC)
-            return (value - _START) // timedelta(microseconds=1) * 1000
+            return storable_ns((value - _START) // timedelta(microseconds=1) * 1000)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return int(value * 1_000_000_000)
+            return seconds_to_ns(value)
     return None

@@ -135,6 +135,27 @@ def test_a_limit_keeps_the_first_rows_of_the_order(limit):
     assert table["image_id"].to_pylist() == [i.image_id for i in items(20)][:limit]
 
 
+def test_an_item_that_comes_again_counts_once_and_is_said():
+    notes = []
+    offered = [*items(5), *items(3), item("000000.jpg", label="class0")]
+    assert ids_of(offered, note=notes.append) == ids_of(items(5))
+    assert notes == ["4 of 9 lines repeat others and count once"]
+    assert written(offered) == written(items(5))
+    written(items(5), note=notes.append)
+    assert len(notes) == 1
+
+
+def test_an_item_that_comes_again_and_says_another_thing_is_refused():
+    offered = [*items(5), item("000003.jpg", label="class1")]
+    with pytest.raises(InputError, match=r"000003\.jpg is listed twice with different labels"):
+        written(offered)
+    more = pa.schema([("price", pa.float64())])
+    offered = [Item("a", "/a", 1, 1, None, more=(price,)) for price in (float("nan"), 2.0)]
+    assert ids_of([offered[0]] * 2, columns=more) == ["a"]
+    with pytest.raises(InputError, match="a is listed twice"):
+        written(offered, columns=more)
+
+
 def test_two_images_of_one_id_are_refused_naming_both():
     offered = [*items(5), Item("000003.jpg", "/other/3", 1, 1, None)]
     with pytest.raises(InputError, match=r"000003\.jpg .*/other/3 and /root/000003\.jpg"):

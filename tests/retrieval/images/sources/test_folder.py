@@ -1,9 +1,12 @@
 """Folders of images: which files are offered, under which ids, and what opens them again."""
 
+import errno
 import os
+import socket
 import time
 import uuid
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import fsspec
 import pytest
 
 from retrieval.errors import InputError
+from retrieval.images.opening import Opener
 from retrieval.images.sources.folder import FolderSource
 from retrieval.images.sources.names import SUFFIXES, is_image, parent
 from retrieval.images.sources.walk import changed_ns
@@ -239,12 +243,46 @@ class TestLocal(FolderTests):
             with pytest.raises(OSError, match=r"symbolic links|No such file"):
                 read_uri(items[name].path)
 
-    def test_what_is_neither_file_nor_folder_is_left_out(self, root):
+    def test_what_is_neither_file_nor_folder_and_named_like_an_image_has_a_problem(self, root):
+        """Opening a named pipe would hang: it is never read, and the ledger names it."""
         self.put(root, "a.jpg", b"1")
         os.mkfifo(f"{root}/pipe.jpg")
+        os.mkfifo(f"{root}/pipe")
         os.mkdir(f"{root}/folder.jpg")
         os.symlink("/dev/null", f"{root}/null.jpg")
-        assert ids(FolderSource(root)) == ["a.jpg"]
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"{root}/socket.jpg")
+            source = FolderSource(root)
+            assert {item.image_id: item.problem for item in source.items()} == {
+                "a.jpg": None,
+                "pipe.jpg": "it is a named pipe, not a file",
+                "null.jpg": "it is a device, not a file",
+                "socket.jpg": "it is a socket, not a file",
+            }
+        assert source.others == 1
+        for name in ("pipe.jpg", "null.jpg"):
+            with Opener() as opener, pytest.raises(ValueError, match=r"not a file"):
+                opener.read(f"{root}/{name}")
+
+    @pytest.mark.parametrize(
+        ("seconds", "known"),
+        [
+            (-(2**32), True),
+            (9_000_000_000, True),
+            (13_569_465_600, False),
+            (-10_000_000_000, False),
+        ],
+    )
+    def test_a_time_out_of_range_is_unknown(self, root, seconds, known):
+        self.put(root, "a.jpg", b"1")
+        try:
+            os.utime(f"{root}/a.jpg", (0, seconds))
+        except OverflowError:
+            pytest.skip("this file system keeps no such times")
+        if os.stat(f"{root}/a.jpg").st_mtime != seconds:
+            pytest.skip("this file system keeps no such times")
+        (item,) = FolderSource(root).items()
+        assert item.mtime_ns == (seconds * 10**9 if known else None)
 
     def test_an_empty_root(self, root):
         os.mkdir(root)
@@ -252,17 +290,66 @@ class TestLocal(FolderTests):
         with pytest.raises(InputError, match="holds no images"):
             FolderSource(root).check()
 
-    def test_a_folder_that_cannot_be_listed_is_refused_by_name(self, root, monkeypatch):
-        self.put(root, "cats/a.jpg", b"1")
+    @pytest.fixture
+    def closed(self, monkeypatch):
+        """Let some folders and files refuse to be listed or looked at, whoever asks."""
+        errors = {}
         listed = os.scandir
 
+        def refuse(path):
+            for end, error in errors.items():
+                if str(path).endswith(end):
+                    raise OSError(error, os.strerror(error), path)
+
+        class Entry:
+            def __init__(self, entry):
+                self.entry, self.path, self.name = entry, entry.path, entry.name
+
+            def stat(self, *, follow_symlinks=True):
+                refuse(self.path)
+                return self.entry.stat(follow_symlinks=follow_symlinks)
+
+            def __getattr__(self, name):
+                return getattr(self.entry, name)
+
+        @contextmanager
         def scandir(path):
-            if str(path).endswith("cats"):
-                raise PermissionError(13, "Permission denied", path)
-            return listed(path)
+            refuse(f"{path}/")
+            with listed(path) as entries:
+                yield map(Entry, entries)
 
         monkeypatch.setattr(os, "scandir", scandir)
-        with pytest.raises(InputError, match=r"photos/cats cannot be listed \(Permission denied\)"):
+        return errors
+
+    def test_a_subfolder_that_may_not_be_listed_is_one_item_with_a_problem(self, root, closed):
+        for name in ("a.jpg", "cats/deep/b.jpg", "cats/c.jpg", "dogs/d.jpg", "mice/e.jpg"):
+            self.put(root, name, b"1")
+        closed |= {"cats/": errno.EACCES, "mice": errno.EACCES}
+        found = {item.image_id: item for item in FolderSource(root).items()}
+        assert sorted(found) == ["a.jpg", "cats", "dogs/d.jpg", "mice"]
+        for name in ("cats", "mice"):
+            assert found[name].problem == "the folder cannot be listed (Permission denied)"
+            assert found[name].path == f"{root}/{name}"
+
+    def test_a_file_that_may_not_be_looked_at_is_offered(self, root, closed):
+        """As in a folder that may be listed and not entered; reading says why."""
+        self.put(root, "cats/a.jpg", b"1")
+        self.put(root, "cats/b.jpg", b"1")
+        closed |= {"a.jpg": errno.EACCES, "b.jpg": errno.ENOENT}  # the other one is gone since
+        (item,) = FolderSource(root).items()
+        assert (item.image_id, item.size, item.mtime_ns) == ("cats/a.jpg", None, None)
+
+    @pytest.mark.parametrize(
+        ("end", "error"), [("photos/", errno.EACCES), ("cats/", errno.EIO), ("cats/", errno.ESTALE)]
+    )
+    def test_a_root_that_may_not_be_listed_and_a_disk_that_fails_are_refused(
+        self, root, closed, end, error
+    ):
+        self.put(root, "cats/a.jpg", b"1")
+        closed[end] = error
+        with pytest.raises(
+            InputError, match=rf"{end[:-1]} cannot be listed \({os.strerror(error)}"
+        ):
             ids(FolderSource(root))
 
 
@@ -280,6 +367,10 @@ def test_the_suffix_of_the_name_tells_an_image(path, expected):
 
 def test_small_words():
     assert (parent("a.jpg"), parent("x/a.jpg"), parent("x/y/a.jpg")) == (None, "x", "y")
+    assert (parent("/a.jpg"), parent("/x/a.jpg"), parent("x//a.jpg")) == (None, "x", None)
+    assert (parent("http://host:80/a.jpg"), parent("s3://bucket/x/a.jpg")) == (None, "x")
+    assert (parent("file:///a.jpg"), parent("file:///x/a.jpg")) == (None, "x")
+    assert (parent("a/b://c/d.jpg"), parent("http://a.jpg")) == ("c", None)
     assert readable(os.fsdecode(b"\x80\xff%41\xc3\xbc")) == "%80%FF%41ü"
 
 
@@ -295,6 +386,13 @@ def test_small_words():
         ({"mtime": 1.5, "created": 7}, 1_500_000_000),
         ({"mtime": 1_700_000_000}, 1_700_000_000_000_000_000),
         ({"created": 7}, 7_000_000_000),
+        ({"LastModified": datetime(2400, 1, 1, tzinfo=UTC)}, None),
+        ({"LastModified": datetime(1500, 1, 1, tzinfo=UTC)}, None),
+        ({"updated": "9999-12-31T23:59:59Z"}, None),
+        ({"mtime": 1e300}, None),
+        ({"mtime": float("nan")}, None),
+        ({"mtime": float("inf")}, None),
+        ({"mtime": 1 << 70}, None),
     ],
 )
 def test_the_last_change_is_read_as_each_store_writes_it(info, expected):

@@ -155,6 +155,147 @@ def test_notes_of_another_kind_are_none(local, notes):
     assert [item.label for item in found] == ["1", "2", "3"]
 
 
+def test_classes_of_a_column_that_was_dropped_are_no_labels(local):
+    feature = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    notes = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    table = pa.table({"image": IMAGES}).replace_schema_metadata(notes)
+    assert [item.label for item in rows_of(local, table)] == [None, None, None]
+
+
+def test_classes_go_by_their_numbers_and_not_by_their_order(local):
+    feature = {"names": {"2": "dog", "1": "cat"}, "_type": "ClassLabel"}
+    notes = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    table = pa.table({"image": IMAGES, "label": [1, 2, 7]}).replace_schema_metadata(notes)
+    assert [item.label for item in rows_of(local, table)] == ["cat", "dog", "7"]
+
+
+SEVERAL = [
+    pa.array([["a"], ["b", "c"], None]),
+    pa.array([[1], [2], [3]]),
+    pa.array([[1], [2], [3]], pa.list_(pa.int8(), 1)),
+    pa.array([{"name": "a"}, {"name": "b"}, None]),
+    pa.array([[("a", 1)], [], None], pa.map_(pa.string(), pa.int64())),
+    pa.array([[["a"]], [[]], None], pa.list_(pa.list_(pa.string()))),
+]
+
+
+@pytest.mark.parametrize("column", SEVERAL, ids=lambda column: str(column.type))
+def test_a_label_of_several_values_is_none_and_said_and_other_columns_are_refused(local, column):
+    path = local.put("x.parquet", parquet({"image": IMAGES, "label": column, "more": [1, 2, 3]}))
+    source = ParquetSource(path)
+    assert source.columns().names == ["more"]
+    (note,) = source.notes
+    kind = str(column.type).partition("<")[0]  # fields within have other names in Parquet
+    assert note.startswith(f"the column label of {path} holds {kind}<")
+    assert "which is no label" in note
+    assert [(item.label, item.more) for item in source.items()] == [(None, (n,)) for n in (1, 2, 3)]
+    source = ParquetSource(local.put("y.parquet", parquet({"image": IMAGES, "image_id": column})))
+    with pytest.raises(InputError, match=r"the column image_id of .*y\.parquet holds .*rename"):
+        list(source.items())
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([b"cat", None, b""]), ["cat", None, None]),
+        (pa.array([1.0, float("nan"), 2.5]), ["1", None, "2.5"]),
+        (pa.array([True, False, None]), ["true", "false", None]),
+        (pa.nulls(3), [None] * 3),
+        (pa.array([7, None, 8], pa.uint8()).dictionary_encode(), ["7", None, "8"]),
+        (
+            pa.array([bytes(16), None, bytes(15) + b"\1"], pa.uuid()),
+            ["00000000-0000-0000-0000-000000000000", None, "00000000-0000-0000-0000-000000000001"],
+        ),
+    ],
+    ids=lambda column: str(getattr(column, "type", "")),
+)
+def test_labels_of_odd_types_are_text(local, column, expected):
+    found = rows_of(local, {"image": IMAGES, "label": column}, image_column="image")
+    assert [item.label for item in found] == expected
+
+
+def test_bytes_that_are_no_text_are_no_label(local):
+    table = {"image": IMAGES, "label": pa.array([b"cat", b"\xff", b"dog"])}
+    message = r"the column label of .*x\.parquet holds binary, which cannot be read as string"
+    with pytest.raises(InputError, match=message):
+        rows_of(local, table, image_column="image")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind", "values"),
+    [
+        (pa.int8(), pa.int16(), pa.int16(), [1, 300]),
+        (pa.int16(), pa.int8(), pa.int16(), [1, 100]),
+        (pa.uint8(), pa.int8(), pa.int16(), [200, -1]),
+        (pa.int64(), pa.float64(), pa.float64(), [1, 2.5]),
+        (pa.int64(), pa.string(), pa.string(), [1, "x"]),
+        (pa.null(), pa.int64(), pa.string(), [None, 5]),
+        (pa.bool_(), pa.int64(), pa.string(), [True, 5]),
+        (pa.date32(), pa.string(), pa.string(), [dt.date(2026, 1, 2), "x"]),
+        (pa.float32(), pa.float64(), pa.float64(), [0.5, 0.1]),
+    ],
+)
+def test_a_column_has_a_type_that_takes_the_values_of_all_files(local, first, second, kind, values):
+    for name, column, value in (("a", first, values[0]), ("b", second, values[1])):
+        array = pa.array([value], column)
+        local.put(f"{name}.parquet", parquet({"image": [name.encode()], "more": array}))
+    source = ParquetSource(local.root)
+    assert source.columns() == pa.schema([("more", kind)])
+    wanted = values
+    if kind == pa.string():
+        wanted = [None if value is None else str(value).lower() for value in values]
+    assert [item.more for item in source.items()] == [(value,) for value in wanted]
+
+
+@pytest.mark.parametrize("value", [["a"], 1 << 60])
+def test_a_later_file_whose_values_fit_no_common_type_is_refused_by_column(local, value):
+    local.put("a.parquet", parquet({"image": [b"1"], "more": [0.5]}))
+    local.put(
+        "b.parquet", parquet({"image": [b"2"], "more": [value if value != 1 << 60 else value + 1]})
+    )
+    with pytest.raises(
+        InputError, match=r"the column more of .*b\.parquet holds .*cannot be read as"
+    ):
+        list(ParquetSource(local.root).items())
+
+
+def test_each_footer_is_read_once_for_the_columns(local, monkeypatch):
+    for number in range(5):
+        local.put(f"{number}.parquet", parquet({"image": [b"1"], "more": [number]}))
+    opened = []
+    plain = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda *a, **k: opened.append(a) or plain(*a, **k))
+    source = ParquetSource(local.root)
+    source.columns()
+    assert len(list(source.items())) == 5
+    assert len(opened) == 1 + 5 + 5  # the label of the first, the columns, the rows
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([0, 1 << 40, -(1 << 40)], pa.timestamp("s")),
+        pa.array([0, 1 << 62, -(1 << 62)], pa.timestamp("ms")),
+        pa.array([0, 1 << 50, -(1 << 50)], pa.timestamp("ms", "UTC")),
+        pa.array([0, 1 << 62, -(1 << 62)], pa.timestamp("us", "+02:00")),
+        pa.array([0, 1 << 30, -(1 << 30)], pa.date32()),
+        pa.array([0, 1 << 60, -(1 << 60)], pa.int64()).cast(pa.date64(), safe=False),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_times_that_no_calendar_has_are_null(local, column):
+    path = local.put("x.parquet", parquet({"image": IMAGES, "seen": column}))
+    found = [item.more[0] for item in ParquetSource(path).items()]
+    assert found[0] is not None
+    assert found[1:] == [None, None]
+
+
+def test_times_of_a_zone_that_is_unknown_here_are_those_of_utc(local):
+    column = pa.array([0, 1, None], pa.timestamp("s", "Nonsense/Zone"))
+    found = rows_of(local, {"image": IMAGES, "seen": column})
+    assert found[1].more == (dt.datetime(1970, 1, 1, 0, 0, 1, tzinfo=dt.UTC),)
+
+
 def test_scalars_become_metadata_and_all_else_does_not(local):
     when = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
     table = {

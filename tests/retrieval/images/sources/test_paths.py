@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -97,6 +98,13 @@ def test_a_path_that_is_not_utf_8_is_written_with_percents_and_opens_again(local
         ("../a.jpg", "{above}/a.jpg"),
         ("/x/a.jpg", "/x/a.jpg"),
         ("file:///x/a.jpg", "/x/a.jpg"),
+        ("file://localhost/x/a.jpg", "/x/a.jpg"),
+        ("file:///x/a%20b%231.jpg", "/x/a b#1.jpg"),
+        ("file:///x/%C3%B6%2520.jpg", "/x/ö%20.jpg"),
+        ("file:///x/caf%E9.jpg", "/x/caf%E9.jpg"),  # not UTF-8: so it stands in listings
+        ("file:///x/50%.jpg", "/x/50%.jpg"),
+        ("/x/a%20b%231.jpg", "/x/a%20b%231.jpg"),
+        ("a%20b#1.jpg", "{root}/a%20b#1.jpg"),
         ("~/a.jpg", "/home/me/a.jpg"),
         ("s3://bucket/a.jpg", "s3://bucket/a.jpg"),
         ("tar://a.jpg::/x/y.tar", "tar://a.jpg::/x/y.tar"),
@@ -108,6 +116,16 @@ def test_where_a_path_starts_from(local, monkeypatch, written, path):
     above = str(Path(local.root).parent)
     assert item.path == path.format(root=local.root, above=above)
     assert item.image_id == written
+
+
+def test_a_file_uri_opens_what_its_percents_mean_or_a_file_of_that_very_name(local):
+    for name, data in (("a b#1.jpg", b"1"), ("c%20d.jpg", b"2"), ("ö.jpg", b"3")):
+        local.put(name, data)
+    uris = [f"file://{local.root}/{name}" for name in ("a%20b%231.jpg", "c%20d.jpg", "%C3%B6.jpg")]
+    found = list(listed(local, "x.txt", {"path": uris}).items())
+    assert [item.size for item in found] == [1, 1, 1]
+    with Opener() as opener:
+        assert [opener.read(item.path) for item in found] == [b"1", b"2", b"3"]
 
 
 def test_a_relative_path_in_a_remote_list_is_remote(remote):
@@ -232,3 +250,52 @@ def test_a_csv_file_that_cannot_be_a_list_is_refused_by_name(local, data, messag
 def test_a_file_that_is_no_parquet_is_refused_by_name(local):
     with pytest.raises(InputError, match=r"photos/x\.parquet cannot be read as Parquet"):
         list(ListSource(local.put("x.parquet", b"nothing")).items())
+
+
+def test_a_label_of_several_values_is_none_and_said(local):
+    table = {"path": ["cats/a.jpg", "b.jpg"], "label": [["x"], ["y", "z"]]}
+    source = ListSource(local.put("x.parquet", parquet(table)))
+    source.columns()
+    (note,) = source.notes
+    assert note.startswith(f"the column label of {local.root}/x.parquet holds list<")
+    assert [item.label for item in source.items()] == [None, None]
+
+
+@pytest.mark.parametrize("option", ["image_column", "id_column"])
+def test_paths_and_ids_of_several_values_are_refused_by_column(local, option):
+    table = {"path": ["a.jpg", "b.jpg"], "odd": [["x"], ["y"]]}
+    source = ListSource(local.put("x.parquet", parquet(table)), **{option: "odd"})
+    with pytest.raises(
+        InputError, match=r"the column odd of .*x\.parquet holds list<.*rename or drop"
+    ):
+        list(source.items())
+
+
+def test_what_is_no_file_has_a_problem_and_is_never_opened(local):
+    for name in ("a.jpg", "folder/b.jpg"):
+        local.put(name, b"1")
+    os.mkfifo(f"{local.root}/pipe.jpg")
+    found = listed(local, "x.txt", {"path": ["a.jpg", "pipe.jpg", "/dev/null", "folder"]}).items()
+    assert [item.problem for item in found] == [
+        None, "it is a named pipe, not a file", "it is a device, not a file", None,
+    ]  # fmt: skip
+    with Opener() as opener:
+        with pytest.raises(ValueError, match="named pipe"):
+            opener.read(f"{local.root}/pipe.jpg")
+        with pytest.raises(IsADirectoryError):
+            opener.read(f"{local.root}/folder")
+
+
+def test_a_time_out_of_range_is_unknown(local, monkeypatch):
+    local.put("a.jpg", b"1")
+    plain = os.stat
+
+    def late(path, **options):
+        info = plain(path, **options)
+        fields = {name: getattr(info, name) for name in dir(info) if name.startswith("st_")}
+        return SimpleNamespace(**{**fields, "st_mtime_ns": 13_569_465_600 * 10**9})
+
+    source = listed(local, "x.txt", {"path": ["a.jpg"]})
+    monkeypatch.setattr(os, "stat", late)
+    (item,) = source.items()
+    assert (item.size, item.mtime_ns) == (1, None)

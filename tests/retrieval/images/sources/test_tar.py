@@ -114,6 +114,43 @@ def test_the_last_change_is_the_later_one_of_member_and_tar(local):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("mtime", [13_569_465_600, 1e300, float("inf"), float("nan")])
+def test_a_time_out_of_range_is_that_of_the_tar_or_unknown(place, mtime):
+    info, data = member("a.jpg", b"1", pax_headers={"mtime": str(mtime)})
+    path = place.put("x.tar", tar_of((info, data)))
+    if "://" not in path:
+        os.utime(path, ns=(1, 7))
+    (item,) = TarSource(path).items()
+    assert item.mtime_ns == 7 or "://" in path
+
+
+def test_no_time_is_known_where_that_of_the_tar_is_out_of_range_too(local):
+    path = local.put("x.tar", tar_of(member("a.jpg", pax_headers={"mtime": "13569465600"})))
+    os.utime(path, (0, 13_569_465_600))
+    if os.stat(path).st_mtime != 13_569_465_600:
+        pytest.skip("this file system keeps no such times")
+    assert [item.mtime_ns for item in TarSource(path).items()] == [None]
+
+
+def test_a_named_pipe_and_a_folder_that_may_not_be_listed_have_problems(local, monkeypatch):
+    local.put("b/x.tar", tar_of(member("a.jpg", b"1")))
+    local.put("c/x.tar", tar_of(member("a.jpg", b"1")))
+    os.mkfifo(f"{local.root}/pipe.tar")
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/c"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert {item.image_id: item.problem for item in TarSource(local.root).items()} == {
+        "b/x.tar/a.jpg": None,
+        "c": "the folder cannot be listed (Permission denied)",
+        "pipe.tar": "it is a named pipe, not a file",
+    }
+
+
 @pytest.mark.parametrize(
     ("members", "labels"),
     [
@@ -126,11 +163,27 @@ def test_the_last_change_is_the_later_one_of_member_and_tar(local):
         ((("cats/a.jpg", b""), ("cats/a.cls", b" ")), [None]),
         ((("cats/a.jpg", b""), ("cats/a.cls", b"x" * 2000)), ["cats"]),
         ((("cats/a.jpg", b""), ("cats/a.CLS", "Käse".encode())), ["Käse"]),
+        (  # one key of WebDataset, two stems: each image has its own label
+            (("p.0.jpg", b""), ("p.0.cls", b"0"), ("p.1.jpg", b""), ("p.1.cls", b"1")),
+            ["0", "1"],
+        ),
+        ((("p.0.jpg", b""), ("p.1.jpg", b""), ("p.1.cls", b"1")), [None, "1"]),
+        ((("p.0.jpg", b""), ("p.0.cls", b"0"), ("p.cls", b"all"), ("p.1.jpg", b"")), ["0", "all"]),
+        ((("v1.0/p.0.jpg", b""), ("v1.0/p.0.cls", b"7"), ("v1.0/p.cls", b"8")), ["7"]),
+        ((("a.jpg", b""), ("a.cls", b"7"), ("a.cls", b"7\n")), ["7"]),
+        ((("a.jpg", b""), ("b.cls", b"7"), ("b.cls", b"8")), [None]),  # of no image
     ],
 )
 def test_the_label_is_the_cls_beside_it_or_else_the_folder(local, members, labels):
     found = items_of(local, *(member(name, data) for name, data in members))
     assert [item.label for item in found] == labels
+
+
+@pytest.mark.parametrize("image", ["s/a.jpg", "s/a.x.jpg"])
+def test_two_different_labels_for_one_key_are_refused(local, image):
+    members = [member(image, b"1"), member("s/a.cls", b"7"), member("./s/a.CLS", b"8")]
+    with pytest.raises(InputError, match=r"x\.tar holds two different labels for s/a .*keep one"):
+        items_of(local, *members)
 
 
 LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
@@ -302,6 +355,54 @@ def test_whatever_is_damaged_a_tar_is_read_or_refused(changes, length):
             found.extend(TarSource(str(path)).items())
         for item in found:
             assert item.problem or 0 <= item.place <= item.place + item.size <= len(data)
+
+
+@pytest.mark.parametrize("gap", [0, 512, 70_000 // 512 * 512])
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_that_were_concatenated_are_read_to_the_last_end_mark(place, form, gap):
+    parts = []
+    for part in ("first", "second", "third"):
+        images = [member(f"{part}/{n}.jpg", f"{part} {n}".encode() * 300) for n in "ab"]
+        parts.append(tar_of(*images, member(f"{part}/a.cls", part.encode()), form=form))
+    data = (b"\0" * gap).join(parts)
+    found = list(TarSource(place.put("x.tar", data)).items())
+    assert [(item.image_id, item.label) for item in found] == [
+        (f"x.tar/{part}/{name}.jpg", part) for part in ("first", "second", "third") for name in "ab"
+    ]
+    with Opener() as opener:
+        for item in found:
+            part, name = item.image_id.split("/")[1], item.image_id[-5]
+            wanted = f"{part} {name}".encode() * 300
+            assert data[item.place : item.place + item.size] == wanted
+            assert opener.read(item.path, item.place, item.size) == wanted
+            assert opener.read(item.path) == wanted
+
+
+def test_one_block_of_zeros_between_members_does_not_end_a_tar(local):
+    first, second = (
+        tar_of(member(f"{n}.jpg", b"x" * 600), form=tarfile.USTAR_FORMAT) for n in "ab"
+    )
+    data = first[:1536] + b"\0" * 512 + second
+    found = TarSource(local.put("x.tar", data)).items()
+    assert [item.image_id for item in found] == ["x.tar/a.jpg", "x.tar/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    "after", [b"\xff" * 512, b"garbage", b"\0" * 70_000 + b"x", b"\0" * 511 + b"x"]
+)
+def test_what_follows_an_end_mark_and_is_no_tar_is_refused(place, after):
+    source = TarSource(place.put("x.tar", tar_of(member("a.jpg", b"1")) + after))
+    found = []
+    with pytest.raises(InputError, match=r"x\.tar is broken \(at byte \d+ something follows"):
+        found.extend(source.items())
+    assert [item.image_id for item in found] == ["x.tar/a.jpg"]
+
+
+def test_a_second_tar_that_is_cut_off_is_refused(local):
+    part = tar_of(member("a.jpg", b"x" * 600), form=tarfile.USTAR_FORMAT)
+    path = local.put("x.tar", part + part.replace(b"a.jpg", b"b.jpg")[:700])
+    with pytest.raises(InputError, match=r"x\.tar is broken"):
+        list(TarSource(path).items())
 
 
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])

@@ -1,6 +1,7 @@
 """Vectors made elsewhere are listed as images are: by id and by a path that opens them again."""
 
 import io
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -104,12 +105,69 @@ class TestNpy(VectorContract):
         return NpyVectors(f"{place.root}/x.npy")
 
 
+class TestNpyFolder(VectorContract):
+    """Parts of one array, at several depths, and files of other kinds."""
+
+    others = False
+
+    def source(self, place, images, others=()):
+        array = [np.frombuffer(one, self.kind) for one in images.values()]
+        rows = np.array(array, self.kind).reshape(-1, D)
+        for number, part in enumerate(np.array_split(rows, 11)):  # more than ten
+            place.put(f"parts/e-{number}.npy", npy(part))
+        lines = "".join(f"{name}\n" for name in images)
+        return NpyVectors(f"{place.root}/parts", ids=place.put("ids.txt", lines.encode()))
+
+    def missing(self, place):
+        return NpyVectors(f"{place.root}/parts")
+
+
 # --- ids ----------------------------------------------------------------------------------------
 
 
 def test_without_ids_they_are_the_numbers_of_the_rows(local):
     source = open_vectors(local.put("x.npy", npy(np.eye(D))))
     assert [item.image_id for item in source.items()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("root", ["{}", "{}/*.npy"])
+def test_parts_of_an_array_are_numbered_through_by_the_numbers_in_their_names(local, root):
+    array = np.arange(36, dtype=np.float32).reshape(12, D)
+    for number, part in enumerate(np.split(array, 12)):
+        local.put(f"e{number}.npy", npy(part))
+    local.put("notes.txt", b"")
+    source = open_vectors(root.format(local.root))
+    found = list(source.items())
+    assert [item.image_id for item in found] == [str(row) for row in range(12)]
+    with Opener() as opener:
+        np.testing.assert_array_equal([opener.vector(item.path) for item in found], array)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_as_many_ids_as_rows_in_all_parts(local, count):
+    for number in range(3):
+        local.put(f"parts/{number}.npy", npy(np.eye(1, D)))
+    ids_ = local.put("i.txt", b"1\n2\n3\n4\n"[: 2 * count])
+    with pytest.raises(Mismatch, match=r"has (only 2|more) ids for the 3 vectors"):
+        list(open_vectors(f"{local.root}/parts", ids=ids_).items())
+
+
+def test_parts_that_do_not_make_one_array_are_refused(local):
+    local.put("parts/0.npy", npy(np.eye(2)))
+    local.put("parts/1.npy", npy(np.eye(3)))
+    with pytest.raises(InputError, match=r"1\.npy has vectors of 3 numbers and .*0\.npy of 2"):
+        list(open_vectors(f"{local.root}/parts").items())
+    os.mkfifo(f"{local.root}/parts/2.npy")
+    with pytest.raises(InputError, match=r"2\.npy cannot be read: it is a named pipe"):
+        list(open_vectors(f"{local.root}/parts").items())
+
+
+@pytest.mark.parametrize("other", ["a.jpg", "x/a.tar", "a.parquet"])
+def test_a_folder_of_images_tars_or_parquet_is_no_array(local, other):
+    local.put("e.npy", npy(np.eye(2)))
+    assert vectors.is_npy(local.root)
+    local.put(other, b"")
+    assert not vectors.is_npy(local.root)
 
 
 WANTED = ["b", "a/1", "ü"]
@@ -212,6 +270,12 @@ def test_an_array_that_is_cut_off_is_refused(local, cut):
         list(open_vectors(path).items())
 
 
+def test_arrays_saved_one_behind_the_other_are_refused(local):
+    path = local.put("x.npy", npy(np.eye(3)) + npy(np.eye(3)))
+    with pytest.raises(InputError, match=r"x\.npy goes on behind its last row"):
+        list(open_vectors(path).items())
+
+
 def test_any_byte_order_and_later_headers(local):
     array = np.arange(6, dtype=">f4").reshape(2, 3)
     sink = io.BytesIO()
@@ -269,6 +333,33 @@ def test_lists_of_any_length_have_the_length_of_most(local, monkeypatch):
         assert [len(opener.vector(item.path)) for item in items[1:]] == [0, 1, 2, 2]
         with pytest.raises(ValueError, match="holds no vector"):
             opener.vector(items[0].path)
+
+
+@pytest.mark.parametrize("shape", [(D,), (1, D), (D, 1)])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_tensors_of_one_dimension_are_vectors(local, shape, kind):
+    array = np.arange(4 * D, dtype=kind).reshape(4, *shape)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(array)
+    column = pa.concat_arrays([column, pa.nulls(1, column.type)])
+    source = open_vectors(local.put("x.parquet", parquet({"id": list("abcde"), "clip": column})))
+    assert source.dimension() == D
+    found = list(source.items())
+    assert [item.image_id for item in found] == list("abcde")
+    with Opener() as opener:
+        read = [opener.vector(item.path) for item in found[:4]]
+        assert {one.dtype for one in read} == {np.dtype(kind)}
+        np.testing.assert_array_equal(read, array.reshape(4, D))
+        assert opener.read(found[0].path) == array[0].tobytes()
+        with pytest.raises(ValueError, match="holds no vector"):
+            opener.vector(found[4].path)
+
+
+@pytest.mark.parametrize("array", [np.ones((2, 2, 2), np.float32), np.ones((2, D), np.int64)])
+def test_other_tensors_are_no_vectors(local, array):
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(array)
+    path = local.put("x.parquet", parquet({"clip": column}))
+    with pytest.raises(InputError, match="no column that must be the vectors"):
+        open_vectors(path)
 
 
 def test_a_null_among_the_numbers_is_no_number(local):
