@@ -9,23 +9,23 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from jobs import options, settings
+from jobs import options, session, settings
+from jobs.interrupts import GOES_ON, Interrupts, exit_code, sentence
 from jobs.option import REQUIRED, Option
 from jobs.parsing import PARSERS
 from jobs.progress import say
 from jobs.result import put_answer, stdout_aside
-from jobs.submit import INTERRUPTED, dashboard_of, submit
-from retrieval.errors import LookalikeError
+from jobs.submit import dashboard_of, submit
+from retrieval.errors import InputError, LookalikeError
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ VERBS: dict[str, Verb] = {
 _EXIT_CODES = (
     "Exit codes: 0 done · 1 unexpected error · 2 usage · 3 input missing or unreadable · "
     "4 too many images failed · 5 below a bound that was asked for · 6 does not belong together · "
-    "7 something on disk is missing, extra or altered · 8 stalled · 130 interrupted"
+    "7 something on disk is missing, extra or altered · 8 stalled · 130 interrupted · "
+    "143 terminated"
 )
 
 
@@ -144,10 +145,13 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def _start(name: str, settings: Any) -> None:
     options.check(settings)
     aside = stdout_aside()
-    if dashboard := dashboard_of(settings):
-        raise SystemExit(submit(dashboard, name, settings, aside))
-    start: Callable[[Any], Any] = importlib.import_module(VERBS[name].module).start
-    result = start(settings)
+    try:
+        if dashboard := dashboard_of(settings):
+            raise SystemExit(submit(dashboard, name, settings, aside))
+        start: Callable[[Any], Any] = importlib.import_module(VERBS[name].module).start
+        result = start(settings)
+    except BrokenPipeError as error:  # of a connection; outside it is stdout whose reader is gone
+        raise ConnectionError(str(error)) from error
     put_answer(aside, result.as_json() if settings.json else result.as_text())
     if result.exit_code:
         raise SystemExit(result.exit_code)
@@ -155,48 +159,63 @@ def _start(name: str, settings: Any) -> None:
 
 def main() -> None:
     """Run the command line and end with the documented exit code."""
-    interrupted = _notice_interrupts()
+    interrupts = Interrupts()
+    others = session.running()  # a test may have its own
     try:
-        code = command_line().main(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+        code = _run(sys.argv[1:] or ["--help"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except BrokenPipeError:  # whoever reads the help, as `head` does, has seen enough
+        code = 0
     except BaseException as error:  # noqa: BLE001 - each gets its sentence and its code
-        code = _say(*_sentence(KeyboardInterrupt() if interrupted.is_set() else error))
-    sys.stdout.flush()
-    sys.stderr.flush()
+        code = _say(*_sentence(interrupts.noticed or error))
+    interrupts.ignore()
+    started = session.running()
+    if started is not None and started is not others:
+        started.end()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)  # Ray's threads must not outlive the answer, nor change the code
 
 
-def _notice_interrupts() -> threading.Event:
-    """Remember Ctrl-C: it reaches the workers too, whose errors may arrive before our own."""
-    noticed = threading.Event()
-
-    def notice(*_: Any) -> None:
-        noticed.set()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, notice)
-    return noticed
+def _run(words: list[str]) -> int:
+    """Do what click's own `main` does, which takes any broken pipe for that of stdout."""
+    commands = command_line()
+    try:
+        with commands.make_context("lookalike", words) as context:
+            commands.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    return 0
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:
-    """Give what is said of an error, and the exit code."""
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "interrupted; what is finished is kept, the same command goes on", INTERRUPTED
+    """Return what is said of an error, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"{sentence(error)}; {GOES_ON}", exit_code(error)
     if isinstance(error, click.ClickException):
         said = error.format_message().rstrip(".")
         return f"{said}; lookalike VERB --help shows the options", error.exit_code
     if isinstance(error, LookalikeError):
         return str(error), error.exit_code
+    if isinstance(error, FileNotFoundError) and str(error.strerror).startswith(_NO_TEMPORARY):
+        return f"{error.strerror}; set TMPDIR to a folder that can be written", InputError.exit_code
     return f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1
+
+
+_NO_TEMPORARY = "No usable temporary directory"  # what Python's tempfile says
 
 
 def _say(message: str, code: int) -> int:
     if "--debug" in sys.argv:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
     say("error: " + " ".join(message.split()))
     return code
 
 
 if __name__ == "__main__":
-    main()
+    from retrieval.entry import main as enter
+
+    enter()

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobs import session
 from jobs.connect import connect, named
 from jobs.shared import Local, local_places, refuse_unshared
 from retrieval.errors import Stalled
@@ -31,7 +32,7 @@ class Cluster:
         gpus_per_worker: float = 1.0,
         places: Sequence[Local] = (),
     ) -> None:
-        self._address = named(address)
+        self._option, self._address = address, named(address)
         self._places = places  # that all nodes must see
         self.asked = workers
         self.gpu_share = gpus_per_worker
@@ -123,7 +124,7 @@ class Cluster:
         import ray
 
         if not ray.is_initialized():  # a notebook or a test may have its own
-            connect(self._address)
+            connect(self._option)
             self._connected = True
         if not self._looked:
             self._looked = True
@@ -152,7 +153,10 @@ class Cluster:
             ray.kill(self.book)
             self.book = None
         if self._connected:
-            ray.shutdown()
+            if started := session.running():
+                started.end(ray.shutdown)
+            else:
+                ray.shutdown()
             self._connected = False
 
 
@@ -161,7 +165,8 @@ def cluster(settings: OnRay) -> Iterator[Cluster]:
     """Give the cluster of `--ray-address`, $RAY_ADDRESS, or one started here; let go of it after.
 
     Not after an error: a thread may still be waiting for an answer, and Ray's native code ends the
-    process with 1, without a word, when it is let go under it. What was started here ends with us.
+    process with 1, without a word, when it is let go under it. What was started here is then ended
+    by force (`session.py`), as the last that the command line does.
     """
     where = Cluster(
         settings.ray_address, settings.workers, gpus_per_worker=settings.gpus_per_worker,

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from jobs.counters import Counters
@@ -101,7 +101,8 @@ def progress(stage: str, total: int, unit: str, where: AtWork | None = None) -> 
 
 def say(message: str) -> None:
     """Say one thing a person should know, on stderr."""
-    print(visible(message), file=sys.stderr, flush=True)
+    with suppress(OSError):  # whoever read it may be gone, and the job goes on without
+        print(visible(message), file=sys.stderr, flush=True)
 
 
 def visible(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from jobs.progress import visible
+from retrieval.errors import StorageFailure
 
 MARK = "LOOKALIKE_ANSWER_MARK"
 """Set where `submit.py` reads the log of a job: what its answer is to stand behind."""
@@ -44,6 +44,13 @@ def stdout_aside() -> TextIO:
 def put_answer(aside: TextIO, text: str) -> None:
     """Write the answer; in the log of a job as one line of ASCII behind its mark."""
     mark = os.environ.get(MARK)
-    with contextlib.suppress(BrokenPipeError):
+    try:
         aside.write(f"{mark}{json.dumps(text + chr(10))}\n" if mark else f"{text}\n")
         aside.flush()
+    except BrokenPipeError:  # whoever reads it, as `head` does, has seen enough
+        return
+    except OSError as error:
+        raise StorageFailure(
+            f"the answer could not be written to stdout ({error.strerror}); everything else is "
+            "done: make room and run the same command again, which only tells it"
+        ) from error

@@ -14,15 +14,18 @@ import logging
 import os
 import shlex
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
+from jobs.connect import is_refused_token, named, origin, token_advice
+from jobs.interrupts import INTERRUPTED, TERMINATED, exit_code, sentence
 from jobs.progress import say
 from jobs.result import MARK
 from retrieval.errors import InputError, LookalikeError, UsageError
 
-INTERRUPTED = 130
 PATIENCE = 60.0  # seconds that a dashboard may be away while a job runs
-_OURS = {*range(9), INTERRUPTED}  # exit codes that say what came of the work
+ANSWER = 20.0  # seconds that a dashboard may take to say that it is one
+_OURS = {*range(9), INTERRUPTED, TERMINATED}  # exit codes that say what came of the work
 _ABSENT = 127  # what a shell says of a command that it does not find
 
 
@@ -30,11 +33,11 @@ def dashboard_of(settings: Any) -> str | None:
     """Give the dashboard that a command is to be submitted to, if that is what its address is."""
     if not hasattr(settings, "ray_address"):
         return None
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS", "")
+    address = named(settings.ray_address) or ""
     if address.startswith("ray://"):
         raise UsageError(
-            f"--ray-address {address}: Ray's client is not supported; http://HEAD:8265 submits the "
-            "command as a job of that cluster"
+            f"{origin(settings.ray_address)}: Ray's client is not supported; http://HEAD:8265 "
+            "submits the command as a job of that cluster"
         )
     return address if address.startswith(("http://", "https://")) else None
 
@@ -44,19 +47,20 @@ def submit(dashboard: str, verb: str, settings: Any, answers: TextIO) -> int:
     words = ["lookalike", verb, *_arguments(settings)]
     log = _Log(f"answer-{os.urandom(8).hex()}-")
     job = f"lookalike-{verb}-{os.urandom(4).hex()}"
-    client = _client(dashboard)
+    where = origin(settings.ray_address)
+    client = _client(dashboard, where)
     try:
-        _unless_refused(dashboard, lambda: client.submit_job(
+        _unless_refused(where, lambda: client.submit_job(
             entrypoint=shlex.join(["exec", "env", f"{MARK}={log.mark}", *words]), submission_id=job
         ))  # fmt: skip
         say(f"{job} runs on {dashboard}")
-        details = _follow(client, job, log, dashboard)
-    except KeyboardInterrupt:
+        details = _follow(client, job, log, where)
+    except KeyboardInterrupt as error:
         say(
-            f"error: interrupted, but the job goes on; to stop it: ray job stop {job} "
+            f"error: {sentence(error)}, but the job goes on; to stop it: ray job stop {job} "
             f"--address {shlex.quote(dashboard)}"
         )
-        return INTERRUPTED
+        return exit_code(error)
     return _ended(job, details, log, answers)
 
 
@@ -84,24 +88,34 @@ def _travels(name: str, path: str) -> bool:
     return os.path.isabs(path) or "://" in path or (name, path) == ("weights", "random")
 
 
-def _client(dashboard: str) -> Any:
+def _client(dashboard: str, where: str) -> Any:
     os.environ["RAY_API_SERVER_ADDRESS"] = dashboard  # Ray's client heeds it before what is given
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # it sets its own
-    return _unless_refused(dashboard, lambda: JobSubmissionClient(dashboard))
+    _unless_refused(where, lambda: _ask(dashboard))
+    return _unless_refused(where, lambda: JobSubmissionClient(dashboard))
 
 
-def _unless_refused(dashboard: str, ask: Any) -> Any:
+def _ask(dashboard: str) -> None:
+    """Wait for any answer of a dashboard; Ray's client would wait for ever."""
+    import requests
+
+    requests.get(f"{dashboard.rstrip('/')}/api/version", timeout=ANSWER, stream=True).close()
+
+
+def _unless_refused(where: str, ask: Callable[[], Any]) -> Any:
     from ray.exceptions import RayError
 
     try:
         return ask()
     except (OSError, RuntimeError, ValueError, KeyError, RayError) as error:
+        if is_refused_token(error):
+            raise InputError(f"{where}: {token_advice()}") from error
         raise InputError(
-            f"--ray-address {dashboard}: no dashboard of a Ray cluster takes a job there ({error})"
+            f"{where}: no dashboard of a Ray cluster takes a job there ({error})"
         ) from error
 
 
@@ -136,7 +150,7 @@ class _Log:
             say(before)
 
 
-def _follow(client: Any, job: str, log: _Log, dashboard: str) -> Any:
+def _follow(client: Any, job: str, log: _Log, where: str) -> Any:
     """Pass on what a job writes until it has ended; a lost connection is made anew."""
     import asyncio
 
@@ -160,14 +174,14 @@ def _follow(client: Any, job: str, log: _Log, dashboard: str) -> Any:
             trouble = error
         if "does not exist" in str(trouble):
             raise InputError(
-                f"--ray-address {dashboard}: it knows nothing of {job} any more, as if its head "
+                f"{where}: it knows nothing of {job} any more, as if its head "
                 f"had been started anew; {goes_on}"
             )
         if trouble is None:
             heard = time.monotonic()
         elif time.monotonic() - heard > PATIENCE:
             raise InputError(
-                f"--ray-address {dashboard}: it has told nothing of {job} for {PATIENCE:.0f} s "
+                f"{where}: it has told nothing of {job} for {PATIENCE:.0f} s "
                 f"({trouble}); the job may go on, and {goes_on}"
             )
         time.sleep(1)

@@ -1,19 +1,39 @@
-"""The first step of the console script: let `jobs` and `retrieval` mean ours.
+"""Start the command line with the right packages, search path and descriptors.
 
-Ray puts the folder a job was submitted from before everything else on the path, in the command and
-in every worker, and a package `jobs` of the user's own there would be taken for ours. So the two
-packages are imported while such folders are out of the way; their modules are then found through
-them. It stands here and not in `jobs`, which it has to find first.
+The current folder, which Python or Ray may put before everything else on the path, belongs to the
+user: a package `jobs`, or a file `torch.py`, that lies there is not what we import. Where such a
+folder is named on PYTHONPATH as well, both packages are imported past it, and their modules are
+then found through them. This is not in `jobs`, which it has to find first, and imports nothing of
+ours at the top, since `claim_packages` travels to the workers by value.
 """
 
 from __future__ import annotations
 
 
-def claim_packages() -> None:
-    """Import both packages past any folder that holds others of the same name.
+def holds_packages(folder: str) -> bool:
+    """Tell whether a folder of the path holds this project's packages."""
+    import os
 
-    Imports nothing of ours at the top, since it travels to the workers by value.
-    """
+    return os.path.isfile(os.path.join(folder, "retrieval", "entry.py"))
+
+
+def without_current_folder(entries: list[str]) -> list[str]:
+    """Return the entries of a search path but the current folder, unless it holds our packages."""
+    import os
+
+    try:
+        current = os.path.realpath(os.getcwd())
+    except FileNotFoundError:  # it has been removed: what means it finds nothing
+        return [entry for entry in entries if os.path.isabs(entry)]
+    return [
+        entry
+        for entry in entries
+        if os.path.realpath(entry or current) != current or holds_packages(entry or current)
+    ]
+
+
+def claim_packages() -> None:
+    """Take the current folder off the path, and import both packages past others of their name."""
     import importlib
     import os
     import sys
@@ -23,19 +43,41 @@ def claim_packages() -> None:
             os.path.isfile(os.path.join(entry, name, "__init__.py"))
             for name in ("jobs", "retrieval")
         )
-        return named and not os.path.isfile(os.path.join(entry, "retrieval", "entry.py"))
+        return named and not holds_packages(entry)
 
-    before = list(sys.path)
-    sys.path[:] = [entry for entry in before if not shadows(entry)]
+    cleaned = without_current_folder(sys.path)
+    sys.path[:] = [entry for entry in cleaned if not shadows(entry)]
     importlib.invalidate_caches()
     for name in ("jobs", "retrieval"):
         importlib.import_module(name)
-    sys.path[:] = before
+    sys.path[:] = cleaned
+
+
+def open_descriptors() -> None:
+    """Open the standard descriptors that are closed, so that no other file gets their numbers."""
+    import os
+    import sys
+
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
+            setattr(sys, name, stream)
 
 
 def main() -> None:
     """Start the command line."""
     import importlib
+    import os
 
+    open_descriptors()
     claim_packages()
+    if path := os.environ.get("PYTHONPATH"):  # what is started here inherits it
+        os.environ["PYTHONPATH"] = os.pathsep.join(without_current_folder(path.split(os.pathsep)))
     importlib.import_module("jobs.cli").main()

@@ -60,7 +60,7 @@ def lookalike_here(*words: object) -> Ended:
     def exited(code: int) -> None:
         raise _Exited(code)
 
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with ExitStack() as stack:
         out, err = (stack.enter_context(_descriptor(number)) for number in (1, 2))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -71,7 +71,8 @@ def lookalike_here(*words: object) -> Ended:
         except _Exited as end:
             code = end.args[0]
         finally:
-            signal.signal(signal.SIGINT, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return Ended(code, out.read_text(), err.read_text())
 
 

@@ -2,8 +2,8 @@
 
 Two promises are kept by the names: `put` replaces a file as a whole, `put_new` writes it only if
 nothing is there and says whether it did. A reader never sees half a file. Locally that is a
-temporary file in the same folder, fsync, link or replace, fsync of the folder; on object stores it
-is one conditional put (`remote.py`).
+temporary file in the same folder, fsync, link (or what `exclusive.py` does where there are no hard
+links) or replace, fsync of the folder; on object stores it is one conditional put (`remote.py`).
 
 A disk that is full or fails while a file is written stops the job with `StorageFailure`; what was
 half-written is removed.
@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from retrieval.errors import AccessRefused, StorageFailure
+from retrieval.storage.exclusive import name_if_free
 from retrieval.storage.folder import Entry, Folder, operation
 from retrieval.storage.remote import RemoteFolder
 from retrieval.storage.temporary import TEMPORARY, is_abandoned, temporary_name
@@ -69,7 +70,7 @@ class LocalFolder(Folder):
             write(name)
             _sync(name)
 
-        return not os.path.exists(self.uri(path)) and self._bring(path, fill, "link", os.link)
+        return not os.path.exists(self.uri(path)) and self._bring(path, fill, "link", name_if_free)
 
     def _bring(
         self, path: str, fill: Callable[[str], None], what: str, move: Callable[[str, str], None]
@@ -127,7 +128,7 @@ class LocalFolder(Folder):
                 with suppress(OSError):  # a disk that fails may not even let go; a sweep will
                     unlink(name)
             with suppress(FileNotFoundError):  # removed since, with all that was in it
-                _sync(folder)
+                _sync_folder(folder)
 
 
 _SWEPT = 3  # times that a temporary file may be swept away before that is an error
@@ -255,3 +256,12 @@ def _sync(path: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the names in a folder durable, where its file system can (SMB and some FUSE cannot)."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise

@@ -3,11 +3,14 @@
 Each race is told by its schedule (`tests/races.py`); `make test` takes a sample of them.
 """
 
+import errno
+import os
 import shutil
 from functools import partial
 
 import pytest
 
+from retrieval.storage import exclusive
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
 from tests.jobs.here import without_ray
@@ -16,6 +19,7 @@ from tests.jobs.test_growth import Source, check, picture
 from tests.loops import bucket_of
 from tests.races import Race, schedules
 from tests.retrieval.storage.faults import operations
+from tests.retrieval.storage.test_files import refuse
 from tests.trees import tree
 
 SAMPLE, ALL = 5, 240
@@ -55,6 +59,12 @@ def race(start, count, tmp_path):
 @pytest.mark.parametrize("name", STARTS)
 def test_a_sample_of_races_ends_as_one_run_alone(name, tmp_path):
     assert race(STARTS[name](tmp_path), SAMPLE, tmp_path) == SAMPLE
+
+
+def test_races_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    monkeypatch.setattr(exclusive, "_rename_without_replacing", refuse(errno.EINVAL))
+    assert race(STARTS["new"](tmp_path), 2, tmp_path) == 2
 
 
 @pytest.mark.nightly

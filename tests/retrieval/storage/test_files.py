@@ -1,6 +1,11 @@
 """Folders: what a reader may see, and what is left after every fault."""
 
+import errno
+import fcntl
 import os
+import shutil
+import subprocess
+import sys
 import threading
 import uuid
 from abc import ABC, abstractmethod
@@ -10,8 +15,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from retrieval.errors import StorageFailure
-from retrieval.storage import patience, remote
+from retrieval.errors import StorageFailure, UsageError
+from retrieval.storage import exclusive, patience, remote
+from retrieval.storage.commit import begin
 from retrieval.storage.files import Entry, LocalFolder, RemoteFolder, open_folder
 from retrieval.storage.reading import read_uri
 from retrieval.storage.temporary import TEMPORARY
@@ -215,6 +221,110 @@ class TestLocalFolder(FolderTests):
         assert not os.path.exists(folder.uri("nowhere"))
         os.symlink("itself", folder.uri("itself"))
         assert sorted(entry.path for entry in folder.entries()) == ["dangling", "itself", "x"]
+
+
+def refuse(number):
+    """What a file system without a call answers to it."""
+
+    def call(*words, **_):
+        raise OSError(number, os.strerror(number), words[0])
+
+    return call
+
+
+class TestLocalFolderWithoutHardLinks(TestLocalFolder):
+    """As on exFAT, which knows a rename that replaces nothing."""
+
+    @pytest.fixture(autouse=True)
+    def no_links(self, monkeypatch):
+        monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+
+
+class TestLocalFolderWithLocksAlone(TestLocalFolderWithoutHardLinks):
+    """As on a FUSE mount that knows neither links nor that flag of a rename."""
+
+    @pytest.fixture(autouse=True)
+    def no_flag(self, monkeypatch):
+        monkeypatch.setattr(exclusive, "_rename_without_replacing", refuse(errno.EINVAL))
+
+    def test_a_writer_that_was_killed_leaves_no_lock(self, folder):
+        folder.put("a/x", b"1")
+        code = (
+            "import fcntl, os, sys, time; fd = os.open(sys.argv[1], os.O_RDONLY);"
+            "fcntl.flock(fd, fcntl.LOCK_EX); print(flush=True); time.sleep(600)"
+        )
+        words = [sys.executable, "-c", code, folder.uri("a")]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as holder:
+            holder.stdout.readline()
+            done = []
+            writer = threading.Thread(target=lambda: done.append(folder.put_new("a/y", b"2")))
+            writer.start()
+            writer.join(0.3)
+            assert not done  # it waits for the other one
+            holder.kill()
+            writer.join(10)
+        assert done == [True]
+        assert folder.read("a/y") == b"2"
+
+    def test_without_locks_too_it_says_what_is_missing(self, folder, monkeypatch):
+        monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+        with pytest.raises(UsageError, match=r"no hard links.*nor locks\); name a folder that can"):
+            begin(folder, "store", {})
+        assert list(folder.entries()) == []
+
+
+PRELOADED = """
+#include <errno.h>
+#include <stdlib.h>
+int link(const char *a, const char *b) { errno = EPERM; return -1; }
+int linkat(int a, const char *b, int c, const char *d, int e) { errno = EPERM; return -1; }
+#ifdef NO_FLAG
+int renameat2(int a, const char *b, int c, const char *d, unsigned e) { errno = EINVAL; return -1; }
+#endif
+"""
+"""A C library of a file system without hard links."""
+
+WRITERS = """
+import sys
+from retrieval.storage.files import LocalFolder
+folder = LocalFolder(sys.argv[1])
+print([folder.put_new(f"a/{n}", sys.argv[2].encode() * 1000) for n in range(60)].count(True))
+"""
+
+
+@pytest.mark.parametrize("flags", [(), ("-DNO_FLAG",)])
+def test_processes_race_where_the_system_refuses_links(tmp_path, flags):
+    compiler = shutil.which("gcc") or pytest.skip("no C compiler to build a file system's refusal")
+    (tmp_path / "refuse.c").write_text(PRELOADED)
+    words = [compiler, "-shared", "-fPIC", *flags, "-o", tmp_path / "r.so", tmp_path / "refuse.c"]
+    subprocess.run(words, check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(tmp_path / "r.so")}
+    racing = [
+        subprocess.Popen([sys.executable, "-c", WRITERS, tmp_path / "out", letter],
+                         stdout=subprocess.PIPE, env=environment, cwd=Path(__file__).parents[3])
+        for letter in "ab"
+    ]  # fmt: skip
+    won = [int(writer.communicate(timeout=60)[0]) for writer in racing]
+    folder = LocalFolder(str(tmp_path / "out"))
+    assert sum(won) == 60
+    assert [sum(folder.read(f"a/{n}") == letter * 1000 for n in range(60)) for letter in
+            (b"a", b"b")] == won  # fmt: skip
+    assert len(list(folder.entries())) == 60
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = LocalFolder(str(tmp_path / "out"))
+    assert folder.put_new("a", b"1")
+    folder.put("a", b"2")
+    assert folder.read("a") == b"2"
 
 
 class TestRemoteFolder(FolderTests):
