@@ -24,7 +24,7 @@ from benchmarks.told import tell
 from retrieval.embeddings.store import open_store
 from retrieval.index.build_shard import Making
 from retrieval.index.finish import missing_shards
-from retrieval.index.neighbours import Sample, make_shard
+from retrieval.index.neighbours import make_shard, samples_of
 from retrieval.index.sampling import sample_of
 from retrieval.index.sizing import Gallery, plan_index
 from retrieval.index.training import train_index
@@ -61,11 +61,11 @@ def measure(rows: int, dimension: int, scratch: str) -> dict[str, Any]:
     commit.begin(folder, "index", {})
     trained = train_index(folder, store, plan, "cosine", 0, Here())
     ((number, extents),) = missing_shards(folder, store, plan)
-    vectors, own = sample_of(store, 500, 1)
+    vectors, own = sample_of(store, 500, 1, "curve")
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     cpu = time.process_time()
     making = Making(folder, store, "cosine", trained.faiss, store.dtype, scratch)
-    make_shard(making, Sample(vectors, own, 101), number, extents)
+    make_shard(making, samples_of(vectors, own, store.rows, store.dtype), number, extents)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     planned = rows * plan.bytes_per_vector
     return {

@@ -165,7 +165,7 @@ def _split(
             f"--exact {settings.exact} differs from {settings.matches} in {', '.join(different)}; "
             "rank the same with --recall exact"
         )
-    if manifest.counts["certificate"]["sample"]:
+    if manifest.counts["certificate"]["low"] < 1:
         raise Mismatch(f"--exact {settings.exact} is not exact; rank again with --recall exact")
     best = judged_results(exact, manifest, truth, cuts)
     comparison = compare(best, results, settings.intervals_over)

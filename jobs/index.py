@@ -117,8 +117,8 @@ def _put_bundle(folder: Folder, store: Store) -> None:
 def _bring_up(settings: IndexSettings, where: Cluster, folder: Folder, store: Store) -> Manifest:
     """Train if nothing is trained, build the shards that are missing, measure, finish."""
     from retrieval.index import finish
-    from retrieval.index.neighbours import Sample
-    from retrieval.index.recall import CURVE_K, SAMPLE
+    from retrieval.index.neighbours import samples_of
+    from retrieval.index.recall import SAMPLE
     from retrieval.index.sampling import sample_of
     from retrieval.index.sizing import Gallery, plan_index
     from retrieval.index.training import train_index
@@ -131,20 +131,22 @@ def _bring_up(settings: IndexSettings, where: Cluster, folder: Folder, store: St
     workers = Spread(where)
     trained = train_index(folder, store, plan, settings.metric, settings.seed, workers)
     work = finish.missing_shards(folder, store, trained.plan)
-    vectors, rows = sample_of(store, SAMPLE, settings.seed + 1, workers)
-    sample = Sample(vectors, rows, max(CURVE_K) + 1)
-    build_one = _shard_builder(settings, folder, store, trained, sample)
+    vectors, rows = sample_of(store, SAMPLE, settings.seed, "curve", workers)
+    samples = samples_of(vectors, rows, store.rows, trained.plan.codes)
+    build_one = _shard_builder(settings, folder, store, trained, samples)
     done: list[ShardResult] = []
     with progress("index", len(work), "shards", where) as bar:
         for result in tasks.tasks(where, build_one, work):
             done.append(result)
             bar.advance(1)
     done.sort(key=lambda result: result.number)
-    return finish.finish_index(folder, store, trained, sample, done, settings.metric, settings.seed)
+    return finish.finish_index(
+        folder, store, trained, samples, done, settings.metric, settings.seed
+    )
 
 
 def _shard_builder(
-    settings: IndexSettings, folder: Folder, store: Store, trained: Any, sample: Any
+    settings: IndexSettings, folder: Folder, store: Store, trained: Any, samples: Any
 ) -> Callable[[Any], ShardResult]:
     metric, scratch = settings.metric, settings.scratch
     _ = store.more  # known before the store travels, so that no task reads the listings
@@ -155,7 +157,7 @@ def _shard_builder(
 
         make_scratch(scratch)
         making = Making(folder, store, metric, trained.faiss, trained.plan.codes, scratch, alive)
-        return make_shard(making, sample, *work)
+        return make_shard(making, samples, *work)
 
     return build_one
 

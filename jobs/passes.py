@@ -42,23 +42,47 @@ def answer(
 
     Gives the recall reached, and how many queries found no match at all.
     """
-    from retrieval.index.certificate import certify
-
-    task = _task(settings, where, folder, index_folder, index, queries, may_match)
+    task, extrapolated = _task(settings, where, folder, index_folder, index, queries, may_match)
     if may_match.expansion is not None:
         task = _expanded(where, task, may_match.expansion)
-    _pass(where, task)
-    certificate, wider = certify(task, settings.recall, settings.seed)
-    if wider > task.nprobe and settings.nprobe is None:
-        say(f"recall {certificate.recall:.3f} is below {settings.recall}: reading {wider} lists")
-        task = dataclasses.replace(task, nprobe=wider)
-        _pass(where, task)
-        again, _ = certify(task, settings.recall, settings.seed)
-        certificate = dataclasses.replace(again, passes=2)
+    task, certificate = _searched(settings, where, task)
     _fill(where, task)
-    found = put_matches(where, task)
+    matched = put_matches(where, task)
     put_possible(where, task)
-    return certificate, queries.rows - found
+    return dataclasses.replace(certificate, extrapolated=extrapolated), queries.rows - matched
+
+
+def _searched(settings: RankSettings, where: Cluster, task: Any) -> tuple[Any, Certificate]:
+    """Search, and look at the recall of a growing sample until it is shown to be enough.
+
+    Where it is shown not to be, or nothing is shown when the sample may grow no more, more lists
+    are read once. Each look goes on from what lies on disk, so a killed run looks again at the
+    same.
+    """
+    from retrieval.index.certificate import certify
+    from retrieval.index.recall_interval import verdict_of
+
+    passes = 1
+    while True:
+        _pass(where, task)
+        certificate, wider = certify(task, settings.recall, settings.seed)
+        verdict = verdict_of(certificate.low, certificate.high, settings.recall)
+        if verdict == "met" or settings.nprobe is not None:
+            break
+        shown = (
+            f"recall {certificate.recall:.3f} [{certificate.low:.3f}, {certificate.high:.3f}] "
+            f"of {certificate.sample} sampled queries"
+        )
+        if verdict == "undecided" and task.look + 1 < len(task.looks):
+            task = dataclasses.replace(task, look=task.look + 1)
+            say(f"{shown} does not decide about {settings.recall:g}: sampling {len(task.sample)}")
+        elif passes == 1 and wider > task.nprobe:
+            say(f"{shown} does not reach {settings.recall:g}: reading {wider} lists")
+            task = dataclasses.replace(task, nprobe=wider)
+            passes = 2
+        else:
+            break
+    return task, dataclasses.replace(certificate, passes=passes)
 
 
 def _task(
@@ -69,36 +93,47 @@ def _task(
     index: Manifest,
     queries: Store,
     may_match: MayMatch,
-) -> Any:
+) -> tuple[Any, int]:
+    """Prepare the search; also return the largest k measured, where more matches are asked for."""
     from retrieval.index import recall
     from retrieval.index.answer import Task, block_rows
-    from retrieval.index.sampling import sample_of
+    from retrieval.index.recall_interval import LOOKS, look_sizes
+    from retrieval.index.sampling import rows_in_hash_order
     from retrieval.index.shards import RECALL_TABLE
 
     nlist, k = index.counts["nlist"], settings.top_k
+    codes, metric = index.counts["codes"], index.counts["metric"]
     if k > index.counts["rows"]:
         say(f"--top-k {k} is more than the gallery has: each query gets {index.counts['rows']}")
-    nprobe = nlist
+    nprobe, extrapolated = nlist, 0
+    every = index.counts["probe_all"] or settings.recall == 1 or k >= index.counts["rows"]
     if settings.nprobe is not None:
         nprobe = min(settings.nprobe, nlist)
-    elif settings.recall < 1 and not index.counts["probe_all"]:
+    elif codes and queries.rows <= LOOKS[0]:
+        pass  # all would be sampled, that is searched exactly
+    elif not every:
         curve = read_table(index_folder, index, RECALL_TABLE)
         nprobe = recall.choose_nprobe(curve, k, settings.recall, nlist)
-    sample = np.empty(0, np.int64)
-    codes, metric = index.counts["codes"], index.counts["metric"]
-    if nprobe < nlist or codes is None:
-        count = recall.sample_for(queries.rows, nprobe, nlist)
-        sample = sample_of(queries, count, settings.seed)[1]
+        depth = recall.measured_depth(curve)
+        extrapolated = depth if k > depth else 0
+    looks: list[Any] = []
+    if queries.rows and (nprobe < nlist or codes is None):
+        sizes = look_sizes(queries.rows, nprobe, nlist)
+        if settings.nprobe is not None:  # measured, and nothing depends on it
+            sizes = sizes[:1]
+        sampled = rows_in_hash_order(queries, sizes[-1], settings.seed, "certificate")
+        looks = np.split(sampled, sizes[:-1])
     memory = finished.read_settings(index_folder)["max_index_memory"]
     neighbours = may_match.expansion.count if may_match.expansion else 0
-    return Task(
-        index_folder, index, codes, metric, queries, folder, nprobe, k, sample, alive,
+    task = Task(
+        index_folder, index, codes, metric, queries, folder, nprobe, k, tuple(looks), alive,
         vectors=gallery_vectors(settings, index_folder, index),
         product="cuda" if settings.device != "cpu" and where.gpus else "cpu",
         allowed=may_match.allowed, bars=may_match.bars, least=may_match.least,
         block_rows=block_rows(queries.dimension, max(k, neighbours), memory), memory=memory,
         scratch=settings.scratch,
     )  # fmt: skip
+    return task, extrapolated
 
 
 def gallery_vectors(settings: RankSettings, index_folder: Folder, index: Manifest) -> Store | None:
@@ -146,7 +181,7 @@ def _expanded(where: Cluster, task: Any, expansion: Expansion) -> Any:
 
     blocks, shards = len(task.blocks), len(task.shards)
     first = dataclasses.replace(
-        task, matches=task.matches.child(FIRST), top_k=expansion.count, sample=task.sample[:0]
+        task, matches=task.matches.child(FIRST), top_k=expansion.count, looks=()
     )
     if not all(task.matches.exists(expanded_path(number)) for number in range(blocks)):
         _pass(where, first)

@@ -12,6 +12,7 @@ from jobs.put_report import IMAGES_HERE, SHOWN_IN_OUTPUT
 from jobs.runfile import peak_memory
 from jobs.settings import PlanSettings
 from retrieval.costs import Counts, Rates, Sizes, expected_pictures, guessed_nprobe
+from retrieval.index.recall_interval import LOOKS
 from retrieval.index.sizing import Gallery, plan_index
 from retrieval.report.rows import SHOWN_MATCHES
 
@@ -28,9 +29,10 @@ def counts_of(settings: PlanSettings, probe: Probe, sides: dict[str, Listed]) ->
         settings.max_index_memory, rows_per_shard=settings.rows_per_shard,
         factory=settings.index_factory,
     )  # fmt: skip
-    every = made.probe_all or settings.recall == 1
-    nprobe = settings.nprobe or (made.nlist if every else guessed_nprobe(made.nlist))
     asked = queries.rows if queries else None
+    every = made.probe_all or settings.recall == 1
+    every |= bool(made.codes) and asked is not None and asked <= LOOKS[0]  # each is sampled
+    nprobe = settings.nprobe or (made.nlist if every else guessed_nprobe(made.nlist))
     return Counts(
         gallery.rows, asked, dimension,
         (gallery.chunk_rows, queries.chunk_rows if queries else 1), made,

@@ -97,7 +97,7 @@ def asked(image_ids: pa.Array, classes: Int64, most: int, seed: int) -> Int64:
     places = askable(classes)
     if len(places) <= most:
         return places
-    hashes = hashes_of(image_ids.take(pa.array(places)).to_pylist(), seed)
+    hashes = hashes_of(image_ids.take(pa.array(places)).to_pylist(), seed, "compare")
     return np.sort(places[np.argsort(hashes, kind="stable")[:most]])
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retrieval.index.kmeans import ITERATIONS
-from retrieval.index.recall import SAMPLE, sample_for
+from retrieval.index.recall import SAMPLE
+from retrieval.index.recall_interval import LOOKS
 from retrieval.index.training import FLAT_LISTS
 from retrieval.records import IndexPlan
 
@@ -34,6 +35,10 @@ JUDGED = 10**7 / 16.4
 PART_READ = 0.045 / (4096 * 512)
 """Seconds of a core a number of a part that is checked, parsed and drawn from: `benchmarks.scale
 --part`."""
+
+_DEPTHS = 2
+"""Times that a shard meets the sample of its recall: once for 100 neighbours, once, of a quarter of
+the sample, for 1,000, which takes as long (2.4 s and 2.0 s for 150,000 x 256)."""
 
 _DRIVER_CHUNK = 640
 """Bytes the driver holds a chunk: 0.64 GB for 10^6 (`benchmarks/README.md`, driver)."""
@@ -180,7 +185,7 @@ def _index(rates: Rates, counts: Counts, fleet: Fleet) -> float:
     train = 2.0 * d * plan.sample_rows * lists * ITERATIONS / rates.multiplied
     slices = max(1, plan.sample_rows // 8192)
     place = 2.0 * d * counts.shard_rows * plan.nlist / rates.multiplied
-    known = min(SAMPLE, counts.gallery) * counts.shard_rows / rates.compared
+    known = _DEPTHS * min(SAMPLE, counts.gallery) * counts.shard_rows / rates.compared
     rounds = -(-counts.shards // fleet.cores)
     return read + train / min(slices, fleet.cores) + rounds * (place + known)
 
@@ -189,13 +194,13 @@ def _rank(rates: Rates, counts: Counts, queries: int, fleet: Fleet) -> float:
     """Choose the lists of each query, meet them in each shard, merge.
 
     A shard meets `nprobe` of `nlist` lists of each query, and all of them of the queries that the
-    recall is certified by. It is counted as one task, though several share it where shards are
-    fewer than cores (`index/answer.py`): of few shards and many queries this is too much.
+    recall is measured by: as many as are sampled at the second look, by which it is mostly decided.
+    It is counted as one task, though several share it where shards are fewer than cores
+    (`index/answer.py`): of few shards and many queries this is too much.
     """
     share = counts.nprobe / counts.plan.nlist
     lists = 2.0 * counts.dimension * queries * counts.plan.nlist / rates.multiplied
-    sample = 0 if share >= 1 else min(queries, sample_for(queries, counts.nprobe,
-                                                          counts.plan.nlist))  # fmt: skip
+    sample = 0 if share >= 1 else min(queries, LOOKS[1])
     pairs = (queries * share + sample) * counts.shard_rows
     rounds = -(-counts.shards // fleet.cores)
     merge = queries * counts.top_k / MERGED

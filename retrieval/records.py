@@ -137,23 +137,52 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Which recall a ranking reached, and how that is known."""
+    """Which recall the matches of a ranking have, and how that is known.
+
+    Sampled queries were also searched exactly. Their recall is that of the search, an estimate for
+    all queries; their exact answers are among the matches, of which the recall is therefore higher.
+    `low` and `high` are the ends of 95 % intervals, of all looks at growing samples together.
+    """
 
     nprobe: int
     nlist: int
     target: float
-    recall: float
+    recall: float  # of the matches, where sampled queries count as 1
     low: float
     high: float
     sample: int  # queries that were also searched exactly; 0: all lists probed, nothing to sample
     passes: int
+    search_recall: float = 1.0  # of the search, before exact answers replaced its own
+    search_low: float = 1.0
+    search_high: float = 1.0
+    queries: int = 0
+    extrapolated: int = 0  # the largest k that was measured, where more matches were asked for
 
     def sentence(self) -> str:
-        """Say in one line which recall it is and how that is known."""
+        """Return one line: which recall it is and how that is known."""
+        if self.extrapolated:
+            return f"{self._measured()}; {_EXTRAPOLATED.format(self.extrapolated)}"
+        return self._measured()
+
+    def _measured(self) -> str:
         if self.sample == 0:
             return f"recall 1.000: all {self.nlist} lists were read"
+        if self.sample == self.queries:
+            known = f"recall 1.000: each of the {self.queries} queries was also searched exactly"
+        else:
+            known = (
+                f"recall {self.recall:.3f} [{self.low:.3f}, {self.high:.3f}] of the matches, exact "
+                f"for {self.sample} sampled of {self.queries} queries"
+            )
+        searched = f"{self.search_recall:.3f}"
+        if self.search_low < self.search_high:
+            searched += f" [{self.search_low:.3f}, {self.search_high:.3f}]"
         return (
-            f"recall {self.recall:.3f} [{self.low:.3f}, {self.high:.3f}] against exact search of "
-            f"{self.sample} of the queries, {self.nprobe} of {self.nlist} lists read "
-            f"(asked for {self.target:g})"
+            f"{known} (asked for {self.target:g}); {self.nprobe} of {self.nlist} lists read, whose "
+            f"search alone has {searched}"
         )
+
+
+_EXTRAPOLATED = (
+    "how many lists to read was extrapolated from the {} closest, which the index was measured for"
+)

@@ -127,7 +127,7 @@ RECALL = Table(
         Column("k", pa.int32(), "neighbours asked for"),
         Column("nprobe", pa.int32(), "lists probed"),
         Column("recall", pa.float64(), "mean share of the k exact neighbours found, 0 to 1"),
-        Column("low", pa.float64(), "lower end of its 95 % bootstrap interval over samples"),
+        Column("low", pa.float64(), "lower end of its 95 % interval over samples"),
         Column("high", pa.float64(), "upper end"),
         Column("sample", pa.int32(), "gallery rows measured, each against all others"),
     ),

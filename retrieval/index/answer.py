@@ -2,7 +2,7 @@
 
     work/lists/NPROBE/BLOCK.parquet              the lists that each query of a block reads
     work/candidates/NPROBE/SHARD-BLOCK.parquet   what the shard found for the block
-    work/exact/SHARD-BLOCK.parquet               for sampled queries, all lists read
+    work/exact/LOOK/SHARD-BLOCK.parquet          for queries that a look samples, all lists read
 
 A shard is read once, or once a task that shares it; an answer that is there already is not made
 again. What other shards have answered spares work: a row that is surely below their k-th best is
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -62,7 +62,7 @@ class Task:
     matches: Folder
     nprobe: int
     top_k: int
-    sample: NDArray[np.int64]  # rows of the queries that are also searched exactly
+    looks: tuple[NDArray[np.int64], ...]  # rows of queries that each look adds to the sample
     tell: Callable[[], None] = nothing  # called for each block, as a sign of life
     vectors: Store | None = None  # where the codes are not the vectors: the store that has them
     product: str = "cpu"  # what multiplies: cpu, cuda
@@ -73,6 +73,32 @@ class Task:
     block_rows: int = 1  # queries of a block, unless a chunk of them has more
     memory: int = 1 << 32  # bytes that a task may hold
     scratch: str | None = None  # local folder: the shard at hand, where that is in a bucket
+    look: int = 0  # the look at hand: all queries up to it are also searched exactly
+
+    @cached_property
+    def sample(self) -> NDArray[np.int64]:
+        """Return the rows, ascending, of the queries that are also searched exactly."""
+        return np.sort(np.concatenate([np.empty(0, np.int64), *self.looks[: self.look + 1]]))
+
+    def exact_blocks(self, shard: int, blocks: Iterable[int]) -> list[tuple[str, int, int]]:
+        """Return the path, look and block of each exact answer of a shard up to the look at hand.
+
+        Blocks without a query of a look have none.
+        """
+        return [
+            (exact_path(look, shard, number), look, number)
+            for number in blocks
+            for look in range(min(self.look + 1, len(self.looks)))
+            if len(self.sampled(look, number))
+        ]
+
+    def sampled(self, look: int, number: int) -> NDArray[np.int64]:
+        """Return the rows, ascending, of the queries of a block that a look adds to the sample."""
+        chunks = self.blocks[number]
+        first, last = chunks[0].base + chunks[0].first, chunks[-1].base + chunks[-1].last
+        rows = np.sort(self.looks[look])
+        begin, end = np.searchsorted(rows, [first, last])
+        return rows[begin:end]
 
     def open(self, number: int) -> Shard:
         """Read a shard, with what its rows are allowed."""
@@ -137,9 +163,16 @@ def candidates_path(nprobe: int, shard: int, number: int) -> str:
     return f"{WORK}candidates/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
 
 
-def exact_path(shard: int, number: int) -> str:
-    """Give the path of what a shard holds closest to a block's sampled queries."""
-    return f"{WORK}exact/{shard:05d}-{number:05d}.parquet"
+def exact_path(look: int, shard: int, number: int) -> str:
+    """Return the path of what a shard holds closest to the queries of a block that a look adds."""
+    return f"{WORK}exact/{look}/{shard:05d}-{number:05d}.parquet"
+
+
+def exact_answers(task: Task, number: int) -> Iterator[pa.Table]:
+    """Yield what the shards hold closest to the sampled queries of a block."""
+    for shard in task.shards:
+        for path, _, _ in task.exact_blocks(shard, [number]):
+            yield read_answer(task.matches, path)
 
 
 def expanded_path(number: int) -> str:
@@ -185,22 +218,22 @@ def answer_shard(task: Task, number: int, share: int = 0, shares: int = 1) -> in
     there |= {entry.path for entry in task.matches.entries(f"{WORK}exact")}
     searcher: Searcher | None = None
     for block_number in range(share, len(task.blocks), shares):
-        paths = candidates_path(task.nprobe, number, block_number), exact_path(number, block_number)
-        wanted = [path not in there for path in paths]
-        if not wanted[0] and (not wanted[1] or len(task.sample) == 0):
+        path = candidates_path(task.nprobe, number, block_number)
+        exact = [one for one in task.exact_blocks(number, [block_number]) if one[0] not in there]
+        if path in there and not exact:
             continue
         task.tell()
         searcher = searcher or _searcher(task, number)
         asked = task.block(block_number)
-        if wanted[0]:
+        if path not in there:
             known = _known(task, number, block_number, there)
             answer = _answer(task, searcher, asked, block_number, known)
-            task.matches.put_new(paths[0], sealed_parquet(answer))
-        if wanted[1] and len(task.sample):
-            sampled = asked.filter(pc.is_in(asked["row"], pa.array(task.sample)))
-            known_of = task.asked(searcher.shard, sampled)
-            answer = searcher.search(known_of, None, task.top_k)
-            task.matches.put_new(paths[1], sealed_parquet(answer))
+            task.matches.put_new(path, sealed_parquet(answer))
+        for exact_file, look, _ in exact:
+            rows = pa.array(task.sampled(look, block_number))
+            sampled = task.asked(searcher.shard, asked.filter(pc.is_in(asked["row"], rows)))
+            answer = searcher.search(sampled, None, task.top_k)
+            task.matches.put_new(exact_file, sealed_parquet(answer))
     return len(task.blocks)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.closest import nearest
@@ -16,10 +17,11 @@ from retrieval.errors import UsageError
 from retrieval.index import recall
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
-from retrieval.index.neighbours import Sample, blocks_of_shard, nearest_of
+from retrieval.index.neighbours import blocks_of_shard, nearest_of, samples_of
 from retrieval.index.sampling import hashes_of, share_for, within
 from retrieval.index.shards import RECALL_TABLE, Shard, open_shard
 from retrieval.index.training import TRAINED
+from retrieval.records import Neighbours
 from retrieval.scoring import Block, block, norms_of
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
@@ -90,18 +92,28 @@ def curve_again(folder: Folder) -> list[str]:
     settings, metric = finished.read_settings(folder), manifest.counts["metric"]
     shards = range(int(manifest.counts["shards"]))
     share = share_for(recall.SAMPLE, int(manifest.counts["rows"]))
-    drawn = [_drawn(_opened(folder, manifest, n), share, settings["seed"] + 1) for n in shards]
+    drawn = [_drawn(_opened(folder, manifest, n), share, settings["seed"]) for n in shards]
     order = np.argsort(np.concatenate([rows for rows, _ in drawn]))
     rows = np.concatenate([rows for rows, _ in drawn])[order]
-    sample = Sample(np.concatenate([v for _, v in drawn])[order], rows, max(recall.CURVE_K) + 1)
-    opened = (_opened(folder, manifest, number) for number in shards)
-    found = [nearest_of(shard, blocks_of_shard(shard), sample) for shard in opened]
-    centroids = centroids_of(from_bytes(folder.read(TRAINED)))
+    vectors = np.concatenate([v for _, v in drawn])[order]
+    counts = manifest.counts
+    samples = samples_of(vectors, rows, int(counts["rows"]), counts["codes"])
+    best: list[Neighbours | None] = [None] * len(samples)
+    for shard in (_opened(folder, manifest, number) for number in shards):
+        for place, sample in enumerate(samples):
+            nearest_rows = nearest_of(shard, blocks_of_shard(shard), sample)
+            parts = [part for part in (best[place], nearest_rows) if part is not None]
+            best[place] = recall.merge_neighbours(parts, sample.k)
     measure = list_metric(metric)
-    others = recall.without_self(recall.merge_neighbours(found, sample.k), rows)
-    curve = recall.recall_curve(
-        block(sample.vectors, measure), block(centroids, measure), others, seed=settings["seed"]
-    )
+    centroids = block(centroids_of(from_bytes(folder.read(TRAINED))), measure)
+    curve = pa.concat_tables(
+        recall.recall_curve(
+            block(sample.vectors, measure), centroids,
+            recall.without_self(merged, sample.rows), sample.ks, seed=settings["seed"],
+        )
+        for sample, merged in zip(samples, best, strict=True)
+        if merged is not None
+    ).combine_chunks()  # fmt: skip
     digest = hashlib.sha256(sealed_parquet(curve)).hexdigest()
     if digest == manifest.files[RECALL_TABLE].sha256:
         return []
@@ -113,7 +125,8 @@ def curve_again(folder: Folder) -> list[str]:
 def _drawn(shard: Shard, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.generic]]:
     """Give the rows of a shard that belong to the sample, and their vectors."""
     table = shard.metadata.filter(shard.alive)
-    wanted = table["row"].to_numpy()[within(hashes_of(table["image_id"].to_pylist(), seed), share)]
+    hashes = hashes_of(table["image_id"].to_pylist(), seed, "curve")
+    wanted = table["row"].to_numpy()[within(hashes, share)]
     rows, vectors = [np.empty(0, np.int64)], [np.empty((0, shard.index.d), shard.codes)]
     for number in range(shard.index.nlist):
         own, values = shard.listed(number)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.candidates import best_of
-from retrieval.index.answer import Task, candidates_path, read_answer
+from retrieval.index.answer import Task, candidates_path, exact_answers, read_answer
 from retrieval.index.search import Searcher
 from retrieval.index.shards import Shard
 from retrieval.int8 import search_product
@@ -42,6 +42,7 @@ def find_short(task: Task, number: int) -> tuple[int, int]:
         rows = task.block(number)["row"].to_numpy()
         query, counts = np.unique(best["query"].to_numpy(), return_counts=True)
         short = np.setdiff1d(rows, query[counts >= task.top_k])
+        short = np.setdiff1d(short, task.sample)  # which have their exact answers
         task.matches.put_new(path, sealed_parquet(pa.table({"row": pa.array(short, pa.int64())})))
     return number, len(read_answer(task.matches, path))
 
@@ -67,13 +68,15 @@ def fill_shard(task: Task, number: int) -> int:
 
 
 def all_answers(task: Task, number: int) -> Iterator[pa.Table]:
-    """Give what the shards found for a block, short queries filled."""
+    """Yield what the shards found for a block: short queries filled, sampled ones exact."""
     path = short_path(task.nprobe, number)
     short = pa.array([], pa.int64())
     if task.matches.exists(path):
         short = read_answer(task.matches, path)["row"].combine_chunks()
+    replaced = pa.array(np.union1d(short.to_numpy(), task.sample), pa.int64())
     for part in _answers(task, number):
-        yield part.filter(pc.invert(pc.is_in(part["query"], short)))
+        yield part.filter(pc.invert(pc.is_in(part["query"], replaced)))
+    yield from exact_answers(task, number)
     if len(short) == 0:
         return
     for shard in task.shards:

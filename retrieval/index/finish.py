@@ -5,7 +5,7 @@ The manifest is removed before anything that it names is replaced, and put anew 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,13 +63,14 @@ def finish_index(
     folder: Folder,
     store: Store,
     trained: Trained,
-    sample: Sample,
+    samples: Sequence[Sample],
     done: list[ShardResult],
     metric: Metric,
     seed: int,
 ) -> Manifest:
     """Put the tables of the whole index and the manifest; `done` are all its shards."""
-    curve = _curve(folder, trained, sample, len(done), metric, seed)
+    measured = (_curve(folder, trained, one, len(done), metric, seed) for one in samples)
+    curve = pa.concat_tables(measured).combine_chunks()
     folder.delete(MANIFEST)
     folder.put(RECALL_TABLE, sealed_parquet(curve))
     folder.put(LABELS, sealed_parquet(labels_table(result.labels for result in done)))
@@ -104,11 +105,13 @@ def _curve(
     if trained.plan.codes:
         measure = list_metric(metric)
         centroids = block(centroids_of(index), measure)
-        return recall.recall_curve(block(sample.vectors, measure), centroids, others, seed=seed)
+        return recall.recall_curve(
+            block(sample.vectors, measure), centroids, others, sample.ks, seed=seed
+        )
     coarse, per_match = lossy.coarse_of(index), lossy.CANDIDATES_PER_MATCH
     proposed = _others(folder, sample, shards, by_codes_path, sample.k * per_match)
     return recall.recall_curve(
-        coarse.inside(sample.vectors, metric), coarse.centroids, others, seed=seed,
+        coarse.inside(sample.vectors, metric), coarse.centroids, others, sample.ks, seed=seed,
         places=recall.places_among(others, proposed), per_match=per_match,
     )  # fmt: skip
 
@@ -117,8 +120,10 @@ def _others(
     folder: Folder, sample: Sample, shards: int, path: Callable[[Sample, int], str], k: int
 ) -> Neighbours:
     """Merge what the shards hold closest to the sample, each row itself left out."""
-    parts = [read_neighbours(folder, path(sample, number)) for number in range(shards)]
-    return recall.without_self(recall.merge_neighbours(parts, k), sample.rows)
+    best = read_neighbours(folder, path(sample, 0))
+    for number in range(1, shards):  # one by one: all at once would grow with the gallery
+        best = recall.merge_neighbours([best, read_neighbours(folder, path(sample, number))], k)
+    return recall.without_self(best, sample.rows)
 
 
 def _drift(trained: Trained, done: list[ShardResult]) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from retrieval.errors import Damaged
 from retrieval.index.build_shard import Making, put_shard
 from retrieval.index.coverage import Extents
 from retrieval.index.lossy import CANDIDATES_PER_MATCH, Codes
+from retrieval.index.recall import CURVE_K, DEEP_K, DEEP_SHARE
 from retrieval.index.shards import Shard
 from retrieval.records import Neighbours, ShardResult
 from retrieval.scoring import block
@@ -42,14 +43,33 @@ class Sample:
 
     vectors: Vectors
     rows: NDArray[np.int64]
-    k: int  # neighbours wanted, themselves among them
+    ks: tuple[int, ...] = CURVE_K  # ascending: recall is measured at each
+
+    @property
+    def k(self) -> int:
+        """Return how many neighbours are wanted, the sampled vector itself among them."""
+        return self.ks[-1] + 1
 
     @cached_property
     def name(self) -> str:
         """Give what tells it from the sample of the same store before it grew."""
         digest = hashlib.sha256(np.ascontiguousarray(self.vectors).tobytes())
-        digest.update(self.rows.tobytes())
+        digest.update(self.rows.tobytes() + repr(self.ks).encode())
         return digest.hexdigest()[:16]
+
+
+def samples_of(
+    vectors: Vectors, rows: NDArray[np.int64], gallery: int, codes: str | None
+) -> list[Sample]:
+    """Return the samples that recall is measured on: all vectors, and some of them for a large k.
+
+    `gallery` are the rows there are; `codes` those of the index, None where they lose something.
+    """
+    samples, depth = [Sample(vectors, rows)], min(DEEP_K, gallery - 1)
+    if codes and depth > CURVE_K[-1]:
+        deep = slice(None, None, DEEP_SHARE)
+        samples.append(Sample(vectors[deep], rows[deep], (depth,)))
+    return samples
 
 
 def neighbours_path(sample: Sample, number: int) -> str:
@@ -62,21 +82,26 @@ def by_codes_path(sample: Sample, number: int) -> str:
     return f"{WORK}neighbours/{sample.name}/{number:05d}.codes.parquet"
 
 
-def make_shard(making: Making, sample: Sample, number: int, extents: Extents) -> ShardResult:
-    """Put a shard and its neighbours of the sample, or find them put; say what they came to."""
+def make_shard(
+    making: Making, samples: Sequence[Sample], number: int, extents: Extents
+) -> ShardResult:
+    """Put a shard and its neighbours of the samples, or find them put; say what they came to."""
     put = put_shard(making, number, extents)
     codes = None if making.codes else Codes(put.shard)
-    path, by_codes = neighbours_path(sample, number), by_codes_path(sample, number)
-    if not making.folder.exists(path):
-        live = (
-            blocks_of_shard(put.shard) if codes is None else _stored(making.store, extents, codes)
-        )
-        found = nearest_of(put.shard, live, sample)
-        making.folder.put_new(path, neighbours_to_bytes(found))
-    if codes and not making.folder.exists(by_codes):
-        asked = codes.coarse.inside(sample.vectors, making.metric)
-        found = codes.search(asked, codes.coarse.ivf.nlist, sample.k * CANDIDATES_PER_MATCH)
-        making.folder.put_new(by_codes, neighbours_to_bytes(found))
+    for sample in samples:
+        path, by_codes = neighbours_path(sample, number), by_codes_path(sample, number)
+        if not making.folder.exists(path):
+            live = (
+                blocks_of_shard(put.shard)
+                if codes is None
+                else _stored(making.store, extents, codes)
+            )
+            found = nearest_of(put.shard, live, sample)
+            making.folder.put_new(path, neighbours_to_bytes(found))
+        if codes and not making.folder.exists(by_codes):
+            asked = codes.coarse.inside(sample.vectors, making.metric)
+            found = codes.search(asked, codes.coarse.ivf.nlist, sample.k * CANDIDATES_PER_MATCH)
+            making.folder.put_new(by_codes, neighbours_to_bytes(found))
     rows = int(put.shard.alive.sum())
     return ShardResult(number, rows, dict(put.labels), put.files, put.spread)
 

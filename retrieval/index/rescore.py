@@ -22,7 +22,6 @@ from retrieval.errors import Damaged, InputError
 from retrieval.index.answer import (
     Task,
     candidates_path,
-    exact_path,
     read_answer,
 )
 from retrieval.index.barred import is_barred, most_barred
@@ -63,7 +62,7 @@ def rescore(task: Task, number: int) -> int:
     there |= {entry.path for entry in task.matches.entries(f"{WORK}exact")}
     blocks = range(len(task.blocks))
     found = [n for n in blocks if candidates_path(task.nprobe, number, n) not in there]
-    exact = [n for n in blocks if len(task.sample) and exact_path(number, n) not in there]
+    exact = [one for one in task.exact_blocks(number, blocks) if one[0] not in there]
     if not found and not exact:
         return len(blocks)
     codes = Codes(task.open(number))
@@ -80,7 +79,7 @@ def rescore(task: Task, number: int) -> int:
             answer = _scored(task, number, block_number, codes, wanted, scratch)
             path = candidates_path(task.nprobe, number, block_number)
             task.matches.put_new(path, sealed_parquet(answer))
-    sampled.put(number)
+    sampled.put()
     return len(blocks)
 
 
@@ -143,30 +142,29 @@ def _stored(task: Task, wanted: NDArray[np.int64], scratch: Any) -> Vectors:
 class _Sampled:
     """What a shard holds closest to the sampled queries of some blocks, as its rows pass."""
 
-    def __init__(self, task: Task, codes: Codes, blocks: Sequence[int]) -> None:
+    def __init__(self, task: Task, codes: Codes, exact: Sequence[tuple[str, int, int]]) -> None:
         self._task, self._shard, self._lists = task, codes.shard, codes.lists
-        self._blocks: dict[int, NDArray[np.int64]] = {}
+        self._rows: dict[str, NDArray[np.int64]] = {}
         tables = []
-        for number in blocks:
-            asked = task.block(number)
-            tables.append(asked.filter(pc.is_in(asked["row"], pa.array(task.sample))))
-            self._blocks[number] = tables[-1]["row"].to_numpy()
-        if blocks:
+        for path, look, number in exact:
+            asked, self._rows[path] = task.block(number), task.sampled(look, number)
+            tables.append(asked.filter(pc.is_in(asked["row"], pa.array(self._rows[path]))))
+        if exact:
             self._asked = task.asked(self._shard, pa.concat_tables(tables))
             more = most_barred(self._asked.barred)
             self._best = TopK(self._asked.queries, task.top_k + more)
 
     def push(self, rows: NDArray[np.int64], vectors: Vectors) -> None:
         """Let some rows pass."""
-        if self._blocks:
+        if self._rows:
             places = np.searchsorted(self._shard.rows, rows)
             live = self._shard.alive[places]
             places, shard = places[live], self._shard
             self._best.push(block(vectors[live], shard.metric), shard.ties[places], places)
 
-    def put(self, number: int) -> None:
-        """Put what is closest, a file a block."""
-        if not self._blocks:
+    def put(self) -> None:
+        """Put what is closest, one file per block and look."""
+        if not self._rows:
             return
         best, asked = self._best, self._asked
         places = np.where(best.keys >= asked.least, best.positions, -1)
@@ -177,6 +175,6 @@ class _Sampled:
         lists = np.append(self._lists, -1)[places]  # -1 where there is no row
         table = candidates_table(self._shard.metadata, best.keys, places, lists, asked.numbers)
         table, _ = best_of([table], self._task.top_k)
-        for block_number, rows in self._blocks.items():
-            own = table.filter(pc.is_in(table["query"], pa.array(rows, pa.int64())))
-            self._task.matches.put_new(exact_path(number, block_number), sealed_parquet(own))
+        for path, rows in self._rows.items():
+            answer = table.filter(pc.is_in(table["query"], pa.array(rows, pa.int64())))
+            self._task.matches.put_new(path, sealed_parquet(answer))

@@ -154,7 +154,7 @@ def _draw(store: Store, chunks: Sequence[Chunk], share: float, seed: int) -> tup
     vectors: list[Any] = [np.empty((0, store.dimension), store.dtype)]
     hashes = [np.empty(0, np.uint64)]
     for chunk in chunks:
-        table, own = drawn(store.chunk_rows(chunk), share, seed)
+        table, own = drawn(store.chunk_rows(chunk), share, seed, "training")
         vectors.append(vectors_of(table))
         hashes.append(own)
     return np.concatenate(vectors), np.concatenate(hashes)

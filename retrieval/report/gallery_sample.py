@@ -28,7 +28,8 @@ def gallery_sample(store: Store, count: int, seed: int) -> pa.Table:
     for chunk in chunks:
         table = store.chunk_rows(chunk).select(_COLUMNS)
         kept = table if kept is None else pa.concat_tables([kept, table])
-        order = np.argsort(hashes_of(kept["image_id"].to_pylist(), seed), kind="stable")
+        hashes = hashes_of(kept["image_id"].to_pylist(), seed, "map")
+        order = np.argsort(hashes, kind="stable")
         kept = kept.take(order[:count])
     assert kept is not None, "a finished store has a chunk"
     return kept

@@ -53,7 +53,7 @@ class Standings:
 
     def drawn(self, most: int, seed: int) -> list[str]:
         """Draw so many queries by the hash of their id, or all; in the order of their ids."""
-        hashes = hashes_of(self.query_ids, seed)
+        hashes = hashes_of(self.query_ids, seed, "report")
         return sorted(self.query_ids[one] for one in np.argsort(hashes, kind="stable")[:most])
 
     def worst(self, most: int) -> list[str]:

@@ -16,7 +16,7 @@ from jobs.formats import formats_of
 from jobs.rank import summary
 from jobs.settings import RankSettings
 from retrieval.errors import Damaged, UsageError
-from retrieval.index import answer, fill, sizing
+from retrieval.index import answer, fill, recall_interval, sizing
 from retrieval.int8 import Int8, multiplies
 from retrieval.products import SINGLE, Half
 from retrieval.ranking.expansion import expand
@@ -36,6 +36,7 @@ def small(monkeypatch):
     """Read few lists of many, though the gallery is small; each chunk of queries is a block."""
     monkeypatch.setattr(sizing, "PROBE_ALL_ROWS", 0)
     monkeypatch.setattr(answer, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(recall_interval, "LOOKS", (8, 16, 32))
 
 
 def drawn(dtype="float16"):

@@ -10,7 +10,7 @@ import pytest
 from jobs import index, rank
 from jobs.cluster import Cluster
 from jobs.settings import IndexSettings, RankSettings
-from retrieval.index import sizing
+from retrieval.index import recall_interval, sizing
 from tests.stores import write_store
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -23,6 +23,7 @@ def ranking(tmp_path, monkeypatch):
     """A gallery in some hundred lists that are not all read, and queries unlike the gallery."""
     monkeypatch.setattr(sizing, "PROBE_ALL_ROWS", 0)
     monkeypatch.setattr(sizing, "LIST_ROWS", 24)
+    monkeypatch.setattr(recall_interval, "LOOKS", (40, 80, 120))
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(60, DIMENSION))
     rows = centres[generator.integers(0, 60, ROWS)] + 0.3 * generator.normal(size=(ROWS, DIMENSION))
@@ -65,20 +66,45 @@ def measured(matches: pa.Table, exact: pa.Table) -> float:
 
 
 def test_the_recall_asked_for_is_the_recall_got(ranking):
+    """The interval holds the recall of the matches, and lies above what was asked for."""
     _, exact = ranking("exact", recall=1.0)
     result, matches = ranking("asked", recall=0.9)
     assert result.exit_code == 0
     assert result.values["nprobe"] < result.values["nlist"]
-    assert result.values["recall"] >= 0.9
-    assert result.values["recall_sample"] == 200
-    assert result.values["recall"] == pytest.approx(measured(matches, exact), abs=1e-12)
+    assert 0.9 <= result.values["recall_low"] <= measured(matches, exact)
+    assert measured(matches, exact) <= result.values["recall_high"]
+    assert result.values["recall_sample"] in (40, 80, 120)
+
+
+def test_a_sample_that_does_not_decide_grows_and_its_exact_answers_are_the_matches(
+    ranking, monkeypatch
+):
+    _, exact = ranking("exact", recall=1.0)
+    monkeypatch.setattr(rank_recall(), "choose_nprobe", lambda *_: 6)
+    _, by_hand = ranking("hand", nprobe=6)
+    target = measured(by_hand, exact)
+    result, matches = ranking("close", recall=target)
+    assert result.values["recall_sample"] > 40
+    wanted, got = found(exact), found(matches)
+    assert sum(wanted[query] == got[query] for query in wanted) >= result.values["recall_sample"]
+    assert result.values["recall_low"] >= target
+    assert measured(matches, exact) >= target
+
+
+def test_so_few_queries_that_all_would_be_sampled_read_all_lists(ranking, monkeypatch):
+    monkeypatch.setattr(recall_interval, "LOOKS", (200, 400, 800))
+    _, exact = ranking("exact", recall=1.0)
+    result, matches = ranking("few", recall=0.9)
+    assert matches == exact
+    assert result.values["nprobe"] == result.values["nlist"]
+    assert "recall 1.000: all" in result.lines[1]
 
 
 def test_one_wider_pass_where_the_gallerys_curve_misleads(ranking, monkeypatch):
     monkeypatch.setattr(rank_recall(), "choose_nprobe", lambda *_: 1)
     result, _ = ranking("misled", recall=0.9)
     assert result.values["passes"] == 2
-    assert result.values["recall"] >= 0.9
+    assert result.values["recall_low"] >= 0.9
     assert result.exit_code == 0
 
 
@@ -88,7 +114,7 @@ def test_below_the_recall_asked_for_is_exit_5_again_and_again(ranking, monkeypat
     for _ in range(2):
         result, matches = ranking("below", recall=0.99)
         assert result.exit_code == 5
-        assert 0 < result.values["recall"] < 0.99
+        assert 0 < result.values["recall_low"] < 0.99
         assert len(found(matches)) == 200
 
 
@@ -97,7 +123,27 @@ def test_nprobe_by_hand_is_measured_and_not_gated(ranking):
     result, matches = ranking("hand", nprobe=2)
     assert result.exit_code == 0
     assert result.values["passes"] == 1
-    assert result.values["recall"] == pytest.approx(measured(matches, exact), abs=1e-12)
+    assert result.values["recall_sample"] == 40
+    assert result.values["recall_low"] <= measured(matches, exact) <= result.values["recall_high"]
+    recall = result.values["search_recall"]
+    assert result.values["recall"] == pytest.approx((40 + 160 * recall) / 200, abs=1e-12)
+
+
+def test_more_matches_than_100_do_not_read_all_lists(ranking):
+    _, exact = ranking("exact", recall=1.0, top_k=101)
+    result, matches = ranking("deep", recall=0.8, top_k=101)
+    assert result.values["nprobe"] < result.values["nlist"]
+    assert measured(matches, exact) >= 0.8
+    assert result.values["recall_extrapolated"] == 0
+
+
+def test_beyond_what_was_measured_lists_are_extrapolated_and_it_is_said(ranking, monkeypatch):
+    _, exact = ranking("exact", recall=1.0, top_k=1001)
+    result, matches = ranking("beyond", recall=0.5, top_k=1001)
+    assert result.values["nprobe"] < result.values["nlist"]
+    assert measured(matches, exact) >= 0.5
+    assert result.values["recall_extrapolated"] == 1000
+    assert "extrapolated from the 1000 closest" in result.lines[1]
 
 
 def test_a_second_query_store_of_another_length_is_refused(ranking, tmp_path):

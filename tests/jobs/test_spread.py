@@ -44,7 +44,9 @@ def test_a_sample_does_not_depend_on_who_draws_it(spread, tmp_path, monkeypatch,
     vectors = np.random.default_rng(0).normal(size=(600, 12)).astype(np.float16)
     store = make_store(tmp_path / "store", vectors, chunk_rows=60)
     for here, there in zip(
-        sample_of(store, count, 1), sample_of(store, count, 1, spread), strict=True
+        sample_of(store, count, 1, "curve"),
+        sample_of(store, count, 1, "curve", spread),
+        strict=True,
     ):
         np.testing.assert_array_equal(here, there)
 

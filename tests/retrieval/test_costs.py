@@ -80,9 +80,9 @@ def test_index_and_rank_by_hand():
     rows, lists = 100_000, PLAN.nlist
     read = 2 * rows * 512 * 0.045 / (4096 * 512) / 4
     train = 2 * 512 * PLAN.sample_rows * lists * 10 / 4e10 / min(PLAN.sample_rows // 8192, 4)
-    place = 2 * 512 * rows * lists / 4e10 + 500 * rows / 5e7
+    place = 2 * 512 * rows * lists / 4e10 + 2 * 500 * rows / 5e7
     assert costs["index"].seconds == pytest.approx(2 + read + train + place)
-    pairs = (1000 * 20 / lists + 250) * rows / 5e7
+    pairs = (1000 * 20 / lists + 500) * rows / 5e7
     lists_chosen = 2 * 512 * 1000 * lists / 4e10
     assert costs["rank"].seconds == pytest.approx(1 + lists_chosen + pairs + 1000 * 10 / 2e5)
     assert costs["evaluate and report"].seconds == pytest.approx(

@@ -23,7 +23,7 @@ from retrieval.index import finish, recall, shards
 from retrieval.index.build_shard import Making
 from retrieval.index.coverage import Extents
 from retrieval.index.faiss_files import centroids_of, from_bytes
-from retrieval.index.neighbours import Sample, make_shard
+from retrieval.index.neighbours import make_shard, samples_of
 from retrieval.index.sampling import sample_of
 from retrieval.index.training import train_index
 from retrieval.index.workers import Here
@@ -267,14 +267,15 @@ class Building:
         settings = {"embedding_dtype": store.dtype, "bundle": store.bundle}
         commit.begin(self.folder, "index", settings)
         self.trained = train_index(self.folder, store, self.plan, metric, seed, Here())
-        vectors, self.rows = sample_of(store, recall.SAMPLE, seed + 1)
-        self.sample = Sample(vectors, self.rows, NEIGHBOURS)
+        vectors, self.rows = sample_of(store, recall.SAMPLE, seed, "curve")
+        self.samples = samples_of(vectors, self.rows, store.rows, store.dtype)
+        self.sample = self.samples[0]
         self.work = finish.missing_shards(self.folder, store, self.trained.plan)
         self.making = Making(self.folder, store, metric, self.trained.faiss, store.dtype)
 
     def shard(self, number: int) -> ShardResult:
         """Build one shard, or find it built."""
-        return make_shard(self.making, self.sample, number, self.extents(number))
+        return make_shard(self.making, self.samples, number, self.extents(number))
 
     def extents(self, number: int) -> Extents:
         """Give what a shard is made of."""
@@ -284,7 +285,7 @@ class Building:
         """Build what is missing and put the manifest."""
         done = [self.shard(number) for number, _ in self.work]
         manifest = finish.finish_index(
-            self.folder, self.store, self.trained, self.sample, done, self.metric, self.seed
+            self.folder, self.store, self.trained, self.samples, done, self.metric, self.seed
         )
         centroids = centroids_of(from_bytes(self.trained.faiss))
         return Index(self.folder, manifest, self.store, self.metric, centroids)

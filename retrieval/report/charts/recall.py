@@ -40,7 +40,7 @@ def recall_drawing(table: pa.Table, certificate: Certificate, k: int) -> Drawing
         f"{certificate.target:g} was asked for."
     )
     if certificate.sample:
-        alt = f"{alt[:-1]}, and {certificate.recall:.3f} was measured."
+        alt = f"{alt[:-1]}, and {certificate.search_recall:.3f} was measured."
     draw = partial(_draw, curve=curve, certificate=certificate)
     return Drawing("recall", f"Recall@{at} against lists read", alt, draw, _SIZE)
 
@@ -52,7 +52,7 @@ def _draw(figure: Figure, theme: Theme, curve: Curve, certificate: Certificate) 
     axes.set_xscale("log", base=2)
     axes.fill_between(nprobe, curve["low"], curve["high"], color=theme.accent, alpha=0.2, lw=0)
     axes.plot(nprobe, curve["recall"], color=theme.accent, lw=1.8, marker="o", ms=3)
-    values = [*curve["low"], ends.target, *([ends.low] if ends.sample else [])]
+    values = [*curve["low"], ends.target, *([ends.search_low] if ends.sample else [])]
     lowest = min(values)
     room = max(1 - lowest, 0.02)
     axes.set_ylim(lowest - 0.12 * room, 1 + 0.06 * room)
@@ -62,9 +62,10 @@ def _draw(figure: Figure, theme: Theme, curve: Curve, certificate: Certificate) 
     _ticks(axes, nprobe)
     axes.set_xlabel("lists read a query (nprobe)", color=theme.soft, size=SMALL, labelpad=5)
     if ends.sample:
-        error = [[max(0.0, ends.recall - ends.low)], [max(0.0, ends.high - ends.recall)]]
+        middle, low, high = ends.search_recall, ends.search_low, ends.search_high
+        error = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
         axes.errorbar(
-            [ends.nprobe], [ends.recall], yerr=error, fmt="D", ms=5, color=theme.ink, lw=1.3,
+            [ends.nprobe], [middle], yerr=error, fmt="D", ms=5, color=theme.ink, lw=1.3,
             capsize=3, markeredgecolor=theme.card, markeredgewidth=0.8, zorder=5,
         )  # fmt: skip
     _labels(axes, theme, curve, certificate)
@@ -106,5 +107,7 @@ def _labels(axes: Axes, theme: Theme, curve: Curve, ends: Certificate) -> None:
     said = ["gallery sample, 95 % band"]
     if ends.sample:
         handles.append(Line2D([], [], color=theme.ink, ls="none", marker="D", ms=5))
-        said.append(f"queries {ends.recall:.3f} [{ends.low:.3f}, {ends.high:.3f}]")
+        said.append(
+            f"queries {ends.search_recall:.3f} [{ends.search_low:.3f}, {ends.search_high:.3f}]"
+        )
     key(axes, handles, said, theme)

@@ -25,8 +25,8 @@ from retrieval.index.recall import (
     wider_nprobe,
     without_self,
 )
+from retrieval.index.recall_interval import mean_intervals
 from retrieval.index.shards import RECALL_TABLE
-from retrieval.intervals import bootstrap_mean
 from retrieval.records import Neighbours
 from retrieval.scoring import block
 from retrieval.tables import RECALL, Metric, Vectors
@@ -111,15 +111,17 @@ def test_the_curve_of_an_index_is_that_of_the_sample_without_itself(tmp_path, me
     assert curve.schema.equals(RECALL.schema)
     lines = curve.to_pylist()
     assert [(line["k"], line["nprobe"]) for line in lines] == [
-        (k, nprobe) for k in (1, 10, 100) for nprobe in (1, 2, 3, 4, 6, 8, 9)
+        (k, nprobe) for k in (1, 10, 100, 119) for nprobe in (1, 2, 3, 4, 6, 8, 9)
     ]
     for line in lines:
+        sampled = own[::4] if line["k"] == 119 else own
         values = naive_recall(
-            vectors[own], vectors, index.centroids, metric, line["k"], line["nprobe"], own
+            vectors[sampled], vectors, index.centroids, metric, line["k"], line["nprobe"], sampled
         )
         assert line["recall"] == pytest.approx(values.mean(), abs=1e-12)
-        assert (line["low"], line["high"]) == pytest.approx(bootstrap_mean(values), abs=1e-12)
-        assert line["sample"] == len(own)
+        ends = [end[0] for end in mean_intervals(values[:, None])]
+        assert (line["low"], line["high"]) == pytest.approx(ends, abs=1e-12)
+        assert line["sample"] == len(sampled)
 
 
 @every_metric
@@ -129,7 +131,9 @@ def test_the_curve_rises_to_one(metric):
     queries = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
     found = neighbours_of(queries, rows, centroids, metric, 100)
     measure = list_metric(metric)
-    curve = recall_curve(block(queries, measure), block(centroids, measure), found, seed=0)
+    curve = recall_curve(
+        block(queries, measure), block(centroids, measure), found, (1, 10, 100), seed=0
+    )
     for k in (1, 10, 100):
         own = [line for line in curve.to_pylist() if line["k"] == k]
         shares = [line["recall"] for line in own]
@@ -212,32 +216,42 @@ def test_the_grid_grows_by_halves_and_ends_with_all(nlist, grid):
 
 
 def curve_of(*lines: tuple[int, int, float]) -> pa.Table:
-    """Make a curve of (k, nprobe, low); the recall itself is higher."""
-    columns = zip(*[(k, nprobe, 1.0, low, 1.0, 5) for k, nprobe, low in lines], strict=True)
+    """Make a curve of (k, nprobe, recall)."""
+    columns = zip(*[(k, nprobe, mean, 0.0, 1.0, 5) for k, nprobe, mean in lines], strict=True)
     return pa.table([list(column) for column in columns], schema=RECALL.schema)
 
 
 CURVE = curve_of(
-    (1, 1, 0.90), (1, 2, 0.95), (1, 8, 1.0),
-    (10, 1, 0.80), (10, 2, 0.90), (10, 8, 1.0),
-    (100, 1, 0.70), (100, 2, 0.80), (100, 8, 0.85),
+    (1, 1, 0.80), (1, 2, 0.90), (1, 12, 1.0),
+    (10, 1, 0.70), (10, 2, 0.80), (10, 12, 1.0),
+    (100, 1, 0.40), (100, 2, 0.60), (100, 12, 0.80),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("k", "target", "nprobe"),
+    ("k", "goal", "nprobe"),
     [
-        (1, 0.95, 2),  # by the lower bound, reached exactly
-        (1, 0.951, 8),
-        (10, 0.8, 1),
-        (2, 0.9, 2),  # between two k: as for the larger one
-        (11, 0.8, 2),
-        (100, 0.86, 99),  # not shown by any: all lists
-        (101, 0.1, 99),  # beyond what was measured: all lists
+        (1, 0.80, 1),
+        (1, 0.81, 2),  # between two nprobe: 1.1 lists
+        (1, 0.90, 2),
+        (1, 0.95, 7),  # half of the way from 2 to 12
+        (10, 0.88, 6),  # 2 + 10 x 0.08 / 0.2
+        (3.1622776601683795, 0.85, 2),  # halfway between k = 1 and 10 by its logarithm
+        (100, 0.80, 12),
+        (100, 0.81, 99),  # reached by none: all lists
+        (101, 0.80, 13),  # beyond what was measured: in proportion
+        (200, 0.60, 4),
+        (900, 0.80, 99),  # no more than there are
     ],
 )
-def test_the_fewest_lists_are_chosen_whose_lower_bound_is_enough(k, target, nprobe):
-    assert choose_nprobe(CURVE, k, target, 99) == nprobe
+def test_the_fewest_lists_are_chosen_of_which_the_goal_is_expected(k, goal, nprobe):
+    target = (goal - 0.4) / 0.6  # a first search leaves two fifths of the allowed loss unused
+    assert choose_nprobe(CURVE, k, target + 1e-12 * (goal < 0.8), 99) == nprobe
+
+
+def test_a_curve_in_any_order_of_lines_says_the_same():
+    turned = CURVE.take(np.random.default_rng(0).permutation(len(CURVE)))
+    assert choose_nprobe(turned, 10, 0.8, 99) == choose_nprobe(CURVE, 10, 0.8, 99)
 
 
 @quick
@@ -245,18 +259,12 @@ def test_the_fewest_lists_are_chosen_whose_lower_bound_is_enough(k, target, npro
 def test_a_wider_search_is_the_first_of_the_grid_that_is_shown_to_be_enough(seed, target):
     needed = np.random.default_rng(seed).integers(1, 21, (30, 5))
     there = np.ones((30, 5), bool)
-    lows = {n: bootstrap_mean(recall_at(needed, there, n), seed=3)[0] for n in probe_grid(20)}
-    chosen = wider_nprobe(needed, there, target, 20, 3)
-    assert lows[chosen] >= target
-    assert all(lows[nprobe] < target for nprobe in lows if nprobe < chosen)
+    chosen = wider_nprobe(needed, there, 20, lambda recalls: recalls.mean() >= target)
+    assert recall_at(needed, there, chosen).mean() >= target
+    smaller = [nprobe for nprobe in probe_grid(20) if nprobe < chosen]
+    assert all(recall_at(needed, there, nprobe).mean() < target for nprobe in smaller)
 
 
-@pytest.mark.parametrize(
-    ("queries", "nprobe", "nlist", "expected"),
-    [(100, 1, 10, 250), (10_000, 32, 512, 250), (20_000, 32, 512, 312), (10**6, 8, 4096, 488),
-     (10**6, 8, 512, 500), (400, 10, 10, 250)],
-)  # fmt: skip
-def test_the_certificate_takes_a_quarter_of_the_time_within_bounds(
-    queries, nprobe, nlist, expected
-):
-    assert recall.sample_for(queries, nprobe, nlist) == expected
+def test_where_nothing_is_enough_all_lists_are_read():
+    needed, there = np.full((3, 2), 4), np.ones((3, 2), bool)
+    assert wider_nprobe(needed, there, 20, lambda recalls: False) == 20

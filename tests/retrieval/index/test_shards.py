@@ -65,7 +65,7 @@ def make_index(root: Path, metric: Metric, dtype: str = "float32") -> Index:
 
 
 def stored(store: Store) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    vectors, rows = sample_of(store, store.rows, 0)
+    vectors, rows = sample_of(store, store.rows, 0, "curve")
     return rows, vectors
 
 
@@ -320,14 +320,14 @@ def test_a_sample_is_drawn_over_all_parts_and_knows_its_rows(tmp_path, dtype):
     store = holed_store(tmp_path, dtype)
     all_rows, all_vectors = stored(store)
     assert all_rows.tolist() == HOLED
-    vectors, rows = sample_of(store, 60, 7)
+    vectors, rows = sample_of(store, 60, 7, "curve")
     assert vectors.dtype == dtype
     assert (np.diff(rows) > 0).all()
     assert set(rows // 32) == set(range(7))  # from each part
     assert 40 < len(rows) < 80
     np.testing.assert_array_equal(vectors, all_vectors[np.searchsorted(all_rows, rows)])
-    np.testing.assert_array_equal(rows, sample_of(store, 60, 7)[1])
-    assert not np.array_equal(rows, sample_of(store, 60, 8)[1])
+    np.testing.assert_array_equal(rows, sample_of(store, 60, 7, "curve")[1])
+    assert not np.array_equal(rows, sample_of(store, 60, 8, "curve")[1])
 
 
 @every_metric

@@ -40,7 +40,7 @@ def centroids(root, store, metric: Metric, nlist: int, sample: int) -> NDArray[n
 @quick
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 2**64))
 def test_a_sample_is_about_as_large_as_was_asked(count, rows, seed):
-    hashes = hashes_of([f"{number}.jpg" for number in range(2000)], seed)
+    hashes = hashes_of([f"{number}.jpg" for number in range(2000)], seed, "training")
     share = share_for(count, rows)
     assert share == min(1, count / rows)
     found = within(hashes, share).sum()
@@ -52,15 +52,17 @@ def test_a_sample_depends_on_the_names_alone(tmp_path):
     one = make_store(tmp_path / "one", vectors, chunk_rows=7)
     other = make_store(tmp_path / "other", vectors, chunk_rows=100)
     for count in (5, 50, 300, 500):
-        for left, right in zip(sample_of(one, count, 3), sample_of(other, count, 3), strict=True):
+        for left, right in zip(
+            *(sample_of(store, count, 3, "curve") for store in (one, other)), strict=True
+        ):
             np.testing.assert_array_equal(left, right)
-    assert len(sample_of(one, 300, 3)[1]) == 300
+    assert len(sample_of(one, 300, 3, "curve")[1]) == 300
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_even_the_smallest_sample_holds_one(tmp_path, seed):
     store = make_store(tmp_path, clouds(40).astype(np.float16), chunk_rows=7)
-    _, rows = sample_of(store, 1, seed)
+    _, rows = sample_of(store, 1, seed, "curve")
     assert len(rows) >= 1
 
 

@@ -1,0 +1,191 @@
+"""Intervals of a mean recall hold it as often as they say, and the gate hardly ever errs."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from retrieval.index import recall_interval
+from retrieval.index.recall_interval import (
+    TAIL,
+    delivered,
+    look_sizes,
+    mean_intervals,
+    sampled_interval,
+    sequential_verdict,
+    verdict_of,
+)
+from tests.retrieval.vectors import quick, seeds
+
+Values = NDArray[np.float64]
+KINDS = ("all or nothing", "now and then nothing", "tenths", "hundredths")
+
+
+def population(kind: str, mean: float, size: int, seed: int = 0) -> Values:
+    """Draw the recalls of `size` queries around a mean, most of them 1."""
+    generator = np.random.default_rng(seed)
+    if kind == "all or nothing":
+        return (generator.random(size) < mean).astype(float)
+    if kind == "now and then nothing":
+        bad = generator.random(size) < (1 - mean) / 0.9
+        return np.where(bad, generator.integers(0, 3, size) / 10, 1.0)
+    parts, odd = (10, 2.0) if kind == "tenths" else (100, 0.5)
+    shares = generator.beta(odd * mean / (1 - mean), odd, size)
+    return generator.binomial(parts, shares) / parts
+
+
+def missed(values: Values, sampled: int, runs: int, seed: int = 0) -> tuple[float, float]:
+    """Return how often the lower and the upper end lie beyond the mean of all values."""
+    generator = np.random.default_rng(seed)
+    mean, beyond = values.mean(), np.zeros(2)
+    for run in range(runs):
+        sample = generator.choice(values, sampled, replace=False)
+        low, high = sampled_interval(sample, len(values), seed=run)
+        beyond += low > mean + 1e-12, high < mean - 1e-12
+    return float(beyond[0] / runs), float(beyond[1] / runs)
+
+
+# --- intervals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("sampled", "queries"), [(15, 10_000), (250, 400), (500, 10_000)])
+def test_each_end_lies_beyond_the_mean_as_rarely_as_is_said(kind, sampled, queries, monkeypatch):
+    monkeypatch.setattr(recall_interval, "DRAWS", 1000)
+    runs = 80
+    allowed = runs * TAIL + 3 * math.sqrt(runs * TAIL * (1 - TAIL))
+    for share in missed(population(kind, 0.95, queries), sampled, runs):
+        assert share * runs <= allowed
+
+
+@pytest.mark.parametrize(
+    ("right", "sampled", "queries"),
+    [(40, 40, 41), (38, 40, 60), (240, 250, 260), (95, 100, 400)],
+)
+def test_of_all_or_nothing_it_is_the_exact_hypergeometric_interval(right, sampled, queries):
+    """The fewest right ones of all of which so many or more of the sample are right in 2.5 %."""
+
+    def at_least(total: int) -> float:
+        ways = sum(
+            math.comb(total, hits) * math.comb(queries - total, sampled - hits)
+            for hits in range(right, min(total, sampled) + 1)
+        )
+        return ways / math.comb(queries, sampled)
+
+    fewest = next(total for total in range(right, queries + 1) if at_least(total) > TAIL)
+    sample = np.repeat([1.0, 0.0], [right, sampled - right])
+    low, high = sampled_interval(sample, queries)
+    assert low == pytest.approx(fewest / queries, abs=max(1.01 / queries, 0.001))
+    assert low <= right / sampled <= high
+
+
+@quick
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40).map(np.array), seeds)
+def test_where_all_were_sampled_the_interval_is_a_point(recalls, seed):
+    point = pytest.approx((recalls.mean(), recalls.mean()), abs=1e-12)
+    assert sampled_interval(recalls, len(recalls), seed=seed) == point
+
+
+def test_the_more_of_all_are_sampled_the_narrower_it_is():
+    sample = population("tenths", 0.95, 250)
+    widths = [np.diff(sampled_interval(sample, queries))[0] for queries in (250, 260, 400, 10**6)]
+    assert widths == sorted(widths)
+    assert widths[0] == 0
+    assert widths[2] == pytest.approx(widths[3] * math.sqrt(1 - 250 / 400), rel=0.2)
+
+
+def test_all_found_in_a_sample_does_not_mean_all_found():
+    low, high = sampled_interval(np.ones(250), 10**6)
+    assert (low, high) == pytest.approx((TAIL ** (1 / 250), 1), abs=1e-3)
+
+
+def test_of_several_looks_each_has_a_part_of_the_error():
+    sample = population("tenths", 0.95, 250)
+    one, five = (sampled_interval(sample, 10_000, looks=looks) for looks in (1, 5))
+    assert five[0] < one[0] < one[1] < five[1]
+    low, _ = sampled_interval(np.ones(250), 10**6, looks=5)
+    assert low == pytest.approx((TAIL / 5) ** (1 / 250), abs=2e-3)
+
+
+def test_columns_of_many_have_the_interval_of_a_sample_of_very_many():
+    columns = np.stack([population(kind, 0.95, 300) for kind in KINDS], axis=1)
+    low, high = mean_intervals(columns)
+    for place, column in enumerate(columns.T):
+        assert (low[place], high[place]) == pytest.approx(sampled_interval(column, 10**9), abs=1e-3)
+
+
+# --- looks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("queries", "nprobe", "nlist", "sizes"),
+    [
+        (1, 3, 10, (1,)),
+        (250, 3, 10, (250,)),
+        (300, 3, 10, (250, 300)),
+        (1000, 3, 10, (250, 500, 1000)),
+        (20_000, 10, 200, (250, 500, 1000)),
+        (40_000, 10, 200, (250, 500, 1000, 2000)),  # as dear as the search itself
+        (10**6, 10, 200, (250, 500, 1000, 2000, 4000)),
+    ],
+)
+def test_a_sample_grows_as_far_as_it_costs_no_more_than_the_search(queries, nprobe, nlist, sizes):
+    assert look_sizes(queries, nprobe, nlist) == sizes
+
+
+def test_an_interval_shows_that_a_target_is_met_or_missed_or_neither():
+    assert verdict_of(0.95, 0.97, 0.95) == "met"
+    assert verdict_of(0.93, 0.949, 0.95) == "missed"
+    assert verdict_of(0.93, 0.95, 0.95) == "undecided"
+
+
+def test_sampled_queries_count_as_found():
+    assert delivered(0.9, 0, 100) == 0.9
+    assert delivered(0.9, 50, 100) == 0.95
+    assert delivered(0.9, 100, 100) == 1
+
+
+# --- the gate -----------------------------------------------------------------------------------
+
+
+def verdicts(kind: str, mean: float, runs: int) -> list[str]:
+    """Let searches of a known recall be judged against 0.95, look by look."""
+    values = population(kind, mean, 200_000)
+    values += mean - values.mean()  # to the last bit, and beyond 1 by a hair
+    generator = np.random.default_rng(1)
+    sizes = (250, 500, 1000, 2000, 4000)
+    return [
+        sequential_verdict(generator.permutation(values), 0.95, sizes, seed=run)[0]
+        for run in range(runs)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["now and then nothing", "tenths"])
+def test_a_recall_below_the_target_hardly_ever_passes(kind, monkeypatch):
+    """A point estimate passes a search of 0.945 in 29 % of rankings."""
+    monkeypatch.setattr(recall_interval, "DRAWS", 1000)
+    runs = 60
+    passed = verdicts(kind, 0.945, runs).count("met")
+    assert passed <= runs * TAIL + 3 * math.sqrt(runs * TAIL)
+
+
+@pytest.mark.parametrize("kind", ["now and then nothing", "tenths"])
+def test_a_recall_well_above_the_target_nearly_always_passes(kind, monkeypatch):
+    monkeypatch.setattr(recall_interval, "DRAWS", 1000)
+    assert verdicts(kind, 0.965, 40).count("met") >= 38
+
+
+if __name__ == "__main__":
+    RUNS = 2000
+    for kind in KINDS:
+        for mean in (0.95, 0.99):
+            for sampled in (15, 250, 500, 1000, 2000):
+                below, above = missed(population(kind, mean, 10_000), sampled, RUNS)
+                line = f"{kind:>22} {mean} n {sampled:>4}: {below:.4f} {above:.4f}\n"
+                sys.stdout.write(line)
