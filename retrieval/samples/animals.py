@@ -209,7 +209,7 @@ def _snake(c: Canvas) -> None:
     c.stroke(path, 0.1, 0.24, c.base)
     for x, y in path[2 : -3 : int(c.count(3, 5))]:
         c.ellipse(x, y, 0.06, 0.09, c.markings)
-    c.ellipse(*path[-1], 0.17, 0.14, c.base)
+    c.ellipse(path[-1, 0], path[-1, 1], 0.17, 0.14, c.base)
     c.stroke([path[-1] + (0.1, 0), path[-1] + (0.3, 0.02)], 0.03, 0.02, c.accent)
     c.ellipse(path[-1][0] + 0.05, path[-1][1] - 0.07, 0.04, 0.04, (20, 18, 22))
 
@@ -245,8 +245,8 @@ def _turtle(c: Canvas) -> None:
     for y in np.linspace(-long * 0.6, long * 0.6, 4):
         half = wide * 0.9 * np.sqrt(max(0.0, 1 - (y / long) ** 2))
         c.stroke([(-half, y), (half, y)], 0.035, 0.035, c.dark)
-    for x in (-wide * 0.38, wide * 0.38):
-        c.stroke([(x, -long * 0.75), (x, long * 0.75)], 0.035, 0.035, c.dark)
+    for side in (-wide * 0.38, wide * 0.38):
+        c.stroke([(side, -long * 0.75), (side, long * 0.75)], 0.035, 0.035, c.dark)
     c.eyes(0.1, -0.85, 0.04)
 
 
@@ -286,8 +286,8 @@ def draw(species: str, seed: int, size: int = 192) -> Image.Image:
     layer = layer.resize((width, height), Image.Resampling.BOX)
     scene = _backdrop(rng, width, height)
     shadow = layer.getchannel("A").filter(ImageFilter.GaussianBlur(size / 50))
-    offset = tuple(int(step) for step in rng.uniform(-0.05, 0.05, 2) * size)
-    scene.paste((15, 15, 20), offset, shadow.point(lambda alpha: alpha * 0.5))
+    left, top = (int(step) for step in rng.uniform(-0.05, 0.05, 2) * size)
+    scene.paste((15, 15, 20), (left, top), shadow.point(lambda alpha: alpha * 0.5))
     scene.paste(layer, (0, 0), layer)
     return _expose(scene, rng)
 
