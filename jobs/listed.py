@@ -47,6 +47,8 @@ def list_source(settings: EmbedSettings, source: Source, target: Path, split: st
     )  # fmt: skip
     if rows == 0:
         raise source.nothing()
+    if note := source.note():
+        say(note)
     _refuse_closed(settings.input, target, rows)
     if labels is not None and labelled_rows(target) == 0:
         say(

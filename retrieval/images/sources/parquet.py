@@ -26,7 +26,7 @@ from retrieval.images.sources.metadata import (
     values,
 )
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at
+from retrieval.images.sources.walk import Found, PassedOver, files_at
 from retrieval.records import Item
 from retrieval.storage.reading import open_uri
 
@@ -48,11 +48,15 @@ class ParquetSource(Source):
     id_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     others: int = field(default=0, init=False, compare=False)
+    passed_over: PassedOver = field(
+        default_factory=PassedOver, init=False, compare=False, repr=False
+    )
 
     def items(self) -> Iterator[Item]:
         """Give every row, file by file."""
         columns: pa.Schema | None = None
-        files, self.others = files_at(self.root, PARQUET, self.options)
+        self.passed_over = PassedOver()
+        files, self.others = files_at(self.root, PARQUET, self.options, self.passed_over)
         for file in files:
             with opened_parquet(file.path, self.options) as parquet:
                 if columns is None:
