@@ -299,11 +299,12 @@ def _reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], bytes | No
     """Return what reads the beginning of a remote file, if it is among those that were listed."""
 
     def read(path: str) -> bytes | None:
-        if path.rsplit("/", 1)[-1] not in files:
+        info = files.get(path.rsplit("/", 1)[-1])
+        if info is None or info.get("size") == 0:  # of which stores refuse any range
             return None
         try:
             return bytes(system.cat_file(path, start=0, end=_MOST_BYTES))
-        except FileNotFoundError:  # removed since
+        except (FileNotFoundError, PermissionError):  # removed since, or somebody else's
             return None
 
     return read

@@ -9,12 +9,14 @@ import pytest
 
 from retrieval.errors import InputError
 from retrieval.images.sources.choose import open_source
+from retrieval.images.sources.folder import FolderSource
 from retrieval.images.sources.vectors import open_vectors
 from retrieval.storage import commit
-from retrieval.storage.files import open_folder
+from retrieval.storage.files import RemoteFolder, open_folder
 from retrieval.storage.seal import sealed_json
 from tests.retrieval.images.sources.test_tar import member, tar_of
 from tests.retrieval.storage.outputs import begin, made
+from tests.retrieval.storage.s3 import new_prefix, options
 
 HIDDEN = ("._a.jpg", "cats/._b.jpg", ".hidden.jpg", "cats/.hidden.jpg")
 HIDDEN_FOLDERS = (".git", "cats/.ipynb_checkpoints", "@eaDir", "lost+found", ".Trash-1000",
@@ -222,3 +224,15 @@ def test_a_pipe_named_job_json_does_not_hang(local):
     local.put("cats/a.jpg", b"x")
     os.mkfifo(f"{local.root}/cats/job.json")
     assert ids(local.root) == ["cats/a.jpg"]
+
+
+def test_a_bucket_is_listed_alike(s3):
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    folder = RemoteFolder(new_prefix(), options(s3))
+    for name in ("a.jpg", "._a.jpg", ".git/b.jpg", "cats/b.jpg", "cats/job.json"):
+        folder.put(name, b"" if name.endswith("job.json") else b"x")
+    begin(folder.child("result"), "matches").put("pictures/map.png", b"x")
+    source = FolderSource(folder.uri(), folder.options)
+    assert sorted(item.image_id for item in source.items()) == ["a.jpg", "cats/b.jpg"]
+    assert source.others == 4
+    assert "folders that lookalike wrote: 1 (such as result)" in source.note()
