@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs import embed, tasks
+from jobs.check_output import check_output
 from jobs.cluster import Cluster, cluster
 from jobs.compared import combined, put_page, result_of
 from jobs.contenders import ALL, Contender, contenders_of, model_of
@@ -57,6 +58,7 @@ def compare(settings: CompareSettings) -> Result:
     watch = Stopwatch()
     if settings.output is None:
         raise UsageError("--data needs --output, a folder for stores, table and page")
+    check_output(settings, "comparison")
     contenders = contenders_of(settings)
     with cluster(settings) as where:
         labelled = labelled_images(_embedding(settings, ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from jobs import run, train
+from jobs.check_output import check_output
 from jobs.progress import say
 from jobs.result import Result
 from jobs.settings import DemoSettings, RunSettings, TrainSettings
@@ -23,20 +24,22 @@ def start(settings: DemoSettings) -> Result:
     """Draw, train, run, and say where to look."""
     root = settings.output
     samples, model, out = (os.path.join(root, name) for name in ("samples", "model", "result"))
+    gallery, labels = os.path.join(samples, "gallery"), os.path.join(samples, "labels.csv")
+    training = TrainSettings(
+        data=gallery, output=model, leave_out=",".join(HELD_OUT), seed=settings.seed
+    )
+    running = RunSettings(
+        gallery=gallery, queries=os.path.join(samples, "queries"), output=out, bundle=model,
+        labels=labels, rows_per_shard=SHARD_ROWS, top_k=TOP_K, seed=settings.seed,
+        all_measures=settings.all_measures,
+    )  # fmt: skip
+    check_output(training, "bundle")
+    check_output(running, "run")
     say(f"drawing 660 creatures of 12 species into {samples}")
     write_samples(samples, seed=settings.seed)
-    gallery, labels = os.path.join(samples, "gallery"), os.path.join(samples, "labels.csv")
     say(f"training a small network on 9 of them; {', '.join(HELD_OUT)} it will never have seen")
-    train.start(
-        TrainSettings(data=gallery, output=model, leave_out=",".join(HELD_OUT), seed=settings.seed)
-    )
-    ran = run.run(
-        RunSettings(
-            gallery=gallery, queries=os.path.join(samples, "queries"), output=out,
-            bundle=model, labels=labels, rows_per_shard=SHARD_ROWS, top_k=TOP_K,
-            seed=settings.seed, all_measures=settings.all_measures,
-        )
-    )  # fmt: skip
+    train.start(training)
+    ran = run.run(running)
     assert ran.evaluation is not None  # the samples have labels
     unseen, values = unseen_species(ran.evaluation.results)
     *before, last = ran.result.lines

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import projection
+from jobs.check_output import check_output
 from jobs.cluster import Cluster, cluster
 from jobs.elsewhere import CHUNK_ROWS, Given, are_vectors, given_vectors, job_of
 from jobs.groups import Elsewhere, Model
@@ -28,6 +29,7 @@ from retrieval.storage.finished import Manifest
 
 def start(settings: EmbedSettings) -> Result:
     """Embed a source and say what it came to."""
+    check_output(settings, "store")
     with cluster(settings) as where:
         manifest, others = _embed(settings, where)
     return _summary(settings, manifest, others)
@@ -145,8 +147,7 @@ def _summary(settings: EmbedSettings, manifest: Manifest, others: int) -> Result
 
 
 def is_store(path: str) -> bool:
-    """Tell a store (or the beginnings of one) from a folder of images."""
+    """Return whether a path is an output of lookalike or its beginnings, not a folder of images."""
     if not is_remote(path) and not Path(path).is_dir():
         return False
-    folder = open_folder(path)
-    return folder.exists(finished.JOB) or folder.exists(finished.MANIFEST)
+    return finished.is_output(open_folder(path))

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from jobs.check_output import check_file
 from jobs.judging import Evaluation, evaluate, judged_results
 from jobs.result import Result
 from jobs.settings import EvaluateSettings
@@ -46,6 +47,8 @@ def start(settings: EvaluateSettings) -> Result:
         raise UsageError(
             f"--per-query {settings.per_query}: name a file that ends with .csv or .parquet"
         )
+    if settings.per_query is not None:
+        check_file("--per-query", settings.per_query)
     folder = open_folder(settings.matches)
     manifest = finished.read_manifest(folder, kind="matches")
     truth = open_truth(folder, manifest, settings)

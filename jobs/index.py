@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs import tasks
+from jobs.check_output import check_file, check_output
 from jobs.cluster import Cluster, cluster
 from jobs.elsewhere import of_elsewhere
 from jobs.embed import is_store
@@ -34,12 +35,14 @@ training is advised."""
 
 def start(settings: IndexSettings) -> Result:
     """Index a store and say what it came to."""
+    check_output(settings, "index")
     folder = open_folder(settings.output)
     refuse_for_a_store(settings)
     file = settings.merge_into
     if file is not None:
         from retrieval.index.interchange import check_target
 
+        check_file("--merge-into", file)
         file = check_target(file, folder, overwrite=settings.overwrite)
     with cluster(settings) as where:
         manifest = build(settings, where)

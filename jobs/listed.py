@@ -53,7 +53,7 @@ def list_source(settings: EmbedSettings, source: Source, target: Path, split: st
     )  # fmt: skip
     if rows == 0:
         raise source.nothing()
-    for note in source.notes if labels is None else ():
+    for note in (*(source.column_notes if labels is None else ()), *source.notes()):
         say(note)
     _refuse_closed(settings, target, rows)
     if labels is not None and labelled_rows(target) == 0:

@@ -15,6 +15,7 @@ from jobs.options import MAX_PIXELS
 from retrieval.embeddings.store import open_store, vectors_of
 from retrieval.errors import LookalikeError, Mismatch, StorageFailure
 from retrieval.evaluation.truth import UNKNOWN, WRONG, Truth
+from retrieval.kinds import REPORT_MARK
 from retrieval.records import Certificate
 from retrieval.report.chart import Chart
 from retrieval.report.charts.canvas import Drawing
@@ -27,6 +28,7 @@ from retrieval.report.thumbnails import thumbnails
 from retrieval.storage import finished
 from retrieval.storage.files import Folder, open_folder
 from retrieval.storage.finished import Manifest
+from retrieval.storage.seal import sealed_json
 
 _MAPPED = 1200  # images of the gallery on the map
 _OURS = re.compile(r"((grid|before-after)-\d{5}|recall|scores|map)\.png")
@@ -51,7 +53,11 @@ def charts_of(
 
 
 def put_pictures(target: Folder, pictures: Mapping[str, bytes]) -> None:
-    """Put pictures into a folder of their own, in place of those of an earlier call."""
+    """Put pictures into a folder of their own, in place of those of an earlier call.
+
+    Its mark comes first: where the folder lies among photos, their listing passes it over.
+    """
+    target.put(REPORT_MARK, sealed_json({"pictures": sorted(pictures)}))
     for entry in list(target.entries()):
         if _OURS.fullmatch(entry.path) and entry.path not in pictures:
             target.delete(entry.path)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from jobs.check_output import check_apart
 from jobs.cluster import Cluster, cluster
 from jobs.listed import Listed, list_source, source_of
 from jobs.parsing import parse_cluster
@@ -42,6 +43,8 @@ def start(settings: PlanSettings) -> Result:
 
 def plan(settings: PlanSettings, loaded: float) -> Planned:
     """Measure and reckon; `loaded` are the seconds since this process began."""
+    if settings.output is not None:
+        check_apart(settings)
     there = _nodes(settings.cluster)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         settings = dataclasses.replace(settings, output=settings.output or f"{scratch}/output")

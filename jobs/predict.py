@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.check_output import check_output
 from jobs.cluster import cluster
 from jobs.embed import embed
 from jobs.result import Result
@@ -30,6 +31,7 @@ _SHOWN = 10  # images told on the screen; all are in the table
 def start(settings: PredictSettings) -> Result:
     """Embed the images, tell their classes, and say some of them."""
     watch = Stopwatch()
+    check_output(settings, "predictions")
     folder, bundle = open_folder(settings.output), open_folder(str(settings.bundle))
     classifier, digest = read_classifier(bundle), read_bundle(bundle).digest
     job = {**content_of(settings), "bundle": digest, "input": open_folder(settings.input).uri()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.check_output import check_output
 from jobs.cluster import Cluster, cluster
 from jobs.elsewhere import Given
 from jobs.formats import Further, formats_of, further_lines
@@ -43,6 +44,7 @@ _VOUCHED = ("matches", "failures", "barred")
 
 def start(settings: RankSettings) -> Result:
     """Rank queries and say what it came to."""
+    check_output(settings, "matches")
     with cluster(settings) as where:
         manifest = rank(settings, where)
     return summary(settings.output, manifest)

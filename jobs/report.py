@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from jobs.check_output import check_file
 from jobs.cluster import cluster
 from jobs.judging import evaluate, evaluate_by_labels
 from jobs.progress import say
@@ -13,6 +14,7 @@ from jobs.settings import ReportSettings
 from jobs.truth import open_truth
 from retrieval.errors import UsageError
 from retrieval.evaluation.truth import Truth
+from retrieval.kinds import REPORT_FOLDERS
 from retrieval.storage import finished
 from retrieval.storage.files import (
     Folder,
@@ -37,7 +39,7 @@ def start(settings: ReportSettings) -> Result:
     said: tuple[str, ...] = ()
     values = {}
     if "png" in formats:
-        beside = into.child(f"{name.removesuffix('.html')}_pictures")
+        beside = into.child(f"{name.removesuffix('.html')}{REPORT_FOLDERS[1]}")
         said += _put_pictures(settings, folder, manifest, truth, beside)
         values["pictures"] = beside.uri()
     if "html" in formats:
@@ -104,6 +106,7 @@ def _target(output: str) -> tuple[Folder, str]:
     into, name = file_at(output)
     if not name or (not is_remote(output) and os.path.isdir(local_path(output))):
         raise UsageError(f"--output {output} is a folder; name a file in it, like report.html")
+    check_file("--output", output)
     if why := unwritable(into):
         raise UsageError(f"--output {output} cannot be written ({why}); name a file that can")
     return into, name

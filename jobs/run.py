@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jobs import embed, index, rank
+from jobs.check_output import check_output
 from jobs.cluster import Cluster, cluster
 from jobs.judging import Evaluation, evaluate_by_labels
 from jobs.listed import read_labels_file, source_of
 from jobs.prepare import Prepared, prepare
+from jobs.progress import say
 from jobs.put_report import put_report, report_of
 from jobs.result import Result
 from jobs.runfile import Stopwatch, of_stages
@@ -51,6 +53,7 @@ def start(settings: RunSettings) -> Result:
 def run(settings: RunSettings) -> Ran:
     """Do the whole job, going on with what is there."""
     watch = Stopwatch()
+    check_output(settings, "run")
     source_of(settings, settings.gallery).check()
     source_of(settings, settings.queries).check()
     if settings.labels is not None:
@@ -62,6 +65,8 @@ def run(settings: RunSettings) -> Ran:
         job |= {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
         commit.begin(folder, "run", job, overwrite=settings.overwrite, keep_equal=True)
         matches = _stages(settings, where, folder, prepared)
+        if finished.is_finished(folder):
+            say(f"nothing to do: {settings.output} is finished, and its inputs are as they were")
         evaluation, why_not = evaluate_by_labels(folder.child("matches"), matches)
         if not finished.is_finished(folder):
             source = report_of(folder.child("matches"), matches, settings.seed)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from jobs.check_output import check_file, check_output
 from jobs.learn import Learning, device_here, learn_somewhere
 from jobs.listed import read_labels_file
 from jobs.progress import say
@@ -35,6 +36,9 @@ _NAMED = 10  # photos named on stderr, of those that cannot be read; the summary
 def start(settings: TrainSettings) -> Result:
     """Train, going on where an earlier run was, and say what it came to."""
     watch = Stopwatch()
+    check_output(settings, "bundle")
+    if settings.cache is not None:
+        check_file("--cache", os.path.join(settings.cache, "photos"), output=settings.output)
     folder = open_folder(settings.output)
     learning = _learning(settings)
     data = _data(settings)
@@ -87,7 +91,11 @@ def _data(settings: TrainSettings) -> Labelled:
         table = read_labels_file(settings.labels, None)
         columns = (table[name].to_pylist() for name in ("image_id", "label"))
         labels = dict(zip(*columns, strict=True))
-    return labelled(open_source(settings.data).items(), labels, _left_out(settings))
+    source = open_source(settings.data)
+    data = labelled(source.items(), labels, _left_out(settings))
+    for note in source.notes():
+        say(f"train: {note}")
+    return data
 
 
 def _left_out(settings: TrainSettings) -> list[str]:

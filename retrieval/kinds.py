@@ -10,6 +10,9 @@ from typing import Literal
 
 Kind = Literal["store", "index", "matches", "run", "bundle", "predictions", "comparison"]
 
+REPORT_MARK, REPORT_FOLDERS = "report.json", ("_files", "_pictures")
+"""What `report` puts first into the folders beside its page, and what their names end with."""
+
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
 _MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors")
 _REPORT = (

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from retrieval.kinds import REPORT_FOLDERS, REPORT_MARK
+
 PER_PAGE = 50
 PER_CHUNK = 25
 """Queries a chunk script. A page that is sorted by lead takes one query each of up to 50 chunks:
@@ -40,7 +42,7 @@ class Names:
     def folder(self) -> str:
         """The folder of all further files, beside the page."""
         stem = self.page.removesuffix(".html").removesuffix(".htm")
-        return f"{stem}_files"
+        return f"{stem}{REPORT_FOLDERS[0]}"
 
     def is_ours(self, path: str) -> bool:
         """Tell a further file of a report from what somebody else has put there."""
@@ -48,7 +50,7 @@ class Names:
 
     def claim(self) -> str:
         """Say what the further files are made from."""
-        return f"{self.folder}/report.json"
+        return f"{self.folder}/{REPORT_MARK}"
 
     def facets(self, ending: str = "js") -> str:
         """Name the script of all queries' facets, or its checksum."""

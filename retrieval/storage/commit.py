@@ -6,10 +6,14 @@ finished is read by `finished.py`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import json
+import os
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
@@ -17,14 +21,17 @@ import pyarrow.parquet as pq
 from retrieval.errors import AccessRefused, Damaged, Mismatch, UsageError
 from retrieval.kinds import KINDS, Kind
 from retrieval.records import FileRecord
-from retrieval.storage.files import Folder
+from retrieval.storage.files import Folder, is_remote
 from retrieval.storage.finished import (
     INVENTORY,
     JOB,
     MANIFEST,
     RUN,
     Manifest,
+    enclosing_output,
     is_finished,
+    is_made_by_us,
+    is_output,
     manifest_of,
     own_entries,
     read_if_there,
@@ -65,7 +72,7 @@ def begin(
     else than an output of ours is never touched.
     """
     data = job_json(kind, settings)
-    try:
+    with _refusing_unwritable(folder):
         there = _existing_job(folder)
         if there is not None and overwrite and not (keep_equal and there == data):
             _wipe(folder)
@@ -75,22 +82,66 @@ def begin(
         folder.sweep()
         if is_finished(folder):  # by a run that was killed before it cleared its work away
             clear_work(folder)
+    if there != data:
+        _refuse(folder, there, data)
+
+
+def check_claim(folder: Folder, kind: Kind, *, overwrite: bool = False) -> None:
+    """Refuse a folder that `begin` would refuse whatever the settings; nothing is written.
+
+    So that this is known before minutes of work, and not after them.
+    """
+    with _refusing_unwritable(folder):
+        there = _existing_job(folder)
+        if there is None:
+            _check_writable(folder)
+    if there is None:
+        if around := enclosing_output(folder.uri()):
+            raise UsageError(
+                f"--output {folder.uri()} lies in {around}, an output of lookalike, to which it "
+                "would not belong; name a folder elsewhere"
+            )
+    elif overwrite:
+        _refuse_foreign(folder)
+    else:
+        _refuse_kind(folder, read_job(folder, there), {"format": FORMAT, "kind": kind})
+
+
+@contextmanager
+def _refusing_unwritable(folder: Folder) -> Iterator[None]:
+    try:
+        yield
     except (OSError, AccessRefused) as error:
         said = getattr(error, "strerror", None) or error
         raise UsageError(
             f"--output {folder.uri()} cannot be written ({said}); name a folder that can"
         ) from error
-    if there != data:
-        _refuse(folder, there, data)
+
+
+def _check_writable(folder: Folder) -> None:
+    """Refuse a local folder that cannot be made or written, as far as permissions show."""
+    path = folder.uri()
+    if is_remote(path):
+        return
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 def _wipe(folder: Folder) -> None:
     """Remove an output, job.json last, so that a kill leaves an unfinished output."""
-    for path in foreign(folder, KINDS):
-        raise _not_ours(folder, path)
+    _refuse_foreign(folder)
     start_over(folder)
     for path in (RUN, JOB):
         folder.delete(path)
+
+
+def _refuse_foreign(folder: Folder) -> None:
+    for path in foreign(folder, KINDS):
+        raise _not_ours(folder, path)
 
 
 def start_over(folder: Folder) -> None:
@@ -110,6 +161,8 @@ def start_over(folder: Folder) -> None:
 def _existing_job(folder: Folder) -> bytes | None:
     """Give the job.json that is there; a folder with other files, and without one, is not ours."""
     if (there := read_if_there(folder, JOB)) is not None:
+        if _is_of_somebody_else(there) and not is_output(folder):
+            raise _not_ours(folder, JOB)
         return there
     for entry in folder.entries():
         name = entry.path.rsplit("/", 1)[-1]
@@ -123,6 +176,18 @@ def _existing_job(folder: Folder) -> bytes | None:
     return None
 
 
+def _is_of_somebody_else(job: bytes) -> bool:
+    """Return whether a job.json is sound JSON that lookalike never wrote.
+
+    One that is no JSON at all may have been ours, and counts as altered.
+    """
+    try:
+        json.loads(job)
+    except (ValueError, RecursionError):
+        return False
+    return not is_made_by_us(job)
+
+
 def _not_ours(folder: Folder, path: str) -> UsageError:
     return UsageError(
         f"--output {folder.uri()} holds files that are not lookalike's ({path}); "
@@ -132,16 +197,20 @@ def _not_ours(folder: Folder, path: str) -> UsageError:
 
 def _refuse(folder: Folder, there: bytes, asked: bytes) -> None:
     was, now = read_job(folder, there), read_job(folder, asked)
-    if was["format"] != now["format"] or was["kind"] != now["kind"]:
-        raise Mismatch(
-            f"{folder.uri()} is of kind {was['kind']} and format {was['format']}, not "
-            f"{now['kind']} and {now['format']}; name another --output, or --overwrite"
-        )
+    _refuse_kind(folder, was, now)
     differs = _differences(was["settings"], now["settings"])
     raise Mismatch(
         f"{folder.uri()} was made with other settings ({'; '.join(differs)}); "
         "name another --output, or --overwrite to start anew"
     )
+
+
+def _refuse_kind(folder: Folder, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if was["format"] != now["format"] or was["kind"] != now["kind"]:
+        raise Mismatch(
+            f"{folder.uri()} is of kind {was['kind']} and format {was['format']}, not "
+            f"{now['kind']} and {now['format']}; name another --output, or --overwrite"
+        )
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -24,6 +24,7 @@ from urllib.parse import unquote
 from retrieval.errors import AccessRefused, StorageFailure
 from retrieval.storage.exclusive import name_if_free
 from retrieval.storage.folder import Entry, Folder, operation
+from retrieval.storage.ignored_files import is_system_name
 from retrieval.storage.remote import RemoteFolder
 from retrieval.storage.temporary import TEMPORARY, is_abandoned, temporary_name
 
@@ -50,8 +51,11 @@ class LocalFolder(Folder):
             return open(self.uri(path), "rb")
 
     def entries(self, below: str = "") -> Iterator[Entry]:
-        for folder, _, names in os.walk(self.uri(below)):
+        for folder, folders, names in os.walk(self.uri(below)):
+            folders[:] = [name for name in folders if not is_system_name(name)]
             for name in names:
+                if is_system_name(name):
+                    continue
                 full = os.path.join(folder, name)
                 relative = os.path.relpath(full, self.root).replace(os.sep, "/")
                 try:

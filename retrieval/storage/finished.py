@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
 from retrieval.errors import Damaged, InputError, Mismatch
-from retrieval.kinds import Kind
+from retrieval.kinds import KINDS, Kind
 from retrieval.records import FileRecord
 from retrieval.storage import patience
-from retrieval.storage.files import Entry, Folder
+from retrieval.storage.files import Entry, Folder, is_remote, local_path
 from retrieval.storage.inventory import Entries, Inventory, among, listed, read_inventory
-from retrieval.storage.seal import read_json
+from retrieval.storage.seal import MARK, read_json
 from retrieval.storage.temporary import TEMPORARY
 from retrieval.tables import FORMAT, WORK
 
@@ -83,6 +86,46 @@ def read_if_there(folder: Folder, path: str) -> bytes | None:
         return folder.read(path)
     except FileNotFoundError:
         return None
+
+
+def is_made_by_us(data: bytes, keys: Collection[str] = _JOB_KEYS) -> bool:
+    """Return whether a JSON file of this content is lookalike's; others use the same names.
+
+    One altered byte does not change the answer: either the mark of its checksum or the keys remain.
+    """
+    if MARK in data:
+        return True
+    try:
+        values: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(values, dict) or not values.keys() >= set(keys):
+        return False
+    return values.get("kind") in KINDS
+
+
+def is_output(folder: Folder) -> bool:
+    """Return whether a folder is an output of lookalike, or the beginnings of one."""
+    for path, keys in ((JOB, _JOB_KEYS), (MANIFEST, _MANIFEST_KEYS)):
+        data = read_if_there(folder, path)
+        if data is not None and is_made_by_us(data, keys):
+            return True
+    return False
+
+
+def enclosing_output(path: str) -> str | None:
+    """Return the output that a local file or folder would lie in, or None.
+
+    Whatever is put there does not belong to that output, which would be damaged from then on.
+    Object stores are not asked: a key may be denied there, and each would be a request.
+    """
+    if is_remote(path):
+        return None
+    for parent in Path(os.path.realpath(local_path(path))).parents:
+        with suppress(OSError):
+            if is_made_by_us((parent / JOB).read_bytes()):
+                return str(parent)
+    return None
 
 
 def is_finished(folder: Folder) -> bool:

@@ -53,7 +53,10 @@ class Folder(ABC):
 
     @abstractmethod
     def entries(self, below: str = "") -> Iterator[Entry]:
-        """Give every file in it, at any depth, temporary ones included; none if it is absent."""
+        """Yield every file in it, at any depth, temporary ones included; none if it is absent.
+
+        What a desktop or file system left there counts as absent (`ignored_files.py`).
+        """
 
     @abstractmethod
     def put(self, path: str, data: bytes) -> None:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 
 from retrieval.storage.folder import Entry, Folder, operation
+from retrieval.storage.ignored_files import has_system_part
 from retrieval.storage.patience import code_of, retrying
 
 _BLOCK = 1 << 22  # bytes of one request where a file is streamed
@@ -67,8 +68,10 @@ class RemoteFolder(Folder):
         found = self._patiently("list", below, lambda system, name: system.find(name, detail=True))
         root = self._at("")[1].rstrip("/") + "/"
         for name, info in found.items():
-            if info["type"] == "file":  # some stores keep folders that became empty
-                yield Entry(name.removeprefix(root), info["size"])
+            path = name.removeprefix(root)
+            # some stores keep folders that became empty
+            if info["type"] == "file" and not has_system_part(path):
+                yield Entry(path, info["size"])
 
     def put(self, path: str, data: bytes) -> None:
         self._patiently("put", path, lambda system, name: system.pipe_file(name, data))

@@ -8,7 +8,7 @@ from typing import Any
 
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import walk
+from retrieval.images.sources.walk import PassedOver, walk
 from retrieval.records import Item
 
 
@@ -19,11 +19,14 @@ class FolderSource(Source):
     root: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     others: int = field(default=0, init=False, compare=False)
+    passed_over: PassedOver = field(
+        default_factory=PassedOver, init=False, compare=False, repr=False
+    )
 
     def items(self) -> Iterator[Item]:
-        """Give every image below the root, in no particular order."""
-        self.others = 0
-        for file in walk(self.root, self.options):
+        """Yield every image below the root, in no particular order."""
+        self.others, self.passed_over = 0, PassedOver()
+        for file in walk(self.root, self.options, self.passed_over):
             if file.problem is not None and (file.is_folder or is_image(file.name)):
                 yield file.unread()
             elif is_image(file.name):
@@ -31,3 +34,4 @@ class FolderSource(Source):
                 yield Item(file.name, file.path, file.size, file.mtime_ns, label)
             else:
                 self.others += 1
+        self.others += self.passed_over.total

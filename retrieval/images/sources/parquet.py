@@ -31,7 +31,7 @@ from retrieval.images.sources.metadata import (
     values,
 )
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at, readable_files_at
+from retrieval.images.sources.walk import Found, PassedOver, files_at, readable_files_at
 from retrieval.records import Item
 from retrieval.storage.reading import open_uri
 
@@ -54,15 +54,19 @@ class ParquetSource(Source):
     id_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     others: int = field(default=0, init=False, compare=False)
-    notes: tuple[str, ...] = field(default=(), init=False, compare=False)
+    passed_over: PassedOver = field(
+        default_factory=PassedOver, init=False, compare=False, repr=False
+    )
+    column_notes: tuple[str, ...] = field(default=(), init=False, compare=False)
     _common: tuple[list[Found], pa.Schema] | None = field(
         default=None, init=False, compare=False, repr=False
     )
     """The common columns of files: every footer is read for them, which is not done twice."""
 
     def items(self) -> Iterator[Item]:
-        """Give every row, file by file."""
-        files, self.others = files_at(self.root, PARQUET, self.options)
+        """Yield every row, file by file."""
+        self.passed_over = PassedOver()
+        files, self.others = files_at(self.root, PARQUET, self.options, self.passed_over)
         columns = self._common_columns([file for file in files if file.problem is None])
         for file in files:
             if file.problem is not None:
@@ -76,7 +80,7 @@ class ParquetSource(Source):
         files = readable_files_at(self.root, PARQUET, self.options)
         for file in files[:1]:
             _, note = label_column(self._schema_of(file), file.path)
-            self.notes = () if note is None else (note,)
+            self.column_notes = () if note is None else (note,)
         return self._common_columns(files)
 
     def check_columns(self) -> None:

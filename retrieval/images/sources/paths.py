@@ -77,7 +77,7 @@ class ListSource(Source):
         if self._is(TEXT):
             return pa.schema([])
         columns = self._columns(self._schema())
-        self.notes = columns.notes
+        self.column_notes = columns.notes
         return columns.more
 
     def _is(self, suffixes: tuple[str, ...]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from retrieval.errors import InputError
+from retrieval.images.sources.walk import PassedOver
 from retrieval.records import Item
 
 
@@ -21,9 +22,12 @@ class Source(ABC):
     """What is listed, in the plural."""
 
     others: int = 0
-    """Files that `items` has met so far and that are not images."""
+    """Files that `items` has met and that are not images; folders passed over count once."""
 
-    notes: tuple[str, ...] = ()
+    passed_over: PassedOver | None = None
+    """Those of them that are hidden or lookalike's own, where files are looked for."""
+
+    column_notes: tuple[str, ...] = ()
     """Sentences on what `columns` met and left out, for a person."""
 
     @abstractmethod
@@ -42,4 +46,12 @@ class Source(ABC):
     def nothing(self) -> InputError:
         """Give the refusal of a source that has nothing to list."""
         way = "a folder with photos" if self.unit == "images" else "a file that has some"
-        return InputError(f"{self.root} holds no {self.unit}; name {way}")
+        passed = self.passed_over
+        left_out = f" (passed over: {passed})" if passed and passed.total else ""
+        return InputError(f"{self.root} holds no {self.unit}{left_out}; name {way}")
+
+    def notes(self) -> tuple[str, ...]:
+        """Return sentences on what `items` passed over."""
+        if self.passed_over is None or not self.passed_over.total:
+            return ()
+        return (f"passed over in {self.root}: {self.passed_over}",)

@@ -19,9 +19,10 @@ from retrieval.errors import InputError
 from retrieval.images.containers import TarMember
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.source import Source
-from retrieval.images.sources.walk import Found, files_at, seconds_to_ns
+from retrieval.images.sources.walk import HIDDEN_FILES, Found, PassedOver, files_at, seconds_to_ns
 from retrieval.images.tar_members import DAMAGE, tar_members
 from retrieval.records import Item
+from retrieval.storage.ignored_files import hidden_part
 from retrieval.storage.reading import open_uri, readable
 
 TAR = (".tar",)
@@ -55,6 +56,7 @@ class _Contents:
     labels: dict[str, str | None] = field(default_factory=dict)  # by the stem of their .cls
     contradictions: set[str] = field(default_factory=set)  # stems of .cls that say two things
     others: int = 0
+    passed_over: PassedOver = field(default_factory=PassedOver)
     broken: str | None = None
 
     def add_label(self, stem: str, label: str | None) -> None:
@@ -85,16 +87,21 @@ class TarSource(Source):
     root: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     others: int = field(default=0, init=False, compare=False)
+    passed_over: PassedOver = field(
+        default_factory=PassedOver, init=False, compare=False, repr=False
+    )
 
     def items(self) -> Iterator[Item]:
         """Give every image, tar by tar; then refuse a tar that is broken, if one was."""
-        tars, self.others = files_at(self.root, TAR, self.options)
+        self.passed_over = PassedOver()
+        tars, self.others = files_at(self.root, TAR, self.options, self.passed_over)
         for tar in tars:
             if tar.problem is not None:
                 yield tar.unread()
                 continue
             found = self._contents(tar)
-            self.others += found.others
+            self.passed_over.include(found.passed_over)
+            self.others += found.others + found.passed_over.total
             yield from _items(tar, found)
             if found.broken:
                 raise InputError(
@@ -129,7 +136,9 @@ def _sort_in(found: _Contents, file: BinaryIO, member: tarfile.TarInfo) -> None:
     if member.isdir():
         return
     name = readable(member.name)
-    if is_image(name):
+    if hidden := hidden_part(name):
+        found.passed_over.add(HIDDEN_FILES, hidden)
+    elif is_image(name):
         place, size = member.offset_data, member.size
         found.images.append(_Member(name, place, size, member.mtime, _problem(member)))
     elif member.isreg() and name.lower().endswith(".cls") and member.size <= _LABEL:

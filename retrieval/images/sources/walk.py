@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,13 +17,19 @@ from typing import Any
 import fsspec
 
 from retrieval.errors import InputError
+from retrieval.kinds import REPORT_FOLDERS, REPORT_MARK
 from retrieval.records import Item
 from retrieval.storage.files import is_remote, local_path
+from retrieval.storage.finished import JOB, MANIFEST, is_made_by_us
+from retrieval.storage.ignored_files import hidden_part, is_hidden
 from retrieval.storage.patience import may_pass
 from retrieval.storage.reading import not_a_file, readable
 
 _CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 """Where stores tell the last change of a file, best first; S3 has the second, Google the fourth."""
+
+_MOST_BYTES = 1 << 20
+"""Bytes that are read of a job.json; those of lookalike are smaller by far."""
 
 _START = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -48,13 +54,55 @@ class Found:
         return Item(self.name, self.path, None, self.mtime_ns, None, problem=self.problem)
 
 
-def walk(root: str, options: Mapping[str, Any]) -> Iterator[Found]:
-    """Give every file below a folder; refuse one that is missing or is none."""
-    return _remote(root, options) if is_remote(root) else _local(root)
+class PassedOver:
+    """What a listing left out unread: counts by kind, with one example of each."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, tuple[int, str]] = {}
+
+    @property
+    def total(self) -> int:
+        """The number of files and folders; a folder counts once, for nobody looked inside."""
+        return sum(count for count, _ in self._kinds.values())
+
+    def add(self, kind: str, name: str, count: int = 1) -> None:
+        """Count one more file or folder of a kind."""
+        before, example = self._kinds.get(kind, (0, name))
+        self._kinds[kind] = before + count, example
+
+    def include(self, other: PassedOver) -> None:
+        """Add the counts of another listing."""
+        for kind, (count, example) in other._kinds.items():
+            self.add(kind, example, count)
+
+    def __str__(self) -> str:
+        """Write it as `hidden files: 2 (such as ._a.jpg), hidden folders: 1 (such as .git)`."""
+        kinds = sorted(self._kinds.items())
+        return ", ".join(f"{kind}: {count} (such as {name})" for kind, (count, name) in kinds)
+
+
+HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
+OUTPUTS = "folders that lookalike wrote"
+
+
+def walk(
+    root: str, options: Mapping[str, Any], passed: PassedOver | None = None
+) -> Iterator[Found]:
+    """Yield every file below a folder; refuse one that is missing or is none.
+
+    Hidden files and folders are passed over, and so are folders that lookalike wrote: pictures in a
+    result are no photos. The root is what somebody named, hidden or not; but a result as the root
+    is refused.
+    """
+    passed = PassedOver() if passed is None else passed
+    return _remote(root, options, passed) if is_remote(root) else _local(root, passed)
 
 
 def files_at(
-    root: str, suffixes: tuple[str, ...], options: Mapping[str, Any]
+    root: str,
+    suffixes: tuple[str, ...],
+    options: Mapping[str, Any],
+    passed: PassedOver | None = None,
 ) -> tuple[list[Found], int]:
     """Give the files that a file's path, a folder or a glob means, and how many others there are.
 
@@ -63,9 +111,10 @@ def files_at(
     among them, with a problem.
     """
     others = 0
+    passed = PassedOver() if passed is None else passed
     if is_folder(root, options):
         found = []
-        for one in walk(root, options):
+        for one in walk(root, options, passed):
             if one.is_folder or one.name.lower().endswith(suffixes):
                 found.append(one)
             else:
@@ -73,7 +122,7 @@ def files_at(
     elif is_file(root, options):
         found = [one_file(root, options)]
     elif is_glob(root):
-        found = list(_globbed(root, options))
+        found = list(_globbed(root, options, passed))
     else:
         raise InputError(f"{root} does not exist; name a file, a folder or a glob of such files")
     for one in found:
@@ -81,7 +130,7 @@ def files_at(
             raise InputError(
                 f"{one.path} has :: in its path, by which paths are chained; rename it"
             )
-    return sorted(found, key=lambda one: one.name), others
+    return sorted(found, key=lambda one: one.name), others + passed.total
 
 
 def readable_files_at(
@@ -135,13 +184,15 @@ def _asked(root: str, question: Any) -> Any:
         raise InputError(f"{root} cannot be listed ({error})") from error
 
 
-def _local(root: str) -> Iterator[Found]:
+def _local(root: str, passed: PassedOver) -> Iterator[Found]:
     top = local_path(root)
     if not os.path.exists(top):
         raise InputError(f"{root} does not exist; name a folder with images")
     if not os.path.isdir(top):
         raise InputError(f"{root} is not a folder; name a folder with images")
-    for path, info, error in _files(top, frozenset()):
+    if _is_output(top, _local_bytes):
+        raise _is_ours(root)
+    for path, info, error in _files(top, frozenset(), passed):
         name = os.path.relpath(path, top).replace(os.sep, "/")
         if error is None:
             yield _described_local(name, path, info)
@@ -164,7 +215,7 @@ _Met = tuple[str, os.stat_result | None, OSError | None]
 listed."""
 
 
-def _files(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[_Met]:
+def _files(folder: str, above: frozenset[tuple[int, int]], passed: PassedOver) -> Iterator[_Met]:
     """Walk a local folder, following links to folders, but never into one that is above.
 
     A link that leads nowhere, and a file that may not be looked at, is a file of its own: whoever
@@ -176,6 +227,10 @@ def _files(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[_Met]:
         here = above | {(status.st_dev, status.st_ino)}
         with os.scandir(folder) as entries:
             for entry in entries:
+                if is_hidden(entry.name):
+                    inside = entry.is_dir(follow_symlinks=False)
+                    passed.add(HIDDEN_FOLDERS if inside else HIDDEN_FILES, readable(entry.name))
+                    continue
                 try:
                     info = entry.stat()
                 except OSError as error:
@@ -187,8 +242,12 @@ def _files(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[_Met]:
                         yield entry.path, None, None
                     continue
                 if stat.S_ISDIR(info.st_mode):
-                    if (info.st_dev, info.st_ino) not in here:
-                        yield from _files(entry.path, here)
+                    if (info.st_dev, info.st_ino) in here:
+                        continue
+                    if _is_written(entry.path, _local_bytes):
+                        passed.add(OUTPUTS, readable(entry.name))
+                        continue
+                    yield from _files(entry.path, here, passed)
                 else:
                     yield entry.path, info, None
     except OSError as error:
@@ -197,17 +256,56 @@ def _files(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[_Met]:
         yield folder, None, error
 
 
-def _remote(root: str, options: Mapping[str, Any]) -> Iterator[Found]:
+def _is_output(folder: str, read: Callable[[str], bytes | None]) -> bool:
+    """Return whether a folder is an output of lookalike, finished or not.
+
+    Told by what its job.json (else manifest.json) says: other programs have files of these names.
+    """
+    job = read(f"{folder}/{JOB}")
+    if job is None:
+        return False
+    return is_made_by_us(job) or is_made_by_us(read(f"{folder}/{MANIFEST}") or b"")
+
+
+def _is_written(folder: str, read: Callable[[str], bytes | None]) -> bool:
+    """Return whether a folder is an output of lookalike, or lies beside a page of `report`."""
+    if _is_output(folder, read):
+        return True
+    mark = read(f"{folder}/{REPORT_MARK}") if folder.endswith(REPORT_FOLDERS) else None
+    return mark is not None and is_made_by_us(mark)
+
+
+def _local_bytes(path: str) -> bytes | None:
+    """Read the beginning of a small local file; None where there is none that can be read."""
+    try:
+        if not os.path.isfile(path):  # a pipe of that name would never end
+            return None
+        with open(path, "rb") as file:
+            return file.read(_MOST_BYTES)
+    except OSError:
+        return None
+
+
+def _is_ours(root: str) -> InputError:
+    return InputError(
+        f"{root} is a folder that lookalike wrote, and no folder of images (see its {JOB}); name "
+        "one with photos"
+    )
+
+
+def _remote(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[Found]:
     system, top = connect(root, options)
     below = top.rstrip("/") + "/"
     empty = True
     try:
-        for _, folders, files in system.walk(top, detail=True, on_error="raise"):
+        for folder, folders, files in system.walk(top, detail=True, on_error="raise"):
             itself = files.pop("", None)
             if empty and itself and itself["type"] == "file" and not files:
                 raise InputError(f"{root} is not a folder; name a folder with images")
-            empty = empty and not files and not folders
-            for info in files.values():
+            if empty and _is_output(folder, _reader(system, files)):
+                raise _is_ours(root)
+            at_root, empty = empty, empty and not files and not folders
+            for info in _offered(system, folder, folders, files, passed, at_root):
                 path = info["name"]
                 yield _described(system, path.removeprefix(below), path, info)
     except FileNotFoundError as error:
@@ -218,8 +316,47 @@ def _remote(root: str, options: Mapping[str, Any]) -> Iterator[Found]:
         raise InputError(f"{root} does not exist; name a folder with images")
 
 
-def _globbed(root: str, options: Mapping[str, Any]) -> Iterator[Found]:
-    """Give the files that a pattern means, named below the last folder it names outright."""
+def _offered(
+    system: Any, folder: str, folders: dict[str, Any], files: dict[str, Any], passed: PassedOver,
+    at_root: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return the files of a remote folder that are not passed over.
+
+    Folders below it that are passed over are taken out of `folders`, by which the walk goes on.
+    """
+    if not at_root and _is_written(folder, _reader(system, files)):
+        passed.add(OUTPUTS, folder.rsplit("/", 1)[-1])
+        folders.clear()
+        return []
+    for name in list(filter(is_hidden, folders)):
+        passed.add(HIDDEN_FOLDERS, name)
+        del folders[name]
+    for name in filter(is_hidden, files):
+        passed.add(HIDDEN_FILES, name)
+    return [info for name, info in files.items() if not is_hidden(name)]
+
+
+def _reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], bytes | None]:
+    """Return what reads the beginning of a remote file, if it is among those that were listed."""
+
+    def read(path: str) -> bytes | None:
+        info = files.get(path.rsplit("/", 1)[-1])
+        if info is None or info.get("size") == 0:  # of which stores refuse any range
+            return None
+        try:
+            return bytes(system.cat_file(path, start=0, end=_MOST_BYTES))
+        except (FileNotFoundError, PermissionError):  # removed since, or somebody else's
+            return None
+
+    return read
+
+
+def _globbed(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[Found]:
+    """Give the files that a pattern means, named below the last folder it names outright.
+
+    As in a shell, what is hidden has to be asked for by a part of the pattern that begins with a
+    dot. What lies in a folder that lookalike wrote below that last folder is passed over.
+    """
     pattern = root if is_remote(root) else local_path(root)
     fixed = 0
     parts = pattern.split("/")
@@ -230,13 +367,49 @@ def _globbed(root: str, options: Mapping[str, Any]) -> Iterator[Found]:
     fixed -= len(parts) - len(outright)
     below = "/".join(outright[:fixed]) + "/" if fixed > 0 else ""
     found = _asked(root, lambda: system.glob(name, detail=True))
+    hidden_too = any(part.startswith(".") for part in outright[max(fixed, 0) :])
+    outputs = _OutputsBelow(system, below)
+    matched = False
     for path, info in found.items():
+        if not hidden_too and (part := hidden_part(path.removeprefix(below))):
+            passed.add(HIDDEN_FILES, part)
+            continue
+        if output := outputs.around(path):
+            passed.add(f"files in {OUTPUTS}", output.rsplit("/", 1)[-1])
+            continue
+        matched = matched or info["type"] == "file"
         if info["type"] == "file" and is_remote(root):
             yield _described(system, path.removeprefix(below), path, info)
         elif info["type"] == "file":
             yield _described_local(path.removeprefix(below), path, os.stat(path))
-    if not found:
-        raise InputError(f"{root} matches no file; name a file, a folder or another glob")
+    if not matched:
+        left_out = f" (passed over: {passed})" if passed.total else ""
+        raise InputError(f"{root} matches no file{left_out}; name a file, a folder or another glob")
+
+
+class _OutputsBelow:
+    """Which folders below another one are outputs of lookalike; each is looked at once."""
+
+    def __init__(self, system: Any, below: str) -> None:
+        self._system, self._below = system, below
+        self._known: dict[str, bool] = {}
+
+    def around(self, path: str) -> str | None:
+        """Return the output that a file lies in, the outermost one; None without one."""
+        parts = path.removeprefix(self._below).split("/")[:-1]
+        for count in range(1, len(parts) + 1):
+            folder = self._below + "/".join(parts[:count])
+            if folder not in self._known:
+                self._known[folder] = _is_written(folder, self._read)
+            if self._known[folder]:
+                return folder
+        return None
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            return bytes(self._system.cat_file(path, start=0, end=_MOST_BYTES))
+        except OSError:
+            return None
 
 
 def _described(system: Any, name: str, path: str, info: Mapping[str, Any]) -> Found:

@@ -20,7 +20,6 @@ NAMES = (
     "a%20b.jpg",
     "a#b?c.jpg",
     "[a]*.jpg",
-    ".hidden.jpg",
     "a:b, c;d.jpg",
     "a=b+c.jpg",
 )

@@ -90,7 +90,6 @@ class FolderTests(ABC):
             "a%20b.jpg",
             "a#b?c.jpg",
             "[a]*.jpg",
-            ".hidden.jpg",
             "new\nline.jpg",
             "a-b.jpg",
             "a/b.jpg",

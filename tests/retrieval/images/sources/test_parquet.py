@@ -184,7 +184,7 @@ def test_a_label_of_several_values_is_none_and_said_and_other_columns_are_refuse
     path = local.put("x.parquet", parquet({"image": IMAGES, "label": column, "more": [1, 2, 3]}))
     source = ParquetSource(path)
     assert source.columns().names == ["more"]
-    (note,) = source.notes
+    (note,) = source.column_notes
     kind = str(column.type).partition("<")[0]  # fields within have other names in Parquet
     assert note.startswith(f"the column label of {path} holds {kind}<")
     assert "which is no label" in note

@@ -256,7 +256,7 @@ def test_a_label_of_several_values_is_none_and_said(local):
     table = {"path": ["cats/a.jpg", "b.jpg"], "label": [["x"], ["y", "z"]]}
     source = ListSource(local.put("x.parquet", parquet(table)))
     source.columns()
-    (note,) = source.notes
+    (note,) = source.column_notes
     assert note.startswith(f"the column label of {local.root}/x.parquet holds list<")
     assert [item.label for item in source.items()] == [None, None]
 
