@@ -61,7 +61,7 @@ class ListSource(Source):
     id_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     others: int = field(default=0, init=False, compare=False)
-    notes: tuple[str, ...] = field(default=(), init=False, compare=False)
+    column_notes: tuple[str, ...] = field(default=(), init=False, compare=False)
 
     def items(self) -> Iterator[Item]:
         """Give what the list names, in its order; what is missing too, so that it is told of."""

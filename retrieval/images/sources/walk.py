@@ -234,12 +234,7 @@ def _files(folder: str, above: frozenset[tuple[int, int]], passed: PassedOver) -
                 try:
                     info = entry.stat()
                 except OSError as error:
-                    if entry.is_symlink():
-                        yield entry.path, entry.stat(follow_symlinks=False), None
-                    elif entry.is_dir(follow_symlinks=False):
-                        yield entry.path, None, error
-                    elif not isinstance(error, FileNotFoundError):  # else it is gone since
-                        yield entry.path, None, None
+                    yield from _without_status(entry, error)
                     continue
                 if stat.S_ISDIR(info.st_mode):
                     if (info.st_dev, info.st_ino) in here:
@@ -254,6 +249,16 @@ def _files(folder: str, above: frozenset[tuple[int, int]], passed: PassedOver) -
         if not above or may_pass(error):
             raise InputError(f"{readable(folder)} cannot be listed ({error.strerror})") from error
         yield folder, None, error
+
+
+def _without_status(entry: os.DirEntry[str], error: OSError) -> Iterator[_Met]:
+    """Yield an entry whose status cannot be read; nothing where it was removed meanwhile."""
+    if entry.is_symlink():
+        yield entry.path, entry.stat(follow_symlinks=False), None
+    elif entry.is_dir(follow_symlinks=False):
+        yield entry.path, None, error
+    elif not isinstance(error, FileNotFoundError):
+        yield entry.path, None, None
 
 
 def _is_output(folder: str, read: Callable[[str], bytes | None]) -> bool:
