@@ -36,6 +36,9 @@ _UNPAIRED = 2.0
 """Pairs without any correlation that are added where it is measured, so that it is never 1. With 1
 the measured coverage falls to 86 %, 4 makes all intervals wider."""
 
+_EQUAL = 1e-12
+"""Distance from the mean that is rounding alone: of equal values it would make a correlation."""
+
 RESAMPLES = 1000
 """Draws of `bootstrap_mean`: the ends of an interval then move by less than a tenth of its width
 between seeds."""
@@ -78,8 +81,9 @@ def difference_intervals(
     """Return the ends of the intervals of mean(first) - mean(second) of values in 0 to 1, by pairs.
 
     Arguments as of `score_intervals`, whose intervals of the two means are combined by the
-    correlation of the pairs: Newcombe's for paired proportions, never wider than of means that are
-    not paired. Where no pair differs the correlation is not taken for 1, so that this is no point.
+    correlation of the pairs, as Newcombe does for paired proportions: the closer rankings go
+    together, the surer. The correlation is never taken for 1, so that this is no point where no
+    pair differs.
     """
     counted = np.broadcast_to(1.0 if weights is None else weights, first.shape)
     squares = np.square(counted)
@@ -87,6 +91,7 @@ def difference_intervals(
         total = counted.sum(0)
         means = [(counted * values).sum(0) / total for values in (first, second)]
         apart = [values - mean for values, mean in zip((first, second), means, strict=True)]
+        apart = [np.where(np.abs(each) < _EQUAL, 0.0, each) for each in apart]
         spreads = [(squares * np.square(each)).sum(0) for each in apart]
         correlation = (squares * apart[0] * apart[1]).sum(0) / np.sqrt(spreads[0] * spreads[1])
         rows = np.square(total) / squares.sum(0)

@@ -120,6 +120,9 @@ def test_rankings_that_do_not_differ_are_still_not_certainly_equal():
     assert (low, high) == pytest.approx((-0.0602, 0.0602), abs=1e-4), "as by Tango's score interval"
     low, high = of_pairs([0.5] * 60, [0.5] * 60)
     assert low < -0.01 < 0.01 < high
+    low, high = of_pairs([0.1] * 60, [0.3] * 60)  # their means are rounded
+    alone = [end - begin for begin, end in (of([0.1] * 60), of([0.3] * 60))]
+    assert high - low > 0.9 * np.hypot(*alone), "equal values go together with nothing"
 
 
 def test_of_matched_proportions_it_is_about_newcombes():
