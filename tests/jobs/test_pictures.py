@@ -26,6 +26,7 @@ from retrieval.report.gallery_sample import gallery_sample
 from retrieval.report.standings import Standings, read_standings, rows_of
 from retrieval.storage import finished
 from retrieval.storage.files import open_folder
+from retrieval.storage.seal import read_json
 from retrieval.storage.verify import verify
 from retrieval.tables import GALLERY_LABELS, MATCHES
 from tests.conftest import draw_photos
@@ -349,6 +350,9 @@ def test_pictures_beside_a_page_replace_those_of_before_and_nothing_else(tmp_pat
     put_pictures(target, {"grid-00001.png": b"1", "grid-00002.png": b"2", "map.png": b"m"})
     target.put("mine.png", b"of a person")
     put_pictures(target, {"grid-00001.png": b"3", "before-after-00001.png": b"b"})
-    assert tree(tmp_path / "pictures") == {
+    laid = tree(tmp_path / "pictures")
+    mark = read_json(laid.pop("report.json"))
+    assert mark == {"pictures": ["before-after-00001.png", "grid-00001.png"]}
+    assert laid == {
         "grid-00001.png": b"3", "before-after-00001.png": b"b", "mine.png": b"of a person",
     }  # fmt: skip

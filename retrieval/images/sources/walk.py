@@ -412,6 +412,8 @@ class _OutputsBelow:
 
     def _read(self, path: str) -> bytes | None:
         try:
+            if not self._system.isfile(path):  # a pipe of that name would never end
+                return None
             return bytes(self._system.cat_file(path, start=0, end=_MOST_BYTES))
         except OSError:
             return None
