@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs import session
-from jobs.connect import connect, named
+from jobs.connect import ask_once, connect, is_connected, named
 from jobs.shared import Local, local_places, refuse_unshared
-from retrieval.errors import Stalled
+from retrieval.errors import InputError, Stalled
 
 if TYPE_CHECKING:
     from jobs.settings import OnRay
@@ -33,10 +33,12 @@ class Cluster:
         places: Sequence[Local] = (),
     ) -> None:
         self._option, self._address = address, named(address)
+        ask_once(address)
         self._places = places  # that all nodes must see
         self.asked = workers
         self.gpu_share = gpus_per_worker
         self._connected = self._looked = False
+        self._refused: InputError | None = None
         self.given_up: set[str] = set()
         """Images that killed their worker twice in this run, whichever step had them at hand."""
         self.book: Any = None
@@ -121,10 +123,14 @@ class Cluster:
         To be called by the main thread: Linux ends what Ray starts here with the thread that
         started it.
         """
-        import ray
-
-        if not ray.is_initialized():  # a notebook or a test may have its own
-            connect(self._option)
+        if not is_connected():  # a notebook or a test may have its own
+            if self._refused:  # a step that looks again at what there is need not wait again
+                raise self._refused
+            try:
+                connect(self._option)
+            except InputError as refusal:
+                self._refused = refusal
+                raise
             self._connected = True
         if not self._looked:
             self._looked = True

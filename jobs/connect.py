@@ -32,7 +32,8 @@ nor start workers of a kind that the pool does not use, nor report ten times a s
 On two cores that is 3 to 5 % of a worker's time (benchmarks/README.md)."""
 
 _ONCE = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "20"}
-"""For a running cluster: one attempt of half a minute, instead of 20 of 40 s."""
+"""For a running cluster: one attempt of half a minute, instead of 20 of 40 s. Ray reads them when
+it is imported."""
 
 _PATIENCE = 10.0  # seconds for a cluster's port to open, which may be starting
 _TOKEN_FILE = os.path.join("~", ".ray", "auth_token")
@@ -51,6 +52,23 @@ def origin(option: str | None) -> str:
     return f"--ray-address {address}" if address == option else f"RAY_ADDRESS={address}"
 
 
+def ask_once(option: str | None) -> None:
+    """Let Ray give up soon on a cluster that does not answer; to be called before Ray is imported.
+
+    Its own way is to try for many minutes, with warnings that nobody sees.
+    """
+    address = named(option) or "local"
+    if address == "auto" or ":" in address:
+        for name, value in _ONCE.items():
+            os.environ.setdefault(name, value)
+
+
+def is_connected() -> bool:
+    """Tell whether Ray is connected already, without importing it: it reads settings as it is."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def connect(option: str | None) -> None:
     """Reach the cluster that `--ray-address` means, or start one here; refused in one sentence."""
     address = named(option) or "local"
@@ -59,9 +77,9 @@ def connect(option: str | None) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    for name, value in (_ALONE if alone else _ONCE).items():
-        os.environ.setdefault(name, value)
     if alone:
+        for name, value in _ALONE.items():
+            os.environ.setdefault(name, value)
         _choose_token()
     elif address != "auto":
         _refuse_silent(address, origin(option))
