@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch.nn import functional
 
 from retrieval.images.headers import judge
 from retrieval.images.levels import bands, colours_of, is_deep, levels_of
+from retrieval.images.repair import END, from_start, with_end, without_large_texts
 from retrieval.records import Transform
 
 Image.init()  # the formats beyond the first few are registered by this
@@ -68,12 +69,26 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
     Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _decode_oriented(data, max_pixels)
+        try:
+            return _decode_oriented(data, max_pixels)
+        except UnidentifiedImageError:
+            repaired = from_start(data)
+            if repaired is None:
+                raise
+        except ValueError:
+            repaired = without_large_texts(data)
+            if repaired is None:
+                raise
+        return _decode_oriented(repaired, max_pixels)
 
 
 def _decode_oriented(data: bytes, max_pixels: int) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         judge(image, data, max_pixels)
+        if image.format == "JPEG" and not data.endswith(END):
+            ended = with_end(data)
+            if ended is not data:
+                return _decode_oriented(ended, max_pixels)
         pixels = _jpeg(data) if image.format == "JPEG" and image.mode in ("L", "RGB") else None
         raw = _raw_mode(image)
         if pixels is None:
@@ -105,7 +120,7 @@ def _jpeg(data: bytes) -> Pixels | None:
     try:
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         pixels: Pixels = _libjpeg()(buffer, _RGB, False)
-    except RuntimeError:  # Pillow decides: it forgives leading rubbish, and refuses what is cut off
+    except RuntimeError:  # Pillow decides: it takes some that this does not, and says what is wrong
         return None
     return pixels
 

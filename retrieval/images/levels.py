@@ -106,7 +106,9 @@ def _pairs(upper: Image.Image, lower: Image.Image) -> Iterator[tuple[Image.Image
 
 def _joined(upper: Image.Image, lower: Image.Image) -> NDArray[np.uint16]:
     high, low = (np.asarray(image)[..., :3].astype(np.uint16) for image in (upper, lower))
-    return (high << 8) | low
+    high <<= 8
+    high |= low
+    return high
 
 
 def bits_for(largest: int) -> int:

@@ -4,6 +4,7 @@ import csv
 import io
 import struct
 import time
+import tracemalloc
 import warnings
 import zlib
 from dataclasses import replace
@@ -13,13 +14,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import v2
 
 from retrieval.images import decode as module
 from retrieval.images.decode import FORMATS, MAX_ASPECT, apply, decode, decode_full
 from retrieval.records import Transform
-from tests.retrieval.images.odd_wholes import png, tiff
+from tests.retrieval.images.odd_wholes import chunk, png, tiff
 
 BOUND = 10**7
 PLAIN = Transform("crop", 40, 32, "bilinear", (0.5, 0.25, 0.75), (0.2, 0.2, 0.2))
@@ -383,6 +385,88 @@ def test_what_is_cut_off_is_refused(kind, tenths):
     data = in_format(kind, photo(300, 200))
     with pytest.raises((OSError, SyntaxError, ValueError)):
         pixels_of(data[: len(data) * tenths // 10])
+
+
+JPEGS = {
+    "baseline": {"quality": 90},
+    "restarts": {"restart_marker_blocks": 2},
+    "progressive": {"progressive": True},
+    "progressive restarts": {"progressive": True, "restart_marker_blocks": 2},
+    "subsampled": {"subsampling": 2, "quality": 60},
+}
+every_jpeg = pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+
+
+@every_jpeg
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("behind", [b"", b"\xff", bytes(999)], ids=["nothing", "half", "zeros"])
+def test_a_jpeg_without_its_end_mark_is_whole(options, mode, behind):
+    data = encoded(photo().convert(mode), "JPEG", **options)
+    assert data.endswith(b"\xff\xd9")
+    assert (pixels_of(data[:-2] + behind) == pixels_of(data)).all()
+
+
+@every_jpeg
+def test_a_jpeg_that_lacks_more_than_its_end_mark_is_refused(options):
+    data = encoded(photo(), "JPEG", **options)
+    whole, first = pixels_of(data), data.index(b"\xff\xda")
+    marks = [at for at in range(first, len(data) - 2) if data[at] == 0xFF and data[at + 1]]
+    for cut in {*marks, *range(first, len(data) - 4, 41), *range(len(data) - 12, len(data) - 4)}:
+        for behind in (b"", bytes(99)):
+            try:
+                found = pixels_of(data[:cut] + behind)
+            except OSError:
+                continue
+            # bits that are left of the last byte may show nothing
+            assert cut >= len(data) - 8
+            assert (found == whole).all()
+
+
+@pytest.mark.parametrize("before", [b"\n", b"\r\n\r\n", b"\xef\xbb\xbf", bytes(500)])
+def test_a_jpeg_may_have_something_before_it(before):
+    data = encoded(photo(), "JPEG", quality=90)
+    assert (pixels_of(before + data) == pixels_of(data)).all()
+    assert (pixels_of(before + data[:-2]) == pixels_of(data)).all()
+
+
+def test_a_preview_deep_in_another_file_is_not_taken_for_the_photo():
+    with pytest.raises(UnidentifiedImageError):
+        pixels_of(b"RAW " + bytes(5000) + encoded(photo(), "JPEG"))
+
+
+def texts(count, size, **options):
+    info = PngInfo()
+    for number in range(count):
+        info.add_text(f"t{number}", "x" * size, **options)
+    return {"pnginfo": info}
+
+
+LARGE = {
+    "text": texts(1, 3 << 20),
+    "packed text": texts(1, 3 << 20, zip=True),
+    "many texts": texts(70, 1_000_000),
+    "many packed texts": texts(70, 1_000_000, zip=True),
+    "profile": {"icc_profile": bytes(3 << 20)},
+}
+
+
+@pytest.mark.parametrize("options", LARGE.values(), ids=LARGE)
+def test_a_png_may_have_any_text_and_keeps_its_orientation(options):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photo(), "PNG", exif=exif, **options)
+    assert (pixels_of(data) == np.rot90(np.asarray(photo()), -1)).all()
+
+
+def test_text_that_unpacks_to_gigabytes_is_not_unpacked():
+    packer = zlib.compressobj(1)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+    rows = np.asarray(photo()).reshape(48, -1)
+    data = png(64, 48, 8, 2, rows, before=chunk(b"zTXt", b"bomb\0\0" + bomb))
+    tracemalloc.start()
+    assert (pixels_of(data) == np.asarray(photo())).all()
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
 
 
 @every_format
