@@ -23,6 +23,7 @@ from torch.nn import functional
 from retrieval.images.headers import judge
 from retrieval.images.levels import bands, colours_of, is_deep, levels_of
 from retrieval.images.repair import END, from_start, with_end, without_large_texts
+from retrieval.images.unread import CONVERT_HEIC, is_heic
 from retrieval.records import Transform
 
 Image.init()  # the formats beyond the first few are registered by this
@@ -73,6 +74,8 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
             return _decode_oriented(data, max_pixels)
         except UnidentifiedImageError:
             repaired = from_start(data)
+            if repaired is None and is_heic(data):
+                raise UnidentifiedImageError(f"this is a HEIC image; {CONVERT_HEIC}") from None
             if repaired is None:
                 raise
         except ValueError:

@@ -164,7 +164,7 @@ _HOLDERS = ("state_dict", "model_state_dict", "model")
 def load_weights(data: bytes, name: str) -> State:
     """Read a state dict from the bytes of a .safetensors or .pth file; no code is run.
 
-    A dict that holds the state dict under `state_dict`, `model_state_dict` or `model` is understood.
+    A dict that holds the state dict under one of `_HOLDERS` is understood.
     """
     loaded: Any
     try:

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from retrieval.errors import InputError
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.source import Source
 from retrieval.images.sources.walk import walk
+from retrieval.images.unread import CONVERT_HEIC, HEIC
 from retrieval.records import Item
 
 
@@ -29,3 +31,12 @@ class FolderSource(Source):
                 yield Item(file.name, file.path, file.size, file.mtime_ns, label)
             else:
                 self.others += 1
+
+    def nothing(self) -> InputError:
+        """Return the refusal of a folder without images, naming HEIC files if it has some."""
+        found = sum(file.name.lower().endswith(HEIC) for file in walk(self.root, self.options))
+        if not found:
+            return super().nothing()
+        return InputError(
+            f"{self.root} holds {found} HEIC files and no images that are read; {CONVERT_HEIC}"
+        )

@@ -98,6 +98,11 @@ def texts(batch: pa.RecordBatch, column: str | None) -> list[str | None]:
     return [value or None for value in converted(batch[column], pa.string()).to_pylist()]
 
 
+def named(names: list[str], known: str) -> str | None:
+    """Return the column of a known name, or else the first that differs in case alone."""
+    return known if known in names else next((n for n in names if n.casefold() == known), None)
+
+
 def require(root: str, option: str, column: str | None, names: list[str]) -> None:
     """Refuse a column that an option names and that is not there."""
     if column is not None and column not in names:

@@ -429,6 +429,11 @@ def test_a_jpeg_may_have_something_before_it(before):
     assert (pixels_of(before + data[:-2]) == pixels_of(data)).all()
 
 
+def test_heic_is_named_whatever_the_file_is_called():
+    with pytest.raises(UnidentifiedImageError, match=r"HEIC image; .* pillow-heif"):
+        pixels_of(b"\0\0\0\x18ftypheic" + bytes(99))
+
+
 def test_a_preview_deep_in_another_file_is_not_taken_for_the_photo():
     with pytest.raises(UnidentifiedImageError):
         pixels_of(b"RAW " + bytes(5000) + encoded(photo(), "JPEG"))
