@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.groups import Elsewhere, EngineOptions, Listing, Model
+from jobs.options import AUTO
+from jobs.result import Result
+from jobs.runfile import rounding_of
 from jobs.settings import EmbedSettings, content_of
 from retrieval.errors import UsageError
 from retrieval.images.sources.vectors import VectorSource, is_npy, open_vectors
 from retrieval.model.attempt import Attempt
 from retrieval.records import Chunk, ChunkResult
 from retrieval.storage.files import Folder
+from retrieval.tables import Metric
 
 _OF_IMAGES = ("image_column", "weights", "bundle", "image_size", "resize", "pca", "engine",
               "precision", "device", "batch_size")  # fmt: skip
@@ -32,10 +36,27 @@ class Given:
 
     source: VectorSource
     dimension: int
-    zeros: bool  # whether vectors without length are kept
+    metric: Metric | None  # that they are searched by; None: not known yet
     bundle = None
     unit = "vectors"
     device = "cpu"
+
+    @property
+    def zeros(self) -> bool:
+        """Tell whether vectors without length are kept: ip and l2 are defined for them."""
+        return self.metric in ("ip", "l2")
+
+    @property
+    def rescale(self) -> bool:
+        """Tell whether vectors may be scaled before they are rounded: only cosine does not see."""
+        return self.metric == "cosine"
+
+    def stored_dtype(self, asked: str) -> str:
+        """Resolve `--embedding-dtype`: float16 stays so, all else becomes float32."""
+        if asked != AUTO:
+            return asked
+        kind = self.source.number_type()
+        return "float16" if (kind.kind, kind.itemsize) == ("f", 2) else "float32"
 
     def job(self) -> dict[str, Any]:
         """Give what stands in the job.json of what these vectors are asked of."""
@@ -59,7 +80,7 @@ class Given:
         from retrieval.images.opening import Opener
         from retrieval.model.take_vectors import Taking, take_chunk
 
-        taking = Taking(self.dimension, settings.embedding_dtype, self.zeros)
+        taking = Taking(self.dimension, settings.embedding_dtype, self.zeros, self.rescale)
         opener = Opener()
         return lambda chunk, attempt: take_chunk(chunk, folder, taking, opener, attempt)
 
@@ -73,7 +94,7 @@ def are_vectors(root: str, settings: Elsewhere) -> bool:
     return False
 
 
-def given_vectors(root: str, settings: Any, *, zeros: bool) -> Given:
+def given_vectors(root: str, settings: Any, *, metric: Metric | None) -> Given:
     """Open vectors by the options of a stage with `Listing` and `Elsewhere`, or refuse them."""
     for name in _OF_IMAGES:
         if getattr(settings, name, None) is not None:
@@ -83,7 +104,7 @@ def given_vectors(root: str, settings: Any, *, zeros: bool) -> Given:
         root, embedding_column=settings.embedding_column, id_column=settings.id_column,
         ids=settings.ids,
     )  # fmt: skip
-    return Given(source, source.dimension(), zeros)
+    return Given(source, source.dimension(), metric)
 
 
 def job_of(settings: EmbedSettings, given: Given) -> dict[str, Any]:
@@ -91,7 +112,10 @@ def job_of(settings: EmbedSettings, given: Given) -> dict[str, Any]:
     of_images = {f.name for stage in (Model, EngineOptions) for f in dataclasses.fields(stage)}
     of_images |= {"image_column", "max_pixels"}
     content = {k: v for k, v in content_of(settings).items() if k not in of_images}
-    more = {"dimension": given.dimension, "zero_vectors": given.zeros, "bundle": None}
+    more = {
+        "dimension": given.dimension, "zero_vectors": given.zeros, "rescale": given.rescale,
+        "bundle": None,
+    }  # fmt: skip
     return {**content, **more}
 
 
@@ -99,3 +123,15 @@ def of_elsewhere() -> set[str]:
     """Name the options of an index that are for vectors made elsewhere."""
     listed = {field.name for stage in (Listing, Elsewhere) for field in dataclasses.fields(stage)}
     return listed | {"embedding_dtype"}
+
+
+def with_rounding(result: Result, store: Folder, what: str = "vectors") -> Result:
+    """Add what rounding changed when vectors were last taken into a store, if that was measured."""
+    rounding = rounding_of(store)
+    if rounding is None:
+        return result
+    values = {f"rounding_{name}": value for name, value in dataclasses.asdict(rounding).items()}
+    lines = (rounding.sentence(what),) if rounding.changed else ()
+    return dataclasses.replace(
+        result, values={**result.values, **values}, lines=(*result.lines, *lines)
+    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jobs import projection
 from jobs.check_output import check_output
 from jobs.cluster import Cluster, cluster
-from jobs.elsewhere import CHUNK_ROWS, Given, are_vectors, given_vectors, job_of
+from jobs.elsewhere import CHUNK_ROWS, Given, are_vectors, given_vectors, job_of, with_rounding
 from jobs.groups import Elsewhere, Model
 from jobs.growth import Growth
 from jobs.listed import list_source, source_of
@@ -73,13 +74,15 @@ def _embed(
     folder = open_folder(settings.output)
     with tempfile.TemporaryDirectory() as scratch:
         if prepared is None and are_vectors(settings.input, settings):
-            prepared = given_vectors(settings.input, settings, zeros=False)
+            prepared = given_vectors(settings.input, settings, metric=None)
         if isinstance(prepared, Given):
             settings = dataclasses.replace(settings, chunk_rows=settings.chunk_rows or CHUNK_ROWS)
         listed = list_source(
             settings, _source(settings, prepared), Path(scratch) / "listing.parquet", split
         )
         prepared = prepared or prepare(settings, where, folder)
+        dtype = prepared.stored_dtype(settings.embedding_dtype)
+        settings = dataclasses.replace(settings, embedding_dtype=dtype)
         if settings.pca and isinstance(prepared, Prepared):
             prepared = projected(settings, where, folder, prepared, listed.path)
         commit.begin(
@@ -113,9 +116,11 @@ def _write_run(
     images, failed = manifest.counts["images"], manifest.counts["failures"]
     if failed:
         say(f"{failed} of {images} {growth.prepared.unit} failed and stand in the ledger")
+    rounding = {"rounding": asdict(growth.rounding)} if growth.rounding.vectors else {}
     watch.write(
         folder, settings, done=growth.embedded, files=manifest.files.values(), images=images,
         failures=failed, embedded=growth.embedded, worker_seconds=round(growth.seconds, 3),
+        **rounding,
     )  # fmt: skip
 
 
@@ -143,7 +148,8 @@ def _summary(settings: EmbedSettings, manifest: Manifest, others: int) -> Result
     ]
     if others:
         lines.append(f"{others} other files in {settings.input} are not read")
-    return Result({"output": settings.output, **counts, "others": others}, tuple(lines))
+    values = {"output": settings.output, **counts, "others": others}
+    return with_rounding(Result(values, tuple(lines)), open_folder(settings.output))
 
 
 def is_store(path: str) -> bool:

@@ -15,7 +15,7 @@ from jobs.prepare import Prepared
 from jobs.progress import progress
 from jobs.settings import EmbedSettings
 from retrieval.model.attempt import Attempt
-from retrieval.records import Chunk, ChunkResult, FileRecord
+from retrieval.records import Chunk, ChunkResult, FileRecord, Rounding
 from retrieval.storage.files import Folder
 
 
@@ -51,7 +51,8 @@ def embed_chunks(
         for answer in answers:
             bar.advance(answer["rows"] + answer["failures"], answer["failures"])
             files = tuple(FileRecord(**record) for record in answer.pop("files"))
-            yield ChunkResult(**answer, files=files)
+            rounding = Rounding(**answer.pop("rounding"))
+            yield ChunkResult(**answer, files=files, rounding=rounding)
 
 
 def _worker(folder: Folder, work: list[Chunk], settings: EmbedSettings, threads: int) -> Make:

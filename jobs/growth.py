@@ -38,7 +38,7 @@ from retrieval.errors import Damaged, Stalled, StorageFailure, TooManyFailures
 from retrieval.images import changes
 from retrieval.images.chunks import chunk_rows_for
 from retrieval.images.listing import digest
-from retrieval.records import Chunk
+from retrieval.records import Chunk, Rounding
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest, read_if_there
@@ -63,6 +63,7 @@ class Growth:
     embedded: int = 0  # images that this run embedded
     seconds: float = 0.0  # that its workers took for them, all together
     worked: bool = False
+    rounding: Rounding = field(default_factory=Rounding)  # of vectors that this run stored
 
     def bring_up(self) -> Manifest:
         """Do what is left to do, and give the manifest.
@@ -208,3 +209,4 @@ class Growth:
             self.worked = self.worked or bool(result.files)
             self.embedded += result.rows if result.seconds else 0
             self.seconds += result.seconds
+            self.rounding += result.rounding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -11,15 +12,15 @@ import pyarrow as pa
 from jobs import tasks
 from jobs.check_output import check_file, check_output
 from jobs.cluster import Cluster, cluster
-from jobs.elsewhere import of_elsewhere
+from jobs.elsewhere import of_elsewhere, with_rounding
 from jobs.embed import is_store
 from jobs.progress import progress
 from jobs.pulse import alive
 from jobs.result import Result
-from jobs.runfile import Stopwatch
+from jobs.runfile import Stopwatch, rounding_of
 from jobs.settings import IndexSettings, content_of
 from jobs.spread import Spread
-from jobs.taken import lost, refuse_for_a_store, take_into
+from jobs.taken import EMBEDDINGS, lost, refuse_for_a_store, take_into
 from retrieval.embeddings.store import Store, open_store
 from retrieval.errors import InputError, Mismatch
 from retrieval.records import ShardResult
@@ -49,6 +50,7 @@ def start(settings: IndexSettings) -> Result:
     result = _summary(settings.output, manifest)
     if left_out := lost(folder):
         result = Result(result.values, (*result.lines, left_out))
+    result = with_rounding(result, folder.child(EMBEDDINGS))
     return result if file is None else _merged(settings, folder, manifest, file, result)
 
 
@@ -85,9 +87,11 @@ def build(settings: IndexSettings, where: Cluster, *, keep_equal: bool = False) 
     def make() -> Manifest:
         _put_bundle(folder, store)
         manifest = _bring_up(settings, where, folder, store)
+        rounding = rounding_of(store.folder)
         watch.write(
-            folder, settings, done=store.rows, files=manifest.files.values(), rows=store.rows
-        )
+            folder, settings, done=store.rows, files=manifest.files.values(), rows=store.rows,
+            **({"rounding": asdict(rounding)} if rounding else {}),
+        )  # fmt: skip
         return manifest
 
     manifest = commit.unless_overtaken(folder, "index", make)

@@ -18,6 +18,9 @@ from retrieval.errors import UsageError
 MAX_PIXELS = 178956970
 """Above it Pillow refuses by itself; pages and pictures show no larger images."""
 
+AUTO = "auto"
+"""--embedding-dtype that is resolved by what there is; job.json holds what it was resolved to."""
+
 
 def _table(*options: Option) -> dict[str, Option]:
     return {option.name: option for option in options}
@@ -85,8 +88,9 @@ OPTIONS = _table(
            "crop: shorter side, then centre; squash: both sides; pad: longer side, then fill; "
            "default: the weights' own, crop for all of torchvision's",
            choices=("crop", "squash", "pad")),
-    Option("embedding_dtype", str, "float16", "content", "numbers of a stored vector",
-           choices=("float16", "float32")),
+    Option("embedding_dtype", str, AUTO, "content",
+           "numbers of a stored vector; auto: float16 of images; of vectors made elsewhere as they "
+           "are, float64 and integers as float32", choices=(AUTO, "float16", "float32")),
     Option("pca", int, None, "content",
            "project vectors to so many dimensions, fitted on a sample of the gallery", low=1),
     Option("engine", str, None, "content",

@@ -22,7 +22,7 @@ from jobs.cluster import Cluster, cluster
 from jobs.listed import Listed, list_source, source_of
 from jobs.parsing import parse_cluster
 from jobs.planned import Planned, told
-from jobs.prepare import Prepared, prepare
+from jobs.prepare import Prepared, prepare, stored_dtype
 from jobs.probe import Probe
 from jobs.progress import say
 from jobs.reckoning import counts_of, image_bytes, rates_of, sizes_of
@@ -47,7 +47,10 @@ def plan(settings: PlanSettings, loaded: float) -> Planned:
         check_apart(settings)
     there = _nodes(settings.cluster)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        settings = dataclasses.replace(settings, output=settings.output or f"{scratch}/output")
+        settings = dataclasses.replace(
+            settings, output=settings.output or f"{scratch}/output",
+            embedding_dtype=stored_dtype(settings.embedding_dtype),
+        )  # fmt: skip
         sides, listing = _listings(settings, Path(scratch))
         with cluster(settings) as where, _probing(settings, where, Path(scratch)) as probe:
             fleet, missing = _fleet(settings, where, probe.prepared, there)

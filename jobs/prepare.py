@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import Cluster
 from jobs.groups import EngineOptions, Model
-from jobs.options import OPTIONS
+from jobs.options import AUTO, OPTIONS
 from jobs.progress import say
 from jobs.settings import EmbedSettings
 from retrieval.errors import LookalikeError, UsageError
@@ -42,6 +42,10 @@ class Prepared:
     def device(self) -> str:
         """Give cpu or cuda."""
         return self.plan.device
+
+    def stored_dtype(self, asked: str) -> str:
+        """Resolve `--embedding-dtype`."""
+        return stored_dtype(asked)
 
     def job(self) -> dict[str, Any]:
         """Give what stands of the engine in job.json."""
@@ -107,6 +111,11 @@ def prepare(
     if isinstance(ir, Exception):
         return Prepared(made, _instead(settings, plan, made, ir))
     return Prepared(made, plan, ir)
+
+
+def stored_dtype(asked: str) -> str:
+    """Resolve `--embedding-dtype` for what a network made of images."""
+    return "float16" if asked == AUTO else asked
 
 
 def bundle_of(settings: Any) -> Bundle:

@@ -27,6 +27,7 @@ from jobs.prepare import Prepared
 from jobs.put_report import put_report, report_of
 from jobs.settings import EmbedSettings, IndexSettings, PlanSettings, RankSettings, part_of
 from retrieval.embeddings.finish import finish_store
+from retrieval.embeddings.reasons import commonest_reason
 from retrieval.embeddings.segment import claim_segment
 from retrieval.errors import TooManyFailures
 from retrieval.images.changes import items_at, write_part_of
@@ -117,9 +118,10 @@ class Probe:
         self.memory["worker"] = max(self.where.peak, self.memory.get("worker", 0))
         if name == "store":
             if not any(result.rows for result in done):  # the ledger goes with the folder
+                ledgers = (r.path for one in done for r in one.files if "/failures/" in r.path)
                 raise TooManyFailures(
-                    f"none of {len(lines)} images of {self.settings.gallery} could be embedded; "
-                    "name a place with readable photos (`lookalike embed` says of each why not)"
+                    f"none of {len(lines)} images of {self.settings.gallery} could be embedded, "
+                    f"{commonest_reason(folder, ledgers)}; name a place with readable photos"
                 )
             known = [record for result in done for record in result.files]
             manifest = finish_store(folder, bundle.dimension, known, 1.0)

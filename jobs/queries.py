@@ -7,6 +7,7 @@ from collections.abc import Callable
 from jobs.cluster import Cluster
 from jobs.elsewhere import Given, are_vectors, given_vectors
 from jobs.embed import embed, is_store
+from jobs.options import AUTO
 from jobs.prepare import Prepared, prepare
 from jobs.settings import EmbedSettings, RankSettings, part_of
 from retrieval.embeddings.store import Store, open_store
@@ -75,7 +76,7 @@ def prepare_queries(
     if are_vectors(settings.queries, settings) or (made is None and hold_vectors(settings.queries)):
         _check_model(settings, None, index)
         metric = finished.read_manifest(index, kind="index").counts["metric"]
-        given = given_vectors(settings.queries, settings, zeros=metric != "cosine")
+        given = given_vectors(settings.queries, settings, metric=metric)
         _check_dimension(settings, given.dimension, index)
         return given
     if made is None:
@@ -93,9 +94,13 @@ def embed_queries(
     prepared: Prepared | Given | None,
     unsettle: Callable[[], None],
 ) -> Store:
-    """Pass query images, or vectors, through a store of the index's dtype, beside the matches."""
+    """Pass query images, or vectors, through a store of their own, beside the matches.
+
+    Images are rounded as those of the index were; vectors keep the precision they have.
+    """
     output = open_folder(settings.output).child(QUERIES).uri()
-    dtype = finished.read_settings(index)["embedding_dtype"]
+    made = finished.read_settings(index)["embedding_dtype"]
+    dtype = AUTO if isinstance(prepared, Given) else made
     embedding = part_of(
         settings, EmbedSettings, input=settings.queries, output=output, embedding_dtype=dtype,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.check_output import check_output
 from jobs.cluster import Cluster, cluster
-from jobs.elsewhere import Given
+from jobs.elsewhere import Given, with_rounding
 from jobs.formats import Further, formats_of, further_lines
 from jobs.groups import Elsewhere, EngineOptions
 from jobs.index import read_table
@@ -19,7 +19,7 @@ from jobs.may_match import MayMatch, against_itself, for_queries, may_match
 from jobs.passes import answer, gallery_vectors
 from jobs.prepare import Prepared
 from jobs.put_matches import failures_path
-from jobs.queries import embed_queries, given_store, prepare_queries
+from jobs.queries import QUERIES, embed_queries, given_store, prepare_queries
 from jobs.result import Result
 from jobs.runfile import Stopwatch
 from jobs.settings import RankSettings, content_of
@@ -47,7 +47,8 @@ def start(settings: RankSettings) -> Result:
     check_output(settings, "matches")
     with cluster(settings) as where:
         manifest = rank(settings, where)
-    return summary(settings.output, manifest)
+    result = summary(settings.output, manifest)
+    return with_rounding(result, open_folder(settings.output).child(QUERIES), "query vectors")
 
 
 def rank(

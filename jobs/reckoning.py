@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -42,6 +43,7 @@ def counts_of(settings: PlanSettings, probe: Probe, sides: dict[str, Listed]) ->
             asked or 0, SHOWN_IN_OUTPUT, min(settings.top_k, SHOWN_MATCHES), rows
         ),
         shards=-(-rows // made.rows_per_shard),
+        number_bytes=np.dtype(settings.embedding_dtype).itemsize,
     )  # fmt: skip
 
 
@@ -80,8 +82,7 @@ def sizes_of(settings: PlanSettings, probe: Probe, counts: Counts, listings: int
         settings.max_index_memory,
     )  # fmt: skip
     shard_row = (weighed["index"] - own.nlist * probe.prepared.dimension * 4) / rows
-    width = 2 if settings.embedding_dtype == "float16" else 4
-    shorter = (counts.dimension - probe.prepared.dimension) * width  # by --pca, not fitted here
+    shorter = (counts.dimension - probe.prepared.dimension) * counts.number_bytes  # by --pca
     matches = rows * min(counts.top_k, rows)
     return Sizes(
         model=weighed["model"], row=weighed["row"] + shorter,

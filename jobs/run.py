@@ -61,6 +61,8 @@ def run(settings: RunSettings) -> Ran:
     with cluster(settings) as where:
         folder = open_folder(settings.output)
         prepared = prepare(settings, where, folder)
+        dtype = prepared.stored_dtype(settings.embedding_dtype)
+        settings = replace(settings, embedding_dtype=dtype)
         job = {**content_of(settings), **asdict(prepared.plan), "bundle": prepared.bundle.digest}
         job |= {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
         commit.begin(folder, "run", job, overwrite=settings.overwrite, keep_equal=True)

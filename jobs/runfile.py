@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from retrieval.records import FileRecord
+from retrieval.records import FileRecord, Rounding
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import RUN, read_if_there
 
@@ -85,6 +85,13 @@ def of_stages(folder: Folder, names: Iterable[str]) -> dict[str, Any]:
             values = json.loads(data)
             told[name] = {key: values.get(key) for key in _OF_A_STAGE}
     return told
+
+
+def rounding_of(store: Folder) -> Rounding | None:
+    """Read what rounding changed when vectors were last taken into a store; None: not measured."""
+    data = read_if_there(store, RUN)
+    measured = json.loads(data).get("rounding") if data else None
+    return Rounding(**measured) if measured else None
 
 
 def _versions() -> dict[str, str | None]:

@@ -5,6 +5,7 @@ So all that comes after a store is the same for them: what grew is appended, wha
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from jobs.cluster import Cluster
@@ -21,7 +22,9 @@ EMBEDDINGS = "embeddings"
 
 def take_into(settings: IndexSettings, where: Cluster, index: Folder) -> Store:
     """Claim an index of vectors made elsewhere, and bring its store of them up to their source."""
-    given = given_vectors(settings.embeddings, settings, zeros=settings.metric != "cosine")
+    given = given_vectors(settings.embeddings, settings, metric=settings.metric)
+    dtype = given.stored_dtype(settings.embedding_dtype)
+    settings = dataclasses.replace(settings, embedding_dtype=dtype)
     place = index.child(EMBEDDINGS)
     commit.begin(index, "index", _job(settings, given, place), overwrite=settings.overwrite)
     taking = part_of(settings, EmbedSettings, input=settings.embeddings, output=place.uri())

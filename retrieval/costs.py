@@ -80,6 +80,7 @@ class Counts:
     fitted: int = 0  # images that --pca is fitted on
     pictures: int = 0  # thumbnails of the report
     shards: int = 1
+    number_bytes: int = 2  # of a stored vector
 
     @property
     def shard_rows(self) -> int:
@@ -237,7 +238,7 @@ def disk_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
         found["matches"] = matches * sizes.match
         found["report"] = sizes.page + counts.pictures * sizes.picture
     candidates = matches * counts.shards * _CANDIDATE
-    found["scratch"] = max(candidates, counts.shard_rows * d * 2)
+    found["scratch"] = max(candidates, counts.shard_rows * d * counts.number_bytes)
     return found
 
 

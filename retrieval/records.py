@@ -57,6 +57,31 @@ class FileRecord:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What storing vectors in a narrower type cost them: |x - stored x| / |x| of each."""
+
+    vectors: int = 0  # that were measured
+    changed: int = 0  # of these, that are not stored exactly
+    largest: float = 0.0
+    total: float = 0.0
+
+    def __add__(self, other: Rounding) -> Rounding:
+        """Combine the measurements of different vectors."""
+        return Rounding(
+            self.vectors + other.vectors, self.changed + other.changed,
+            max(self.largest, other.largest), self.total + other.total,
+        )  # fmt: skip
+
+    def sentence(self, what: str) -> str:
+        """Format what rounding changed as one line; `what` names the vectors."""
+        return (
+            f"{self.changed} of {self.vectors} {what} were rounded to be stored: by "
+            f"{self.total / self.vectors:.2g} of their length on average, {self.largest:.2g} at "
+            "most"
+        )
+
+
 @dataclass(frozen=True)
 class ChunkResult:
     """What remains to be said of a chunk once its part is on disk."""
@@ -67,6 +92,7 @@ class ChunkResult:
     files: tuple[FileRecord, ...]
     read_bytes: int = 0
     seconds: float = 0.0
+    rounding: Rounding = Rounding()  # of vectors made elsewhere, that this attempt stored
 
 
 @dataclass(frozen=True)

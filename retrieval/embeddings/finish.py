@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from retrieval.embeddings.layout import (
     segment_json_path,
     segment_number,
 )
+from retrieval.embeddings.reasons import commonest_reason
 from retrieval.embeddings.segment import (
     Rows,
     Segment,
@@ -83,7 +85,7 @@ def finish_store(
     records = commit.records(folder, alive, leave_out=stale | later)
     del alive
     tally = _tally(folder, segments, records)
-    _judge(folder, tally, max_error_rate, unit)
+    _judge(folder, tally, max_error_rate, unit, _ledgers(segments, records.paths))
     counts = {
         "images": tally.images, "rows": tally.rows, "failures": tally.failures,
         "dimension": dimension, "segments": len(segments), "span": tally.span,
@@ -157,6 +159,14 @@ def _tally(folder: Folder, segments: list[Segment], records: Inventory) -> Tally
     return Tally(span_of(segments), len(deleted), vectors - (len(deleted) - dead), failures - dead)
 
 
+def _ledgers(segments: list[Segment], paths: Paths) -> Iterator[str]:
+    """Name the ledgers that count, in the order of their rows."""
+    for _, found in by_segment(segments, pieces_in(paths)):
+        places = found.where(found.counts & ~found.is_part).places
+        for first in range(0, len(places), 1 << 10):
+            yield from paths.take(pa.array(places[first : first + (1 << 10)])).to_pylist()
+
+
 def _sums(numbers: Int32, rows: Rows, segment: Segment) -> Rows:
     """Add up the rows of pieces for each chunk of a segment."""
     sums = np.zeros(segment.chunk_count, np.int64)
@@ -188,13 +198,16 @@ def read_deleted(folder: Folder, segments: list[Segment]) -> Rows:
     return np.sort(np.concatenate(found))
 
 
-def _judge(folder: Folder, tally: Tally, max_error_rate: float, unit: str) -> None:
+def _judge(
+    folder: Folder, tally: Tally, max_error_rate: float, unit: str, ledgers: Iterator[str]
+) -> None:
     if tally.rows and tally.failures <= max_error_rate * tally.images:
         return
     way = "what is finished is kept, mend them or run again with a looser --max-error-rate"
     if not tally.rows:
         way = f"name a place with {'readable photos' if unit == 'images' else f'sound {unit}'}"
+    reason = commonest_reason(folder, ledgers)
     raise TooManyFailures(
-        f"{tally.failures} of {tally.images} {unit} failed, their reasons stand in "
-        f"{folder.uri('segments')}/*/failures; {way}"
+        f"{tally.failures} of {tally.images} {unit} failed, {f'{reason}; ' if reason else ''}all "
+        f"reasons stand in {folder.uri('segments')}/*/failures; {way}"
     )

@@ -10,17 +10,20 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch.nn import functional
 
 from retrieval.images.headers import judge
+from retrieval.images.levels import bands, colours_of, is_deep, levels_of
+from retrieval.images.repair import END, from_start, with_end, without_large_texts
+from retrieval.images.unread import CONVERT_HEIC, is_heic
 from retrieval.records import Transform
 
 Image.init()  # the formats beyond the first few are registered by this
@@ -34,9 +37,6 @@ several pictures (MPO) is opened as a JPEG."""
 MAX_ASPECT = 8
 """Beyond this ratio of the sides only the middle that the crop can see is resized: a photo of
 3000 x 2 pixels would otherwise become 384,000 x 256 on the way (295 MB)."""
-
-_BAND = 2**20
-"""Pixels that are brought to RGB at a time."""
 
 Pixels = torch.Tensor  # uint8 (3, H, W)
 _RGB = 3
@@ -70,18 +70,35 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
     Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _decode_oriented(data, max_pixels)
+        try:
+            return _decode_oriented(data, max_pixels)
+        except UnidentifiedImageError:
+            repaired = from_start(data)
+            if repaired is None and is_heic(data):
+                raise UnidentifiedImageError(f"this is a HEIC image; {CONVERT_HEIC}") from None
+            if repaired is None:
+                raise
+        except ValueError:
+            repaired = without_large_texts(data)
+            if repaired is None:
+                raise
+        return _decode_oriented(repaired, max_pixels)
 
 
 def _decode_oriented(data: bytes, max_pixels: int) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         judge(image, data, max_pixels)
+        if image.format == "JPEG" and not data.endswith(END):
+            ended = with_end(data)
+            if ended is not data:
+                return _decode_oriented(ended, max_pixels)
         pixels = _jpeg(data) if image.format == "JPEG" and image.mode in ("L", "RGB") else None
+        raw = _raw_mode(image)
         if pixels is None:
             image.load()  # before EXIF is asked for, which in a PNG loads and hides the error
         orientation = _orientation(image)
         if pixels is None:
-            pixels = _pillow(image)
+            pixels = _pillow(colours_of(image, raw, partial(_read_as, data)))
     return _orient(pixels, orientation)
 
 
@@ -106,29 +123,42 @@ def _jpeg(data: bytes) -> Pixels | None:
     try:
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         pixels: Pixels = _libjpeg()(buffer, _RGB, False)
-    except RuntimeError:  # Pillow decides: it forgives leading rubbish, and refuses what is cut off
+    except RuntimeError:  # Pillow decides: it takes some that this does not, and says what is wrong
         return None
     return pixels
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return how Pillow is going to read the samples; nothing where that has no name."""
+    args = getattr(image, "tile", None) and image.tile[0].args  # type: ignore[attr-defined]
+    raw = args[0] if isinstance(args, tuple) and args else args
+    return raw if isinstance(raw, str) else ""
+
+
+def _read_as(data: bytes, old: str, new: str) -> Image.Image:
+    """Load an image with another raw mode."""
+    image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+    image.tile = [
+        tile._replace(args=new if tile.args == old else (new, *tile.args[1:]))
+        for tile in image.tile
+    ]
+    image.load()
+    return image  # type: ignore[no-any-return]
 
 
 def _pillow(image: Image.Image) -> Pixels:
     """Bring any mode to RGB, some rows at a time: whole copies would take 20 bytes a pixel."""
     pixels = torch.empty((image.height, image.width, 3), dtype=torch.uint8)
-    rows = max(1, _BAND // image.width)
-    for top in range(0, image.height, rows):
-        bottom = min(image.height, top + rows)
-        band = _rgb(image.crop((0, top, image.width, bottom)))
-        pixels[top:bottom] = torch.from_numpy(np.array(band))
+    levels = levels_of(image) if is_deep(image) else None
+    top = 0
+    for band in bands(image):
+        shallow = band if levels is None else Image.fromarray(levels.to_bytes(band))
+        pixels[top : top + band.height] = torch.from_numpy(np.array(_rgb(shallow)))
+        top += band.height
     return pixels.permute(2, 0, 1)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode == "I":  # 32 bits hold 16-bit samples
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        image = Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         seen = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)

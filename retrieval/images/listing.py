@@ -18,14 +18,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from retrieval.errors import InputError
 from retrieval.images.chunks import ROW_GROUP_CHUNKS, chunk_rows_for
 from retrieval.images.containers import container_of
-from retrieval.images.sources.metadata import converted, further
+from retrieval.images.sources import csv_file
+from retrieval.images.sources.metadata import converted, further, named
 from retrieval.records import Item
 from retrieval.storage.seal import parquet_writer, seal_file
 from retrieval.tables import LISTING
@@ -239,17 +239,15 @@ def read_labels(data: bytes, name: str, split: str | None) -> pa.Table:
     is no label. Refused: columns missing or doubled, an image named twice.
     """
     try:
-        source = pa.BufferReader(data)
         if name.lower().endswith((".parquet", ".pq")):
-            table = pq.read_table(source)
+            table = pq.read_table(pa.BufferReader(data))
         else:
-            text = pa.csv.ConvertOptions(
-                column_types={k: pa.string() for k in ("image_id", "label", "split")},
-                strings_can_be_null=False,
-            )
-            table = pa.csv.read_csv(source, convert_options=text)
+            table = csv_file.read(data, f"--labels {name}", ("image_id", "label", "split"))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"--labels {name} is neither CSV nor Parquet ({error})") from error
+    names = table.column_names
+    known = {named(names, column): column for column in ("image_id", "label", "split")}
+    table = table.rename_columns([known.get(name, name) for name in names])
     for column in ("image_id", "label"):
         count = table.column_names.count(column)
         if count != 1:

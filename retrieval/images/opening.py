@@ -204,7 +204,7 @@ class _Rows:
     def read(self, inside: ParquetRow) -> bytes:
         """Give the bytes in one row, going forwards from where the last one was, if it can."""
         value = self._valid(inside)
-        if holds_vectors(value.type):
+        if holds_numbers(value.type):
             return self.vector(inside).tobytes()
         found = value.as_py()
         if isinstance(found, dict):
@@ -218,7 +218,7 @@ class _Rows:
     def vector(self, inside: ParquetRow) -> NDArray[Any]:
         """Give the numbers in one row; nulls among them are NaN."""
         value = self._valid(inside)
-        if not holds_vectors(value.type):
+        if not holds_numbers(value.type):
             raise ValueError("the column holds no vectors")
         found: NDArray[Any] = value.values.to_numpy(zero_copy_only=False)
         return found
@@ -233,7 +233,7 @@ class _Rows:
         return value
 
     def _empty(self, inside: ParquetRow, kind: pa.DataType) -> ValueError:
-        what = "vector" if holds_vectors(kind) else "image"
+        what = "vector" if holds_numbers(kind) else "image"
         return ValueError(f"row {inside.row} of {self.container} holds no {what} (null)")
 
     def _value(self, inside: ParquetRow) -> Any:
@@ -271,7 +271,7 @@ class _Rows:
         self._column, self._next, self._last = column, first, first + rows
         kind = self._parquet.schema_arrow.field(column).type
         self._batches = self._parquet.iter_batches(
-            _VECTORS if holds_vectors(kind) else _BATCH,
+            _VECTORS if holds_numbers(kind) else _BATCH,
             row_groups=[group],
             columns=[column],
             use_threads=False,
@@ -284,12 +284,20 @@ class _Rows:
 
 
 def holds_vectors(kind: pa.DataType) -> bool:
-    """Tell a column of lists of floats, of one length or of any, or of tensors of one dimension."""
+    """Return whether a column holds lists of floats, or tensors of floats of one dimension."""
+    return holds_numbers(kind) and bool(pa.types.is_floating(kind.value_type))
+
+
+def holds_numbers(kind: pa.DataType) -> bool:
+    """Return whether a column that is named explicitly can be read as vectors.
+
+    That is so for lists of floats or integers, and for tensors of them of one dimension.
+    """
     types = pa.types
     if isinstance(kind, pa.FixedShapeTensorType):
-        return sum(size != 1 for size in kind.shape) <= 1 and holds_vectors(kind.storage_type)
+        return sum(size != 1 for size in kind.shape) <= 1 and holds_numbers(kind.storage_type)
     lists = types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind)
-    return bool(lists and types.is_floating(kind.value_type))
+    return bool(lists and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)))
 
 
 def _settled(error: Exception, container: str) -> Exception:

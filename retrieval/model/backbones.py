@@ -85,11 +85,11 @@ def _resized(transform: Transform, resize: Resize | None) -> Transform:
 def fit_state(state: State, name: str) -> State:
     """Bring a state dict to the parameters of a backbone without its classifier.
 
-    A `module.` prefix, a missing or another classifier and missing batch counters are understood;
-    anything else is refused, naming the keys.
+    The prefixes of wrappers (`_unwrapped`), a missing or another classifier and missing batch
+    counters are understood; anything else is refused, naming the keys.
     """
     shelf = check_name(name)
-    given = {key.removeprefix("module."): value for key, value in state.items()}
+    given = _unwrapped(state)
     model = shelf.skeleton(name, given)
     aside = shelf.only_classifies(model, name)
     wanted = {key: v for key, v in model.state_dict().items() if not key.startswith(aside)}
@@ -108,6 +108,21 @@ def fit_state(state: State, name: str) -> State:
         key: given[key].to(wanted[key].dtype).contiguous() if key in given else torch.tensor(0)
         for key in sorted(wanted)
     }
+
+
+def _unwrapped(state: State) -> State:
+    """Return a state dict with its keys as the network itself has them.
+
+    `module.` is put before them by DistributedDataParallel, `_orig_mod.` by torch.compile, `model.`
+    by a LightningModule, which keeps a loss or a measure beside its model: those are left out.
+    """
+    plain = {_without_wrappers(key): value for key, value in state.items()}
+    inner = {k.removeprefix("model."): v for k, v in plain.items() if k.startswith("model.")}
+    return {_without_wrappers(key): value for key, value in (inner or plain).items()}
+
+
+def _without_wrappers(key: str) -> str:
+    return key.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def extractor(name: str, state: State, pooling: Pooling) -> nn.Module:

@@ -157,10 +157,14 @@ def _no_bundle(place: Folder, file: str) -> InputError:
     )
 
 
+_HOLDERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training programs keep the state dict of the network."""
+
+
 def load_weights(data: bytes, name: str) -> State:
     """Read a state dict from the bytes of a .safetensors or .pth file; no code is run.
 
-    A dict that holds the state dict under `state_dict` or `model` is understood.
+    A dict that holds the state dict under one of `_HOLDERS` is understood.
     """
     loaded: Any
     try:
@@ -173,9 +177,10 @@ def load_weights(data: bytes, name: str) -> State:
             f"--weights {name} is neither safetensors nor a state dict that loads without "
             f"running code ({' '.join(str(error).split())[:200]})"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
+    for _ in _HOLDERS:  # a checkpoint may hold one in the other
+        for key in _HOLDERS:
+            if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
     if (
         not isinstance(loaded, dict)
         or not loaded

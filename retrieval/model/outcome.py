@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.records import Rounding
 from retrieval.tables import LISTING
 
 _MESSAGE = 300  # characters of an error kept in the ledger
@@ -26,6 +27,7 @@ class Embedded:
     vectors: NDArray[Any]  # (n, d) of the stored dtype
     failures: list[Failure]
     size: int  # bytes that were read
+    rounding: Rounding = field(default_factory=Rounding)
 
 
 class WorkerDied(Exception):

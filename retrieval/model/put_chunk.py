@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from retrieval.embeddings import layout, store
 from retrieval.errors import Damaged
 from retrieval.model.outcome import Embedded, Failure
-from retrieval.records import Chunk, ChunkResult, FileRecord
+from retrieval.records import Chunk, ChunkResult, FileRecord, Rounding
 from retrieval.storage import commit
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import read_if_there
@@ -47,12 +47,13 @@ def put_chunk(
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
     vectors: list[NDArray[Any]] = []
-    size = 0
+    size, rounding = 0, Rounding()
     for batch in fetch(lines.to_pylist()):
         rows += batch.rows
         failures += batch.failures
         vectors.append(batch.vectors)
         size += batch.size
+        rounding += batch.rounding
     if chunk.retry and not rows:
         return ChunkResult(chunk.number, 0, len(failures), ())
     part = _part(lines, rows, vectors, dimension, dtype)
@@ -60,7 +61,7 @@ def put_chunk(
     _drop_other_ledger(folder, chunk, ledger)
     records = store.put_part(folder, chunk, part, ledger)
     seconds = time.perf_counter() - started
-    return ChunkResult(chunk.number, len(rows), len(failures), records, size, seconds)
+    return ChunkResult(chunk.number, len(rows), len(failures), records, size, seconds, rounding)
 
 
 def _lines(folder: Folder, chunk: Chunk) -> pa.Table:

@@ -1,7 +1,8 @@
 """Vectors made elsewhere become rows of a store or lines of the ledger: read, checked, cast.
 
 What cannot be searched for is never stored in silence: numbers that are not finite, in the file or
-in the stored type, another length than the others have, and no length at all.
+in the stored type, another length than the others have, and no length at all. What rounding to the
+stored type changes is measured, of each vector.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from retrieval.images.opening import Opener
 from retrieval.model.attempt import FIRST, Attempt
 from retrieval.model.outcome import Embedded, Failure, WorkerDied, failure_of, row_of
 from retrieval.model.put_chunk import put_chunk
-from retrieval.records import Chunk, ChunkResult
+from retrieval.records import Chunk, ChunkResult, Rounding
 from retrieval.storage.files import Folder
 
 _BATCH = 1 << 10
+
+_EXPONENTS = {"float16": (-5, 15), "float32": (-100, 100)}
+"""Between which exponents (of 2, as `frexp` has them) the largest number of a vector loses nothing
+but its rounding in a stored type: neither it overflows, nor do numbers that matter beside it fall
+among those of fewer bits."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Taking:
     dimension: int
     embedding_dtype: str  # that they are stored in
     zeros: bool = False  # whether those without length are kept: ip and l2 are defined for them
+    rescale: bool = False  # whether a power of two may scale a vector, which cosine does not see
 
 
 @dataclass(frozen=True)
@@ -93,21 +100,50 @@ def _problem(vector: NDArray[Any], taking: Taking) -> str | None:
 
 
 def _stored(read: list[_Read], failures: list[Failure], taking: Taking) -> Embedded:
-    """Cast vectors, whose numbers may be out of the range of the stored type."""
+    """Round vectors to the stored type, whose range some may leave; measure what that changes."""
     size = sum(one.vector.nbytes for one in read)
-    vectors = np.empty((len(read), taking.dimension), taking.embedding_dtype)
+    dtype = taking.embedding_dtype
+    exact = np.empty((len(read), taking.dimension))
+    for place, one in enumerate(read):
+        exact[place] = one.vector
+    if taking.rescale:
+        narrowed = [not np.can_cast(one.vector.dtype, dtype) for one in read]
+        _rescale(exact, np.array(narrowed, bool), dtype)
     with np.errstate(over="ignore", under="ignore"):
-        for place, one in enumerate(read):
-            vectors[place] = one.vector
+        vectors = exact.astype(dtype)
     large = np.asarray(np.any(~np.isfinite(vectors), axis=1))
-    small = np.array([one.vector.any() for one in read], bool) & ~np.any(vectors, axis=1)
+    small = np.any(exact, axis=1) & ~np.any(vectors, axis=1)
     for place in np.flatnonzero(large | small).tolist():
         what = "large" if large[place] else "small"
-        way = "; keep --embedding-dtype float32" if taking.embedding_dtype == "float16" else ""
-        problem = ValueError(f"the vector is too {what} for {taking.embedding_dtype}{way}")
+        way = "give --embedding-dtype float32" if dtype == "float16" else "scale the vectors"
+        problem = ValueError(f"the vector is too {what} for {dtype}; {way}")
         failures.append(failure_of(read[place].item, "read", problem))
     fit = ~(large | small)
     rows = [
         row_of(read[place].item, read[place].sha256, None, None) for place in np.flatnonzero(fit)
     ]
-    return Embedded(rows, vectors[fit], failures, size)
+    return Embedded(rows, vectors[fit], failures, size, _rounding(exact[fit], vectors[fit]))
+
+
+def _rescale(exact: NDArray[np.float64], narrowed: NDArray[np.bool_], dtype: str) -> None:
+    """Multiply vectors that a narrower type would cut by a power of two, which rounds nothing.
+
+    Their largest number then lies between 1/2 and 1. Unit length would do for their range as well,
+    and would round numbers that the stored type can hold.
+    """
+    _, exponents = np.frexp(np.abs(exact).max(axis=1, initial=0.0))
+    low, high = _EXPONENTS[dtype]
+    cut = narrowed & ((exponents < low) | (exponents > high))
+    exact[cut] = np.ldexp(exact[cut], -exponents[cut, None])
+
+
+def _rounding(exact: NDArray[np.float64], stored: NDArray[Any]) -> Rounding:
+    """Measure |x - stored x| / |x| of (n, d) vectors; one without length loses nothing."""
+    if not len(exact):
+        return Rounding()
+    scale = np.abs(exact).max(axis=1, keepdims=True)  # so that no square leaves the range
+    scale[scale == 0] = 1
+    lengths = np.linalg.norm(exact / scale, axis=1)
+    lost = np.linalg.norm((exact - stored) / scale, axis=1) / np.where(lengths > 0, lengths, 1)
+    changed = int(np.count_nonzero(lost))
+    return Rounding(len(exact), changed, float(lost.max()), float(lost.sum()))

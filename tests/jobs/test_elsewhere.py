@@ -11,7 +11,7 @@ from jobs import index, rank
 from jobs.cluster import Cluster
 from jobs.embed import embed
 from jobs.settings import EmbedSettings, IndexSettings, RankSettings
-from retrieval.embeddings.store import open_store
+from retrieval.embeddings.store import open_store, vectors_of
 from retrieval.errors import Mismatch, TooManyFailures, UsageError
 from retrieval.storage import finished
 from retrieval.storage.files import open_folder
@@ -128,6 +128,93 @@ def test_query_stores_made_of_vectors(tmp_path, metric):
         _, matches = ranked(tmp_path, tmp_path / source, name)
         assert matches["image_id"].to_pylist() == wanted
         np.testing.assert_allclose(matches["score"].to_numpy(), scores, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("scale", "offset", "metric"), [(3e-7, 0, "cosine"), (1, 100, "l2")])
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_matches_are_those_of_the_numbers_in_the_file(tmp_path, scale, offset, metric, kind):
+    gallery = (drawn(400, kind="float64") * scale + offset).astype(kind)
+    queries = (drawn(40, 1, "float64") * scale + offset).astype(kind)
+    np.save(tmp_path / "g.npy", gallery)
+    np.save(tmp_path / "q.npy", queries)
+    built(tmp_path, tmp_path / "g.npy", metric=metric, rows_per_shard=None)
+    _, matches = ranked(tmp_path, tmp_path / "q.npy", recall=1.0)
+    wanted, _ = nearest(queries, gallery, [str(row) for row in range(400)], metric)
+    found = {}
+    for query, image in zip(
+        *(matches[c].to_pylist() for c in ("query_id", "image_id")), strict=True
+    ):
+        found.setdefault(int(query), []).append(image)
+    assert [image for query in range(40) for image in found[query]] == wanted
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [("float16", "float16"), (">f2", "float16"), ("float32", "float32"), (">f4", "float32"),
+     ("float64", "float32"), ("int8", "float32"), ("uint8", "float32"), ("int64", "float32")],
+)  # fmt: skip
+def test_an_array_keeps_its_precision(tmp_path, kind, stored):
+    values = (drawn(20) * 20 + 100).astype(kind)
+    np.save(tmp_path / "g.npy", values)
+    embed(EmbedSettings(input=str(tmp_path / "g.npy"), output=str(tmp_path / "s")), HERE)
+    store = open_store(open_folder(str(tmp_path / "s")))
+    assert store.dtype == stored
+    (block,) = store.blocks()
+    np.testing.assert_array_equal(vectors_of(block), values.astype(stored))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("kinds", "stored"),
+    [((pa.float16(),), "float16"), ((pa.float32(),), "float32"), ((pa.float64(),), "float32"),
+     ((pa.int8(),), "float32"), ((pa.float16(), pa.float32()), "float32")],
+)  # fmt: skip
+def test_a_column_keeps_its_precision_all_files_counted(tmp_path, kinds, stored):
+    (tmp_path / "files").mkdir()
+    values = np.round(drawn(4) * 10)
+    for number, kind in enumerate(kinds):
+        flat = pa.array(values.ravel().astype(kind.to_pandas_dtype()), kind)
+        column = pa.FixedSizeListArray.from_arrays(flat, D)
+        pq.write_table(pa.table({"embedding": column}), tmp_path / f"files/{number}.parquet")
+    asked = {"embedding_column": "embedding", "output": str(tmp_path / "s")}
+    embed(EmbedSettings(input=str(tmp_path / "files"), **asked), HERE)
+    job = json.loads((tmp_path / "s/job.json").read_text())["settings"]
+    assert job["embedding_dtype"] == stored
+    assert open_store(open_folder(str(tmp_path / "s"))).rows == 4 * len(kinds)
+
+
+@pytest.mark.usefixtures("here")
+def test_query_vectors_keep_the_precision_they_have(tmp_path):
+    np.save(tmp_path / "g.npy", drawn(60, kind="float16"))
+    queries = drawn(9, 1)
+    column = pa.array(queries.tolist(), pa.list_(pa.float64()))
+    pq.write_table(pa.table({"id": list("abcdefghi"), "embedding": column}), tmp_path / "q.parquet")
+    built(tmp_path, tmp_path / "g.npy", metric="l2")
+    _, matches = ranked(tmp_path, tmp_path / "q.parquet")
+    names = [str(row) for row in range(60)]
+    wanted, scores = nearest(queries, drawn(60, kind="float16"), names, "l2")
+    assert matches["image_id"].to_pylist() == wanted
+    np.testing.assert_allclose(matches["score"].to_numpy(), scores, rtol=1e-12)
+    assert open_store(open_folder(str(tmp_path / "matches/queries"))).dtype == "float32"
+
+
+@pytest.mark.usefixtures("here")
+def test_what_rounding_lost_is_said_and_stands_in_run_json(tmp_path):
+    gallery = drawn(50) * np.float32(3e-7)
+    np.save(tmp_path / "g.npy", gallery)
+    asked = {"embeddings": str(tmp_path / "g.npy"), "output": str(tmp_path / "index")}
+    answer = index.start(IndexSettings(**asked))
+    assert answer.values["rounding_changed"] == 0
+    assert not any("rounded" in line for line in answer.lines)
+    answer = index.start(IndexSettings(**asked, embedding_dtype="float16", overwrite=True))
+    assert answer.values["rounding_vectors"] == answer.values["rounding_changed"] == 50
+    assert 2e-5 < answer.values["rounding_largest"] < 2.0**-11
+    assert any(line.startswith("50 of 50 vectors were rounded") for line in answer.lines)
+    for output in ("index", "index/embeddings"):
+        run = json.loads((tmp_path / output / "run.json").read_text())
+        assert run["rounding"]["largest"] == answer.values["rounding_largest"]
 
 
 @pytest.mark.usefixtures("here")

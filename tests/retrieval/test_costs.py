@@ -165,6 +165,12 @@ def test_memory_grows_by_a_shard_and_by_chunks():
     assert found["driver"] == pytest.approx(1.2e9 + (100_000 / 256 + 1000 / 256) * 640)
 
 
+@pytest.mark.parametrize("number_bytes", [2, 4])
+def test_a_shard_at_hand_takes_what_its_numbers_take(number_bytes):
+    alone = dataclasses.replace(COUNTS, queries=None, number_bytes=number_bytes)
+    assert disk_bytes(SIZES, alone)["scratch"] == COUNTS.shard_rows * 512 * number_bytes
+
+
 @pytest.mark.parametrize(
     ("failed", "tried", "share", "low", "high"),
     [(0, 200, 0.0, 0.0, 0.0188), (10, 200, 0.05, 0.0274, 0.0896), (200, 200, 1.0, 0.9812, 1.0)],

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from retrieval.errors import InputError
 from retrieval.images.sources.names import is_image, parent
 from retrieval.images.sources.source import Source
 from retrieval.images.sources.walk import PassedOver, walk
+from retrieval.images.unread import CONVERT_HEIC, HEIC
 from retrieval.records import Item
 
 
@@ -35,3 +37,12 @@ class FolderSource(Source):
             else:
                 self.others += 1
         self.others += self.passed_over.total
+
+    def nothing(self) -> InputError:
+        """Return the refusal of a folder without images, naming HEIC files if it has some."""
+        count = sum(file.name.lower().endswith(HEIC) for file in walk(self.root, self.options))
+        if not count:
+            return super().nothing()
+        return InputError(
+            f"{self.root} holds {count} HEIC files and no images that are read; {CONVERT_HEIC}"
+        )

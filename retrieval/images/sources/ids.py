@@ -10,7 +10,7 @@ import pyarrow as pa
 from retrieval.errors import InputError
 from retrieval.images.npy import NPY, opened_array
 from retrieval.images.sources import csv_file
-from retrieval.images.sources.metadata import require, texts
+from retrieval.images.sources.metadata import named, require, texts
 from retrieval.images.sources.parquet import PARQUET, opened_parquet
 from retrieval.images.sources.paths import CSV, TEXT
 from retrieval.images.sources.walk import is_file
@@ -41,7 +41,7 @@ def read_ids(path: str, column: str | None, options: Mapping[str, Any]) -> Itera
 def id_column(path: str, column: str | None, names: list[str]) -> str | None:
     """Give the column that holds ids: the one named, image_id or id; None where there is none."""
     require(path, "--id-column", column, names)
-    return column or next((name for name in ID_COLUMNS if name in names), None)
+    return column or next(filter(None, (named(names, known) for known in ID_COLUMNS)), None)
 
 
 def _lines(path: str, _: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:

@@ -176,15 +176,21 @@ def label_column(schema: pa.Schema, path: str) -> tuple[str | None, str | None]:
 
     An image has one label, so a list of them is none; the images are listed all the same.
     """
-    if "label" not in schema.names:
+    name = named(schema.names, "label")
+    if name is None:
         return None, None
-    kind = schema.field("label").type
+    kind = schema.field(name).type
     if not holds_several(kind):
-        return "label", None
+        return name, None
     return None, (
-        f"the column label of {path} holds {kind}, which is no label: the images have none; "
+        f"the column {name} of {path} holds {kind}, which is no label: the images have none; "
         "--labels names some"
     )
+
+
+def named(names: list[str], known: str) -> str | None:
+    """Return the column of a known name, or else the first that differs in case alone."""
+    return known if known in names else next((n for n in names if n.casefold() == known), None)
 
 
 def require(root: str, option: str, column: str | None, names: list[str]) -> None:

@@ -20,6 +20,7 @@ from retrieval.images.sources.metadata import (
     further,
     is_text,
     label_column,
+    named,
     refuse_twins,
     require,
     texts,
@@ -88,6 +89,8 @@ class ListSource(Source):
         try:
             with open_uri(self.root, self.options, block=1 << 20) as file:
                 for number, line in enumerate(file):
+                    if b"\0" in line:
+                        raise csv_file.not_utf8_text(self.root)
                     text = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
                     path = readable(text.decode("utf-8", "surrogateescape").rstrip("\r\n"))
                     if path.strip():
@@ -99,8 +102,10 @@ class ListSource(Source):
         """Give names and types; those of a CSV file are inferred from all of it."""
         if self._is(CSV):
             names = csv_file.names(self.root, self.options)
-            text = {"image_id", "label", self.image_column, self.id_column, *_PATH_COLUMNS}
-            return csv_file.inferred(self.root, self.options, [n for n in names if n not in text])
+            text = {"image_id", "label", *_PATH_COLUMNS}
+            asked = (self.image_column, self.id_column)
+            more = [n for n in names if n.casefold() not in text and n not in asked]
+            return csv_file.inferred(self.root, self.options, more)
         with opened_parquet(self.root, self.options) as parquet:
             return parquet.schema_arrow
 
@@ -121,12 +126,13 @@ class ListSource(Source):
         refuse_twins(self.root, names)
         require(self.root, "--image-column", self.image_column, names)
         require(self.root, "--id-column", self.id_column, names)
-        image_id = self.id_column or ("image_id" if "image_id" in names else None)
+        image_id = self.id_column or named(names, "image_id")
         label, note = label_column(schema, self.root)
-        if self.image_column == "label":
+        if self.image_column is not None and self.image_column == label:
             label, note = None, None
         strings = [one.name for one in schema if is_text(one.type)]
-        known = [name for name in _PATH_COLUMNS if name in strings and name != image_id]
+        paths = (named(strings, name) for name in _PATH_COLUMNS)
+        known = [name for name in paths if name and name != image_id]
         rest = [name for name in strings if name not in (image_id, label)]
         path = self.image_column or next(iter([*known, *rest, *strings]), None)
         if path is None:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import InputError, Mismatch, UsageError
 from retrieval.images.containers import NpyRow
 from retrieval.images.npy import NPY, opened_array
-from retrieval.images.opening import holds_vectors
+from retrieval.images.opening import holds_numbers, holds_vectors
 from retrieval.images.sources.ids import id_column, read_ids
 from retrieval.images.sources.metadata import require
 from retrieval.images.sources.names import is_image
@@ -44,6 +45,10 @@ class VectorSource(Source):
     def dimension(self) -> int:
         """Give the length that vectors have here; those of another one go to the ledger."""
 
+    def number_type(self) -> np.dtype[Any]:
+        """Return the narrowest type that holds the numbers of all files."""
+        return np.dtype(np.float32)
+
 
 @dataclass
 class ParquetVectors(ParquetSource, VectorSource):
@@ -61,6 +66,16 @@ class ParquetVectors(ParquetSource, VectorSource):
                     return length
         raise InputError(f"{self.root} holds no vectors; name {_FORMS}")
 
+    def number_type(self) -> np.dtype[Any]:
+        """Return the narrowest type that holds the numbers of all files."""
+        kinds = []
+        for file in readable_files_at(self.root, PARQUET, self.options):
+            with opened_parquet(file.path, self.options) as parquet:
+                schema = parquet.schema_arrow
+                kind = schema.field(self._content_column(file, schema)).type
+            kinds.append(kind.value_type.to_pandas_dtype())
+        return np.result_type(*kinds)
+
     def _content_column(self, file: Found, schema: pa.Schema) -> str:
         require(file.path, "--embedding-column", self.embedding_column, schema.names)
         column = self.embedding_column or vector_column(schema)
@@ -69,9 +84,9 @@ class ParquetVectors(ParquetSource, VectorSource):
                 f"{file.path} has no column that must be the vectors; name it with "
                 f"--embedding-column (there are {', '.join(schema.names)})"
             )
-        if not holds_vectors(schema.field(column).type):
+        if not holds_numbers(schema.field(column).type):
             raise InputError(
-                f"the column {column} of {file.path} holds no lists of floats; name another "
+                f"the column {column} of {file.path} holds no lists of numbers; name another "
                 "--embedding-column"
             )
         return column
@@ -109,6 +124,14 @@ class NpyVectors(VectorSource):
         """Give the length of a row."""
         return self._parts()[0][2]
 
+    def number_type(self) -> np.dtype[Any]:
+        """Return the narrowest type that holds the numbers of all parts."""
+        kinds = []
+        for file, _, _ in self._parts():
+            with opened_array(file.path, self.options) as array:
+                kinds.append(array.header.dtype)
+        return np.result_type(*kinds)
+
     def _parts(self) -> list[tuple[Found, int, int]]:
         """Return each file with its rows and their length, which is the same in all of them."""
         files, _ = files_at(self.root, NPY, self.options)
@@ -131,10 +154,10 @@ class NpyVectors(VectorSource):
             raise InputError(f"{file.path} cannot be read: {file.problem}; mend or remove it")
         with opened_array(file.path, self.options) as array:
             shape, kind = array.header.shape, array.header.dtype
-        if len(shape) != 2 or shape[1] == 0 or kind.kind != "f" or kind.itemsize > 8:
+        if len(shape) != 2 or shape[1] == 0 or kind.kind not in "fiu" or kind.itemsize > 8:
             raise InputError(
                 f"{file.path} holds {kind} of shape {shape}; save vectors as rows of float16, "
-                "float32 or float64"
+                "float32, float64 or integers"
             )
         return shape[0], shape[1]
 
@@ -206,14 +229,18 @@ def hold_vectors(root: str, options: Mapping[str, Any] | None = None) -> bool:
     if not files or not files[0].path.lower().endswith(PARQUET):
         return False
     with opened_parquet(files[0].path, options or {}) as parquet:
-        return any(holds_vectors(one.type) for one in parquet.schema_arrow)
+        schema = parquet.schema_arrow
+        return vector_column(schema) is not None or any(holds_vectors(one.type) for one in schema)
 
 
 def vector_column(schema: pa.Schema) -> str | None:
-    """Give the column named embedding if it holds vectors, or the only one that does."""
-    found = [one.name for one in schema if holds_vectors(one.type)]
-    if "embedding" in found:
+    """Give the column named embedding if it holds vectors, or the only one that does.
+
+    Lists of integers may be anything, as labels; only a name says that they are vectors.
+    """
+    if schema.names.count("embedding") == 1 and holds_numbers(schema.field("embedding").type):
         return "embedding"
+    found = [one.name for one in schema if holds_vectors(one.type)]
     return found[0] if len(found) == 1 else None
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import struct
 import time
+import tracemalloc
 import warnings
 import zlib
 from dataclasses import replace
@@ -13,12 +14,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import v2
 
 from retrieval.images import decode as module
 from retrieval.images.decode import FORMATS, MAX_ASPECT, apply, decode, decode_full
 from retrieval.records import Transform
+from tests.retrieval.images.odd_wholes import chunk, png, tiff
 
 BOUND = 10**7
 PLAIN = Transform("crop", 40, 32, "bilinear", (0.5, 0.25, 0.75), (0.2, 0.2, 0.2))
@@ -157,16 +160,114 @@ def test_sixteen_bits_become_the_upper_eight(kind):
     assert (pixels == (deep >> 8)[..., None]).all()
 
 
+def grey_tiff(samples, **tags):
+    """A grey TIFF made by hand, with the tags that Pillow does not write; little-endian."""
+    height, width = samples.shape
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    plain = {
+        256: (4, [width]), 257: (4, [height]), 258: (3, [8 * samples.itemsize]), 259: (3, [1]),
+        262: (3, [1]), 273: (4, [0]), 277: (3, [1]), 278: (4, [height]),
+        279: (4, [samples.nbytes]), 339: (3, [kind]),
+    }  # fmt: skip
+    return tiff(
+        plain | {int(number[1:]): value for number, value in tags.items()}, samples.tobytes()
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "wanted"),
     [
-        (np.array([[-5, 0, 255, 65535, 70000]], np.int32), [0, 0, 0, 255, 255]),
-        (np.array([[-5, 0, 99.7, 300, np.nan]], np.float32), [0, 0, 99, 255, 0]),
-        (np.array([[-np.inf, np.inf]], np.float32), [0, 255]),
+        (np.float32([[0, 0.2, 0.5, 1]]), [0, 51, 128, 255]),  # of 1
+        (np.float32([[0, 0.2, 0.3]]), [0, 51, 77]),
+        (np.float32([[0, 1e-5, 2e-5]]), [0, 128, 255]),  # of the largest: nothing is near 1
+        (np.float32([[0, 100, 200, np.nan]]), [0, 100, 200, 0]),  # of 255
+        (np.float32([[0, 1.5, 3, np.inf, -np.inf]]), [0, 128, 255, 255, 0]),
+        (np.float32([[0, 32896, 65535]]), [0, 128, 255]),
+        (np.float32([[-1, 0, 1]]), [0, 128, 255]),
+        (np.float32([[0, 0]]), [0, 0]),
+        (np.uint16([[0, 256, 1024, 4095]]), [0, 16, 64, 255]),  # of 12 bits
+        (np.uint16([[0, 255]]), [0, 255]),  # of 8
+        (np.uint16([[0, 256, 16384, 65535]]), [0, 1, 64, 255]),
+        (np.int16([[-1000, 0, 3096]]), [0, 62, 255]),
+        (np.uint32([[0, 2**31, 2**32 - 1]]), [0, 128, 255]),
+        (np.uint32([[0, 2048, 4095]]), [0, 128, 255]),
+        (np.int32([[0, 2**17, 2**18 - 1]]), [0, 128, 255]),
+        (np.int32([[-(2**31), 0, 2**31 - 1]]), [0, 128, 255]),
     ],
 )
-def test_wide_numbers_are_cut_to_eight_bits(values, wanted):
-    assert pixels_of(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == wanted
+def test_samples_of_more_bits_fill_the_eight(values, wanted):
+    assert pixels_of(grey_tiff(values))[0, :, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "wanted"),
+    [
+        (np.uint16([[0, 100, 200]]), {"t281": (3, [65535]), "t280": (3, [0])}, [0, 0, 0]),
+        (np.uint16([[0, 512, 1023]]), {"t281": (3, [1023]), "t280": (3, [0])}, [0, 128, 255]),
+        (np.uint16([[0, 100, 4000]]), {"t262": (3, [0])}, [255, 249, 5]),  # white is 0
+        (np.float32([[0, 1]]), {"t262": (3, [0])}, [255, 0]),
+        (np.uint32([[0, 50, 200]]), {"t340": (4, [0]), "t341": (4, [99])}, [0, 128, 255]),
+    ],
+)
+def test_what_a_tiff_says_of_its_levels_counts(values, tags, wanted):
+    assert pixels_of(grey_tiff(values, **tags))[0, :, 0].tolist() == wanted
+
+
+def test_a_float_image_without_a_number_is_refused():
+    with pytest.raises(ValueError, match="none of the samples is a finite number"):
+        pixels_of(grey_tiff(np.float32([[np.nan, np.inf]])))
+
+
+def test_a_photo_looks_the_same_in_any_samples():
+    grey = np.asarray(photo().convert("L"))
+    for samples in (
+        grey.astype(np.float32), (grey / 255).astype(np.float32), grey.astype(np.uint16),
+        grey.astype(np.uint16) << 4, grey.astype(np.uint32) << 24, grey.astype(np.int32) << 8,
+    ):  # fmt: skip
+        assert (pixels_of(grey_tiff(samples)) == grey[..., None]).all()
+
+
+def test_the_maximum_that_a_pgm_or_pfm_has_counts():
+    ramp = np.arange(100).astype(">u2").tobytes()
+    assert pixels_of(b"P5 100 1 1023\n" + ramp)[0, -1, 0] == 99 * 256 // 1024
+    assert pixels_of(b"P5 100 1 99\n" + bytes(range(100)))[0, -1, 0] == 255
+    floats = np.float32([0, 0.5, 1]).astype("<f4").tobytes()
+    assert pixels_of(b"Pf\n3 1\n-1.0\n" + floats)[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_a_png_of_few_bits_in_sixteen_is_not_dark(bits):
+    grey = np.asarray(photo().convert("L"))
+    deep = grey.astype(np.uint16) << (bits - 8)
+    assert (pixels_of(encoded(Image.fromarray(deep), "PNG")) == grey[..., None]).all()
+
+
+def colour_files(samples):
+    """The same colours of 16 bits, (height, width, 3 or 4), in each way a file may hold them."""
+    height, width, count = samples.shape
+    rows = samples.reshape(height, -1)
+    yield png(width, height, 16, 2 if count == 3 else 6, rows.astype(">u2"))
+    for compression, pack in ((1, bytes), (8, zlib.compress)):
+        body = pack(rows.astype("<u2").tobytes())
+        extra = {338: (3, [2])} if count == 4 else {}
+        yield tiff(
+            {
+                256: (4, [width]), 257: (4, [height]), 258: (3, [16] * count),
+                259: (3, [compression]), 262: (3, [2]), 273: (4, [0]), 277: (3, [count]),
+                278: (4, [height]), 279: (4, [len(body)]), 284: (3, [1]), **extra,
+            },
+            body,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_colours_of_few_bits_in_sixteen_are_not_dark(bits):
+    colours = np.asarray(photo())
+    for data in colour_files(colours.astype(np.uint16) << (bits - 8)):
+        assert (pixels_of(data) == colours).all()
+    opaque = np.full((48, 64, 1), 65535, np.uint16)
+    for data in colour_files(np.concatenate([colours.astype(np.uint16) << (bits - 8), opaque], 2)):
+        assert (pixels_of(data) == colours).all()
 
 
 # --- alpha ---
@@ -284,6 +385,93 @@ def test_what_is_cut_off_is_refused(kind, tenths):
     data = in_format(kind, photo(300, 200))
     with pytest.raises((OSError, SyntaxError, ValueError)):
         pixels_of(data[: len(data) * tenths // 10])
+
+
+JPEGS = {
+    "baseline": {"quality": 90},
+    "restarts": {"restart_marker_blocks": 2},
+    "progressive": {"progressive": True},
+    "progressive restarts": {"progressive": True, "restart_marker_blocks": 2},
+    "subsampled": {"subsampling": 2, "quality": 60},
+}
+every_jpeg = pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+
+
+@every_jpeg
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("behind", [b"", b"\xff", bytes(999)], ids=["nothing", "half", "zeros"])
+def test_a_jpeg_without_its_end_mark_is_whole(options, mode, behind):
+    data = encoded(photo().convert(mode), "JPEG", **options)
+    assert data.endswith(b"\xff\xd9")
+    assert (pixels_of(data[:-2] + behind) == pixels_of(data)).all()
+
+
+@every_jpeg
+def test_a_jpeg_that_lacks_more_than_its_end_mark_is_refused(options):
+    data = encoded(photo(), "JPEG", **options)
+    whole, first = pixels_of(data), data.index(b"\xff\xda")
+    marks = [at for at in range(first, len(data) - 2) if data[at] == 0xFF and data[at + 1]]
+    for cut in {*marks, *range(first, len(data) - 4, 41), *range(len(data) - 12, len(data) - 4)}:
+        for behind in (b"", bytes(99)):
+            try:
+                found = pixels_of(data[:cut] + behind)
+            except OSError:
+                continue
+            # bits that are left of the last byte may show nothing
+            assert cut >= len(data) - 8
+            assert (found == whole).all()
+
+
+@pytest.mark.parametrize("before", [b"\n", b"\r\n\r\n", b"\xef\xbb\xbf", bytes(500)])
+def test_a_jpeg_may_have_something_before_it(before):
+    data = encoded(photo(), "JPEG", quality=90)
+    assert (pixels_of(before + data) == pixels_of(data)).all()
+    assert (pixels_of(before + data[:-2]) == pixels_of(data)).all()
+
+
+def test_heic_is_named_whatever_the_file_is_called():
+    with pytest.raises(UnidentifiedImageError, match=r"HEIC image; .* pillow-heif"):
+        pixels_of(b"\0\0\0\x18ftypheic" + bytes(99))
+
+
+def test_a_preview_deep_in_another_file_is_not_taken_for_the_photo():
+    with pytest.raises(UnidentifiedImageError):
+        pixels_of(b"RAW " + bytes(5000) + encoded(photo(), "JPEG"))
+
+
+def texts(count, size, **options):
+    info = PngInfo()
+    for number in range(count):
+        info.add_text(f"t{number}", "x" * size, **options)
+    return {"pnginfo": info}
+
+
+LARGE = {
+    "text": texts(1, 3 << 20),
+    "packed text": texts(1, 3 << 20, zip=True),
+    "many texts": texts(70, 1_000_000),
+    "many packed texts": texts(70, 1_000_000, zip=True),
+    "profile": {"icc_profile": bytes(3 << 20)},
+}
+
+
+@pytest.mark.parametrize("options", LARGE.values(), ids=LARGE)
+def test_a_png_may_have_any_text_and_keeps_its_orientation(options):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photo(), "PNG", exif=exif, **options)
+    assert (pixels_of(data) == np.rot90(np.asarray(photo()), -1)).all()
+
+
+def test_text_that_unpacks_to_gigabytes_is_not_unpacked():
+    packer = zlib.compressobj(1)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+    rows = np.asarray(photo()).reshape(48, -1)
+    data = png(64, 48, 8, 2, rows, before=chunk(b"zTXt", b"bomb\0\0" + bomb))
+    tracemalloc.start()
+    assert (pixels_of(data) == np.asarray(photo())).all()
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
 
 
 @every_format

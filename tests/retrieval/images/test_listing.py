@@ -509,3 +509,13 @@ def test_a_sample_is_drawn_without_doubles_and_in_order(tmp_path, monkeypatch, b
 def test_the_database_draws_no_bar_into_the_answer_of_the_command(tmp_path):
     with connect(str(tmp_path)) as base:  # that would take seconds to be seen
         assert base.sql("SELECT current_setting('enable_progress_bar')").fetchall() == [(False,)]
+
+
+def test_a_labels_file_may_name_its_columns_in_any_case_and_keeps_digits_that_are_names():
+    data = b"Image_ID, Label, sku, price\n00120, 007, 0042, 3\n1, x, 7, 4\n"
+    table = read_labels(data, "labels.csv", None)
+    assert table.column_names == ["image_id", "label", "sku", "price"]
+    assert table["image_id"].to_pylist() == ["00120", "1"]
+    assert table["label"].to_pylist() == ["007", "x"]
+    assert table["sku"].to_pylist() == ["0042", "7"]
+    assert table["price"].type == pa.int64()

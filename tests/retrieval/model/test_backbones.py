@@ -234,6 +234,13 @@ def changed(state: State, what: str) -> State:
     """Give a state dict as other programs write it."""
     if what == "module. before each key":
         return {f"module.{key}": value for key, value in state.items()}
+    if what == "compiled and parallel":
+        return {f"module._orig_mod.{key}": value for key, value in state.items()}
+    if what == "of Lightning":
+        beside = {"loss.weight": torch.ones(3), "accuracy.total": torch.ones(1)}
+        return {f"model.{key}": value for key, value in state.items()} | beside
+    if what == "of Lightning, compiled":
+        return {f"model._orig_mod.module.{key}": value for key, value in state.items()}
     if what == "no classifier":
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
     if what == "a classifier of another size":
@@ -250,6 +257,9 @@ def changed(state: State, what: str) -> State:
     "what",
     [
         "module. before each key",
+        "compiled and parallel",
+        "of Lightning",
+        "of Lightning, compiled",
         "no classifier",
         "a classifier of another size",
         "a classifier of another kind",

@@ -316,6 +316,8 @@ def plain(state: State) -> State:
         ("w.pt", pth({"state_dict": state_of(), "epoch": 3})),
         ("w.bin", pth({"model": state_of(), "optimizer": {}})),
         ("w.ckpt", pth({"state_dict": {"model": state_of()}})),
+        ("w.pt", pth({"model_state_dict": state_of(), "epoch": 3})),
+        ("w.pt", pth({"model": {"state_dict": state_of()}})),
     ],
 )
 def test_state_dicts_are_understood_as_programs_write_them(name, data):

@@ -18,7 +18,8 @@ from retrieval.images.sources.vectors import open_vectors
 from retrieval.model import take_vectors as module
 from retrieval.model.attempt import Attempt
 from retrieval.model.same_bytes import changed_rows
-from retrieval.model.take_vectors import Taking, take_chunk
+from retrieval.model.take_vectors import Taking, take_chunk, take_vectors
+from retrieval.records import Rounding
 from retrieval.storage import commit
 from retrieval.storage.files import open_folder
 from retrieval.storage.verify import verify
@@ -84,8 +85,8 @@ def test_what_cannot_be_searched_for_stands_in_the_ledger(tmp_path):
         "1": "the vector is not finite",
         "2": "the vector is not finite",
         "3": "the vector has no length",
-        "4": "the vector is too large for float16; keep --embedding-dtype float32",
-        "5": "the vector is too small for float16; keep --embedding-dtype float32",
+        "4": "the vector is too large for float16; give --embedding-dtype float32",
+        "5": "the vector is too small for float16; give --embedding-dtype float32",
     }
 
 
@@ -93,7 +94,42 @@ def test_as_float32_fewer_are_lost_and_where_no_cosine_is_taken_zeros_are_kept(t
     rows = [[0, 0], [1e30, 1], [1e-30, 0], [1e200, 0], [-0.0, 1]]
     store = taken(tmp_path, save(tmp_path, rows, "float64"), Taking(2, "float32", zeros=True))
     assert rows_of(store)["row"].to_pylist() == [0, 1, 2, 4]
-    assert ledger(store) == {"3": "the vector is too large for float32"}
+    assert ledger(store) == {"3": "the vector is too large for float32; scale the vectors"}
+
+
+@pytest.mark.parametrize("scale", [3e-7, 1e-200, 1e200])
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+def test_where_only_directions_count_no_scale_costs_more_than_rounding(tmp_path, scale, stored):
+    values = np.random.default_rng(0).normal(size=(50, 8)) * scale
+    path = save(tmp_path, values, "float64")
+    vectors = vectors_of(rows_of(taken(tmp_path, path, Taking(8, stored, rescale=True))))
+    exact, kept = (v / np.abs(v).max(1)[:, None] for v in (values, vectors.astype(np.float64)))
+    cosines = (exact * kept).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(kept, axis=1)
+    unit_roundoff = {"float16": 2.0**-11, "float32": 2.0**-24}[stored]
+    assert len(vectors) == 50
+    assert (1 - cosines).max() < unit_roundoff**2 + 1e-15
+
+
+def test_numbers_that_the_stored_type_holds_are_not_scaled_away(tmp_path):
+    values = np.float32([[2.0**-20, 3 * 2.0**-20], [1, 3]])
+    store = taken(tmp_path, save(tmp_path, values), Taking(2, "float16", rescale=True))
+    assert vectors_of(rows_of(store)).tolist() == [[0.25, 0.75], [1, 3]]
+
+
+def test_what_rounding_changes_is_measured_over_all_vectors(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_BATCH", 2)
+    values = np.random.default_rng(0).normal(size=(7, 5))
+    values[2] = [1, 2, 3, 4, 5]  # which float16 holds
+    path = save(tmp_path, values, "float64")
+    items = [{**dataclasses.asdict(i), "row": i.place} for i in open_vectors(str(path)).items()]
+    measured = Rounding()
+    with Opener() as opener:
+        for batch in take_vectors(items, Taking(5, "float16"), opener):
+            measured += batch.rounding
+    lost = np.linalg.norm(values - values.astype(np.float16), axis=1)
+    lost /= np.linalg.norm(values, axis=1)
+    assert (measured.vectors, measured.changed) == (7, 6)
+    np.testing.assert_allclose([measured.largest, measured.total], [lost.max(), lost.sum()])
 
 
 def test_other_lengths_and_nulls_in_lists(tmp_path):

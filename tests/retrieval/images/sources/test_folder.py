@@ -440,3 +440,11 @@ def test_a_folder_is_walked_without_being_listed_as_a_whole(local, monkeypatch):
     next(found)
     assert len(met) == 1
     assert len(list(found)) == 49
+
+
+def test_a_folder_of_heic_files_is_refused_with_the_way_out(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.HEIC").write_bytes(b"")
+    source = FolderSource(str(tmp_path))
+    with pytest.raises(InputError, match=r"holds 3 HEIC files .* pillow-heif"):
+        source.check()

@@ -186,6 +186,35 @@ def test_labels_are_a_column_or_else_folders(local, name):
 
 
 @tables
+@pytest.mark.parametrize("names", [("Path", "Label", "Image_ID"), ("PATH", "LABEL", "IMAGE_ID")])
+def test_known_columns_are_found_in_any_case(local, name, names):
+    table = dict(zip(names, (["c/a.jpg"], ["007"], ["00120"]), strict=True))
+    source = listed(local, name, {"note": ["x"], **table})
+    (item,) = source.items()
+    assert (item.image_id, item.path, item.label) == ("00120", f"{local.root}/c/a.jpg", "007")
+    assert source.columns().names == ["note"]
+
+
+def test_blanks_around_names_and_values_do_not_count(local):
+    data = b"path, label , price\na b.jpg, cat , 200\nb.jpg, dog, 99\n"
+    source = ListSource(local.put("x.csv", data))
+    assert source.columns() == pa.schema([("price", pa.int64())])
+    found = [(Path(item.path).name, item.label, item.more) for item in source.items()]
+    assert found == [("a b.jpg", "cat", (200,)), ("b.jpg", "dog", (99,))]
+
+
+def test_digits_that_are_a_name_stay_as_they_are(local):
+    table = {"path": ["a.jpg", "b.jpg"], "sku": ["00120", "120"], "long": ["9" * 20, "1"]}
+    source = listed(local, "x.csv", table)
+    assert [item.more for item in source.items()] == [("00120", "9" * 20), ("120", "1")]
+
+
+def test_a_list_of_lines_in_utf_16_is_refused(local):
+    with pytest.raises(InputError, match=r"x\.txt is no text in UTF-8"):
+        list(ListSource(local.put("x.txt", "a.jpg\nb.jpg\n".encode("utf-16"))).items())
+
+
+@tables
 def test_a_row_without_a_path_is_an_image_with_a_problem(local, name):
     table = {"path": ["a.jpg", None, None], "image_id": ["1", "2", None]}
     found = list(listed(local, name, table).items())
@@ -220,7 +249,12 @@ def test_further_columns_become_metadata(local, name):
         (["5", "true"], pa.string()),
         (["2026-01-02", "NA"], pa.date32()),
         (["2026-01-02", "2026-01-02 03:04:05"], pa.timestamp("us")),
-        (["99999999999999999999"], pa.float64()),
+        (["99999999999999999999"], pa.string()),  # a double would be another number
+        (["12345678901234567", "2.5"], pa.string()),
+        (["9223372036854775807", "-1"], pa.int64()),
+        (["00120", "7"], pa.string()),
+        (["-007.5", "2"], pa.string()),
+        (["0", "0.25", "10"], pa.float64()),
     ],
 )
 def test_a_type_is_one_that_all_values_of_a_column_have(local, values, kind, monkeypatch):
@@ -240,6 +274,9 @@ def test_a_type_is_one_that_all_values_of_a_column_have(local, values, kind, mon
         (b"photos/a.jpg\nphotos/b.jpg\n", "begins with photos/a.jpg and has no header"),
         (b"path,path\na,b\n", "two columns path"),
         (b"x,y\n1,2\n", "no column of paths"),
+        (b"path;label\na.jpg;cat\n", "is separated by ;, as 'path;label' shows"),
+        (b"path\tlabel\na.jpg\tcat\n", "is separated by tabs"),
+        ("path,label\na.jpg,cat\n".encode("utf-16"), "no text in UTF-8"),
     ],
 )
 def test_a_csv_file_that_cannot_be_a_list_is_refused_by_name(local, data, message):

@@ -241,7 +241,7 @@ class Trap:
 @pytest.mark.parametrize(
     ("array", "why"),
     [
-        (np.eye(3, dtype=int), "save vectors as rows of float16"),
+        (np.eye(3, dtype=bool), "save vectors as rows of float16"),
         (np.ones(3), "save vectors as rows"),
         (np.ones((2, 2, 2)), "save vectors as rows"),
         (np.ones((3, 0)), "save vectors as rows"),
@@ -295,7 +295,7 @@ def test_columns_that_are_refused(local):
     path = local.put("x.parquet", both)
     with pytest.raises(InputError, match=r"--embedding-column \(there are a, b, n\)"):
         open_vectors(path)
-    with pytest.raises(InputError, match=r"n .* no lists of floats"):
+    with pytest.raises(InputError, match=r"n .* no lists of numbers"):
         open_vectors(path, embedding_column="n")
     with pytest.raises(UsageError, match="--embedding-column c is no column"):
         open_vectors(path, embedding_column="c")
