@@ -143,8 +143,8 @@ def test_keys_of_single_pairs_are_those_of_a_product_within_the_bound(metric):
     left, right = SINGLE.ready(queries), SINGLE.ready(rows)
     keys = SINGLE.keys(left, right)[q, x]
     slack = SINGLE.error(left, right)[q]
-    assert (np.abs(pair_keys(queries, rows, q, x) - keys) <= 2 * slack).all()
-    assert len(pair_keys(queries, rows, q[:0], x[:0])) == 0
+    assert (np.abs(pair_keys(left, right, q, x) - keys) <= 2 * slack).all()
+    assert len(pair_keys(left, right, q[:0], x[:0])) == 0
 
 
 def test_a_floor_lies_below_what_it_was_made_of():
@@ -189,7 +189,7 @@ def test_vectors_are_brought_to_unit_length_whatever_is_known_of_them(length, dt
     values = np.random.default_rng(0).normal(size=(50, 12))
     values = (values / np.linalg.norm(values, axis=1, keepdims=True) * length).astype(dtype)
     known = block(values, "cosine")
-    fresh = Block("cosine", values, known.norms)
+    fresh = Block("cosine", values, known.squared_norms)
     for one in (known, fresh):
         expected = values.astype(np.float64) / np.where(known.norms > 0, known.norms, 1)[:, None]
         np.testing.assert_allclose(one.cheap, expected, rtol=2.0**-22, atol=0)

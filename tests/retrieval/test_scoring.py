@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from retrieval import closest, scoring
 from retrieval.closest import TopK, nearest, top_k
-from retrieval.products import propose
-from retrieval.scoring import Block, block, norms_of, pair_scores
+from retrieval.products import SINGLE
+from retrieval.scoring import Block, block, pair_scores, squared_norms_of
 from retrieval.tables import Metric, Vectors
 from tests.retrieval.vectors import (
     METRICS,
@@ -121,7 +121,7 @@ def test_near_ties_that_float32_cannot_tell_apart_are_ordered_in_float64(metric,
     values = (centre * (1 + 1e-7 * generator.normal(size=(300, 257)))).astype(np.float32)
     queries, rows = block(centre.astype(np.float32), metric), block(values, metric)
     keys = exact_keys(queries.values, values, metric)
-    cheap, _ = propose(queries, rows)
+    cheap = SINGLE.keys(SINGLE.ready(queries), SINGLE.ready(rows))
     assert not np.array_equal(np.argsort(-cheap[0]), np.argsort(-keys[0]))  # the case is hard
     best, places = TopK(queries, 10), np.arange(300)
     for part in scoring.slices(300, step):
@@ -136,7 +136,7 @@ def test_pairs_whose_float32_product_overflows_are_decided_in_float64(metric):
     values[::7] *= np.float32(1e18)  # up to 1e37: their products reach 1e74
     values[::5] *= np.float32(1e-18)
     queries, rows = block(values[:4], metric), block(values, metric)
-    cheap, _ = propose(queries, rows)
+    cheap = SINGLE.keys(SINGLE.ready(queries), SINGLE.ready(rows))
     assert 0 < np.isfinite(cheap).sum() < cheap.size  # the case has both
     expected = brute_force(exact_keys(values[:4], values, metric), np.arange(60), 9)
     assert_same(top_k(queries, rows, 9), *expected)
@@ -228,7 +228,7 @@ def test_a_score_has_the_same_bits_however_pairs_are_cut(case, metric, pairs):
     whole = pair_scores(queries, rows, q, x)
     with mock.patch.object(scoring, "_PAIRS", pairs):
         assert pair_scores(queries, rows, q, x).tobytes() == whole.tobytes()
-        assert norms_of(case.rows).tobytes() == rows.norms.tobytes()
+        assert squared_norms_of(case.rows).tobytes() == rows.squared_norms.tobytes()
     alone = [pair_scores(queries, rows, q[[i]], x[[i]])[0] for i in range(0, len(q), 7)]
     assert np.array(alone).tobytes() == whole[::7].tobytes()
 
@@ -268,7 +268,8 @@ def first_pair() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def worst_of_bound(case: Case, metric: Metric) -> float:
     """Give the largest share of the bound that an error takes up; more than 1 would break it."""
     queries, rows = ready(case, metric)
-    cheap, slack = propose(queries, rows)
+    left, right = SINGLE.ready(queries), SINGLE.ready(rows)
+    cheap, slack = SINGLE.keys(left, right), SINGLE.error(left, right)
     keys = exact_keys(case.queries, case.rows, metric)
     if metric == "l2":
         keys = keys + (queries.norms**2)[:, None]  # the cheap key lacks it
@@ -334,9 +335,10 @@ def test_the_bound_is_narrow_enough_to_spare_nearly_all_pairs(metric):
     generator = np.random.default_rng(0)
     rows = block(generator.normal(size=(5000, 128)).astype(np.float32), metric)
     queries = rows.take(slice(0, 20))
-    fresh, _ = closest._survivors(queries, rows, np.full(20, -np.inf), 10)
+    near = closest._Rows(rows)
+    fresh, _ = closest._survivors(queries, near, np.full(20, -np.inf), 10)
     kth = top_k(queries, rows, 10).keys[:, -1]
-    later, _ = closest._survivors(queries, rows, kth, 10)
+    later, _ = closest._survivors(queries, near, kth, 10)
     for survivors in (fresh, later):  # the 10 that are asked for, and hardly more
         assert 20 * 10 <= len(survivors) <= 20 * 12
 

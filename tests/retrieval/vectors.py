@@ -68,8 +68,8 @@ def exact_keys(queries: Vectors, rows: Vectors, metric: Metric) -> NDArray[np.fl
     dots = (left * right).sum(-1)
     if metric == "ip":
         return dots
-    lengths = np.sqrt((left**2).sum(-1)) * np.sqrt((right**2).sum(-1))
-    return np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1), 0)
+    squares = (left**2).sum(-1) * (right**2).sum(-1)
+    return np.clip(dots / np.sqrt(np.where(squares > 0, squares, 1)), -1, 1)
 
 
 def brute_force(

@@ -22,7 +22,7 @@ from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard
 from retrieval.int8 import Int8, multiplies
 from retrieval.products import SINGLE, Half
-from retrieval.scoring import block, norms_of
+from retrieval.scoring import block, squared_norms_of
 from retrieval.tables import CANDIDATES, SHARD_ROWS, Metric, Vectors
 from tests.retrieval.index.training import train_centroids
 from tests.retrieval.vectors import (
@@ -64,7 +64,7 @@ def make_shard(
         "image_id": [ids[row] for row in rows],
         "path": [f"/photos/{row}" for row in rows],
         "label": [f"class{row % 3}" for row in rows],
-        "norm": norms_of(vectors[rows]),
+        "squared_norm": squared_norms_of(vectors[rows]),
     }
     columns = [known.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]
     return Shard(index, pa.table(columns, schema=SHARD_ROWS.schema), metric, dtype, deleted)
@@ -230,8 +230,8 @@ def test_the_stored_norms_are_used():
     """They are read with the shard, so that no vector's length is summed again."""
     rows = np.array([[3, 4], [6, 8]], np.float32)
     shard = make_shard(rows, np.arange(2), ["a", "b"], np.ones((1, 2), np.float32), "cosine")
-    norm = SHARD_ROWS.schema.get_field_index("norm")
-    doubled = shard.metadata.set_column(norm, "norm", pa.array([10.0, 20.0]))
+    place = SHARD_ROWS.schema.get_field_index("squared_norm")
+    doubled = shard.metadata.set_column(place, "squared_norm", pa.array([100.0, 400.0]))
     shard = dataclasses.replace(shard, metadata=doubled)
     asked = Asked(block(rows[:1], "cosine"), np.array([0]))
     found = Searcher(shard).search(asked, np.array([[0]]), 2)
