@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval import products
 from retrieval.candidates import best_of
 from retrieval.closest import nearest, top_k
-from retrieval.index import search
+from retrieval.index import found, search
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import empty_index
 from retrieval.index.kmeans import list_metric
@@ -22,7 +24,7 @@ from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard
 from retrieval.int8 import Int8, multiplies
 from retrieval.products import SINGLE, Half
-from retrieval.scoring import block, squared_norms_of
+from retrieval.scoring import block, pair_scores, squared_norms_of
 from retrieval.tables import CANDIDATES, SHARD_ROWS, Metric, Vectors
 from tests.retrieval.index.training import train_centroids
 from tests.retrieval.vectors import (
@@ -135,6 +137,45 @@ def shards_merge_to_brute_force(
 @given(cases(), metrics, st.integers(1, 12), st.integers(1, 8), st.integers(1, 5), seeds)
 def test_with_all_lists_read_it_is_exact_search(case, metric, k, nlist, cuts, seed):
     shards_merge_to_brute_force(case, metric, k, nlist, None, cuts, seed)
+
+
+@settings(quick, max_examples=60)
+@given(cases(), metrics, st.integers(1, 12), st.integers(1, 8), st.booleans(), seeds)
+def test_where_float64_proposes_it_is_exact_search_too(case, metric, k, nlist, every, seed):
+    """It is taken here wherever a pair is undecided."""
+    with mock.patch.multiple(products, _FEW_DOUBTFUL=-1, _DOUBTFUL=1 << 40):
+        shards_merge_to_brute_force(case, metric, k, nlist, None if every else 2, 2, seed)
+
+
+@pytest.mark.parametrize("product", CHEAP, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    ("metric", "what"),
+    [("ip", "row"), ("l2", "row"), ("ip", "long row"), ("ip", "query"), ("l2", "offset")],
+)
+def test_one_odd_vector_or_an_offset_leaves_few_pairs_to_score(metric, what, product, monkeypatch):
+    """Of 60,000 pairs; all of them were scored, which takes a hundred times as long."""
+    generator = np.random.default_rng(0)
+    values, rows = (generator.normal(size=(n, 16)).astype(np.float32) for n in (30, 2000))
+    odd = rows if "row" in what else values
+    odd[7] *= np.float32({"row": 1e19, "long row": 1e12, "query": 1e19, "offset": 1}[what])
+    if what == "offset":
+        values, rows = values + np.float32(300), rows + np.float32(300)
+    counted = []
+
+    def counting(queries, block_of_rows, q, x):
+        counted.append(len(q))
+        return pair_scores(queries, block_of_rows, q, x)
+
+    monkeypatch.setattr(found, "pair_scores", counting)
+    centroids = rows[100:110] if metric == "l2" else np.eye(10, 16, dtype=np.float32)
+    shard = make_shard(rows, np.arange(2000), image_ids(2000), centroids, metric)
+    asked = Asked(block(values, metric), np.arange(30))
+    table = Searcher(shard, product).search(asked, None, 10)
+    keys, places = brute_force(exact_keys(values, rows, metric), np.arange(2000), 10)
+    merged, _ = best_of([table], 10)
+    assert merged["row"].to_pylist() == places.ravel().tolist()
+    assert merged["key"].to_pylist() == keys.ravel().tolist()
+    assert sum(counted) < 30 * 10 * 8
 
 
 some = (st.integers(1, 12), st.integers(1, 8), st.integers(1, 8), st.integers(1, 5), seeds)
