@@ -254,7 +254,7 @@ def _shard(asked: argparse.Namespace, number: int) -> Shard:
     index = empty_index(plan, centroids, "ip")
     add_codes(index, own, rows, nearest(ready, block(centroids, "ip")))
     names = [f"{row:09d}.jpg" for row in rows]
-    known = {"row": rows, "image_id": names, "path": names, "norm": ready.norms}
+    known = {"row": rows, "image_id": names, "path": names, "squared_norm": ready.squared_norms}
     columns = [known.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]
     metadata = pa.table(columns, schema=SHARD_ROWS.schema)
     return Shard(index, metadata, "ip", "float16", np.empty(0, np.int64))

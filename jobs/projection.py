@@ -17,6 +17,7 @@ from jobs.pool import Make, Work, stream
 from jobs.prepare import Prepared, begun_settings
 from jobs.progress import progress
 from jobs.settings import EmbedSettings
+from retrieval.conversions import to_float32
 from retrieval.errors import LookalikeError, UsageError
 from retrieval.images.listing import sampled_items
 from retrieval.model.attempt import Attempt
@@ -80,7 +81,7 @@ def _fit(settings: EmbedSettings, where: Cluster, prepared: Prepared, listing: P
     moments = Moments(prepared.bundle.dimension)
     with progress("fit projection", len(items), "images") as bar:
         for first, block in _in_order(answers, firsts):
-            moments.add(unit(block).astype(np.float32))
+            moments.add(to_float32(unit(block)))
             done = min(_STEP, len(items) - first)
             bar.advance(done, done - len(block))
     return moments.fit(int(settings.pca or 0))

@@ -1,7 +1,8 @@
 """Who is closest: cheap products propose, float64 decides, whatever the blocks.
 
 `TopK` takes rows block by block; `top_k`, `closest` and `nearest` are for rows that are there all
-at once. A row is out only when the bound of a product excludes it.
+at once. A row is out only when the bound of a product excludes it: one in float32, and one in
+float64 where that leaves much undecided or would overflow.
 """
 
 from __future__ import annotations
@@ -10,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.products import SAFE, SINGLE, Product, floor_of, pair_keys, propose
+from retrieval.products import (
+    SINGLE,
+    Product,
+    Proposed,
+    centre_of,
+    floor_of,
+    is_safe,
+    pair_keys,
+    propose_finely,
+    shift_of,
+    too_doubtful,
+)
 from retrieval.scoring import Block, Float32, Float64, Int64, keys_of, pair_scores, slices
 
 _PRODUCT = 1 << 23  # elements of one proposed product: 32 MiB
@@ -40,12 +52,13 @@ class TopK:
         if len(rows) == 0 or len(queries) == 0:
             return
         step = max(1, _PRODUCT // len(rows))
+        near = _Rows(rows)
         for part in slices(len(queries), step):
-            self._push(queries[part], rows, ties, positions)
+            self._push(queries[part], near, ties, positions)
 
-    def _push(self, which: Int64, rows: Block, ties: Int64, positions: Int64) -> None:
-        queries = self.queries.take(which)
-        q, x = _survivors(queries, rows, self.keys[which, -1], self.k)
+    def _push(self, which: Int64, near: _Rows, ties: Int64, positions: Int64) -> None:
+        queries, rows = self.queries.take(which), near.rows
+        q, x = _survivors(queries, near, self.keys[which, -1], self.k)
         keys = keys_of(pair_scores(queries, rows, q, x), queries.metric)
         self._merge(which, q, keys, ties[x], positions[x])
 
@@ -67,25 +80,42 @@ class TopK:
         return keys_of(self.keys, self.queries.metric)
 
 
-def _survivors(queries: Block, rows: Block, kth: Float64, k: int) -> tuple[Int64, Int64]:
+class _Rows:
+    """Rows, and what products read of them."""
+
+    def __init__(self, rows: Block, product: Product = SINGLE) -> None:
+        self.rows = rows
+        self.centre = centre_of(rows)
+        self.ready = product.ready(rows, self.centre)
+        self.safe = bool(is_safe(self.ready).all())
+
+    def finely(self, queries: Block, top: int, floors: Float64 | None = None) -> Proposed:
+        """Return what `propose_finely` leaves of all pairs."""
+        floors = np.full(len(queries), -np.inf) if floors is None else floors
+        return propose_finely(queries, self.rows, floors, top, self.centre)
+
+
+def _survivors(queries: Block, near: _Rows, kth: Float64, k: int) -> tuple[Int64, Int64]:
     """Find the pairs that the bound cannot exclude from the k closest.
 
     `kth` is the (b,) float64 key each query's next row must reach; -inf while it has fewer than k.
     A row is out when even at its best it lies below that, or below k rows of this block at their
     worst. Rows that just reach it stay, since ties are decided later.
     """
-    keys, slack = propose(queries, rows)
-    undecided = ~np.isfinite(keys)
-    if undecided.any():
-        keys[undecided] = -np.inf
-    floor = kth + queries.norms**2 if queries.metric == "l2" else kth
-    floor = floor - slack
-    fresh = np.flatnonzero(np.isneginf(kth))
-    if len(fresh) and len(rows) > k:
-        worst = np.partition(keys[fresh], len(rows) - k, axis=1)[:, len(rows) - k]
-        floor[fresh] = worst.astype(np.float64) - 2 * slack[fresh]
-    q, x = np.nonzero((keys >= floor_of(floor)[:, None]) | undecided)
-    return q, x
+    left, right = SINGLE.ready(queries, near.centre), near.ready
+    floors = kth + shift_of(left)
+    if near.safe and is_safe(left).all():
+        keys, slack = SINGLE.keys(left, right), SINGLE.error(left, right)
+        low = floors - slack
+        fresh = np.flatnonzero(np.isneginf(kth))
+        if len(fresh) and len(near.rows) > k:
+            low[fresh] = SINGLE.kth(keys[fresh], k).astype(np.float64) - 2 * slack[fresh]
+        q, x = np.nonzero(keys >= floor_of(low)[:, None])
+        undecided = np.count_nonzero(keys[q, x] < (low + 2 * slack)[q])
+        if not too_doubtful(undecided, keys.size):
+            return q, x
+    proposed = near.finely(queries, k, floors)
+    return proposed.q, proposed.x
 
 
 def top_k(queries: Block, rows: Block, k: int, ties: Int64 | None = None) -> TopK:
@@ -107,13 +137,16 @@ def closest(queries: Block, rows: Block, k: int) -> Int64:
     of their cheap keys. So a float64 sum is needed for those alone that lie within the bound of the
     cut.
     """
-    if _may_overflow(queries, rows):
-        return top_k(queries, rows, k).positions
-    ready = SINGLE.ready(rows)
+    near = _Rows(rows)
     found = np.empty((len(queries), k), np.int64)
     for part in slices(len(queries), max(1, _PRODUCT // len(rows))):
         asked = queries.take(part)
-        left = SINGLE.ready(asked)
+        left, ready = SINGLE.ready(asked, near.centre), near.ready
+        if not (near.safe and is_safe(left).all()):
+            proposed = near.finely(asked, k)
+            pairs = proposed.q, proposed.x, proposed.keys
+            found[part] = _among(asked, rows, pairs, k)
+            continue
         keys = SINGLE.keys(left, ready)
         places = np.argpartition(keys, len(rows) - k, axis=1)[:, len(rows) - k :]
         cheap = np.take_along_axis(keys, places, 1)
@@ -122,13 +155,19 @@ def closest(queries: Block, rows: Block, k: int) -> Int64:
         low = cheap.min(1).astype(np.float64) - 2 * SINGLE.error(left, ready)
         reached = np.count_nonzero(keys >= floor_of(low)[:, None], axis=1)
         if len(open_ := np.flatnonzero(reached > k)):  # the cut is within the bound
-            found[part][open_] = _among(asked.take(open_), rows, keys[open_], low[open_], k)
+            some = asked.take(open_)
+            if too_doubtful(int((reached - k)[open_].sum()), keys[open_].size):
+                proposed = near.finely(some, k)
+                pairs = proposed.q, proposed.x, proposed.keys
+            else:
+                pairs = SINGLE.reach(keys[open_], floor_of(low[open_]))
+            found[part][open_] = _among(some, rows, pairs, k)
     return found
 
 
-def _among(queries: Block, rows: Block, keys: Float32, low: Float64, k: int) -> Int64:
-    """Give the k closest of those that reach `low`, decided in float64, by their cheap keys."""
-    q, x, cheap = SINGLE.reach(keys, floor_of(low))
+def _among(queries: Block, rows: Block, pairs: tuple[Int64, Int64, Float32], k: int) -> Int64:
+    """Give the k closest of each query's pairs, decided in float64, by their cheap keys."""
+    q, x, cheap = pairs
     exact = keys_of(pair_scores(queries, rows, q, x), queries.metric)
     best = np.lexsort((x, -exact, q))
     starts = np.searchsorted(q, np.arange(len(queries)))
@@ -144,23 +183,34 @@ def nearest(queries: Block, centroids: Block, product: Product = SINGLE) -> Int6
     As `top_k` with k = 1, at the cost of the product and two looks at it: a query for which a
     single centroid lies within the bound of the best is decided without another sum.
     """
-    if _may_overflow(queries, centroids):
-        return top_k(queries, centroids, 1).positions[:, 0]
-    ready = product.ready(centroids)
+    near = _Rows(centroids, product)
+    single = near if product is SINGLE else _Rows(centroids)
     pairs = [np.empty((2, 0), np.int64)]
     for part in slices(len(queries), max(_FEW, _NEAR // len(centroids))):
-        left = product.ready(queries.take(part))
-        keys = product.keys(left, ready)
-        q, x = _close(product, keys, product.error(left, ready))
+        q, x = _candidates(queries.take(part), near, single, product)
         pairs.append(np.stack([q + part.start, x]))
     q, x = np.concatenate(pairs, axis=1)
     found: Int64 = x[_starts(q)]
     several = np.bincount(q)[q] > 1
     q, x = q[several], x[several]
-    if product is not SINGLE:
-        q, x = _finer(queries, centroids, q, x)
     found[q[_starts(q)]] = _decided(queries, centroids, q, x)
     return found
+
+
+def _candidates(
+    queries: Block, near: _Rows, single: _Rows, product: Product
+) -> tuple[Int64, Int64]:
+    """Give the pairs that no bound can exclude from being the closest, ordered by query."""
+    left, pairs = product.ready(queries, near.centre), len(queries) * len(near.rows)
+    if near.safe and is_safe(left).all():
+        keys = product.keys(left, near.ready)
+        q, x = _close(product, keys, product.error(left, near.ready))
+        if product is not SINGLE and len(q) <= pairs // 2:
+            q, x = _finer(queries, single, q, x)
+        if not too_doubtful(len(q) - len(queries), pairs):
+            return q, x
+    proposed = near.finely(queries, 1)
+    return proposed.q, proposed.x
 
 
 def _close(product: Product, keys: Any, slack: Float64) -> tuple[Int64, Int64]:
@@ -179,20 +229,19 @@ def _close(product: Product, keys: Any, slack: Float64) -> tuple[Int64, Int64]:
     return q[order], x[order]
 
 
-def _may_overflow(queries: Block, rows: Block) -> bool:
-    longest = queries.norms.max(initial=0.0) + rows.norms.max(initial=0.0)
-    return bool(queries.metric != "cosine" and longest > SAFE)
-
-
-def _finer(queries: Block, rows: Block, q: Int64, x: Int64) -> tuple[Int64, Int64]:
-    """Leave of some pairs those that float32 cannot exclude from being the closest."""
-    if len(q) == 0:
+def _finer(queries: Block, single: _Rows, q: Int64, x: Int64) -> tuple[Int64, Int64]:
+    """Leave of each query's pairs those that float32 cannot exclude from being the closest."""
+    several = np.flatnonzero(np.bincount(q)[q] > 1)
+    if len(several) == 0:
         return q, x
-    keys = pair_keys(queries, rows, q, x).astype(np.float64)
-    slack = SINGLE.error(SINGLE.ready(queries), SINGLE.ready(rows))
-    starts = _starts(q)
+    left, right = SINGLE.ready(queries, single.centre), single.ready
+    some = q[several]
+    keys = pair_keys(left, right, some, x[several]).astype(np.float64)
+    starts = _starts(some)
     best = np.maximum.reduceat(keys, starts)
-    keep = keys >= np.repeat(best, np.diff(starts, append=len(q))) - 2 * slack[q]
+    slack = SINGLE.error(left, right)[some]
+    keep = np.ones(len(q), np.bool_)
+    keep[several] = keys >= np.repeat(best, np.diff(starts, append=len(some))) - 2 * slack
     return q[keep], x[keep]
 
 

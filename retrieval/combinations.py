@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from retrieval.conversions import to_float32
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.evaluation.leave_one_out import askable, classes_of, leave_one_out
 from retrieval.evaluation.results import gather, measured
@@ -126,6 +127,6 @@ def _project(trial: Trial, images: Images, pca: int) -> Float32:
     chosen = images.vectors[np.isin(images.rows, drawn)]
     moments = Moments(images.vectors.shape[1])
     for part in slices(len(chosen), _FITTED):
-        moments.add(unit(chosen[part]).astype(np.float32))
+        moments.add(to_float32(unit(chosen[part])))
     projection = moments.fit(pca)
     return finish(images.vectors, normalize=True, projection=projection)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from retrieval.products import (
     KEPT,
     SINGLE,
+    TINY,
     UNIT,
     Half,
     Product,
     Ready,
     U,
+    centred,
     cpu_flags,
     has_bf16,
     product_for,
@@ -43,7 +45,6 @@ _MET = 64  # queries that meet a row, from which its rounding is worth it
 _SUMS = 1 << 13  # of a list, below which calls cost what they spare
 _WORTH_TORCH = 5e10  # multiplications that take a second less than in float32; torch's import
 _WORTH_A_CALL = 1e9  # the same where torch is there
-_TINY: float = 2.0**-125  # what underflow takes from a number
 _FINE: float = 2.0**-52
 _ENOUGH = ("VNNI", "BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 
@@ -78,9 +79,9 @@ class Int8:
 
         self._torch = torch
 
-    def ready(self, vectors: Block) -> Ready:
+    def ready(self, vectors: Block, centre: Float32 | None = None) -> Ready:
         """Round, and measure what that loses."""
-        cheap, (count, dimension) = vectors.cheap, vectors.values.shape
+        (cheap, norms), (count, dimension) = centred(vectors, centre), vectors.values.shape
         matrix = np.zeros((count, dimension + -dimension % _FULL), np.int8)
         steps, lost = np.ones(count, np.float32), np.empty(count)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -94,17 +95,21 @@ class Int8:
                 numbers *= step[:, None]
                 numbers -= rows
                 lost[part] = np.einsum("ij,ij->i", numbers, numbers)
-            # the sum of squares in float32, squares too small for it, two roundings a number
-            lost = np.sqrt(lost) * (1 + 2 * dimension * U) + dimension**0.5 * 2.0**-74
+            # the sum of squares in float32, squares too small for it (below 2^-126 they may count
+            # as zero, and so may each sum of them), two roundings a number, one from a centre
+            lost = np.sqrt(lost) * (1 + 2 * dimension * U) + dimension**0.5 * 2.0**-62
             whole = vectors.metric == "cosine"
-            lost += UNIT + 4 * U if whole else 4 * U * vectors.norms
-        return Ready(vectors.metric, vectors.norms, matrix, squares_of(vectors), steps, lost)
+            lost += UNIT + 4 * U if whole else 5 * U * norms
+        squares = squares_of(vectors.metric, norms)
+        return Ready(vectors.metric, norms, matrix, squares, steps, lost, centre is not None)
 
     def take(self, queries: Ready, which: Int64) -> Ready:
         """Copy them."""
         assert queries.lost is not None
-        rest = queries.steps[which], queries.lost[which]
-        return Ready(queries.metric, queries.norms[which], queries.matrix[which], None, *rest)
+        return replace(
+            queries, norms=queries.norms[which], matrix=queries.matrix[which], squares=None,
+            steps=queries.steps[which], lost=queries.lost[which],
+        )  # fmt: skip
 
     def keys(self, queries: Ready, rows: Ready) -> Sums:
         """Multiply."""
@@ -120,7 +125,7 @@ class Int8:
         long = lost + (1.0 if whole else queries.norms)
         longest = 1.0 if whole else rows.longest
         with np.errstate(over="ignore"):
-            wide, tiny = longest + rows.most_lost, _TINY * dimension
+            wide, tiny = longest + rows.most_lost, TINY * dimension
             exact = (dimension + 8) * _FINE  # the rounding of the float64 score itself
             rounded = rows.most_lost + (8 * U + exact) * wide
             found: Float64 = lost * (1.001 * longest)

@@ -116,7 +116,7 @@ SHARD_ROWS = Table(
         _HEIGHT,
         _SHA256,
         _LABEL,
-        Column("norm", pa.float64(), "Euclidean length of the stored vector"),
+        Column("squared_norm", pa.float64(), "sum of the squares of the stored vector"),
     ),
 )
 

@@ -22,7 +22,7 @@ FLOORS = [
         "retrieval.errors",
         "retrieval.intervals",
     },
-    {"retrieval.records"},
+    {"retrieval.records", "retrieval.conversions"},
     {"retrieval.scoring", "retrieval.candidates", "retrieval.storage"},
     {"retrieval.products"},
     {"retrieval.closest", "retrieval.int8"},

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval.conversions import to_float64
 from retrieval.evaluation.judged import SCORED, Judged
 from retrieval.evaluation.labels import DISTRACTOR
 from retrieval.scoring import Block, Float64, Int64, keys_of, pair_scores, slices
@@ -86,9 +87,9 @@ def _proposed(queries: Block, rows: Block) -> tuple[Float64, Float64]:
     so is the score itself computed; some roundings more are allowed for.
     """
     keys = np.empty((len(queries), len(rows)))
-    left = queries.wide.astype(np.float64)
+    left = to_float64(queries.wide)
     for part in slices(len(rows), _ROWS):
-        keys[:, part] = left @ rows.wide[part].astype(np.float64).T
+        keys[:, part] = left @ to_float64(rows.wide[part]).T
     longest = float(rows.norms.max(initial=0.0))
     share = 2 * (rows.values.shape[1] + 16) * _U
     if rows.metric == "cosine":

@@ -22,7 +22,7 @@ from retrieval.index.sampling import hashes_of, share_for, within
 from retrieval.index.shards import RECALL_TABLE, Shard, open_shard
 from retrieval.index.training import TRAINED
 from retrieval.records import Neighbours
-from retrieval.scoring import Block, block, norms_of
+from retrieval.scoring import Block, block, squared_norms_of
 from retrieval.storage import finished
 from retrieval.storage.files import Folder
 from retrieval.storage.finished import Manifest
@@ -75,8 +75,8 @@ def _wrong(shard: Shard, centroids: Block) -> list[str]:
         values = np.ascontiguousarray(vectors[which])
         if (nearest(block(values, centroids.metric), centroids) != number).any():
             problems.append(f"vectors of list {number} lie nearer to another list")
-        noted = shard.metadata["norm"].to_numpy()[np.searchsorted(shard.rows, rows[which])]
-        if not np.array_equal(noted, norms_of(values)):
+        noted = shard.squared_norms[np.searchsorted(shard.rows, rows[which])]
+        if not np.array_equal(noted, squared_norms_of(values)):
             problems.append(f"vectors of list {number} have other lengths than noted")
     return problems
 

@@ -166,7 +166,7 @@ def _place(making: Making, extents: Extents, index: Any, file: BinaryIO, known: 
         values = vectors_of(table)
         file.write(np.ascontiguousarray(values).tobytes())
         rows = block(values, list_metric(making.metric))
-        known.add(table, rows.norms)
+        known.add(table, rows.squared_norms)
         if centroids is None:
             continue
         few = np.arange(0, len(rows), _SPREAD_STEP)

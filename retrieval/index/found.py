@@ -54,11 +54,17 @@ class Found:
     """
 
     def __init__(
-        self, shard: Shard, queries: Block, k: int, floors: Float64, undecided: int = UNDECIDED
+        self,
+        shard: Shard,
+        queries: Block,
+        k: int,
+        floors: Float64,
+        shift: Float64,
+        undecided: int = UNDECIDED,
     ) -> None:
         self._shard, self._queries, self._k = shard, queries, k
         self._undecided = undecided
-        self._shift = queries.norms**2 if queries.metric == "l2" else np.zeros(len(queries))
+        self._shift = shift  # what cheap keys lack of the keys of scores (`products.shift_of`)
         self.floors = floors + self._shift  # in terms of cheap keys
         self._pairs: list[_Pairs] = []
         self._count = 0

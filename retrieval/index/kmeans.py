@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.closest import nearest
+from retrieval.conversions import to_float32, to_float64
 from retrieval.index.sampling import Hashes
 from retrieval.index.workers import Workers
 from retrieval.products import product_for
@@ -67,7 +68,7 @@ def lloyd(
     all its rows takes half of the fullest one, as in FAISS; with fewer distinct rows than lists
     some lists stay empty, which harms nothing.
     """
-    start = first_rows(slices, nlist, workers).astype(np.float64)
+    start = to_float64(first_rows(slices, nlist, workers))
     centroids = _finished(start, metric)
     work = float(sum(len(held.hashes) for held in slices)) * start.size * ITERATIONS
     for _ in range(ITERATIONS):
@@ -110,7 +111,7 @@ def sums_of(
     ends = np.cumsum(counts)
     for number in np.flatnonzero(counts):
         members = order[ends[number] - counts[number] : ends[number]]
-        rows.cheap[members].astype(np.float64).sum(0, out=sums[number])
+        to_float64(rows.cheap[members]).sum(0, out=sums[number])
     return sums, counts
 
 
@@ -142,7 +143,7 @@ def distances(rows: Block, centroids: Block, lists: NDArray[np.int64]) -> NDArra
 def _means(
     sums: NDArray[np.float64], counts: NDArray[np.int64], before: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    means = before.astype(np.float64)
+    means = to_float64(before)
     full = counts > 0
     means[full] = sums[full] / counts[full, None]
     left = counts.copy()
@@ -163,4 +164,4 @@ def _finished(centroids: NDArray[np.float64], metric: Metric) -> NDArray[np.floa
         lengths = np.sqrt((centroids**2).sum(-1, keepdims=True))
         centroids = centroids / np.where(lengths > 0, lengths, 1.0)
     largest = float(np.finfo(np.float32).max)  # the halves of a split may lie just beyond it
-    return np.clip(centroids, -largest, largest).astype(np.float32)
+    return to_float32(np.clip(centroids, -largest, largest))

@@ -28,9 +28,9 @@ class RowsFile:
         self.labels: Counter[str] = Counter()
         """Images a class."""
 
-    def add(self, table: pa.Table, norms: NDArray[np.float64]) -> None:
+    def add(self, table: pa.Table, squared_norms: NDArray[np.float64]) -> None:
         """Add rows of a part; a further column that it lacks is null."""
-        known = table.append_column("norm", pa.array(norms))
+        known = table.append_column("squared_norm", pa.array(squared_norms))
         columns = [
             known[field.name].cast(field.type)
             if field.name in known.column_names

@@ -2,15 +2,16 @@
 
 For each inverted list, all queries that read it meet its vectors in one cheap product
 (`products.py`). First every query meets its closest lists, as many as surely hold k rows: that sets
-the key which a row must reach. Then all others, of which hardly a row does. What the bounds cannot
-exclude is decided in float64 at the end, so the candidates are the same for any product, block and
-order.
+the key which a row must reach. Then all others, of which hardly a row does. Where a list or a query
+is too long for the product, or its bound leaves many pairs undecided, one in float64 takes its
+place. What the bounds cannot exclude is decided in float64 at the end, so the candidates are the
+same for any product, block and order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +24,25 @@ from retrieval.index.found import UNDECIDED, Found, runs
 from retrieval.index.kmeans import list_metric
 from retrieval.index.shards import Shard
 from retrieval.int8 import suited
-from retrieval.products import SAFE, SINGLE, Product, Ready, floor_of, pair_keys
+from retrieval.products import (
+    SINGLE,
+    Product,
+    Ready,
+    centre_of,
+    floor_of,
+    is_safe,
+    pair_keys,
+    propose_finely,
+    shift_of,
+    too_doubtful,
+)
 from retrieval.scoring import Block, Float32, Float64, Int64, block, slices
 from retrieval.tables import CANDIDATES
 
 _OPENING = 4  # lists at most that set what must be reached
 _ENOUGH = 2  # times k rows in them
 _PRODUCT = 1 << 19  # elements of one product: 2 MiB, which stays near the core
+_SAMPLED_LISTS = 33  # that the centre of a shard is taken from
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class Searcher:
         undecided: int = UNDECIDED,
     ) -> None:
         self.shard, self.product, self.undecided = shard, product, undecided
+        self.centre = _centre_of(shard)
         self._kept: dict[int, Ready] = {}
         self._room = product.keeps if product.name == "cuda" else min(product.keeps, room)
 
@@ -71,18 +85,18 @@ class Searcher:
 
         So the first block decides: queries and rows come from the same model.
         """
-        ready = self.product.ready(queries)
+        ready = self.product.ready(queries, self.centre)
         finer = suited(self.product, ready)
         if finer is self.product:
             return ready
         self.product, self._kept = finer, {}
-        return finer.ready(queries)
+        return finer.ready(queries, self.centre)
 
     def ready(self, number: int) -> Ready:
         """Give the rows of a list as the product reads them."""
         found = self._kept.get(number)
         if found is None:
-            found = self.product.ready(self.shard.list_block(number))
+            found = self.product.ready(self.shard.list_block(number), self.centre)
             self._room -= found.matrix.nbytes
             if self._room >= 0:
                 self._kept[number] = found
@@ -115,10 +129,21 @@ class Searcher:
         return candidates_table(shard.metadata, found.keys, places, found.lists, asked.numbers)
 
 
+def _centre_of(shard: Shard) -> Float32 | None:
+    """Return the centre that products of a shard's vectors are taken from, by some of its lists."""
+    if shard.metric != "l2":
+        return None
+    filled = np.flatnonzero(shard.sizes)
+    lists = filled[:: max(1, len(filled) // _SAMPLED_LISTS)][:_SAMPLED_LISTS].tolist()
+    parts = [shard.listed(number)[1] for number in lists]
+    some = [part[:: max(1, len(part) * len(lists) // _SAMPLED_LISTS)] for part in parts]
+    return centre_of(block(np.concatenate(some), "l2")) if some else None
+
+
 def _closest_lists(shard: Shard, queries: Block) -> Int64:
     measure = list_metric(shard.metric)
     centroids = block(centroids_of(shard.index), measure)
-    asked = block(queries.values, measure, queries.norms)
+    asked = block(queries.values, measure, queries.squared_norms)
     return closest(asked, centroids, min(_OPENING, len(centroids)))
 
 
@@ -148,12 +173,10 @@ class _Search:
         self._queries, self._ready = asked.queries, searcher.asked(asked.queries)
         self._product = searcher.product
         self._barred = _by_list(self._shard, asked.barred)
-        every = Ready(asked.queries.metric, self._shard.norms, None, None)
-        self._single = SINGLE.ready(asked.queries)
-        self._slack = SINGLE.error(self._single, every)  # of float32, whichever the row
-        longest = every.longest + asked.queries.norms.max(initial=0.0)
-        self._safe = asked.queries.metric == "cosine" or longest <= SAFE
-        self.found = Found(self._shard, asked.queries, k, asked.known(), searcher.undecided)
+        self._single = SINGLE.ready(asked.queries, searcher.centre)
+        self._safe = is_safe(self._single)
+        shift = shift_of(self._single)
+        self.found = Found(self._shard, asked.queries, k, asked.known(), shift, searcher.undecided)
         self._opened: dict[int, Int64] = {}  # the queries that have read a list, by its number
 
     def open(self, number: int, which: Int64) -> None:
@@ -168,7 +191,8 @@ class _Search:
         if product.name == "cuda":
             sides = self._ready, self._searcher.ready(number)
         else:
-            product, sides = SINGLE, (self._single, SINGLE.ready(vectors))
+            product = SINGLE
+            sides = self._single, SINGLE.ready(vectors, self._searcher.centre)
         self._meet(number, which, product, sides, self._k + most_barred(barred))
 
     def meet(self, number: int, which: Int64) -> None:
@@ -193,30 +217,37 @@ class _Search:
             return
         barred = self._barred.get(number, _NOBODY)
         fresh = _fresh(opened, len(self._queries))
-        for part in slices(len(which), max(1, _PRODUCT // count)):
-            asked = which[part]
-            if self._safe:
-                q, x, keys, slack = self._reaching(asked, product, sides, top)
-            else:  # no product can be trusted: all is left to float64
-                q, x = np.repeat(asked, count), np.tile(np.arange(count), len(asked))
-                keys, slack = np.zeros(len(q), np.float32), np.full(len(q), np.inf)
+        safe = self._safe[which] & is_safe(sides[1]).all()
+        parts = [
+            (group[part], trusted)
+            for group, trusted in ((which[safe], True), (which[~safe], False))
+            for part in slices(len(group), max(1, _PRODUCT // count))
+        ]
+        for asked, trusted in parts:
+            pairs = self._reaching(number, asked, product, sides, top) if trusted else None
+            if pairs is None:
+                pairs = self._finely(number, asked, top)
+            q, x, keys, slack = pairs
             if fresh is not None:
                 keep = fresh[q]
                 q, x, keys, slack = q[keep], x[keep], keys[keep], slack[keep]
-            if self._safe and product is not SINGLE and len(q):
-                q, x, keys, slack = self._finer(number, q, x)
             if len(barred[0]):
                 keep = ~is_barred(barred, q, x)
                 q, x, keys, slack = q[keep], x[keep], keys[keep], slack[keep]
             self.found.add(number, q, x, keys, slack)
 
     def _reaching(
-        self, which: Int64, product: Product, sides: tuple[Ready, Ready], top: int | None
-    ) -> tuple[Int64, Int64, Float32, Float64]:
+        self,
+        number: int,
+        which: Int64,
+        product: Product,
+        sides: tuple[Ready, Ready],
+        top: int | None,
+    ) -> tuple[Int64, Int64, Float32, Float64] | None:
         """Give the pairs of some queries and rows of a list that may be among the best.
 
         Where nothing is known yet, those of a list that may be among its `top` best. Also their
-        keys, and what these can be wrong by.
+        keys, and what these can be wrong by. None if that leaves too many undecided.
         """
         queries, rows = sides
         if len(which) < len(queries.norms):
@@ -226,11 +257,31 @@ class _Search:
         if top is not None and top < len(rows.norms):
             low = np.maximum(low, product.kth(keys, top).astype(np.float64) - 2 * slack)
         q, x, values = product.reach(keys, floor_of(low))
-        return which[q], x, values, slack[q]
+        pairs = len(which) * len(rows.norms)
+        undecided = np.count_nonzero(values < (low + 2 * slack)[q])
+        q, slack = which[q], slack[q]
+        if product is not SINGLE and len(q):
+            if 2 * undecided > pairs and too_doubtful(undecided, pairs):
+                return None
+            q, x, values, slack = self._finer(number, q, x)
+            undecided = np.count_nonzero(values - slack < self.found.floors[q])
+        return None if too_doubtful(undecided, pairs) else (q, x, values, slack)
+
+    def _finely(
+        self, number: int, which: Int64, top: int | None
+    ) -> tuple[Int64, Int64, Float32, Float64]:
+        """Return what `_reaching` does, by a product in float64; it may raise the floors."""
+        rows, centre = self._shard.list_block(number), self._searcher.centre
+        floors = self.found.floors[which]
+        proposed = propose_finely(self._queries.take(which), rows, floors, top, centre)
+        self.found.floors[which] = proposed.floors
+        return which[proposed.q], proposed.x, proposed.keys, proposed.slack
 
     def _finer(self, number: int, q: Int64, x: Int64) -> tuple[Int64, Int64, Float32, Float64]:
         """Look at pairs again in float32."""
-        keys, slack = pair_keys(self._queries, self._shard.list_block(number), q, x), self._slack[q]
+        rows = SINGLE.ready(self._shard.list_block(number), self._searcher.centre)
+        keys = pair_keys(self._single, rows, q, x)
+        slack = SINGLE.error(replace(self._single, norms=self._single.norms[q]), rows)
         keep = np.flatnonzero(keys + slack >= self.found.floors[q])
         return q[keep], x[keep], keys[keep], slack[keep]
 

@@ -134,7 +134,7 @@ class Shard:
     def list_block(self, number: int) -> Block:
         """Give the live vectors of a list, ready for the metric."""
         places, vectors = self._list(number)
-        return Block(self.metric, vectors, self.norms[places])
+        return Block(self.metric, vectors, self.squared_norms[places])
 
     def _list(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
         found = self._lists.get(number)
@@ -154,9 +154,9 @@ class Shard:
         return np.array([lists.list_size(number) for number in range(lists.nlist)], np.int64)
 
     @cached_property
-    def norms(self) -> NDArray[np.float64]:
-        """Give the lengths of the rows of the metadata."""
-        found: NDArray[np.float64] = self.metadata["norm"].to_numpy()
+    def squared_norms(self) -> NDArray[np.float64]:
+        """Return the sums of squares of the rows of the metadata."""
+        found: NDArray[np.float64] = self.metadata["squared_norm"].to_numpy()
         return found
 
     @cached_property
@@ -211,6 +211,9 @@ def open_shard(
     """
     metadata, _ = _checked(folder, manifest, rows_path(number), pq.read_table, scratch)
     index, _ = _checked(folder, manifest, shard_path(number), read_index, scratch)
+    if "squared_norm" not in metadata.column_names:
+        raise Damaged(f"{folder.uri(rows_path(number))} was written by another version of "
+                      "lookalike; make the index again")  # fmt: skip
     if index.ntotal != len(metadata):
         raise Damaged(f"{folder.uri(shard_path(number))} has {index.ntotal} rows, not "
                       f"{len(metadata)}; make the index again")  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from retrieval.conversions import to_float32
 from retrieval.model.bundle import Bundle
 from retrieval.model.engines import load_engine
 from retrieval.model.openvino_ir import IR
@@ -64,7 +65,7 @@ def finish(vectors: Vectors, *, normalize: bool, projection: Projection | None) 
     would give a vector without length one that means nothing; so that one stays all zero.
     """
     if projection is None:
-        return unit(vectors).astype(np.float32) if normalize else vectors
+        return to_float32(unit(vectors)) if normalize else vectors
     projected = projection.apply(unit(vectors))
     projected[~vectors.any(-1)] = 0
-    return (unit(projected) if normalize else projected).astype(np.float32)
+    return to_float32(unit(projected) if normalize else projected)

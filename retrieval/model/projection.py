@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from retrieval.conversions import to_float64
 from retrieval.errors import UsageError
 
 Float32 = NDArray[np.float32]
@@ -29,7 +30,7 @@ _ROWS = 1024
 
 def unit(vectors: NDArray[np.floating[Any]]) -> Float64:
     """Bring (n, d) vectors to unit length in float64; one without length stays as it is."""
-    wide = vectors.astype(np.float64)
+    wide = to_float64(vectors)
     lengths = np.sqrt((wide * wide).sum(-1, keepdims=True))
     answer: Float64 = wide / np.where(lengths > 0, lengths, 1.0)
     return answer
@@ -95,11 +96,11 @@ class Moments:
     def add(self, block: Float32) -> None:
         """Take in (n, d) vectors, which have unit length already."""
         if self.count == 0 and len(block):
-            self._first = block[0].astype(np.float64)
+            self._first = to_float64(block[0])
         while len(block):
             filled = self.count % _ROWS
             taken, block = block[: _ROWS - filled], block[_ROWS - filled :]
-            self._waiting[filled : filled + len(taken)] = taken
+            self._waiting[filled : filled + len(taken)] = to_float64(taken)
             self.count += len(taken)
             if self.count % _ROWS == 0:
                 self._sum, self._outer = self._with(self._waiting)

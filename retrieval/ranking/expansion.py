@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.conversions import to_float32, to_float64
 from retrieval.errors import UsageError
 from retrieval.scoring import Float32, Float64
 from retrieval.tables import Metric, Vectors
@@ -63,7 +64,7 @@ def expand(
         mass += weight
     if metric == "cosine":
         mass = _lengths(total)
-    return (total / np.where(mass > 0, mass, 1.0)[:, None]).astype(np.float32)
+    return to_float32(total / np.where(mass > 0, mass, 1.0)[:, None])
 
 
 def _places(
@@ -76,7 +77,7 @@ def _places(
 
 def _ready(vectors: Vectors, metric: Metric) -> Float64:
     """Give (n, d) vectors as float64, of unit length for cosine."""
-    wide = vectors.astype(np.float64, order="C")
+    wide = to_float64(vectors)
     if metric == "cosine":
         lengths = _lengths(wide)
         wide /= np.where(lengths > 0, lengths, 1.0)[:, None]
@@ -84,7 +85,7 @@ def _ready(vectors: Vectors, metric: Metric) -> Float64:
 
 
 def _lengths(wide: Float64) -> Float64:
-    lengths: Float64 = np.sqrt((wide * wide).sum(-1))  # as scoring.norms_of does, row by row
+    lengths: Float64 = np.sqrt((wide * wide).sum(-1))  # as scoring.squared_norms_of sums
     return lengths
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from retrieval.conversions import to_float32
 from retrieval.errors import UsageError
 from retrieval.scoring import keys_of
 from retrieval.tables import MATCHES, Metric
@@ -143,7 +144,7 @@ def _falling(keys: NDArray[np.float64]) -> NDArray[np.float32]:
     float32 in the order of their values are integers in order, so a step down is minus 1, and
     o[i] <= o[i - 1] - 1 for all i says that o[i] + i does not rise.
     """
-    bits = np.clip(keys, -_FAR, _FAR).astype(np.float32).view(np.int32).astype(np.int64)
+    bits = to_float32(np.clip(keys, -_FAR, _FAR)).view(np.int32).astype(np.int64)
     magnitude = bits & 0x7FFFFFFF
     order = np.where(bits < 0, -magnitude, magnitude)
     steps = np.arange(len(keys))

@@ -88,10 +88,10 @@ def _exact_ranking(out):
     gallery, queries = (_vectors(out / name) for name in ("gallery", "queries"))
     ids = np.array(list(gallery))
     rows = np.stack(list(gallery.values()))
-    lengths = np.sqrt((rows * rows).sum(-1))
+    squares = (rows * rows).sum(-1)
     ranking = {}
     for name, vector in queries.items():
-        scores = (vector * rows).sum(-1) / (np.sqrt((vector * vector).sum()) * lengths)
+        scores = (vector * rows).sum(-1) / np.sqrt((vector * vector).sum() * squares)
         ranking[name] = ids[np.lexsort((ids, -scores))].tolist()
     return ranking
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from retrieval import products
 from retrieval.closest import closest, nearest, top_k
 from retrieval.int8 import Int8, Sums, multiplies
-from retrieval.products import SINGLE, Half, Product, Ready, floor_of, pair_keys, product_for
+from retrieval.products import SINGLE, Half, Product, Ready, U, floor_of, pair_keys, product_for
 from retrieval.scoring import Block, block, wide
 from retrieval.tables import Metric
 from tests.retrieval.vectors import METRICS, Case, cases, exact_keys, metrics, quick
@@ -143,8 +143,8 @@ def test_keys_of_single_pairs_are_those_of_a_product_within_the_bound(metric):
     left, right = SINGLE.ready(queries), SINGLE.ready(rows)
     keys = SINGLE.keys(left, right)[q, x]
     slack = SINGLE.error(left, right)[q]
-    assert (np.abs(pair_keys(queries, rows, q, x) - keys) <= 2 * slack).all()
-    assert len(pair_keys(queries, rows, q[:0], x[:0])) == 0
+    assert (np.abs(pair_keys(left, right, q, x) - keys) <= 2 * slack).all()
+    assert len(pair_keys(left, right, q[:0], x[:0])) == 0
 
 
 def test_a_floor_lies_below_what_it_was_made_of():
@@ -189,7 +189,57 @@ def test_vectors_are_brought_to_unit_length_whatever_is_known_of_them(length, dt
     values = np.random.default_rng(0).normal(size=(50, 12))
     values = (values / np.linalg.norm(values, axis=1, keepdims=True) * length).astype(dtype)
     known = block(values, "cosine")
-    fresh = Block("cosine", values, known.norms)
+    fresh = Block("cosine", values, known.squared_norms)
     for one in (known, fresh):
         expected = values.astype(np.float64) / np.where(known.norms > 0, known.norms, 1)[:, None]
         np.testing.assert_allclose(one.cheap, expected, rtol=2.0**-22, atol=0)
+
+
+# --- tensor cores -------------------------------------------------------------------------------
+
+
+class TensorCores(Half):
+    """A GPU whose sums are cut off, as a model of tensor cores has it, on this processor.
+
+    Of both addends what lies below 2^-22 of the larger one's leading bit is lost.
+    """
+
+    def __init__(self) -> None:
+        self._torch, self._device, self._gpu, self.name = torch, "cpu", True, "cuda"
+
+    def keys(self, queries: Ready, rows: Ready) -> NDArray[np.float32]:
+        left, right = (ready.matrix.double().numpy() for ready in (queries, rows))
+        total = np.zeros((len(left), len(right)))
+        for column, other in zip(left.T, right.T, strict=True):
+            addend = column[:, None] * other
+            _, exponent = np.frexp(np.maximum(np.abs(total), np.abs(addend)))
+            unit = np.ldexp(1.0, exponent - 23)
+            total = (np.trunc(total / unit) + np.trunc(addend / unit)) * unit
+        keys = total.astype(np.float32)
+        return keys if queries.metric != "l2" else 2 * keys - rows.squares.numpy()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_bound_of_a_gpu_allows_for_sums_that_are_cut_off(metric):
+    """One large number, and many whose products are lost beside its square."""
+    rows = np.full((1, 1 << 16), 127 / 128, np.float32)
+    rows[0, 0] = 2048
+    product = TensorCores()
+    assert worst(product, Case(rows, rows), metric) <= 1
+    ready = product.ready(block(rows, metric))
+    if metric == "ip":
+        (length,) = ready.norms
+        assert length**2 - product.keys(ready, ready)[0, 0] > 3 * (1 << 16) * U * length**2
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_bound_of_a_gpu_is_that_of_its_sums(metric):
+    """d u to first order with u = 2^-22, beside the rounding of the inputs: four times as wide."""
+    product = TensorCores()
+    ready = product.ready(block(np.ones((2, 4096), np.float32), metric))
+    share = 2.0**-11 if metric == "cosine" else 2.0**-8
+    length = 1.0 if metric == "cosine" else 4096.0
+    expected = (2 if metric == "l2" else 1) * length * (2 * share + 4096 * 2.0**-22)
+    error = product.error(ready, ready)
+    assert (error >= expected).all()
+    assert (error <= 1.2 * expected).all()

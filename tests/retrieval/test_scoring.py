@@ -7,14 +7,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, target
+from hypothesis import given, settings, target
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval import closest, scoring
+from retrieval import closest, products, scoring
 from retrieval.closest import TopK, nearest, top_k
-from retrieval.products import propose
-from retrieval.scoring import Block, block, norms_of, pair_scores
+from retrieval.products import SINGLE
+from retrieval.scoring import Block, block, pair_scores, squared_norms_of
 from retrieval.tables import Metric, Vectors
 from tests.retrieval.vectors import (
     METRICS,
@@ -22,6 +22,7 @@ from tests.retrieval.vectors import (
     brute_force,
     cases,
     exact_keys,
+    flushing,
     metrics,
     nightly,
     quick,
@@ -29,6 +30,7 @@ from tests.retrieval.vectors import (
 )
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
+brief = settings(quick, max_examples=60)
 
 
 def float32(rows: object) -> NDArray[np.float32]:
@@ -52,18 +54,18 @@ def top_k_is_brute_force(case: Case, metric: Metric, k: int, seed: int, product:
     assert_same(best, *expected)
 
 
-products = st.sampled_from([1, 30, 1 << 23])
+pairs_at_once = st.sampled_from([1, 30, 1 << 23])
 
 
 @quick
-@given(cases(), metrics, st.integers(1, 45), seeds, products)
+@given(cases(), metrics, st.integers(1, 45), seeds, pairs_at_once)
 def test_top_k_is_brute_force(case, metric, k, seed, product):
     top_k_is_brute_force(case, metric, k, seed, product)
 
 
 @pytest.mark.nightly
 @nightly
-@given(cases(), metrics, st.integers(1, 45), seeds, products)
+@given(cases(), metrics, st.integers(1, 45), seeds, pairs_at_once)
 def test_top_k_is_brute_force_many_times(case, metric, k, seed, product):
     top_k_is_brute_force(case, metric, k, seed, product)
 
@@ -121,7 +123,7 @@ def test_near_ties_that_float32_cannot_tell_apart_are_ordered_in_float64(metric,
     values = (centre * (1 + 1e-7 * generator.normal(size=(300, 257)))).astype(np.float32)
     queries, rows = block(centre.astype(np.float32), metric), block(values, metric)
     keys = exact_keys(queries.values, values, metric)
-    cheap, _ = propose(queries, rows)
+    cheap = SINGLE.keys(SINGLE.ready(queries), SINGLE.ready(rows))
     assert not np.array_equal(np.argsort(-cheap[0]), np.argsort(-keys[0]))  # the case is hard
     best, places = TopK(queries, 10), np.arange(300)
     for part in scoring.slices(300, step):
@@ -136,7 +138,7 @@ def test_pairs_whose_float32_product_overflows_are_decided_in_float64(metric):
     values[::7] *= np.float32(1e18)  # up to 1e37: their products reach 1e74
     values[::5] *= np.float32(1e-18)
     queries, rows = block(values[:4], metric), block(values, metric)
-    cheap, _ = propose(queries, rows)
+    cheap = SINGLE.keys(SINGLE.ready(queries), SINGLE.ready(rows))
     assert 0 < np.isfinite(cheap).sum() < cheap.size  # the case has both
     expected = brute_force(exact_keys(values[:4], values, metric), np.arange(60), 9)
     assert_same(top_k(queries, rows, 9), *expected)
@@ -228,7 +230,7 @@ def test_a_score_has_the_same_bits_however_pairs_are_cut(case, metric, pairs):
     whole = pair_scores(queries, rows, q, x)
     with mock.patch.object(scoring, "_PAIRS", pairs):
         assert pair_scores(queries, rows, q, x).tobytes() == whole.tobytes()
-        assert norms_of(case.rows).tobytes() == rows.norms.tobytes()
+        assert squared_norms_of(case.rows).tobytes() == rows.squared_norms.tobytes()
     alone = [pair_scores(queries, rows, q[[i]], x[[i]])[0] for i in range(0, len(q), 7)]
     assert np.array(alone).tobytes() == whole[::7].tobytes()
 
@@ -268,7 +270,8 @@ def first_pair() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def worst_of_bound(case: Case, metric: Metric) -> float:
     """Give the largest share of the bound that an error takes up; more than 1 would break it."""
     queries, rows = ready(case, metric)
-    cheap, slack = propose(queries, rows)
+    left, right = SINGLE.ready(queries), SINGLE.ready(rows)
+    cheap, slack = SINGLE.keys(left, right), SINGLE.error(left, right)
     keys = exact_keys(case.queries, case.rows, metric)
     if metric == "l2":
         keys = keys + (queries.norms**2)[:, None]  # the cheap key lacks it
@@ -334,9 +337,10 @@ def test_the_bound_is_narrow_enough_to_spare_nearly_all_pairs(metric):
     generator = np.random.default_rng(0)
     rows = block(generator.normal(size=(5000, 128)).astype(np.float32), metric)
     queries = rows.take(slice(0, 20))
-    fresh, _ = closest._survivors(queries, rows, np.full(20, -np.inf), 10)
+    near = closest._Rows(rows)
+    fresh, _ = closest._survivors(queries, near, np.full(20, -np.inf), 10)
     kth = top_k(queries, rows, 10).keys[:, -1]
-    later, _ = closest._survivors(queries, rows, kth, 10)
+    later, _ = closest._survivors(queries, near, kth, 10)
     for survivors in (fresh, later):  # the 10 that are asked for, and hardly more
         assert 20 * 10 <= len(survivors) <= 20 * 12
 
@@ -375,3 +379,201 @@ def test_the_layout_in_memory_does_not_matter(metric):
     wide = np.repeat(values, 2, axis=1)[:, ::2]
     odd = top_k(block(np.asfortranarray(values[:5]), metric), block(wide, metric), 6)
     assert_same(odd, plain.keys, plain.positions)
+
+
+# --- equal vectors, rows by themselves, subnormal numbers ---------------------------------------
+
+
+@brief
+@given(cases(), metrics)
+def test_equal_vectors_score_as_equal_and_none_scores_above(case, metric):
+    """cosine: 1, or 0 without length; l2: 0. And a score is that of the swapped pair."""
+    queries, rows = block(case.queries, metric), block(case.rows, metric)
+    each = np.arange(len(rows))
+    own = pair_scores(rows, block(case.rows.copy(), metric), each, each)
+    if metric == "cosine":
+        np.testing.assert_array_equal(own, case.rows.astype(bool).any(1).astype(float))
+    elif metric == "l2":
+        np.testing.assert_array_equal(own, 0)
+    q, x = (part.ravel() for part in np.indices((len(queries), len(rows))))
+    scores = pair_scores(queries, rows, q, x)
+    assert scores.tobytes() == pair_scores(rows, queries, x, q).tobytes()
+    if metric == "cosine":
+        assert np.abs(scores).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_cosine_of_every_vector_with_itself_is_one(dtype, scale):
+    rows = block((np.random.default_rng(0).normal(size=(800, 64)) * scale).astype(dtype), "cosine")
+    each = np.arange(800)
+    assert pair_scores(rows, rows, each, each).tolist() == [1.0] * 800
+    best = top_k(rows, rows, 1)
+    assert best.positions[:, 0].tolist() == each.tolist()
+    assert best.scores()[:, 0].tolist() == [1.0] * 800
+
+
+@brief
+@given(cases(), metrics, seeds)
+def test_what_products_read_of_a_row_depends_on_that_row_alone(case, metric, seed):
+    which = np.flatnonzero(np.random.default_rng(seed).random(len(case.rows)) < 0.5)
+    whole = block(case.rows, metric).cheap
+    assert block(case.rows[which], metric).cheap.tobytes() == whole[which].tobytes()
+    known = squared_norms_of(case.rows)
+    fresh = Block(metric, case.rows[which], known[which])  # nothing was computed of it before
+    assert fresh.cheap.tobytes() == whole[which].tobytes()
+
+
+def test_one_tiny_vector_changes_nothing_of_its_neighbours():
+    values = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+    beside = np.concatenate([values, np.full((1, 8), 1e-20, np.float32)])
+    assert block(beside, "cosine").cheap[:100].tobytes() == block(values, "cosine").cheap.tobytes()
+
+
+def bits_of(case: Case, metric: Metric) -> list[bytes]:
+    """Score all pairs, and the copies that k-means sums."""
+    queries, rows = block(case.queries, metric), block(case.rows, metric)
+    q, x = (part.ravel() for part in np.indices((len(queries), len(rows))))
+    scores = pair_scores(queries, rows, q, x)
+    best = top_k(queries, rows, 5)
+    parts = scores, rows.squared_norms, rows.cheap, rows.wide, best.keys, best.positions
+    return [part.tobytes() for part in parts]
+
+
+@brief
+@given(cases(), metrics)
+def test_subnormal_numbers_count_where_the_processor_takes_them_for_zero(case, metric):
+    assert flushing(lambda: bits_of(case, metric)) == bits_of(case, metric)
+
+
+def test_float16_of_small_numbers_scores_the_same_where_subnormals_are_zero():
+    """Such a query had another cosine by 1.6e-4."""
+    generator = np.random.default_rng(0)
+    values = (generator.normal(size=(60, 32)) * 1e-4).astype(np.float16)
+    queries, rows = values[:5], values[5:]
+    expected = exact_keys(queries, rows, "cosine")
+    q, x = (part.ravel() for part in np.indices(expected.shape))
+    found = flushing(lambda: pair_scores(block(queries, "cosine"), block(rows, "cosine"), q, x))
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
+@brief
+@given(cases(), metrics)
+def test_the_cheap_key_is_within_its_bound_where_subnormals_are_zero(case, metric):
+    assert flushing(lambda: worst_of_bound(case, metric)) <= 1
+
+
+# --- what float32 cannot tell goes to a product in float64 --------------------------------------
+
+
+@pytest.fixture
+def pairs_scored(monkeypatch):
+    """Count the pairs that are scored one by one."""
+    counted = []
+
+    def counting(queries, rows, q, x):
+        counted.append(len(q))
+        return pair_scores(queries, rows, q, x)
+
+    monkeypatch.setattr(closest, "pair_scores", counting)
+    return counted
+
+
+def spoiled(what: str) -> tuple[Vectors, Vectors]:
+    """Draw 30 queries and 2,000 rows, of which one is odd or which lie far from the origin."""
+    generator = np.random.default_rng(0)
+    queries, rows = (generator.normal(size=(n, 16)).astype(np.float32) for n in (30, 2000))
+    if what == "a row beyond float32's squares":
+        rows[77] *= np.float32(1e19)
+    elif what == "a long row":
+        rows[77] *= np.float32(1e12)
+    elif what == "a query beyond float32's squares":
+        queries[7] *= np.float32(1e19)
+    else:
+        queries, rows = queries + np.float32(300), rows + np.float32(300)
+    return queries, rows
+
+
+SPOILED = [
+    ("ip", "a row beyond float32's squares"),
+    ("l2", "a row beyond float32's squares"),
+    ("ip", "a long row"),
+    ("l2", "a long row"),
+    ("ip", "a query beyond float32's squares"),  # of l2 all its distances are one float64
+    ("l2", "an offset"),
+]
+
+
+@pytest.mark.parametrize(("metric", "what"), SPOILED)
+def test_one_odd_vector_or_an_offset_leaves_few_pairs_to_score_one_by_one(
+    metric, what, pairs_scored
+):
+    """Of 60,000 pairs; before, all of them were scored so, which takes a hundred times as long."""
+    values, vectors = spoiled(what)
+    queries, rows = block(values, metric), block(vectors, metric)
+    keys = exact_keys(values, vectors, metric)
+    best = top_k(queries, rows, 10)
+    assert_same(best, *brute_force(keys, np.arange(2000), 10))
+    assert nearest(queries, rows).tolist() == best.positions[:, 0].tolist()
+    found = closest.closest(queries, rows, 10)
+    np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(best.positions, axis=1))
+    assert sum(pairs_scored) < 3 * 30 * 10 * 4
+
+
+@brief
+@given(cases(), metrics, st.integers(1, 12), st.booleans())
+def test_a_product_in_float64_proposes_no_worse(case, metric, k, flush):
+    """It is taken here wherever a pair is undecided."""
+
+    def found() -> TopK:
+        with mock.patch.multiple(products, _FEW_DOUBTFUL=-1, _DOUBTFUL=1 << 40):
+            queries, rows = block(case.queries, metric), block(case.rows, metric)
+            best = top_k(queries, rows, k)
+            assert (
+                nearest(queries, rows).tolist() == top_k(queries, rows, 1).positions[:, 0].tolist()
+            )
+            return best
+
+    places = np.arange(len(case.rows))
+    expected = brute_force(exact_keys(case.queries, case.rows, metric), places, k)
+    assert_same(flushing(found) if flush else found(), *expected)
+
+
+@brief
+@given(cases(), metrics, st.booleans())
+def test_keys_in_float64_are_within_their_bound_pair_by_pair(case, metric, centred):
+    queries, rows = block(case.queries, metric), block(case.rows, metric)
+    centre = rows.wide[0] if centred and metric == "l2" else None
+    proposed = products.propose_finely(queries, rows, np.full(len(queries), -np.inf), None, centre)
+    assert len(proposed.q) == len(queries) * len(rows)
+    keys = exact_keys(case.queries, case.rows, metric)
+    if metric == "l2":
+        shift = products.shift_of(SINGLE.ready(queries, centre))
+        keys = keys + shift[:, None]
+    error = np.abs(proposed.keys.astype(np.float64) - keys[proposed.q, proposed.x])
+    assert (error <= proposed.slack).all()
+
+
+@brief
+@given(cases())
+def test_the_bound_holds_from_a_centre(case):
+    """Any centre: here a row, which is far from some of the others."""
+    queries, rows = block(case.queries, "l2"), block(case.rows, "l2")
+    centre = rows.wide[0]
+    left, right = SINGLE.ready(queries, centre), SINGLE.ready(rows, centre)
+    safe = products.is_safe(left)[:, None] & products.is_safe(right)
+    keys, slack = SINGLE.keys(left, right), SINGLE.error(left, right)
+    exact = exact_keys(case.queries, case.rows, "l2") + products.shift_of(left)[:, None]
+    error = np.abs(keys.astype(np.float64) - exact)
+    assert (error[safe] <= np.broadcast_to(slack[:, None], error.shape)[safe]).all()
+
+
+def test_a_centre_is_taken_only_far_from_the_origin_and_no_odd_row_moves_it():
+    values = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    far = values + np.float32(300)
+    assert products.centre_of(block(values, "l2")) is None
+    assert products.centre_of(block(far, "ip")) is None
+    far[::20] *= np.float32(1e30)
+    centre = products.centre_of(block(far, "l2"))
+    assert centre is not None
+    np.testing.assert_allclose(centre, 300, atol=2)

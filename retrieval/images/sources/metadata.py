@@ -13,7 +13,7 @@ from retrieval.errors import InputError, UsageError
 RESERVED = frozenset(
     (
         "row", "image_id", "path", "width", "height", "sha256", "label", "embedding", "size",
-        "mtime_ns", "place", "problem", "norm",
+        "mtime_ns", "place", "problem", "squared_norm",
     )
 )  # fmt: skip
 """Names that our own tables use; a column of the user's that has one is no metadata."""

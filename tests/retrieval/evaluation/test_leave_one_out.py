@@ -24,7 +24,7 @@ def by_hand(vectors, labels, query, metric):
             continue
         score = -((ours - row) ** 2).sum() if metric == "l2" else (ours * row).sum()
         if metric == "cosine":
-            lengths = np.sqrt((ours**2).sum()) * np.sqrt((row**2).sum())
+            lengths = np.sqrt((ours**2).sum() * (row**2).sum())
             score = score / lengths if lengths else 0.0
         scores.append((-score, other))
     hits = [labels[other] == labels[query] for _, other in sorted(scores)]

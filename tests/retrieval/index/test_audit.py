@@ -79,8 +79,9 @@ def test_a_vector_in_another_list_is_found(tmp_path, metric):
 def test_another_length_than_noted_is_found(tmp_path):
     index = make_index(tmp_path, "cosine")
     table = index.shards[1].metadata
-    place = table.schema.get_field_index("norm")
-    forged = table.set_column(place, "norm", pa.array(table["norm"].to_numpy() * 1.001))
+    name = "squared_norm"
+    changed = pa.array(table[name].to_numpy() * 1.001)
+    forged = table.set_column(table.schema.get_field_index(name), name, changed)
     forge(index, **{rows_path(1): sealed_parquet(forged)})
     assert any("have other lengths than noted" in problem for problem in audit(index.folder))
 

@@ -7,7 +7,7 @@ from unittest import mock
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -18,7 +18,7 @@ from retrieval.index.workers import Here
 from retrieval.products import Half
 from retrieval.tables import Metric
 from tests.retrieval.index.training import slices_of, train_centroids
-from tests.retrieval.vectors import METRICS, cases, exact_keys, metrics, quick, seeds
+from tests.retrieval.vectors import METRICS, cases, exact_keys, flushing, metrics, quick, seeds
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
@@ -102,6 +102,25 @@ def test_the_spread_is_what_kmeans_makes_small(metric):
     if metric == "ip":  # a cosine there: lengths differ
         far = loss(unit(sample.astype(np.float64)).astype(np.float32), centroids, metric)
     assert spread == pytest.approx(far if metric == "l2" else 1 + far, rel=1e-3)
+
+
+def test_a_tiny_vector_counts_as_a_longer_one_of_its_direction():
+    """cosine: the float32 copies of all others changed with it, and so did all centroids."""
+    axis = np.eye(1, 8, dtype=np.float32)
+    one, other = (np.concatenate([clouds(), axis * np.float32(size)]) for size in (1, 1e-30))
+    centroids = train_centroids(one, 20, "cosine", seed=0)
+    assert train_centroids(other, 20, "cosine", seed=0).tobytes() == centroids.tobytes()
+
+
+@settings(quick, max_examples=40)
+@given(cases(max_rows=30), metrics, seeds)
+def test_centroids_are_the_same_where_subnormal_numbers_are_zero(case, metric, seed):
+    nlist = 1 + seed % len(case.rows)
+    plain, flushed = (
+        call(lambda: train_centroids(case.rows, nlist, metric, seed=seed).tobytes())
+        for call in (lambda make: make(), flushing)
+    )
+    assert flushed == plain
 
 
 @every_metric

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval import products
 from retrieval.candidates import best_of
 from retrieval.closest import nearest, top_k
-from retrieval.index import search
+from retrieval.index import found, search
 from retrieval.index.build_shard import add_codes
 from retrieval.index.faiss_files import empty_index
 from retrieval.index.found import UNDECIDED
@@ -23,7 +25,7 @@ from retrieval.index.search import Asked, Searcher
 from retrieval.index.shards import Shard
 from retrieval.int8 import Int8, multiplies
 from retrieval.products import SINGLE, Half
-from retrieval.scoring import block, norms_of
+from retrieval.scoring import block, pair_scores, squared_norms_of
 from retrieval.tables import CANDIDATES, SHARD_ROWS, Metric, Vectors
 from tests.retrieval.index.training import train_centroids
 from tests.retrieval.vectors import (
@@ -65,7 +67,7 @@ def make_shard(
         "image_id": [ids[row] for row in rows],
         "path": [f"/photos/{row}" for row in rows],
         "label": [f"class{row % 3}" for row in rows],
-        "norm": norms_of(vectors[rows]),
+        "squared_norm": squared_norms_of(vectors[rows]),
     }
     columns = [known.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]
     return Shard(index, pa.table(columns, schema=SHARD_ROWS.schema), metric, dtype, deleted)
@@ -152,6 +154,48 @@ undecided_pairs = st.sampled_from([0, 1, 5, 30, 200, UNDECIDED])
 @given(cases(), metrics, top_ks, list_counts, st.integers(1, 5), undecided_pairs, seeds)
 def test_with_all_lists_read_it_is_exact_search(case, metric, k, nlist, cuts, undecided, seed):
     shards_merge_to_brute_force(case, metric, k, nlist, None, cuts, undecided, seed)
+
+
+@settings(quick, max_examples=60)
+@given(cases(), metrics, st.integers(1, 12), list_counts, st.booleans(), undecided_pairs, seeds)
+def test_where_float64_proposes_it_is_exact_search_too(
+    case, metric, k, nlist, every, undecided, seed
+):
+    """It is taken here wherever a pair is undecided."""
+    with mock.patch.multiple(products, _FEW_DOUBTFUL=-1, _DOUBTFUL=1 << 40):
+        probes = None if every else 2
+        shards_merge_to_brute_force(case, metric, k, nlist, probes, 2, undecided, seed)
+
+
+@pytest.mark.parametrize("product", CHEAP, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    ("metric", "what"),
+    [("ip", "row"), ("l2", "row"), ("ip", "long row"), ("ip", "query"), ("l2", "offset")],
+)
+def test_one_odd_vector_or_an_offset_leaves_few_pairs_to_score(metric, what, product, monkeypatch):
+    """Of 60,000 pairs; all of them were scored, which takes a hundred times as long."""
+    generator = np.random.default_rng(0)
+    values, rows = (generator.normal(size=(n, 16)).astype(np.float32) for n in (30, 2000))
+    odd = rows if "row" in what else values
+    odd[7] *= np.float32({"row": 1e19, "long row": 1e12, "query": 1e19, "offset": 1}[what])
+    if what == "offset":
+        values, rows = values + np.float32(300), rows + np.float32(300)
+    counted = []
+
+    def counting(queries, block_of_rows, q, x):
+        counted.append(len(q))
+        return pair_scores(queries, block_of_rows, q, x)
+
+    monkeypatch.setattr(found, "pair_scores", counting)
+    centroids = rows[100:110] if metric == "l2" else np.eye(10, 16, dtype=np.float32)
+    shard = make_shard(rows, np.arange(2000), image_ids(2000), centroids, metric)
+    asked = Asked(block(values, metric), np.arange(30))
+    table = Searcher(shard, product).search(asked, None, 10)
+    keys, places = brute_force(exact_keys(values, rows, metric), np.arange(2000), 10)
+    merged, _ = best_of([table], 10)
+    assert merged["row"].to_pylist() == places.ravel().tolist()
+    assert merged["key"].to_pylist() == keys.ravel().tolist()
+    assert sum(counted) < 30 * 10 * 8
 
 
 some = (top_ks, list_counts, list_counts, st.integers(1, 5), undecided_pairs, seeds)
@@ -294,8 +338,8 @@ def test_the_stored_norms_are_used():
     """They are read with the shard, so that no vector's length is summed again."""
     rows = np.array([[3, 4], [6, 8]], np.float32)
     shard = make_shard(rows, np.arange(2), ["a", "b"], np.ones((1, 2), np.float32), "cosine")
-    norm = SHARD_ROWS.schema.get_field_index("norm")
-    doubled = shard.metadata.set_column(norm, "norm", pa.array([10.0, 20.0]))
+    place = SHARD_ROWS.schema.get_field_index("squared_norm")
+    doubled = shard.metadata.set_column(place, "squared_norm", pa.array([100.0, 400.0]))
     shard = dataclasses.replace(shard, metadata=doubled)
     asked = Asked(block(rows[:1], "cosine"), np.array([0]))
     found = Searcher(shard).search(asked, np.array([[0]]), 2)

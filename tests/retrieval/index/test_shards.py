@@ -161,7 +161,7 @@ def test_the_table_of_rows_says_what_the_store_says(tmp_path, metric):
     assert table["row"].to_pylist() == list(range(30))
     assert table["image_id"].to_pylist() == image_ids(30)
     assert table["label"].to_pylist() == labels
-    np.testing.assert_allclose(table["norm"].to_numpy(), 7, rtol=1e-6)
+    np.testing.assert_allclose(table["squared_norm"].to_numpy(), 49, rtol=1e-6)
 
 
 @every_metric
