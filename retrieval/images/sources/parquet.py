@@ -70,7 +70,7 @@ class ParquetSource(Source):
         columns = self._common_columns([file for file in files if file.problem is None])
         for file in files:
             if file.problem is not None:
-                yield file.unread()
+                yield file.unread(len(columns))
                 continue
             with opened_parquet(file.path, self.options) as parquet:
                 yield from self._rows(file, parquet, columns)

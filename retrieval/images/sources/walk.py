@@ -49,9 +49,12 @@ class Found:
     problem: str | None = None
     is_folder: bool = False  # one that may not be listed; others are not met, only what they hold
 
-    def unread(self) -> Item:
+    def unread(self, columns: int = 0) -> Item:
         """Return the item that stands for what cannot be read, so that the ledger names it."""
-        return Item(self.name, self.path, None, self.mtime_ns, None, problem=self.problem)
+        return Item(
+            self.name, self.path, None, self.mtime_ns, None, problem=self.problem,
+            more=(None,) * columns,
+        )  # fmt: skip
 
 
 class PassedOver:

@@ -259,6 +259,16 @@ def test_a_later_file_whose_values_fit_no_common_type_is_refused_by_column(local
         list(ParquetSource(local.root).items())
 
 
+def test_what_is_named_like_a_file_and_is_none_has_a_problem(local):
+    local.put("b.parquet", parquet({"image": [b"1"], "more": [7]}))
+    os.mkfifo(f"{local.root}/a.parquet")
+    source = ParquetSource(local.root)
+    assert source.columns().names == ["more"]
+    pipe, image = source.items()
+    assert (pipe.image_id, pipe.problem) == ("a.parquet", "it is a named pipe, not a file")
+    assert (pipe.more, image.more) == ((None,), (7,))
+
+
 def test_each_footer_is_read_once_for_the_columns(local, monkeypatch):
     for number in range(5):
         local.put(f"{number}.parquet", parquet({"image": [b"1"], "more": [number]}))
