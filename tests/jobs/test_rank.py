@@ -251,6 +251,21 @@ def test_no_match_is_further_than_the_least_score(stores, tmp_path, metric, kind
     assert manifest.counts["unmatched"] == QUERIES - len({query for query, *_ in found})
 
 
+@pytest.mark.parametrize(("metric", "least"), [("cosine", 1.0), ("l2", 0.0)])
+def test_the_least_score_of_equal_vectors_finds_all_that_are_equal(stores, tmp_path, metric, least):
+    """A gallery against itself: each image is its own match, and each copy's."""
+    index = make_index(stores, tmp_path / "index", metric)
+    options = {"min_score": least, "top_k": K, "recall": 1.0}
+    rank_here(index, stores / "gallery", tmp_path / "m", **options)
+    gallery, _ = drawn()
+    equal = (gallery[:, None] == gallery).all(-1)
+    found = {(query, match) for query, match, _ in matches(tmp_path / "m")}
+    assert {score for *_, score in matches(tmp_path / "m")} == {least}
+    named = [(f"a{q:05d}.jpg", f"a{x:05d}.jpg") for q, x in zip(*np.nonzero(equal), strict=True)]
+    assert found == set(named)
+    assert len(named) == ROWS + 2 * 40
+
+
 def test_the_first_of_a_store_are_not_asked_for(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     with pytest.raises(UsageError, match="--limit takes the first of some images"):
