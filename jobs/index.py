@@ -30,8 +30,8 @@ from retrieval.storage.finished import Manifest
 from retrieval.storage.temporary import make_scratch
 
 RETRAIN = 1.25
-"""So many times as far from their centroids as those that trained them may vectors lie before a new
-training is advised."""
+"""So many times as far from their centroids as those that the index had at first may vectors lie,
+beyond what chance explains, before a new training is advised."""
 
 
 def start(settings: IndexSettings) -> Result:
@@ -182,9 +182,9 @@ def _summary(output: str, manifest: Manifest) -> Result:
         f"{counts['rows']} vectors of {counts['dimension']} dimensions in {counts['shards']} "
         f"shards of {counts['factory']}: {output}",
     ]
-    if counts["drift"] > RETRAIN:
+    if counts["drift_low"] > RETRAIN:
         lines.append(
-            f"vectors lie {counts['drift']:.2f} times as far from their centroids as those these "
-            "were trained on: --overwrite trains anew, so that fewer lists need be read"
+            f"vectors lie {counts['drift']:.2f} times as far from their centroids as those that "
+            "the index had at first: --overwrite trains anew, so that fewer lists need be read"
         )
     return Result({"output": output, **counts}, tuple(lines))

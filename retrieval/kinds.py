@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         *_COMMON,
         *_MODEL,
         r"trained\.(faiss|json)",
+        r"spread\.json",
         r"(recall|labels|deleted)\.parquet",
         r"shards/\d{5}\.(faiss|rows\.parquet|json)",
     ),

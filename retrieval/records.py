@@ -139,6 +139,15 @@ class IndexPlan:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Distances of vectors to the centroids of their lists, from a sample (`index/drift.py`)."""
+
+    mean: float
+    deviation: float  # standard deviation of a distance
+    count: float  # vectors measured; of several shards: as many as would tell as much
+
+
+@dataclass(frozen=True)
 class ShardResult:
     """What remains to be said of a shard once it is on disk."""
 
@@ -146,7 +155,7 @@ class ShardResult:
     rows: int  # that are alive
     labels: dict[str, int]  # images a class, of these
     files: tuple[FileRecord, ...]
-    spread: float = 0.0  # mean distance of its vectors to their centroids, from a sample of them
+    spread: Spread  # of a sample of its vectors
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
 from retrieval.index import lossy
 from retrieval.index.coverage import Extents
+from retrieval.index.drift import spread_from
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import distances, list_metric
 from retrieval.index.rows_file import RowsFile, rows_file
@@ -42,7 +43,7 @@ from retrieval.index.shards import (
     shard_path,
 )
 from retrieval.products import product_for
-from retrieval.records import FileRecord
+from retrieval.records import FileRecord, Spread
 from retrieval.scoring import block
 from retrieval.storage import commit
 from retrieval.storage.commit import record_of
@@ -55,7 +56,8 @@ def nothing() -> None:
 
 
 _FILL = 1 << 24  # bytes of vectors that are added to the lists at once
-_SPREAD_STEP = 64  # of so many rows one tells how far the shard lies from its centroids
+_SPREAD_STEP = 64  # of so many rows one tells how far the shard lies from its centroids,
+_SPREAD_ROWS = 4096  # but so many tell it at least, or all
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Placed:
     rows: NDArray[np.int64]
     lists: NDArray[np.int32]
     labels: Counter[str]
-    spread: float
+    spread: Spread
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Put:
     files: tuple[FileRecord, ...]
     shard: Shard  # of whose table of rows it has only the column `row`
     labels: Counter[str]  # of live images a class
-    spread: float
+    spread: Spread
 
 
 def put_shard(making: Making, number: int, extents: Extents) -> Put:
@@ -158,9 +160,10 @@ def _place(making: Making, extents: Extents, index: Any, file: BinaryIO, known: 
     """Give each row its list, decided by us, so that FAISS' own rounding has no say."""
     coarse = lossy.coarse_of(index)
     centroids = block(centroids_of(index), list_metric(making.metric)) if coarse.is_plain else None
-    lists, far = [np.empty(0, np.int32)], [np.empty(0)]
+    lists, measured = [np.empty(0, np.int32)], []
     count = sum(extent.last - extent.first for extent in extents)
     product = product_for("cpu", float(count) * coarse.ivf.nlist * making.store.dimension)
+    step, before = max(1, min(_SPREAD_STEP, count // _SPREAD_ROWS)), 0
     for table in _tables(making.store, extents):
         making.tell()
         values = vectors_of(table)
@@ -169,16 +172,16 @@ def _place(making: Making, extents: Extents, index: Any, file: BinaryIO, known: 
         known.add(table, rows.squared_norms)
         if centroids is None:
             continue
-        few = np.arange(0, len(rows), _SPREAD_STEP)
+        some = np.arange(-before % step, len(rows), step)
+        before += len(rows)
         if making.codes:
             own = nearest(rows, centroids, product)
             lists.append(own.astype(np.int32))
-            own = own[few]
+            own = own[some]
         else:
-            own = nearest(rows.take(few), centroids)
-        far.append(distances(rows.take(few), centroids, own))
-    found = np.concatenate(far)
-    spread = float(found.mean()) if len(found) else 0.0
+            own = nearest(rows.take(some), centroids)
+        measured.append(distances(rows.take(some), centroids, own))
+    spread = spread_from(measured)
     return Placed(known.close(), np.concatenate(lists), known.labels, spread)
 
 

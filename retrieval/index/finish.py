@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from retrieval.embeddings.store import Store
 from retrieval.index import coverage, lossy, recall
 from retrieval.index.coverage import Extents
+from retrieval.index.drift import drift_of, first_spread, merged_spread
 from retrieval.index.faiss_files import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
 from retrieval.index.neighbours import Sample, by_codes_path, neighbours_path, read_neighbours
@@ -36,8 +36,6 @@ from retrieval.storage.files import Folder
 from retrieval.storage.finished import MANIFEST, Manifest
 from retrieval.storage.seal import sealed_parquet
 from retrieval.tables import DELETED, Metric
-
-_LEAST = 1e-6  # spread below which vectors lie on their centroids, and a ratio means nothing
 
 
 def missing_shards(folder: Folder, store: Store, plan: IndexPlan) -> list[tuple[int, Extents]]:
@@ -80,6 +78,7 @@ def finish_index(
     else:
         folder.delete(DELETED_ROWS)
     plan = trained.plan
+    spread = merged_spread([(result.rows, result.spread) for result in done])
     counts: dict[str, Any] = {
         "rows": sum(result.rows for result in done),
         "dimension": store.dimension,
@@ -89,7 +88,7 @@ def finish_index(
         "codes": plan.codes,
         "probe_all": reads_all(store.rows, plan.codes),
         "metric": metric,
-        "drift": _drift(trained, done),
+        **drift_of(first_spread(folder, spread), spread, metric),
         "embeddings_sha256": store.manifest.sha256,
     }
     known = [file for result in done for file in result.files]
@@ -124,10 +123,3 @@ def _others(
     for number in range(1, shards):  # one by one: all at once would grow with the gallery
         best = recall.merge_neighbours([best, read_neighbours(folder, path(sample, number))], k)
     return recall.without_self(best, sample.rows)
-
-
-def _drift(trained: Trained, done: list[ShardResult]) -> float:
-    """Give how many times as far from their centroids vectors lie as those that trained them."""
-    rows = np.array([result.rows for result in done], float)
-    spread = float((np.array([result.spread for result in done]) * rows).sum() / max(1, rows.sum()))
-    return round(max(spread, _LEAST) / max(trained.spread, _LEAST), 4)

@@ -115,24 +115,11 @@ def sums_of(
     return sums, counts
 
 
-def spread_of(slices: Sequence[Held], centroids: NDArray[np.float32], workers: Workers) -> float:
-    """Give the mean distance of the sample to its nearest centroids: what k-means makes small.
-
-    1 - cosine for cosine and ip, squared Euclidean for l2. An index whose new vectors lie further
-    away than this should be trained anew.
-    """
-    shared = workers.keep(centroids)
-    parts = list(workers.map(_distances, [(held.kept, shared) for held in slices]))
-    return float(sum(part for part in parts) / max(1, sum(len(held.hashes) for held in slices)))
-
-
-def _distances(part: Slice, centroids: NDArray[np.float32]) -> float:
-    lists = block(centroids, part.rows.metric)
-    return float(distances(part.rows, lists, nearest(part.rows, lists)).sum())
-
-
 def distances(rows: Block, centroids: Block, lists: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Give each row's distance to the centroid of its list, (n,), as `spread_of` means it."""
+    """Return each row's distance to the centroid of its list, (n,): what k-means makes small.
+
+    1 - cosine for cosine and ip, squared Euclidean for l2.
+    """
     scores = pair_scores(rows, centroids, np.arange(len(rows)), lists)
     if rows.metric == "l2":
         return scores

@@ -1,7 +1,7 @@
 """Shards of an index: stock FAISS IVF files with one quantizer, each some rows of a store.
 
     INDEX/ job.json manifest.json files.parquet run.json model/
-           trained.faiss trained.json recall.parquet labels.parquet deleted.parquet
+           trained.faiss trained.json spread.json recall.parquet labels.parquet deleted.parquet
            shards/00000.faiss shards/00000.rows.parquet shards/00000.json
 
 Where the plan says so the codes are the stored vectors (Flat for float32, SQfp16 without residual
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import Damaged
 from retrieval.index.coverage import Extent, Extents
-from retrieval.records import FileRecord
+from retrieval.records import FileRecord, Spread
 from retrieval.scoring import Block
 from retrieval.storage import finished
 from retrieval.storage.commit import record_of
@@ -66,7 +66,7 @@ class Note:
     """What is noted of a shard."""
 
     extents: Extents
-    spread: float  # mean distance of its vectors to their centroids, from a sample of them
+    spread: Spread  # of a sample of its vectors
     files: dict[str, str]  # path -> sha256
 
     def to_json(self) -> bytes:
@@ -80,7 +80,7 @@ def read_note(folder: Folder, number: int) -> Note:
     if values is None:
         raise Damaged(f"{folder.uri(note_path(number))} was altered; remove it and run again")
     extents = tuple(Extent(*extent) for extent in values["extents"])
-    return Note(extents, values["spread"], values["files"])
+    return Note(extents, Spread(**values["spread"]), values["files"])
 
 
 def shards_there(folder: Folder) -> dict[int, Extents]:

@@ -1,7 +1,6 @@
 """The trained quantizer of an index, put once: a sample of the store, and centroids of it.
 
-trained.json holds the plan with its reasons, how far the sample lay from its centroids, and vouches
-for trained.faiss.
+trained.json holds the plan with its reasons, and vouches for trained.faiss.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from retrieval.embeddings.store import Store, vectors_of
 from retrieval.errors import Damaged
 from retrieval.index.faiss_files import empty_index, made_by_plan, to_bytes, train_by_faiss
-from retrieval.index.kmeans import Held, Slice, lloyd, slice_of, spread_of
+from retrieval.index.kmeans import Held, Slice, lloyd, slice_of
 from retrieval.index.lossy import coarse_of, wide_of
 from retrieval.index.sampling import Hashes, drawn, share_for, within
 from retrieval.index.two_levels import COARSE_ROWS, put_sample, two_levels
@@ -45,7 +44,6 @@ class Trained:
 
     faiss: bytes  # an index without rows
     plan: IndexPlan
-    spread: float  # mean distance of the sample to its nearest centroids (kmeans.spread_of)
 
 
 def read_trained(folder: Folder) -> Trained:
@@ -56,7 +54,7 @@ def read_trained(folder: Folder) -> Trained:
     if values is None or values["files"] != {TRAINED: digest}:
         raise Damaged(f"{folder.uri(TRAINED)} was altered; remove it and run again")
     plan = {**values["plan"], "reasons": tuple(values["plan"]["reasons"])}
-    return Trained(trained, IndexPlan(**plan), values["spread"])
+    return Trained(trained, IndexPlan(**plan))
 
 
 def train_index(
@@ -67,31 +65,30 @@ def train_index(
         return read_trained(folder)
     except FileNotFoundError:
         pass
-    index, spread = _trained(folder, store, plan, metric, seed, workers)
+    index = _trained(folder, store, plan, metric, seed, workers)
     trained = to_bytes(index)
     folder.delete(TRAINED)  # of a run that was killed before it put trained.json
     folder.put_new(TRAINED, trained)
     values = {**dataclasses.asdict(plan), "reasons": list(plan.reasons)}
     files = {TRAINED: hashlib.sha256(trained).hexdigest()}
-    folder.put_new(TRAINED_JSON, sealed_json({"plan": values, "files": files, "spread": spread}))
-    return Trained(trained, plan, spread)
+    folder.put_new(TRAINED_JSON, sealed_json({"plan": values, "files": files}))
+    return Trained(trained, plan)
 
 
 def _trained(
     folder: Folder, store: Store, plan: IndexPlan, metric: Metric, seed: int, workers: Workers
-) -> tuple[Any, float]:
+) -> Any:
     """Train what the plan names; where codes are not the vectors FAISS trains them on a sample.
 
     Lists are of our own making where they are those of the nearest of plain centroids.
     """
     if plan.codes:
-        centroids, spread = _centroids(folder, store, plan, metric, seed, workers)
-        return empty_index(plan, centroids, metric), spread
-    index, spread, rows = made_by_plan(plan, store.dimension, metric), 0.0, CODE_ROWS
+        centroids = _centroids(folder, store, plan, metric, seed, workers)
+        return empty_index(plan, centroids, metric)
+    index, rows = made_by_plan(plan, store.dimension, metric), CODE_ROWS
     coarse = coarse_of(index)
     if coarse.is_plain:
-        centroids, spread = _centroids(folder, store, plan, metric, seed, workers)
-        coarse.ivf.quantizer.add(centroids)
+        coarse.ivf.quantizer.add(_centroids(folder, store, plan, metric, seed, workers))
     else:
         rows = max(rows, plan.sample_rows)
     share = share_for(rows, store.rows)
@@ -102,12 +99,12 @@ def _trained(
     draw = [(kept, group, share, seed) for group in groups]
     sample = np.concatenate([vectors for vectors, _ in workers.map(_draw, draw)])
     train_by_faiss(plan, index, wide_of(sample, metric))
-    return index, spread
+    return index
 
 
 def _centroids(
     folder: Folder, store: Store, plan: IndexPlan, metric: Metric, seed: int, workers: Workers
-) -> tuple[NDArray[np.float32], float]:
+) -> NDArray[np.float32]:
     share = share_for(plan.sample_rows, store.rows)
     groups = list(_groups(store, share))
     if len(groups) == 1:  # less work than giving it away
@@ -118,7 +115,7 @@ def _centroids(
         slices = [Held(*held) for held in workers.hold(_slice, draw)]
         count = min(plan.nlist, sum(len(held.hashes) for held in slices))
         centroids = lloyd(slices, count, metric, workers)
-        return _padded(centroids, plan.nlist), spread_of(slices, centroids, workers)
+        return _padded(centroids, plan.nlist)
     coarse = share_for(COARSE_ROWS * int(plan.nlist**0.5), store.rows)
     put = [
         (folder, number, kept, group, share, coarse, seed, metric)
@@ -127,7 +124,7 @@ def _centroids(
     slices = [Held(*held) for held in workers.hold(_put_slice, put)]
     shape = (store.dtype, store.dimension, len(groups))
     centroids = two_levels(folder, slices, plan.nlist, shape, metric, workers)
-    return _padded(centroids, plan.nlist), spread_of(slices, centroids, workers)
+    return _padded(centroids, plan.nlist)
 
 
 def _padded(centroids: NDArray[np.float32], nlist: int) -> NDArray[np.float32]:

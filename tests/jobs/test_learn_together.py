@@ -29,7 +29,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
     two = start(photos, tmp_path / "two")
     one = start(photos, tmp_path / "one", workers=1)
     assert two.values["epochs"] == one.values["epochs"] == 4
-    assert abs(two.values["map"] - one.values["map"]) < 0.25
+    assert abs(two.values["AP"] - one.values["AP"]) < 0.25
     losses = [
         pq.read_table(tmp_path / name / "history.parquet")["loss"].to_pylist()
         for name in ("one", "two")

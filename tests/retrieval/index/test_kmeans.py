@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from retrieval import closest, scoring
+from retrieval.closest import nearest
 from retrieval.index import kmeans
-from retrieval.index.kmeans import ITERATIONS, list_metric, spread_of
-from retrieval.index.workers import Here
+from retrieval.index.kmeans import ITERATIONS, distances, list_metric
 from retrieval.products import Half
+from retrieval.scoring import block
 from retrieval.tables import Metric
-from tests.retrieval.index.training import slices_of, train_centroids
+from tests.retrieval.index.training import train_centroids
 from tests.retrieval.vectors import METRICS, cases, exact_keys, flushing, metrics, quick, seeds
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
@@ -94,14 +95,15 @@ def test_slices_are_as_good_as_the_whole(metric, cuts):
 
 
 @every_metric
-def test_the_spread_is_what_kmeans_makes_small(metric):
+def test_distances_are_what_kmeans_makes_small(metric):
     sample = clouds()
     centroids = train_centroids(sample, 20, metric, seed=0)
-    spread = spread_of(slices_of(sample, metric, 0, (700,)), centroids, Here())
+    rows, lists = block(sample, list_metric(metric)), block(centroids, list_metric(metric))
+    found = distances(rows, lists, nearest(rows, lists))
     far = loss(sample, centroids, metric)
     if metric == "ip":  # a cosine there: lengths differ
         far = loss(unit(sample.astype(np.float64)).astype(np.float32), centroids, metric)
-    assert spread == pytest.approx(far if metric == "l2" else 1 + far, rel=1e-3)
+    assert found.mean() == pytest.approx(far if metric == "l2" else 1 + far, rel=1e-3)
 
 
 def test_a_tiny_vector_counts_as_a_longer_one_of_its_direction():

@@ -1,0 +1,124 @@
+"""A fresh index has not drifted, whatever its size; one whose new vectors lie elsewhere has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.index import RETRAIN
+from retrieval.index.build_shard import Making, put_shard
+from retrieval.index.drift import drift_of, first_spread, merged_spread, spread_from
+from retrieval.index.finish import missing_shards
+from retrieval.index.sizing import Gallery, plan_index
+from retrieval.index.training import train_index
+from retrieval.index.workers import Here
+from retrieval.records import Spread
+from retrieval.storage import commit
+from retrieval.storage.files import open_folder
+from tests.retrieval.vectors import METRICS, make_store, quick, seeds
+
+
+def drift(root, first, vectors, metric, factory=None, rows_per_shard=None):
+    """Index vectors, then others around the same centroids; return how far these drifted."""
+    folder = open_folder(str(root / "index"))
+    commit.begin(folder, "index", {})
+    store = make_store(root / "first", first, chunk_rows=100)
+    gallery = Gallery(store.rows, store.dimension, store.dtype, metric)
+    plan = plan_index(gallery, 1 << 30, factory=factory, rows_per_shard=rows_per_shard)
+    trained = train_index(folder, store, plan, metric, 0, Here())
+    spreads = []
+    for number, values in enumerate((first, vectors)):
+        store = make_store(root / f"store{number}", values, chunk_rows=100)
+        shards = open_folder(str(root / f"shards{number}"))
+        making = Making(shards, store, metric, trained.faiss, trained.plan.codes)
+        put = [put_shard(making, *work) for work in missing_shards(shards, store, plan)]
+        spread = merged_spread([(len(one.shard.rows), one.spread) for one in put])
+        spreads.append(drift_of(first_spread(folder, spread), spread, metric))
+    assert spreads[0]["drift"] == 1
+    assert spreads[0]["drift_low"] <= 1
+    return spreads[1]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("rows", "dimension"), [(1, 1), (2, 2), (40, 2), (300, 2), (700, 64)])
+def test_vectors_of_the_same_kind_have_not_drifted(tmp_path, metric, rows, dimension):
+    """Nor has a fresh index, whatever its size.
+
+    Of 40 vectors one was measured, and held against all: `--overwrite`, which was advised, advised
+    it again.
+    """
+    generator = np.random.default_rng(0)
+    first, more = generator.normal(size=(2, rows, dimension)).astype(np.float32)
+    assert drift(tmp_path, first, more, metric)["drift_low"] <= RETRAIN
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["same", "nearly the same", "far from the origin", "single far"])
+def test_odd_vectors_of_the_same_kind_have_not_drifted(tmp_path, metric, kind):
+    """Also where nearly all lie on their centroids, or single ones very far from them."""
+    generator = np.random.default_rng(1)
+    vectors = generator.normal(size=(600, 6))
+    if kind == "same":
+        vectors[:] = vectors[0] * 1e4
+    elif kind == "nearly the same":
+        vectors = vectors[0] + 1e-7 * vectors
+    elif kind == "far from the origin":
+        vectors += 1e4
+    else:
+        vectors[:, 0] += 20
+        vectors[300::100] *= -1e6
+    stored = vectors.astype(np.float32)
+    found = drift(tmp_path, stored[:300], stored, metric, rows_per_shard=200)
+    assert found["drift_low"] <= RETRAIN
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_vectors_that_lie_elsewhere_have_drifted(tmp_path, metric):
+    generator = np.random.default_rng(2)
+    centres = generator.normal(size=(8, 16))
+    first = centres[generator.integers(8, size=600)] + 0.2 * generator.normal(size=(600, 16))
+    other = np.concatenate([first, generator.normal(size=(600, 16)) * 1.5])
+    vectors = first.astype(np.float32), other.astype(np.float32)
+    found = drift(tmp_path, *vectors, metric, factory="IVF8,Flat", rows_per_shard=500)
+    assert RETRAIN < found["drift_low"] < found["drift"]
+
+
+def test_vectors_that_left_their_centroids_have_drifted():
+    first, now = Spread(0.0, 0.0, 500), spread_from([np.full(500, 0.3)])
+    for metric in METRICS:
+        assert drift_of(first, first, metric) == {"drift": 1, "drift_low": 1}
+        assert drift_of(first, now, metric) == {"drift": 1e6, "drift_low": 1e6}
+    nothing = merged_spread([(0, spread_from([])), (0, spread_from([]))])
+    assert drift_of(nothing, nothing, "l2") == {"drift": 1, "drift_low": 0}
+
+
+@quick
+@given(seeds, st.sampled_from(["normal", "lognormal", "pareto", "rare"]), st.integers(1, 4))
+def test_samples_of_one_population_seldom_seem_to_have_drifted(seed, kind, shards):
+    """The single ones that lie far away may all be missing from the smaller sample."""
+    generator = np.random.default_rng(seed)
+
+    def draw(count):
+        if kind == "rare":
+            return np.where(generator.random(count) < 0.01, 1e6, generator.random(count))
+        if kind == "normal":
+            return np.abs(generator.normal(size=count))
+        return generator.lognormal(0, 2, count) if kind == "lognormal" else (
+            generator.pareto(1.2, count)
+        )  # fmt: skip
+
+    first = spread_from([draw(generator.integers(1, 300))])
+    parts = [(1000, spread_from([draw(generator.integers(1, 1000))])) for _ in range(shards)]
+    assert drift_of(first, merged_spread(parts), "l2")["drift_low"] <= RETRAIN
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2, 1.5, 3.0])
+def test_the_ratio_of_large_samples_is_what_it_is(factor):
+    generator = np.random.default_rng(3)
+    first = spread_from([generator.random(20_000)])
+    shards = [(n, spread_from([factor * generator.random(20_000)])) for n in (10, 30)]
+    found = drift_of(first, merged_spread(shards), "cosine")
+    assert found["drift"] == pytest.approx(factor, rel=0.02)
+    assert factor * 0.95 < found["drift_low"] < found["drift"]
