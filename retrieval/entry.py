@@ -18,18 +18,25 @@ def holds_packages(folder: str) -> bool:
 
 
 def without_current_folder(entries: list[str]) -> list[str]:
-    """Return the entries of a search path but the current folder, unless it holds our packages."""
+    """Return the entries of a search path but the current folder, unless it holds our packages.
+
+    Only those before the standard library, which hide other modules: the installed packages stay
+    even for who works in their folder.
+    """
     import os
 
+    library = os.path.dirname(os.__file__)
+    first = entries.index(library) if library in entries else len(entries)
     try:
         current = os.path.realpath(os.getcwd())
-    except FileNotFoundError:  # it has been removed: what means it finds nothing
-        return [entry for entry in entries if os.path.isabs(entry)]
-    return [
+    except FileNotFoundError:  # it has been removed
+        current = ""
+    kept = [
         entry
-        for entry in entries
-        if os.path.realpath(entry or current) != current or holds_packages(entry or current)
+        for entry in entries[:first]
+        if (os.path.realpath(entry) if entry else current) != current or holds_packages(entry)
     ]
+    return kept + entries[first:]
 
 
 def claim_packages() -> None:

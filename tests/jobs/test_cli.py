@@ -18,7 +18,10 @@ def test_help_names_every_verb_and_every_exit_code():
     shown = lookalike("--help")
     assert shown.code == 0
     assert all(verb in shown.out for verb in VERBS)
-    assert all(code in shown.out for code in ("2 usage", "6 does not", "8 stalled", "130 inter"))
+    assert all(
+        code in shown.out
+        for code in ("2 usage", "6 does not", "8 stalled", "130 inter", "143 term")
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS)

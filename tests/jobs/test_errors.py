@@ -6,9 +6,11 @@ A process of its own where how it ends is the point: before Ray, after Ray has s
 import os
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.request
 
+import psutil
 import pytest
 
 from tests.commands import LOOKALIKE, SMALL, lookalike, lookalike_here
@@ -137,3 +139,37 @@ def test_interrupted_it_keeps_what_is_finished_and_goes_on(folders):
     ended = run(folders, *SMALL, "--chunk-rows", "1", "--workers", "1")
     assert ended.code == 0, ended.err
     assert lookalike_here("verify", folders["--output"]).code == 0
+
+
+def test_terminated_in_an_odd_place_it_leaves_no_process_and_no_folder(folders, tmp_path):
+    """A home that cannot be written, and a user's own modules where the command is started."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("torch", "numpy", "pyarrow", "json"):
+        (mine / f"{name}.py").write_text("raise RuntimeError('the wrong module')")
+    words = ["embed", "--input", folders["--gallery"], "--output", folders["--output"], *SMALL]
+    words += ["--chunk-rows", "1", "--workers", "1"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    with tempfile.TemporaryDirectory(prefix="la", dir="/tmp") as short:
+        process = subprocess.Popen(
+            [LOOKALIKE, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, cwd=mine,
+            env={**kept, "HOME": "/proc/nonexistent", "TMPDIR": short, "PYTHONPATH": ":"},
+        )  # fmt: skip
+        parts = folders["--output"] / "segments/00000/parts"
+        deadline = time.monotonic() + 120
+        while not (parts.is_dir() and list(parts.glob("0*"))) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (143, ""), err
+        assert err.startswith("error: terminated; what is finished is kept")
+        assert len(err.splitlines()) == 1
+        assert len(started) > 2
+        assert psutil.wait_procs(started, timeout=10)[1] == []
+        assert os.listdir(short) == []
+    assert list(parts.glob("0*"))
+    ended = lookalike_here(*words)
+    assert ended.code == 0, ended.err
