@@ -321,7 +321,7 @@ def test_a_store_ranked_against_itself_is_not_judged_by_its_own_centroids(tmp_pa
     unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1)[:, None]
     nearest = np.argsort(-(unit @ unit.T), axis=1)[:, :10]
     errors, inside = [], []
-    for seed in range(6):
+    for seed in range(4):
         index = Building(tmp_path / f"index{seed}", store, "cosine", nlist=60, seed=seed).finish()
         order = np.argsort(-(unit @ index.centroids.T.astype(np.float64)), axis=1)
         lists = order[:, 0]
@@ -337,6 +337,6 @@ def test_a_store_ranked_against_itself_is_not_judged_by_its_own_centroids(tmp_pa
             made, _ = certify(task, 0.95, 0)
             errors.append(made.search_recall - truth)
             inside.append(made.search_low <= truth <= made.search_high)
-    assert sum(inside) >= 11
-    assert abs(np.mean(errors)) < 3 * np.std(errors) / np.sqrt(6)  # of each seed two, alike
+    assert sum(inside) >= 7
+    assert abs(np.mean(errors)) < 3 * np.std(errors) / np.sqrt(4)  # of each seed two, alike
     assert np.std(errors) < 0.05

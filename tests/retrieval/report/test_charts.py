@@ -29,8 +29,9 @@ def curve(ks=(1, 10, 100), probes=(1, 2, 4, 8, 16, 32, 64)):
 
 def certificate(**given):
     values = {
-        "nprobe": 4, "nlist": 64, "target": 0.95, "recall": 0.91, "low": 0.89, "high": 0.93,
-        "sample": 100, "passes": 1,
+        "nprobe": 4, "nlist": 64, "target": 0.95, "recall": 0.95, "low": 0.94, "high": 0.96,
+        "sample": 100, "passes": 1, "search_recall": 0.91, "search_low": 0.89,
+        "search_high": 0.93, "queries": 200,
     }  # fmt: skip
     return Certificate(**(values | given))
 
