@@ -12,7 +12,7 @@ from jobs.evaluate import start
 from jobs.settings import EvaluateSettings
 from retrieval.errors import InputError, Mismatch, UsageError
 from retrieval.evaluation.truth import UNKNOWN
-from retrieval.index import sizing
+from retrieval.index import recall_interval, sizing
 from tests.jobs.here import index_here, rank_here
 from tests.stores import write_store
 
@@ -33,6 +33,7 @@ def root(tmp_path_factory):
     write_store(root / "queries", drawn(QUERIES, 1, 0.5), sha256=[f"q{n}" for n in range(QUERIES)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sizing, "PROBE_ALL_ROWS", 0)
+        patch.setattr(recall_interval, "LOOKS", (5, 10, 15))  # others are not answered exactly
         index_here(root / "gallery", root / "index", index_factory="IVF16,SQfp16")
         rank(root, "m", nprobe=2, format="trec")
         rank(root, "exact", recall=1.0)
