@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -77,7 +79,7 @@ def _needed(task: Task) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[n
         asked = task.block(number)
         asked = asked.filter(pc.is_in(asked["row"], pa.array(task.sample)))
         rows = asked["row"].to_numpy()
-        found = _merged(task, rows, list(exact_answers(task, number)))
+        found = _merged(task, rows, exact_answers(task, number))
         vectors = vectors_of(asked)
         inside = block(vectors, measure) if task.codes else coarse.inside(vectors, task.metric)
         places = recall.probes_needed(inside, centroids, found)
@@ -85,12 +87,12 @@ def _needed(task: Task) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[n
         there.append(places[1])
         if task.codes is None:
             paths = [candidates_path(task.nprobe, shard, number) for shard in task.shards]
-            parts = [read_answer(task.matches, path) for path in paths]
+            parts = (read_answer(task.matches, path) for path in paths)
             kept.append(_is_among(found.rows, _merged(task, rows, parts).rows))
     return np.concatenate(needed), np.concatenate(there), np.concatenate(kept or there)
 
 
-def _merged(task: Task, rows: NDArray[np.int64], parts: list[pa.Table]) -> Neighbours:
+def _merged(task: Task, rows: NDArray[np.int64], parts: Iterable[pa.Table]) -> Neighbours:
     """Merge what the shards have for a block's sampled queries, `rows`, as the ranking would."""
     table, rank = best_of(parts, task.top_k)
     keep = np.isin(table["query"].to_numpy(), rows)

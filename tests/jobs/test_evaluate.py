@@ -13,7 +13,7 @@ from jobs.evaluate import start
 from jobs.settings import EvaluateSettings, ReportSettings, VerifySettings
 from retrieval.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.evaluation.truth import UNKNOWN
-from retrieval.index import sizing
+from retrieval.index import recall_interval, sizing
 from tests.jobs.here import index_here, rank_here
 from tests.matches import put_matches
 from tests.stores import write_store
@@ -35,6 +35,7 @@ def root(tmp_path_factory):
     write_store(root / "queries", drawn(QUERIES, 1, 0.5), sha256=[f"q{n}" for n in range(QUERIES)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sizing, "PROBE_ALL_ROWS", 0)
+        patch.setattr(recall_interval, "LOOKS", (5, 10, 15))  # others are not answered exactly
         index_here(root / "gallery", root / "index", index_factory="IVF16,SQfp16")
         rank(root, "m", nprobe=2, format="trec")
         rank(root, "exact", recall=1.0)
