@@ -76,6 +76,7 @@ class Whole(groups.Model, groups.EngineOptions, groups.Reading, groups.Indexing,
 
     gallery: str = setting("gallery")
     embedding_dtype: str = setting("embedding_dtype")
+    all_measures: bool = setting("all_measures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,6 @@ class RunSettings(Running, Whole):
     """lookalike run."""
 
     queries: str = setting("queries")
-    all_measures: bool = setting("all_measures")
 
 
 @dataclass(frozen=True, kw_only=True)
