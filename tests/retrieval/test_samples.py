@@ -1,4 +1,4 @@
-"""Test the drawn sample set: reproducible, restartable, and not solvable by colour."""
+"""The drawn sample set: the same everywhere, complete or redrawn, and not solved by colour."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from PIL import Image
 
 from retrieval.errors import UsageError
 from retrieval.samples import HELD_OUT, SPECIES, draw, write_samples
+from retrieval.samples.pen import Pen
+from retrieval.samples.species import DRAWERS
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,20 @@ def test_sizes_follow_the_nominal_side() -> None:
         (144, 192),
     }
     assert min(draw("snail", 1, size=32).size) >= 24
+
+
+@pytest.mark.parametrize("species", SPECIES)
+def test_every_creature_fills_its_place_and_stays_within_it(species: str) -> None:
+    paint, _ = DRAWERS[species]
+    for seed in range(3):
+        layers = Image.new("RGBA", (200, 200)), Image.new("L", (200, 200))
+        # 72 pixels to the unit: feet and feelers may reach 1.38 units from the middle.
+        paint(Pen(*layers, np.eye(2) * 72, np.array([100, 100])), np.random.default_rng(seed))
+        drawn = np.asarray(layers[0].getchannel("A")) > 0
+        assert 0.05 < drawn.mean() < 0.6
+        edges = (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1])
+        assert not any(edge.any() for edge in edges)
+        assert np.asarray(layers[1])[drawn].any()
 
 
 def test_unknown_species_is_refused() -> None:
