@@ -30,14 +30,14 @@ from unittest import mock
 from benchmarks.listing import images
 from benchmarks.simulated import CHUNK_ROWS, LEDGER_EVERY, Bucket, Meter, Prepared, Team
 from benchmarks.told import tell
-from jobs import pool
-from jobs.cluster import Cluster
-from jobs.growth import Growth
-from jobs.listed import Listed
-from jobs.settings import EmbedSettings
-from retrieval.embeddings.store import open_store
-from retrieval.images.listing import write_listing
-from retrieval.storage import commit
+from jobs.cluster import actor_pool
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import EmbedSettings
+from jobs.embedding.listing import Listed
+from jobs.embedding.store_sync import Growth
+from retrieval.listing.listing import write_listing
+from retrieval.storage import transaction
+from retrieval.store.reader import open_store
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def _half(scratch: Path, chunks: int, workers: int) -> dict[str, Any]:
     bucket, meter = Bucket(scratch, chunks), Meter()
     team = Team(bucket, meter, workers, "collect half", killed_at=chunks // 2)
     meter.begin("claim", bucket)
-    commit.begin(bucket, "store", {"embedding_dtype": "float16", "bundle": None})
+    transaction.begin(bucket, "store", {"embedding_dtype": "float16", "bundle": None})
     try:
         _bring_up(scratch, chunks, bucket, team)
     except KeyboardInterrupt:
@@ -141,7 +141,7 @@ def _bring_up(scratch: Path, chunks: int, bucket: Bucket, team: Team) -> dict[st
     settings = EmbedSettings(input="photos", output=bucket.uri())
     where, prepared = Cluster(None, team.workers), Prepared(bucket)
     growth = Growth(settings, where, bucket, prepared, listed, "embed", lambda: None)  # type: ignore[arg-type]
-    with mock.patch.object(pool, "stream", team.stream):
+    with mock.patch.object(actor_pool, "stream", team.stream):
         return growth.bring_up().counts
 
 

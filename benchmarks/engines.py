@@ -31,11 +31,11 @@ import numpy as np
 import torch
 
 from benchmarks.told import tell
-from retrieval.errors import UsageError
-from retrieval.model.backbones import extractor
-from retrieval.model.engines import check_processor, convert_bundle, load_engine, network_of
-from retrieval.model.plan import EnginePlan
-from retrieval.model.resolve import resolve_bundle
+from retrieval.core.errors import UsageError
+from retrieval.models.engine_plan import EnginePlan
+from retrieval.models.engines import check_processor, convert_bundle, load_engine, network_of
+from retrieval.models.registry import extractor
+from retrieval.models.resolve import resolve_bundle
 
 FAMILIES = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",

@@ -26,8 +26,8 @@ from benchmarks.embed import CHUNK_ROWS, bundle_of, photos_of, rate_of
 from benchmarks.machine import machine
 from benchmarks.sides import spread
 from benchmarks.told import tell
-from retrieval.model.engines import network_of
-from retrieval.model.plan import plan_engine
+from retrieval.models.engine_plan import plan_engine
+from retrieval.models.engines import network_of
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 _SECONDS = 3.0  # of each measure of the network alone

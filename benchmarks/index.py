@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 
 from benchmarks.sides import clustered, recall_of, run_side, spread
 from benchmarks.told import tell
-from retrieval.closest import nearest
+from retrieval.core.records import IndexPlan
 from retrieval.index.build_shard import add_codes, make_room
-from retrieval.index.faiss_files import centroids_of, empty_index
+from retrieval.index.faiss_io import centroids_of, empty_index
 from retrieval.index.kmeans import Held, lloyd, slice_of
-from retrieval.index.sizing import SAMPLE_ROWS_PER_LIST
+from retrieval.index.plan import SAMPLE_ROWS_PER_LIST
 from retrieval.index.workers import Here
-from retrieval.products import SINGLE, Product, product_for
-from retrieval.records import IndexPlan
-from retrieval.scoring import block
+from retrieval.vectors.matmul import SINGLE, Product, product_for
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import nearest
 
 THREADS = 2
 _BLOCK = 4096  # rows of a part
@@ -114,7 +114,7 @@ class Threads(Here):
 
 
 def ours(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, Any]:
-    """Train on a sample in slices, then place and add part by part, as `jobs/index.py` does."""
+    """Train on a sample in slices, then place and add part by part, as `index` does."""
     started = time.perf_counter()
     workers = Threads()
     count = SAMPLE_ROWS_PER_LIST * lists

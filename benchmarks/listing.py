@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.told import tell
-from retrieval.images.changes import compare
-from retrieval.images.listing import write_listing
-from retrieval.records import Item
+from retrieval.core.records import Item
+from retrieval.listing.diff import compare
+from retrieval.listing.listing import write_listing
 
 _AGAIN = 1000  # of so many images one is gone, one has been touched, and one is new
 

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrieval.storage import commit
-from retrieval.storage.files import open_folder
-from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import GALLERY_LABELS, MATCHES
+from retrieval.core.schemas import GALLERY_LABELS, MATCHES
+from retrieval.storage import transaction
+from retrieval.storage.checksum import sealed_parquet
+from retrieval.storage.local import open_folder
 
 CLASSES = 200
 _BLOCK = 4096  # queries a part
@@ -28,7 +28,7 @@ def write_matches(path: Path, queries: int, top_k: int, images: list[str] | None
     settings = {"index": str(path / "no-index"), "index_sha256": "", "queries": str(path / "none"),
                 "queries_sha256": "", "top_k": top_k, "filter": None, "exclude_self": False,
                 "min_score": None, "expand_queries": None, "nprobe": None}  # fmt: skip
-    commit.begin(folder, "matches", settings)
+    transaction.begin(folder, "matches", settings)
     names = pa.array([f"class{n % CLASSES:03d}" for n in range(CLASSES)])
     for number, first in enumerate(range(0, queries, _BLOCK)):
         table = _part(first, min(first + _BLOCK, queries), top_k, gallery, names, images)
@@ -39,7 +39,7 @@ def write_matches(path: Path, queries: int, top_k: int, images: list[str] | None
                    "sample": 0, "passes": 1}  # fmt: skip
     said = {"queries": queries, "failures": 0, "unmatched": 0, "gallery": gallery,
             "metric": "cosine", "certificate": certificate}  # fmt: skip
-    commit.finish(folder, "matches", said)
+    transaction.finish(folder, "matches", said)
 
 
 def _part(

@@ -31,18 +31,18 @@ from benchmarks import faiss_kinds
 from benchmarks.faiss_kinds import K, timed
 from benchmarks.sides import clustered, recall_of, run_side, spread
 from benchmarks.told import tell
-from retrieval.candidates import best_of, kth_keys
-from retrieval.closest import closest, nearest
+from retrieval.core.records import IndexPlan
+from retrieval.core.schemas import SHARD_ROWS
 from retrieval.index.build_shard import add_codes
-from retrieval.index.faiss_files import empty_index
+from retrieval.index.faiss_io import empty_index
 from retrieval.index.kmeans import Held, lloyd, slice_of
-from retrieval.index.search import Asked, Searcher
-from retrieval.index.shards import Shard
+from retrieval.index.shard import Shard
 from retrieval.index.workers import Here
-from retrieval.int8 import search_product
-from retrieval.records import IndexPlan
-from retrieval.scoring import block
-from retrieval.tables import SHARD_ROWS
+from retrieval.search.candidates import best_of, kth_keys
+from retrieval.search.ivf_search import Asked, Searcher
+from retrieval.vectors.int8_matmul import search_product
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import closest, nearest
 
 WORKERS = 2
 _EXACT = 4000  # queries at most that read all lists

@@ -22,14 +22,14 @@ import pyarrow.parquet as pq
 
 from benchmarks.claims import figure
 from benchmarks.told import tell
-from retrieval.embeddings.store import part_bytes
-from retrieval.images.chunks import chunk_rows_for
-from retrieval.index.answer import block_rows
+from retrieval.core.records import IndexPlan
 from retrieval.index.kmeans import ITERATIONS
-from retrieval.index.recall import SAMPLE
+from retrieval.index.plan import Gallery, plan_index
+from retrieval.index.recall_curve import SAMPLE
 from retrieval.index.sampling import drawn
-from retrieval.index.sizing import Gallery, plan_index
-from retrieval.records import IndexPlan
+from retrieval.listing.chunking import chunk_rows_for
+from retrieval.search.shard_search import block_rows
+from retrieval.store.reader import part_bytes
 
 IMAGES, DIMENSION, QUERIES, TOP_K = 10**9, 512, 10**6, 10
 NODES, CORES, GPUS = 100, 16, 8

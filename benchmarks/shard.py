@@ -21,17 +21,17 @@ import numpy as np
 import psutil
 
 from benchmarks.told import tell
-from retrieval.embeddings.store import open_store
 from retrieval.index.build_shard import Making
-from retrieval.index.finish import missing_shards
-from retrieval.index.neighbours import make_shard, samples_of
+from retrieval.index.finalize import missing_shards
+from retrieval.index.plan import Gallery, plan_index
+from retrieval.index.sample_neighbors import make_shard, samples_of
 from retrieval.index.sampling import sample_of
-from retrieval.index.sizing import Gallery, plan_index
-from retrieval.index.training import train_index
+from retrieval.index.train import train_index
 from retrieval.index.workers import Here
-from retrieval.storage import commit
-from retrieval.storage.files import open_folder
-from tests.retrieval.vectors import make_store
+from retrieval.storage import transaction
+from retrieval.storage.local import open_folder
+from retrieval.store.reader import open_store
+from tests.retrieval.sample_vectors import make_store
 
 _LISTS = 512  # the same for all sizes, so that the work a row is the same
 
@@ -58,7 +58,7 @@ def measure(rows: int, dimension: int, scratch: str) -> dict[str, Any]:
     store, folder = open_store(open_folder(f"{scratch}/store")), open_folder(f"{scratch}/index")
     gallery = Gallery(rows, dimension, store.dtype, "cosine")
     plan = plan_index(gallery, 1 << 40, factory=f"IVF{_LISTS},SQfp16")
-    commit.begin(folder, "index", {})
+    transaction.begin(folder, "index", {})
     trained = train_index(folder, store, plan, "cosine", 0, Here())
     ((number, extents),) = missing_shards(folder, store, plan)
     vectors, own = sample_of(store, 500, 1, "curve")

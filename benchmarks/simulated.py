@@ -16,15 +16,15 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from jobs import pool
-from jobs.attempts import Attempts
-from jobs.cluster import Cluster
-from jobs.watch import watched
-from retrieval.embeddings.store import put_part
-from retrieval.model.put_chunk import finished_chunk
-from retrieval.records import Chunk, ChunkResult
-from retrieval.storage.files import Entry, Folder, LocalFolder
-from retrieval.storage.seal import parquet_writer, seal
+from jobs.cluster import actor_pool
+from jobs.cluster.resources import Cluster
+from jobs.cluster.stall_detector import watched
+from jobs.cluster.worker_failures import Attempts
+from retrieval.core.records import Chunk, ChunkResult
+from retrieval.embedding.write_chunk import finished_chunk
+from retrieval.storage.checksum import parquet_writer, seal
+from retrieval.storage.local import Entry, Folder, LocalFolder
+from retrieval.store.reader import put_part
 
 CHUNK_ROWS = 10
 LEDGER_EVERY = 20  # of so many chunks one has an image that failed
@@ -165,12 +165,12 @@ class Team:
         self._book, self._draws = Attempts(), random.Random(0)
 
     def stream(
-        self, where: Cluster, make: pool.Make, items: list[int], shared: Any, *_: Any
+        self, where: Cluster, make: actor_pool.Make, items: list[int], shared: Any, *_: Any
     ) -> Iterator[dict[str, Any]]:
         """Give the answers, read, watched and handed over as those of Ray are."""
         self._meter.begin(self._step, self._bucket)
         self._work, self._items = make(shared), items
-        yield from watched(pool.answers(where, self), self)
+        yield from watched(actor_pool.answers(where, self), self)
         del self._work, self._items
         self._book = Attempts()  # what the pool and the book hold goes with them
         self._meter.begin("finish", self._bucket)

@@ -19,17 +19,17 @@ import torch
 
 from benchmarks.sides import spread
 from benchmarks.told import tell
-from retrieval.images.sources.choose import open_source
-from retrieval.model.resolve import resolve_source
+from retrieval.models.resolve import resolve_source
+from retrieval.sources.detect import open_source
 from retrieval.training import loop
-from retrieval.training.augment import VARIATIONS, augment
+from retrieval.training.augmentation import VARIATIONS, augment
 from retrieval.training.batches import batches
-from retrieval.training.labelled import labelled
+from retrieval.training.dataset import labelled
+from retrieval.training.distributed import Together
 from retrieval.training.loop import Recipe
 from retrieval.training.network import make_body, normalised
 from retrieval.training.objectives import make_objective
 from retrieval.training.photos import decoded
-from retrieval.training.together import Together
 from tests.conftest import draw_photos
 
 

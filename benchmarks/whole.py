@@ -30,7 +30,7 @@ from benchmarks.embed import photos_of, plain_loop
 from benchmarks.machine import machine
 from benchmarks.sides import spread
 from benchmarks.told import tell
-from retrieval.model.plan import EnginePlan, plan_engine
+from retrieval.models.engine_plan import EnginePlan, plan_engine
 from retrieval.report.thumbnails import thumbnails
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))

@@ -18,14 +18,15 @@ from typing import Any
 
 import click
 
-from jobs import options, session, settings
-from jobs.interrupts import GOES_ON, Interrupts, exit_code, sentence
-from jobs.option import REQUIRED, Option
-from jobs.parsing import PARSERS
-from jobs.progress import say
-from jobs.result import put_answer, stdout_aside
-from jobs.submit import dashboard_of, submit
-from retrieval.errors import InputError, LookalikeError
+from jobs.cluster import session
+from jobs.cluster.submit import dashboard_of, submit
+from jobs.config import options, settings
+from jobs.config.option import REQUIRED, Option
+from jobs.config.parsing import PARSERS
+from jobs.runtime.interrupts import GOES_ON, Interrupts, exit_code, sentence
+from jobs.runtime.progress import say
+from jobs.runtime.result import put_answer, stdout_aside
+from retrieval.core.errors import InputError, LookalikeError
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,25 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "run": Verb(settings.RunSettings, "jobs.run",
+    "run": Verb(settings.RunSettings, "jobs.commands.run",
                 "The whole job: embed both folders, index, rank, evaluate, report."),
-    "embed": Verb(settings.EmbedSettings, "jobs.embed", "Images to a store of vectors."),
-    "index": Verb(settings.IndexSettings, "jobs.index", "A store to a sharded IVF index."),
-    "rank": Verb(settings.RankSettings, "jobs.rank", "Queries to ranked matches."),
-    "evaluate": Verb(settings.EvaluateSettings, "jobs.evaluate", "Matches and labels to measures."),
-    "report": Verb(settings.ReportSettings, "jobs.report", "Matches to a page with pictures."),
-    "train": Verb(settings.TrainSettings, "jobs.train", "Labelled images to a bundle."),
-    "predict": Verb(settings.PredictSettings, "jobs.predict",
+    "embed": Verb(settings.EmbedSettings, "jobs.embedding.embed", "Images to a store of vectors."),
+    "index": Verb(settings.IndexSettings, "jobs.indexing.index", "A store to a sharded IVF index."),
+    "rank": Verb(settings.RankSettings, "jobs.ranking.rank", "Queries to ranked matches."),
+    "evaluate": Verb(settings.EvaluateSettings, "jobs.evaluation.evaluate",
+                     "Matches and labels to measures."),
+    "report": Verb(settings.ReportSettings, "jobs.reporting.report",
+                   "Matches to a page with pictures."),
+    "train": Verb(settings.TrainSettings, "jobs.training.train", "Labelled images to a bundle."),
+    "predict": Verb(settings.PredictSettings, "jobs.commands.predict",
                     "Images to their classes, by a bundle that `train` made."),
-    "compare": Verb(settings.CompareSettings, "jobs.compare",
+    "compare": Verb(settings.CompareSettings, "jobs.comparison.compare",
                     "Which network retrieves best on labelled images? Without --data: the list."),
-    "verify": Verb(settings.VerifySettings, "jobs.verify",
+    "verify": Verb(settings.VerifySettings, "jobs.commands.verify",
                    "Is an output whole and unaltered, and how far is it?"),
-    "plan": Verb(settings.PlanSettings, "jobs.plan",
+    "plan": Verb(settings.PlanSettings, "jobs.planning.plan",
                  "Before you pay: how long will `run` take, what does it need, what bounds it?"),
-    "demo": Verb(settings.DemoSettings, "jobs.demo", "Everything on drawn sample images."),
+    "demo": Verb(settings.DemoSettings, "jobs.commands.demo", "Everything on drawn sample images."),
 }  # fmt: skip
 
 _EXIT_CODES = (

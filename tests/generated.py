@@ -11,9 +11,9 @@ import click
 from benchmarks import scale
 from benchmarks.claims import phrases, with_phrases, with_tables
 from jobs.cli import VERBS, command_line
-from jobs.options import OPTIONS, REQUIRED, Option
+from jobs.config.options import OPTIONS, REQUIRED, Option
+from retrieval.core.schemas import TABLES, part_table
 from retrieval.evaluation.measures import MEASURES
-from retrieval.tables import TABLES, part_table
 from tests.retrieval.coverage import CASES, SIZES, covered
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +24,8 @@ def options_page() -> str:
     lines = [
         "# Options",
         "",
-        "Made from `jobs/options.py` by `make docs`. *Content* shapes what comes out and stands in",
-        "job.json; *run* says how it is done and never changes a byte of the result.",
+        "Generated from `jobs/config/options.py` by `make docs`. *Content* options shape the",
+        "output and stand in job.json; *run* options never change a byte of it.",
         "",
         "| option | default | shapes | means |",
         "|---|---|---|---|",
@@ -110,9 +110,8 @@ PAGES = {
     "docs/measures.md": with_sections(
         "docs/measures.md", {"measures": measures_section, "coverage": coverage_section}
     ),
-    "ARCHITECTURE.md": with_sections(
-        "ARCHITECTURE.md", {"tables": tables_section, "scale": scale.table}
-    ),
+    "docs/tables.md": with_sections("docs/tables.md", {"tables": tables_section}),
+    "docs/scale.md": with_sections("docs/scale.md", {"scale": scale.table}),
     "README.md": claiming("README.md"),
     "benchmarks/README.md": claiming("benchmarks/README.md"),
 }

@@ -16,7 +16,7 @@ from benchmarks.claims import (
     phrases,
     with_phrases,
 )
-from retrieval import costs
+from retrieval.planning import costs
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "benchmarks/README.md")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from retrieval.core.confidence import difference_intervals
 from retrieval.evaluation.measures import measure_of
 from retrieval.evaluation.results import Over, Results, independent
-from retrieval.intervals import difference_intervals
 
 CHANGE = "map"
 """The measure by which a query has changed."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval.evaluation.truth import UNKNOWN, Asked, Grades
+from retrieval.evaluation.ground_truth import UNKNOWN, Asked, Grades
 
 DISTRACTOR = "distractor"
 """A label that matches nothing: a query of it is not judged, a gallery image of it is wrong."""

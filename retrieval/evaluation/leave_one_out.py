@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval.conversions import to_float64
-from retrieval.evaluation.judged import SCORED, Judged
 from retrieval.evaluation.labels import DISTRACTOR
-from retrieval.scoring import Block, Float64, Int64, keys_of, pair_scores, slices
+from retrieval.evaluation.relevance import SCORED, Judged
+from retrieval.vectors.float_conversions import to_float64
+from retrieval.vectors.scoring import Block, Float64, Int64, keys_of, pair_scores, slices
 
 _CELLS = 1 << 22
 """Pairs ranked at once: what is made of them stays within some 200 MB."""

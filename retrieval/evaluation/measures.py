@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.evaluation.judged import Judged
+from retrieval.evaluation.relevance import Judged
 
 Values = NDArray[np.float64]
 

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from retrieval.errors import InputError
-from retrieval.evaluation.truth import JUNK, UNKNOWN, WRONG, Asked, Grades
+from retrieval.core.errors import InputError
+from retrieval.evaluation.ground_truth import JUNK, UNKNOWN, WRONG, Asked, Grades
 
 QRELS = pa.schema([("query_id", pa.string()), ("image_id", pa.string()), ("grade", pa.int16())])
 _FIELDS = ("query_id", "iteration", "image_id", "grade")

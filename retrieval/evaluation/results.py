@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.errors import InputError
-from retrieval.evaluation.judged import SCORED, Judged
+from retrieval.core.confidence import class_means, score_intervals
+from retrieval.core.errors import InputError
 from retrieval.evaluation.measures import Values, measure_of, values_of
-from retrieval.intervals import class_means, score_intervals
+from retrieval.evaluation.relevance import SCORED, Judged
 
 OF_A_CLASS = ("top1", "map")
 """What is told of each class."""

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval.intervals import score_intervals
-from retrieval.scoring import Float64, keys_of
-from retrieval.tables import Metric
+from retrieval.core.confidence import score_intervals
+from retrieval.core.schemas import Metric
+from retrieval.vectors.scoring import Float64, keys_of
 
 WANTED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 

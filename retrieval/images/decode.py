@@ -20,11 +20,11 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch.nn import functional
 
-from retrieval.images.headers import judge
-from retrieval.images.levels import bands, colours_of, is_deep, levels_of
+from retrieval.core.records import Transform
+from retrieval.images.header_limits import judge
+from retrieval.images.intensity_levels import bands, colours_of, is_deep, levels_of
 from retrieval.images.repair import END, from_start, with_end, without_large_texts
-from retrieval.images.unread import CONVERT_HEIC, is_heic
-from retrieval.records import Transform
+from retrieval.images.unsupported import CONVERT_HEIC, is_heic
 
 Image.init()  # the formats beyond the first few are registered by this
 FORMATS = tuple(name for name in (

@@ -12,30 +12,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval.closest import nearest
-from retrieval.errors import UsageError
-from retrieval.index import recall
-from retrieval.index.faiss_files import centroids_of, from_bytes
+from retrieval.core.errors import UsageError
+from retrieval.core.records import Neighbours
+from retrieval.index import recall_curve
+from retrieval.index.faiss_io import centroids_of, from_bytes
 from retrieval.index.kmeans import list_metric
-from retrieval.index.neighbours import blocks_of_shard, nearest_of, samples_of
+from retrieval.index.sample_neighbors import blocks_of_shard, nearest_of, samples_of
 from retrieval.index.sampling import hashes_of, share_for, within
-from retrieval.index.shards import RECALL_TABLE, Shard, open_shard
-from retrieval.index.training import TRAINED
-from retrieval.records import Neighbours
-from retrieval.scoring import Block, block, squared_norms_of
-from retrieval.storage import finished
-from retrieval.storage.files import Folder
-from retrieval.storage.finished import Manifest
-from retrieval.storage.seal import sealed_parquet
+from retrieval.index.shard import RECALL_TABLE, Shard, open_shard
+from retrieval.index.train import TRAINED
+from retrieval.storage import finished_output
+from retrieval.storage.checksum import sealed_parquet
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder
+from retrieval.vectors.scoring import Block, block, squared_norms_of
+from retrieval.vectors.topk import nearest
 
 _LOOKED_AT = 1000  # vectors of each shard whose list is decided again
 
 
 def audit(folder: Folder) -> list[str]:
     """Say what is wrong with a finished index whose bytes are those that were written."""
-    manifest = finished.read_manifest(folder, kind="index")
+    manifest = finished_output.read_manifest(folder, kind="index")
     metric = manifest.counts["metric"]
-    trained = finished.read_checked(folder, manifest.files[TRAINED])
+    trained = finished_output.read_checked(folder, manifest.files[TRAINED])
     centroids = block(centroids_of(from_bytes(trained)), list_metric(metric))
     problems = []
     alive, seen = 0, np.zeros(0, np.bool_)
@@ -83,15 +83,15 @@ def _wrong(shard: Shard, centroids: Block) -> list[str]:
 
 def curve_again(folder: Folder) -> list[str]:
     """Measure the recall curve of a finished index once more; it must come out the same."""
-    manifest = finished.read_manifest(folder, kind="index")
+    manifest = finished_output.read_manifest(folder, kind="index")
     if manifest.counts["codes"] is None:
         raise UsageError(
             f"--measure-recall: the codes of {folder.uri()} are not its vectors, so they cannot "
             "tell; run index with another --output, which measures anew"
         )
-    settings, metric = finished.read_settings(folder), manifest.counts["metric"]
+    settings, metric = finished_output.read_settings(folder), manifest.counts["metric"]
     shards = range(int(manifest.counts["shards"]))
-    share = share_for(recall.SAMPLE, int(manifest.counts["rows"]))
+    share = share_for(recall_curve.SAMPLE, int(manifest.counts["rows"]))
     drawn = [_drawn(_opened(folder, manifest, n), share, settings["seed"]) for n in shards]
     order = np.argsort(np.concatenate([rows for rows, _ in drawn]))
     rows = np.concatenate([rows for rows, _ in drawn])[order]
@@ -103,13 +103,13 @@ def curve_again(folder: Folder) -> list[str]:
         for place, sample in enumerate(samples):
             nearest_rows = nearest_of(shard, blocks_of_shard(shard), sample)
             parts = [part for part in (best[place], nearest_rows) if part is not None]
-            best[place] = recall.merge_neighbours(parts, sample.k)
+            best[place] = recall_curve.merge_neighbours(parts, sample.k)
     measure = list_metric(metric)
     centroids = block(centroids_of(from_bytes(folder.read(TRAINED))), measure)
     curve = pa.concat_tables(
-        recall.recall_curve(
+        recall_curve.recall_curve(
             block(sample.vectors, measure), centroids,
-            recall.without_self(merged, sample.rows), sample.ks, seed=settings["seed"],
+            recall_curve.without_self(merged, sample.rows), sample.ks, seed=settings["seed"],
         )
         for sample, merged in zip(samples, best, strict=True)
         if merged is not None

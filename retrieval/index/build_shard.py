@@ -23,16 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.closest import nearest
-from retrieval.embeddings.store import Store, vectors_of
-from retrieval.errors import Damaged
-from retrieval.index import lossy
+from retrieval.core.errors import Damaged
+from retrieval.core.records import FileRecord, Spread
+from retrieval.core.schemas import Metric, Vectors
+from retrieval.index import quantized_codes
 from retrieval.index.coverage import Extents
 from retrieval.index.drift import spread_from
-from retrieval.index.faiss_files import centroids_of, from_bytes
+from retrieval.index.faiss_io import centroids_of, from_bytes
 from retrieval.index.kmeans import distances, list_metric
 from retrieval.index.rows_file import RowsFile, rows_file
-from retrieval.index.shards import (
+from retrieval.index.shard import (
     Note,
     Shard,
     note_path,
@@ -42,13 +42,13 @@ from retrieval.index.shards import (
     rows_path,
     shard_path,
 )
-from retrieval.products import product_for
-from retrieval.records import FileRecord, Spread
-from retrieval.scoring import block
-from retrieval.storage import commit
-from retrieval.storage.commit import record_of
-from retrieval.storage.files import Folder
-from retrieval.tables import Metric, Vectors
+from retrieval.storage import transaction
+from retrieval.storage.local import Folder
+from retrieval.storage.transaction import record_of
+from retrieval.store.reader import Store, vectors_of
+from retrieval.vectors.matmul import product_for
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import nearest
 
 
 def nothing() -> None:
@@ -111,7 +111,7 @@ def put_shard(making: Making, number: int, extents: Extents) -> Put:
             _put(making.folder, rows_path(number), lambda name: _copy(rows, name), scratch),
         )  # fmt: skip
     note = Note(extents, placed.spread, {file.path: file.sha256 for file in files})
-    noted = commit.put_once(making.folder, note_path(number), note.to_json())
+    noted = transaction.put_once(making.folder, note_path(number), note.to_json())
     shard = _shard(making, index, pa.table({"row": placed.rows}))
     return Put((*files, noted), shard, placed.labels, placed.spread)
 
@@ -141,7 +141,7 @@ def _put_before(making: Making, number: int, extents: Extents) -> Put | None:
             raise _altered(folder, path)
         files.append(record)
     table = opened[rows_path(number)]
-    noted = commit.record(note_path(number), note.to_json())
+    noted = transaction.record(note_path(number), note.to_json())
     shard = _shard(making, opened[shard_path(number)], table)
     labels = table["label"].filter(pa.array(shard.alive)).drop_null()
     counted = Counter(str(label) for label in labels.to_pylist())
@@ -158,7 +158,7 @@ def _altered(folder: Folder, path: str) -> Damaged:
 
 def _place(making: Making, extents: Extents, index: Any, file: BinaryIO, known: RowsFile) -> Placed:
     """Give each row its list, decided by us, so that FAISS' own rounding has no say."""
-    coarse = lossy.coarse_of(index)
+    coarse = quantized_codes.coarse_of(index)
     centroids = block(centroids_of(index), list_metric(making.metric)) if coarse.is_plain else None
     lists, measured = [np.empty(0, np.int32)], []
     count = sum(extent.last - extent.first for extent in extents)
@@ -207,8 +207,8 @@ def _fill(making: Making, index: Any, placed: Placed, name: Path) -> None:
                 values = values.astype(making.codes, copy=False)
                 add_codes(index, values, placed.rows[part], placed.lists[part])
             else:
-                wide = lossy.wide_of(values, making.metric)
-                lossy.add_rows(index, wide, placed.rows[part])
+                wide = quantized_codes.wide_of(values, making.metric)
+                quantized_codes.add_rows(index, wide, placed.rows[part])
 
 
 def make_room(index: Any, lists: NDArray[np.integer[Any]]) -> None:

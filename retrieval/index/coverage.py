@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from retrieval.records import FileRecord
+from retrieval.core.records import FileRecord
 
 
 @dataclass(frozen=True, order=True)

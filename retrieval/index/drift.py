@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import Damaged
-from retrieval.records import Spread
-from retrieval.storage import commit
-from retrieval.storage.files import Folder
-from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import Metric
+from retrieval.core.errors import Damaged
+from retrieval.core.records import Spread
+from retrieval.core.schemas import Metric
+from retrieval.storage import transaction
+from retrieval.storage.checksum import read_json, sealed_json
+from retrieval.storage.local import Folder
 
 SPREAD = "spread.json"
 _ERRORS = 3.0  # standard errors that both means may be off
@@ -53,7 +53,7 @@ def merged_spread(shards: Sequence[tuple[int, Spread]]) -> Spread:
 
 def first_spread(folder: Folder, spread: Spread) -> Spread:
     """Read the spread that an index had first; put `spread` where it has none yet."""
-    commit.put_once(folder, SPREAD, sealed_json(dataclasses.asdict(spread)))
+    transaction.put_once(folder, SPREAD, sealed_json(dataclasses.asdict(spread)))
     values = read_json(folder.read(SPREAD))
     if values is None:
         raise Damaged(f"{folder.uri(SPREAD)} was altered; make the index again")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.closest import nearest
-from retrieval.conversions import to_float32, to_float64
+from retrieval.core.schemas import Metric, Vectors
 from retrieval.index.sampling import Hashes
 from retrieval.index.workers import Workers
-from retrieval.products import product_for
-from retrieval.scoring import Block, block, pair_scores
-from retrieval.tables import Metric, Vectors
+from retrieval.vectors.float_conversions import to_float32, to_float64
+from retrieval.vectors.matmul import product_for
+from retrieval.vectors.scoring import Block, block, pair_scores
+from retrieval.vectors.topk import nearest
 
 ITERATIONS = 10
 """FAISS' own default for IVF."""

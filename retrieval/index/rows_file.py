@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.storage.seal import parquet_writer, seal_file
-from retrieval.tables import SHARD_ROWS
+from retrieval.core.schemas import SHARD_ROWS
+from retrieval.storage.checksum import parquet_writer, seal_file
 
 _GROUP = 1 << 16  # rows of a row group
 

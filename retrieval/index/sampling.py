@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval.embeddings.store import Store, vectors_of
+from retrieval.core.records import Chunk
+from retrieval.core.schemas import Vectors
 from retrieval.index.workers import Here, Workers
-from retrieval.records import Chunk
-from retrieval.tables import Vectors
+from retrieval.store.reader import Store, vectors_of
 
 Hashes = NDArray[np.uint64]
 Purpose = Literal["training", "curve", "certificate", "compare", "report", "map"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from retrieval.embeddings.store import Store
 from retrieval.index.sampling import hashes_of
+from retrieval.store.reader import Store
 
 _COLUMNS = ("image_id", "path", "label", "embedding")
 _CHUNKS = 64

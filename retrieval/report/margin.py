@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.tables import Metric
+from retrieval.core.schemas import Metric
 
 
 def margins(

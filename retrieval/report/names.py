@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from retrieval.kinds import REPORT_FOLDERS, REPORT_MARK
+from retrieval.core.output_layout import REPORT_FOLDERS, REPORT_MARK
 
 PER_PAGE = 50
 PER_CHUNK = 25

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from retrieval.evaluation.ground_truth import JUNK, UNKNOWN
 from retrieval.evaluation.results import ClassMeasured, Measured
 from retrieval.evaluation.thresholds import Threshold
-from retrieval.evaluation.truth import JUNK, UNKNOWN
 from retrieval.report.chart import Chart
 
 State = Literal["right", "wrong", "unknown", "failed"]

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval.core.schemas import Metric
+from retrieval.evaluation.ground_truth import JUNK, UNKNOWN, Truth
 from retrieval.evaluation.labels import DISTRACTOR
-from retrieval.evaluation.truth import JUNK, UNKNOWN, Truth
-from retrieval.images.containers import reading_order
 from retrieval.report.margin import margins
 from retrieval.report.page import STATES, MatchCell, QueryRow, State
-from retrieval.tables import Metric
+from retrieval.sources.container_paths import reading_order
 
 SHOWN_MATCHES = 20
 """Matches that the page shows of a query."""

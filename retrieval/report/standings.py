@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.candidates import refuse_repeated_matches
-from retrieval.evaluation.truth import UNKNOWN, Truth
+from retrieval.core.schemas import MATCHES
+from retrieval.evaluation.ground_truth import UNKNOWN, Truth
 from retrieval.index.sampling import hashes_of
-from retrieval.storage import finished
-from retrieval.storage.files import Folder
-from retrieval.storage.finished import Manifest
-from retrieval.tables import MATCHES
+from retrieval.search.candidates import refuse_repeated_matches
+from retrieval.storage import finished_output
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder
 
 NEVER = np.iinfo(np.int32).max
 _NEEDED = ["query_id", "rank", "image_id", "score", "query_label", "label"]
@@ -101,7 +101,7 @@ def read_standings(folder: Folder, manifest: Manifest, truth: Truth | None) -> S
 def _read(
     folder: Folder, manifest: Manifest, path: str, columns: list[str] | None = None
 ) -> pa.Table:
-    data = finished.read_checked(folder, manifest.files[path])
+    data = finished_output.read_checked(folder, manifest.files[path])
     return pq.read_table(io.BytesIO(data), columns=columns)
 
 

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from retrieval.evaluation.results import Measured
 from retrieval.report.names import picture_file
 from retrieval.report.page import QueryRow
-from retrieval.storage.seal import SEAL, seal
+from retrieval.storage.checksum import SEAL, seal
 
 _BESIDE = "'self' file:"
 _FOLDER = "<thumbnails>"  # no name can look like it: each < of one is escaped

@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from torch import Tensor
 
-from retrieval.errors import LookalikeError
-from retrieval.images.containers import reading_order
+from retrieval.core.errors import LookalikeError
 from retrieval.images.decode import decode_full
-from retrieval.images.opening import Opener
+from retrieval.sources.container_paths import reading_order
+from retrieval.sources.item_reader import Opener
 
 QUALITY = 80
 """Below it the edges of small pictures ring visibly; above it the bytes grow and the eye gains

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 
 Rng = np.random.Generator
 Colour = tuple[int, int, int]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 from retrieval.samples.animals import SPECIES, draw
 
 HELD_OUT = ("octopus", "owl", "turtle")

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from retrieval.errors import AccessRefused, StorageFailure
-from retrieval.storage.patience import ATTEMPTS, status_of
+from retrieval.core.errors import AccessRefused, StorageFailure
+from retrieval.storage.retry import ATTEMPTS, status_of
 
 _SCHEMES = ("http", "https", "ftp", "ftps", "sftp", "ssh", "smb")
 _SILENT = 2

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.records import FileRecord
+from retrieval.core.records import FileRecord
+from retrieval.core.schemas import FILES, Paths
 from retrieval.storage.folder import Entry
-from retrieval.tables import FILES, Paths
 
 _BATCH = 1 << 14
 _LISTED = pa.schema([("path", pa.string()), ("size", pa.int64())])

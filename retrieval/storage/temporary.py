@@ -12,7 +12,7 @@ import time
 
 import psutil
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 
 TEMPORARY = ".tmp-"
 _STALE_SECONDS = 24 * 3600

@@ -13,13 +13,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from retrieval.errors import Damaged, InputError, LookalikeError
-from retrieval.kinds import KINDS
-from retrieval.storage import commit, finished
-from retrieval.storage.files import Folder
-from retrieval.storage.seal import is_sealed, read_json
+from retrieval.core.errors import Damaged, InputError, LookalikeError
+from retrieval.core.output_layout import KINDS
+from retrieval.core.schemas import COMPACTED, WORK
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import is_sealed, read_json
+from retrieval.storage.local import Folder
 from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import COMPACTED, WORK
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def verify(folder: Folder) -> list[Verdict]:
     paths = [entry.path for entry in folder.entries()]
     if not paths and not _there(folder):
         raise InputError(f"{folder.uri()} does not exist; name an output of lookalike")
-    nested = "/" + finished.JOB
+    nested = "/" + finished_output.JOB
     inner = sorted(path.removesuffix(nested) for path in paths if path.endswith(nested))
     return [_judge(folder), *(_judge(folder.child(path)) for path in inner)]
 
@@ -50,25 +50,26 @@ def _there(folder: Folder) -> bool:
 
 def _judge(folder: Folder) -> Verdict:
     """Judge one output: whatever its files resemble, the answer is a verdict."""
-    entries = finished.own_entries(folder)
+    entries = finished_output.own_entries(folder)
     kind, done = "unknown", ""
     state: Literal["finished", "unfinished"] = "unfinished"
     problems: list[str] = []
     try:
         if not len(entries) and not any(
-            folder.exists(p) for p in (finished.MANIFEST, finished.INVENTORY)
+            folder.exists(p) for p in (finished_output.MANIFEST, finished_output.INVENTORY)
         ):
             return Verdict(folder.uri(), kind, state, 0, "nothing yet")
         kind = _kind(folder)
         problems += [
-            f"{folder.uri(path)} does not belong there" for path in commit.foreign(folder, [kind])
+            f"{folder.uri(path)} does not belong there"
+            for path in transaction.foreign(folder, [kind])
         ]
-        if finished.is_finished(folder):
+        if finished_output.is_finished(folder):
             state = "finished"
-            manifest = finished.read_manifest(folder)
+            manifest = finished_output.read_manifest(folder)
             for expected in manifest.files.values():
-                problems += _problem(lambda e=expected: finished.read_checked(folder, e))
-            if finished.beyond(manifest, entries):
+                problems += _problem(lambda e=expected: finished_output.read_checked(folder, e))
+            if finished_output.beyond(manifest, entries):
                 state = "unfinished"
                 problems += _unsealed(folder)
         else:
@@ -84,11 +85,11 @@ def _judge(folder: Folder) -> Verdict:
 
 
 def _kind(folder: Folder) -> str:
-    if not folder.exists(finished.JOB):
-        raise Damaged(f"{folder.uri(finished.JOB)} is missing")
-    kind = finished.read_job(folder, folder.read(finished.JOB))["kind"]
+    if not folder.exists(finished_output.JOB):
+        raise Damaged(f"{folder.uri(finished_output.JOB)} is missing")
+    kind = finished_output.read_job(folder, folder.read(finished_output.JOB))["kind"]
     if not isinstance(kind, str) or kind not in KINDS:
-        raise Damaged(f"{folder.uri(finished.JOB)} names no kind of output")
+        raise Damaged(f"{folder.uri(finished_output.JOB)} names no kind of output")
     return kind
 
 
@@ -107,17 +108,19 @@ def _unsealed(folder: Folder) -> list[str]:
     found: dict[str, str] = {}
     compacting = folder.exists(COMPACTED)
     entries = [
-        e for e in finished.own_entries(folder) if not e.path.endswith("/" + finished.MANIFEST)
+        e
+        for e in finished_output.own_entries(folder)
+        if not e.path.endswith("/" + finished_output.MANIFEST)
     ]
     entries += [e for e in folder.entries(WORK.rstrip("/")) if TEMPORARY not in e.path]
     for entry in entries:
         data = folder.read(entry.path)
-        if commit.seals_itself(entry.path) and not is_sealed(io.BytesIO(data)):
+        if transaction.seals_itself(entry.path) and not is_sealed(io.BytesIO(data)):
             problems.append(f"{folder.uri(entry.path)} was altered")
             continue
         found[entry.path] = hashlib.sha256(data).hexdigest()
         if not (compacting and entry.path.startswith("segments/")):
-            named |= commit.checksums_in(entry.path, data)
+            named |= transaction.checksums_in(entry.path, data)
     differing = sorted(path for path in named.keys() & found.keys() if found[path] != named[path])
     return problems + [f"{folder.uri(path)} was altered" for path in differing]
 

@@ -15,9 +15,9 @@ from dataclasses import asdict
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from retrieval.storage.files import Folder
-from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import WORK
+from retrieval.core.schemas import WORK
+from retrieval.storage.checksum import read_json, sealed_json
+from retrieval.storage.local import Folder
 from retrieval.training.loop import Epoch, Progress
 
 _NOTE = re.compile(WORK + r"epoch-(\d{5})\.json")

@@ -21,10 +21,10 @@ from safetensors.numpy import save as save_safetensors
 from torch import Tensor
 from torch.nn import functional
 
-from retrieval.errors import Damaged, InputError
-from retrieval.storage.files import Folder
-from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import CONFUSION
+from retrieval.core.errors import Damaged, InputError
+from retrieval.core.schemas import CONFUSION
+from retrieval.storage.checksum import read_json, sealed_json
+from retrieval.storage.local import Folder
 from retrieval.training.loop import learn_classifier
 from retrieval.training.objectives import CrossEntropy
 

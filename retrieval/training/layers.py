@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 
 _LAST = re.compile(r"last:([1-9]\d{0,4})")
 

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retrieval.errors import LookalikeError
-from retrieval.training.augment import augment
+from retrieval.core.errors import LookalikeError
+from retrieval.training.augmentation import augment
 from retrieval.training.batches import batches
-from retrieval.training.judge import retrieval_of
+from retrieval.training.distributed import Together
 from retrieval.training.layers import unfreeze
 from retrieval.training.network import Body, normalised
 from retrieval.training.objectives import CrossEntropy, Objective
 from retrieval.training.photos import Part, Photos
 from retrieval.training.schedule import Schedule, is_over, rate
-from retrieval.training.together import Together
+from retrieval.training.validation import retrieval_of
 
 State = dict[str, Tensor]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from retrieval.model import backbones
-from retrieval.records import Transform
-from retrieval.tables import Pooling
+from retrieval.core.records import Transform
+from retrieval.core.schemas import Pooling
+from retrieval.models import registry
 
 Normalisations = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -20,7 +20,7 @@ class Body:
     """A backbone that learns: its name, all its parameters, and the extractor made of them."""
 
     backbone: str
-    state: backbones.State
+    state: registry.State
     extractor: nn.Module
     transform: Transform
     pretrained: bool
@@ -45,7 +45,7 @@ class Body:
             if isinstance(module, Normalisations) and self.pretrained:
                 module.eval()
 
-    def trained_state(self) -> backbones.State:
+    def trained_state(self) -> registry.State:
         """Give all parameters as they are now, as a bundle takes them.
 
         What the extractor does not use stays as it was.
@@ -59,15 +59,15 @@ class Body:
 
 def make_body(
     backbone: str,
-    source: backbones.Source,
+    source: registry.Source,
     pooling: Pooling,
     *,
     pretrained: bool,
     device: str = "cpu",
 ) -> Body:
     """Make a backbone of parameters ready to learn, on a device; nothing is frozen."""
-    state = backbones.fit_state(source.state, backbone)
-    extractor = backbones.extractor(backbone, dict(state), pooling)
+    state = registry.fit_state(source.state, backbone)
+    extractor = registry.extractor(backbone, dict(state), pooling)
     extractor = extractor.to(memory_format=torch.channels_last).to(device)
     for parameter in extractor.parameters():
         parameter.requires_grad_(True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 
 SMOOTHING = 0.05
 """Of labels: keeps the classes from being pushed apart for ever."""

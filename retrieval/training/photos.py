@@ -24,14 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.errors import InputError, LookalikeError, StorageFailure, UsageError
+from retrieval.core.errors import InputError, LookalikeError, StorageFailure, UsageError
+from retrieval.core.records import Item, Transform
 from retrieval.images.decode import apply, decode_full
-from retrieval.images.opening import Opener
-from retrieval.records import Item, Transform
-from retrieval.storage.files import digest_here
-from retrieval.storage.seal import read_json, sealed_json
-from retrieval.training.augment import MARGIN
-from retrieval.training.labelled import digest
+from retrieval.sources.item_reader import Opener
+from retrieval.storage.checksum import read_json, sealed_json
+from retrieval.storage.local import digest_here
+from retrieval.training.augmentation import MARGIN
+from retrieval.training.dataset import digest
 from retrieval.training.split import SplitBy, validates
 
 _EXACT, _WIDE, _NOTE = "exact.npy", "wide.npy", "photos.json"

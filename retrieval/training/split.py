@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import InputError
+from retrieval.core.errors import InputError
 
 SplitBy = Literal["image", "class"]
 

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs import pool, projection, tasks
-from jobs.cluster import Cluster
-from jobs.embed import embed
-from jobs.index import build
-from jobs.prepare import Prepared
-from jobs.rank import rank
-from jobs.settings import EmbedSettings, IndexSettings, RankSettings
-from retrieval.model import engines
-from retrieval.model.attempt import FIRST
-from retrieval.model.plan import EnginePlan
-from retrieval.model.resolve import resolve_bundle
+from jobs.cluster import actor_pool, tasks
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import EmbedSettings, IndexSettings, RankSettings
+from jobs.embedding import fit_projection
+from jobs.embedding.embed import embed
+from jobs.embedding.prepare_model import Prepared
+from jobs.indexing.index import build
+from jobs.ranking.rank import rank
+from retrieval.embedding.attempt import FIRST
+from retrieval.models import engines
+from retrieval.models.engine_plan import EnginePlan
+from retrieval.models.resolve import resolve_bundle
 
 
 def _stream(where, make, items, shared, device, called):
@@ -52,8 +53,8 @@ def without_ray():
     """Let the work of any stage be done here and now, as if on a cluster of two CPUs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "network_of", _network_of)
-        patch.setattr(pool, "stream", _stream)
-        patch.setattr(projection, "stream", _stream)
+        patch.setattr(actor_pool, "stream", _stream)
+        patch.setattr(fit_projection, "stream", _stream)
         patch.setattr(tasks, "tasks", _tasks)
         patch.setattr(Cluster, "connect", lambda self: None)
         patch.setattr(Cluster, "connect_while", lambda self, action: action())

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import Cluster
-from jobs.index import build
-from jobs.rank import rank
-from jobs.settings import IndexSettings, RankSettings
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import IndexSettings, RankSettings
+from jobs.indexing.index import build
+from jobs.ranking.rank import rank
 from tests.flows import draw_source
+from tests.jobs.embedding.test_store_sync import BROKEN, Source, picture
 from tests.jobs.here import embed_now
-from tests.jobs.test_growth import BROKEN, Source, picture
 from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
 
 

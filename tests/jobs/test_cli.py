@@ -8,9 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from jobs import options, parsing, settings
 from jobs.cli import VERBS, command_line
-from jobs.result import Result
+from jobs.config import options, parsing, settings
+from jobs.runtime.result import Result
 from tests.commands import lookalike
 
 

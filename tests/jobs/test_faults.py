@@ -1,6 +1,6 @@
 """Nodes that die, links that break, memory that runs out: the same bytes in the end, and in time.
 
-What was done, what was seen and how long it took stands in ARCHITECTURE.md, "Faults tried".
+What was done, what was seen and how long it took stands in docs/running.md, "Faults tried".
 """
 
 import json

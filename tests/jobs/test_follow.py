@@ -11,20 +11,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from retrieval.candidates import best_of
-from retrieval.closest import top_k
-from retrieval.embeddings.store import open_store
-from retrieval.errors import InputError
-from retrieval.index.faiss_files import centroids_of, from_bytes
-from retrieval.index.search import Asked, Searcher
-from retrieval.index.shards import open_shard
-from retrieval.index.training import TRAINED, TRAINED_JSON
-from retrieval.scoring import block
-from retrieval.storage import finished
-from retrieval.storage.files import open_folder
+from retrieval.core.errors import InputError
+from retrieval.index.faiss_io import centroids_of, from_bytes
+from retrieval.index.shard import open_shard
+from retrieval.index.train import TRAINED, TRAINED_JSON
+from retrieval.search.candidates import best_of
+from retrieval.search.ivf_search import Asked, Searcher
+from retrieval.storage import finished_output
+from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
+from retrieval.store.reader import open_store
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import top_k
+from tests.jobs.embedding.test_store_sync import PICTURES, QUICK, Growing, Source, picture, vector
 from tests.jobs.here import embed_here, index_here
-from tests.jobs.test_growth import PICTURES, QUICK, Growing, Source, picture, vector
 from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
 
 ASKED = {"index_factory": "IVF3,SQfp16", "rows_per_shard": 2}
@@ -33,9 +33,9 @@ ASKED = {"index_factory": "IVF3,SQfp16", "rows_per_shard": 2}
 def answers(index, nprobe):
     """Rank some pictures against an index: (query, image_id, key), best first."""
     folder = open_folder(str(index))
-    manifest = finished.read_manifest(folder, kind="index")
+    manifest = finished_output.read_manifest(folder, kind="index")
     asked = np.stack([vector(picture(number)) for number in PICTURES])
-    trained = from_bytes(finished.read_checked(folder, manifest.files[TRAINED]))
+    trained = from_bytes(finished_output.read_checked(folder, manifest.files[TRAINED]))
     probes = top_k(block(asked, "ip"), block(centroids_of(trained), "ip"), nprobe).positions
     parts = []
     for number in range(manifest.counts["shards"]):
@@ -48,7 +48,7 @@ def answers(index, nprobe):
 
 def check(store, index, scratch):
     """The index equals one made from scratch around its own centroids."""
-    counts = finished.read_manifest(open_folder(str(index)), kind="index").counts
+    counts = finished_output.read_manifest(open_folder(str(index)), kind="index").counts
     opened = open_store(open_folder(str(store)))
     assert counts["rows"] == opened.rows
     assert counts["embeddings_sha256"] == opened.manifest.sha256

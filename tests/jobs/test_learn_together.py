@@ -9,10 +9,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import train
-from jobs.settings import TrainSettings
-from retrieval.errors import LookalikeError
-from retrieval.storage.files import open_folder
+from jobs.config.settings import TrainSettings
+from jobs.training import train
+from retrieval.core.errors import LookalikeError
+from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
 from tests.conftest import draw_photos
 

@@ -9,19 +9,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.rank import summary
-from retrieval.embeddings.store import open_store, vectors_of
-from retrieval.errors import Damaged, InputError, UsageError
-from retrieval.index import lossy, recall, recall_interval
-from retrieval.index.answer import candidates_path
-from retrieval.index.propose import codes_path
-from retrieval.scoring import block, pair_scores
-from retrieval.storage.files import open_folder
+from jobs.ranking.rank import summary
+from retrieval.core.errors import Damaged, InputError, UsageError
+from retrieval.index import quantized_codes, recall_curve, recall_interval
+from retrieval.search.propose import codes_path
+from retrieval.search.shard_search import candidates_path
+from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
+from retrieval.store.reader import open_store, vectors_of
+from retrieval.vectors.scoring import block, pair_scores
+from tests.jobs.embedding.test_store_sync import Source, picture
 from tests.jobs.here import embed_here, index_here, rank_here
-from tests.jobs.test_growth import Source, picture
+from tests.retrieval.sample_vectors import METRICS, exact_keys
 from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
-from tests.retrieval.vectors import METRICS, exact_keys
 from tests.stores import write_store
 
 ROWS, QUERIES, DIMENSION = 500, 60, 16
@@ -43,7 +43,7 @@ FACTORIES = (
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Let each chunk of queries be a block, and few of them be sampled."""
-    monkeypatch.setattr("retrieval.index.answer._BLOCK_BYTES", 1)
+    monkeypatch.setattr("retrieval.search.shard_search._BLOCK_BYTES", 1)
     monkeypatch.setattr(recall_interval, "LOOKS", (20, 30, 40))
 
 
@@ -164,7 +164,7 @@ def check_recall(stores, matches, dtype, metric, certificate):
 )
 def test_the_curve_is_a_lower_bound_of_what_the_sample_gets(stores, tmp_path, factory, monkeypatch):
     """The sample's own rows, asked as queries for one match more, which is themselves."""
-    monkeypatch.setattr(recall, "SAMPLE", 10**6)
+    monkeypatch.setattr(recall_curve, "SAMPLE", 10**6)
     monkeypatch.setattr(recall_interval, "LOOKS", (10**6,) * 3)
     index_here(stores / "float32", tmp_path / "index", index_factory=factory, rows_per_shard=180)
     curve = pq.read_table(tmp_path / "index/recall.parquet").to_pylist()
@@ -242,8 +242,8 @@ def test_an_altered_vector_is_found(small):
 
 
 def test_what_codes_lose_is_exit_5_and_says_so(stores, tmp_path, monkeypatch):
-    monkeypatch.setattr(lossy, "CANDIDATES_PER_MATCH", 1)
-    monkeypatch.setattr("retrieval.index.propose.CANDIDATES_PER_MATCH", 1)
+    monkeypatch.setattr(quantized_codes, "CANDIDATES_PER_MATCH", 1)
+    monkeypatch.setattr("retrieval.search.propose.CANDIDATES_PER_MATCH", 1)
     index_here(stores / "float16", tmp_path / "index", index_factory="IVF6,PQ2x4")
     manifest = rank_here(
         tmp_path / "index", stores / "queries-float16", tmp_path / "matches", recall=1.0
@@ -257,7 +257,7 @@ def test_what_codes_lose_is_exit_5_and_says_so(stores, tmp_path, monkeypatch):
 
 def test_one_wider_pass_where_the_curve_misleads(stores, tmp_path, monkeypatch):
     index_here(stores / "float16", tmp_path / "index", index_factory="IVF6,RaBitQfs")
-    monkeypatch.setattr(recall, "choose_nprobe", lambda *_: 1)
+    monkeypatch.setattr(recall_curve, "choose_nprobe", lambda *_: 1)
     certificate = rank_here(
         tmp_path / "index", stores / "queries-float16", tmp_path / "matches", recall=0.9
     ).counts["certificate"]
@@ -311,14 +311,14 @@ def test_answers_that_are_there_are_not_made_again(stores, tmp_path, monkeypatch
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval.index.certificate.certify", stop)
+        patch.setattr("retrieval.search.recall_check.certify", stop)
         with pytest.raises(Killed):
             rank_here(tmp_path / "index", stores / "queries-float16", tmp_path / "m", nprobe=2)
     work = {p: p.stat().st_mtime_ns for p in (tmp_path / "m/work").rglob("*.parquet")}
     names = {p.relative_to(tmp_path / "m").as_posix() for p in work}
     assert {codes_path(2, 1, 2), candidates_path(2, 2, 0)} <= names
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval.index.certificate.certify", stop)
+        patch.setattr("retrieval.search.recall_check.certify", stop)
         with pytest.raises(Killed):
             rank_here(tmp_path / "index", stores / "queries-float16", tmp_path / "m", nprobe=2)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "m/work").rglob("*.parquet")} == work

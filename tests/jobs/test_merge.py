@@ -4,9 +4,9 @@ import faiss
 import numpy as np
 import pytest
 
-from jobs import index
-from jobs.settings import IndexSettings
-from retrieval.errors import UsageError
+from jobs.config.settings import IndexSettings
+from jobs.indexing import index
+from retrieval.core.errors import UsageError
 from tests.stores import write_store
 
 pytestmark = pytest.mark.usefixtures("ray_here")

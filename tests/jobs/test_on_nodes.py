@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jobs import submit
-from jobs.settings import EmbedSettings, RunSettings, VerifySettings
-from retrieval.errors import UsageError
+from jobs.cluster import submit
+from jobs.config.settings import EmbedSettings, RunSettings, VerifySettings
+from retrieval.core.errors import UsageError
 from tests import nodes
 from tests.commands import LOOKALIKE, SMALL, lookalike_here
 from tests.jobs.here import without_ray

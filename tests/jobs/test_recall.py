@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import index, rank
-from jobs.cluster import Cluster
-from jobs.settings import IndexSettings, RankSettings
-from retrieval.index import recall_interval, sizing
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import IndexSettings, RankSettings
+from jobs.indexing import index
+from jobs.ranking import rank
+from retrieval.index import plan, recall_interval
 from tests.stores import write_store
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -21,8 +22,8 @@ DIMENSION, ROWS = 16, 3000
 @pytest.fixture
 def ranking(tmp_path, monkeypatch):
     """A gallery in some hundred lists that are not all read, and queries unlike the gallery."""
-    monkeypatch.setattr(sizing, "PROBE_ALL_ROWS", 0)
-    monkeypatch.setattr(sizing, "LIST_ROWS", 24)
+    monkeypatch.setattr(plan, "PROBE_ALL_ROWS", 0)
+    monkeypatch.setattr(plan, "LIST_ROWS", 24)
     monkeypatch.setattr(recall_interval, "LOOKS", (40, 80, 120))
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(60, DIMENSION))
@@ -147,7 +148,7 @@ def test_beyond_what_was_measured_lists_are_extrapolated_and_it_is_said(ranking,
 
 
 def test_a_second_query_store_of_another_length_is_refused(ranking, tmp_path):
-    from retrieval.errors import Mismatch
+    from retrieval.core.errors import Mismatch
 
     write_store(tmp_path / "other", np.ones((3, 8), np.float16), model=1)
     settings = RankSettings(
@@ -159,6 +160,6 @@ def test_a_second_query_store_of_another_length_is_refused(ranking, tmp_path):
 
 def rank_recall():
     """The module whose choice the tests mislead."""
-    from retrieval.index import recall
+    from retrieval.index import recall_curve
 
-    return recall
+    return recall_curve

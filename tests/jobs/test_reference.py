@@ -4,12 +4,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import rank, run
-from jobs.cluster import cluster
-from jobs.judging import evaluate_by_labels
-from jobs.settings import RankSettings, RunSettings
-from retrieval.embeddings.store import open_store, vectors_of
-from retrieval.storage.files import open_folder
+from jobs.cluster.resources import cluster
+from jobs.commands import run
+from jobs.config.settings import RankSettings, RunSettings
+from jobs.evaluation.judge_matches import evaluate_by_labels
+from jobs.ranking import rank
+from retrieval.storage.local import open_folder
+from retrieval.store.reader import open_store, vectors_of
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 

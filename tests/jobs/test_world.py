@@ -6,14 +6,14 @@ import subprocess
 import fsspec
 import pytest
 
-from retrieval.embeddings.store import open_store
-from retrieval.errors import AccessRefused, InputError, StorageFailure
-from retrieval.storage.files import open_folder
+from retrieval.core.errors import AccessRefused, InputError, StorageFailure
+from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
+from retrieval.store.reader import open_store
 from tests.commands import SMALL, lookalike
 from tests.conftest import draw_photos
+from tests.jobs.embedding.test_store_sync import Source, check, live, picture
 from tests.jobs.here import embed_here
-from tests.jobs.test_growth import Source, check, live, picture
 from tests.loops import no_waits
 from tests.retrieval.storage.faults import seam
 from tests.retrieval.storage.s3 import new_prefix, options

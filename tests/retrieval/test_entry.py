@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.entry import claim_packages, without_current_folder
-from retrieval.storage.files import LocalFolder
+from retrieval.storage.local import LocalFolder
 from tests.commands import LOOKALIKE
 from tests.retrieval.storage.outputs import made
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from retrieval.core.schemas import Metric
 from retrieval.report.charts.canvas import LIGHT, TITLE, drawing, pixels_of, png_of
 from retrieval.report.charts.names import fitted
-from retrieval.tables import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retrieval.core.schemas import Vectors
 from retrieval.evaluation.labels import DISTRACTOR
 from retrieval.report.charts.canvas import SMALL, Drawing, Theme, inset, quiet
 from retrieval.report.charts.names import fitted
 from retrieval.report.charts.projection import Plane, apart, principal_plane
-from retrieval.tables import Vectors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

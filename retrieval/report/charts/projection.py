@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.tables import Vectors
+from retrieval.core.schemas import Vectors
 
 Plane = NDArray[np.float64]
 _TIE = 1e-6  # numbers of an axis that are as large as the largest, but for rounding

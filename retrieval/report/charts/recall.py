@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval.records import Certificate
+from retrieval.core.records import Certificate
 from retrieval.report.charts.canvas import SMALL, Drawing, Theme, ground, inset, key, quiet
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.core.schemas import Metric
 from retrieval.report.charts.canvas import SMALL, Drawing, Theme, inset, key, quiet
-from retrieval.tables import Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

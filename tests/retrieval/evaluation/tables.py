@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from retrieval.tables import BARRED, GALLERY_LABELS, MATCHES
+from retrieval.core.schemas import BARRED, GALLERY_LABELS, MATCHES
 
 
 def matches(*rows):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from retrieval.errors import Damaged
-from retrieval.evaluation.judged import judge, judge_unanswered
+from retrieval.core.errors import Damaged
+from retrieval.evaluation.ground_truth import UNKNOWN
 from retrieval.evaluation.labels import Labels
-from retrieval.evaluation.truth import UNKNOWN
+from retrieval.evaluation.relevance import judge, judge_unanswered
 from tests.retrieval.evaluation.tables import barred, gallery, labels, matches, queries
 
 RANKED = matches(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from retrieval.evaluation import leave_one_out as module
 from retrieval.evaluation.leave_one_out import askable, classes_of, leave_one_out
 from retrieval.evaluation.results import gather
-from retrieval.scoring import block
-from tests.retrieval.vectors import METRICS, quick, seeds
+from retrieval.vectors.scoring import block
+from tests.retrieval.sample_vectors import METRICS, quick, seeds
 
 MEASURES = ("top1", "top3", "top10", "map")
 NAMES = ["cat", "dog", "owl", "distractor", "", None]

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.evaluation import measures
-from retrieval.evaluation.judged import SCORED, Judged, judge
 from retrieval.evaluation.measures import (
     MEASURES,
     average_precision,
@@ -18,6 +17,7 @@ from retrieval.evaluation.measures import (
     values_of,
 )
 from retrieval.evaluation.qrels import QRELS, qrels_of
+from retrieval.evaluation.relevance import SCORED, Judged, judge
 from tests.retrieval.evaluation.tables import matches
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.errors import InputError
-from retrieval.evaluation.judged import judge, judge_unanswered
+from retrieval.core.errors import InputError
+from retrieval.evaluation.ground_truth import JUNK, UNKNOWN, WRONG
 from retrieval.evaluation.qrels import qrels_of, read_qrels
-from retrieval.evaluation.truth import JUNK, UNKNOWN, WRONG
+from retrieval.evaluation.relevance import judge, judge_unanswered
 from tests.retrieval.evaluation.tables import matches, queries
 
 FILE = b"""\

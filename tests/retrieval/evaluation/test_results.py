@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.errors import InputError
+from retrieval.core.confidence import FEWEST, class_means, difference_intervals, score_intervals
+from retrieval.core.errors import InputError
 from retrieval.evaluation import results as results_of
 from retrieval.evaluation.comparison import compare
-from retrieval.evaluation.judged import SCORED, judge, judge_unanswered
 from retrieval.evaluation.labels import Labels
 from retrieval.evaluation.measures import keys
+from retrieval.evaluation.relevance import SCORED, judge, judge_unanswered
 from retrieval.evaluation.results import by_class, gather, measured
 from retrieval.evaluation.thresholds import thresholds
-from retrieval.intervals import FEWEST, class_means, difference_intervals, score_intervals
 from tests.retrieval.evaluation.tables import gallery, matches, queries
-from tests.retrieval.vectors import METRICS, quick
+from tests.retrieval.sample_vectors import METRICS, quick
 
 GALLERY = Labels(gallery(cat=2, dog=1))
 

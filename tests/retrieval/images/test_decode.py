@@ -18,10 +18,10 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import v2
 
+from retrieval.core.records import Transform
 from retrieval.images import decode as module
 from retrieval.images.decode import FORMATS, MAX_ASPECT, apply, decode, decode_full
-from retrieval.records import Transform
-from tests.retrieval.images.odd_wholes import chunk, png, tiff
+from tests.retrieval.images.odd_files_valid import chunk, png, tiff
 
 BOUND = 10**7
 PLAIN = Transform("crop", 40, 32, "bilinear", (0.5, 0.25, 0.75), (0.2, 0.2, 0.2))

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from retrieval.core.records import Item
+from retrieval.embedding.embed_batch import Decoding, embed_items
 from retrieval.images.decode import decode_full
-from retrieval.model.embed_items import Decoding, embed_items
-from retrieval.model.embedding import Embedder
-from retrieval.model.plan import EnginePlan
-from retrieval.model.resolve import resolve_bundle
-from retrieval.records import Item
-from tests.retrieval.images.odd_wholes import oriented, sounds
+from retrieval.models.embedder import Embedder
+from retrieval.models.engine_plan import EnginePlan
+from retrieval.models.resolve import resolve_bundle
+from tests.retrieval.images.odd_files_valid import oriented, sounds
 from tests.retrieval.images.oddities import EITHER, LEDGER, ROW, lies, oddities
 
 SMALL, DEFAULT = 10**6, 178_956_970

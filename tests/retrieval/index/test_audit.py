@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 
 from retrieval.index.audit import audit, curve_again
-from retrieval.index.faiss_files import from_bytes, to_bytes
-from retrieval.index.shards import note_path, read_note, rows_path, shard_path
-from retrieval.storage import commit, finished
-from retrieval.storage.seal import sealed_json, sealed_parquet
+from retrieval.index.faiss_io import from_bytes, to_bytes
+from retrieval.index.shard import note_path, read_note, rows_path, shard_path
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import sealed_json, sealed_parquet
 from retrieval.storage.verify import verify
-from tests.retrieval.index.test_shards import make_index
-from tests.retrieval.vectors import METRICS, Index
+from tests.retrieval.index.test_shard import make_index
+from tests.retrieval.sample_vectors import METRICS, Index
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
@@ -34,10 +34,10 @@ def forge(index: Index, **files: bytes) -> None:
         folder.put(path, data)
     for number in range(counts["shards"]):
         note = read_note(folder, number)
-        digests = {path: commit.record(path, folder.read(path)).sha256 for path in note.files}
+        digests = {path: transaction.record(path, folder.read(path)).sha256 for path in note.files}
         folder.put(note_path(number), type(note)(note.extents, note.spread, digests).to_json())
-    folder.delete(finished.MANIFEST)
-    commit.finish(folder, "index", counts)
+    folder.delete(finished_output.MANIFEST)
+    transaction.finish(folder, "index", counts)
     assert [verdict.state for verdict in verify(folder)] == ["finished"]
 
 

@@ -7,23 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.index import RETRAIN
+from jobs.indexing.index import RETRAIN
+from retrieval.core.records import Spread
 from retrieval.index.build_shard import Making, put_shard
 from retrieval.index.drift import drift_of, first_spread, merged_spread, spread_from
-from retrieval.index.finish import missing_shards
-from retrieval.index.sizing import Gallery, plan_index
-from retrieval.index.training import train_index
+from retrieval.index.finalize import missing_shards
+from retrieval.index.plan import Gallery, plan_index
+from retrieval.index.train import train_index
 from retrieval.index.workers import Here
-from retrieval.records import Spread
-from retrieval.storage import commit
-from retrieval.storage.files import open_folder
-from tests.retrieval.vectors import METRICS, make_store, quick, seeds
+from retrieval.storage import transaction
+from retrieval.storage.local import open_folder
+from tests.retrieval.sample_vectors import METRICS, make_store, quick, seeds
 
 
 def drift(root, first, vectors, metric, factory=None, rows_per_shard=None):
     """Index vectors, then others around the same centroids; return how far these drifted."""
     folder = open_folder(str(root / "index"))
-    commit.begin(folder, "index", {})
+    transaction.begin(folder, "index", {})
     store = make_store(root / "first", first, chunk_rows=100)
     gallery = Gallery(store.rows, store.dimension, store.dtype, metric)
     plan = plan_index(gallery, 1 << 30, factory=factory, rows_per_shard=rows_per_shard)

@@ -11,15 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval import closest, scoring
-from retrieval.closest import nearest
+from retrieval.core.schemas import Metric
 from retrieval.index import kmeans
 from retrieval.index.kmeans import ITERATIONS, distances, list_metric
-from retrieval.products import Half
-from retrieval.scoring import block
-from retrieval.tables import Metric
-from tests.retrieval.index.training import train_centroids
-from tests.retrieval.vectors import METRICS, cases, exact_keys, flushing, metrics, quick, seeds
+from retrieval.vectors import scoring, topk
+from retrieval.vectors.matmul import Half
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import nearest
+from tests.retrieval.index.training_cases import train_centroids
+from tests.retrieval.sample_vectors import (
+    METRICS,
+    cases,
+    exact_keys,
+    flushing,
+    metrics,
+    quick,
+    seeds,
+)
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
@@ -75,7 +83,7 @@ def test_centroids_do_not_depend_on_how_they_are_computed(case, metric, seed, si
     pairs, product = sizes
     with (
         mock.patch.object(scoring, "_PAIRS", pairs),
-        mock.patch.multiple(closest, _PRODUCT=product, _NEAR=product, _FEW=1),
+        mock.patch.multiple(topk, _PRODUCT=product, _NEAR=product, _FEW=1),
         mock.patch.object(kmeans, "product_for", return_value=Half("cpu")),
     ):
         again = train_centroids(case.rows, nlist, metric, seed=seed)

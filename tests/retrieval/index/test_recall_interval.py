@@ -21,7 +21,7 @@ from retrieval.index.recall_interval import (
     sequential_verdict,
     verdict_of,
 )
-from tests.retrieval.vectors import quick, seeds
+from tests.retrieval.sample_vectors import quick, seeds
 
 Values = NDArray[np.float64]
 KINDS = ("all or nothing", "now and then nothing", "tenths", "hundredths")

@@ -11,7 +11,7 @@ from PIL import Image
 from retrieval.evaluation.results import Measured
 from retrieval.report.page import STATES, MatchCell, Page, QueryRow
 from retrieval.report.rows import Shown
-from retrieval.storage.seal import SEAL
+from retrieval.storage.checksum import SEAL
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>.jpg",

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from retrieval.evaluation.results import ClassMeasured
-from retrieval.report import slices
+from retrieval.report import page_slices
 from retrieval.report.contact_sheet import Frame, render, render_first
 from retrieval.report.facets import facets_script
 from retrieval.report.names import Names, pages_of
-from retrieval.storage.files import open_folder
+from retrieval.storage.local import open_folder
 from tests.retrieval.report.pages import (
     HOSTILE,
     MEASURES,
@@ -121,13 +121,13 @@ def root(tmp_path_factory):
     folder, shown = open_folder(str(where)), shown_of(rows)
     paths = shown.paths()
     missing = []
-    for work in slices.picture_slices(folder, NAMES, paths, max_pixels=10**7):
-        missing += slices.put_pictures(work)
+    for work in page_slices.picture_slices(folder, NAMES, paths, max_pixels=10**7):
+        missing += page_slices.put_pictures(work)
     assert str(photos / "7.jpg") in [paths[number] for number in missing]
     shown = shown.with_pictures(paths, missing)
     frame = Frame(HOSTILE[1], NAMES, pages_of(len(shown)))
-    slices.put_pages(slices.PageSlice(folder, frame, shown))
-    slices.put_facets(folder, NAMES, facets_script(shown, NAMES))
+    page_slices.put_pages(page_slices.PageSlice(folder, frame, shown))
+    page_slices.put_facets(folder, NAMES, facets_script(shown, NAMES))
     folder.put(NAMES.page, render_first(whole(rows), shown, NAMES))
     return where
 
@@ -477,7 +477,7 @@ def test_the_class_can_be_found_among_many(quiet, tmp_path):
     rows = [query(f"q{n}", True, label=f"class {n:05}") for n in range(3000)]
     shown = shown_of(rows)
     folder = open_folder(str(tmp_path))
-    slices.put_facets(folder, NAMES, facets_script(shown, NAMES))
+    page_slices.put_facets(folder, NAMES, facets_script(shown, NAMES))
     shown = shown.with_pictures([], [])
     folder.put(NAMES.page, render_first(page_of(rows), shown, NAMES))
     opened(quiet, (tmp_path / NAMES.page).as_uri())

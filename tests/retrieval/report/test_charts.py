@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.records import Certificate
+from retrieval.core.records import Certificate
+from retrieval.core.schemas import HISTORY, RECALL
 from retrieval.report.charts.canvas import DARK, LIGHT, drawing
 from retrieval.report.charts.curves import _apart, curves_drawing
 from retrieval.report.charts.recall import recall_drawing
 from retrieval.report.charts.scores import scores_drawing
-from retrieval.tables import HISTORY, RECALL
 from tests.retrieval.report.svg import opened, parts, size, styles, texts
 
 RANDOM = np.random.default_rng(0)

@@ -26,7 +26,7 @@ from retrieval.report.contact_sheet import (
 from retrieval.report.names import PER_CHUNK, PER_PAGE, Names
 from retrieval.report.page import LEAD, SCORES
 from retrieval.report.templates import number, share
-from retrieval.storage.seal import SEAL, is_sealed
+from retrieval.storage.checksum import SEAL, is_sealed
 from tests.retrieval.report.pages import (
     HOSTILE,
     MEASURES,

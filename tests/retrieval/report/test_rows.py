@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from retrieval.core.schemas import FAILURES, MATCHES
 from retrieval.report.facets import LETTERS, facets_script, places
 from retrieval.report.margin import margins
 from retrieval.report.page import STATES
 from retrieval.report.rows import SHOWN_MATCHES, gather
-from retrieval.tables import FAILURES, MATCHES
 
 LABELS = ("cat", "dog", "emu", "", "distractor", None)
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from retrieval.errors import StorageFailure
+from retrieval.core.errors import StorageFailure
 from retrieval.report.thumbnails import thumbnail, thumbnails
-from retrieval.storage import folder, patience
+from retrieval.storage import folder, retry
 
 BOUND = 10**7
 
@@ -173,7 +173,7 @@ def test_a_store_that_fails_for_now_is_not_an_unreadable_image(tmp_path, monkeyp
         raise OSError("the network is gone")
 
     monkeypatch.setattr(folder, "seam", fail)
-    monkeypatch.setattr(patience, "wait", lambda seconds: None)
+    monkeypatch.setattr(retry, "wait", lambda seconds: None)
     with pytest.raises(StorageFailure):
         thumbnails([str(tmp_path / "any.png")], max_pixels=BOUND)
 

@@ -6,10 +6,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from retrieval.storage import commit, finished
-from retrieval.storage.files import LocalFolder
-from retrieval.storage.seal import sealed_json, sealed_parquet
-from retrieval.tables import (
+from retrieval.core.schemas import (
     COMPARISON,
     FAILURES,
     GALLERY_LABELS,
@@ -22,6 +19,9 @@ from retrieval.tables import (
     Table,
     part_table,
 )
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import sealed_json, sealed_parquet
+from retrieval.storage.local import LocalFolder
 
 
 def sha256(data):
@@ -122,34 +122,36 @@ RUN_JSON = b'{"seconds": 1.5}'
 
 
 def begin(folder, kind, **settings):
-    commit.begin(folder, kind, settings)
+    transaction.begin(folder, kind, settings)
     PUT[kind](folder)
     return folder
 
 
 def made(folder, kind, **settings):
     """A finished output of a kind, with its run.json."""
-    commit.finish(begin(folder, kind, **settings), kind, {"rows": 5, "segments": 1, "shards": 1})
-    folder.put(finished.RUN, RUN_JSON)
+    transaction.finish(
+        begin(folder, kind, **settings), kind, {"rows": 5, "segments": 1, "shards": 1}
+    )
+    folder.put(finished_output.RUN, RUN_JSON)
     return folder
 
 
 def job(folder):
     """A finished run: the outputs of its stages lie in it."""
-    commit.begin(folder, "run", {"top_k": 10})
+    transaction.begin(folder, "run", {"top_k": 10})
     made(folder.child("gallery"), "store")
     made(folder.child("index"), "index")
     matches = begin(folder.child("matches"), "matches")
     made(matches.child("queries"), "store")
-    commit.finish(matches, "matches", {"rows": 5})
-    commit.finish(folder, "run", {"queries": 5})
-    folder.put(finished.RUN, RUN_JSON)
+    transaction.finish(matches, "matches", {"rows": 5})
+    transaction.finish(folder, "run", {"queries": 5})
+    folder.put(finished_output.RUN, RUN_JSON)
     return folder
 
 
 def paths(folder):
     """Every file of an output but run.json, outputs inside it included."""
-    return sorted(e.path for e in folder.entries() if not e.path.endswith(finished.RUN))
+    return sorted(e.path for e in folder.entries() if not e.path.endswith(finished_output.RUN))
 
 
 def flip(data, position, bit):

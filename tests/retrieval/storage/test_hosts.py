@@ -5,12 +5,12 @@ import pickle
 import fsspec
 import pytest
 
-from retrieval.errors import AccessRefused, StorageFailure
-from retrieval.images.opening import Opener
-from retrieval.storage import hosts, patience
+from retrieval.core.errors import AccessRefused, StorageFailure
+from retrieval.sources.item_reader import Opener
+from retrieval.storage import hosts, retry
 from retrieval.storage.hosts import HostError, Hosts, host_of, within_time
-from retrieval.storage.patience import is_refusal
-from retrieval.storage.reading import read_uri
+from retrieval.storage.input_files import read_uri
+from retrieval.storage.retry import is_refusal
 from tests.web import closed_port, serving
 
 
@@ -18,7 +18,7 @@ from tests.web import closed_port, serving
 def waits(monkeypatch):
     """Seconds that would have been slept."""
     slept = []
-    monkeypatch.setattr(patience, "wait", slept.append)
+    monkeypatch.setattr(retry, "wait", slept.append)
     return slept
 
 

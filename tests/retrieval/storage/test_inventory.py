@@ -6,11 +6,11 @@ import random
 import pyarrow as pa
 import pytest
 
-from retrieval.records import FileRecord
+from retrieval.core.records import FileRecord
+from retrieval.core.schemas import FILES
+from retrieval.storage.checksum import sealed_parquet
 from retrieval.storage.folder import Entry
 from retrieval.storage.inventory import Gathered, Inventory, among, inventory_of, listed
-from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import FILES
 
 MANY = 70_000  # more than a batch, and than a row group of files.parquet
 

@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
-from retrieval.errors import UsageError
-from retrieval.storage.files import LocalFolder
+from retrieval.core.errors import UsageError
+from retrieval.storage.local import LocalFolder
 from retrieval.storage.temporary import TEMPORARY, make_scratch
 from tests.retrieval.storage.faults import seam
 

@@ -8,12 +8,12 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from retrieval.errors import InputError
-from retrieval.storage import commit, finished
-from retrieval.storage.files import LocalFolder, open_folder
-from retrieval.storage.seal import SEAL, seal, sealed_json, sealed_parquet
+from retrieval.core.errors import InputError
+from retrieval.core.schemas import FILES
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import SEAL, seal, sealed_json, sealed_parquet
+from retrieval.storage.local import LocalFolder, open_folder
 from retrieval.storage.verify import verify
-from retrieval.tables import FILES
 from tests.retrieval.storage.outputs import PUT, VOUCHED, begin, instead, job, made, paths, rows_of
 
 every_kind = pytest.mark.parametrize("kind", PUT)
@@ -55,7 +55,7 @@ def test_an_unfinished_output_says_how_far_it_is(folder, kind):
 
 
 def test_a_store_whose_listing_is_not_finished_or_has_a_chunk_left(folder):
-    commit.begin(folder, "store", {})
+    transaction.begin(folder, "store", {})
     assert only(verify(folder)).done == "listing not finished"
     begin(folder, "store")
     folder.delete("segments/00000/parts/00000001.parquet")
@@ -70,7 +70,7 @@ def test_a_claimed_and_an_empty_folder_are_unfinished(folder):
     folder.put("run.json", b"{}")
     folder.put(".tmp-elsewhere-1-1-0", b"half")
     assert only(verify(folder)).state == "unfinished"
-    commit.begin(folder, "store", {})
+    transaction.begin(folder, "store", {})
     assert only(verify(folder)).state == "unfinished"
 
 
@@ -289,7 +289,7 @@ def test_folders_and_links_where_files_were_are_judged(folder, kind, make, chang
 def test_a_manifest_that_fits_an_empty_inventory_only(folder):
     """Both sealed, each naming the other: but there are files nobody names."""
     made(folder, "matches")
-    manifest = finished.read_manifest(folder)
+    manifest = finished_output.read_manifest(folder)
     inventory = sealed_parquet(FILES.schema.empty_table())
     folder.put("files.parquet", inventory)
     values = {"format": 1, "kind": "matches", "counts": {}, "job_sha256": manifest.job_sha256}

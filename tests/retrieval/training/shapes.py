@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from retrieval.images.sources.folder import FolderSource
-from retrieval.model import backbones
-from retrieval.records import Item
-from retrieval.training.labelled import labelled
+from retrieval.core.records import Item
+from retrieval.models import registry
+from retrieval.sources.folder import FolderSource
+from retrieval.training.dataset import labelled
 from retrieval.training.photos import Part, Photos
 
 SIDE = 32
-TRANSFORM = backbones.first_preset("scratch", image_size=SIDE, resize="crop")
+TRANSFORM = registry.first_preset("scratch", image_size=SIDE, resize="crop")
 CLASSES = ("disc", "square", "triangle")
 STRIPES = ("across", "along", "plain")
 

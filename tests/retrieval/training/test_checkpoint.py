@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retrieval.storage.files import open_folder
+from retrieval.storage.local import open_folder
 from retrieval.training.checkpoint import put_progress, read_progress
 from retrieval.training.loop import Epoch, Progress
 from tests.retrieval.storage.faults import Killed

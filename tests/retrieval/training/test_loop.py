@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.errors import LookalikeError
-from retrieval.model import backbones
-from retrieval.model.bundle import pack
-from retrieval.model.embedding import Embedder
-from retrieval.model.plan import EnginePlan
-from retrieval.model.resolve import make_bundle
+from retrieval.core.errors import LookalikeError
+from retrieval.models import registry
+from retrieval.models.bundle import pack
+from retrieval.models.embedder import Embedder
+from retrieval.models.engine_plan import EnginePlan
+from retrieval.models.resolve import make_bundle
 from retrieval.training import loop
-from retrieval.training.augment import VARIATIONS
+from retrieval.training.augmentation import VARIATIONS
 from retrieval.training.batches import PER_CLASS, batches
-from retrieval.training.judge import retrieval_of
 from retrieval.training.loop import Epoch, Progress, Recipe
 from retrieval.training.network import make_body
 from retrieval.training.objectives import OBJECTIVES, make_objective
 from retrieval.training.schedule import is_over, plateaus, rate
+from retrieval.training.validation import retrieval_of
 from tests.retrieval.training.shapes import TRANSFORM, photos_of, stripes
 
 PHOTOS, SMALL = photos_of(16, 8), photos_of(2, 2)
@@ -46,8 +46,8 @@ def train(
     recipe = replace(RECIPE, **given)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        state = dict(backbones.network("scratch").state_dict())
-    source = backbones.Source(state, TRANSFORM)
+        state = dict(registry.network("scratch").state_dict())
+    source = registry.Source(state, TRANSFORM)
     body = make_body("scratch", source, "avg", pretrained=pretrained, device=device)
     asked = make_objective(objective, 192, 3, recipe.seed)
     said: list[Progress] = []
@@ -88,7 +88,7 @@ def test_every_objective_learns(name):
 
 
 def test_a_bundle_of_it_embeds_as_was_measured(learnt):
-    bundle = make_bundle("scratch", backbones.Source(learnt.best, TRANSFORM), "avg", True)
+    bundle = make_bundle("scratch", registry.Source(learnt.best, TRANSFORM), "avg", True)
     part = PHOTOS.validation
     plan = EnginePlan("torch", "fp32", "cpu", len(part))
     vectors = Embedder(bundle, plan).embed(list(part.take(torch.arange(len(part)))))
@@ -148,7 +148,7 @@ def test_a_frozen_body_stays_and_its_head_learns_first():
     found = train(pretrained=True, unfreeze="none", epochs=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        before = backbones.network("scratch").state_dict()
+        before = registry.network("scratch").state_dict()
     assert all(torch.equal(value, before[key]) for key, value in found.best.items())
     assert found.history[0].accuracy > 0.5  # of random features a head tells some
 

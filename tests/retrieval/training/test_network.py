@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from retrieval.errors import UsageError
-from retrieval.model import backbones
+from retrieval.core.errors import UsageError
+from retrieval.models import registry
 from retrieval.training.layers import layers_of, unfreeze
 from retrieval.training.network import make_body
 
 
 def body_of(name, *, pretrained=True):
     torch.manual_seed(0)
-    state = backbones.network(name).state_dict()
-    transform = backbones.first_preset(name, image_size=None, resize=None)
-    return make_body(name, backbones.Source(state, transform), "avg", pretrained=pretrained)
+    state = registry.network(name).state_dict()
+    transform = registry.first_preset(name, image_size=None, resize=None)
+    return make_body(name, registry.Source(state, transform), "avg", pretrained=pretrained)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_body_goes_back_into_a_bundle_as_it_came(name):
     if ":" in name:
         pytest.importorskip("timm", reason="timm is not installed")
     body = body_of(name)
-    before = backbones.fit_state(body.state, name)
+    before = registry.fit_state(body.state, name)
     after = body.trained_state()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval.errors import InputError, StorageFailure, UsageError
+from retrieval.core.errors import InputError, StorageFailure, UsageError
 from retrieval.images.decode import decode
 from retrieval.training import photos as photos_of
 from retrieval.training.photos import decoded

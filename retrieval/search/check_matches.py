@@ -1,0 +1,30 @@
+"""Check matches for what checksums cannot tell: an image that a query has more than once."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pyarrow.parquet as pq
+
+from retrieval.core.errors import Damaged
+from retrieval.search.candidates import refuse_repeated_matches
+from retrieval.storage.local import Folder
+
+_PART = re.compile(r"matches/part-\d{5}\.parquet")
+
+
+def audit(folder: Folder) -> list[str]:
+    """Return what is wrong with matches, finished or not, whose bytes are those that were written.
+
+    All matches of a query are in one part, so the parts are read one at a time.
+    """
+    problems = []
+    for path in sorted(entry.path for entry in folder.entries("matches")):
+        if _PART.fullmatch(path):
+            table = pq.read_table(io.BytesIO(folder.read(path)), columns=["query_id", "image_id"])
+            try:
+                refuse_repeated_matches(table, folder.uri(path))
+            except Damaged as error:
+                problems.append(str(error))
+    return problems

@@ -1,0 +1,204 @@
+"""A folder of an object store, through fsspec: a put there is atomic by itself, but the way is not.
+
+Every operation is tried again after errors that may pass (`patience.py`) and then stops the job. A
+put may have been stored though its answer was lost; the next attempt is then refused, so a refused
+put is ours where the content is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+
+from retrieval.storage.folder import Entry, Folder, operation
+from retrieval.storage.ignored_files import has_system_part
+from retrieval.storage.retry import code_of, retrying
+
+_BLOCK = 1 << 22  # bytes of one request where a file is streamed
+_REFUSED = ("PreconditionFailed", "412")
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class RemoteFolder(Folder):
+    """A folder of an object store; `options` go to its fsspec file system."""
+
+    root: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold secrets
+
+    def uri(self, path: str = "") -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def child(self, path: str) -> Folder:
+        return RemoteFolder(self.uri(path), self.options)
+
+    def open(self, path: str) -> BinaryIO:
+        size = self._size(path)
+        return cast(BinaryIO, io.BufferedReader(_Ranges(self, path, size), 1 << 16))
+
+    def read(self, path: str) -> bytes:
+        return self._patiently("read", path, read_whole)
+
+    def read_range(self, path: str, first: int, last: int) -> bytes:
+        """Give the bytes first <= position < last of a file."""
+
+        def part(system: Any, name: str) -> bytes:
+            return cast(bytes, system.cat_file(name, start=first, end=last))
+
+        return self._patiently("read", path, part)
+
+    def exists(self, path: str) -> bool:
+        try:
+            self._size(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def entries(self, below: str = "") -> Iterator[Entry]:
+        # find asks for one flat listing; what it found is not kept (`_at`)
+        found = self._patiently("list", below, lambda system, name: system.find(name, detail=True))
+        root = self._at("")[1].rstrip("/") + "/"
+        for name, info in found.items():
+            path = name.removeprefix(root)
+            # some stores keep folders that became empty
+            if info["type"] == "file" and not has_system_part(path):
+                yield Entry(path, info["size"])
+
+    def put(self, path: str, data: bytes) -> None:
+        self._patiently("put", path, lambda system, name: system.pipe_file(name, data))
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        def put(system: Any, name: str) -> bool:
+            return _created(lambda: system.pipe_file(name, data, mode="create"))
+
+        while not self._patiently("put new", path, put):
+            with suppress(FileNotFoundError):  # another run has removed it since
+                return self.read(path) == data
+        return True
+
+    def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
+        def put(system: Any, target: str) -> bool:
+            return _created(lambda: system.put_file(name, target, mode="create"))
+
+        with tempfile.TemporaryDirectory() as scratch:
+            name = os.path.join(scratch, "file")
+            write(name)
+            while not self._patiently("put new", path, put):
+                with suppress(FileNotFoundError):  # another run has removed it since
+                    return self._equals(path, name)
+        return True
+
+    def delete(self, path: str) -> None:
+        try:
+            self._patiently("delete", path, lambda system, name: system.rm_file(name))
+        except FileNotFoundError:
+            return
+
+    def _at(self, path: str) -> tuple[Any, str]:
+        """Give the file system and the name of a file in it; listings are never kept.
+
+        A kept listing would grow with the output, and hide what other processes have put since.
+        """
+        options = {"use_listings_cache": False, **self.options}
+        return fsspec.core.url_to_fs(self.uri(path), **options)  # type: ignore[no-any-return]
+
+    def _patiently(self, what: str, path: str, action: Callable[[Any, str], Answer]) -> Answer:
+        def attempt() -> Answer:
+            with operation(what, self.uri(path)):
+                return action(*self._at(path))
+
+        return retrying(attempt, self.uri(path), _DONE[what])
+
+    def _size(self, path: str) -> int:
+        info = self._patiently("look", path, lambda system, name: system.info(name))
+        if info["type"] != "file":
+            raise FileNotFoundError(self.uri(path))
+        return int(info["size"])
+
+    def _equals(self, path: str, local: str) -> bool:
+        """Tell whether a file here has the content of a local one, streamed: it may be large."""
+        size = os.path.getsize(local)
+        if self._size(path) != size:
+            return False
+        ours, theirs = hashlib.sha256(), hashlib.sha256()
+        with open(local, "rb") as file:
+            for first in range(0, size, _BLOCK):
+                ours.update(file.read(_BLOCK))
+                theirs.update(self.read_range(path, first, min(first + _BLOCK, size)))
+        return ours.digest() == theirs.digest()
+
+
+_DONE = {
+    "read": "read", "look": "read", "list": "listed", "put": "written", "put new": "written",
+    "delete": "deleted",
+}  # fmt: skip
+
+
+def read_whole(system: Any, name: str) -> bytes:
+    """Give the bytes of a remote file.
+
+    s3fs asks for its size first, by a HEAD; where that is refused the answer has no reason in it,
+    which tells one file's from that of the credentials. So it is asked for by a GET of a byte.
+    """
+    try:
+        return bytes(system.cat_file(name))
+    except PermissionError:
+        system.cat_file(name, start=0, end=1)
+        raise
+
+
+def _created(put: Callable[[], Any]) -> bool:
+    """Make a conditional put; False where it was refused because something is there.
+
+    s3fs knows the refusal of AWS, not that of other stores, whose answer does not name the
+    condition (SeaweedFS: OSError 22).
+    """
+    try:
+        put()
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if code_of(error) not in _REFUSED:
+            raise
+        return False
+    return True
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file as a seekable stream; each range is one request, tried again by itself."""
+
+    def __init__(self, folder: RemoteFolder, path: str, size: int) -> None:
+        self._folder, self._path, self._size = folder, path, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        last = min(self._position + len(buffer), self._size)
+        if last <= self._position:
+            return 0
+        data = self._folder.read_range(self._path, self._position, last)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
