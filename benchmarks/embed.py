@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import eager
-from benchmarks.told import tell
+from benchmarks.output import write_result
 from retrieval.models.engine_plan import OPENVINO, EnginePlan, plan_engine
 from retrieval.models.engines import convert_bundle
 from retrieval.models.resolve import resolve_bundle
@@ -67,7 +67,7 @@ def main() -> None:
                 }
             )
             print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-    tell("embed", **_answer(asked, plan, runs))
+    write_result("embed", **_answer(asked, plan, runs))
 
 
 def _alone(

@@ -1,4 +1,4 @@
-"""What can this machine do at best? The peaks that stand beside every figure.
+"""Measure the peak rates of this machine, which accompany every benchmark result.
 
 python -m benchmarks.machine
 

@@ -18,7 +18,7 @@ from retrieval.core.errors import LookalikeError
 from retrieval.storage import local, retry
 from retrieval.storage.local import LocalFolder, RemoteFolder
 from retrieval.storage.verify import verify
-from tests.retrieval.storage.faults import FailAt, Killed, broken, operations, seam
+from tests.retrieval.storage.faults import FailAt, Killed, broken, operations, inject_faults
 from tests.retrieval.storage.s3 import new_prefix, options
 from tests.trees import tree
 
@@ -61,7 +61,7 @@ class FailsOnce(Fault):
     """One error, as of a lost connection."""
 
     def at(self, number):
-        return seam(FailAt(number, broken))
+        return inject_faults(FailAt(number, broken))
 
 
 class StaysAway(Fault):
@@ -75,7 +75,7 @@ class StaysAway(Fault):
             if left[0] < 0:
                 broken(*moment)
 
-        return seam(fail)
+        return inject_faults(fail)
 
 
 class Dies(Fault):
@@ -92,7 +92,7 @@ class Dies(Fault):
             if left[0] < 0:
                 raise Killed
 
-        with dead_names(), pytest.MonkeyPatch.context() as patch, seam(die):
+        with dead_names(), pytest.MonkeyPatch.context() as patch, inject_faults(die):
             patch.setattr(local, "unlink", _unless(lambda: left[0] < 0))
             yield
 

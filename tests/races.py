@@ -66,7 +66,7 @@ class Race:
     @contextmanager
     def _seam(self):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(folder, "seam", lambda *moment: self._moment())
+            patch.setattr(folder, "fault_hook", lambda *moment: self._moment())
             patch.setattr(retry, "wait", lambda seconds: self._pass_on())
             yield
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 from retrieval.core.records import Item, Transform
 from retrieval.core.schemas import Vectors, part_table
 from retrieval.listing.listing import write_listing
-from retrieval.models.bundle import Bundle, pack, write_bundle
+from retrieval.models.bundle import Bundle, serialize_state, write_bundle
 from retrieval.storage import transaction
-from retrieval.storage.checksum import sealed_parquet
+from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.local import open_folder
 from retrieval.store import reader
 from retrieval.store.finalize import finish_store
@@ -32,9 +32,9 @@ def write_store(
     rows, dimension = vectors.shape
     folder = open_folder(str(path))
     transform = Transform("crop", 32 + model, 32, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    bundle = Bundle("scratch", "avg", False, transform, dimension, pack({}))
+    bundle = Bundle("scratch", "avg", False, transform, dimension, serialize_state({}))
     settings = {"input": "nowhere", "embedding_dtype": str(vectors.dtype), "bundle": bundle.digest}
-    transaction.begin(folder, "store", settings)
+    transaction.claim_output(folder, "store", settings)
     listing = path.with_suffix(".listing")
     names = [f"a{row:05d}.jpg" for row in range(rows)]
     items = (
@@ -61,4 +61,4 @@ def _part(vectors: Vectors, names: list[str], own: slice, sums: Sequence[str | N
     }  # fmt: skip
     arrays = [pa.array(columns[f.name], f.type) for f in schema if f.name != "embedding"]
     arrays.append(reader.embedding_column(np.ascontiguousarray(vectors[own])))
-    return sealed_parquet(pa.table(arrays, schema=schema))
+    return checksummed_parquet(pa.table(arrays, schema=schema))

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Ray: connection, resources, pools of workers, tasks, worker failures and stalls."""

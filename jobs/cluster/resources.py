@@ -1,4 +1,4 @@
-"""What a cluster has, how it is reached when work comes, and when it is let go."""
+"""The Ray cluster of a run: its resources, the late connection to it, and its release."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.cluster import session
-from jobs.cluster.connection import ask_once, connect, is_connected, named
-from jobs.cluster.shared_paths import Local, local_places, refuse_unshared
+from jobs.cluster.connection import connect, is_connected, limit_connection_retries, resolve_address
+from jobs.cluster.shared_paths import SharedPath, check_shared_paths, list_shared_paths
 from retrieval.core.errors import InputError, Stalled
 
 if TYPE_CHECKING:
-    from jobs.config.settings import OnRay
+    from jobs.config.settings import RayOptions
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 
 class Cluster:
-    """A cluster that is reached when the first work is given to it.
+    """A Ray cluster that is connected, or started, when it is first used.
 
     So a job that finds everything done never starts Ray.
     """
@@ -30,53 +30,54 @@ class Cluster:
         workers: int | None,
         *,
         gpus_per_worker: float = 1.0,
-        places: Sequence[Local] = (),
+        shared_paths: Sequence[SharedPath] = (),
     ) -> None:
-        self._option, self._address = address, named(address)
-        ask_once(address)
-        self._places = places  # that all nodes must see
-        self.asked = workers
+        self._option, self._address = address, resolve_address(address)
+        limit_connection_retries(address)
+        self._shared_paths = shared_paths  # which all nodes must see
+        self.requested_workers = workers
         self.gpu_share = gpus_per_worker
-        self._connected = self._looked = False
-        self._refused: InputError | None = None
+        self._connected = self._paths_checked = False
+        self._connection_error: InputError | None = None
         self.given_up: set[str] = set()
-        """Images that killed their worker twice in this run, whichever step had them at hand."""
-        self.book: Any = None
-        """The actor that counts attempts (`book.py`), once the first step has started it."""
+        """Quarantined images: each killed its worker twice in this run, in whichever step."""
+        self.failure_log: Any = None
+        """Handle of the actor that counts attempts (`worker_failures.py`), once it is started."""
         self.at_work = 0
-        """Workers that had something at hand when they were last looked at."""
+        """Number of busy workers at the last check."""
         self.peak = 0
-        """Memory in bytes that a worker has held at most, since a stage has set this to 0."""
+        """Largest memory of a worker in bytes since a stage reset this to 0."""
 
     @property
     def workers(self) -> int:
-        """Count the workers that may run at once; reaches the cluster."""
-        return self.asked or self.cpus
+        """Return how many workers may run at once; connects to the cluster."""
+        return self.requested_workers or self.cpus
 
     @property
     def cpus(self) -> int:
-        """Count the cluster's CPUs; reaches the cluster."""
+        """Return the number of CPUs; connects to the cluster."""
         return max(1, self._resource("CPU"))
 
     @property
     def gpus(self) -> int:
-        """Count the cluster's GPUs; reaches the cluster."""
+        """Return the number of GPUs; connects to the cluster."""
         return self._resource("GPU")
 
     def _resource(self, name: str) -> int:
         return int(sum(node.get(name, 0) for node in self._nodes()))
 
     def _nodes(self) -> list[dict[str, float]]:
-        """Give the resources of each node that is there now."""
+        """Return the resources of each node that is alive now."""
         import ray
 
         self.connect()
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
     def threads_beside(self, device: str) -> int:
-        """Count the threads that decode ahead of a worker; none on CPUs, which it takes itself.
+        """Return the number of threads that decode images ahead of one worker.
 
-        On the device cuda the CPUs beside its share of a GPU, on the node where these are fewest.
+        0 on CPUs, which the worker uses itself. On GPUs the CPUs per worker of the node that has
+        the fewest.
         """
         if device != "cuda":
             return 0
@@ -85,81 +86,81 @@ class Cluster:
 
     @property
     def may_grow(self) -> bool:
-        """Tell whether nodes may still come: of a named cluster --workers says how many workers.
+        """Return whether nodes may still join: a named cluster with --workers may be autoscaling.
 
-        Workers that wait for a place are what an autoscaler starts nodes for; they end with the
+        An autoscaler starts nodes for workers that wait for resources; the request ends with the
         job, while what `ray.autoscaler.sdk.request_resources` asks for would outlive a killed one.
         """
-        return self.asked is not None and self._address not in (None, "local")
+        return self.requested_workers is not None and self._address not in (None, "local")
 
     def require(self, cpus: float, gpus: float = 0) -> None:
-        """Refuse work of this size if no node could ever take it; Ray would wait in silence."""
+        """Raise Stalled if no node could ever run such a worker; Ray would wait silently."""
         nodes = self._nodes()
         fits = any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes)
         if not fits and not self.may_grow:
-            most = max((n.get("CPU", 0) for n in nodes), default=0)
+            max_cpus = max((n.get("CPU", 0) for n in nodes), default=0)
             wanted = f"{cpus:g} CPU" + (" and a GPU" if gpus else "")
             raise Stalled(
                 f"a worker wants {wanted} of one node, and no node of the cluster has that: of "
-                f"{len(nodes)} nodes the largest has {most:g} CPUs, and all together {self.gpus} "
-                "GPUs; add nodes, or start them with more --num-cpus"
+                f"{len(nodes)} nodes the largest has {max_cpus:g} CPUs, and all together "
+                f"{self.gpus} GPUs; add nodes, or start them with more --num-cpus"
             )
 
-    def room(self) -> str:
-        """Say how much of the cluster is booked, by whomever."""
+    def format_usage(self) -> str:
+        """Return how many of the CPUs and GPUs are booked, by any job, as text."""
         import ray
 
         free = ray.available_resources()
-        said = []
-        for name, there in (("CPU", ray.cluster_resources().get("CPU", 0)), ("GPU", self.gpus)):
-            if there or name == "CPU":
-                booked = there - free.get(name, 0)
-                said.append(f"of the cluster's {there:g} {name}s {booked:g} are booked")
-        return ", ".join(said)
+        parts = []
+        for name, total in (("CPU", ray.cluster_resources().get("CPU", 0)), ("GPU", self.gpus)):
+            if total or name == "CPU":
+                booked = total - free.get(name, 0)
+                parts.append(f"of the cluster's {total:g} {name}s {booked:g} are booked")
+        return ", ".join(parts)
 
     def connect(self) -> None:
-        """Reach the cluster, or start one here.
+        """Connect to the cluster, or start one on this machine.
 
-        To be called by the main thread: Linux ends what Ray starts here with the thread that
-        started it.
+        Must be called by the main thread: Linux ends the processes of a Ray that is started here
+        together with the thread that started them.
         """
-        if not is_connected():  # a notebook or a test may have its own
-            if self._refused:  # a step that looks again at what there is need not wait again
-                raise self._refused
+        if not is_connected():  # a notebook or a test may have connected already
+            if self._connection_error:  # do not wait a second time
+                raise self._connection_error
             try:
                 connect(self._option)
             except InputError as refusal:
-                self._refused = refusal
+                self._connection_error = refusal
                 raise
             self._connected = True
-        if not self._looked:
-            self._looked = True
-            refuse_unshared(self._places)
+        if not self._paths_checked:
+            self._paths_checked = True
+            check_shared_paths(self._shared_paths)
 
-    def connect_while(self, action: Callable[[], Answer]) -> Answer:
-        """Reach the cluster while another thread does `action`, and give what that answers.
+    def connect_while(self, action: Callable[[], Value]) -> Value:
+        """Connect to the cluster while another thread runs `action`; return its result.
 
-        Ray's start mostly waits for its processes, while importing torch computes: beside each
-        other they take less than after each other.
+        Ray's start mostly waits for its processes while importing torch computes, so that both
+        together take less time than one after the other.
         """
-        with ThreadPoolExecutor(1) as beside:
-            doing = beside.submit(action)
+        with ThreadPoolExecutor(1) as executor:
+            future = executor.submit(action)
             self.connect()
             import ray.data  # noqa: F401 - half a second that the pool will need
 
-            return doing.result()
+            return future.result()
 
     def close(self) -> None:
-        """Let go of the cluster; one that was started here ends."""
-        if self.book is None and not self._connected:
+        """Disconnect from the cluster; end it if it was started here."""
+        if self.failure_log is None and not self._connected:
             return
         import ray
 
-        if self.book is not None:
-            ray.kill(self.book)
-            self.book = None
+        if self.failure_log is not None:
+            ray.kill(self.failure_log)
+            self.failure_log = None
         if self._connected:
-            if started := session.running():
+            if started := session.running_session():
                 started.end(ray.shutdown)
             else:
                 ray.shutdown()
@@ -167,16 +168,16 @@ class Cluster:
 
 
 @contextmanager
-def cluster(settings: OnRay) -> Iterator[Cluster]:
-    """Give the cluster of `--ray-address`, $RAY_ADDRESS, or one started here; let go of it after.
+def open_cluster(settings: RayOptions) -> Iterator[Cluster]:
+    """Yield the cluster of --ray-address, $RAY_ADDRESS or this machine, and close it afterwards.
 
-    Not after an error: a thread may still be waiting for an answer, and Ray's native code ends the
-    process with 1, without a word, when it is let go under it. What was started here is then ended
-    by force (`session.py`), as the last that the command line does.
+    After an error it is not closed: a thread may still wait for an answer, and Ray's native code
+    would then end the process with exit code 1. What was started here is ended by force
+    (`session.py`) as the last act of the command line.
     """
-    where = Cluster(
+    cluster = Cluster(
         settings.ray_address, settings.workers, gpus_per_worker=settings.gpus_per_worker,
-        places=local_places(settings),
+        shared_paths=list_shared_paths(settings),
     )  # fmt: skip
-    yield where
-    where.close()
+    yield cluster
+    cluster.close()

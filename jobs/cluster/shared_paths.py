@@ -1,6 +1,7 @@
-"""Does every node of a cluster see the folders that are named? If there are several, each is asked.
+"""Check that every node of a cluster sees the same local inputs and outputs as the driver.
 
-A folder that only the driver sees would else be found empty, or filled where nobody looks.
+Without it a folder that only the driver sees would look empty to workers, or they would write
+their results to a disk that nobody reads.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from retrieval.core.errors import UsageError
 from retrieval.storage.local import is_remote, local_path
 from retrieval.storage.temporary import temporary_name
 
-_PATIENCE = 60.0
-"""Seconds for an answer of a node; one that has died since is not waited for."""
+_REPLY_TIMEOUT = 60.0
+"""Seconds to wait for a node's reply; a node without one is taken as lost and not checked."""
 
 
 @dataclass(frozen=True)
-class Local:
+class SharedPath:
     """A local path that workers read from or write into."""
 
     flag: str
@@ -30,29 +31,29 @@ class Local:
     written: bool
 
 
-def local_places(settings: Any) -> list[Local]:
-    """Give the local paths among some settings that all nodes must see."""
-    found = []
+def list_shared_paths(settings: Any) -> list[SharedPath]:
+    """Return the local paths in a command's settings that all nodes must see."""
+    paths = []
     for field in dataclasses.fields(settings):
         option, value = field.metadata.get("option"), getattr(settings, field.name)
-        if option is not None and option.place and value is not None and not is_remote(value):
-            found.append(Local(option.flag, local_path(value), option.place == "written"))
-    return found
+        if option is not None and option.access and value is not None and not is_remote(value):
+            paths.append(SharedPath(option.flag, local_path(value), option.access == "written"))
+    return paths
 
 
-def refuse_unshared(places: Sequence[Local]) -> None:
-    """Refuse places that a node which may get work does not see as this process does.
+def check_shared_paths(places: Sequence[SharedPath]) -> None:
+    """Raise UsageError if a node that may get work does not see a path as this process does.
 
-    Of what is read, the inode and a file's size are compared; where something will be written, a
-    file of a drawn text is put, and must be read there. A cluster of one node is not asked, nor is
-    a node that comes later.
+    For inputs the inode and, of files, the size are compared; in outputs a temporary file with a
+    random text is written, which the node must be able to read. Nodes that join later are not
+    checked.
     """
     others = _other_nodes() if places else {}
     if not others:
         return
     with _tokens(place for place in places if place.written) as tokens:
-        marks = {place.path: _mark(place.path) for place in places if not place.written}
-        for address, unseen in _asked(others, marks, tokens):
+        identities = {place.path: _identify(place.path) for place in places if not place.written}
+        for address, unseen in _find_unseen_by_node(others, identities, tokens):
             for place in places:
                 if place.path in unseen:
                     raise UsageError(
@@ -63,29 +64,29 @@ def refuse_unshared(places: Sequence[Local]) -> None:
 
 
 def _other_nodes() -> dict[str, str]:
-    """Give the address of each node, by id, that may get work, but for the driver's own."""
+    """Return {id: address} of the nodes that may get work, without the driver's node."""
     import ray
 
-    own = ray.get_runtime_context().get_node_id()
+    driver_node = ray.get_runtime_context().get_node_id()
     return {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] != own and node["Resources"].get("CPU", 0) > 0
+        if node["Alive"] and node["NodeID"] != driver_node and node["Resources"].get("CPU", 0) > 0
     }
 
 
-def _mark(path: str) -> tuple[int, int] | None:
-    """Give what tells a folder, or a file, from another one of the same name."""
+def _identify(path: str) -> tuple[int, int] | None:
+    """Return (inode, size) of a file, (inode, 0) of a folder, None if there is neither."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_ino, 0 if os.path.isdir(path) else found.st_size
+    return status.st_ino, 0 if os.path.isdir(path) else status.st_size
 
 
 @contextlib.contextmanager
-def _tokens(places: Iterator[Local]) -> Iterator[dict[str, tuple[str, str]]]:
-    """Put a drawn text where something will be written: {path: (file, text)}."""
+def _tokens(places: Iterator[SharedPath]) -> Iterator[dict[str, tuple[str, str]]]:
+    """Write a random text near each output; yield {path: (file, text)} and remove the files."""
     tokens: dict[str, tuple[str, str]] = {}
     try:
         for place in places:
@@ -93,7 +94,7 @@ def _tokens(places: Iterator[Local]) -> Iterator[dict[str, tuple[str, str]]]:
             while not os.path.isdir(folder):
                 folder = os.path.dirname(folder)
             name, text = os.path.join(folder, temporary_name()), secrets.token_hex(16)
-            with contextlib.suppress(OSError):  # whoever writes there later says so
+            with contextlib.suppress(OSError):  # the later write reports the error
                 with open(name, "x", encoding="ascii") as file:
                     file.write(text)
                 tokens[place.path] = name, text
@@ -103,35 +104,39 @@ def _tokens(places: Iterator[Local]) -> Iterator[dict[str, tuple[str, str]]]:
             os.unlink(name)
 
 
-def _asked(
-    nodes: Mapping[str, str], marks: Mapping[str, Any], tokens: Mapping[str, tuple[str, str]]
+def _find_unseen_by_node(
+    nodes: Mapping[str, str], identities: Mapping[str, Any], tokens: Mapping[str, tuple[str, str]]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Give what each node does not see, by its address."""
+    """Yield (address, paths that the node does not see) for each node that replies."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0, max_retries=0)(unseen)
-    asked = {
-        address: look.options(
+    task = ray.remote(num_cpus=0, max_retries=0)(find_unseen)
+    replies = {
+        address: task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote(marks, tokens)
+        ).remote(identities, tokens)
         for node, address in nodes.items()
     }
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=_PATIENCE)
-    for address, reference in asked.items():
-        with contextlib.suppress(ray.exceptions.RayError):  # it is lost, as nodes may be
+    ray.wait(list(replies.values()), num_returns=len(replies), timeout=_REPLY_TIMEOUT)
+    for address, reference in replies.items():
+        with contextlib.suppress(ray.exceptions.RayError):  # the node is lost
             yield address, ray.get(reference, timeout=0)
 
 
-def unseen(marks: Mapping[str, Any], tokens: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Give the paths that are not, on this node, what they are for the driver."""
-    found = [path for path, mark in marks.items() if mark is not None and _mark(path) != mark]
+def find_unseen(identities: Mapping[str, Any], tokens: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Return the paths that are not the same on this node as on the driver's."""
+    unseen = [
+        path
+        for path, identity in identities.items()
+        if identity is not None and _identify(path) != identity
+    ]
     for path, (name, text) in tokens.items():
         try:
             with open(name, encoding="ascii") as file:
-                there = file.read()
+                content = file.read()
         except OSError:
-            there = ""
-        if there != text:
-            found.append(path)
-    return found
+            content = ""
+        if content != text:
+            unseen.append(path)
+    return unseen

@@ -1,4 +1,10 @@
-"""Is anything moving? Who has waited too long is told what waits for what."""
+"""Detection of stalled jobs, and the heartbeats by which long tasks show that they go on.
+
+`watch_for_stalls` passes on the answers of a pool or of tasks and raises Stalled when neither an
+answer nor any activity was seen for `STALL_SECONDS`, with a sentence on what each worker is waiting
+for. The workers of a pool show activity by their messages to the failure log; single tasks call
+`send_heartbeat`, since one shard may take longer than a stall is waited for.
+"""
 
 from __future__ import annotations
 
@@ -8,171 +14,227 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from jobs.cluster.heartbeat import beats
 from jobs.cluster.resources import Cluster
-from jobs.cluster.worker_failures import AtHand, Death, Told
+from jobs.cluster.worker_failures import AttemptSummary, RunningItem, WorkerDeath
 from jobs.runtime.progress import say
 from retrieval.core.errors import LookalikeError, Stalled
 
 STALL_SECONDS = 300.0
-"""Without an answer, and without a word of any worker that it goes on."""
+"""Seconds without an answer or any sign of activity after which a job counts as stalled."""
 
-THREAD = "answers"
-"""The name of the thread that waits for them; after a stall it may wait on."""
+ANSWER_THREAD = "answers"
+"""Name of the thread that waits for answers; after a stall it may still be waiting."""
 
-_LOOK = 2.0  # seconds between looks at what the workers tell
-_PATIENCE = 10.0  # seconds for an answer to that
+_LOOK_INTERVAL = 2.0  # seconds between checks of the workers' activity
+_REPLY_TIMEOUT = 10.0  # seconds to wait for the reply to such a check
+
+_HEARTBEAT_ACTOR = "lookalike heartbeat"
+_HEARTBEAT_INTERVAL = 20.0  # seconds between the heartbeats of one worker
+_last_heartbeat = [time.monotonic()]
 
 
-class Signs(Protocol):
-    """What tells of life beside the answers."""
+class Activity(Protocol):
+    """Signs of activity other than answers."""
 
     def moved(self) -> bool:
-        """Tell whether anything has moved since the last look."""
+        """Return whether there was any activity since the last call."""
         ...
 
     def waiting(self) -> str:
-        """Say what waits for what."""
+        """Return what the job is waiting for, as part of a sentence."""
         ...
 
 
-def watched(answers: Iterator[Any], signs: Signs) -> Iterator[Any]:
-    """Pass answers on, and refuse to wait longer than `STALL_SECONDS` for a sign of life."""
-    passed = _pumped(answers)
-    alive = looked = time.monotonic()
+def watch_for_stalls(answers: Iterator[Any], activity: Activity) -> Iterator[Any]:
+    """Iterate over answers; raise Stalled after `STALL_SECONDS` without answers or activity."""
+    events = _read_in_thread(answers)
+    last_activity = last_look = time.monotonic()
     while True:
-        kind, value = _next(passed)
+        event, value = _next_event(events)
         now = time.monotonic()
-        if kind != "nothing":
-            alive = now
-        if kind in ("end", "error") or now - looked >= min(_LOOK, STALL_SECONDS / 4):
-            alive = now if signs.moved() else alive
-            looked = now
-        if kind == "end":
+        if event != "nothing":
+            last_activity = now
+        if event in ("end", "error") or now - last_look >= min(_LOOK_INTERVAL, STALL_SECONDS / 4):
+            last_activity = now if activity.moved() else last_activity
+            last_look = now
+        if event == "end":
             return
-        if kind == "error":
-            raise _cause(value)
-        if kind == "answer":
+        if event == "error":
+            raise _unwrap_error(value)
+        if event == "answer":
             yield value
-        elif now - alive > STALL_SECONDS:
+        elif now - last_activity > STALL_SECONDS:
             raise Stalled(
-                f"nothing has moved for {now - alive:.0f} s: {signs.waiting()}; what is finished "
-                "is kept, run the same command again"
+                f"nothing has moved for {now - last_activity:.0f} s: {activity.waiting()}; what is "
+                "finished is kept, run the same command again"
             )
 
 
-def _pumped(answers: Iterator[Any]) -> queue.Queue[tuple[str, Any]]:
-    """Let a thread of its own wait for the answers."""
-    passed: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=64)
+def _read_in_thread(answers: Iterator[Any]) -> queue.Queue[tuple[str, Any]]:
+    """Read answers in a thread; return its queue of (answer, end or error; value)."""
+    events: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=64)
 
-    def pump() -> None:
+    def read() -> None:
         try:
             for answer in answers:
-                passed.put(("answer", answer))
-            passed.put(("end", None))
+                events.put(("answer", answer))
+            events.put(("end", None))
         except BaseException as error:  # noqa: BLE001 - handed to the reader
-            passed.put(("error", error))
+            events.put(("error", error))
 
-    threading.Thread(target=pump, name=THREAD, daemon=True).start()
-    return passed
+    threading.Thread(target=read, name=ANSWER_THREAD, daemon=True).start()
+    return events
 
 
-def _next(passed: queue.Queue[tuple[str, Any]]) -> tuple[str, Any]:
+def _next_event(events: queue.Queue[tuple[str, Any]]) -> tuple[str, Any]:
     try:
-        return passed.get(timeout=min(_LOOK, STALL_SECONDS / 4))
+        return events.get(timeout=min(_LOOK_INTERVAL, STALL_SECONDS / 4))
     except queue.Empty:
         return "nothing", None
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Give the refusal that a worker raised, without Ray's wrapping, if it was one of ours."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, LookalikeError):
+def _unwrap_error(error: BaseException) -> BaseException:
+    """Return the LookalikeError that a worker raised, without Ray's wrapping, if it is one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LookalikeError):
             # Ray mixes its own class in, whose text is a traceback
-            inner = getattr(seen, "cause", None)
-            return inner if isinstance(inner, LookalikeError) else seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
+            inner = getattr(cause, "cause", None)
+            return inner if isinstance(inner, LookalikeError) else cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
     return error
 
 
-class TaskSigns:
-    """Single tasks tell only that they go on, and only where they take long."""
+class TaskActivity:
+    """Activity of single tasks: the heartbeats of those that take long."""
 
-    def __init__(self, where: Cluster, cpus: float) -> None:
-        self._where, self._cpus = where, cpus
-        self._beats = 0
+    def __init__(self, cluster: Cluster, cpus: float) -> None:
+        self._cluster, self._cpus = cluster, cpus
+        self._heartbeats = 0
 
     def moved(self) -> bool:
-        """Tell whether any task went on since the last look."""
-        before, self._beats = self._beats, beats(min(_PATIENCE, STALL_SECONDS))
-        return self._beats != before
+        """Return whether any task has sent a heartbeat since the last call."""
+        before = self._heartbeats
+        self._heartbeats = count_heartbeats(min(_REPLY_TIMEOUT, STALL_SECONDS))
+        return self._heartbeats != before
 
     def waiting(self) -> str:
-        """Say what there is to wait for: a place, or an input."""
+        """Return what the tasks are waiting for."""
         return (
             f"tasks of {self._cpus:g} CPU wait for a place or for an input that does not answer "
-            f"({self._where.room()})"
+            f"({self._cluster.format_usage()})"
         )
 
 
-class PoolSigns:
-    """What the workers of a pool tell the book; each death is said as it becomes known."""
+class PoolActivity:
+    """Activity of a pool: the messages of its workers to the failure log."""
 
     def __init__(
-        self, where: Cluster, book: Any, called: Callable[[int], str], items: int, asked: str
-    ) -> None:
-        self._where, self._book, self._called = where, book, called
-        self._items, self._asked = items, asked
-        self._told: Told | None = None
+        self, cluster: Cluster, failure_log: Any, item_name: Callable[[int], str], items: int,
+        workers: str,
+    ) -> None:  # fmt: skip
+        self._cluster, self._failure_log, self._item_name = cluster, failure_log, item_name
+        self._items, self._workers = items, workers
+        self._summary: AttemptSummary | None = None
 
     def moved(self) -> bool:
-        """Ask the book, say which workers died, and tell whether anything was told."""
+        """Read the failure log, print new worker deaths, and return whether messages came."""
         import ray
 
-        before = self._told
+        before = self._summary
         try:
-            told = ray.get(self._book.told.remote(), timeout=min(_PATIENCE, STALL_SECONDS))
+            summary = ray.get(
+                self._failure_log.summary.remote(), timeout=min(_REPLY_TIMEOUT, STALL_SECONDS)
+            )
         except (ray.exceptions.RayError, TimeoutError):
             return False
-        known = len(before.deaths) if before else 0
-        for death in told.deaths[known:]:
-            say(said_of(death, self._called(death.item)))
-        self._where.given_up |= told.given_up
-        self._where.at_work = len(told.at_hand)
-        self._told = told
-        return before is None or told.heard != before.heard
+        reported = len(before.deaths) if before else 0
+        for death in summary.deaths[reported:]:
+            say(format_worker_death(death, self._item_name(death.item)))
+        self._cluster.given_up |= summary.given_up
+        self._cluster.at_work = len(summary.running)
+        self._summary = summary
+        return before is None or summary.messages != before.messages
 
     def waiting(self) -> str:
-        """Say what waits for what."""
-        return waiting(self._told, self._called, self._items, self._asked, self._where.room())
+        """Return what the workers are waiting for."""
+        return format_wait(
+            self._summary, self._item_name, self._items, self._workers,
+            self._cluster.format_usage(),
+        )  # fmt: skip
 
 
-def said_of(death: Death, called: str) -> str:
-    """Say of what a worker died, as far as is known."""
-    if death.guilty:
-        return f"a worker died again at {death.image} ({called}): it goes to the ledger unread"
-    at = f"at {death.image} ({called})" if death.image else f"in {called}"
-    return f"a worker died {at}: trying again, one image at a time"
-
-
-def waiting(
-    told: Told | None, called: Callable[[int], str], items: int, asked: str, room: str
-) -> str:
-    """Say what waits for what: a worker for a place, an item for an image, or Ray for itself."""
-    if told is None or not told.begun:
+def format_worker_death(death: WorkerDeath, item_name: str) -> str:
+    """Return a sentence on where a worker died and what follows."""
+    if death.quarantined:
         return (
-            f"no worker has begun, {asked} wait for a place ({room}), or die of too little memory "
-            "before they begin"
+            f"a worker died again at {death.image} ({item_name}): the image is skipped and "
+            "recorded in the ledger"
         )
-    if told.at_hand:
-        slowest = max(told.at_hand, key=lambda one: one.seconds)
-        return f"{_at(slowest, called)} since {slowest.seconds:.0f} s ({room})"
-    return f"{items - told.begun} of {items} pieces of work wait for {asked} ({room})"
+    place = f"at {death.image} ({item_name})" if death.image else f"in {item_name}"
+    return f"a worker died {place}: trying again, one image at a time"
 
 
-def _at(one: AtHand, called: Callable[[int], str]) -> str:
-    """Name the image as exactly as it is known."""
-    if one.image is None:
-        return f"{called(one.item)} is at hand and does not answer"
-    return f"{called(one.item)} waits for {one.image}, or an image soon after it,"
+def format_wait(
+    summary: AttemptSummary | None, item_name: Callable[[int], str], items: int, workers: str,
+    usage: str,
+) -> str:  # fmt: skip
+    """Return what a pool waits for: workers for resources, an item for an image, or Ray.
+
+    `items` is the number of work items, `workers` describes the workers asked for, and `usage` how
+    much of the cluster is booked.
+    """
+    if summary is None or not summary.begun:
+        return (
+            f"no worker has begun, {workers} wait for a place ({usage}), or die of too little "
+            "memory before they begin"
+        )
+    if summary.running:
+        slowest = max(summary.running, key=lambda running: running.seconds)
+        return f"{_format_running(slowest, item_name)} since {slowest.seconds:.0f} s ({usage})"
+    return f"{items - summary.begun} of {items} work items wait for {workers} ({usage})"
+
+
+def _format_running(running: RunningItem, item_name: Callable[[int], str]) -> str:
+    if running.image is None:
+        return f"{item_name(running.item)} is being processed and does not answer"
+    return f"{item_name(running.item)} waits for {running.image}, or an image soon after it,"
+
+
+class HeartbeatCounter:
+    """Counts the heartbeats of all tasks; runs as a Ray actor started by the first of them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def beat(self) -> None:
+        """Count one heartbeat."""
+        self._count += 1
+
+    def count(self) -> int:
+        """Return the number of heartbeats so far."""
+        return self._count
+
+
+def send_heartbeat() -> None:
+    """Show that a task goes on; costs nothing when called often, does nothing without Ray."""
+    now = time.monotonic()
+    if now - _last_heartbeat[0] < _HEARTBEAT_INTERVAL:
+        return
+    _last_heartbeat[0] = now
+    import ray
+
+    if ray.is_initialized():
+        actor: Any = ray.remote(num_cpus=0)(HeartbeatCounter)
+        actor.options(name=_HEARTBEAT_ACTOR, get_if_exists=True).remote().beat.remote()
+
+
+def count_heartbeats(timeout: float) -> int:
+    """Return the heartbeats of all tasks so far; 0 if there are none or no reply in `timeout` s."""
+    import ray
+
+    try:
+        count: int = ray.get(ray.get_actor(_HEARTBEAT_ACTOR).count.remote(), timeout=timeout)
+    except (ValueError, TimeoutError, ray.exceptions.RayError):
+        return 0
+    return count

@@ -1,9 +1,9 @@
-"""The same command as a job of a cluster that is reached by its dashboard alone.
+"""Submission of a command as a job of a Ray cluster through its dashboard.
 
-`--ray-address http://HEAD:8265` runs the command on the head. Its log goes to stderr as it is
-written, its answer to stdout, and its exit code is ours. In the log of a job both are one text, so
-the job is told a random mark and writes its answer as one line after that mark (`result.py`).
-Nothing else of this machine travels: no files, no environment, no secrets.
+With `--ray-address http://HEAD:8265` the command runs on the head node. Its log goes to stderr, its
+result to stdout, and its exit code is returned. A job has only one log, so it gets a random mark
+and writes its result as one line after that mark (`result.py`). No files, environment or secrets of
+this machine are sent.
 """
 
 from __future__ import annotations
@@ -17,61 +17,66 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from jobs.cluster.connection import is_refused_token, named, origin, token_advice
-from jobs.runtime.interrupts import INTERRUPTED, TERMINATED, exit_code, sentence
+from jobs.cluster.connection import (
+    describe_address_source,
+    is_refused_token,
+    resolve_address,
+    token_advice,
+)
+from jobs.runtime.interrupts import INTERRUPTED, TERMINATED, describe_interrupt, exit_code
 from jobs.runtime.progress import say
-from jobs.runtime.result import MARK
+from jobs.runtime.result import RESULT_MARK_VARIABLE
 from retrieval.core.errors import InputError, LookalikeError, UsageError
 
-PATIENCE = 60.0  # seconds that a dashboard may be away while a job runs
-ANSWER = 20.0  # seconds that a dashboard may take to say that it is one
-_OURS = {*range(9), INTERRUPTED, TERMINATED}  # exit codes that say what came of the work
-_ABSENT = 127  # what a shell says of a command that it does not find
+CONNECTION_TIMEOUT = 60.0  # seconds that a dashboard may be unreachable while a job runs
+REPLY_TIMEOUT = 20.0  # seconds for the first reply of a dashboard
+_EXIT_CODES = {*range(9), INTERRUPTED, TERMINATED}  # those of the command itself
+_COMMAND_NOT_FOUND = 127  # exit code of a shell
 
 
-def dashboard_of(settings: Any) -> str | None:
-    """Give the dashboard that a command is to be submitted to, if that is what its address is."""
+def dashboard_address(settings: Any) -> str | None:
+    """Return the dashboard's URL if --ray-address is one, else None; refuse ray:// addresses."""
     if not hasattr(settings, "ray_address"):
         return None
-    address = named(settings.ray_address) or ""
+    address = resolve_address(settings.ray_address) or ""
     if address.startswith("ray://"):
         raise UsageError(
-            f"{origin(settings.ray_address)}: Ray's client is not supported; http://HEAD:8265 "
-            "submits the command as a job of that cluster"
+            f"{describe_address_source(settings.ray_address)}: Ray's client is not supported; "
+            "http://HEAD:8265 submits the command as a job of that cluster"
         )
     return address if address.startswith(("http://", "https://")) else None
 
 
 def submit(dashboard: str, verb: str, settings: Any, answers: TextIO) -> int:
-    """Run the verb as a job, pass its log and its answer on, and give its exit code."""
+    """Run a verb as a job, log to stderr, result to `answers`; return its exit code."""
     words = ["lookalike", verb, *_arguments(settings)]
     log = _Log(f"answer-{os.urandom(8).hex()}-")
     job = f"lookalike-{verb}-{os.urandom(4).hex()}"
-    where = origin(settings.ray_address)
-    client = _client(dashboard, where)
+    source = describe_address_source(settings.ray_address)
+    client = _client(dashboard, source)
     try:
-        _unless_refused(where, lambda: client.submit_job(
-            entrypoint=shlex.join(["exec", "env", f"{MARK}={log.mark}", *words]), submission_id=job
-        ))  # fmt: skip
+        mark = f"{RESULT_MARK_VARIABLE}={log.mark}"
+        entrypoint = shlex.join(["exec", "env", mark, *words])
+        _request(source, lambda: client.submit_job(entrypoint=entrypoint, submission_id=job))
         say(f"{job} runs on {dashboard}")
-        details = _follow(client, job, log, where)
+        details = _follow(client, job, log, source)
     except KeyboardInterrupt as error:
         say(
-            f"error: {sentence(error)}, but the job goes on; to stop it: ray job stop {job} "
-            f"--address {shlex.quote(dashboard)}"
+            f"error: {describe_interrupt(error)}, but the job goes on; to stop it: "
+            f"ray job stop {job} --address {shlex.quote(dashboard)}"
         )
         return exit_code(error)
-    return _ended(job, details, log, answers)
+    return _finish(job, details, log, answers)
 
 
 def _arguments(settings: Any) -> list[str]:
-    """Write the settings as they are typed, but for where Ray is: a job knows its cluster."""
+    """Return the settings as command-line arguments, except --ray-address."""
     words = []
     for field in dataclasses.fields(settings):
         option, value = field.metadata["option"], getattr(settings, field.name)
         if value == field.default or value is None or option.name == "ray_address":
             continue
-        if option.type == "path" and not _travels(option.name, value):
+        if option.type == "path" and not _is_portable(option.name, value):
             raise UsageError(
                 f"{option.flag} {value}: a job of another machine does not know this folder; "
                 "write a URI, or an absolute path that all nodes of the cluster have"
@@ -83,105 +88,106 @@ def _arguments(settings: Any) -> list[str]:
     return words
 
 
-def _travels(name: str, path: str) -> bool:
-    """Tell whether a path means the same to another machine as it does here."""
+def _is_portable(name: str, path: str) -> bool:
+    """Return whether a path means the same on another machine."""
     return os.path.isabs(path) or "://" in path or (name, path) == ("weights", "random")
 
 
-def _client(dashboard: str, where: str) -> Any:
-    os.environ["RAY_API_SERVER_ADDRESS"] = dashboard  # Ray's client heeds it before what is given
+def _client(dashboard: str, source: str) -> Any:
+    os.environ["RAY_API_SERVER_ADDRESS"] = dashboard  # Ray's client prefers it to its argument
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # it sets its own
-    _unless_refused(where, lambda: _ask(dashboard))
-    return _unless_refused(where, lambda: JobSubmissionClient(dashboard))
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # sets its own
+    _request(source, lambda: _wait_for_reply(dashboard))
+    return _request(source, lambda: JobSubmissionClient(dashboard))
 
 
-def _ask(dashboard: str) -> None:
-    """Wait for any answer of a dashboard; Ray's client would wait for ever."""
+def _wait_for_reply(dashboard: str) -> None:
+    """Wait for any reply of a dashboard; Ray's client would wait for ever."""
     import requests
 
-    requests.get(f"{dashboard.rstrip('/')}/api/version", timeout=ANSWER, stream=True).close()
+    requests.get(f"{dashboard.rstrip('/')}/api/version", timeout=REPLY_TIMEOUT, stream=True).close()
 
 
-def _unless_refused(where: str, ask: Callable[[], Any]) -> Any:
+def _request(source: str, call: Callable[[], Any]) -> Any:
+    """Return what `call` returns; raise InputError if the dashboard refuses or does not reply."""
     from ray.exceptions import RayError
 
     try:
-        return ask()
+        return call()
     except (OSError, RuntimeError, ValueError, KeyError, RayError) as error:
         if is_refused_token(error):
-            raise InputError(f"{where}: {token_advice()}") from error
+            raise InputError(f"{source}: {token_advice()}") from error
         raise InputError(
-            f"{where}: no dashboard of a Ray cluster takes a job there ({error})"
+            f"{source}: no dashboard of a Ray cluster accepts a job there ({error})"
         ) from error
 
 
 class _Log:
-    """What a job writes: lines for stderr, and one with its answer after the mark."""
+    """Log of a job: prints its lines on stderr and keeps the result, the line after the mark."""
 
     def __init__(self, mark: str) -> None:
         self.mark = mark
         self.answer: str | None = None
-        self._taken = 0
+        self._processed = 0
         self._rest = ""
 
     def take(self, text: str, at: int) -> None:
-        """Take what stands at a place of the log, unless it was taken before."""
-        new = text[max(0, self._taken - at) :]
-        self._taken += len(new)
+        """Process the text at position `at` of the log, except what was processed before."""
+        new = text[max(0, self._processed - at) :]
+        self._processed += len(new)
         *lines, self._rest = (self._rest + new).split("\n")
         for line in lines:
             self._take_line(line)
 
     def end(self) -> None:
-        """Take the last line, which may lack its end."""
+        """Process the last line, which may have no newline."""
         if self._rest:
             self._take_line(self._rest)
         self._rest = ""
 
     def _take_line(self, line: str) -> None:
-        before, mark, answer = line.partition(f'{self.mark}"')  # the command has a space there
+        before, mark, answer = line.partition(f'{self.mark}"')  # not the command line
         if mark:
             self.answer = json.loads(f'"{answer}')
         if before or not mark:
             say(before)
 
 
-def _follow(client: Any, job: str, log: _Log, where: str) -> Any:
-    """Pass on what a job writes until it has ended; a lost connection is made anew."""
+def _follow(client: Any, job: str, log: _Log, source: str) -> Any:
+    """Print the log of a job until it ends, reconnecting if necessary; return the job's details."""
     import asyncio
 
     import aiohttp
     from ray.exceptions import RayError
 
-    away = (OSError, RuntimeError, aiohttp.ClientError, RayError)
+    connection_errors = (OSError, RuntimeError, aiohttp.ClientError, RayError)
     goes_on = "the same command goes on with what is finished"
-    heard = time.monotonic()
+    last_contact = time.monotonic()
     while True:
         trouble: Exception | None = None
         try:
             asyncio.run(_tail(client, job, log))
-        except away as error:
+        except connection_errors as error:
             trouble = error
         try:
             details = client.get_job_info(job)
             if details.status.is_terminal() and trouble is None:
                 return details
-        except away as error:
+        except connection_errors as error:
             trouble = error
         if "does not exist" in str(trouble):
             raise InputError(
-                f"{where}: it knows nothing of {job} any more, as if its head "
-                f"had been started anew; {goes_on}"
+                f"{source}: it does not know {job} any more, as if its head "
+                f"had been restarted; {goes_on}"
             )
         if trouble is None:
-            heard = time.monotonic()
-        elif time.monotonic() - heard > PATIENCE:
+            last_contact = time.monotonic()
+        elif time.monotonic() - last_contact > CONNECTION_TIMEOUT:
             raise InputError(
-                f"{where}: it has told nothing of {job} for {PATIENCE:.0f} s "
+                f"{source}: no news of {job} for {CONNECTION_TIMEOUT:.0f} s "
                 f"({trouble}); the job may go on, and {goes_on}"
             )
         time.sleep(1)
@@ -194,8 +200,8 @@ async def _tail(client: Any, job: str, log: _Log) -> None:
         at += len(text)
 
 
-def _ended(job: str, details: Any, log: _Log, answers: TextIO) -> int:
-    """Pass the answer on; give the exit code, or say what else the job ended of."""
+def _finish(job: str, details: Any, log: _Log, answers: TextIO) -> int:
+    """Write the result and return the exit code; raise LookalikeError if the job itself failed."""
     log.end()
     code = details.driver_exit_code
     if log.answer is not None:
@@ -204,10 +210,10 @@ def _ended(job: str, details: Any, log: _Log, answers: TextIO) -> int:
     if details.status == "STOPPED":
         say(f"error: {job} was stopped; what is finished is kept, the same command goes on")
         return INTERRUPTED
-    if code not in _OURS:
-        told = str(details.message).partition("\n")[0]
-        why = told if code is None else f"it ended with {code}"
-        if code == _ABSENT:
+    if code not in _EXIT_CODES:
+        message = str(details.message).partition("\n")[0]
+        why = message if code is None else f"it ended with {code}"
+        if code == _COMMAND_NOT_FOUND:
             why = "the head node does not find the command lookalike; install it on all nodes"
         raise LookalikeError(f"{job}: {why}; what is finished is kept, the same command goes on")
     return int(code)

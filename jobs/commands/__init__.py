@@ -1,1 +1,4 @@
-"""TODO."""
+"""One short module per command that has no package of its own.
+
+Imported by `jobs.cli` only.
+"""

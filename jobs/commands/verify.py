@@ -1,4 +1,4 @@
-"""lookalike verify: tell whether an output is whole and unaltered, and how far it is."""
+"""The `verify` command: check whether an output is finished and unaltered."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from retrieval.storage.verify import Verdict, verify
 
 
 def start(settings: VerifySettings) -> Result:
-    """Read every byte and judge; exit 0, 3 or 7."""
+    """Check every file of an output and return a summary; exit code 0, 3 or 7."""
     verdicts = [
-        _audited(verdict, settings.measure_recall) for verdict in verify(open_folder(settings.path))
+        _with_audit(verdict, settings.measure_recall)
+        for verdict in verify(open_folder(settings.path))
     ]
     states = {verdict.state for verdict in verdicts}
     code = 0
@@ -35,15 +36,15 @@ def start(settings: VerifySettings) -> Result:
     return Result(values, (*lines, f"{settings.path} is {state}"), code)
 
 
-def _audited(verdict: Verdict, measure_recall: bool) -> Verdict:
-    """Look into a finished index, and into matches, whose bytes are right."""
+def _with_audit(verdict: Verdict, measure_recall: bool) -> Verdict:
+    """Add the problems found in the contents of an index or matches with correct checksums."""
     folder, problems = open_folder(verdict.path), []
     if verdict.kind == "index" and verdict.state == "finished":
-        from retrieval.index.audit import audit, curve_again
+        from retrieval.index.audit import audit_index, verify_recall_curve
 
-        problems = audit(folder) + (curve_again(folder) if measure_recall else [])
+        problems = audit_index(folder) + (verify_recall_curve(folder) if measure_recall else [])
     elif verdict.kind == "matches" and verdict.state != "damaged":
-        from retrieval.search.check_matches import audit as audit_matches
+        from retrieval.search.check_matches import audit_matches
 
         problems = audit_matches(folder)
     if not problems:

@@ -1,14 +1,15 @@
-"""lookalike compare: list the backbones, with what is known of them before anything is embedded.
+"""The `compare` command without --data: list backbones with their published figures.
 
-With `--data` they are compared on labelled images: `compare_data.py`.
+With `--data` they are compared on labelled images: `compare_on_data.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+from jobs.config.options import parse_comma_list
 from jobs.config.settings import CompareSettings
-from jobs.evaluation.format_results import table
+from jobs.evaluation.format_results import format_table
 from jobs.runtime.result import Result
 from retrieval.core.errors import UsageError
 from retrieval.models import registry
@@ -30,21 +31,23 @@ def start(settings: CompareSettings) -> Result:
     for option in ("output", "bundle", "labels"):
         if getattr(settings, option) is not None:
             raise UsageError(f"--{option} needs --data, the labelled images to compare on")
-    cards = [registry.card(name, flag="--backbones") for name in _names(settings)]
+    cards = [registry.describe_backbone(name, flag="--backbones") for name in _names(settings)]
     values = {"backbones": [dataclasses.asdict(card) for card in cards]}
-    return Result(values, (*table(_HEADINGS, [_cells(card) for card in cards]), *_LEGEND))
+    return Result(
+        values, (*format_table(_HEADINGS, [_format_row(card) for card in cards]), *_LEGEND)
+    )
 
 
 def _names(settings: CompareSettings) -> list[str]:
     if settings.backbones in (None, "all"):
-        return sorted(registry.names())
-    names = {name.strip() for name in str(settings.backbones).split(",")} - {""}
+        return sorted(registry.list_backbones())
+    names = set(parse_comma_list(settings.backbones))
     if not names:
         raise UsageError("--backbones names none; write a,b,c, or leave it out for the whole list")
     return sorted(names)
 
 
-def _cells(card: registry.Card) -> tuple[str, ...]:
+def _format_row(card: registry.BackboneCard) -> tuple[str, ...]:
     return (
         card.backbone,
         f"{card.parameters / 1e6:.1f}",

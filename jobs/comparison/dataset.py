@@ -1,4 +1,4 @@
-"""The labelled images that networks are compared on: how many, and whether they can judge."""
+"""The labelled images that networks are compared on, and their validation."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from jobs.config.settings import EmbedSettings
-from jobs.embedding.listing import list_source, source_of
+from jobs.embedding.listing import list_source, open_input
 from retrieval.core.errors import InputError
-from retrieval.evaluation.leave_one_out import NO_CLASS, askable, classes_of
-from retrieval.listing.listing import digest
+from retrieval.evaluation.leave_one_out import NO_CLASS, class_numbers, eligible_queries
+from retrieval.storage.local import sha256_of_file
 
-MOST = 5000
-"""Queries up to which all are asked; of more a seeded sample of so many."""
+MAX_QUERIES = 5000
+"""Maximum number of queries; of more images a seeded sample is used."""
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The images that are compared on."""
+class LabelledDataset:
+    """Counts of the labelled images that networks are compared on."""
 
     source: str
     digest: str
@@ -32,12 +32,14 @@ class Labelled:
     limit: int | None
 
     def sentences(self) -> list[str]:
-        """Say how many there are, and which are not asked."""
+        """Describe the dataset and which of its images are not queries, one sentence each."""
         said = [f"{self.images:,} images of {self.classes:,} classes in {self.source}"]
         if self.limit is not None:
             said.append(f"--limit {self.limit} takes the first by name, so the first classes alone")
-        if self.queries > MOST:
-            said.append(f"{MOST:,} of {self.queries:,} queries are asked, drawn by their names")
+        if self.queries > MAX_QUERIES:
+            said.append(
+                f"{MAX_QUERIES:,} of {self.queries:,} queries are asked, drawn by their names"
+            )
         if self.alone:
             said.append(f"{self.alone:,} classes of one image are not judged")
         if self.unlabelled:
@@ -48,15 +50,15 @@ class Labelled:
         return said
 
 
-def labelled_images(settings: EmbedSettings) -> Labelled:
+def list_labelled_images(settings: EmbedSettings) -> LabelledDataset:
     """List the images and look at their labels before anything is embedded."""
     with tempfile.TemporaryDirectory() as scratch:
-        source = source_of(settings, settings.input)
+        source = open_input(settings, settings.input)
         listed = list_source(settings, source, Path(scratch) / "listing.parquet", None)
         labels = pq.read_table(listed.path, columns=["label"])["label"].combine_chunks()
-        known = digest(listed.path)
-    classes = classes_of(labels)
-    queries = classes[askable(classes)]
+        known = sha256_of_file(listed.path)
+    classes = class_numbers(labels)
+    queries = classes[eligible_queries(classes)]
     counts = {int(number) for number in classes} - {NO_CLASS}
     judged = len(set(queries.tolist()))
     if not counts:
@@ -74,7 +76,7 @@ def labelled_images(settings: EmbedSettings) -> Labelled:
             f"--data {settings.input} has no class of two images, so nothing could be found; add "
             "more of each"
         )
-    return Labelled(
+    return LabelledDataset(
         settings.input, known, len(labels), len(queries), len(counts), len(counts) - judged,
         int((classes == NO_CLASS).sum()), settings.limit,
     )  # fmt: skip

@@ -1,207 +1,342 @@
-"""Every option once: name, type, default, unit, help, and whether it shapes content.
+"""Every command-line option once, and how typed text becomes a value.
 
-The settings of each stage (`settings.py`), the command line and the help page are made from this
-table. What *shapes content* goes into job.json and into fingerprints;
-what says *how it runs* never changes a byte of the result. Sizes become bytes here, at the edge.
+The settings classes (`settings.py`), the command line and docs/options.md are made from `OPTIONS`.
+An option affects either the *content* of an output, and is then part of job.json and of the job's
+fingerprint, or only how the command *runs*, which never changes a byte of the output. Sizes,
+recalls and other structured values are parsed here, so that the rest of the code sees numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from jobs.config.option import REQUIRED, Option
-from jobs.config.parsing import PARSERS
 from retrieval.core.errors import UsageError
 
 MAX_PIXELS = 178956970
-"""Above it Pillow refuses by itself; pages and pictures show no larger images."""
+"""Default of --max-pixels: Pillow's own limit; reports and pictures show no larger images."""
 
 AUTO = "auto"
-"""--embedding-dtype that is resolved by what there is; job.json holds what it was resolved to."""
+"""Value of --embedding-dtype that is resolved from the input; job.json holds the resolved type."""
+
+REQUIRED = object()
+"""Default of an option that has none and must be typed."""
 
 
-def _table(*options: Option) -> dict[str, Option]:
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line."""
+
+    name: str
+    type: type | str  # int, float, str, bool, "path", "size" or "recall"
+    default: Any
+    affects: Literal["content", "run"]
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None  # smallest value allowed
+    high: float | None = None  # largest value allowed
+    access: Literal["read", "written"] | None = None  # how workers use this path or URI
+
+    @property
+    def flag(self) -> str:
+        """Return the option as it is typed: `--top-k`."""
+        return "--" + self.name.replace("_", "-")
+
+
+_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Parse `16G`, `512M` or a number of bytes into bytes; raise ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * _SIZE_UNITS[match[2].upper()]) if match else 0
+    if not size:
+        raise ValueError(f"{text!r} is not a size; write 512M or 16G")
+    return size
+
+
+def parse_recall(text: str) -> float:
+    """Parse a recall in (0, 1], or `exact`, which is 1.0; raise ValueError for anything else."""
+    if text == "exact":
+        return 1.0
+    try:
+        recall = float(text)
+    except ValueError:
+        recall = -1.0
+    if not 0 < recall <= 1:
+        raise ValueError(f"{text!r} is not a recall; write 0.95 or exact")
+    return recall
+
+
+VALUE_PARSERS: dict[Any, Callable[[str], Any]] = {"size": parse_size, "recall": parse_recall}
+"""Parser of each option type that is typed as text and stored as a number."""
+
+
+def parse_cluster(text: str) -> list[tuple[int, int, int]]:
+    """Parse `20x(16cpu,1gpu)+4x(32cpu)` into (nodes, CPUs per node, GPUs per node) per group.
+
+    Raises ValueError for anything else.
+    """
+    groups = []
+    for group in text.lower().replace(" ", "").split("+"):
+        match = re.fullmatch(r"(\d+)x\((\d+)cpus?(?:,(\d+)gpus?)?\)", group)
+        nodes, cpus, gpus = (int(digits or 0) for digits in match.groups()) if match else (0, 0, 0)
+        if not nodes or not cpus:
+            raise ValueError(f"{text!r} is not a cluster; write 20x(16cpu,1gpu), more kinds with +")
+        groups.append((nodes, cpus, gpus))
+    return groups
+
+
+_EXPANSION_ALPHA = 3.0  # the value of the paper cited in retrieval/search/query_expansion.py
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Value of --expand-queries: add the `count` best matches, weighted by score ** alpha."""
+
+    count: int  # at least 1
+    alpha: float = _EXPANSION_ALPHA  # at least 0, which weights all matches equally
+
+
+def parse_query_expansion(text: str) -> Expansion:
+    """Parse `10`, or `10,2.5` with an alpha; raise ValueError for anything else."""
+    match = re.fullmatch(r"([0-9]+)(?:,([0-9]+(?:\.[0-9]+)?))?", text.strip())
+    alpha = _EXPANSION_ALPHA if not match or match[2] is None else float(match[2])
+    if not match or not int(match[1]) or not math.isfinite(alpha):
+        raise ValueError(f"{text!r} is not an expansion; write 10 or 10,3 (neighbours, alpha)")
+    return Expansion(int(match[1]), alpha)
+
+
+def parse_comma_list(text: str | None) -> list[str]:
+    """Return the stripped, non-empty parts of a comma-separated list in their order."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _by_name(*options: Option) -> dict[str, Option]:
     return {option.name: option for option in options}
 
 
-OPTIONS = _table(
+OPTIONS = _by_name(
+    # inputs and outputs
     Option("gallery", "path", REQUIRED, "content",
-           "images to search: a folder, a list, tars or Parquet; path or URI", place="read"),
+           "Images to search in: a folder, a list file (.txt, .csv, .parquet), .tar archives or "
+           "Parquet files; a path or URI.", access="read"),
     Option("queries", "path", REQUIRED, "content",
-           "images to search for, alike; rank: or a store, or vectors", place="read"),
+           "Images to search for, in the same forms as --gallery.", access="read"),
     Option("input", "path", REQUIRED, "content",
-           "images: a folder, a list (.txt, .csv, .parquet), .tar or Parquet files; or vectors",
-           place="read"),
-    Option("output", "path", REQUIRED, "run", "folder or URI to write; made if absent",
-           place="written"),
+           "Images: a folder, a list file (.txt, .csv, .parquet), .tar archives or Parquet files; "
+           "or precomputed vectors (Parquet, .npy).", access="read"),
+    Option("output", "path", REQUIRED, "run", "Folder or URI to write to; created if absent.",
+           access="written"),
     Option("embeddings", "path", REQUIRED, "content",
-           "a store that `embed` made, or vectors made elsewhere (Parquet, .npy); rank, optional: "
-           "where the index's own store lies now", place="read"),
-    Option("index", "path", REQUIRED, "content", "an index that `index` made", place="read"),
-    Option("matches", "path", REQUIRED, "content", "matches that `rank` made", place="read"),
-    Option("data", "path", REQUIRED, "content", "labelled images: a folder a class", place="read"),
+           "Store written by embed, or precomputed vectors (Parquet, .npy).", access="read"),
+    Option("index", "path", REQUIRED, "content", "Index written by index.", access="read"),
+    Option("matches", "path", REQUIRED, "content", "Matches written by rank.", access="read"),
+    Option("data", "path", REQUIRED, "content", "Labelled images: one subfolder per class.",
+           access="read"),
+    # reading sources
     Option("image_column", str, None, "content",
-           "of a list or of Parquet: holds the paths, or the images' bytes; default: by its name"),
+           "Column of a list or Parquet file with the paths or bytes of the images; default: "
+           "recognized by its name."),
     Option("id_column", str, None, "content",
-           "of a list, Parquet or --ids: names each; default: image_id (id), else path or place"),
+           "Column of a list, Parquet or --ids file with the image ids; default: image_id (or id), "
+           "else the path or position."),
     Option("embedding_column", str, None, "content",
-           "of Parquet: holds vectors made elsewhere; default: embedding, or the only such one"),
+           "Parquet column with precomputed vectors; default: embedding, or the only column of "
+           "vectors."),
     Option("ids", "path", None, "content",
-           "of .npy: their ids, a .txt, .npy, .csv or .parquet; default: the rows' numbers"),
+           "File with the ids of the vectors of a .npy file: .txt, .npy, .csv or .parquet; "
+           "default: row numbers."),
     Option("labels", "path", None, "content",
-           "CSV or Parquet with image_id,label (and split); default: an image's parent folder"),
+           "CSV or Parquet file with image_id, label and optionally split; default: the name of an "
+           "image's parent folder."),
+    # evaluation
     Option("qrels", "path", None, "content",
-           "TREC's file of what is relevant: query_id 0 image_id grade; instead of labels"),
+           "TREC file of relevant images (query_id 0 image_id grade), used instead of labels."),
     Option("junk_grade", int, -1, "content",
-           "grade in --qrels of images that are passed over, as if they were not there"),
+           "Grade in --qrels that marks images to ignore, as if they were not ranked."),
     Option("cutoffs", str, "10", "content",
-           "K,K,...: measure the first K matches too: P@K, R@K, mAP@K, AP@K, nDCG@K, Success@K"),
+           "Cutoffs K,K,... for P@K, R@K, mAP@K, AP@K, nDCG@K and Success@K."),
     Option("intervals_over", str, "queries", "content",
-           "what 95 % intervals speak of: further queries of these classes; or further classes, as "
-           "where the network was not trained on them", choices=("queries", "classes")),
+           "What the 95 % intervals generalize to: further queries of these classes, or further "
+           "classes (for a backbone that was not trained on them).",
+           choices=("queries", "classes")),
     Option("all_measures", bool, False, "run",
-           "print every measure (docs/measures.md); --json has them in any case"),
+           "Print every measure (docs/measures.md); --json always contains all of them."),
     Option("compare", "path", None, "content",
-           "other matches of the same queries: the paired difference, and what changed most"),
-    Option("exact", "path", None, "content",
-           "the same ranking with --recall exact: what was lost is split between backbone and index"
-           ),
+           "Other matches of the same queries: report the paired difference and the queries that "
+           "changed most."),
+    Option("exact_matches", "path", None, "content",
+           "The same ranking made with --recall exact: split the loss of quality between backbone "
+           "and index."),
     Option("fail_below", str, None, "run",
-           "MEASURE=BOUND,...: exit 5 if one is below its bound, as map=0.6,top1=0.8 or AP=0.6"),
+           "Lower bounds MEASURE=BOUND,..., as map=0.6,top1=0.8 or AP=0.6; a measure below its "
+           "bound ends with exit code 5."),
     Option("per_query", "path", None, "run",
-           "also write a line a query to this file: .csv or .parquet"),
+           "Also write one line per query to this .csv or .parquet file."),
+    # model
     Option("backbone", str, "resnet50", "content",
-           "a torchvision classification model, timm:NAME, or scratch (train)"),
+           "Torchvision classification model, timm:NAME, or scratch, the small network of train."),
     Option("backbones", str, None, "content",
-           "the ones to list or to compare, a,b,c; all: torchvision's, and scratch with --weights"),
+           "Comma-separated backbones to list or compare; all: every torchvision model, and "
+           "scratch with --weights."),
     Option("weights", "path", None, "content",
-           "state dict (.safetensors, .pth) or URI, or random; default: the backbone's own"),
-    Option("bundle", "path", None, "content", "a trained or stored bundle, instead of a backbone"),
-    Option("pooling", str, "avg", "content", "how a feature map becomes a vector",
+           "State dict (.safetensors or .pth; path or URI), or random; default: the published "
+           "weights of the backbone."),
+    Option("bundle", "path", None, "content",
+           "Bundle to use instead of a backbone: written by train, or taken from a store."),
+    Option("pooling", str, "avg", "content", "How the feature map is pooled into one vector.",
            choices=("avg", "max", "gem")),
-    Option("normalize", bool, True, "content", "bring vectors to unit length before storing"),
+    Option("normalize", bool, True, "content", "Scale vectors to unit length before storing them."),
     Option("image_size", int, None, "content",
-           "pixels a side that the network reads; default: the weights' own", low=16, high=4096),
+           "Width and height of the network's input in pixels; default: that of the weights.",
+           low=16, high=4096),
     Option("resize", str, None, "content",
-           "crop: shorter side, then centre; squash: both sides; pad: longer side, then fill; "
-           "default: the weights' own, crop for all of torchvision's",
+           "crop: scale the shorter side and cut out the centre; squash: scale both sides; pad: "
+           "scale the longer side and fill; default: that of the weights, crop for torchvision.",
            choices=("crop", "squash", "pad")),
     Option("embedding_dtype", str, AUTO, "content",
-           "numbers of a stored vector; auto: float16 of images; of vectors made elsewhere as they "
-           "are, float64 and integers as float32", choices=(AUTO, "float16", "float32")),
+           "Number type of stored vectors; auto: float16 for images, unchanged for precomputed "
+           "vectors (float64 and integers become float32).", choices=(AUTO, "float16", "float32")),
     Option("pca", int, None, "content",
-           "project vectors to so many dimensions, fitted on a sample of the gallery", low=1),
+           "Project vectors to this many dimensions by a PCA fitted on a sample of the gallery; "
+           "default: no projection.", low=1),
+    # inference
     Option("engine", str, None, "content",
-           "what runs the network; default: openvino on CPUs, torch on GPUs",
+           "Library that runs the network; default: openvino on CPUs, torch on GPUs.",
            choices=("openvino", "torch")),
     Option("precision", str, None, "content",
-           "of the network's arithmetic; default: fp32 on CPUs, bf16 on GPUs",
+           "Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.",
            choices=("fp32", "bf16")),
-    Option("device", str, None, "content", "default: cuda where the cluster has a GPU",
+    Option("device", str, None, "content",
+           "Where the network runs; default: cuda if the cluster has a GPU, else cpu.",
            choices=("cpu", "cuda")),
     Option("batch_size", int, None, "content",
-           "images a forward pass; default: 2 on CPUs, 256 on GPUs", low=1, high=4096),
+           "Images per forward pass; default: 2 on CPUs, 256 on GPUs.", low=1, high=4096),
+    # listing and failures
     Option("chunk_rows", int, None, "content",
-           "images a part file holds; default: by the size of the listing, 256 to 4096",
+           "Images per part file; default: 256 to 4096, by the number of images.",
            low=1, high=1 << 20),
     Option("max_pixels", int, MAX_PIXELS, "content",
-           "width x height above which an image goes to the ledger, judged by its header", low=1),
-    Option("limit", int, None, "content", "take only the first N images of the listing", low=1),
+           "Largest width x height, read from the header; larger images go to the ledger.", low=1),
+    Option("limit", int, None, "content", "Use only the first N images; default: all.", low=1),
     Option("max_error_rate", float, 0.01, "run",
-           "share of images that may fail, 0 to 1; above it: exit 4", low=0, high=1),
+           "Share of images that may fail, 0 to 1; more failures end with exit code 4.",
+           low=0, high=1),
     Option("retry_failed", bool, False, "run",
-           "try again what stands in the ledger; what is recovered keeps its row"),
+           "Try the images in the ledger again; a recovered image keeps its row."),
     Option("compact", bool, False, "run",
-           "make one segment again of a store that grew; rows are numbered anew"),
-    Option("metric", str, "cosine", "content", "what close means", choices=("cosine", "ip", "l2")),
+           "Rewrite a store of several segments as one; rows are numbered anew."),
+    # index
+    Option("metric", str, "cosine", "content",
+           "Similarity of vectors: cosine, inner product (ip) or Euclidean distance (l2).",
+           choices=("cosine", "ip", "l2")),
     Option("max_index_memory", "size", "4G", "content",
-           "bytes one task may hold: a shard and a block of queries"),
-    Option("rows_per_shard", int, None, "content", "default: planned from the memory", low=1),
+           "Memory that one task may use for a shard and a block of queries."),
+    Option("rows_per_shard", int, None, "content",
+           "Vectors per index shard; default: planned from --max-index-memory.", low=1),
     Option("index_factory", str, None, "content",
-           "any IVF kind of FAISS, as its index_factory reads it; default: planned, IVFn,SQfp16"),
-    Option("scratch", "path", None, "run",
-           "local folder of each node for the shard at hand; default: its temporary folder"),
-    Option("merge_into", "path", None, "run",
-           "also write all live rows as one FAISS index into this local file"),
-    Option("top_k", int, 10, "content", "matches a query", low=1, high=1 << 20),
+           "FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a planned n."),
+    Option("temp_dir", "path", None, "run",
+           "Local folder on each node for the shard being processed; default: the node's "
+           "temporary folder."),
+    Option("export_faiss", "path", None, "run",
+           "Also write all live rows as one FAISS index to this local file."),
+    # search
+    Option("top_k", int, 10, "content", "Number of matches per query.", low=1, high=1 << 20),
     Option("recall", "recall", "0.95", "content",
-           "share of the exact top-k that must be found, 0 to 1, or exact; below it: exit 5"),
+           "Share of the exact top-k that must be found, 0 to 1, or exact; a lower measured "
+           "recall ends with exit code 5."),
     Option("nprobe", int, None, "content",
-           "lists read a query, by hand: recall is measured but not gated", low=1),
+           "Inverted lists searched per query; the recall is then measured but not required; "
+           "default: as many as --recall needs.", low=1),
     Option("filter", str, None, "content",
-           "condition on gallery images, as SQL: \"label = 'cat' and width > 200\""),
+           "SQL condition on gallery images: \"label = 'cat' and width > 200\"."),
     Option("exclude_self", bool, False, "content",
-           "leave a query's own image out: its row in its own store, else the same bytes"),
+           "Exclude the query image itself: its own row when a store is searched against itself, "
+           "else images with the same bytes."),
     Option("min_score", float, None, "content",
-           "matches must be at least so close; l2: at most so far"),
+           "Lowest score of a match; for l2 the largest distance; default: no limit."),
     Option("expand_queries", str, None, "content",
-           "N[,ALPHA]: add the N closest images to each query, weighed by score^ALPHA (3), and ask "
-           "again; scores are then those of the expanded queries"),
+           "N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA (ALPHA is 3 "
+           "by default), and search again; scores are then those of the expanded queries."),
     Option("unique_pairs", bool, False, "run",
-           "a store against itself: also write each pair once, closest first: pairs.parquet"),
+           "For a store searched against itself: also write each pair once, closest first, to "
+           "pairs.parquet."),
     Option("format", str, None, "run",
-           "also write the matches as these, a,b,c: jsonl, csv, trec, submission, html, png"),
-    Option("epochs", int, 30, "content", "passes over the training images, at most", low=1),
+           "Also write the matches in these formats, comma-separated: jsonl, csv, trec, "
+           "submission, html, png."),
+    # training
+    Option("epochs", int, 30, "content", "Maximum number of passes over the training images.",
+           low=1),
     Option("patience", int, None, "content",
-           "stop after so many epochs without a better one; default: never", low=1),
-    Option("leave_out", str, None, "content", "classes to keep out of training, a,b,c"),
-    Option("validation", float, 0.3, "content",
-           "share that is held out to judge epochs by, 0 to 1", low=0.01, high=0.9),
+           "Stop after this many epochs without improvement; default: never.", low=1),
+    Option("exclude_classes", str, None, "content",
+           "Comma-separated classes that are not used at all; default: none."),
+    Option("validation_fraction", float, 0.3, "content",
+           "Share of the images, or classes (--split-by), held out to choose the best epoch.",
+           low=0.01, high=0.9),
     Option("split_by", str, "image", "content",
-           "hold out images of each class, or whole classes", choices=("image", "class")),
+           "Hold out images of each class, or whole classes.", choices=("image", "class")),
     Option("objective", str, "cross-entropy", "content",
-           "what is learnt; all but the first need lookalike[metric]",
+           "Training loss; all but cross-entropy need lookalike[metric].",
            choices=("cross-entropy", "arcface", "supcon", "proxy-anchor", "triplet")),
     Option("unfreeze", str, "all", "content",
-           "layers of a pretrained backbone that learn: none, all or last:N"),
-    Option("learning_rate", float, 0.001, "content", "the highest that AdamW reaches", low=0),
-    Option("body_rate", float, 0.1, "content",
-           "rate of a pretrained backbone, as a share of --learning-rate", low=0, high=1),
+           "Layers of a pretrained backbone that are trained: none, all or last:N."),
+    Option("learning_rate", float, 0.001, "content", "Peak learning rate of AdamW.", low=0),
+    Option("backbone_lr_scale", float, 0.1, "content",
+           "Learning rate of a pretrained backbone, relative to --learning-rate.", low=0, high=1),
     Option("schedule", str, "cosine", "content",
-           "cosine: falls to nothing; plateau: times 0.85 where two epochs were no better",
-           choices=("cosine", "plateau")),
+           "Learning-rate schedule; cosine: decay to zero; plateau: multiply by 0.85 after two "
+           "epochs without improvement.", choices=("cosine", "plateau")),
     Option("augment", str, "flip,crop,zoom,rotate,shear,colour", "content",
-           "how photos are varied, a,b,c of these, or none"),
+           "Comma-separated random augmentations of the training images, or none."),
     Option("cache", "path", None, "run",
-           "local folder that keeps photos decoded, for the next training; default: none"),
-    Option("seed", int, 0, "content", "of everything that is drawn", low=0, high=(1 << 32) - 1),
+           "Local folder that keeps decoded images for later trainings; default: none."),
+    # how a command runs
+    Option("seed", int, 0, "content", "Seed of all random choices.", low=0, high=(1 << 32) - 1),
     Option("workers", int, None, "run",
-           "processes that work; of a cluster that grows: the most; default: all there is now",
-           low=1),
+           "Number of workers, on an autoscaling cluster the maximum; default: the CPUs available "
+           "at the start.", low=1),
     Option("gpus_per_worker", float, 1.0, "run",
-           "share of a GPU, so that several workers use one: 0.5", low=0.05, high=1),
+           "Share of a GPU per worker; 0.5 lets two workers use one GPU.", low=0.05, high=1),
     Option("ray_address", str, None, "run",
-           "a running Ray cluster: auto, host:port, or http://HEAD:8265 to run there as a job; "
-           "default: $RAY_ADDRESS, else this machine"),
+           "Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the command as a "
+           "job; default: $RAY_ADDRESS, else this machine."),
     Option("overwrite", bool, False, "run",
-           "start anew where another job's output stands (run: only the stages that differ)"),
-    Option("json", bool, False, "run", "print one JSON object on stdout"),
-    Option("debug", bool, False, "run", "print the traceback of an error"),
+           "Replace an output that was made with other settings (run: only the stages that "
+           "differ)."),
+    Option("json", bool, False, "run", "Print one JSON object on stdout."),
+    Option("debug", bool, False, "run", "Print the traceback of an error."),
+    # verify, plan and report
     Option("measure_recall", bool, False, "run",
-           "verify: measure an index's recall curve once more; it must come out the same"),
+           "Measure the recall curve of an index again and require the same result."),
     Option("cluster", str, None, "run",
-           "plan: scale what is measured here to another cluster, as 20x(16cpu,1gpu)+4x(32cpu)"),
-    Option("sample", int, 200, "run", "plan: images that are embedded to measure", low=16),
-    Option("title", str, "lookalike", "content", "heading of the page"),
+           "Cluster to estimate for, as 20x(16cpu,1gpu)+4x(32cpu); default: the one measured on."),
+    Option("sample", int, 200, "run", "Number of images embedded to measure the speed.", low=16),
+    Option("title", str, "lookalike", "content", "Heading of the page."),
     Option("max_queries", int, 100_000, "content",
-           "queries the report shows, failed ones first; run and rank --format html: 1000", low=1),
+           "Maximum number of queries in the report, failed ones first; run and rank --format "
+           "html: 1000.", low=1),
 )  # fmt: skip
 
 
-def setting(name: str, **changes: Any) -> Any:
-    """Make a dataclass field from the option of that name; `changes` are a verb's own."""
+def option_field(name: str, **changes: Any) -> Any:
+    """Return a dataclass field for the option `name`, with `changes` made for one command."""
     option = dataclasses.replace(OPTIONS[name], **changes)
     if option.default is REQUIRED:
         return dataclasses.field(metadata={"option": option})
-    parse = PARSERS.get(option.type)
+    parse = VALUE_PARSERS.get(option.type)
     default = parse(option.default) if parse else option.default
     return dataclasses.field(default=default, metadata={"option": option})
 
 
-def check(settings: Any) -> None:
-    """Refuse values outside an option's range or choices, however the settings were made."""
+def validate_settings(settings: Any) -> None:
+    """Raise UsageError for a value outside its option's range or choices."""
     for field in dataclasses.fields(settings):
         option = field.metadata.get("option")
         value = getattr(settings, field.name)

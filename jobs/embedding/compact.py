@@ -1,4 +1,4 @@
-"""lookalike embed --compact: a store that grew is made one segment again, on the cluster."""
+"""`lookalike embed --compact`: merge the segments of a store into one, on the cluster."""
 
 from __future__ import annotations
 
@@ -6,61 +6,72 @@ from pathlib import Path
 
 from jobs.cluster import tasks
 from jobs.cluster.resources import Cluster
-from jobs.embedding.listing import Listed
+from jobs.embedding.listing import SourceListing
 from jobs.runtime.progress import progress
 from retrieval.core.records import Chunk, FileRecord
-from retrieval.listing.diff import rows_before
-from retrieval.listing.listing import digest
+from retrieval.listing.diff import map_to_store_rows
 from retrieval.storage import transaction
 from retrieval.storage.finished_output import Manifest
-from retrieval.storage.local import Folder
+from retrieval.storage.local import Folder, sha256_of_file
 from retrieval.store import compaction
 from retrieval.store.finalize import read_deleted
-from retrieval.store.layout import listing_path, pieces_in
+from retrieval.store.layout import find_chunk_files, listing_path
 from retrieval.store.segment import Segment
 
-_GROUP = 64  # files a task copies
+_FILES_PER_TASK = 64
 
 
-def is_compact(segments: list[Segment], manifest: Manifest, listed: Listed) -> bool:
-    """Tell whether a store is already as it would be if it were made from scratch."""
-    retried = pieces_in(manifest.files.paths).retries.any()
-    same = segments[0].files[listing_path(0)] == digest(listed.path)
+def is_compact(segments: list[Segment], manifest: Manifest, listing: SourceListing) -> bool:
+    """Return whether a store is already as it would be if it were embedded from scratch."""
+    retried = find_chunk_files(manifest.files.paths).retries.any()
+    same = segments[0].files[listing_path(0)] == sha256_of_file(listing.path)
     return len(segments) == 1 and same and not bool(retried)
 
 
 def compact(
-    where: Cluster, folder: Folder, segments: list[Segment], listed: Listed, before: list[Path]
+    cluster: Cluster,
+    folder: Folder,
+    segments: list[Segment],
+    listing: SourceListing,
+    before: list[Path],
 ) -> list[FileRecord]:
-    """Gather what is alive into one segment, aside, and bring it to its place; gives its files."""
-    old = rows_before(listed.path, before, read_deleted(folder, segments))
-    made = compaction.plan_compaction(folder, segments, listed.path, len(old), listed.chunk_rows)
+    """Merge the live rows of all segments into one new segment, and return its files.
+
+    `before` are local copies of the listings of `segments`. Nothing is embedded again.
+    """
+    old_rows = map_to_store_rows(listing.path, before, read_deleted(folder, segments))
+    plan = compaction.plan_compaction(
+        folder, segments, listing.path, len(old_rows), listing.chunk_rows
+    )
 
     def gather(chunk: Chunk) -> Chunk:
-        return made.compact_chunk(chunk)
+        return plan.compact_chunk(chunk)
 
     try:
-        compaction.begin_compaction(made, listed.path, old)
-        with progress("compact", listed.rows, "images") as bar:
-            for chunk in tasks.tasks(where, gather, made.segment.chunks()):
+        compaction.begin_compaction(plan, listing.path, old_rows)
+        with progress("compact", listing.rows, "images") as bar:
+            for chunk in tasks.run_tasks(cluster, gather, plan.segment.chunks()):
                 bar.advance(chunk.last - chunk.first)
     except Exception:
-        if not compaction.overtaken(made):  # else what is missing was taken away by another run
+        if not compaction.is_superseded(plan):  # else another run removed the missing files
             raise
-    compaction.settle(made)
-    moved = bring_to_place(where, folder)
-    compaction.clear_aside(made)
-    return moved
+    compaction.mark_ready(plan)
+    files = finish_compaction(cluster, folder)
+    compaction.discard_staging(plan)
+    return files
 
 
-def bring_to_place(where: Cluster, folder: Folder) -> list[FileRecord]:
-    """Go on with a compaction that is settled, whoever settled it."""
+def finish_compaction(cluster: Cluster, folder: Folder) -> list[FileRecord]:
+    """Move a compacted segment that is ready into place, whichever run prepared it."""
 
-    def move(aside: Folder, paths: list[str]) -> list[FileRecord]:
-        def copy(some: list[str]) -> list[FileRecord]:
-            return [transaction.copy_over(aside, folder, path) for path in some]
+    def copy_files(staging: Folder, paths: list[str]) -> list[FileRecord]:
+        def copy_group(group: list[str]) -> list[FileRecord]:
+            return [transaction.copy_file(staging, folder, path) for path in group]
 
-        groups = [paths[first : first + _GROUP] for first in range(0, len(paths), _GROUP)]
-        return [record for records in tasks.tasks(where, copy, groups) for record in records]
+        step = _FILES_PER_TASK
+        groups = [paths[first : first + step] for first in range(0, len(paths), step)]
+        return [
+            record for records in tasks.run_tasks(cluster, copy_group, groups) for record in records
+        ]
 
-    return compaction.bring_to_place(folder, move)
+    return compaction.install_compacted_segment(folder, copy_files)

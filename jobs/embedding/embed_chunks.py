@@ -1,4 +1,4 @@
-"""Chunks embedded on the cluster: what an actor makes once, and what it answers for each."""
+"""Embed chunks of a listing on the cluster, with a pool of actors that each load the model once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.cluster import actor_pool
-from jobs.cluster.actor_pool import Make, Work
+from jobs.cluster.actor_pool import MakeWork, Work
 from jobs.cluster.resources import Cluster
 from jobs.config.settings import EmbedSettings
-from jobs.embedding.precomputed_vectors import Given
-from jobs.embedding.prepare_model import Prepared
+from jobs.embedding.precomputed_vectors import PrecomputedVectors
+from jobs.embedding.prepare_model import PreparedModel
 from jobs.runtime.progress import progress
 from retrieval.core.records import Chunk, ChunkResult, FileRecord, Rounding
 from retrieval.embedding.attempt import Attempt
@@ -20,34 +20,35 @@ from retrieval.storage.local import Folder
 
 
 @dataclass(frozen=True)
-class Embedding:
-    """What embedding chunks of a store needs beside the chunks."""
+class EmbedContext:
+    """What all chunks of a store share."""
 
     settings: EmbedSettings
-    where: Cluster
+    cluster: Cluster
     folder: Folder
-    prepared: Prepared | Given  # with its engine
+    prepared: PreparedModel | PrecomputedVectors  # with its engine ready
 
 
 def embed_chunks(
-    with_: Embedding, work: list[Chunk], images: int, stage: str
+    context: EmbedContext, chunks: list[Chunk], images: int, stage: str
 ) -> Iterator[ChunkResult]:
-    """Give what each chunk came to, in any order.
+    """Embed chunks on the cluster and yield their results in the order they finish.
 
-    Chunks that are done already are only read and vouched for.
+    A chunk whose part exists is only read and checked. `images` is the total of the progress bar,
+    `stage` its name.
     """
-    where, prepared = with_.where, with_.prepared
+    cluster, prepared = context.cluster, context.prepared
     device = prepared.device
-    make = _worker(with_.folder, work, with_.settings, where.threads_beside(device))
+    make = _chunk_worker(context.folder, chunks, context.settings, cluster.threads_beside(device))
 
-    def called(number: int) -> str:
-        chunk = work[number]
+    def describe(number: int) -> str:
+        chunk = chunks[number]
         first, last = chunk.base + chunk.first, chunk.base + chunk.last - 1
         return f"chunk {chunk.number} (rows {first} to {last})"
 
-    numbers = list(range(len(work)))
-    answers = actor_pool.stream(where, make, numbers, prepared.for_workers(), device, called)
-    with progress(stage, images, prepared.unit, where) as bar:
+    numbers = list(range(len(chunks)))
+    answers = actor_pool.stream(cluster, make, numbers, prepared.for_workers(), device, describe)
+    with progress(stage, images, prepared.unit, cluster) as bar:
         for answer in answers:
             bar.advance(answer["rows"] + answer["failures"], answer["failures"])
             files = tuple(FileRecord(**record) for record in answer.pop("files"))
@@ -55,15 +56,17 @@ def embed_chunks(
             yield ChunkResult(**answer, files=files, rounding=rounding)
 
 
-def _worker(folder: Folder, work: list[Chunk], settings: EmbedSettings, threads: int) -> Make:
-    """Give what an actor runs once to get the function that does a chunk."""
+def _chunk_worker(
+    folder: Folder, chunks: list[Chunk], settings: EmbedSettings, threads: int
+) -> MakeWork:
+    """Return what an actor runs once to create the function that embeds a chunk."""
 
-    def make(prepared: Prepared | Given) -> Work:
-        step = prepared.chunk_step(folder, settings, threads)
+    def make(prepared: PreparedModel | PrecomputedVectors) -> Work:
+        embed_chunk = prepared.make_chunk_function(folder, settings, threads)
 
-        def do(number: int, attempt: Attempt) -> dict[str, Any]:
-            return dataclasses.asdict(step(work[number], attempt))
+        def work(number: int, attempt: Attempt) -> dict[str, Any]:
+            return dataclasses.asdict(embed_chunk(chunks[number], attempt))
 
-        return do
+        return work
 
     return make

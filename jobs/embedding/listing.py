@@ -1,4 +1,7 @@
-"""A source listed: every image once, in a scratch folder, before anything is written."""
+"""List a source into a temporary file and check that its images can be read at all.
+
+This happens before the output is claimed, so that a wrong input leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -9,79 +12,90 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from jobs.config.option_groups import Reading
-from jobs.config.settings import EmbedSettings
+from jobs.config.settings import EmbedSettings, ReadingOptions
 from jobs.runtime.progress import say
 from retrieval.core.errors import AccessRefused, InputError
-from retrieval.listing.diff import items_at
-from retrieval.listing.listing import labelled_rows, read_labels, write_listing
+from retrieval.listing.diff import read_items
+from retrieval.listing.listing import count_labelled_rows, read_labels, write_listing
 from retrieval.sources.base import Source
 from retrieval.sources.container_paths import container_of
 from retrieval.sources.detect import open_source
-from retrieval.sources.item_reader import Opener
+from retrieval.sources.item_reader import ItemReader
 from retrieval.storage import finished_output
 from retrieval.storage.hosts import HostError
 from retrieval.storage.input_files import read_uri
 from retrieval.storage.local import is_remote, open_folder
-from retrieval.storage.retry import is_refusal
+from retrieval.storage.retry import is_access_denied
 
-_TRIED = 16
-"""Images that are tried at most where none can be read; usually the first one can."""
+_MAX_PROBES = 16
+"""Images that are probed at most where none can be read; usually the first one can."""
 
 
 @dataclass(frozen=True)
-class Listed:
-    """The listing of a source as it is now."""
+class SourceListing:
+    """The listing of a source as it is now, in a temporary file."""
 
     path: Path
     rows: int
     chunk_rows: int
-    others: int  # files that were met and are not images
+    other_files: int  # files that are not images
 
 
-def source_of(settings: Reading, root: str) -> Source:
-    """Open what `--input`, `--gallery` or `--queries` names."""
+def open_input(settings: ReadingOptions, root: str) -> Source:
+    """Open the source that `--input`, `--gallery` or `--queries` names."""
     return open_source(root, image_column=settings.image_column, id_column=settings.id_column)
 
 
-def list_source(settings: EmbedSettings, source: Source, target: Path, split: str | None) -> Listed:
-    """Write the listing; a source that has nothing to list is refused."""
+def list_source(
+    settings: EmbedSettings, source: Source, target: Path, split: str | None
+) -> SourceListing:
+    """Write the listing of a source to a local file.
+
+    Args:
+        settings: Labels, limit and chunk size of the listing.
+        source: What to list.
+        target: The file to write.
+        split: Rows of the labels file that count: "gallery" or "queries"; all if None.
+
+    Raises:
+        InputError: If the source is empty, or none of its images can be read.
+    """
     labels = None if settings.labels is None else read_labels_file(settings.labels, split)
-    rows, step = write_listing(
+    rows, chunk_rows = write_listing(
         source.items(), target, columns=source.columns(), labels=labels, limit=settings.limit,
         chunk_rows=settings.chunk_rows, note=lambda text: say(f"{settings.input}: {text}"),
     )  # fmt: skip
     if rows == 0:
-        raise source.nothing()
+        raise source.empty_error()
     for note in (*(source.column_notes if labels is None else ()), *source.notes()):
         say(note)
-    _refuse_closed(settings, target, rows)
-    if labels is not None and labelled_rows(target) == 0:
+    _refuse_unreadable(settings, target, rows)
+    if labels is not None and count_labelled_rows(target) == 0:
         say(
             f"--labels {settings.labels} names none of the {rows} {source.unit} of {settings.input}"
         )
-    return Listed(target, rows, step, source.others)
+    return SourceListing(target, rows, chunk_rows, source.others)
 
 
-def _refuse_closed(settings: EmbedSettings, listing: Path, rows: int) -> None:
-    """Refuse a remote source whose images may be listed but not read, by trying some of them.
+def _refuse_unreadable(settings: EmbedSettings, listing: Path, rows: int) -> None:
+    """Raise if a remote source can be listed but not read, judged by probing some images.
 
-    One that is refused among others is a line of the ledger, and so is a host that does not answer
-    where a list spans several. One host that all images share and that has never shown any of them
-    is refused here, before anything is written.
+    A single image that is refused goes to the ledger, and so does a host that does not answer where
+    the list spans several. Only a bucket or host that all images share, and that refuses every
+    probe, is rejected here.
     """
-    lines = np.unique(np.linspace(0, rows - 1, min(rows, _TRIED)).astype(np.int64))
-    tried = items_at(listing, lines).to_pylist()
-    stores = {_store_of(item["path"]) for item in tried}
-    if len(stores) != 1 or stores == {None}:
+    positions = np.unique(np.linspace(0, rows - 1, min(rows, _MAX_PROBES)).astype(np.int64))
+    probed = read_items(listing, positions).to_pylist()
+    locations = {_location_of(item["path"]) for item in probed}
+    if len(locations) != 1 or locations == {None}:
         return
-    error = _common_error(tried)
-    if error is None or not _share_a_store(listing):
+    error = _common_error(probed)
+    if error is None or not _share_a_location(listing):
         return
-    if is_refusal(error):
+    if is_access_denied(error):
         raise AccessRefused(
-            f"{settings.input} shows its images to nobody with these credentials ({error}); "
-            "give others"
+            f"access to the images of {settings.input} is denied with the current credentials "
+            f"({error}); use credentials that may read them"
         )
     if not finished_output.is_finished(open_folder(settings.output)):
         raise InputError(
@@ -90,41 +104,41 @@ def _refuse_closed(settings: EmbedSettings, listing: Path, rows: int) -> None:
         )
 
 
-def _common_error(tried: list[dict[str, Any]]) -> Exception | None:
-    """Return the last error where a store refuses all of some images, or answers to none."""
+def _common_error(probed: list[dict[str, Any]]) -> Exception | None:
+    """Return the last error if every probe is refused or unanswered; None if one can be read."""
     last: Exception | None = None
-    with Opener() as opener:
-        for item in tried:
+    with ItemReader() as reader:
+        for item in probed:
             try:
-                opener.read(item["path"], item["place"], item["size"])
+                reader.read(item["path"], item["place"], item["size"])
                 return None
-            except Exception as error:  # noqa: BLE001 - of any kind: what it is is asked
+            except Exception as error:  # noqa: BLE001 - classified below
                 silent = isinstance(error, HostError) and error.status is None
-                if not silent and not is_refusal(error):
+                if not silent and not is_access_denied(error):
                     return None
                 last = error
     return last
 
 
-def _share_a_store(listing: Path) -> bool:
-    """Tell whether all images of a listing lie in one store: a bucket, or one host."""
-    stores: set[str | None] = set()
+def _share_a_location(listing: Path) -> bool:
+    """Return whether all images of a listing lie in one bucket or on one host."""
+    locations: set[str | None] = set()
     with pq.ParquetFile(listing) as parquet:
         for batch in parquet.iter_batches(columns=["path"]):
-            stores |= {_store_of(path) for path in batch["path"].to_pylist()}
-            if len(stores) > 1:
+            locations |= {_location_of(path) for path in batch["path"].to_pylist()}
+            if len(locations) > 1:
                 return False
     return True
 
 
-def _store_of(path: str) -> str | None:
-    """Return scheme and host or bucket of a remote path; None of a local one."""
+def _location_of(path: str) -> str | None:
+    """Return scheme and host (or bucket) of a remote path; None for a local one."""
     plain = container_of(path) or path
     return "/".join(plain.split("/", 3)[:3]) if is_remote(plain) else None
 
 
 def read_labels_file(path: str, split: str | None) -> Any:
-    """Read a labels file as a table (image_id, label), of one split where it names splits."""
+    """Read a labels file, local or remote; see `retrieval.listing.listing.read_labels`."""
     try:
         data = read_uri(path)
     except (OSError, ValueError, ImportError) as error:

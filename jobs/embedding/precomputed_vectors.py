@@ -1,20 +1,27 @@
-"""Vectors made elsewhere, in Parquet or .npy files: they stand where otherwise a model is prepared.
+"""Precomputed vectors (Parquet or .npy files) as the input of the embed stage.
 
-They pass through a store of our own, which follows its source as one of images does.
+`PrecomputedVectors` takes the place of a `PreparedModel`: instead of embedding images, the workers
+read, check and cast vectors, and write them into a store that follows its source like any other.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from jobs.config.option_groups import Elsewhere, EngineOptions, Listing, Model
 from jobs.config.options import AUTO
-from jobs.config.settings import EmbedSettings, content_of
+from jobs.config.settings import (
+    EmbedSettings,
+    EngineOptions,
+    ModelOptions,
+    RetriableListingOptions,
+    VectorSourceOptions,
+    content_settings,
+)
 from jobs.runtime.result import Result
-from jobs.runtime.run_metadata import rounding_of
+from jobs.runtime.run_metadata import read_rounding
 from retrieval.core.errors import UsageError
 from retrieval.core.records import Chunk, ChunkResult
 from retrieval.core.schemas import Metric
@@ -22,71 +29,77 @@ from retrieval.embedding.attempt import Attempt
 from retrieval.sources.vectors import VectorSource, is_npy, open_vectors
 from retrieval.storage.local import Folder
 
-_OF_IMAGES = ("image_column", "weights", "bundle", "image_size", "resize", "pca", "engine",
-              "precision", "device", "batch_size")  # fmt: skip
-"""Options that mean nothing for vectors, of those that have no default."""
+_IMAGE_OPTIONS = ("image_column", "weights", "bundle", "image_size", "resize", "pca", "engine",
+                  "precision", "device", "batch_size")  # fmt: skip
+"""Options for images only, of those whose default is None."""
 
-CHUNK_ROWS = 4096
-"""Vectors of a part: reading so many takes no second, so that a lost chunk costs nothing."""
+DEFAULT_CHUNK_ROWS = 4096
+"""Vectors per chunk: read in less than a second, so that little is lost with a killed worker."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """Vectors that are there already; has what the making of a store asks of `Prepared`."""
+class PrecomputedVectors:
+    """An opened source of vectors; has the interface of `PreparedModel` that embedding needs."""
 
     source: VectorSource
     dimension: int
-    metric: Metric | None  # that they are searched by; None: not known yet
+    metric: Metric | None  # of the search they are for; None if not known yet
     bundle = None
     unit = "vectors"
     device = "cpu"
 
     @property
     def zeros(self) -> bool:
-        """Tell whether vectors without length are kept: ip and l2 are defined for them."""
+        """Return whether zero vectors are kept: ip and l2 are defined for them, cosine is not."""
         return self.metric in ("ip", "l2")
 
     @property
     def rescale(self) -> bool:
-        """Tell whether vectors may be scaled before they are rounded: only cosine does not see."""
+        """Return whether vectors may be scaled before rounding: cosine does not depend on it."""
         return self.metric == "cosine"
 
-    def stored_dtype(self, asked: str) -> str:
-        """Resolve `--embedding-dtype`: float16 stays so, all else becomes float32."""
-        if asked != AUTO:
-            return asked
+    def resolve_dtype(self, embedding_dtype: str) -> str:
+        """Resolve `--embedding-dtype`: by default float16 stays float16, all else is float32."""
+        if embedding_dtype != AUTO:
+            return embedding_dtype
         kind = self.source.number_type()
         return "float16" if (kind.kind, kind.itemsize) == ("f", 2) else "float32"
 
-    def job(self) -> dict[str, Any]:
-        """Give what stands in the job.json of what these vectors are asked of."""
+    def job_fields(self) -> dict[str, Any]:
+        """Return what the job.json of a ranking records of its query vectors."""
         return {name: getattr(self.source, name, None) for name in ("embedding_column", "ids")}
 
-    def ready(self) -> Given:
-        """Convert nothing."""
+    def with_engine(self) -> PrecomputedVectors:
+        """Return self: there is no network to convert."""
         return self
 
-    def for_workers(self) -> Given:
-        """Hide nothing."""
+    def for_workers(self) -> PrecomputedVectors:
+        """Return self: all of it is needed by the workers."""
         return self
 
-    def chunk_step(
+    def make_chunk_function(
         self, folder: Folder, settings: EmbedSettings, _: int
     ) -> Callable[[Chunk, Attempt], ChunkResult]:
-        """Give what takes the vectors of a chunk; called once in each worker.
+        """Return the function that imports the vectors of a chunk; called once in each worker.
 
-        One opener for all chunks: it goes on in a container from where the last one ended.
+        One reader serves all chunks, because it continues in a file where the last chunk ended.
         """
-        from retrieval.embedding.import_vectors import Taking, take_chunk
-        from retrieval.sources.item_reader import Opener
+        from retrieval.embedding.import_vectors import ImportSettings, import_chunk
+        from retrieval.sources.item_reader import ItemReader
 
-        taking = Taking(self.dimension, settings.embedding_dtype, self.zeros, self.rescale)
-        opener = Opener()
-        return lambda chunk, attempt: take_chunk(chunk, folder, taking, opener, attempt)
+        importing = ImportSettings(
+            self.dimension, settings.embedding_dtype, self.zeros, self.rescale
+        )
+        reader = ItemReader()
+        return lambda chunk, attempt: import_chunk(chunk, folder, importing, reader, attempt)
 
 
-def are_vectors(root: str, settings: Elsewhere) -> bool:
-    """Tell whether a source that may hold images is meant as vectors."""
+def is_vector_source(root: str, settings: VectorSourceOptions) -> bool:
+    """Return whether the options say that a source holds vectors and not images.
+
+    Raises:
+        UsageError: If `--ids` is given for anything but .npy files.
+    """
     if is_npy(root) or settings.embedding_column is not None:
         return True
     if settings.ids is not None:
@@ -94,9 +107,17 @@ def are_vectors(root: str, settings: Elsewhere) -> bool:
     return False
 
 
-def given_vectors(root: str, settings: Any, *, metric: Metric | None) -> Given:
-    """Open vectors by the options of a stage with `Listing` and `Elsewhere`, or refuse them."""
-    for name in _OF_IMAGES:
+def open_precomputed_vectors(
+    root: str, settings: Any, *, metric: Metric | None
+) -> PrecomputedVectors:
+    """Open a source of vectors.
+
+    `settings` are those of any stage with options for listing and for vector sources.
+
+    Raises:
+        UsageError: If an option is given that only images have.
+    """
+    for name in _IMAGE_OPTIONS:
         if getattr(settings, name, None) is not None:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is for images, and {root} holds vectors; leave it away")
@@ -104,30 +125,32 @@ def given_vectors(root: str, settings: Any, *, metric: Metric | None) -> Given:
         root, embedding_column=settings.embedding_column, id_column=settings.id_column,
         ids=settings.ids,
     )  # fmt: skip
-    return Given(source, source.dimension(), metric)
+    return PrecomputedVectors(source, source.dimension(), metric)
 
 
-def job_of(settings: EmbedSettings, given: Given) -> dict[str, Any]:
-    """Give what shapes a store of vectors: the model options have no say."""
-    of_images = {f.name for stage in (Model, EngineOptions) for f in dataclasses.fields(stage)}
-    of_images |= {"image_column", "max_pixels"}
-    content = {k: v for k, v in content_of(settings).items() if k not in of_images}
-    more = {
-        "dimension": given.dimension, "zero_vectors": given.zeros, "rescale": given.rescale,
+def vector_job_settings(settings: EmbedSettings, vectors: PrecomputedVectors) -> dict[str, Any]:
+    """Return the settings for the job.json of a store of vectors, without the image options."""
+    for_images = {f.name for options in (ModelOptions, EngineOptions) for f in fields(options)}
+    for_images |= {"image_column", "max_pixels"}
+    content = {k: v for k, v in content_settings(settings).items() if k not in for_images}
+    return {
+        **content,
+        "dimension": vectors.dimension,
+        "zero_vectors": vectors.zeros,
+        "rescale": vectors.rescale,
         "bundle": None,
-    }  # fmt: skip
-    return {**content, **more}
+    }
 
 
-def of_elsewhere() -> set[str]:
-    """Name the options of an index that are for vectors made elsewhere."""
-    listed = {field.name for stage in (Listing, Elsewhere) for field in dataclasses.fields(stage)}
-    return listed | {"embedding_dtype"}
+def import_option_names() -> set[str]:
+    """Return the names of the options of `index` that only apply to precomputed vectors."""
+    groups = (RetriableListingOptions, VectorSourceOptions)
+    return {field.name for group in groups for field in fields(group)} | {"embedding_dtype"}
 
 
-def with_rounding(result: Result, store: Folder, what: str = "vectors") -> Result:
-    """Add what rounding changed when vectors were last taken into a store, if that was measured."""
-    rounding = rounding_of(store)
+def add_rounding(result: Result, store: Folder, what: str = "vectors") -> Result:
+    """Add the rounding errors of the last import into a store to a result, if any were measured."""
+    rounding = read_rounding(store)
     if rounding is None:
         return result
     values = {f"rounding_{name}": value for name, value in dataclasses.asdict(rounding).items()}

@@ -1,4 +1,7 @@
-"""Which model do these options mean, and what runs it: made once by the driver, for all workers."""
+"""Resolve the model options to a bundle and an inference engine, once, on the driver.
+
+The result, `PreparedModel`, is sent to all workers.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster.resources import Cluster
-from jobs.config.option_groups import EngineOptions, Model
 from jobs.config.options import AUTO, OPTIONS
-from jobs.config.settings import EmbedSettings
+from jobs.config.settings import EmbedSettings, EngineOptions, ModelOptions
 from jobs.runtime.progress import say
 from retrieval.core.errors import LookalikeError, UsageError
 from retrieval.core.records import Chunk, ChunkResult
@@ -21,12 +23,12 @@ from retrieval.storage.local import Folder
 
 if TYPE_CHECKING:  # torch comes with these
     from retrieval.models.bundle import Bundle
-    from retrieval.models.openvino import IR, Unfit
+    from retrieval.models.openvino import IR, ConversionFailed
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model ready to be handed to workers."""
+class PreparedModel:
+    """A model and its engine, ready to be sent to workers."""
 
     bundle: Bundle
     plan: EnginePlan
@@ -35,120 +37,128 @@ class Prepared:
 
     @property
     def dimension(self) -> int:
-        """Give the length of the vectors that come out."""
+        """Return the length of the embeddings."""
         return self.bundle.dimension
 
     @property
     def device(self) -> str:
-        """Give cpu or cuda."""
+        """Return "cpu" or "cuda"."""
         return self.plan.device
 
-    def stored_dtype(self, asked: str) -> str:
+    def resolve_dtype(self, embedding_dtype: str) -> str:
         """Resolve `--embedding-dtype`."""
-        return stored_dtype(asked)
+        return resolve_embedding_dtype(embedding_dtype)
 
-    def job(self) -> dict[str, Any]:
-        """Give what stands of the engine in job.json."""
+    def job_fields(self) -> dict[str, Any]:
+        """Return what job.json records of the engine."""
         return dataclasses.asdict(self.plan)
 
-    def ready(self) -> Prepared:
-        """Convert the network for the engine, if that was left undone."""
+    def with_engine(self) -> PreparedModel:
+        """Return a copy whose network is converted for the engine, if it is not yet."""
         if self.ir is not None or self.plan.engine != OPENVINO:
             return self
         ir = _convert(self.bundle, self.plan)
         if isinstance(ir, Exception):
-            raise _not_taken(self.bundle, ir)
+            raise _conversion_refusal(self.bundle, ir)
         return dataclasses.replace(self, ir=ir)
 
-    def for_workers(self) -> Prepared:
-        """Leave out the parameters where the IR has them, so that no worker holds them twice."""
+    def for_workers(self) -> PreparedModel:
+        """Return a copy without the weights if the IR holds them: no worker has them twice."""
         if self.ir is None:
             return self
         return dataclasses.replace(self, bundle=dataclasses.replace(self.bundle, weights=b""))
 
-    def chunk_step(
+    def make_chunk_function(
         self, folder: Folder, settings: EmbedSettings, threads: int
     ) -> Callable[[Chunk, Attempt], ChunkResult]:
-        """Give what embeds a chunk; called once in each worker, by `for_workers()` of this."""
-        from retrieval.embedding.embed_batch import Decoding
+        """Return the function that embeds a chunk; called once in each worker."""
+        from retrieval.embedding.embed_batch import DecodeSettings
         from retrieval.embedding.embed_chunk import embed_chunk
         from retrieval.models.embedder import Embedder
 
         embedder = Embedder(self.bundle, self.plan, self.ir)
-        decoding = Decoding(settings.max_pixels, settings.embedding_dtype, threads)
+        decoding = DecodeSettings(settings.max_pixels, settings.embedding_dtype, threads)
         return lambda chunk, attempt: embed_chunk(chunk, folder, embedder, decoding, attempt)
 
 
-def prepare(
-    settings: Any, where: Cluster, folder: Folder, *, bundle: Bundle | None = None
-) -> Prepared:
+def prepare_model(
+    settings: Any, cluster: Cluster, folder: Folder, *, bundle: Bundle | None = None
+) -> PreparedModel:
     """Resolve model and engine, and convert the network for the engine while Ray starts.
 
-    `settings` are those of a stage with `EngineOptions`, and with `Model` unless `bundle` is given.
-    An output that was begun goes on with the engine it was begun with; where it is finished, or
-    another engine is asked for (which will be refused), none is made ready.
+    Args:
+        settings: Those of a stage with the engine options, and with the model options unless
+            `bundle` is given.
+        cluster: Connected while the network is converted.
+        folder: The output. One that was begun continues with its engine; if it is finished, or if
+            another engine is requested (which the caller will refuse), nothing is converted.
+        bundle: The model, if the settings do not choose it.
     """
-    asked = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EngineOptions)}
-    begun = None if settings.overwrite else _begun(folder)
+    requested = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EngineOptions)}
+    begun = None if settings.overwrite else _read_begun_plan(folder)
     if begun is not None:
-        named = {name: value for name, value in asked.items() if value is not None}
-        plan = dataclasses.replace(begun, **named)
+        chosen = {name: value for name, value in requested.items() if value is not None}
+        plan = dataclasses.replace(begun, **chosen)
         if plan != begun or finished_output.is_finished(folder):
-            return Prepared(bundle or bundle_of(settings), plan)
-        asked = dataclasses.asdict(begun)
+            return PreparedModel(bundle or load_bundle(settings), plan)
+        requested = dataclasses.asdict(begun)
 
-    def resolve() -> tuple[Bundle, IR | Unfit | None]:
-        made = bundle or bundle_of(settings)
-        plan = plan_engine(**asked, gpus=asked["device"] == "cuda")
-        return made, _convert(made, plan) if plan.engine == OPENVINO else None
+    def resolve() -> tuple[Bundle, IR | ConversionFailed | None]:
+        resolved = bundle or load_bundle(settings)
+        plan = plan_engine(**requested, gpus=requested["device"] == "cuda")
+        return resolved, _convert(resolved, plan) if plan.engine == OPENVINO else None
 
-    made, ir = where.connect_while(resolve)
-    plan = plan_engine(**asked, gpus=where.gpus > 0)
+    resolved, ir = cluster.connect_while(resolve)
+    plan = plan_engine(**requested, gpus=cluster.gpus > 0)
     if plan.engine != OPENVINO:
-        if asked["engine"] is None and plan.device == "cpu":
+        if requested["engine"] is None and plan.device == "cpu":
             say("OpenVINO is not installed: torch runs the network, more slowly")
-        return Prepared(made, plan)
+        return PreparedModel(resolved, plan)
     if isinstance(ir, Exception):
-        return Prepared(made, _instead(settings, plan, made, ir))
-    return Prepared(made, plan, ir)
+        return PreparedModel(resolved, _fall_back_to_torch(settings, plan, resolved, ir))
+    return PreparedModel(resolved, plan, ir)
 
 
-def stored_dtype(asked: str) -> str:
-    """Resolve `--embedding-dtype` for what a network made of images."""
-    return "float16" if asked == AUTO else asked
+def resolve_embedding_dtype(embedding_dtype: str) -> str:
+    """Resolve `--embedding-dtype` for embeddings of images: float16 by default."""
+    return "float16" if embedding_dtype == AUTO else embedding_dtype
 
 
-def bundle_of(settings: Any) -> Bundle:
-    """Make the bundle that the model options describe."""
+def load_bundle(settings: Any) -> Bundle:
+    """Return the bundle that the model options describe.
+
+    Raises:
+        UsageError: If an option contradicts the bundle that `--bundle` names.
+    """
     from retrieval.models.resolve import resolve_bundle
 
-    names = {field.name for field in dataclasses.fields(Model)} - {"pca"}
-    made = resolve_bundle(**{name: getattr(settings, name) for name in names})
+    names = {field.name for field in dataclasses.fields(ModelOptions)} - {"pca"}
+    bundle = resolve_bundle(**{name: getattr(settings, name) for name in names})
     if settings.bundle is not None:
-        _refuse_others(settings, made)
-    return made
+        _refuse_contradictions(settings, bundle)
+    return bundle
 
 
-def _refuse_others(settings: Any, bundle: Bundle) -> None:
-    """Refuse what is asked for of a model beside --bundle, which has its own answer to it."""
-    own = {
+def _refuse_contradictions(settings: Any, bundle: Bundle) -> None:
+    """Raise if a model option is given beside `--bundle` and differs from what the bundle has."""
+    bundle_values = {
         "backbone": bundle.backbone, "pooling": bundle.pooling, "normalize": bundle.normalize,
         "image_size": bundle.transform.image_size, "resize": bundle.transform.resize,
     }  # fmt: skip
-    for name, stored in own.items():
+    for name, stored in bundle_values.items():
         value, option = getattr(settings, name), OPTIONS[name]
         if value not in (option.default, stored):
-            asked = f"{option.flag} {value}" if option.type is not bool else f"--no-{name}"
+            choice = f"{option.flag} {value}" if option.type is not bool else f"--no-{name}"
             raise UsageError(
-                f"{asked} does not go with --bundle {settings.bundle}, which has {stored}; "
+                f"{choice} does not go with --bundle {settings.bundle}, which has {stored}; "
                 "leave one of the two out"
             )
 
 
-def begun_settings(folder: Folder) -> dict[str, Any] | None:
-    """Give what an output is being made of; None where there is none, or none that can be read.
+def read_begun_settings(folder: Folder) -> dict[str, Any] | None:
+    """Read the settings of an output that was begun; None if there are none that can be read.
 
-    Whoever begins the job says what is wrong with one that cannot.
+    What is wrong with unreadable ones is reported when the output is claimed.
     """
     try:
         return finished_output.read_settings(folder)
@@ -156,32 +166,34 @@ def begun_settings(folder: Folder) -> dict[str, Any] | None:
         return None
 
 
-def _begun(folder: Folder) -> EnginePlan | None:
-    """Give the engine an output was begun with."""
-    values = begun_settings(folder) or {}
+def _read_begun_plan(folder: Folder) -> EnginePlan | None:
+    """Read the engine that an output was begun with; None if it was not begun."""
+    values = read_begun_settings(folder) or {}
     names = [field.name for field in dataclasses.fields(EnginePlan)]
     return EnginePlan(**{name: values[name] for name in names}) if names[0] in values else None
 
 
-def _convert(bundle: Bundle, plan: EnginePlan) -> IR | Unfit:
+def _convert(bundle: Bundle, plan: EnginePlan) -> IR | ConversionFailed:
     from retrieval.models.engines import convert_bundle
-    from retrieval.models.openvino import Unfit
+    from retrieval.models.openvino import ConversionFailed
 
     try:
         return convert_bundle(bundle, plan)
-    except Unfit as unfit:
+    except ConversionFailed as unfit:
         return unfit
 
 
-def _instead(settings: Any, plan: EnginePlan, bundle: Bundle, why: Exception) -> EnginePlan:
-    """Fall back to torch for a network that OpenVINO does not take; never if it was asked for."""
+def _fall_back_to_torch(
+    settings: Any, plan: EnginePlan, bundle: Bundle, reason: Exception
+) -> EnginePlan:
+    """Return a plan with torch for a network that OpenVINO cannot convert; raise if required."""
     if settings.engine is not None or plan.precision != "fp32":
-        raise _not_taken(bundle, why)
-    say(f"OpenVINO does not take {bundle.backbone} ({why}): torch runs it instead")
+        raise _conversion_refusal(bundle, reason)
+    say(f"OpenVINO cannot convert {bundle.backbone} ({reason}): torch runs it instead")
     return dataclasses.replace(plan, engine=TORCH)
 
 
-def _not_taken(bundle: Bundle, why: Exception) -> UsageError:
+def _conversion_refusal(bundle: Bundle, reason: Exception) -> UsageError:
     return UsageError(
-        f"--engine openvino does not take {bundle.backbone} ({why}); use --engine torch"
+        f"--engine openvino cannot convert {bundle.backbone} ({reason}); use --engine torch"
     )

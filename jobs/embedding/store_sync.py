@@ -1,6 +1,8 @@
-"""A store brought up to its source: what was begun is finished, what changed is appended.
+"""Bring a store up to date with its source.
 
-Then, if asked for, what failed is tried again, and all segments are made one.
+Unfinished segments are completed and changes of the source are appended as a new segment. With
+`--retry-failed` the images in the ledger are embedded again, and with `--compact` all segments are
+merged into one.
 """
 
 from __future__ import annotations
@@ -13,185 +15,205 @@ import numpy as np
 
 from jobs.cluster.resources import Cluster
 from jobs.config.settings import EmbedSettings
-from jobs.embedding.changed_images import changed, listings_before
-from jobs.embedding.compact import bring_to_place, compact, is_compact
-from jobs.embedding.embed_chunks import Embedding, embed_chunks
-from jobs.embedding.listing import Listed
-from jobs.embedding.precomputed_vectors import Given
-from jobs.embedding.prepare_model import Prepared
+from jobs.embedding.changed_images import copy_segment_listings, find_changed_images
+from jobs.embedding.compact import compact, finish_compaction, is_compact
+from jobs.embedding.embed_chunks import EmbedContext, embed_chunks
+from jobs.embedding.listing import SourceListing
+from jobs.embedding.precomputed_vectors import PrecomputedVectors
+from jobs.embedding.prepare_model import PreparedModel
 from jobs.runtime.progress import say
 from retrieval.core.errors import Damaged, Stalled, StorageFailure, TooManyFailures
 from retrieval.core.records import Chunk, Rounding
-from retrieval.core.schemas import COMPACTED
+from retrieval.core.schemas import COMPACTION_MARKER
 from retrieval.listing import diff
 from retrieval.listing.chunking import chunk_rows_for
-from retrieval.listing.listing import digest
 from retrieval.storage import finished_output
-from retrieval.storage.finished_output import Manifest, read_if_there
-from retrieval.storage.inventory import Gathered
-from retrieval.storage.local import Folder
+from retrieval.storage.checksum import read_checksummed_parquet
+from retrieval.storage.finished_output import Manifest, read_if_exists
+from retrieval.storage.inventory import RecordCollector
+from retrieval.storage.local import Folder, sha256_of_file
 from retrieval.store import layout
-from retrieval.store.compaction import is_settled
-from retrieval.store.finalize import finish_store, is_overtaken, lags, read_deleted
-from retrieval.store.reader import read_sealed
+from retrieval.store.compaction import is_compaction_ready
+from retrieval.store.finalize import (
+    finish_store,
+    has_unlisted_files,
+    is_manifest_outdated,
+    read_deleted,
+)
 from retrieval.store.segment import (
     Segment,
-    bring_claimed,
-    by_segment,
     claim_segment,
-    clear_claims,
-    clear_unclaimed,
+    group_by_segment,
+    install_claimed_files,
     read_segments,
-    span_of,
+    remove_claims,
+    remove_unclaimed,
+    row_span,
 )
 
-_LOOKS = 5  # times that a run looks again at a store that another run changes
+_MAX_ATTEMPTS = 5  # at a store that other runs change at the same time
 
 
 @dataclass
-class Growth:
-    """A store that is being brought up to its source."""
+class StoreSync:
+    """The state of one run that brings a store up to date with its source."""
 
     settings: EmbedSettings
-    where: Cluster
+    cluster: Cluster
     folder: Folder
-    prepared: Prepared | Given
-    listed: Listed
+    prepared: PreparedModel | PrecomputedVectors
+    listing: SourceListing
     stage: str
-    unsettle: Callable[[], None]  # called before the store is changed: what depends on it is undone
-    known: Gathered = field(default_factory=Gathered)
-    embedded: int = 0  # images that this run embedded
-    seconds: float = 0.0  # that its workers took for them, all together
-    worked: bool = False
-    rounding: Rounding = field(default_factory=Rounding)  # of vectors that this run stored
+    invalidate: Callable[[], None]  # deletes the manifests of what depends on this store
+    records: RecordCollector = field(default_factory=RecordCollector)
+    embedded: int = 0  # rows that this run added
+    seconds: float = 0.0  # of worker time for them, added up
+    changed: bool = False
+    rounding: Rounding = field(default_factory=Rounding)  # of the vectors that this run imported
 
-    def bring_up(self) -> Manifest:
-        """Do what is left to do, and give the manifest.
+    def synchronize(self) -> Manifest:
+        """Do what is left to do and return the manifest.
 
-        What another run does to the store meanwhile (compacts it, replaces its manifest) may be
-        missed here; then this run looks again at what there is now.
+        Another run may compact the store or replace its manifest at the same time. An error that
+        comes with such a change is not reported: the run starts over from the new state.
         """
-        for left in reversed(range(_LOOKS)):
-            before = self._state()
+        for attempts_left in reversed(range(_MAX_ATTEMPTS)):
+            state = self._read_state()
             try:
-                return self._bring_up()
+                return self._synchronize_once()
             except (StorageFailure, TooManyFailures, Stalled):
                 raise
-            except Exception:  # what a worker missed comes wrapped in one of Ray's
-                if not left or self._state() == before:
+            except Exception:  # FileNotFoundError of a worker is wrapped in an error of Ray
+                if not attempts_left or self._read_state() == state:
                     raise
-                self.known = Gathered()
+                self.records = RecordCollector()
         raise AssertionError("unreachable")
 
-    def _state(self) -> list[bytes | None]:
-        """Give what tells which segments there are, and which of them are finished."""
-        found = [read_if_there(self.folder, path) for path in (COMPACTED, finished_output.MANIFEST)]
+    def _read_state(self) -> list[bytes | None]:
+        """Read the small files that tell which segments exist and which of them are finished."""
+        state = [
+            read_if_exists(self.folder, path)
+            for path in (COMPACTION_MARKER, finished_output.MANIFEST)
+        ]
         number = 0
-        while (data := read_if_there(self.folder, layout.segment_json_path(number))) is not None:
-            found.append(data)
+        while (data := read_if_exists(self.folder, layout.segment_json_path(number))) is not None:
+            state.append(data)
             number += 1
-        return found
+        return state
 
-    def _bring_up(self) -> Manifest:
-        if is_settled(self.folder):
-            self.unsettle()
-            self.known.add(bring_to_place(self.where, self.folder))
-        clear_unclaimed(self.folder)
-        there = self._manifest()
-        self.known.add(there.files if there else [])
+    def _synchronize_once(self) -> Manifest:
+        if is_compaction_ready(self.folder):
+            self.invalidate()
+            self.records.add(finish_compaction(self.cluster, self.folder))
+        remove_unclaimed(self.folder)
+        manifest = self._read_manifest()
+        self.records.add(manifest.files if manifest else [])
         segments = read_segments(self.folder)
-        done = int(there.counts["segments"]) if there else 0
-        for segment in segments[done:]:
-            bring_claimed(self.folder, segment)
-        self._embed([c for segment in segments[done:] for c in segment.chunks()])
-        if appended := self._append(segments):
+        finished = int(manifest.counts["segments"]) if manifest else 0
+        for segment in segments[finished:]:
+            install_claimed_files(self.folder, segment)
+        self._embed([c for segment in segments[finished:] for c in segment.chunks()])
+        if appended := self._append_changes(segments):
             segments.append(appended)
             self._embed(list(appended.chunks()))
         if self.settings.retry_failed:
-            self._retry(segments)
-        if there is None or done < len(segments) or self.worked or lags(self.folder, there):
-            self.unsettle()
-            there = self._finish(segments)
-        if self.settings.compact and not is_compact(segments, there, self.listed):
-            self.unsettle()
-            before = listings_before(self.folder, segments, self.listed)
-            moved = compact(self.where, self.folder, segments, self.listed, before)
-            self.known = Gathered(moved)
-            there = self._finish(read_segments(self.folder))
-        clear_unclaimed(self.folder)
-        return there
+            self._retry_failed(segments)
+        if (
+            manifest is None
+            or finished < len(segments)
+            or self.changed
+            or has_unlisted_files(self.folder, manifest)
+        ):
+            self.invalidate()
+            manifest = self._finish(segments)
+        if self.settings.compact and not is_compact(segments, manifest, self.listing):
+            self.invalidate()
+            listings = copy_segment_listings(self.folder, segments, self.listing)
+            files = compact(self.cluster, self.folder, segments, self.listing, listings)
+            self.records = RecordCollector(files)
+            manifest = self._finish(read_segments(self.folder))
+        remove_unclaimed(self.folder)
+        return manifest
 
-    def _manifest(self) -> Manifest | None:
-        """Open the manifest; none where there is none, or where a compaction has overtaken it."""
+    def _read_manifest(self) -> Manifest | None:
+        """Read the manifest; None if there is none, or if it predates a compaction."""
         if not finished_output.is_finished(self.folder):
             return None
-        if is_overtaken(self.folder):
+        if is_manifest_outdated(self.folder):
             self.folder.delete(finished_output.MANIFEST)
             return None
         return finished_output.read_manifest(self.folder, kind="store")
 
     def _finish(self, segments: list[Segment]) -> Manifest:
-        self.worked = True
-        self._still(segments)
-        known, self.known = self.known, Gathered()  # the manifest will name them
+        self.changed = True
+        self._check_unchanged(segments)
+        records, self.records = self.records, RecordCollector()  # the manifest will hold them
         manifest = finish_store(
-            self.folder, self.prepared.dimension, known, self.settings.max_error_rate, segments,
+            self.folder, self.prepared.dimension, records, self.settings.max_error_rate, segments,
             self.prepared.unit,
         )  # fmt: skip
-        self._still(segments)
+        self._check_unchanged(segments)
         return manifest
 
-    def _still(self, segments: list[Segment]) -> None:
-        """Look again where the segments are no longer the ones that this run knows."""
-        changed = is_settled(self.folder) or read_segments(self.folder) != segments
-        if changed or is_overtaken(self.folder):
+    def _check_unchanged(self, segments: list[Segment]) -> None:
+        """Raise if another run has changed the segments since this one read them."""
+        compacted = is_compaction_ready(self.folder)
+        if compacted or read_segments(self.folder) != segments or is_manifest_outdated(self.folder):
             raise Damaged(f"{self.folder.uri()} is being changed by another run; run again")
 
-    def _append(self, segments: list[Segment]) -> Segment | None:
-        """Claim the segment of what changed since the last one; the first is the whole listing."""
-        listed, base = self.listed, span_of(segments)
+    def _append_changes(self, segments: list[Segment]) -> Segment | None:
+        """Claim a segment with the changes of the source; the first holds the whole listing."""
+        listing, base = self.listing, row_span(segments)
         if not segments:
-            nothing = np.empty(0, np.int64)
             return claim_segment(
-                self.folder, 0, 0, listed.path, listed.chunk_rows, listed.rows, nothing
-            )
-        if len(segments) == 1 and segments[0].files[layout.listing_path(0)] == digest(listed.path):
-            clear_claims(self.folder)
+                self.folder, 0, 0, listing.path, listing.chunk_rows, listing.rows,
+                np.empty(0, np.int64),
+            )  # fmt: skip
+        if len(segments) == 1 and segments[0].files[layout.listing_path(0)] == sha256_of_file(
+            listing.path
+        ):
+            remove_claims(self.folder)
             return None
         deleted = read_deleted(self.folder, segments)
-        found = diff.compare(
-            listed.path, listings_before(self.folder, segments, self.listed), deleted
-        )
-        if len(found.touched):
-            rows = changed(self.where, self.folder, segments, listed, found.touched)
-            self.worked = self.worked or len(rows) > 0
-            found = found.with_changed(rows)
-        if not found:
-            clear_claims(self.folder)
+        listings = copy_segment_listings(self.folder, segments, listing)
+        changes = diff.compare_listings(listing.path, listings, deleted)
+        if len(changes.touched):
+            rows = find_changed_images(
+                self.cluster, self.folder, segments, listing, changes.touched
+            )
+            self.changed = self.changed or len(rows) > 0
+            changes = changes.mark_changed(rows)
+        if not changes:
+            remove_claims(self.folder)
             return None
-        what = f"{len(found.fresh)} {self.prepared.unit}"
-        say(f"{what} are new or changed, {len(found.gone)} rows are outdated")
-        step = self.settings.chunk_rows or chunk_rows_for(len(found.fresh))
-        self.unsettle()
-        target = listed.path.with_name("segment.parquet")
-        diff.write_part_of(listed.path, found.fresh, target, step, base)
+        count = len(changes.added)
+        say(
+            f"{count} {self.prepared.unit} are new or changed, {len(changes.removed)} rows are "
+            "outdated"
+        )
+        chunk_rows = self.settings.chunk_rows or chunk_rows_for(count)
+        self.invalidate()
+        target = listing.path.with_name("segment.parquet")
+        diff.write_segment_listing(listing.path, changes.added, target, chunk_rows, base)
         claimed = claim_segment(
-            self.folder, len(segments), base, target, step, len(found.fresh), found.gone,
+            self.folder, len(segments), base, target, chunk_rows, count, changes.removed,
             segments[-1].digest,
         )  # fmt: skip
         if [*segments, claimed] != read_segments(self.folder)[: claimed.number + 1]:
-            raise Damaged(f"{self.folder.uri()} was changed by another run")  # looked at again
+            raise Damaged(f"{self.folder.uri()} was changed by another run; run again")
         return claimed
 
-    def _retry(self, segments: list[Segment]) -> None:
-        """Try again what stands in the ledger and is alive."""
-        pieces = layout.pieces_in(finished_output.own_entries(self.folder).paths)
+    def _retry_failed(self, segments: list[Segment]) -> None:
+        """Embed the live images in the ledger again, as further parts of their chunks."""
+        files = layout.find_chunk_files(finished_output.list_output_files(self.folder).paths)
         deleted = read_deleted(self.folder, segments)
         work, images = [], 0
-        for segment, its in by_segment(segments, pieces):
-            for number, retry in its.ledgers():
+        for segment, segment_files in group_by_segment(segments, files):
+            for number, retry in segment_files.current_ledgers():
                 chunk = dataclasses.replace(segment.chunk(number), retry=retry)
-                failed = read_sealed(self.folder, layout.failures_path(chunk))["row"].to_numpy()
+                failed = read_checksummed_parquet(self.folder, layout.failures_path(chunk))[
+                    "row"
+                ].to_numpy()
                 if alive := int((~np.isin(failed, deleted)).sum()):
                     work.append(dataclasses.replace(chunk, retry=retry + 1))
                     images += alive
@@ -200,13 +222,13 @@ class Growth:
     def _embed(self, work: list[Chunk], images: int = 0, stage: str = "") -> None:
         if not work:
             return
-        self.unsettle()
-        self.prepared = self.prepared.ready()
+        self.invalidate()
+        self.prepared = self.prepared.with_engine()
         images = images or sum(chunk.last - chunk.first for chunk in work)
-        with_ = Embedding(self.settings, self.where, self.folder, self.prepared)
-        for result in embed_chunks(with_, work, images, stage or self.stage):
-            self.known.add(result.files)
-            self.worked = self.worked or bool(result.files)
+        context = EmbedContext(self.settings, self.cluster, self.folder, self.prepared)
+        for result in embed_chunks(context, work, images, stage or self.stage):
+            self.records.add(result.files)
+            self.changed = self.changed or bool(result.files)
             self.embedded += result.rows if result.seconds else 0
             self.seconds += result.seconds
             self.rounding += result.rounding

@@ -1,4 +1,4 @@
-"""What tells right from wrong: the labels in the matches, those of a file, or a qrels file."""
+"""Open the ground truth of finished matches: stored labels, a labels file, or a qrels file."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.config.option_groups import Judging
+from jobs.config.settings import RelevanceOptions
 from jobs.embedding.listing import read_labels_file
 from retrieval.core.errors import InputError, LookalikeError, UsageError
-from retrieval.core.schemas import BARRED, GALLERY_LABELS
-from retrieval.evaluation.ground_truth import Truth
+from retrieval.core.schemas import EXCLUSIONS, GALLERY_LABELS
+from retrieval.evaluation.ground_truth import GroundTruth
 from retrieval.evaluation.labels import Labels
-from retrieval.evaluation.qrels import Qrels, qrels_of, read_qrels
+from retrieval.evaluation.qrels import Qrels, build_qrels, read_qrels
 from retrieval.storage import finished_output
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.input_files import read_uri
 from retrieval.storage.local import Folder, open_folder
 
-_LABELS, _BARRED = "labels.parquet", "barred/"
+_LABELS, _EXCLUSIONS = "labels.parquet", "barred/"
 
 
-def open_truth(folder: Folder, manifest: Manifest, judging: Judging) -> Truth:
-    """Open what judges finished matches, or refuse what cannot."""
-    if judging.qrels is not None:
-        if judging.labels is not None:
-            raise UsageError("--labels and --qrels: one of them tells what is right; name one")
-        return _read_qrels(judging.qrels, judging.junk_grade)
-    barred = read_tables(folder, manifest, _BARRED, BARRED.schema)
-    if judging.labels is None:
+def open_ground_truth(folder: Folder, manifest: Manifest, options: RelevanceOptions) -> GroundTruth:
+    """Return the ground truth that the options select; raise where it is unusable."""
+    if options.qrels is not None:
+        if options.labels is not None:
+            raise UsageError("--labels and --qrels are mutually exclusive")
+        return _read_qrels(options.qrels, options.junk_grade)
+    excluded_pairs = read_tables(folder, manifest, _EXCLUSIONS, EXCLUSIONS.schema)
+    if options.labels is None:
         gallery = read_tables(folder, manifest, _LABELS, GALLERY_LABELS.schema)
-        return Labels(gallery, barred=barred)
-    of_queries = read_labels_file(judging.labels, "queries")
-    of_images = read_labels_file(judging.labels, "gallery")
-    gallery = _counted(folder, judging.labels, of_images)
-    return Labels(gallery, of_queries, of_images, barred)
+        return Labels(gallery, excluded_pairs=excluded_pairs)
+    query_labels = read_labels_file(options.labels, "queries")
+    image_labels = read_labels_file(options.labels, "gallery")
+    gallery = _count_labels(folder, options.labels, image_labels)
+    return Labels(gallery, query_labels, image_labels, excluded_pairs)
 
 
 def _read_qrels(path: str, junk: int) -> Qrels:
@@ -47,13 +47,13 @@ def _read_qrels(path: str, junk: int) -> Qrels:
         data = read_uri(path)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"--qrels {path} cannot be read ({error})") from error
-    return qrels_of(read_qrels(data, path), junk)
+    return build_qrels(read_qrels(data, path), junk)
 
 
 def read_tables(
     folder: Folder, manifest: Manifest, prefix: str, schema: pa.Schema | None
 ) -> pa.Table:
-    """Read all Parquet files of a finished output whose path begins so, checked, in order."""
+    """Return the rows of all Parquet files below a path prefix, verified, in path order."""
     tables = [] if schema is None else [schema.empty_table()]
     return pa.concat_tables([*tables, *stream_tables(folder, manifest, prefix)])
 
@@ -61,29 +61,29 @@ def read_tables(
 def stream_tables(
     folder: Folder, manifest: Manifest, prefix: str, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Read them one after another, and only some columns."""
+    """Yield the tables of all Parquet files below a path prefix, verified, in path order."""
     for path in sorted(manifest.files):
         if path.startswith(prefix):
-            data = finished_output.read_checked(folder, manifest.files[path])
+            data = finished_output.read_verified(folder, manifest.files[path])
             yield pq.read_table(io.BytesIO(data), columns=columns)
 
 
-def _counted(folder: Folder, path: str, labels: pa.Table) -> pa.Table:
-    """Count the gallery's images by the labels of a file; those of the file if the index is gone.
+def _count_labels(folder: Folder, path: str, labels: pa.Table) -> pa.Table:
+    """Count the gallery images of each label of a labels file, as a table GALLERY_LABELS.
 
-    The file may name images that the gallery does not have.
+    Images that the gallery does not contain are not counted, unless the index is gone.
     """
-    named = labels
-    if (ids := gallery_ids(folder)) is not None:
-        named = labels.filter(pc.is_in(labels["image_id"], value_set=ids))
-        if len(named) == 0:
-            theirs, ours = labels["image_id"].slice(0, 1), ids.slice(0, 1)
+    gallery_labels = labels
+    if (ids := read_gallery_ids(folder)) is not None:
+        gallery_labels = labels.filter(pc.is_in(labels["image_id"], value_set=ids))
+        if len(gallery_labels) == 0:
+            file_ids, gallery_ids = labels["image_id"].slice(0, 1), ids.slice(0, 1)
             raise InputError(
-                f"--labels {path} names no image of the gallery (its first is "
-                f"{_first(theirs)}, the gallery's {_first(ours)}); name the images as the gallery "
-                "does, in a column image_id"
+                f"--labels {path} contains no image of the gallery (its first is "
+                f"{_first(file_ids)}, the gallery's {_first(gallery_ids)}); use the image_id "
+                "values of the gallery"
             )
-    counts = Counter(named["label"].drop_null().to_pylist())
+    counts = Counter(gallery_labels["label"].drop_null().to_pylist())
     columns = [pa.array(counts.keys(), pa.string()), pa.array(counts.values(), pa.int64())]
     return pa.table(columns, schema=GALLERY_LABELS.schema)
 
@@ -92,10 +92,10 @@ def _first(ids: Any) -> str:
     return repr(ids[0].as_py()) if len(ids) else "none"
 
 
-def gallery_ids(folder: Folder) -> pa.ChunkedArray | None:
-    """Give the gallery images that could be a match; None where their index is gone or changed."""
-    from retrieval.index.shard import read_rows
-    from retrieval.search.filters import parse_filter, passing
+def read_gallery_ids(folder: Folder) -> pa.ChunkedArray | None:
+    """Return the ids of gallery images that could match; None if the index is gone or changed."""
+    from retrieval.index.shard import read_live_rows
+    from retrieval.search.filters import matching_rows, parse_filter
 
     settings = finished_output.read_settings(folder)
     try:
@@ -103,13 +103,13 @@ def gallery_ids(folder: Folder) -> pa.ChunkedArray | None:
         index = finished_output.read_manifest(index_folder, kind="index")
         if index.sha256 != settings["index_sha256"]:
             return None
-        found = [pa.chunked_array([], pa.string())]
+        columns = [pa.chunked_array([], pa.string())]
         for number in range(index.counts["shards"]):
-            rows = read_rows(index_folder, index, number)
+            rows = read_live_rows(index_folder, index, number)
             if settings["filter"] is not None:
                 condition = parse_filter(settings["filter"], rows.schema)
-                rows = rows.filter(pa.array(passing(condition, rows)))
-            found.append(rows["image_id"])
+                rows = rows.filter(pa.array(matching_rows(condition, rows)))
+            columns.append(rows["image_id"])
     except (OSError, LookalikeError):
         return None
-    return pa.chunked_array([chunk for column in found for chunk in column.chunks], pa.string())
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())

@@ -1,4 +1,4 @@
-"""From a probe to what `retrieval/planning/costs.py` asks: counts, rates and sizes."""
+"""Conversion of probe measurements to the counts, rates and sizes of the cost model."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import pyarrow.parquet as pq
 
 from jobs.config.settings import PlanSettings
 from jobs.embedding.fit_projection import SAMPLE
-from jobs.embedding.listing import Listed
+from jobs.embedding.listing import SourceListing
 from jobs.planning.probe import Probe
-from jobs.reporting.write_report import IMAGES_HERE, SHOWN_IN_OUTPUT
+from jobs.reporting.write_report import DEFAULT_SHOWN_QUERIES, LOCAL_IMAGE_LIMIT
 from jobs.runtime.run_metadata import peak_memory
 from retrieval.index.plan import Gallery, plan_index
-from retrieval.index.recall_interval import LOOKS
-from retrieval.planning.costs import Counts, Rates, Sizes, expected_pictures, guessed_nprobe
+from retrieval.index.recall_interval import LOOK_SIZES
+from retrieval.planning.costs import Counts, Rates, Sizes, expected_thumbnails, guess_nprobe
 from retrieval.report.rows import SHOWN_MATCHES
 
 _TEXT = 4 / 3  # bytes of base64, as pictures stand in a page, a byte of theirs
 
 
-def counts_of(settings: PlanSettings, probe: Probe, sides: dict[str, Listed]) -> Counts:
+def estimate_counts(
+    settings: PlanSettings, probe: Probe, sides: dict[str, SourceListing]
+) -> Counts:
     """Count what there is, and plan the index of what will not fail."""
     gallery, queries = sides["gallery"], sides.get("queries")
     rows = max(1, round(gallery.rows * (1 - probe.failing)))
@@ -32,23 +34,23 @@ def counts_of(settings: PlanSettings, probe: Probe, sides: dict[str, Listed]) ->
     )  # fmt: skip
     asked = queries.rows if queries else None
     every = made.probe_all or settings.recall == 1
-    every |= bool(made.codes) and asked is not None and asked <= LOOKS[0]  # each is sampled
-    nprobe = settings.nprobe or (made.nlist if every else guessed_nprobe(made.nlist))
+    every |= bool(made.codes) and asked is not None and asked <= LOOK_SIZES[0]  # each is sampled
+    nprobe = settings.nprobe or (made.nlist if every else guess_nprobe(made.nlist))
     return Counts(
         gallery.rows, asked, dimension,
         (gallery.chunk_rows, queries.chunk_rows if queries else 1), made,
         min(nprobe, made.nlist), settings.top_k,
         fitted=min(SAMPLE, gallery.rows) if settings.pca else 0,
-        pictures=expected_pictures(
-            asked or 0, SHOWN_IN_OUTPUT, min(settings.top_k, SHOWN_MATCHES), rows
+        pictures=expected_thumbnails(
+            asked or 0, DEFAULT_SHOWN_QUERIES, min(settings.top_k, SHOWN_MATCHES), rows
         ),
         shards=-(-rows // made.rows_per_shard),
         number_bytes=np.dtype(settings.embedding_dtype).itemsize,
     )  # fmt: skip
 
 
-def image_bytes(listed: Listed, probe: Probe) -> int:
-    """Give the bytes of a source's images: as listed, else as those of the sample."""
+def estimate_image_bytes(listed: SourceListing, probe: Probe) -> int:
+    """Return the bytes of a source's images: as listed, else as those of the sample."""
     known = total = 0
     with pq.ParquetFile(listed.path) as parquet:
         for batch in parquet.iter_batches(columns=["size"]):
@@ -59,11 +61,11 @@ def image_bytes(listed: Listed, probe: Probe) -> int:
     return round(total / known * listed.rows)
 
 
-def rates_of(probe: Probe, counts: Counts, listing: float, beside: int) -> Rates:
-    """Give what was measured as rates; what the small stages took beside their rows is small."""
+def estimate_rates(probe: Probe, counts: Counts, listing: float, beside: int) -> Rates:
+    """Return what was measured as rates; what the small stages took beside their rows is small."""
     at, listed = probe.seconds, counts.gallery + (counts.queries or 0)
     shown = probe.images * at["thumbnail"] / 2  # by two threads of the driver
-    workers = at["show"] if counts.pictures > IMAGES_HERE else 0.0
+    workers = at["show"] if counts.pictures > LOCAL_IMAGE_LIMIT else 0.0
     return Rates(
         start=at["start"], listed=listed / max(listing, 1e-9), first_pool=at["first"],
         next_pool=at["next"], chunk=at["chunk"], image=at["image"],
@@ -74,8 +76,8 @@ def rates_of(probe: Probe, counts: Counts, listing: float, beside: int) -> Rates
     )  # fmt: skip
 
 
-def sizes_of(settings: PlanSettings, probe: Probe, counts: Counts, listings: int) -> Sizes:
-    """Give the bytes of what the probe has put, a row."""
+def estimate_sizes(settings: PlanSettings, probe: Probe, counts: Counts, listings: int) -> Sizes:
+    """Return the bytes of what the probe has put, a row."""
     weighed, rows = probe.bytes, max(1, probe.images - probe.failed)
     own = plan_index(
         Gallery(rows, probe.prepared.dimension, settings.embedding_dtype, settings.metric),

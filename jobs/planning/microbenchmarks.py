@@ -1,4 +1,4 @@
-"""What do the house's own products and thumbnails take on one worker? Probes of a second."""
+"""Microbenchmarks of matrix products and thumbnails on one worker, about a second each."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import numpy as np
 _TRIES = 3
 
 
-def products_and_thumbnails(
+def time_products_and_thumbnails(
     dimension: int, metric: Any, top_k: int, paths: Sequence[str], max_pixels: int, _: int
 ) -> dict[str, Any]:
     """Time the house's own products and thumbnails; a worker does this."""
-    from retrieval.index.kmeans import list_metric
+    from retrieval.index.kmeans import assignment_metric
     from retrieval.vectors.scoring import block
-    from retrieval.vectors.topk import TopK, nearest
+    from retrieval.vectors.topk import TopK, nearest_centroids
 
     began = time.perf_counter()
-    from retrieval.report.thumbnails import thumbnails  # loads torch
+    from retrieval.report.thumbnails import read_thumbnails  # loads torch
 
-    thumbnails(paths[:2], max_pixels=max_pixels, threads=1)
+    read_thumbnails(paths[:2], max_pixels=max_pixels, threads=1)
     loaded = time.perf_counter() - began
 
     generator = np.random.default_rng(0)
     rows, queries = (generator.normal(size=(n, dimension)).astype(np.float32) for n in (8192, 512))
-    kind = list_metric(metric)
+    kind = assignment_metric(metric)
     lists = block(queries[:256], kind)
-    placed = _median(lambda: nearest(block(rows, kind), lists))
+    placed = _median_seconds(lambda: nearest_centroids(block(rows, kind), lists))
     places = np.arange(len(rows))
 
     def compare() -> None:
         best = TopK(block(queries, metric), min(top_k, len(rows)))
         best.push(block(rows, metric), places, places)
 
-    compared = _median(compare)
+    compared = _median_seconds(compare)
     began = time.perf_counter()
-    made = thumbnails(paths, max_pixels=max_pixels, threads=1)
+    made = read_thumbnails(paths, max_pixels=max_pixels, threads=1)
     shown = (time.perf_counter() - began) / max(1, len(paths))
     return {
         "seconds": {"placed": placed / (len(rows) * 256), "compared":
@@ -48,7 +48,7 @@ def products_and_thumbnails(
     }  # fmt: skip
 
 
-def _median(work: Callable[[], Any]) -> float:
+def _median_seconds(work: Callable[[], Any]) -> float:
     times = []
     for _ in range(_TRIES):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""lookalike plan: before you pay, what `run` will take, what it needs, and what bounds it.
+"""The `plan` command: estimate the time, memory and disk of `run` before it starts.
 
 The sources are listed as `run` lists them; a sample of the gallery passes through the job's own
 stages in a folder that is removed (`probe.py`); the rest is arithmetic
@@ -18,19 +18,24 @@ from pathlib import Path
 
 import psutil
 
-from jobs.cluster.resources import Cluster, cluster
-from jobs.config.parsing import parse_cluster
-from jobs.config.settings import EmbedSettings, PlanSettings, part_of
-from jobs.embedding.listing import Listed, list_source, source_of
-from jobs.embedding.prepare_model import Prepared, prepare, stored_dtype
-from jobs.planning.estimate import counts_of, image_bytes, rates_of, sizes_of
-from jobs.planning.format_plan import Planned, told
+from jobs.cluster.resources import Cluster, open_cluster
+from jobs.config.options import parse_cluster
+from jobs.config.settings import EmbedSettings, PlanSettings, derive_settings
+from jobs.embedding.listing import SourceListing, list_source, open_input
+from jobs.embedding.prepare_model import PreparedModel, prepare_model, resolve_embedding_dtype
+from jobs.planning.estimate import (
+    estimate_counts,
+    estimate_image_bytes,
+    estimate_rates,
+    estimate_sizes,
+)
+from jobs.planning.format_plan import PlanEstimate, format_plan
 from jobs.planning.probe import Probe
-from jobs.runtime.check_output import check_apart
+from jobs.runtime.check_output import check_inputs_outside
 from jobs.runtime.progress import say
 from jobs.runtime.result import Result
 from retrieval.core.errors import UsageError
-from retrieval.planning.costs import Fleet, failures_expected
+from retrieval.planning.costs import WorkerPool, failure_interval
 from retrieval.storage.local import is_remote, open_folder
 from retrieval.storage.temporary import temporary_name
 
@@ -39,49 +44,51 @@ _LONG = 60.0  # seconds of listing that are worth a word
 
 def start(settings: PlanSettings) -> Result:
     """Plan, and say what the job will take."""
-    return told(plan(settings, time.time() - psutil.Process().create_time()))
+    return format_plan(plan(settings, time.time() - psutil.Process().create_time()))
 
 
-def plan(settings: PlanSettings, loaded: float) -> Planned:
+def plan(settings: PlanSettings, loaded: float) -> PlanEstimate:
     """Measure and reckon; `loaded` are the seconds since this process began."""
     if settings.output is not None:
-        check_apart(settings)
+        check_inputs_outside(settings)
     there = _nodes(settings.cluster)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         settings = dataclasses.replace(
             settings, output=settings.output or f"{scratch}/output",
-            embedding_dtype=stored_dtype(settings.embedding_dtype),
+            embedding_dtype=resolve_embedding_dtype(settings.embedding_dtype),
         )  # fmt: skip
         sides, listing = _listings(settings, Path(scratch))
-        with cluster(settings) as where, _probing(settings, where, Path(scratch)) as probe:
-            fleet, missing = _fleet(settings, where, probe.prepared, there)
-            here = _fleet(settings, where, probe.prepared, None)[0]
-            counts_of(settings, probe, sides)  # what does not fit is refused before it costs time
+        with open_cluster(settings) as cluster, _probing(settings, cluster, Path(scratch)) as probe:
+            fleet, missing = _fleet(settings, cluster, probe.prepared, there)
+            here = _fleet(settings, cluster, probe.prepared, None)[0]
+            estimate_counts(
+                settings, probe, sides
+            )  # what does not fit is refused before it costs time
             probe.run(sides["gallery"], sides.get("queries"))
             began = time.monotonic()
         probe.seconds["start"] += loaded + time.monotonic() - began
-        counts = counts_of(settings, probe, sides)
-        bytes_ = {side: image_bytes(listed, probe) for side, listed in sides.items()}
+        counts = estimate_counts(settings, probe, sides)
+        bytes_ = {side: estimate_image_bytes(listed, probe) for side, listed in sides.items()}
         lines = {side: listed.path.stat().st_size for side, listed in sides.items()}
-    rates = rates_of(probe, counts, listing, here.beside)
-    sizes = sizes_of(settings, probe, counts, sum(lines.values()))
-    return Planned(
+    rates = estimate_rates(probe, counts, listing, here.beside)
+    sizes = estimate_sizes(settings, probe, counts, sum(lines.values()))
+    return PlanEstimate(
         settings, rates, sizes, counts, fleet, bytes_,
-        failures_expected(probe.failed, probe.images), probe.images, missing,
+        failure_interval(probe.failed, probe.images), probe.images, missing,
         probe.prepared.plan.precision, probe.prepared.device,
     )  # fmt: skip
 
 
-def _listings(settings: PlanSettings, scratch: Path) -> tuple[dict[str, Listed], float]:
+def _listings(settings: PlanSettings, scratch: Path) -> tuple[dict[str, SourceListing], float]:
     """List the sources as the job will; also give the seconds that takes."""
     began = time.monotonic()
     sides = {}
     for side in ("gallery", "queries"):
         root = getattr(settings, side)
         if root is not None:
-            source = source_of(settings, root)
+            source = open_input(settings, root)
             source.check()
-            asked = part_of(settings, EmbedSettings, input=root, output=str(scratch))
+            asked = derive_settings(settings, EmbedSettings, input=root, output=str(scratch))
             sides[side] = list_source(asked, source, scratch / f"{side}.parquet", side)
     seconds = time.monotonic() - began
     if seconds > _LONG:
@@ -90,15 +97,17 @@ def _listings(settings: PlanSettings, scratch: Path) -> tuple[dict[str, Listed],
 
 
 @contextmanager
-def _probing(settings: PlanSettings, where: Cluster, scratch: Path) -> Iterator[Probe]:
-    """Give a probe whose model is ready; what it writes is removed after."""
+def _probing(settings: PlanSettings, cluster: Cluster, scratch: Path) -> Iterator[Probe]:
+    """Return a probe whose model is ready; what it writes is removed after."""
     output, name = open_folder(str(settings.output)), temporary_name()
     folder, was_there = output.child(name), Path(output.uri()).exists()
-    asked = part_of(settings, EmbedSettings, input=settings.gallery, output=folder.uri(), pca=None)
+    asked = derive_settings(
+        settings, EmbedSettings, input=settings.gallery, output=folder.uri(), pca=None
+    )
     try:
         began = time.monotonic()
-        prepared = prepare(asked, where, folder).ready()
-        probe = Probe(settings, where, folder, scratch, prepared, _workers(where, prepared))
+        prepared = prepare_model(asked, cluster, folder).with_engine()
+        probe = Probe(settings, cluster, folder, scratch, prepared, _workers(cluster, prepared))
         probe.seconds["start"] = time.monotonic() - began
         yield probe
     finally:
@@ -112,10 +121,10 @@ def _probing(settings: PlanSettings, where: Cluster, scratch: Path) -> Iterator[
                     Path(output.uri()).rmdir()
 
 
-def _workers(where: Cluster, prepared: Prepared) -> int:
+def _workers(cluster: Cluster, prepared: PreparedModel) -> int:
     if prepared.device != "cuda":
-        return where.workers
-    return max(1, min(int(where.gpus / where.gpu_share), where.asked or 1 << 30))
+        return cluster.workers
+    return max(1, min(int(cluster.gpus / cluster.gpu_share), cluster.requested_workers or 1 << 30))
 
 
 def _nodes(text: str | None) -> list[tuple[int, int, int]] | None:
@@ -127,23 +136,23 @@ def _nodes(text: str | None) -> list[tuple[int, int, int]] | None:
 
 
 def _fleet(
-    settings: PlanSettings, where: Cluster, prepared: Prepared,
+    settings: PlanSettings, cluster: Cluster, prepared: PreparedModel,
     nodes: list[tuple[int, int, int]] | None,
-) -> tuple[Fleet, str]:  # fmt: skip
-    """Say who works, here or on the nodes of `--cluster`, and what of it cannot be told.
+) -> tuple[WorkerPool, str]:  # fmt: skip
+    """Return the workers, here or on the nodes of `--cluster`, and a note on missing estimates.
 
     As the product does: one worker a GPU (or share of one) where there are any, else one a CPU.
     """
     measured = prepared.device == "cuda"
     if nodes is None:
-        beside = where.threads_beside(prepared.device)
-        return Fleet(_workers(where, prepared), where.workers, beside), ""
+        beside = cluster.threads_beside(prepared.device)
+        return WorkerPool(_workers(cluster, prepared), cluster.workers, beside), ""
     most = settings.workers or 1 << 30
     cores = min(most, sum(count * cpus for count, cpus, _ in nodes))
     gpus = sum(count * gpu for count, _, gpu in nodes)
     if gpus and measured:
-        beside = min(int(cpus / gpu * where.gpu_share) for _, cpus, gpu in nodes if gpu)
-        return Fleet(min(most, int(gpus / where.gpu_share)), cores, max(1, beside)), ""
+        beside = min(int(cpus / gpu * cluster.gpu_share) for _, cpus, gpu in nodes if gpu)
+        return WorkerPool(min(most, int(gpus / cluster.gpu_share)), cores, max(1, beside)), ""
     if measured:
         raise UsageError(
             f"--cluster {settings.cluster} has no GPU, and a GPU is what was to be measured here: "
@@ -155,4 +164,4 @@ def _fleet(
         if gpus and settings.device != "cpu"
         else ""
     )
-    return Fleet(cores, cores), missing
+    return WorkerPool(cores, cores), missing

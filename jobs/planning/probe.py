@@ -1,8 +1,8 @@
-"""What is measured before a job: its own stages on a few of its images, in a folder of their own.
+"""Measurement of a sample: the stages of `run` on a few images, in a temporary folder.
 
-Nothing is imitated: images are embedded by the job's workers, then indexed, ranked and shown as
-`run` does. What these small stages take is what a stage takes in any case; what grows with the rows
-comes from the images, and from products of a second or less on one worker.
+The stages themselves run: images are embedded by the job's workers, then indexed, ranked and shown.
+Their times are the fixed cost of each stage. What grows with the rows is measured per image and by
+microbenchmarks on one worker.
 """
 
 from __future__ import annotations
@@ -19,19 +19,25 @@ import numpy as np
 
 from jobs.cluster import tasks
 from jobs.cluster.resources import Cluster
-from jobs.config.settings import EmbedSettings, IndexSettings, PlanSettings, RankSettings, part_of
-from jobs.embedding.embed_chunks import Embedding, embed_chunks
-from jobs.embedding.listing import Listed
-from jobs.embedding.prepare_model import Prepared
-from jobs.evaluation.judge_matches import evaluate_by_labels
+from jobs.config.settings import (
+    EmbedSettings,
+    IndexSettings,
+    PlanSettings,
+    RankSettings,
+    derive_settings,
+)
+from jobs.embedding.embed_chunks import EmbedContext, embed_chunks
+from jobs.embedding.listing import SourceListing
+from jobs.embedding.prepare_model import PreparedModel
+from jobs.evaluation.evaluate_matches import evaluate_by_labels
 from jobs.indexing import index
-from jobs.planning.microbenchmarks import products_and_thumbnails
+from jobs.planning.microbenchmarks import time_products_and_thumbnails
 from jobs.ranking import rank
-from jobs.reporting.write_report import put_report, report_of
+from jobs.reporting.write_report import build_report_source, write_report
 from retrieval.core.errors import TooManyFailures
 from retrieval.core.records import ChunkResult
-from retrieval.listing.diff import items_at, write_part_of
-from retrieval.listing.listing import sampled_rows
+from retrieval.listing.diff import read_items, write_segment_listing
+from retrieval.listing.listing import sample_rows
 from retrieval.storage import transaction
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
@@ -39,9 +45,9 @@ from retrieval.store.failure_reasons import commonest_reason
 from retrieval.store.finalize import finish_store
 from retrieval.store.segment import claim_segment
 
-_FEW = 2  # images of a small chunk, by which a chunk's own cost is known
-_EACH = 4  # chunks a worker, so that their median is one of a worker that is warm
-_SHOWN = 32  # images that thumbnails are made of
+_SMALL_CHUNK = 2  # images of a small chunk, by which a chunk's own cost is known
+_CHUNKS_PER_WORKER = 4  # chunks a worker, so that their median is one of a worker that is warm
+_THUMBNAIL_IMAGES = 32  # images that thumbnails are made of
 
 
 @dataclass
@@ -49,10 +55,10 @@ class Probe:
     """A probe under way: what it writes into `folder`, and what it has measured so far."""
 
     settings: PlanSettings
-    where: Cluster
+    cluster: Cluster
     folder: Folder
     scratch: Path
-    prepared: Prepared
+    prepared: PreparedModel
     workers: int
     seconds: dict[str, float] = field(default_factory=dict)  # of each stage
     bytes: dict[str, float] = field(default_factory=dict)
@@ -63,22 +69,22 @@ class Probe:
 
     @property
     def failing(self) -> float:
-        """Give the share of the sample that failed; none before there is one."""
+        """Return the share of the sample that failed; none before there is one."""
         return self.failed / max(1, self.images)
 
-    def run(self, gallery: Listed, queries: Listed | None) -> None:
+    def run(self, gallery: SourceListing, queries: SourceListing | None) -> None:
         """Do what `run` does, in its order: workers that start again find more than the first."""
         count, seed = self.settings.sample, self.settings.seed
         needed = self._needed(gallery)
-        lines = sampled_rows(gallery.rows, count, seed)
-        step = max(2 * _FEW, -(-len(lines) // (_EACH * needed)))
+        lines = sample_rows(gallery.rows, count, seed)
+        step = max(2 * _SMALL_CHUNK, -(-len(lines) // (_CHUNKS_PER_WORKER * needed)))
         first, large = self._embedded("store", gallery, lines, step, needed)
         self.images, self.failed = len(lines), sum(result.failures for result in large)
         self.read = sum(result.read_bytes for result in large)
         self._index()
         again = self._needed(queries or gallery)
-        few = sampled_rows(gallery.rows, _FEW * _EACH * again, seed + 1)
-        then, small = self._embedded("again", gallery, few, _FEW, again)
+        few = sample_rows(gallery.rows, _SMALL_CHUNK * _CHUNKS_PER_WORKER * again, seed + 1)
+        then, small = self._embedded("again", gallery, few, _SMALL_CHUNK, again)
         self._fit(small, large, step)
         image, chunk = self.seconds["image"], self.seconds["chunk"]
         for name, wall, results, workers in (
@@ -91,33 +97,37 @@ class Probe:
             self._rank()
         self._machine(gallery)
 
-    def _needed(self, listed: Listed) -> int:
+    def _needed(self, listed: SourceListing) -> int:
         """Count the workers that will start: no more than there are chunks."""
         return min(self.workers, -(-listed.rows // listed.chunk_rows))
 
     def _embedded(
-        self, name: str, listed: Listed, lines: Any, step: int, workers: int
+        self, name: str, listed: SourceListing, lines: Any, step: int, workers: int
     ) -> tuple[float, list[ChunkResult]]:
         """Make a store of some lines of the listing, as `embed` does."""
         from retrieval.models.bundle import write_bundle
 
         folder, target = self.folder.child(name), self.scratch / f"{name}.parquet"
-        write_part_of(listed.path, lines, target, step, 0)
-        settings = part_of(
+        write_segment_listing(listed.path, lines, target, step, 0)
+        settings = derive_settings(
             self.settings, EmbedSettings, input=self.settings.gallery, output=folder.uri()
         )
         bundle = self.prepared.bundle
         job = {"bundle": bundle.digest, "embedding_dtype": settings.embedding_dtype}
-        transaction.begin(folder, "store", job)
+        transaction.claim_output(folder, "store", job)
         write_bundle(folder, bundle)
         segment = claim_segment(folder, 0, 0, target, step, len(lines), np.empty(0, np.int64))
-        with_ = Embedding(settings, self.where, folder, self.prepared)
-        asked, self.where.asked, self.where.peak = self.where.asked, workers, 0
+        with_ = EmbedContext(settings, self.cluster, folder, self.prepared)
+        asked, self.cluster.requested_workers, self.cluster.peak = (
+            self.cluster.requested_workers,
+            workers,
+            0,
+        )
         began = time.perf_counter()
         done = list(embed_chunks(with_, list(segment.chunks()), len(lines), f"probe {name}"))
         wall = time.perf_counter() - began
-        self.where.asked = asked
-        self.memory["worker"] = max(self.where.peak, self.memory.get("worker", 0))
+        self.cluster.requested_workers = asked
+        self.memory["worker"] = max(self.cluster.peak, self.memory.get("worker", 0))
         if name == "store":
             if not any(result.rows for result in done):  # the ledger goes with the folder
                 ledgers = (r.path for one in done for r in one.files if "/failures/" in r.path)
@@ -138,63 +148,65 @@ class Probe:
         whole = [one for one in large if one.rows + one.failures == step] or large
         rows = statistics.mean(one.rows + one.failures for one in whole)
         times = [statistics.median(one.seconds for one in some) for some in (small, whole)]
-        image = (times[1] - times[0]) / (rows - _FEW) if rows > _FEW else 0.0
+        image = (times[1] - times[0]) / (rows - _SMALL_CHUNK) if rows > _SMALL_CHUNK else 0.0
         if image <= 0:  # the starts of the workers hide what a chunk takes
             image = times[1] / rows
         self.seconds["image"] = image
         self.seconds["chunk"] = max(0.0, times[1] - image * rows)
         quarters = np.quantile([one.seconds for one in whole], [0.25, 0.75]) / times[1]
         self.seconds["image_spread"] = max(0.1, float(quarters[1] - quarters[0]))
-        part = [statistics.median(_size(one) for one in some) for some in (small, whole)]
+        part = [statistics.median(_file_bytes(one) for one in some) for some in (small, whole)]
         kept = statistics.mean(one.rows for one in whole)
-        self.bytes["row"] = max(0.0, part[1] - part[0]) / max(1.0, kept - _FEW)
+        self.bytes["row"] = max(0.0, part[1] - part[0]) / max(1.0, kept - _SMALL_CHUNK)
 
     def _index(self) -> None:
         store, made = self.folder.child("store"), self.folder.child("index")
-        settings = part_of(
+        settings = derive_settings(
             self.settings, IndexSettings, embeddings=store.uri(), output=made.uri(),
             index_factory=None, rows_per_shard=None, limit=None, labels=None, retry_failed=False,
         )  # fmt: skip
-        self._weigh("index", self._timed("index", lambda: index.build(settings, self.where)))
+        self._weigh(
+            "index", self._timed("index", lambda: index.build_index(settings, self.cluster))
+        )
 
     def _rank(self) -> None:
         """Rank the sample against itself, evaluate and show it."""
         store, made, matches = (self.folder.child(n) for n in ("store", "index", "matches"))
-        settings = part_of(
+        settings = derive_settings(
             self.settings, RankSettings, index=made.uri(), queries=store.uri(),
             output=matches.uri(), limit=None, labels=None, filter=None, nprobe=None, format=None,
             retry_failed=False,
         )  # fmt: skip
-        ranked = self._timed("rank", lambda: rank.rank(settings, self.where))
+        ranked = self._timed("rank", lambda: rank.rank(settings, self.cluster))
         self._weigh("matches", ranked)
 
         def show() -> None:
-            evaluate_by_labels(matches, ranked)
-            source = report_of(matches, ranked, self.settings.seed)
-            put_report(self.where, source, matches, "report.html")
+            evaluation, _ = evaluate_by_labels(matches, ranked)
+            source = build_report_source(matches, ranked, evaluation, self.settings.seed)
+            write_report(self.cluster, source, matches, "report.html")
 
         self._timed("report", show)
         sizes = [e.size for e in matches.entries() if e.path.startswith("report")]
         self.bytes["report"] = sum(sizes)
 
-    def _machine(self, listed: Listed) -> None:
+    def _machine(self, listed: SourceListing) -> None:
         """Measure what products and thumbnails take, on one worker."""
-        lines = sampled_rows(listed.rows, _SHOWN, self.settings.seed)
-        paths = items_at(listed.path, lines)["path"].to_pylist()
+        lines = sample_rows(listed.rows, _THUMBNAIL_IMAGES, self.settings.seed)
+        paths = read_items(listed.path, lines)["path"].to_pylist()
         measure = partial(
-            products_and_thumbnails, self.prepared.dimension, self.settings.metric,
+            time_products_and_thumbnails, self.prepared.dimension, self.settings.metric,
             self.settings.top_k, paths, self.settings.max_pixels,
         )  # fmt: skip
-        (found,) = tasks.tasks(self.where, measure, [0])
+        (found,) = tasks.run_tasks(self.cluster, measure, [0])
         self.seconds |= found["seconds"]
         self.bytes["picture"] = found["picture"]
 
     def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
-        self.where.peak = 0
+        self.cluster.peak = 0
         began = time.perf_counter()
         answer = work()
         self.seconds[stage] = time.perf_counter() - began
-        self.memory[stage] = self.where.peak
+        self.memory[stage] = self.cluster.peak
         return answer
 
     def _weigh(self, output: str, manifest: Manifest) -> None:
@@ -206,5 +218,5 @@ class Probe:
             self.bytes["model"] = sum(models)
 
 
-def _size(result: ChunkResult) -> int:
+def _file_bytes(result: ChunkResult) -> int:
     return sum(record.size for record in result.files)

@@ -1,8 +1,11 @@
-"""Finished matches in further formats, each put once beside them and named with its checksum."""
+"""Write matches in further formats beside them: export formats, pairs, a report, pictures.
+
+Each file is written once, with its checksum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,25 +13,26 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cluster.resources import Cluster
+from jobs.config.options import parse_comma_list
 from jobs.config.settings import RankSettings
 from jobs.runtime.progress import say
 from retrieval.core.errors import UsageError
 from retrieval.core.records import FileRecord
 from retrieval.storage import transaction
-from retrieval.storage.checksum import sealed_json
+from retrieval.storage.checksum import checksummed_json
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
-from retrieval.storage.temporary import TEMPORARY
+from retrieval.storage.temporary import TEMPORARY_PREFIX
 
 PAIRS, REPORT, PICTURES = "pairs.parquet", "report.html", "pictures"
 
 
-def formats_of(settings: RankSettings) -> tuple[str, ...]:
-    """Read --format, or refuse what it names."""
-    from retrieval.search.export_formats import FORMATS
+def parse_formats(settings: RankSettings) -> tuple[str, ...]:
+    """Return the formats of --format without parquet, each once; UsageError for an unknown one."""
+    from retrieval.search.export_formats import FORMAT_WRITERS
 
-    known = ("parquet", *FORMATS, "html", "png")
-    names = [name.strip() for name in (settings.format or "").split(",") if name.strip()]
+    known = ("parquet", *FORMAT_WRITERS, "html", "png")
+    names = parse_comma_list(settings.format)
     for name in names:
         if name not in known:
             raise UsageError(f"--format {name!r}: write one or more of {','.join(known)}")
@@ -36,109 +40,120 @@ def formats_of(settings: RankSettings) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Further:
-    """The files asked for beside the matches."""
+class ExtraFiles:
+    """The files requested beside the matches, by --format and --unique-pairs."""
 
     formats: tuple[str, ...]
     pairs: bool
 
-    def missing(self, there: Any) -> bool:
-        """Tell whether one of them is not among the files that are there, by path."""
-        wanted = [REPORT if name == "html" else _sum(name) for name in self.formats]
-        return any(path not in there for path in [*wanted, *([PAIRS] if self.pairs else [])])
+    def missing(self, existing: Container[str]) -> bool:
+        """Return whether one of the files is not among the existing paths."""
+        wanted = [REPORT if name == "html" else _checksum_path(name) for name in self.formats]
+        return any(path not in existing for path in [*wanted, *([PAIRS] if self.pairs else [])])
 
-    def put(self, folder: Folder, counts: dict[str, Any], where: Cluster) -> None:
-        """Put those that are not there, from the matches that are."""
+    def write(self, folder: Folder, counts: dict[str, Any], cluster: Cluster) -> None:
+        """Write the files that are missing, from the matches in the folder."""
         if self.pairs and not folder.exists(PAIRS):
-            _put_pairs(folder, counts["metric"])
+            _write_pairs(folder, counts["metric"])
         for name in self.formats:
             if name == "html":
-                _put_report(folder, counts, where)
+                _write_report(folder, counts, cluster)
             elif name == "png":
-                _put_pictures(folder, counts)
-            elif not folder.exists(_sum(name)):
-                _put_format(folder, name, counts["metric"])
+                _write_pictures(folder, counts)
+            elif not folder.exists(_checksum_path(name)):
+                _write_format(folder, name, counts["metric"])
 
 
-def further_lines(files: Mapping[str, FileRecord]) -> tuple[str, ...]:
-    """Say which files lie beside the matches."""
-    from retrieval.search.export_formats import FILE_OF
+def format_extra_files(files: Mapping[str, FileRecord]) -> tuple[str, ...]:
+    """Return result lines that name the further files beside the matches."""
+    from retrieval.search.export_formats import FORMAT_FILES
 
-    there = [path for path in (*FILE_OF.values(), REPORT) if path in files]
-    said = [f"further files: {', '.join(there)}"] if there else []
+    existing = [path for path in (*FORMAT_FILES.values(), REPORT) if path in files]
+    lines = [f"further files: {', '.join(existing)}"] if existing else []
     if pictures := sum(path.startswith(f"{PICTURES}/") for path in files):
-        said.append(f"{pictures} pictures: {PICTURES}/")
+        lines.append(f"{pictures} pictures: {PICTURES}/")
     if PAIRS in files:
-        said.append(f"{files[PAIRS].rows} pairs, closest first: {PAIRS}")
-    return tuple(said)
+        lines.append(f"{files[PAIRS].rows} pairs, closest first: {PAIRS}")
+    return tuple(lines)
 
 
-def _sum(name: str) -> str:
+def _checksum_path(name: str) -> str:
     return f"{name}.sum.json"
 
 
-def _tables(folder: Folder, prefix: str) -> Callable[[], Iterator[pa.Table]]:
-    """Give what streams the tables below a folder of an output, as often as it is called."""
-    from retrieval.store.reader import read_sealed
+def _table_reader(folder: Folder, prefix: str) -> Callable[[], Iterator[pa.Table]]:
+    """Return a function that iterates over the tables below `prefix`, anew at each call."""
+    from retrieval.storage.checksum import read_checksummed_parquet
 
     def tables() -> Iterator[pa.Table]:
         paths = sorted(entry.path for entry in folder.entries(prefix))
-        yield from (read_sealed(folder, path) for path in paths if TEMPORARY not in path)
+        for path in paths:
+            if TEMPORARY_PREFIX not in path:
+                yield read_checksummed_parquet(folder, path)
 
     return tables
 
 
-def _put_format(folder: Folder, name: str, metric: Any) -> None:
-    from retrieval.search.export_formats import FILE_OF, Finished, write_matches
+def _write_format(folder: Folder, name: str, metric: Any) -> None:
+    from retrieval.search.export_formats import FORMAT_FILES, FinishedMatches, write_matches
 
-    finished = Finished(_tables(folder, "matches"), _tables(folder, "failures"), metric)
+    finished = FinishedMatches(
+        _table_reader(folder, "matches"), _table_reader(folder, "failures"), metric
+    )
 
     def write(local: str) -> None:
         with open(local, "wb") as file:
             write_matches(name, finished, file)
 
-    path = FILE_OF[name]
-    folder.delete(path)  # of a run that was killed before it put the checksum
+    path = FORMAT_FILES[name]
+    folder.delete(path)  # left by a run that was killed before it wrote the checksum
     folder.put_new_file(path, write)
     with folder.open(path) as file:
-        record = transaction.record_of(path, file)
-    transaction.put_once(folder, _sum(name), sealed_json({"files": {path: record.sha256}}))
+        record = transaction.read_file_record(path, file)
+    transaction.put_if_absent(
+        folder, _checksum_path(name), checksummed_json({"files": {path: record.sha256}})
+    )
 
 
-def _put_pairs(folder: Folder, metric: Any) -> None:
+def _write_pairs(folder: Folder, metric: Any) -> None:
     from retrieval.search.pairs import write_pairs
-    from retrieval.storage.checksum import seal_file
+    from retrieval.storage.checksum import fill_file_checksum
 
     def write(local: str) -> None:
         with open(local, "wb") as file:
-            write_pairs(_tables(folder, "matches")(), metric, file)
-        seal_file(Path(local))
+            write_pairs(_table_reader(folder, "matches")(), metric, file)
+        fill_file_checksum(Path(local))
 
     folder.put_new_file(PAIRS, write)
 
 
-def _put_report(folder: Folder, counts: dict[str, Any], where: Cluster) -> None:
-    from jobs.reporting.write_report import put_report, report_of
+def _write_report(folder: Folder, counts: dict[str, Any], cluster: Cluster) -> None:
+    from jobs.evaluation.evaluate_matches import evaluate_by_labels
+    from jobs.reporting.write_report import build_report_source, write_report
 
-    made = _unfinished(folder, counts)
-    put_report(where, report_of(folder, made), folder, REPORT)
+    matches = _expected_manifest(folder, counts)
+    evaluation, _ = evaluate_by_labels(folder, matches)
+    write_report(cluster, build_report_source(folder, matches, evaluation), folder, REPORT)
 
 
-def _put_pictures(folder: Folder, counts: dict[str, Any]) -> None:
-    from jobs.config.option_groups import Judging
-    from jobs.evaluation.ground_truth import open_truth
-    from jobs.reporting.pictures import pictures_of
+def _write_pictures(folder: Folder, counts: dict[str, Any]) -> None:
+    from jobs.config.settings import RelevanceOptions
+    from jobs.evaluation.ground_truth import open_ground_truth
+    from jobs.reporting.pictures import draw_pictures
 
-    if folder.exists(_sum("png")):
+    if folder.exists(_checksum_path("png")):
         return
-    for entry in list(folder.entries(PICTURES)):  # of a run that was killed before the checksums
+    # left by a run that was killed before it wrote the checksums
+    for entry in list(folder.entries(PICTURES)):
         folder.delete(entry.path)
-    matches = _unfinished(folder, counts)
-    made = pictures_of(folder, matches, open_truth(folder, matches, Judging()), note=say)
-    named = {f"{PICTURES}/{name}": data for name, data in made.items()}
-    transaction.put_named(folder, named, _sum("png"))
+    matches = _expected_manifest(folder, counts)
+    pictures = draw_pictures(
+        folder, matches, open_ground_truth(folder, matches, RelevanceOptions()), note=say
+    )
+    named = {f"{PICTURES}/{name}": data for name, data in pictures.items()}
+    transaction.put_with_checksums(folder, named, _checksum_path("png"))
 
 
-def _unfinished(folder: Folder, counts: dict[str, Any]) -> Manifest:
-    """Give what the manifest of these matches will be, as far as it is read here."""
-    return Manifest("matches", "", "", counts, "", transaction.records(folder))
+def _expected_manifest(folder: Folder, counts: dict[str, Any]) -> Manifest:
+    """Return the manifest that these matches will have, with the fields that reports read."""
+    return Manifest("matches", "", "", counts, "", transaction.collect_records(folder))

@@ -1,4 +1,4 @@
-"""What a ranking puts on disk of the answers: matches, queries without any, what was possible."""
+"""Write the matches of each query block, the queries without a match, and the eligible images."""
 
 from __future__ import annotations
 
@@ -7,48 +7,52 @@ from typing import Any
 from jobs.cluster import tasks
 from jobs.cluster.resources import Cluster
 from retrieval.storage import transaction
-from retrieval.storage.checksum import sealed_parquet
+from retrieval.storage.checksum import checksummed_parquet
 
 
-def put_matches(where: Cluster, task: Any) -> int:
-    """Put the matches, block by block; gives how many queries have some."""
+def write_matches(cluster: Cluster, task: Any) -> int:
+    """Write the matches of all blocks; return the number of queries that have at least one."""
 
-    def merge_one(number: int) -> int:
-        from retrieval.search.fill_matches import all_answers
-        from retrieval.search.merge import matches_of, unmatched_of
+    def merge_block(number: int) -> int:
+        from retrieval.search.fill_matches import read_final_candidates
+        from retrieval.search.merge import rank_candidates, unmatched_queries
 
-        asked = task.plain_block(number).drop_columns("embedding")
-        table = matches_of(all_answers(task, number), task.top_k, asked, task.metric)
-        transaction.put_once(task.matches, part_path(number), sealed_parquet(table))
-        unmatched = unmatched_of(asked, table)
+        queries = task.stored_queries(number).drop_columns("embedding")
+        table = rank_candidates(
+            read_final_candidates(task, number), task.top_k, queries, task.metric
+        )
+        transaction.put_if_absent(task.output, matches_path(number), checksummed_parquet(table))
+        unmatched = unmatched_queries(queries, table)
         if len(unmatched):
-            transaction.put_once(task.matches, failures_path(number + 1), sealed_parquet(unmatched))
-        return len(asked) - len(unmatched)
+            transaction.put_if_absent(
+                task.output, failures_path(number + 1), checksummed_parquet(unmatched)
+            )
+        return len(queries) - len(unmatched)
 
-    return sum(tasks.tasks(where, merge_one, range(len(task.blocks))))
+    return sum(tasks.run_tasks(cluster, merge_block, range(len(task.query_chunks))))
 
 
-def put_possible(where: Cluster, task: Any) -> None:
-    """Put how many images could be a match, where options say that not all can."""
-    from retrieval.index.label_counts import labels_table
+def write_eligible_counts(cluster: Cluster, task: Any) -> None:
+    """Write the number of eligible images per label, if options restrict the possible matches."""
+    from retrieval.index.label_counts import build_labels_table
     from retrieval.index.shard import LABELS
-    from retrieval.search.match_counts import count_possible
+    from retrieval.search.match_counts import count_eligible_rows
 
-    if task.allowed is None and task.bars is None:
+    if task.row_filter is None and task.exclude_by is None:
         return
 
     def count(number: int) -> dict[str, int]:
-        return count_possible(task, number)
+        return count_eligible_rows(task, number)
 
-    counts = tasks.tasks(where, count, task.shards)
-    transaction.put_once(task.matches, LABELS, sealed_parquet(labels_table(counts)))
+    counts = tasks.run_tasks(cluster, count, task.shards)
+    transaction.put_if_absent(task.output, LABELS, checksummed_parquet(build_labels_table(counts)))
 
 
 def failures_path(number: int) -> str:
-    """Give the path of queries without a match: 0 those that failed, then a block's, from 1."""
+    """Return the path of failures: 0 for failed queries, b + 1 for the unmatched of block b."""
     return f"failures/{number:08d}.parquet"
 
 
-def part_path(number: int) -> str:
-    """Give the path of one block's matches."""
+def matches_path(number: int) -> str:
+    """Return the path of the matches of a block."""
     return f"matches/part-{number:05d}.parquet"

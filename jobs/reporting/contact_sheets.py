@@ -1,4 +1,4 @@
-"""Queries with their matches as pictures: of finished matches, or two rankings side by side."""
+"""Draw queries with their matches as pictures: one ranking, or two rankings side by side."""
 
 from __future__ import annotations
 
@@ -9,148 +9,159 @@ import numpy as np
 
 from jobs.config.options import MAX_PIXELS
 from retrieval.core.schemas import Metric
-from retrieval.evaluation.ground_truth import Truth
+from retrieval.evaluation.ground_truth import GroundTruth
 from retrieval.report.charts.contact_print import (
-    BESIDE,
-    MATCHES,
-    QUERIES,
+    MAX_MATCHES,
+    MAX_QUERIES,
+    SIDE_BY_SIDE_MATCHES,
+    Photo,
     Ranking,
     Row,
-    Shown,
-    contact_print,
-    distance,
+    draw_contact_print,
+    format_distance,
 )
-from retrieval.report.standings import Standings, read_standings, rows_of
-from retrieval.report.thumbnails import thumbnails
+from retrieval.report.query_outcomes import QueryOutcomes, read_match_rows, read_outcomes
+from retrieval.report.thumbnails import read_thumbnails
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 
 Note = Callable[[str], None]
-Match = dict[str, Any]  # of table MATCHES, with its grade
+Match = dict[str, Any]  # a row of table MATCHES, with its grade
 Photos = dict[str, bytes]
 
-DRAWN, WORST, CHANGED = 3 * QUERIES, 2 * QUERIES, 3 * QUERIES
-"""Queries that are shown: some that are drawn by their ids, and those that fare worst (where
-nothing is known, as many more are drawn); of two rankings those that changed most."""
+SAMPLED_QUERIES, WORST_QUERIES, CHANGED_QUERIES = 3 * MAX_QUERIES, 2 * MAX_QUERIES, 3 * MAX_QUERIES
+"""Queries shown: a sample and the worst ones (a larger sample where there is no ground truth); of
+two rankings those that changed most."""
 
 
-def grids(
-    folder: Folder, manifest: Manifest, standings: Standings, truth: Truth | None, note: Note,
-    seed: int,
+def draw_grids(
+    folder: Folder, manifest: Manifest, outcomes: QueryOutcomes, ground_truth: GroundTruth | None,
+    note: Note, seed: int,
 ) -> dict[str, bytes]:  # fmt: skip
-    """Draw queries with their best matches, a dozen a picture: those drawn, then the worst.
+    """Draw sampled, then the worst queries with their best matches, a dozen per picture.
 
-    Worst are those whose first match is wrong (`Standings.worst`). Where no image can be read there
-    is no picture, and `note` is told so.
+    Returns PNG files by name; none, with a `note`, where no image can be read.
     """
     metric: Metric = manifest.counts["metric"]
-    count = len(standings.query_ids)
-    drawn = standings.drawn(DRAWN if standings.known.any() else DRAWN + WORST, seed)
-    by_chance = f"{len(drawn):,} drawn of {count:,}" if len(drawn) < count else f"{count:,}"
-    sheets = [*_sheets(by_chance, drawn)]
-    wrong = int((standings.known & (standings.first != 1)).sum())
-    of_all = f"{wrong:,} whose first match is wrong, worst first"
-    sheets += _sheets(of_all, standings.worst(WORST))
-    found: dict[str, bytes] = {}
+    count = len(outcomes.query_ids)
+    sampled = outcomes.sample(
+        SAMPLED_QUERIES if outcomes.has_grade.any() else SAMPLED_QUERIES + WORST_QUERIES, seed
+    )
+    sample_title = (
+        f"{len(sampled):,} sampled of {count:,}" if len(sampled) < count else f"{count:,}"
+    )
+    sheets = [*_sheets(sample_title, sampled)]
+    wrong = int((outcomes.has_grade & (outcomes.first != 1)).sum())
+    worst_title = f"{wrong:,} whose first match is wrong, worst first"
+    sheets += _sheets(worst_title, outcomes.worst(WORST_QUERIES))
+    pictures: dict[str, bytes] = {}
     for number, (title, queries) in enumerate(sheets, 1):
-        rows = rows_of(folder, manifest, standings, queries, truth)
-        photos = _photos([rows[query][:MATCHES] for query in queries])
+        rows = read_match_rows(folder, manifest, outcomes, queries, ground_truth)
+        photos = _photos([rows[query][:MAX_MATCHES] for query in queries])
         if not photos:
-            note("no picture grid: the images of the queries and their matches cannot be read")
+            note("no picture grid: the images of queries and matches are not readable")
             return {}
-        lines = [
-            Row(_query(rows[query][0], photos), (_matches(rows[query], photos, metric, MATCHES),))
+        picture_rows = [
+            Row(
+                _query(rows[query][0], photos),
+                (_matches(rows[query], photos, metric, MAX_MATCHES),),
+            )
             for query in queries
         ]
-        found[f"grid-{number:05d}.png"] = contact_print(
-            title, [Ranking("Matches, best first", metric)], lines
+        pictures[f"grid-{number:05d}.png"] = draw_contact_print(
+            title, [Ranking("Matches, best first", metric)], picture_rows
         )
-    return found
+    return pictures
 
 
-def before_after(
+def draw_before_after(
     folder: Folder, manifest: Manifest, other_folder: Folder, other_manifest: Manifest,
-    truth: Truth | None, names: tuple[str, str], *, note: Note,
+    ground_truth: GroundTruth | None, names: tuple[str, str], *, note: Note,
 ) -> dict[str, bytes]:  # fmt: skip
-    """Draw two rankings of the same queries side by side, five matches each.
+    """Draw two rankings of the same queries side by side, five matches each, below their `names`.
 
-    The first matches stand left, the other ones right, below their `names`. Of the queries that
-    both have, those come first whose precision or whose place of the first right match changed
-    most; where nothing is known of any, some are drawn.
+    Returns PNG files by name. Common queries are ordered by the change of their precision or of the
+    reciprocal rank of the first right match; without ground truth they are shown in order.
     """
     folders, manifests = (folder, other_folder), (manifest, other_manifest)
-    stands = [read_standings(*each, truth) for each in zip(folders, manifests, strict=True)]
-    queries, changed = changes(*stands)
+    outcomes = [read_outcomes(*each, ground_truth) for each in zip(folders, manifests, strict=True)]
+    queries, changed = most_changed_queries(*outcomes)
     if not queries:
-        note("no picture before-after: the two have no query in common")
+        note("no picture before-after: the rankings have no query in common")
     metrics: list[Metric] = [each.counts["metric"] for each in manifests]
-    heads = [Ranking(name, metric, BESIDE) for name, metric in zip(names, metrics, strict=True)]
-    said = (
-        f"{changed:,} that changed, most changed first"
+    columns = [
+        Ranking(name, metric, SIDE_BY_SIDE_MATCHES)
+        for name, metric in zip(names, metrics, strict=True)
+    ]
+    order = (
+        f"{changed:,} changed queries, most changed first"
         if changed
-        else "those that both have; none changed"
+        else "queries of both rankings; none changed"
     )
-    found: dict[str, bytes] = {}
-    for number, (title, part) in enumerate(_sheets(said, queries), 1):
+    pictures: dict[str, bytes] = {}
+    for number, (title, part) in enumerate(_sheets(order, queries), 1):
         both = [
-            rows_of(*each, part, truth) for each in zip(folders, manifests, stands, strict=True)
+            read_match_rows(*each, part, ground_truth)
+            for each in zip(folders, manifests, outcomes, strict=True)
         ]
-        photos = _photos([rows[query][:BESIDE] for rows in both for query in part])
+        photos = _photos([rows[query][:SIDE_BY_SIDE_MATCHES] for rows in both for query in part])
         if not photos:
-            note("no picture before-after: the images cannot be read")
+            note("no picture before-after: the images are not readable")
             return {}
-        lines = [
+        picture_rows = [
             Row(_query(both[0][query][0], photos), tuple(
-                _matches(rows[query], photos, metric, BESIDE)
+                _matches(rows[query], photos, metric, SIDE_BY_SIDE_MATCHES)
                 for rows, metric in zip(both, metrics, strict=True)
             ))
             for query in part
         ]  # fmt: skip
-        found[f"before-after-{number:05d}.png"] = contact_print(title, heads, lines)
-    return found
+        pictures[f"before-after-{number:05d}.png"] = draw_contact_print(
+            title, columns, picture_rows
+        )
+    return pictures
 
 
-def changes(before: Standings, after: Standings) -> tuple[list[str], int]:
-    """Give the queries of both that changed most, at most `CHANGED`, and how many changed."""
-    place = {query: number for number, query in enumerate(after.query_ids)}
-    left = np.array([n for n, query in enumerate(before.query_ids) if query in place], np.int64)
-    right = np.array([place[before.query_ids[number]] for number in left], np.int64)
-    known = before.known[left] & after.known[right]
+def most_changed_queries(before: QueryOutcomes, after: QueryOutcomes) -> tuple[list[str], int]:
+    """Return the most changed common queries, at most `CHANGED_QUERIES`, and how many changed."""
+    position = {query: number for number, query in enumerate(after.query_ids)}
+    left = np.array([n for n, query in enumerate(before.query_ids) if query in position], np.int64)
+    right = np.array([position[before.query_ids[number]] for number in left], np.int64)
+    has_grade = before.has_grade[left] & after.has_grade[right]
     precision = np.abs(before.precision[left] - after.precision[right])
     first = np.abs(1 / before.first[left] - 1 / after.first[right])
-    change = np.where(known, np.maximum(precision, first), 0.0)
+    change = np.where(has_grade, np.maximum(precision, first), 0.0)
     order = np.argsort(-change, kind="stable")
     changed = int((change > 0).sum())
-    shown = order[: min(CHANGED, changed or QUERIES)]
+    shown = order[: min(CHANGED_QUERIES, changed or MAX_QUERIES)]
     return [before.query_ids[left[number]] for number in shown], changed
 
 
-def _sheets(of_all: str, queries: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
-    """Cut queries into dozens, each with its title: "Queries 1 to 12 of …"."""
-    for first in range(0, len(queries), QUERIES):
-        part = queries[first : first + QUERIES]
+def _sheets(total: str, queries: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield groups of a dozen queries with a title such as "Queries 1 to 12 of 40"."""
+    for first in range(0, len(queries), MAX_QUERIES):
+        part = queries[first : first + MAX_QUERIES]
         last = first + len(part)
-        which = f"Queries {first + 1} to {last}" if len(part) > 1 else f"Query {last}"
-        yield f"{which} of {of_all}", part
+        label = f"Queries {first + 1} to {last}" if len(part) > 1 else f"Query {last}"
+        yield f"{label} of {total}", part
 
 
 def _photos(lists: Sequence[Sequence[Match]]) -> Photos:
-    """Read the images of some queries' matches, and their own; those that can be read."""
+    """Return readable thumbnails by path of queries and their matches."""
     paths = {path for rows in lists for row in rows for path in (row["query_path"], row["path"])}
-    return thumbnails(paths - {None}, max_pixels=MAX_PIXELS)
+    return read_thumbnails(paths - {None}, max_pixels=MAX_PIXELS)
 
 
-def _query(row: Match, photos: Photos) -> Shown:
+def _query(row: Match, photos: Photos) -> Photo:
     file = row["query_id"].rpartition("/")[2]
     label = row["query_label"]
-    return Shown(label or file, photos.get(row["query_path"]), file if label else "")
+    return Photo(label or file, photos.get(row["query_path"]), file if label else "")
 
 
-def _matches(rows: Sequence[Match], photos: Photos, metric: Metric, most: int) -> tuple[Shown, ...]:
+def _matches(rows: Sequence[Match], photos: Photos, metric: Metric, most: int) -> tuple[Photo, ...]:
     return tuple(
-        Shown(
+        Photo(
             row["label"] or row["image_id"].rpartition("/")[2], photos.get(row["path"]),
-            distance(row["score"], metric), row["grade"],
+            format_distance(row["score"], metric), row["grade"],
         )
         for row in rows[:most]
     )  # fmt: skip

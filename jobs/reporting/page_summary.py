@@ -1,32 +1,32 @@
-"""What the page of a report says of all queries, and of what they were made from."""
+"""Build the summary of a report page: figures over all queries, and facts about their origin."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from jobs.evaluation.judge_matches import Evaluation
+from jobs.evaluation.evaluate_matches import Evaluation
 from retrieval.core.errors import LookalikeError
 from retrieval.core.records import Certificate
 from retrieval.report.chart import Chart
 from retrieval.report.page import Page
-from retrieval.report.rows import SHOWN_MATCHES, Shown
+from retrieval.report.rows import SHOWN_MATCHES, ShownQueries
 from retrieval.storage import finished_output
-from retrieval.storage.checksum import read_json
+from retrieval.storage.checksum import parse_checksummed_json
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder, open_folder
 
 
-def page_of(
+def build_page(
     folder: Folder,
     manifest: Manifest,
     evaluation: Evaluation | None,
     charts: tuple[Chart, ...],
     *,
     title: str,
-    shown: Shown,
+    shown: ShownQueries,
     queries: int,
 ) -> Page:
-    """Say what the page shows above its queries, of which there are `queries` in all."""
+    """Return what the page shows above its queries; `queries` is the number of queries in all."""
     return Page(
         title=title,
         metric=manifest.counts["metric"],
@@ -43,7 +43,7 @@ def page_of(
 
 
 def _images_of(queries: str) -> str:
-    """Give the folder of images behind a store of queries, where there is one."""
+    """Return the image folder that the queries were embedded from, or `queries` if unknown."""
     try:
         return str(finished_output.read_settings(open_folder(queries))["input"])
     except (OSError, KeyError, LookalikeError):
@@ -52,36 +52,38 @@ def _images_of(queries: str) -> str:
 
 def _shown(top_k: int) -> str:
     return (
-        f"{top_k}, of which the page shows {SHOWN_MATCHES}" if top_k > SHOWN_MATCHES else f"{top_k}"
+        f"{top_k}, of which this page shows {SHOWN_MATCHES}"
+        if top_k > SHOWN_MATCHES
+        else f"{top_k}"
     )
 
 
 def _conditions(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """Tell what a match had to be, and how queries were changed; nothing where it was nothing."""
-    said = []
+    """Return the settings that restrict matches or change queries, as (name, value)."""
+    conditions = []
     if settings.get("filter") is not None:
-        said.append(("only images with", settings["filter"]))
+        conditions.append(("filter", settings["filter"]))
     if settings.get("exclude_self"):
-        said.append(("left out", "each query's own image"))
+        conditions.append(("excluded", "each query's own image"))
     if settings.get("min_score") is not None:
-        said.append(("least score", f"{settings['min_score']:g}"))
+        conditions.append(("minimum score", f"{settings['min_score']:g}"))
     if expansion := settings.get("expand_queries"):
-        said.append((
+        conditions.append((
             "queries expanded",
-            f"by the {expansion['count']} images that each found first, weighed by their score to "
-            f"the power {expansion['alpha']:g}",
+            f"with the top {expansion['count']} matches, weighted by score to the power "
+            f"{expansion['alpha']:g}",
         ))  # fmt: skip
-    return said
+    return conditions
 
 
 def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    """Tell what the matches were made from."""
+    """Return the origin of the matches as (name, value): gallery, queries, network, settings."""
     counts, settings = manifest.counts, finished_output.read_settings(folder)
     facts = [
         ("gallery", f"{counts['gallery']} images"),
         ("queries", f"{counts['queries']} images in {_images_of(settings['queries'])}"),
         ("failed queries", str(counts["failures"])),
-        ("matches a query", _shown(settings["top_k"])),
+        ("matches per query", _shown(settings["top_k"])),
         ("index", settings["index"]),
         *_conditions(settings),
     ]
@@ -90,9 +92,9 @@ def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
         store = open_folder(finished_output.read_settings(index)["embeddings"])
         source = finished_output.read_settings(store)["input"]
         facts[0] = ("gallery", f"{counts['gallery']} images in {source}")
-        bundle = read_json(index.child("model").read("bundle.json")) or {}
+        bundle = parse_checksummed_json(index.child("model").read("bundle.json")) or {}
         network = f"{bundle['backbone']}, {bundle['pooling']} pooling"
-        facts.insert(2, ("network", f"{network}, {bundle['dimension']} numbers an image"))
-    except (OSError, KeyError, LookalikeError):  # the index may have moved; the matches still stand
+        facts.insert(2, ("network", f"{network}, {bundle['dimension']} dimensions"))
+    except (OSError, KeyError, LookalikeError):  # the index may have been moved or deleted since
         pass
     return tuple(facts)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both end the job where it is, and keep what is finished."""
+"""Handling of Ctrl-C and SIGTERM: both end a job at once and keep what is finished."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 INTERRUPTED = 130
 TERMINATED = 143
 
-GOES_ON = "what is finished is kept, the same command goes on"
+CONTINUE_HINT = "what is finished is kept, the same command goes on"
 
 
 class Terminated(KeyboardInterrupt):
-    """Somebody ended the process by SIGTERM, as a scheduler or a container's stop does."""
+    """The process received SIGTERM, as from a scheduler or when a container is stopped."""
 
 
 class Interrupts:
-    """Remembers that a signal came: its effect on workers may be raised before our own error."""
+    """Signal handlers that record a signal, since its effect on workers may be raised first."""
 
     def __init__(self) -> None:
         self.noticed: KeyboardInterrupt | None = None
@@ -29,16 +29,16 @@ class Interrupts:
 
     @staticmethod
     def ignore() -> None:
-        """Let nothing disturb the end, which takes seconds at most."""
+        """Ignore further signals during the exit, which takes seconds at most."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """Return the code that a shell has for a process which such a signal ended."""
+    """Return the exit code that a shell reports for a process ended by the signal."""
     return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
-def sentence(error: KeyboardInterrupt) -> str:
-    """Name what ended the job."""
+def describe_interrupt(error: KeyboardInterrupt) -> str:
+    """Return how the job was ended: interrupted or terminated."""
     return "terminated" if isinstance(error, Terminated) else "interrupted"

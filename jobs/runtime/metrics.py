@@ -1,4 +1,4 @@
-"""What is counted for whoever watches the cluster: Ray's agents serve it to Prometheus."""
+"""Counters of each stage's progress, which Ray's agents export to Prometheus."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _TAGS = ("stage", "unit")
 
 
 class Counters:
-    """Counts what a stage has done and failed, beside how much there is to do.
+    """Counts the done and failed items of a stage, and the total.
 
-    The driver counts, so that nothing is told twice where a worker died. Without Ray it is nothing.
+    Only the driver counts, so that nothing is counted twice after a worker died. Does nothing when
+    Ray is not connected.
     """
 
     def __init__(self, stage: str, unit: str, total: int) -> None:
@@ -21,13 +22,13 @@ class Counters:
         self._total = total
 
     def add(self, done: int, failed: int) -> None:
-        """Count what was finished, and how much of that failed."""
+        """Add finished items, of which `failed` failed."""
         if not _is_connected():
             return
         counters = _counters()
         counters[TO_DO].set(self._total, tags=self._tags)
         for name, count in ((DONE, done), (FAILED, failed)):
-            if count:  # Ray refuses to count nothing
+            if count:  # Ray does not accept 0
                 counters[name].inc(count, tags=self._tags)
 
 
@@ -41,7 +42,7 @@ def _counters() -> dict[str, Any]:
     from ray.util.metrics import Counter, Gauge
 
     return {
-        DONE: Counter(DONE, "images, queries, shards or blocks that a stage is done with", _TAGS),
-        FAILED: Counter(FAILED, "those of them that stand in the ledger", _TAGS),
-        TO_DO: Gauge(TO_DO, "how many there are to do", _TAGS),
+        DONE: Counter(DONE, "images, queries, shards or blocks that a stage has finished", _TAGS),
+        FAILED: Counter(FAILED, "finished items that failed and are in the ledger", _TAGS),
+        TO_DO: Gauge(TO_DO, "total number of items of the stage", _TAGS),
     }

@@ -1,4 +1,4 @@
-"""What a verb answers, for a person and for a program, and how it gets to stdout."""
+"""The result of a command, for a person and for a program, and how it is written to stdout."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from typing import Any, TextIO
 from jobs.runtime.progress import visible
 from retrieval.core.errors import StorageFailure
 
-MARK = "LOOKALIKE_ANSWER_MARK"
-"""Set where `submit.py` reads the log of a job: what its answer is to stand behind."""
+RESULT_MARK_VARIABLE = "LOOKALIKE_ANSWER_MARK"
+"""Environment variable set by `submit.py`: the mark before the answer in the log of a job."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a verb answers: flat values for `--json`, lines for a person, an exit code."""
+    """Result of a command: values for `--json`, text lines for a person, and the exit code."""
 
     values: Mapping[str, Any]
     lines: tuple[str, ...]
     exit_code: int = 0
 
     def as_json(self) -> str:
-        """Give one JSON object on one line."""
+        """Return the values as one JSON object on one line."""
         return json.dumps(self.values, ensure_ascii=False, default=str)
 
     def as_text(self) -> str:
-        """Give the summary a person reads."""
+        """Return the lines as text, with control characters escaped."""
         return visible("\n".join(self.lines))
 
 
-def stdout_aside() -> TextIO:
-    """Keep descriptor 1 for the result; whatever else prints to it lands on stderr."""
+def redirect_stdout() -> TextIO:
+    """Return a file on the real stdout, and redirect descriptor 1 to stderr."""
     sys.stdout.flush()
     aside = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
     os.dup2(2, 1)
     return aside
 
 
-def put_answer(aside: TextIO, text: str) -> None:
-    """Write the answer; in the log of a job as one line of ASCII behind its mark."""
-    mark = os.environ.get(MARK)
+def write_result(aside: TextIO, text: str) -> None:
+    """Write the result to stdout; in the log of a job as one line of ASCII after its mark."""
+    mark = os.environ.get(RESULT_MARK_VARIABLE)
     try:
         aside.write(f"{mark}{json.dumps(text + chr(10))}\n" if mark else f"{text}\n")
         aside.flush()
-    except BrokenPipeError:  # whoever reads it, as `head` does, has seen enough
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         return
     except OSError as error:
         raise StorageFailure(
-            f"the answer could not be written to stdout ({error.strerror}); everything else is "
-            "done: make room and run the same command again, which only tells it"
+            f"the result could not be written to stdout ({error.strerror}); everything else is "
+            "done: free some space and run the same command again, which only prints it"
         ) from error

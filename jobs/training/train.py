@@ -1,4 +1,4 @@
-"""lookalike train: labelled images to a bundle whose embeddings rank them better."""
+"""The `train` command: train a backbone on labelled images and write a bundle."""
 
 from __future__ import annotations
 
@@ -9,55 +9,56 @@ from typing import Any
 
 import torch
 
-from jobs.config.settings import TrainSettings, content_of
+from jobs.config.options import parse_comma_list
+from jobs.config.settings import TrainSettings, content_settings
 from jobs.embedding.listing import read_labels_file
 from jobs.runtime.check_output import check_file, check_output
 from jobs.runtime.progress import say
 from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch
-from jobs.training.learn import Learning, device_here, learn_somewhere
-from jobs.training.write_bundle import put_split, put_trained
+from jobs.training.learn import TrainingSetup, choose_and_train, local_device
+from jobs.training.write_bundle import write_split, write_trained
 from retrieval.core.errors import UsageError
-from retrieval.evaluation.measures import measure_of
+from retrieval.evaluation.measures import find_measure
 from retrieval.models import registry
 from retrieval.models.resolve import RANDOM, resolve_source
 from retrieval.sources.detect import open_source
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.local import Folder, open_folder
 from retrieval.training.augmentation import VARIATIONS
-from retrieval.training.dataset import Labelled, digest, labelled
-from retrieval.training.loop import Progress, Recipe
-from retrieval.training.photos import Photos, decoded
+from retrieval.training.dataset import TrainingDataset, dataset_digest, select_training_images
+from retrieval.training.loop import TrainingProgress, TrainingRecipe
+from retrieval.training.photos import PhotoSplit, decode_photos
 
 _MEASURES = ("top1", "map")
 _NAMED = 10  # photos named on stderr, of those that cannot be read; the summary counts all
 
 
 def start(settings: TrainSettings) -> Result:
-    """Train, going on where an earlier run was, and say what it came to."""
+    """Train, resuming from a checkpoint if there is one, and return the summary."""
     watch = Stopwatch()
     check_output(settings, "bundle")
     if settings.cache is not None:
         check_file("--cache", os.path.join(settings.cache, "photos"), output=settings.output)
     folder = open_folder(settings.output)
-    learning = _learning(settings)
-    data = _data(settings)
-    transaction.begin(
-        folder, "bundle", _job(settings, learning, data), overwrite=settings.overwrite
+    learning = _training_setup(settings)
+    data = _list_dataset(settings)
+    transaction.claim_output(
+        folder, "bundle", _job_content(settings, learning, data), overwrite=settings.overwrite
     )
     if not finished_output.is_finished(folder):
         for note in data.notes:
             say(f"train: {note}")
-        counts, device = _made(settings, folder, learning, data)
+        counts, device = _train_and_write(settings, folder, learning, data)
         watch.write(folder, settings, threads=torch.get_num_threads(), learnt_on=device, **counts)
-        transaction.finish(folder, "bundle", counts)
+        transaction.finish_output(folder, "bundle", counts)
     counts = finished_output.read_manifest(folder, kind="bundle").counts
-    values = {measure_of(key).name if key in _MEASURES else key: value
+    values = {find_measure(key).name if key in _MEASURES else key: value
               for key, value in counts.items()}  # fmt: skip
-    return Result({"output": settings.output, **values}, _lines(settings, counts))
+    return Result({"output": settings.output, **values}, _format_summary(settings, counts))
 
 
-def _learning(settings: TrainSettings) -> Learning:
+def _training_setup(settings: TrainSettings) -> TrainingSetup:
     """Read the options that say what learns and how; weights are fetched here."""
     weights = settings.weights
     if settings.backbone == registry.SCRATCH and weights is None:
@@ -66,18 +67,19 @@ def _learning(settings: TrainSettings) -> Learning:
         settings.backbone, weights, image_size=settings.image_size, resize=settings.resize,
         seed=settings.seed,
     )  # fmt: skip
-    recipe = Recipe(
+    recipe = TrainingRecipe(
         epochs=settings.epochs, batch=settings.batch_size, learning_rate=settings.learning_rate,
-        body_rate=settings.body_rate, schedule=settings.schedule, patience=settings.patience,
-        unfreeze=settings.unfreeze, varied=_varied(settings.augment), seed=settings.seed,
+        backbone_lr_scale=settings.backbone_lr_scale, schedule=settings.schedule,
+        patience=settings.patience, unfreeze=settings.unfreeze,
+        varied=_parse_augmentations(settings.augment), seed=settings.seed,
     )  # fmt: skip
-    return Learning(
+    return TrainingSetup(
         settings.backbone, source, settings.pooling, weights != RANDOM, settings.objective, recipe
     )
 
 
-def _varied(text: str) -> tuple[str, ...]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
+def _parse_augmentations(text: str) -> tuple[str, ...]:
+    names = parse_comma_list(text)
     if names == ["none"]:
         return ()
     for name in names:
@@ -86,7 +88,7 @@ def _varied(text: str) -> tuple[str, ...]:
     return tuple(name for name in VARIATIONS if name in names)
 
 
-def _data(settings: TrainSettings) -> Labelled:
+def _list_dataset(settings: TrainSettings) -> TrainingDataset:
     """List the images that have a class which is not left out."""
     labels = None
     if settings.labels is not None:
@@ -94,48 +96,52 @@ def _data(settings: TrainSettings) -> Labelled:
         columns = (table[name].to_pylist() for name in ("image_id", "label"))
         labels = dict(zip(*columns, strict=True))
     source = open_source(settings.data)
-    data = labelled(source.items(), labels, _left_out(settings))
+    data = select_training_images(source.items(), labels, _excluded_classes(settings))
     for note in source.notes():
         say(f"train: {note}")
     return data
 
 
-def _left_out(settings: TrainSettings) -> list[str]:
-    return sorted({name.strip() for name in (settings.leave_out or "").split(",")} - {""})
+def _excluded_classes(settings: TrainSettings) -> list[str]:
+    return sorted(set(parse_comma_list(settings.exclude_classes)))
 
 
-def _job(settings: TrainSettings, learning: Learning, data: Labelled) -> dict[str, Any]:
-    """Give what shapes the bundle; changed images, labels or weights make another job."""
+def _job_content(
+    settings: TrainSettings, learning: TrainingSetup, data: TrainingDataset
+) -> dict[str, Any]:
+    """Return everything that shapes the bundle, as recorded in job.json."""
     return {
-        **content_of(settings),
+        **content_settings(settings),
         "augment": ",".join(learning.recipe.varied),
         "data": open_folder(settings.data).uri(),
         "image_size": learning.source.transform.image_size,
         "images": len(data.items),
-        "images_sha256": digest(data.items),
-        "leave_out": _left_out(settings),
+        "images_sha256": dataset_digest(data.items),
+        "exclude_classes": _excluded_classes(settings),
         "weights_sha256": learning.digest(),
     }
 
 
-def _made(
-    settings: TrainSettings, folder: Folder, learning: Learning, data: Labelled
+def _train_and_write(
+    settings: TrainSettings, folder: Folder, learning: TrainingSetup, data: TrainingDataset
 ) -> tuple[dict[str, Any], str]:
-    """Decode, learn and put the bundle; gives what is counted, and the device."""
-    with decoded(
+    """Decode, train and write the bundle; return the counts of the manifest and the device."""
+    with decode_photos(
         data.items, learning.source.transform, max_pixels=settings.max_pixels,
         cache=settings.cache, threads=os.cpu_count() or 1,
     ) as found:  # fmt: skip
-        photos = found.parted(by=settings.split_by, share=settings.validation, seed=settings.seed)
+        photos = found.parted(
+            by=settings.split_by, share=settings.validation_fraction, seed=settings.seed
+        )
         for failure in photos.failures[:_NAMED]:
             say(f"train: cannot read {failure}")
-        put_split(folder, photos, data.items)
-        progress, device = learn_somewhere(folder, learning, found, photos, settings)
-        put_trained(folder, learning, photos, progress, device_here(settings.device))
+        write_split(folder, photos, data.items)
+        progress, device = choose_and_train(folder, learning, found, photos, settings)
+        write_trained(folder, learning, photos, progress, local_device(settings.device))
     return _counts(photos, progress), device
 
 
-def _counts(photos: Photos, progress: Progress) -> dict[str, Any]:
+def _counts(photos: PhotoSplit, progress: TrainingProgress) -> dict[str, Any]:
     training, validation, best = len(photos.training), len(photos.validation), progress.best_epoch
     failures = len(photos.failures)
     names = {*photos.training.names, *photos.validation.names}
@@ -147,14 +153,14 @@ def _counts(photos: Photos, progress: Progress) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lines(settings: TrainSettings, counts: Mapping[str, Any]) -> tuple[str, ...]:
+def _format_summary(settings: TrainSettings, counts: Mapping[str, Any]) -> tuple[str, ...]:
     others = "other images"
-    if settings.split_by == "class":  # what is said of unseen classes rests on their number
+    if settings.split_by == "class":  # results for unseen classes depend on their number
         others = f"images of {counts['validation_classes']} other classes"
-    told = "" if counts["accuracy"] is None else f", {counts['accuracy']:.1%} are told right"
+    accuracy = "" if counts["accuracy"] is None else f", accuracy {counts['accuracy']:.1%}"
     return (
         f"trained on {counts['training']} images for {counts['epochs']} epochs, "
         f"{counts['failures']} failed: {settings.output}",
         f"epoch {counts['best_epoch']} was best on {counts['validation']} {others}: mAP "
-        f"{counts['map']:.4f}, {counts['top1']:.1%} find their own class first{told}",
+        f"{counts['map']:.4f}, top-1 {counts['top1']:.1%}{accuracy}",
     )

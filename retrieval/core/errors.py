@@ -1,20 +1,20 @@
-"""Every refusal of the house, one family, each with the exit code the command ends with.
+"""Exceptions that end a command, each with the exit code of the process.
 
-A message is one sentence that names the path or the option and the way out. What is not of this
-family is a fault of ours and ends with 1.
+A message is one sentence that names the path or the option and what to do about it. Any other
+exception is a bug of this program and ends with exit code 1.
 """
 
 from __future__ import annotations
 
 
 class LookalikeError(Exception):
-    """A refusal meant for a person; `exit_code` is what the process ends with."""
+    """Base of all errors reported to users; `exit_code` is the exit status of the process."""
 
     exit_code = 1
 
 
 class UsageError(LookalikeError):
-    """An option is wrong, or an output cannot be written where it was asked for."""
+    """An option is wrong, or the output cannot be written to the requested place."""
 
     exit_code = 2
 
@@ -26,43 +26,43 @@ class InputError(LookalikeError):
 
 
 class AccessRefused(InputError):
-    """A store does not know the credentials: everything else it holds would be refused too."""
+    """A store rejects the credentials, so that every other request would fail as well."""
 
 
 class TooManyFailures(LookalikeError):
-    """More images failed than `--max-error-rate` allows; what was finished is kept."""
+    """More images failed than `--max-error-rate` allows; finished work is kept."""
 
     exit_code = 4
 
 
 class BelowBound(LookalikeError):
-    """A bound that was asked for was not reached; the results are whole and say what was."""
+    """A requested bound was not reached; the results are complete and state the actual value."""
 
     exit_code = 5
 
 
 class Mismatch(LookalikeError):
-    """Two things that do not belong together: settings, bundles, dimensions."""
+    """Two things do not belong together: settings, bundles or dimensions differ."""
 
     exit_code = 6
 
 
 class Damaged(LookalikeError):
-    """Something on disk is missing, extra or altered."""
+    """A file on disk is missing, unexpected or altered."""
 
     exit_code = 7
 
 
 class Stalled(LookalikeError):
-    """Nothing has moved for the time that is allowed."""
+    """No progress was made within the allowed time."""
 
     exit_code = 8
 
 
 class StorageFailure(LookalikeError):
-    """A disk or a store failed for now (full, lost, refused) and kept failing when tried again.
+    """A disk or a store kept failing when the operation was retried (full, lost, refused).
 
-    It stops the job and never stands in the ledger, since the same command may well succeed later.
+    It stops the job and is never recorded in the ledger, since the same command may succeed later.
     """
 
     exit_code = 1

@@ -1,17 +1,16 @@
-"""Which files may lie in an output, by its kind; anything else there is foreign.
+"""File layout of every kind of output: the paths that may occur in it, as regular expressions.
 
-A folder that a command writes is an *output*. Files are told by regular expressions of their paths
-below it.
+An *output* is a folder that a command writes. A file whose path matches no pattern is foreign.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["store", "index", "matches", "run", "bundle", "predictions", "comparison"]
+OutputKind = Literal["store", "index", "matches", "run", "bundle", "predictions", "comparison"]
 
 REPORT_MARK, REPORT_FOLDERS = "report.json", ("_files", "_pictures")
-"""What `report` puts first into the folders beside its page, and what their names end with."""
+"""Marker file that `report` writes first into the folders beside its page, and their suffixes."""
 
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
 _MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors")
@@ -20,7 +19,7 @@ _REPORT = (
     r"report_files/(report\.json|facets\.(js|json)|pages/\d{5,}\.html|chunks/\d{5,}\.(js|json))",
     r"report_files/thumbnails/\d{4,}/\d{3}\.(jpg|json)",
 )
-KINDS: dict[str, tuple[str, ...]] = {
+OUTPUT_LAYOUTS: dict[str, tuple[str, ...]] = {
     "bundle": (
         *_COMMON,
         *_MODEL,

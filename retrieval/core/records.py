@@ -1,4 +1,4 @@
-"""Every record that travels between steps, a line a field. None of them lies on disk as it is."""
+"""Dataclasses that the steps of the pipeline pass to one another; none is a file format."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from retrieval.core.schemas import Resize
 
 @dataclass(frozen=True)
 class Item:
-    """One image that a source offers, before it has a row.
+    """One image (or vector) of a source, before it is assigned a row.
 
     `path` opens it again: a path or URI of its own, or `tar://MEMBER::TAR` (as fsspec writes it),
     or `parquet://COLUMN/ROW::FILE`, or for a vector `npy://ROW::FILE`. `place` is its position in
-    such a container. An item with a `problem` goes to the ledger unread. `more` are the values of
-    the source's further columns.
+    such a container. An item with a `problem` is recorded in the ledger unread. `more` holds the
+    values of the source's metadata columns.
     """
 
     image_id: str
@@ -33,10 +33,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The unit of work and of loss: lines first <= line < last of one segment's listing.
+    """Unit of work: the lines first <= line < last of one segment's listing.
 
-    `base` is the row of the segment's first line. `retry` counts how often what failed of the chunk
-    was tried again; 0 is the first time, for all of it.
+    `base` is the row of the segment's first line. `retry` counts the retries of the chunk's failed
+    images; 0 is the first attempt, at all of them.
     """
 
     segment: int
@@ -49,7 +49,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One line of files.parquet."""
+    """One row of files.parquet: path, number of rows (Parquet only), size in bytes, SHA-256."""
 
     path: str
     rows: int | None
@@ -59,12 +59,12 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """What storing vectors in a narrower type cost them: |x - stored x| / |x| of each."""
+    """Relative rounding errors |x - stored x| / |x| of vectors stored in a narrower type."""
 
-    vectors: int = 0  # that were measured
-    changed: int = 0  # of these, that are not stored exactly
-    largest: float = 0.0
-    total: float = 0.0
+    vectors: int = 0  # measured vectors
+    changed: int = 0  # vectors that are not stored exactly
+    largest: float = 0.0  # largest error
+    total: float = 0.0  # sum of errors
 
     def __add__(self, other: Rounding) -> Rounding:
         """Combine the measurements of different vectors."""
@@ -74,7 +74,7 @@ class Rounding:
         )  # fmt: skip
 
     def sentence(self, what: str) -> str:
-        """Format what rounding changed as one line; `what` names the vectors."""
+        """Format the effect of rounding as one line; `what` names the vectors."""
         return (
             f"{self.changed} of {self.vectors} {what} were rounded to be stored: by "
             f"{self.total / self.vectors:.2g} of their length on average, {self.largest:.2g} at "
@@ -84,7 +84,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """What remains to be said of a chunk once its part is on disk."""
+    """Summary of an embedded chunk whose part is on disk."""
 
     number: int
     rows: int
@@ -92,16 +92,16 @@ class ChunkResult:
     files: tuple[FileRecord, ...]
     read_bytes: int = 0
     seconds: float = 0.0
-    rounding: Rounding = Rounding()  # of vectors made elsewhere, that this attempt stored
+    rounding: Rounding = Rounding()  # of the imported vectors that this attempt stored
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How pixels become what the network reads; stands in the bundle.
+    """Image preprocessing of a network; part of its bundle.
 
-    `resize_size` is the length in pixels that the shorter side gets (crop; both sides: squash-crop)
-    and `image_size` the side of the square that comes out; squash and pad use the latter alone.
-    `mean` and `std` are those of the network, for values between 0 and 1.
+    `resize_size` is the target length in pixels of the shorter side (crop) or of both sides
+    (squash-crop), and `image_size` the side of the resulting square; squash and pad use only the
+    latter. `mean` and `std` are the network's, per channel, for values between 0 and 1.
     """
 
     resize: Resize
@@ -112,12 +112,12 @@ class Transform:
     std: tuple[float, float, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain values, tuples as lists, as JSON has them."""
+        """Return the fields as JSON values, tuples as lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Transform:
-        """Read what `to_json` gave."""
+        """Build a transform from the values that `to_json` returned."""
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
@@ -126,43 +126,43 @@ class Transform:
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """How a gallery becomes an index; a pure function of its description (`index/sizing.py`)."""
+    """Parameters of an index; a pure function of the gallery's description (`index/plan.py`)."""
 
-    factory: str  # what faiss.index_factory takes
+    factory: str  # argument of faiss.index_factory
     nlist: int
-    codes: str | None  # float16 or float32: the codes are the vectors; None: they lose something
-    sample_rows: int  # rows that train the centroids, about
+    codes: str | None  # float16 or float32: codes are the vectors themselves; None: lossy codes
+    sample_rows: int  # approximate number of rows that train the centroids
     rows_per_shard: int
     bytes_per_vector: int
     probe_all: bool  # every query reads every list: recall is 1 by construction
-    reasons: tuple[str, ...]  # a sentence a decision
+    reasons: tuple[str, ...]  # one sentence per decision
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Distances of vectors to the centroids of their lists, from a sample (`index/drift.py`)."""
+    """Distances of sampled vectors to the centroids of their lists (`index/drift.py`)."""
 
     mean: float
     deviation: float  # standard deviation of a distance
-    count: float  # vectors measured; of several shards: as many as would tell as much
+    count: float  # measured vectors; of several shards combined: the effective number
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What remains to be said of a shard once it is on disk."""
+    """Summary of a built shard that is on disk."""
 
     number: int
-    rows: int  # that are alive
-    labels: dict[str, int]  # images a class, of these
+    rows: int  # live rows
+    labels: dict[str, int]  # number of live images per class
     files: tuple[FileRecord, ...]
     spread: Spread  # of a sample of its vectors
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The closest rows of some part of the gallery to each of s sampled vectors.
+    """The k closest rows of a part of the gallery to each of s sampled vectors.
 
-    All are (s, k), closest first; `rows` is -1 where there are fewer than k.
+    All arrays are (s, k), closest first; `rows` is -1 where there are fewer than k.
     """
 
     keys: NDArray[np.float64]
@@ -172,49 +172,50 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Which recall the matches of a ranking have, and how that is known.
+    """Measured recall of the matches of a ranking, with its confidence interval.
 
-    Sampled queries were also searched exactly. Their recall is that of the search, an estimate for
-    all queries; their exact answers are among the matches, of which the recall is therefore higher.
-    `low` and `high` are the ends of 95 % intervals, of all looks at growing samples together.
+    Sampled queries were also searched exactly. Their search recall estimates that of all queries;
+    their exact answers replace the searched ones, so that the recall of the matches is higher.
+    `low` and `high` are the ends of 95 % intervals that hold for all interim looks at growing
+    samples together.
     """
 
     nprobe: int
     nlist: int
     target: float
-    recall: float  # of the matches, where sampled queries count as 1
+    recall: float  # of the matches; sampled queries count as 1
     low: float
     high: float
-    sample: int  # queries that were also searched exactly; 0: all lists probed, nothing to sample
+    sample: int  # number of queries also searched exactly; 0: all lists probed, nothing to sample
     passes: int
-    search_recall: float = 1.0  # of the search, before exact answers replaced its own
+    search_recall: float = 1.0  # of the search, before exact answers replaced sampled ones
     search_low: float = 1.0
     search_high: float = 1.0
     queries: int = 0
-    extrapolated: int = 0  # the largest k that was measured, where more matches were asked for
+    extrapolated: int = 0  # largest measured k, where more matches were requested; else 0
 
     def sentence(self) -> str:
-        """Return one line: which recall it is and how that is known."""
+        """Format the recall and how it was measured as one line."""
         if self.extrapolated:
-            return f"{self._measured()}; {_EXTRAPOLATED.format(self.extrapolated)}"
-        return self._measured()
+            return f"{self._format_measured()}; {_EXTRAPOLATED.format(self.extrapolated)}"
+        return self._format_measured()
 
-    def _measured(self) -> str:
+    def _format_measured(self) -> str:
         if self.sample == 0:
             return f"recall 1.000: all {self.nlist} lists were read"
         if self.sample == self.queries:
-            known = f"recall 1.000: each of the {self.queries} queries was also searched exactly"
+            recall = f"recall 1.000: each of the {self.queries} queries was also searched exactly"
         else:
-            known = (
+            recall = (
                 f"recall {self.recall:.3f} [{self.low:.3f}, {self.high:.3f}] of the matches, exact "
                 f"for {self.sample} sampled of {self.queries} queries"
             )
-        searched = f"{self.search_recall:.3f}"
+        search_recall = f"{self.search_recall:.3f}"
         if self.search_low < self.search_high:
-            searched += f" [{self.search_low:.3f}, {self.search_high:.3f}]"
+            search_recall += f" [{self.search_low:.3f}, {self.search_high:.3f}]"
         return (
-            f"{known} (asked for {self.target:g}); {self.nprobe} of {self.nlist} lists read, whose "
-            f"search alone has {searched}"
+            f"{recall} (asked for {self.target:g}); {self.nprobe} of {self.nlist} lists read, "
+            f"whose search alone has {search_recall}"
         )
 
 

@@ -1,6 +1,6 @@
-"""Every table on disk, a line a column.
+"""Schemas of all tables on disk, with the meaning of every column.
 
-Whoever wants to know what a file holds reads this one; docs/tables.md is generated from it.
+docs/tables.md is generated from this module.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-FORMAT = 1
-"""Version of the layout on disk; another one is refused."""
+FORMAT_VERSION = 1
+"""Version of the layout on disk; outputs of another version are rejected."""
 
 Metric = Literal["cosine", "ip", "l2"]
 Pooling = Literal["avg", "max", "gem", "each"]
-"""`each` is all three side by side, for `compare`; nobody can ask for it."""
+"""`each` is all three side by side, used by `compare` only; it is no value of --pooling."""
 Resize = Literal["crop", "squash", "pad", "squash-crop"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
-"""(n, d) vectors as they are stored."""
+"""(n, d) stored vectors."""
 Paths = Any
-"""Paths of files: a StringArray (n,) of pyarrow, which has no types."""
+"""(n,) file paths: a pyarrow StringArray, for which there are no type stubs."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table on disk; its rows stand in the order that `order` says."""
+    """One table on disk; `order` describes the order of its rows."""
 
     name: str
     order: str
@@ -44,7 +44,7 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        """The Arrow schema every file of this table has."""
+        """Return the Arrow schema of every file of this table."""
         return pa.schema([(column.name, column.type) for column in self.columns])
 
 
@@ -171,7 +171,7 @@ GALLERY_LABELS = Table(
     ),
 )
 
-BARRED = Table(
+EXCLUSIONS = Table(
     "barred",
     "query_id, image_id, by bytes",
     (
@@ -255,13 +255,13 @@ COMPARISON = Table(
 )  # fmt: skip
 
 TABLES = (LISTING, DELETED, FAILURES, FILES, SHARD_ROWS, RECALL, MATCHES, PAIRS, GALLERY_LABELS,
-          BARRED, HISTORY, SPLIT, CONFUSION, PREDICTIONS, COMPARISON)  # fmt: skip
+          EXCLUSIONS, HISTORY, SPLIT, CONFUSION, PREDICTIONS, COMPARISON)  # fmt: skip
 
 
 def part_table(dimension: int, dtype: str, more: pa.Schema | None = None) -> Table:
-    """Give the table of a store's parts: `dimension` numbers a row, as float16 or float32.
+    """Return the table of a store's parts, with `dimension` numbers per row.
 
-    `more` are further columns of the source.
+    `dtype` is float16 or float32; `more` holds the metadata columns of the source.
     """
     number = pa.float16() if dtype == "float16" else pa.float32()
     further = tuple(Column(f.name, f.type, "of the source") for f in more or ())
@@ -270,12 +270,12 @@ def part_table(dimension: int, dtype: str, more: pa.Schema | None = None) -> Tab
     return Table("part", "row", (*fixed, *further, embedding))
 
 
-def further_columns(schema: pa.Schema, table: Table) -> pa.Schema:
-    """Give the columns of a file beyond those that its table has in any case."""
+def extra_columns(schema: pa.Schema, table: Table) -> pa.Schema:
+    """Return the columns of a file that are not columns of its table: the source's metadata."""
     return pa.schema([field for field in schema if field.name not in table.schema.names])
 
 
-CANDIDATES = pa.schema(
+CANDIDATES_SCHEMA = pa.schema(
     [
         ("query", pa.int64()),  # position of the query in its store, from 0
         ("key", pa.float64()),  # the score, negated for l2: more is closer
@@ -286,12 +286,12 @@ CANDIDATES = pa.schema(
         ("label", pa.string()),
     ]
 )
-"""What one shard answers for many queries; it lies on disk only until they are ranked."""
+"""Candidates of one shard for a block of queries; on disk only until they are ranked."""
 
 
-WORK = "work/"
-"""Where an output keeps what it no longer needs when it is finished; no part of it."""
+WORK_FOLDER = "work/"
+"""Folder of intermediate files within an output; emptied when the output is finished."""
 
-COMPACTED = f"{WORK}compacted"
-"""While this file is there, a compaction replaces the segments of a store file by file: those that
-are there already may not fit together."""
+COMPACTION_MARKER = f"{WORK_FOLDER}compacted"
+"""Exists while a compaction replaces the segments of a store file by file; until it is removed, the
+segments may be inconsistent."""

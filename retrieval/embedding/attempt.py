@@ -1,4 +1,4 @@
-"""What earlier attempts at a piece of work tell the next one: which images may kill a worker."""
+"""What a worker must know of earlier attempts at the same work: which images may kill it."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
-def _unnoted(_: str | None) -> None:
-    """Keep no note."""
+def _ignore_note(_: str | None) -> None:
+    """Do nothing (default callback)."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The first attempt goes at full speed; later ones take one image at a time and note it.
+    """One attempt at a piece of work, for which workers may have died before.
 
-    Images are named by their path, which is the same in each step that reads them.
+    The first attempt works at full speed; later ones process and note one image at a time. Images
+    are identified by their path.
     """
 
     number: int = 1
     given_up: frozenset[str] = frozenset()
-    """Images that killed their worker twice in this run; they go to the ledger unread."""
-    note: Callable[[str | None], None] = _unnoted
-    """Called with an image before it is touched, and with None when no image is at hand any more.
-    From the second attempt on it has returned only when the note is safe; in the first, where
-    images are read ahead, it is no more than a sign of life and may be lost."""
+    """Paths of images that killed their worker twice in this run; they go to the ledger unread."""
+    note: Callable[[str | None], None] = _ignore_note
+    """Called with a path before the image is read, and with None when none is in work any more.
+    From the second attempt on it returns when the note is safely stored; in the first, where images
+    are read ahead, it is only a heartbeat and may be lost."""
 
     @property
-    def singly(self) -> bool:
-        """Tell whether one image at a time is to be read, decoded and embedded."""
+    def one_at_a_time(self) -> bool:
+        """Return whether images must be read, decoded and embedded one at a time."""
         return self.number > 1
 
 
-FIRST = Attempt()
+FIRST_ATTEMPT = Attempt()

@@ -1,7 +1,7 @@
-"""One chunk of a listing becomes one part of a store, wherever the vectors come from.
+"""Write one chunk of a listing as one part of a store, wherever the vectors come from.
 
-Every item of the chunk ends as exactly one row or one line of the ledger. Only what would fail
-again is written there; errors that may pass stop the job (`storage/files.py`).
+Every item of the chunk ends as exactly one row of the part or one row of the ledger. The ledger
+holds what would fail again; temporary errors stop the job.
 """
 
 from __future__ import annotations
@@ -18,32 +18,39 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.core.errors import Damaged
 from retrieval.core.records import Chunk, ChunkResult, FileRecord, Rounding
-from retrieval.embedding.outcome import Embedded, Failure
+from retrieval.embedding.outcome import EmbeddedBatch, Failure
 from retrieval.storage import transaction
-from retrieval.storage.checksum import is_sealed
-from retrieval.storage.finished_output import read_if_there
+from retrieval.storage.checksum import verify_checksum
+from retrieval.storage.finished_output import read_if_exists
 from retrieval.storage.local import Folder
 from retrieval.storage.parquet import read_rows
 from retrieval.store import layout, reader
 
-Fetch = Callable[[list[dict[str, Any]]], Iterator[Embedded]]
-"""Gives vectors for items (rows of a listing), batch after batch; each item is in one of them."""
+FetchVectors = Callable[[list[dict[str, Any]]], Iterator[EmbeddedBatch]]
+"""Yields batches of vectors for items (rows of a listing); each item is in exactly one batch."""
 
 
-def put_chunk(
-    chunk: Chunk, folder: Folder, fetch: Fetch, dimension: int, dtype: str
+def write_chunk(
+    chunk: Chunk, folder: Folder, fetch: FetchVectors, dimension: int, dtype: str
 ) -> ChunkResult:
-    """Fetch the vectors of a chunk and put its part; a part that is there stays.
+    """Fetch the vectors of a chunk and write its part and ledger; an existing part is kept.
 
-    A retry does so with what the chunk's ledger lists, and puts nothing if nothing is recovered.
+    A retry (`chunk.retry` > 0) fetches what the previous ledger of the chunk lists, and writes
+    nothing if it recovers nothing.
+
+    Args:
+        chunk: Which lines of which segment.
+        folder: The store.
+        fetch: Makes the vectors.
+        dimension: Their length.
+        dtype: Their type as stored.
     """
     started = time.perf_counter()
-    done = finished_chunk(folder, chunk)
-    if done is not None:
-        return done
-    lines = _lines(folder, chunk)
+    finished = read_finished_chunk(folder, chunk)
+    if finished is not None:
+        return finished
+    lines = _read_lines(folder, chunk)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
     vectors: list[NDArray[Any]] = []
@@ -56,72 +63,71 @@ def put_chunk(
         rounding += batch.rounding
     if chunk.retry and not rows:
         return ChunkResult(chunk.number, 0, len(failures), ())
-    part = _part(lines, rows, vectors, dimension, dtype)
-    ledger = reader.ledger_bytes(failures)
+    part = _encode_part(lines, rows, vectors, dimension, dtype)
+    ledger = reader.encode_ledger(failures)
     _drop_other_ledger(folder, chunk, ledger)
     records = reader.put_part(folder, chunk, part, ledger)
     seconds = time.perf_counter() - started
     return ChunkResult(chunk.number, len(rows), len(failures), records, size, seconds, rounding)
 
 
-def _lines(folder: Folder, chunk: Chunk) -> pa.Table:
-    """Read the lines of the listing that are to be embedded."""
+def _read_lines(folder: Folder, chunk: Chunk) -> pa.Table:
+    """Read the lines of the listing that this attempt must embed."""
     path = layout.listing_path(chunk.segment)
     lines = read_rows(folder, path, chunk.first, chunk.last)
     if not chunk.retry:
         return lines
-    before = folder.read(layout.failures_path(replace(chunk, retry=chunk.retry - 1)))
-    failed = pq.read_table(io.BytesIO(before), columns=["row"])["row"]
+    previous = folder.read(layout.failures_path(replace(chunk, retry=chunk.retry - 1)))
+    failed = pq.read_table(io.BytesIO(previous), columns=["row"])["row"]
     return lines.filter(pc.is_in(lines["row"], value_set=failed.combine_chunks()))
 
 
-def finished_chunk(folder: Folder, chunk: Chunk) -> ChunkResult | None:
-    """Give the result of a chunk whose part an earlier attempt has put, its ledger with it.
+def read_finished_chunk(folder: Folder, chunk: Chunk) -> ChunkResult | None:
+    """Return the result of a chunk whose part exists already; None if it does not.
 
-    Else the driver would read the ledgers of all such chunks, one after another.
+    Workers do this so that the driver need not read the ledgers of all chunks one after another.
     """
-    part = _vouched(folder, layout.part_path(chunk))
+    part = _read_record(folder, layout.part_path(chunk))
     if part is None:
         return None
     rows = part.rows or 0
     failures = chunk.last - chunk.first - rows
-    ledger = _vouched(folder, layout.failures_path(chunk)) if failures else None
+    ledger = _read_record(folder, layout.failures_path(chunk)) if failures else None
     return ChunkResult(chunk.number, rows, failures, (ledger, part) if ledger else (part,))
 
 
-def _vouched(folder: Folder, path: str) -> FileRecord | None:
-    """Give the record of a file that carries its own checksum; None where there is none."""
-    data = read_if_there(folder, path)
+def _read_record(folder: Folder, path: str) -> FileRecord | None:
+    """Return the record of a file after checking its own checksum; None if it does not exist."""
+    data = read_if_exists(folder, path)
     if data is None:
         return None
-    if not is_sealed(io.BytesIO(data)):
-        raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
-    return transaction.record(path, data)
+    verify_checksum(data, folder.uri(path))
+    return transaction.file_record(path, data)
 
 
 def _drop_other_ledger(folder: Folder, chunk: Chunk, ledger: bytes | None) -> None:
-    """Remove the ledger of an attempt that was killed before its part, if other images fail now.
+    """Remove the ledger of an attempt that was killed before it wrote the part, if it differs.
 
-    An equal one stays, so that two runs at once never take each other's away.
+    An equal ledger is kept, so that two concurrent runs never delete each other's.
     """
     path = layout.failures_path(chunk)
     try:
-        there = folder.read(path)
+        existing = folder.read(path)
     except FileNotFoundError:
         return
-    if there != ledger:
+    if existing != ledger:
         folder.delete(path)
 
 
-def _part(
+def _encode_part(
     lines: pa.Table,
     rows: list[dict[str, Any]],
     vectors: list[NDArray[Any]],
     dimension: int,
     dtype: str,
 ) -> bytes:
-    at = {row: place for place, row in enumerate(lines["row"].to_pylist())}
-    kept = lines.take(pa.array([at[row["row"]] for row in rows], pa.int64()))
+    positions = {row: at for at, row in enumerate(lines["row"].to_pylist())}
+    kept = lines.take(pa.array([positions[row["row"]] for row in rows], pa.int64()))
     measured = pa.table({k: [row[k] for row in rows] for k in ("width", "height", "sha256")})
     stacked = np.concatenate([np.empty((0, dimension), dtype), *vectors])
-    return reader.part_bytes(kept, measured, stacked)
+    return reader.encode_part(kept, measured, stacked)

@@ -1,8 +1,8 @@
-"""Pooling, projection and metric: how well each combination retrieves, from one store's vectors.
+"""Measure how well each combination of pooling, projection and metric retrieves, from one store.
 
-The store holds what a network gave, not normalised; where the poolings stand side by side, each is
-some of the columns. What cosine compares has no length. After a projection all vectors have unit
-length and the three metrics agree, so it is measured with cosine alone.
+The store holds unnormalised network outputs; several poolings are stored side by side as column
+ranges. Projected vectors have unit length, for which the three metrics rank equally, so only cosine
+is measured after a projection.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval.core.schemas import Metric
-from retrieval.evaluation.leave_one_out import askable, classes_of, leave_one_out
-from retrieval.evaluation.results import gather, measured
-from retrieval.index.sampling import hashes_of
-from retrieval.listing.listing import sampled_rows
-from retrieval.store.reader import Store, vectors_of
+from retrieval.evaluation.leave_one_out import class_numbers, eligible_queries, leave_one_out
+from retrieval.evaluation.results import measure_rankings, summarize
+from retrieval.index.sampling import hash_image_ids
+from retrieval.listing.listing import sample_rows
+from retrieval.store.reader import Store, read_vectors
 from retrieval.vectors.float_conversions import to_float32
-from retrieval.vectors.scoring import Float32, Int64, block, slices
+from retrieval.vectors.scoring import Float32, Int64, block, split_range
 
 MEASURES = ("top1", "top3", "top10", "map")
 _METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
-_FITTED = 1024  # vectors brought to unit length at once
+_NORMALIZE_ROWS = 1024  # vectors normalised at once
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is measured of a store, and how.
+    """The store to measure, and the settings of the measurement.
 
-    `widths` are the numbers of each pooling, in the order of their columns. `projected` is what the
-    store's bundle has projected already: cosine compares that alone. `sample` is how many images a
-    projection is fitted on, `most` how many queries are asked.
+    `widths` are the dimensions of the poolings, in column order. `projected` is the dimension of
+    the bundle's own projection, None without one. `pca` is the dimension of the projection to try,
+    `sample` the number of images it is fitted on, `most` the maximum number of queries.
     """
 
     store: Store
@@ -47,8 +47,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Images:
-    """The images of a store with the vectors of one pooling, (n, d) float32."""
+class PoolingVectors:
+    """The n images of a store with the vectors of one pooling, (n, d) float32."""
 
     rows: Int64
     ids: pa.Array
@@ -56,53 +56,55 @@ class Images:
     vectors: Float32
 
 
-def measure(trial: Trial, pooling: str, alive: Callable[[], None]) -> list[dict[str, Any]]:
-    """Measure a pooling with each projection and metric; a dict of figures each.
+def measure_combinations(
+    trial: Trial, pooling: str, heartbeat: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """Measure a pooling with each projection and metric; return one dict of figures for each.
 
-    None where no two images of a class have a vector.
-    In memory are the vectors of one pooling, as they are and projected, and a block of rankings.
+    The list is empty where no two images of a class have a vector. Memory holds the vectors of one
+    pooling, unprojected and projected, and a block of rankings.
     """
     images = _images(trial, pooling)
-    queries = asked(images.ids, classes_of(images.labels), trial.most, trial.seed)
-    found: list[dict[str, Any]] = []
+    queries = sample_queries(images.ids, class_numbers(images.labels), trial.most, trial.seed)
+    results: list[dict[str, Any]] = []
     for pca, metrics in _steps(trial, images) if len(queries) else ():
         vectors = images.vectors if pca is None or trial.projected else _project(trial, images, pca)
         for metric in metrics:
-            ready = block(vectors, metric)
-            parts = leave_one_out(ready, images.ids, images.labels, queries, alive)
-            results = gather(parts, MEASURES)
+            prepared = block(vectors, metric)
+            parts = leave_one_out(prepared, images.ids, images.labels, queries, heartbeat)
+            measured = measure_rankings(parts, MEASURES)
             figures: dict[str, Any] = {
                 "pooling": pooling, "pca": pca, "metric": metric, "dimension": vectors.shape[1],
                 "queries": len(queries), "images": len(vectors),
             }  # fmt: skip
-            for each in measured(results):
+            for each in summarize(measured):
                 ends = (each.low, each.high) if each.has_interval else (None, None)
                 figures[each.key] = each.value
                 figures[f"{each.key}_low"], figures[f"{each.key}_high"] = ends
-            found.append(figures)
-    return found
+            results.append(figures)
+    return results
 
 
-def _steps(trial: Trial, images: Images) -> list[tuple[int | None, tuple[Metric, ...]]]:
-    """Give each projection with its metrics; one that would leave nothing out is skipped."""
+def _steps(trial: Trial, images: PoolingVectors) -> list[tuple[int | None, tuple[Metric, ...]]]:
+    """Return each projection with its metrics; a projection that reduces nothing is skipped."""
     if trial.projected:
         return [(trial.projected, ("cosine",))]
-    fitted = min(len(images.rows), trial.sample)
-    if trial.pca is None or trial.pca >= min(images.vectors.shape[1], fitted):
+    sample_size = min(len(images.rows), trial.sample)
+    if trial.pca is None or trial.pca >= min(images.vectors.shape[1], sample_size):
         return [(None, _METRICS)]
     return [(None, _METRICS), (trial.pca, ("cosine",))]
 
 
-def asked(image_ids: pa.Array, classes: Int64, most: int, seed: int) -> Int64:
-    """Give the places of the queries, ascending: all that can be, or those of the least hashes."""
-    places = askable(classes)
-    if len(places) <= most:
-        return places
-    hashes = hashes_of(image_ids.take(pa.array(places)).to_pylist(), seed, "compare")
-    return np.sort(places[np.argsort(hashes, kind="stable")[:most]])
+def sample_queries(image_ids: pa.Array, classes: Int64, most: int, seed: int) -> Int64:
+    """Return the positions of at most `most` queries, ascending: those with the smallest hashes."""
+    positions = eligible_queries(classes)
+    if len(positions) <= most:
+        return positions
+    hashes = hash_image_ids(image_ids.take(pa.array(positions)).to_pylist(), seed, "compare")
+    return np.sort(positions[np.argsort(hashes, kind="stable")[:most]])
 
 
-def _images(trial: Trial, pooling: str) -> Images:
+def _images(trial: Trial, pooling: str) -> PoolingVectors:
     names = list(trial.widths)
     ends = np.cumsum(list(trial.widths.values()))
     last = int(ends[names.index(pooling)])
@@ -110,23 +112,24 @@ def _images(trial: Trial, pooling: str) -> Images:
     tables, vectors = [], []
     for table in trial.store.blocks():
         tables.append(table.select(["row", "image_id", "label"]))
-        vectors.append(vectors_of(table)[:, first:last].astype(np.float32))
-    lines = pa.concat_tables(tables)
-    return Images(
-        lines["row"].to_numpy().astype(np.int64), lines["image_id"].combine_chunks(),
-        lines["label"].combine_chunks(), np.concatenate(vectors),
+        vectors.append(read_vectors(table)[:, first:last].astype(np.float32))
+    rows = pa.concat_tables(tables)
+    return PoolingVectors(
+        rows["row"].to_numpy().astype(np.int64), rows["image_id"].combine_chunks(),
+        rows["label"].combine_chunks(), np.concatenate(vectors),
     )  # fmt: skip
 
 
-def _project(trial: Trial, images: Images, pca: int) -> Float32:
-    """Do what `embed --pca` does: fit on the same sample, L2, PCA, L2."""
-    from retrieval.models.embedder import finish
-    from retrieval.models.pca import Moments, unit
+def _project(trial: Trial, images: PoolingVectors, pca: int) -> Float32:
+    """Fit and apply the projection of `embed --pca`: same sample, L2 norm, PCA, L2 norm."""
+    from retrieval.models.embedder import finish_vectors
+    from retrieval.models.pca import StreamingMoments
+    from retrieval.vectors.normalize import normalize_rows
 
-    drawn = sampled_rows(trial.store.span, trial.sample, trial.seed)
-    chosen = images.vectors[np.isin(images.rows, drawn)]
-    moments = Moments(images.vectors.shape[1])
-    for part in slices(len(chosen), _FITTED):
-        moments.add(to_float32(unit(chosen[part])))
+    sample_numbers = sample_rows(trial.store.span, trial.sample, trial.seed)
+    sample = images.vectors[np.isin(images.rows, sample_numbers)]
+    moments = StreamingMoments(images.vectors.shape[1])
+    for part in split_range(len(sample), _NORMALIZE_ROWS):
+        moments.add(to_float32(normalize_rows(sample[part])))
     projection = moments.fit(pca)
-    return finish(images.vectors, normalize=True, projection=projection)
+    return finish_vectors(images.vectors, normalize=True, projection=projection)

@@ -1,7 +1,7 @@
-"""What every truth must answer: which matches are right, and how many there could have been.
+"""The interface of a ground truth, implemented by labels (`labels.py`) and qrels (`qrels.py`).
 
-A truth grades the rows of matches: above 0 a relevant image (how much so: qrels), WRONG, JUNK,
-which is passed over as if it were not there, or UNKNOWN, where nothing is said.
+A ground truth assigns a grade to each match: above 0 for a relevant image (qrels may have several
+grades of relevance), WRONG, JUNK (ignored, as if the image were not in the list), or UNKNOWN.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Grades = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is known of q queries: whether they are judged, and what the gallery holds for each.
+class QueryRelevance:
+    """Which of q queries are judged, and how many relevant gallery images each of them has.
 
-    `counts` is (q, g) int64: gallery images of each of the truth's g levels. `labels` are the
-    classes, null where there are none.
+    `judged` is (q,). `counts` is (q, g) int64: the number of gallery images at each of the g
+    relevance levels of the ground truth. `labels` are the q classes, null where there is none.
     """
 
     judged: NDArray[np.bool_]
@@ -31,15 +31,15 @@ class Asked:
     labels: pa.Array
 
 
-class Truth(Protocol):
-    """What can tell right from wrong."""
+class GroundTruth(Protocol):
+    """A source of relevance grades for matches and queries."""
 
     @property
     def levels(self) -> Grades:
-        """Give the (g,) grades above 0, the highest first."""
+        """Return the g grades above 0, (g,) int16, in descending order."""
 
     def grades(self, matches: pa.Table) -> Grades:
-        """Grade each row of a table that has MATCHES' columns of ids and labels."""
+        """Return the grade of each row of a table with the id and label columns of MATCHES."""
 
-    def asked(self, queries: pa.Table) -> Asked:
-        """Tell what is known of queries: (query_id, query_label), each once."""
+    def query_relevance(self, queries: pa.Table) -> QueryRelevance:
+        """Return the relevance of distinct queries, a table with query_id and query_label."""

@@ -1,8 +1,8 @@
-"""What an image claims of itself, judged before anything is decoded.
+"""Limits on decoding costs, checked on the header of an image before it is decoded.
 
-The count of pixels is not all that costs: a JPEG of 1 MB may want ten thousand passes over its
+The number of pixels is not the only cost: a JPEG of 1 MB may need ten thousand passes over its
 pixels, a JPEG 2000 of 250 x 250 pixels 700 MB for its tiles, a TIFF of 40 x 30 a tile of 3 GB.
-What is refused here either could not be decoded anyway or is no picture that anybody made.
+Images beyond these limits either cannot be decoded or are not genuine.
 """
 
 from __future__ import annotations
@@ -13,100 +13,105 @@ import struct
 from PIL import Image
 
 MAX_SCANS = 100
-"""Passes over the pixels of a JPEG; encoders make some ten, and never more than 64 with tricks.
-At 178 million pixels a hundred empty ones take libjpeg 3 s."""
+"""Passes over the pixels of a JPEG; encoders use some ten, and 64 at most. At 178 million pixels a
+hundred empty ones take libjpeg 3 s."""
 
-_MOST_PER_BYTE = 1024
-"""Pixels in a byte of a JPEG with Huffman codes: one bit for a block of 64 makes 512, and twice
-that allows for the oddest subsampling. Arithmetic codes know no such bound."""
+_MAX_PIXELS_PER_BYTE = 1024
+"""Pixels per byte of a Huffman-coded JPEG: one bit per block of 64 gives 512, and twice that allows
+for any subsampling. Arithmetic coding has no such bound."""
 _ARITHMETIC = re.compile(rb"\xff[\xc9-\xcb]")
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-"""In a JPEG: neither a stuffed nor a fill byte nor a restart."""
+"""JPEG markers other than stuffed bytes, fill bytes and restarts."""
 
-_TILE_BYTES = 14
-"""The least a tile of a JPEG 2000 takes in the file: two markers (SOT, SOD)."""
-_TILES, _TILE_PIXELS = 4096, 1024
-"""OpenJPEG takes 11 kB a tile before it decodes: so many are always let through, and more where
-tiles have this many pixels, so that they cost no more than the pixels do."""
+_MIN_TILE_BYTES = 14
+"""Least size of a JPEG 2000 tile in the file: two markers (SOT, SOD)."""
+_FREE_TILES, _MIN_TILE_PIXELS = 4096, 1024
+"""OpenJPEG allocates 11 kB per tile before decoding: this many tiles are always allowed, and more
+if they have this many pixels each, so that they cost no more than the pixels do."""
 
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of a TIFF
 
 
-def judge(image: Image.Image, data: bytes, max_pixels: int) -> None:
-    """Refuse an image, opened but not decoded, that wants more than its pixels may cost."""
-    _bounded(image.width, image.height, max_pixels, "pixels")
+def check_header(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Raise DecompressionBombError or OSError for an opened image that is too costly to decode.
+
+    `data` are the encoded bytes of `image`, which has not been decoded yet.
+    """
+    _check_pixels(image.width, image.height, max_pixels, "pixels")
     if image.format in ("JPEG", "MPO"):
-        _judge_jpeg(image, data)
+        _check_jpeg(image, data)
     elif image.format == "JPEG2000":
-        _judge_jpeg_2000(image, data)
+        _check_jpeg_2000(image, data)
     elif image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0)
         if isinstance(width, int) and isinstance(height, int):
-            _bounded(width, height, max_pixels, "pixels in a tile")
+            _check_pixels(width, height, max_pixels, "pixels in a tile")
 
 
-def _bounded(width: int, height: int, most: int, what: str) -> None:
-    if width * height > most:
-        raise Image.DecompressionBombError(f"{width} x {height} {what} exceed the limit of {most}")
+def _check_pixels(width: int, height: int, limit: int, what: str) -> None:
+    if width * height > limit:
+        raise Image.DecompressionBombError(f"{width} x {height} {what} exceed the limit of {limit}")
 
 
-def _judge_jpeg(image: Image.Image, data: bytes) -> None:
-    if image.width * image.height > _MOST_PER_BYTE * len(data) and not _ARITHMETIC.search(data):
+def _check_jpeg(image: Image.Image, data: bytes) -> None:
+    max_pixels = _MAX_PIXELS_PER_BYTE * len(data)
+    if image.width * image.height > max_pixels and not _ARITHMETIC.search(data):
         raise OSError(f"{len(data)} bytes cannot hold a JPEG of {image.width} x {image.height}")
-    # the count is quick, and too high where thumbnails or other files hang on the photo
-    if data.count(b"\xff\xda") > MAX_SCANS and _scans(data) > MAX_SCANS:
+    # counting bytes is fast, but too high where thumbnails or other files are embedded
+    if data.count(b"\xff\xda") > MAX_SCANS and _count_scans(data) > MAX_SCANS:
         raise Image.DecompressionBombError(f"a JPEG of more than {MAX_SCANS} scans")
 
 
-def _scans(data: bytes) -> int:
+def _count_scans(data: bytes) -> int:
     """Count the scans of the first picture in a JPEG, marker by marker."""
-    count, at = 0, 2
-    while found := _MARKER.search(data, at):
-        code, at = found[1][0], found.end()
-        if code == 0xD9:  # the end; what follows is no part of the picture
+    count, position = 0, 2
+    while match := _MARKER.search(data, position):
+        code, position = match[1][0], match.end()
+        if code == 0xD9:  # end of the picture
             break
         count += code == 0xDA
         if code not in (0x01, 0xD8):  # all others have a length
-            at += int.from_bytes(data[at : at + 2], "big")
+            position += int.from_bytes(data[position : position + 2], "big")
     return count
 
 
-def _judge_jpeg_2000(image: Image.Image, data: bytes) -> None:
-    tiles = _tiles(data)
-    if tiles * _TILE_BYTES > len(data):
+def _check_jpeg_2000(image: Image.Image, data: bytes) -> None:
+    tiles = _count_tiles(data)
+    if tiles * _MIN_TILE_BYTES > len(data):
         raise OSError(f"{len(data)} bytes cannot hold a JPEG 2000 of {tiles} tiles")
-    if tiles > max(_TILES, image.width * image.height // _TILE_PIXELS):
+    if tiles > max(_FREE_TILES, image.width * image.height // _MIN_TILE_PIXELS):
         raise Image.DecompressionBombError(
             f"a JPEG 2000 of {image.width} x {image.height} pixels in {tiles} tiles"
         )
 
 
-def _tiles(data: bytes) -> int:
-    """Count the tiles that the codestream of a JPEG 2000 announces (its SIZ segment)."""
-    at = _codestream(data)
-    if at is None or data[at : at + 4] != b"\xff\x4f\xff\x51" or len(data) < at + 42:
+def _count_tiles(data: bytes) -> int:
+    """Return the number of tiles of a JPEG 2000, from the SIZ segment of its codestream."""
+    start = _find_codestream(data)
+    if start is None or data[start : start + 4] != b"\xff\x4f\xff\x51" or len(data) < start + 42:
         raise OSError("a JPEG 2000 without a codestream")
-    numbers: tuple[int, ...] = struct.unpack_from(">8I", data, at + 8)
-    right, bottom, _, _, wide, tall, left, top = numbers
-    if not wide or not tall:
+    numbers: tuple[int, ...] = struct.unpack_from(">8I", data, start + 8)
+    right, bottom, _, _, tile_width, tile_height, left, top = numbers
+    if not tile_width or not tile_height:
         raise OSError("a JPEG 2000 with tiles of no size")
-    return max(0, -(-(right - left) // wide)) * max(0, -(-(bottom - top) // tall))
+    columns = max(0, -(-(right - left) // tile_width))
+    return columns * max(0, -(-(bottom - top) // tile_height))
 
 
-def _codestream(data: bytes) -> int | None:
-    """Find where the codestream begins: at once, or in the first box of its name."""
+def _find_codestream(data: bytes) -> int | None:
+    """Return the offset of the codestream: 0, or that in the first box jp2c; None without one."""
     if data.startswith(b"\xff\x4f"):
         return 0
-    at = 0
-    while at + 8 <= len(data):
-        size, name = struct.unpack_from(">I4s", data, at)
-        head = 8
+    position = 0
+    while position + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, position)
+        header = 8
         if size == 1:
-            head, size = 16, int.from_bytes(data[at + 8 : at + 16], "big")
+            header, size = 16, int.from_bytes(data[position + 8 : position + 16], "big")
         if name == b"jp2c":
-            return at + head
-        if size < head:  # 0: to the end
+            return position + header
+        if size < header:  # 0: until the end of the file
             break
-        at += size
+        position += size
     return None

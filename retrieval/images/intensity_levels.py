@@ -1,10 +1,9 @@
-"""Samples of more than 8 bits to 8 bits: which of their values become black and white.
+"""Conversion of samples of more than 8 bits to 8 bits: choice of the black and white levels.
 
-A file may say so (levels or bits in a TIFF, the maximum of a PGM). Many do not: 12 bits lie in
-samples of 16, floats run from 0 to 1, to 255 or to anything. Then the largest sample decides. Whole
-numbers get the least even number of bits that holds it, 8 at least. Floats get 1, 255 or 65535 as
-white where it lies between a quarter of that and that, and else itself. Where there are negative
-samples, the smallest is black and the largest white.
+A file may state its levels (a TIFF its levels or bits, a PGM its maximum). Otherwise the largest
+sample decides: white is the largest value of the least even number of bits that holds it, 8 at
+least; for floats 1, 255 or 65535 if the sample lies between a quarter of that and that, else the
+sample itself. With negative samples the smallest is black and the largest white.
 """
 
 from __future__ import annotations
@@ -21,39 +20,39 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _BAND = 2**20
-"""Pixels that are looked at together."""
+"""Pixels that are processed at a time."""
 
 _WHITES = (1.0, 255.0, 65535.0)
 _BITS, _PHOTOMETRIC, _FORMAT = 258, 262, 339  # tags of a TIFF: BitsPerSample, …, SampleFormat
 _LEVELS = ((340, 341), (280, 281))  # (S)MinSampleValue and (S)MaxSampleValue
 _UNSIGNED = 1
 _COLOURS = re.compile("(RGB|RGBA|RGBX);16([LBN])")
-"""How Pillow reads colours of 16 bits, a letter for the order of their bytes (N: the machine's)."""
+"""Pillow's raw modes of 16-bit colours; the last letter is the byte order (N: the machine's)."""
 
 ReadAs = Callable[[str, str], Image.Image]
-"""Reads an image again with one way of reading replaced by another."""
+"""Reads the image again with raw mode `new` in place of `old`: called as (old, new)."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """How the samples of one image become 8 bits."""
+    """Black and white levels by which the samples of an image are scaled to 8 bits."""
 
     black: float
     white: float
-    whole: bool  # whether samples are whole numbers
-    unsigned: bool = False  # whether 32 bits that Pillow takes as signed are not
-    inverted: bool = False  # whether the file calls black white
+    whole: bool  # whether samples are integers
+    unsigned: bool = False  # whether 32-bit samples, which Pillow reads as signed, are unsigned
+    inverted: bool = False  # whether the smallest value is white
 
     def to_bytes(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Scale the samples of a part of the image, (height, width)."""
+        """Scale the samples of a band of the image to uint8 (height, width)."""
         return self.scaled(_samples(image, unsigned=self.unsigned))
 
     def scaled(self, samples: NDArray[Any]) -> NDArray[np.uint8]:
-        """Scale samples of any shape; NaN becomes black."""
+        """Scale samples of any shape to uint8; NaN becomes black."""
         numbers = samples.astype(np.float64)
         with np.errstate(invalid="ignore"):
             numbers -= self.black
-            if self.whole:  # black to white are 2^n numbers, of which the upper 8 bits stay
+            if self.whole:  # black to white are 2^n values, of which the upper 8 bits are kept
                 numbers = np.floor(numbers * (256 / (self.white - self.black + 1)))
             else:
                 numbers = np.round(numbers * (255 / (self.white - self.black)))
@@ -62,12 +61,12 @@ class Levels:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether Pillow holds an image in one band of more than 8 bits."""
+    """Return whether an image has a single channel of more than 8 bits in Pillow."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def levels_of(image: Image.Image) -> Levels:
-    """Return the levels of a loaded image; ValueError where nothing tells them."""
+def find_levels(image: Image.Image) -> Levels:
+    """Return the levels of a loaded image; ValueError where it has no finite sample."""
     whole = image.mode != "F"
     tags = _tags(image)
     first = {number: _first(tags.get(number)) for number in (_BITS, _PHOTOMETRIC, _FORMAT)}
@@ -76,32 +75,32 @@ def levels_of(image: Image.Image) -> Levels:
     return Levels(black, white, whole, unsigned, inverted=first[_PHOTOMETRIC] == 0)
 
 
-def colours_of(image: Image.Image, raw: str, read_as: ReadAs) -> Image.Image:
-    """Return a loaded image with what its samples of 16 bits hold, if that is less than 15 bits.
+def rescale_deep_colours(image: Image.Image, raw: str, read_as: ReadAs) -> Image.Image:
+    """Return a loaded image with its 16-bit colours rescaled if they use less than 15 bits.
 
-    Of colours Pillow keeps the upper 8 bits, which are nearly black where the file has 12. The
-    lower ones come by reading it as of the other byte order: `raw` is how Pillow reads it, from
-    before it was loaded, and `read_as` reads it again another way.
+    Pillow keeps only the upper 8 bits of 16-bit colours, which are nearly black where the file uses
+    12 bits. The lower bits are obtained by reading it again in the other byte order with `read_as`;
+    `raw` is the raw mode that the image had before it was loaded.
     """
-    found = _COLOURS.fullmatch(raw)
-    if found is None or max(top for _, top in image.getextrema()[:3]) >= 64:  # type: ignore[misc]
+    match = _COLOURS.fullmatch(raw)
+    if match is None or max(top for _, top in image.getextrema()[:3]) >= 64:  # type: ignore[misc]
         return image
-    order = {"N": "L" if sys.byteorder == "little" else "B"}.get(found[2], found[2])
-    lower = read_as(raw, f"{found[1]};16{'B' if order == 'L' else 'L'}")
+    order = {"N": "L" if sys.byteorder == "little" else "B"}.get(match[2], match[2])
+    lower = read_as(raw, f"{match[1]};16{'B' if order == 'L' else 'L'}")
     black, white = _stated(image, _tags(image)) or (0.0, 0.0)
     if not white:
         largest = max(int(_joined(*pair).max()) for pair in _pairs(image, lower))
         white = 2.0 ** bits_for(largest) - 1
     levels = Levels(black, white, whole=True)
     rows = [levels.scaled(_joined(*pair)) for pair in _pairs(image, lower)]
-    made = Image.fromarray(np.concatenate(rows))
+    rescaled = Image.fromarray(np.concatenate(rows))
     if image.mode == "RGBA":
-        made.putalpha(image.getchannel("A"))
-    return made
+        rescaled.putalpha(image.getchannel("A"))
+    return rescaled
 
 
 def _pairs(upper: Image.Image, lower: Image.Image) -> Iterator[tuple[Image.Image, Image.Image]]:
-    return zip(bands(upper), bands(lower), strict=True)
+    return zip(split_into_bands(upper), split_into_bands(lower), strict=True)
 
 
 def _joined(upper: Image.Image, lower: Image.Image) -> NDArray[np.uint16]:
@@ -112,14 +111,14 @@ def _joined(upper: Image.Image, lower: Image.Image) -> NDArray[np.uint16]:
 
 
 def bits_for(largest: int) -> int:
-    """Return the least even number of bits, 8 at least, that hold a whole number."""
+    """Return the least even number of bits, 8 at least, that holds a non-negative integer."""
     return max(8, (largest.bit_length() + 1) // 2 * 2)
 
 
 def _stated(image: Image.Image, tags: dict[int, Any]) -> tuple[float, float] | None:
-    """Return black and white as the file has them, if it does."""
-    for least, most in _LEVELS:
-        low, high = _first(tags.get(least)), _first(tags.get(most))
+    """Return the black and white levels that the file states, or None."""
+    for low_tag, high_tag in _LEVELS:
+        low, high = _first(tags.get(low_tag)), _first(tags.get(high_tag))
         if low is not None and high is not None and math.isfinite(high - low) and low < high:
             return low, high
     if image.mode.startswith("I") and image.format in ("PPM", "JPEG2000"):
@@ -131,9 +130,9 @@ def _stated(image: Image.Image, tags: dict[int, Any]) -> tuple[float, float] | N
 
 
 def _measured(image: Image.Image, *, whole: bool, unsigned: bool) -> tuple[float, float]:
-    """Return black and white by the smallest and the largest sample."""
+    """Return the black and white levels derived from the smallest and the largest sample."""
     low, high = math.inf, -math.inf
-    for band in bands(image):
+    for band in split_into_bands(image):
         numbers = _samples(band, unsigned=unsigned)
         numbers = numbers[np.isfinite(numbers)]
         if numbers.size:
@@ -147,8 +146,8 @@ def _measured(image: Image.Image, *, whole: bool, unsigned: bool) -> tuple[float
     return 0.0, next((w for w in _WHITES if w / 4 <= high <= w), high or 1.0)
 
 
-def bands(image: Image.Image) -> Iterator[Image.Image]:
-    """Cut an image into parts of some rows, from the top: a whole copy may be too large."""
+def split_into_bands(image: Image.Image) -> Iterator[Image.Image]:
+    """Iterate over bands of rows of an image, from the top: a whole copy may be too large."""
     rows = max(1, _BAND // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(image.height, top + rows)))
@@ -164,7 +163,7 @@ def _tags(image: Image.Image) -> dict[int, Any]:
 
 
 def _first(value: Any) -> float | None:
-    """Return the number of a tag, or the first of its numbers."""
+    """Return the value of a TIFF tag, or the first of its values; None where it is no number."""
     if isinstance(value, tuple):
         value = value[0] if value else None
     return float(value) if isinstance(value, int | float) else None

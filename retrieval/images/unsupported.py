@@ -1,4 +1,4 @@
-"""HEIC: what phones write, and nothing here reads. It is recognised, so that it can be named."""
+"""Recognition of HEIC, which phones write and this program cannot read, for its error messages."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _BRANDS = re.compile(rb".{4}ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
 
 
 def is_heic(data: bytes) -> bool:
-    """Return whether a file begins as HEIC does, whatever its name."""
+    """Return whether the bytes of a file begin as HEIC."""
     return _BRANDS.match(data) is not None

@@ -1,12 +1,12 @@
-"""All live rows of a finished index as one stock FAISS index, for any program that has FAISS.
+"""Export of all live rows of a finished index as one stock FAISS index.
 
     FILE          what faiss.read_index opens; ids are rows, deleted rows are left out
-    FILE.lists    its inverted lists, where they are larger than the memory that is allowed
+    FILE.lists    its inverted lists, where they exceed the allowed memory
 
-The lists are then read from disk as they are searched (FAISS' OnDiskInvertedLists). FILE names
-FILE.lists by its absolute path; a pair that was moved together is opened by
-`faiss.read_index(FILE, faiss.IO_FLAG_ONDISK_SAME_DIR)`. FILE is put last: where it stands it is
-whole, and so is what it names.
+FAISS then reads the lists from disk during a search (OnDiskInvertedLists). FILE names FILE.lists by
+its absolute path; a pair moved together is opened by
+`faiss.read_index(FILE, faiss.IO_FLAG_ONDISK_SAME_DIR)`. FILE is written last, so that an existing
+FILE is complete.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.core.errors import UsageError
-from retrieval.index.faiss_io import from_bytes, ivf_of
+from retrieval.index.faiss_io import deserialize_index, extract_ivf
 from retrieval.index.shard import read_deleted_rows, shard_path
 from retrieval.index.train import TRAINED
 from retrieval.storage import finished_output
 from retrieval.storage.finished_output import Manifest
-from retrieval.storage.local import Folder, LocalFolder, is_remote, local_path, unwritable
+from retrieval.storage.local import Folder, LocalFolder, find_write_problem, is_remote, local_path
 
 LISTS = ".lists"  # what the name of the second file ends with
 
 
-def _nothing() -> None:
-    """Tell nobody."""
+def _do_nothing() -> None:
+    """Do nothing (default progress callback)."""
 
 
 @dataclass(frozen=True)
-class Merged:
-    """What was written."""
+class ExportedIndex:
+    """The files that an export wrote."""
 
     file: str
     lists: str | None  # the second file, where the lists stay on disk
@@ -45,63 +45,65 @@ class Merged:
     bytes: int  # of both files
 
     def sentence(self) -> str:
-        """Say what a file holds and how it is opened."""
-        what = f"{self.rows} vectors, ids are rows: {self.file}"
-        how = f"faiss.read_index({self.file!r})"
+        """Return a sentence on what the file holds and how to open it."""
+        content = f"{self.rows} vectors, ids are rows: {self.file}"
+        opening = f"faiss.read_index({self.file!r})"
         if self.lists is None:
-            return f"{what}, opened by {how}"
+            return f"{content}, opened by {opening}"
         return (
-            f"{what}, with its lists on disk in {self.lists}, opened by {how}; "
+            f"{content}, with its lists on disk in {self.lists}, opened by {opening}; "
             "where both were moved, with faiss.IO_FLAG_ONDISK_SAME_DIR besides"
         )
 
 
-def check_target(file: str, index: Folder, *, overwrite: bool) -> str:
-    """Give the absolute path of the file to write, or refuse it before any work is done."""
+def check_export_path(file: str, index: Folder, *, overwrite: bool) -> str:
+    """Return the absolute path of the file to write; raises UsageError where it is unusable."""
     if is_remote(file):
         raise UsageError(
-            f"--merge-into {file} is no local path, and FAISS writes and opens such only; name a "
+            f"--export-faiss {file} is no local path, and FAISS can only write local files; name a "
             "local file and copy it"
         )
     path = local_path(file)
     if os.path.isdir(path):
-        raise UsageError(f"--merge-into {file} is a folder; name a file")
+        raise UsageError(f"--export-faiss {file} is a folder; name a file")
     if os.path.realpath(path).startswith(os.path.realpath(index.uri()) + os.sep):
-        raise UsageError(f"--merge-into {file} lies inside the index; name a file elsewhere")
+        raise UsageError(f"--export-faiss {file} lies inside the index; name a file elsewhere")
     if not overwrite and os.path.exists(path):
-        raise UsageError(f"--merge-into {file} exists; name another file, or give --overwrite")
-    if why := unwritable(LocalFolder(os.path.dirname(path))):
-        raise UsageError(f"--merge-into {file} cannot be written ({why}); name a file that can")
+        raise UsageError(f"--export-faiss {file} exists; name another file, or give --overwrite")
+    if reason := find_write_problem(LocalFolder(os.path.dirname(path))):
+        raise UsageError(
+            f"--export-faiss {file} cannot be written ({reason}); name a file that can"
+        )
     return path
 
 
-def merge_index(
+def export_index(
     folder: Folder,
     manifest: Manifest,
     file: str,
     memory: int,
-    tell: Callable[[], None] = _nothing,
-) -> Merged:
-    """Write all live rows of a finished index as one FAISS index; `file` is a local path.
+    on_shard: Callable[[], None] = _do_nothing,
+) -> ExportedIndex:
+    """Write all live rows of a finished index as one FAISS index to the local path `file`.
 
-    Up to `memory` bytes it is put together in memory; beyond, the lists are filled on disk, shard
-    by shard, and memory is one shard. `tell` is called for each shard that was reached.
+    An index of up to `memory` bytes is merged in memory; a larger one has its lists filled on disk
+    with one shard in memory at a time. `on_shard` is called for each shard that is read.
     """
-    trained = finished_output.read_checked(folder, manifest.files[TRAINED])
-    shards = _Shards(folder, manifest, read_deleted_rows(folder, manifest), tell)
-    whole, lists = from_bytes(trained), file + LISTS
+    trained = finished_output.read_verified(folder, manifest.files[TRAINED])
+    shards = _Shards(folder, manifest, read_deleted_rows(folder, manifest), on_shard)
+    merged, lists = deserialize_index(trained), file + LISTS
     if manifest.counts["probe_all"]:
-        ivf_of(whole).nprobe = manifest.counts["nlist"]  # so that it answers as we do
+        extract_ivf(merged).nprobe = manifest.counts["nlist"]  # the same results as `rank`
     for name in (file, lists):
         if os.path.exists(name):
             os.unlink(name)
-    if shards.needed() <= memory:
-        _merge(whole, shards)
-        _replace(file, lambda name: faiss.write_index(whole, name))
-        return Merged(file, None, int(whole.ntotal), os.path.getsize(file))
-    _on_disk(whole, shards, file, lists)
+    if shards.needed_bytes() <= memory:
+        _merge(merged, shards)
+        _replace(file, lambda name: faiss.write_index(merged, name))
+        return ExportedIndex(file, None, int(merged.ntotal), os.path.getsize(file))
+    _on_disk(merged, shards, file, lists)
     size = os.path.getsize(file) + os.path.getsize(lists)
-    return Merged(file, lists, int(whole.ntotal), size)
+    return ExportedIndex(file, lists, int(merged.ntotal), size)
 
 
 @dataclass(frozen=True)
@@ -111,28 +113,30 @@ class _Shards:
     folder: Folder
     manifest: Manifest
     deleted: NDArray[np.int64]
-    tell: Callable[[], None]
+    on_shard: Callable[[], None]
 
     @property
     def _paths(self) -> list[str]:
         return [shard_path(number) for number in range(int(self.manifest.counts["shards"]))]
 
-    def needed(self) -> int:
-        """Give the bytes that all of them take in memory, and the one that is read beside them.
+    def needed_bytes(self) -> int:
+        """Return the bytes that a merge in memory takes, with the shard being read.
 
-        A list that grows takes up to twice its size.
+        A growing list takes up to twice its size.
         """
         sizes = [self.manifest.files[path].size for path in self._paths]
         return 2 * sum(sizes) + max(sizes)
 
-    def quiet(self) -> _Shards:
-        """Give the same, telling nobody."""
-        return replace(self, tell=_nothing)
+    def without_progress(self) -> _Shards:
+        """Return the same shards without progress calls."""
+        return replace(self, on_shard=_do_nothing)
 
     def __iter__(self) -> Iterator[Any]:
         for path in self._paths:
-            self.tell()
-            shard = from_bytes(finished_output.read_checked(self.folder, self.manifest.files[path]))
+            self.on_shard()
+            shard = deserialize_index(
+                finished_output.read_verified(self.folder, self.manifest.files[path])
+            )
             if len(self.deleted):
                 shard.remove_ids(faiss.IDSelectorBatch(self.deleted))
             yield shard
@@ -142,48 +146,49 @@ def _replace(file: str, write: Callable[[str], None]) -> None:
     LocalFolder(os.path.dirname(file)).put_file(os.path.basename(file), write)
 
 
-def _merge(whole: Any, shards: _Shards) -> None:
-    """Move the rows of all shards into an index that has none."""
+def _merge(merged: Any, shards: _Shards) -> None:
+    """Move the rows of all shards into an empty index."""
     for shard in shards:
         try:
-            whole.merge_from(shard, 0)
+            merged.merge_from(shard, 0)
         except RuntimeError as error:
             raise _unfit(shards) from error
 
 
 def _unfit(shards: _Shards) -> UsageError:
     return UsageError(
-        f"--merge-into: FAISS cannot merge indexes of the kind {shards.manifest.counts['factory']}"
-        f"; open the files in {shards.folder.uri('shards')} one by one, or make an index of a "
-        "plain IVF kind"
+        "--export-faiss: FAISS cannot merge indexes of the kind "
+        f"{shards.manifest.counts['factory']}; open the files in {shards.folder.uri('shards')} "
+        "one by one, or make an index of a plain IVF kind"
     )
 
 
-def _on_disk(whole: Any, shards: _Shards, file: str, lists: str) -> None:
-    """Fill lists on disk whose sizes are known from a first pass, so that each is written once."""
-    ivf = ivf_of(whole)
+def _on_disk(merged: Any, shards: _Shards, file: str, lists: str) -> None:
+    """Fill lists on disk; a first pass determines their sizes, so that each is written once."""
+    ivf = extract_ivf(merged)
     if type(faiss.downcast_InvertedLists(ivf.invlists)) is not faiss.ArrayInvertedLists:
         raise UsageError(
-            f"--merge-into: FAISS cannot keep lists of the kind {shards.manifest.counts['factory']}"
-            f" on disk; give --max-index-memory {shards.needed()} bytes or more"
+            "--export-faiss: FAISS cannot keep lists of the kind "
+            f"{shards.manifest.counts['factory']} on disk; "
+            f"give --max-index-memory {shards.needed_bytes()} bytes or more"
         )
     sizes = np.zeros(ivf.nlist, np.uint64)
-    for shard in shards.quiet():
-        sizes += _sizes(ivf_of(shard).invlists)
+    for shard in shards.without_progress():
+        sizes += _sizes(extract_ivf(shard).invlists)
 
     def fill(name: str) -> None:
         disk = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, name)
         disk.set_all_lists_sizes(faiss.swig_ptr(sizes))
         disk.update_totsize(int(sizes.sum()) * (ivf.code_size + 8))
         _fill(disk, shards)
-        disk.filename = lists  # its name once it is put
+        disk.filename = lists  # its final name
         ivf.replace_invlists(disk, False)
-        ivf.ntotal = whole.ntotal = int(sizes.sum())
-        made.append(disk)
+        ivf.ntotal = merged.ntotal = int(sizes.sum())
+        kept_alive.append(disk)
 
-    made: list[Any] = []  # holds what the index does not own
+    kept_alive: list[Any] = []  # keeps alive what the index does not own
     _replace(lists, fill)
-    _replace(file, lambda name: faiss.write_index(whole, name))
+    _replace(file, lambda name: faiss.write_index(merged, name))
 
 
 def _sizes(lists: Any) -> NDArray[np.uint64]:
@@ -191,13 +196,13 @@ def _sizes(lists: Any) -> NDArray[np.uint64]:
 
 
 def _fill(disk: Any, shards: _Shards) -> None:
-    """Write each shard's rows behind those of the shards before it."""
+    """Append each shard's rows to the lists on disk."""
     filled = np.zeros(disk.nlist, np.int64)
     for shard in shards:
-        held = ivf_of(shard).invlists
-        for number, size in enumerate(_sizes(held).tolist()):
+        shard_lists = extract_ivf(shard).invlists
+        for number, size in enumerate(_sizes(shard_lists).tolist()):
             if size:
                 first = int(filled[number])
-                ids, codes = held.get_ids(number), held.get_codes(number)
+                ids, codes = shard_lists.get_ids(number), shard_lists.get_codes(number)
                 disk.update_entries(number, first, size, ids, codes)
                 filled[number] += size

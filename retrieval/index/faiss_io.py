@@ -1,6 +1,6 @@
-"""What FAISS is asked for: an index from a factory string, its bytes, its centroids.
+"""FAISS access: indexes from factory strings, serialisation, training and centroids.
 
-The one place where a factory string is parsed; what it means is asked of FAISS itself.
+This is the only module that interprets factory strings, by building the index with FAISS.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from retrieval.core.schemas import Metric
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a factory string makes."""
+class IndexKind:
+    """The properties of the index that a factory string makes."""
 
     nlist: int
-    code_bytes: int  # of one vector
+    code_bytes: int  # per vector
     codes: str | None
-    """float16 or float32 where the codes are the vectors themselves; None where they lose
-    something, and FAISS itself must search."""
+    """float16 or float32 where the codes are the vectors themselves; None where they are lossy and
+    FAISS itself must search."""
 
 
-def kind_of(factory: str, dimension: int, dtype: str, metric: Metric) -> Kind:
-    """Ask FAISS what a factory string makes; what is no IVF is refused with the reason."""
-    index = _made(factory, dimension, metric)
+def describe_factory(factory: str, dimension: int, dtype: str, metric: Metric) -> IndexKind:
+    """Return the properties of a factory string; raises UsageError where it is no usable IVF."""
+    index = _index_from_factory(factory, dimension, metric)
     try:
-        found = faiss.extract_index_ivf(index)
+        inner_ivf = faiss.extract_index_ivf(index)
     except RuntimeError as error:
-        what = type(faiss.downcast_index(index)).__name__
+        kind_name = type(faiss.downcast_index(index)).__name__
         raise UsageError(
-            f"--index-factory {factory} makes an {what}, which has no inverted lists to shard; "
-            "name an IVF kind such as IVF1024,SQfp16"
+            f"--index-factory {factory} makes an {kind_name}, which has no inverted lists to "
+            "shard; name an IVF kind such as IVF1024,SQfp16"
         ) from error
-    ivf: Any = faiss.downcast_index(found)
+    ivf: Any = faiss.downcast_index(inner_ivf)
     if type(ivf).__name__ == "IndexIVFFlatDedup":
         raise UsageError(
             f"--index-factory {factory} keeps equal vectors once, outside its lists; name IVFn,Flat"
@@ -51,13 +51,13 @@ def kind_of(factory: str, dimension: int, dtype: str, metric: Metric) -> Kind:
         codes = "float32"
     elif plain and type(ivf) is faiss.IndexIVFScalarQuantizer and dtype == "float16":
         codes = "float16" if ivf.sq.qtype == faiss.ScalarQuantizer.QT_fp16 else None
-    return Kind(int(ivf.nlist), int(ivf.code_size), codes)
+    return IndexKind(int(ivf.nlist), int(ivf.code_size), codes)
 
 
-def _made(factory: str, dimension: int, metric: Metric) -> Any:
-    measure = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+def _index_from_factory(factory: str, dimension: int, metric: Metric) -> Any:
+    faiss_metric = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     try:
-        return faiss.index_factory(dimension, factory, measure)
+        return faiss.index_factory(dimension, factory, faiss_metric)
     except (RuntimeError, TypeError) as error:
         raise UsageError(
             f"--index-factory {factory} cannot be made for {dimension} dimensions "
@@ -66,40 +66,43 @@ def _made(factory: str, dimension: int, metric: Metric) -> Any:
 
 
 def _last_line(error: BaseException) -> str:
-    """FAISS' errors begin with the place in its source."""
+    """Return the message of a FAISS error without the leading source location."""
     return str(error).rsplit(":", 1)[-1].strip() or type(error).__name__
 
 
-def ivf_of(index: Any) -> Any:
-    """Give the IVF inside an index that may have a transform before or a refinement behind it."""
+def extract_ivf(index: Any) -> Any:
+    """Return the IVF inside an index, possibly wrapped in transforms or a refinement."""
     return faiss.downcast_index(faiss.extract_index_ivf(index))
 
 
-def empty_index(plan: IndexPlan, centroids: NDArray[np.float32], metric: Metric) -> Any:
-    """Make a trained index without rows around (nlist, d) centroids; its codes are the vectors."""
-    index = _made(plan.factory, centroids.shape[1], metric)
+def make_empty_index(plan: IndexPlan, centroids: NDArray[np.float32], metric: Metric) -> Any:
+    """Return a trained index without rows for (nlist, d) centroids, with lossless codes."""
+    index = _index_from_factory(plan.factory, centroids.shape[1], metric)
     if hasattr(index, "by_residual"):
-        index.by_residual = False  # else the codes are differences and not the vectors
+        index.by_residual = False  # otherwise the codes are residuals
     index.quantizer.add(centroids)
-    index.train(centroids)  # a quantizer that is full already is not trained again
+    index.train(centroids)  # FAISS does not retrain a filled quantizer
     return index
 
 
-def made_by_plan(plan: IndexPlan, dimension: int, metric: Metric) -> Any:
-    """Make an index of any IVF kind that is not trained."""
-    index = _made(plan.factory, dimension, metric)
-    ivf = ivf_of(index)
+def make_untrained_index(plan: IndexPlan, dimension: int, metric: Metric) -> Any:
+    """Return an untrained index of any IVF kind."""
+    index = _index_from_factory(plan.factory, dimension, metric)
+    ivf = extract_ivf(index)
     if isinstance(ivf, faiss.IndexIVFScalarQuantizer):
         ivf.by_residual = False
-    ivf.cp.min_points_per_centroid = 1  # below it FAISS only warns
+    ivf.cp.min_points_per_centroid = 1  # fewer would only cause a warning
     return index
 
 
-def train_by_faiss(plan: IndexPlan, index: Any, sample: NDArray[np.float32]) -> None:
-    """Let FAISS train what is not trained on an (n, d) sample; for cosine of unit length."""
+def train_with_faiss(plan: IndexPlan, index: Any, sample: NDArray[np.float32]) -> None:
+    """Train an index on an (n, d) sample, of unit length for cosine.
+
+    Raises UsageError where the sample is too small for the kind of index.
+    """
     try:
         index.train(sample)
-        centroids_of(index)
+        read_centroids(index)
     except RuntimeError as error:
         raise UsageError(
             f"--index-factory {plan.factory} cannot be trained on {len(sample)} vectors "
@@ -107,18 +110,18 @@ def train_by_faiss(plan: IndexPlan, index: Any, sample: NDArray[np.float32]) -> 
         ) from error
 
 
-def to_bytes(index: Any) -> bytes:
-    """Write an index as FAISS does into a file."""
+def serialize_index(index: Any) -> bytes:
+    """Return an index as the bytes of a FAISS file."""
     return bytes(faiss.serialize_index(index))
 
 
-def from_bytes(data: bytes) -> Any:
-    """Read an index whose bytes were checked."""
+def deserialize_index(data: bytes) -> Any:
+    """Read an index from checked bytes of a FAISS file."""
     return faiss.deserialize_index(np.frombuffer(data, np.uint8))
 
 
-def centroids_of(index: Any) -> NDArray[np.float32]:
-    """Give the (nlist, d) float32 centroids."""
-    ivf = ivf_of(index)
-    found: NDArray[np.float32] = ivf.quantizer.reconstruct_n(0, ivf.nlist)
-    return found
+def read_centroids(index: Any) -> NDArray[np.float32]:
+    """Return the (nlist, d) float32 centroids of an IVF index."""
+    ivf = extract_ivf(index)
+    inner_ivf: NDArray[np.float32] = ivf.quantizer.reconstruct_n(0, ivf.nlist)
+    return inner_ivf

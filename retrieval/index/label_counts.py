@@ -10,7 +10,7 @@ import pyarrow as pa
 from retrieval.core.schemas import GALLERY_LABELS
 
 
-def labels_table(counts: Iterable[dict[str, int]]) -> pa.Table:
+def build_labels_table(counts: Iterable[dict[str, int]]) -> pa.Table:
     """Return the sum of the label counts of several shards: table GALLERY_LABELS, by label."""
     total: Counter[str] = Counter()
     for shard_counts in counts:

@@ -1,4 +1,4 @@
-"""From the description of a gallery to the plan of its index, with the reason of each number."""
+"""Planning of an index: number of lists, codes and shards for a gallery, with a reason for each."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 from retrieval.core.errors import UsageError
 from retrieval.core.records import IndexPlan
 from retrieval.core.schemas import Metric
-from retrieval.index.faiss_io import Kind, kind_of
+from retrieval.index.faiss_io import IndexKind, describe_factory
 
 PROBE_ALL_ROWS = 50_000
-"""Up to here every list is read: in a batch of queries a product over 50,000 x 512 takes less than
-a millisecond a query, which is not worth a loss, and recall is 1 by construction."""
+"""Up to this many rows every list is read and recall is 1 by construction: in a batch a product
+over 50,000 x 512 takes less than a millisecond per query."""
 
 LIST_ROWS = 256
-"""Rows a list should have at least, so that its product with many queries is worth the call."""
+"""Minimum average rows per list, so that a product with many queries is worth the call."""
 
 SHARD_LIST_ROWS = 16
-"""Rows of it that one shard should have at least, on average: below that the calls cost more than
-the products (`benchmarks/README.md`)."""
+"""Minimum average rows per list within one shard: with fewer the calls cost more than the products
+(`benchmarks/README.md`)."""
 
 MAX_LISTS = 1 << 16
 SAMPLE_ROWS_PER_LIST = 64
 """Between FAISS' warning at 39 and its ceiling of 256 training rows a centroid."""
 
 SMALL_SHARD = 1 << 14
-"""Rows of the smallest shard that is worth a task. Where the memory holds fewer vectors, codes of a
-byte a number (SQ8) stand for them, and matches are scored from the store."""
+"""Rows of the smallest shard that is worth a task. If memory holds fewer vectors, codes of one byte
+per number (SQ8) replace them, and matches are scored from the store."""
 
 _ROW_BYTES = 8 + 8 + 200  # id, norm, and about 200 bytes of names and checksum
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a plan needs to know of the vectors."""
+    """The size, type and metric of the vectors to index."""
 
     rows: int
     dimension: int
@@ -48,47 +48,49 @@ def plan_index(
     rows_per_shard: int | None = None,
     factory: str | None = None,
 ) -> IndexPlan:
-    """Plan an index; a pure function.
+    """Return the plan of an index; a pure function.
 
-    `memory` is what one task may hold, in bytes: half of it is for the shard, the rest for the
-    queries, the answers and what is read. `rows_per_shard` and `factory` by hand overrule that.
+    `memory` is what one task may use, in bytes: half for the shard, the rest for queries, results
+    and input. `rows_per_shard` and `factory` override the automatic choice.
     """
     if factory is None:
-        name, why = _kind_for(gallery, memory, rows_per_shard)
-        per_vector = _vector_bytes(gallery, name)
-        fit = rows_per_shard or _fit(gallery, memory, per_vector)
+        codes_name, reason = _kind_for(gallery, memory, rows_per_shard)
+        per_vector = _vector_bytes(gallery, codes_name)
+        fitting = rows_per_shard or _fit(gallery, memory, per_vector)
         nlist = max(1, min(int(4 * gallery.rows**0.5), gallery.rows // LIST_ROWS, MAX_LISTS,
-                           fit // SHARD_LIST_ROWS))  # fmt: skip
-        factory = f"IVF{nlist},{name}"
-        kind = kind_of(factory, gallery.dimension, gallery.dtype, gallery.metric)
-        lists = (
+                           fitting // SHARD_LIST_ROWS))  # fmt: skip
+        factory = f"IVF{nlist},{codes_name}"
+        kind = describe_factory(factory, gallery.dimension, gallery.dtype, gallery.metric)
+        list_reason = (
             f"{nlist} lists: 4 x the root of {gallery.rows} rows, at least {LIST_ROWS} rows a list "
             f"and {SHARD_LIST_ROWS} of them in a shard, at most {MAX_LISTS}"
         )
     else:
-        kind = kind_of(factory, gallery.dimension, gallery.dtype, gallery.metric)
+        kind = describe_factory(factory, gallery.dimension, gallery.dtype, gallery.metric)
         per_vector = kind.code_bytes + _ROW_BYTES
-        fit = rows_per_shard or _fit(gallery, memory, per_vector)
-        why, lists = _asked(factory, kind), f"{kind.nlist} lists: asked for"
+        fitting = rows_per_shard or _fit(gallery, memory, per_vector)
+        reason, list_reason = _explain_factory(factory, kind), f"{kind.nlist} lists: asked for"
         if kind.nlist > gallery.rows:
-            lists += f"; there are {gallery.rows} vectors, so the others stay empty"
-    return _plan(gallery, factory, kind, per_vector, fit, (why, lists), memory, rows_per_shard)
+            list_reason += f"; there are {gallery.rows} vectors, so the others stay empty"
+    return _plan(
+        gallery, factory, kind, per_vector, fitting, (reason, list_reason), memory, rows_per_shard
+    )
 
 
 def _plan(
-    gallery: Gallery, factory: str, kind: Kind, per_vector: int, fit: int, said: tuple[str, str],
-    memory: int, by_hand: int | None,
+    gallery: Gallery, factory: str, kind: IndexKind, per_vector: int, fitting: int,
+    choices: tuple[str, str], memory: int, requested_rows: int | None,
 ) -> IndexPlan:  # fmt: skip
     rows, metric = gallery.rows, gallery.metric
     sample = min(rows, SAMPLE_ROWS_PER_LIST * kind.nlist)
-    shards = -(-rows // fit)
-    per_shard = by_hand or -(-rows // shards)
-    probe_all = reads_all(rows, kind.codes)
+    shards = -(-rows // fitting)
+    per_shard = requested_rows or -(-rows // shards)
+    probe_all = probes_all_lists(rows, kind.codes)
     reasons = (
-        *said,
+        *choices,
         f"about {sample} rows train the centroids: {SAMPLE_ROWS_PER_LIST} a list, or all",
         f"{shards} shards of {per_shard} rows: "
-        + ("asked for" if by_hand else f"half of {memory} bytes at {per_vector} each"),
+        + ("asked for" if requested_rows else f"half of {memory} bytes at {per_vector} each"),
         f"every list is read ({rows} rows are at most {PROBE_ALL_ROWS}), so recall is 1"
         if probe_all
         else f"lists read by the recall curve ({rows} rows"
@@ -103,8 +105,8 @@ def _plan(
     )
 
 
-def reads_all(rows: int, codes: str | None) -> bool:
-    """Tell whether every query reads every list, and recall is 1 by construction."""
+def probes_all_lists(rows: int, codes: str | None) -> bool:
+    """Return whether every query reads every list, so that recall is 1 by construction."""
     return rows <= PROBE_ALL_ROWS and codes is not None
 
 
@@ -120,7 +122,7 @@ def _kind_for(gallery: Gallery, memory: int, rows_per_shard: int | None) -> tupl
     return exact, f"{exact}: the codes are the {gallery.dtype} vectors themselves, nothing is lost"
 
 
-def _asked(factory: str, kind: Kind) -> str:
+def _explain_factory(factory: str, kind: IndexKind) -> str:
     if kind.codes:
         return f"{factory}: asked for; the codes are the vectors themselves, nothing is lost"
     return f"{factory}: asked for; what its codes lose is made good by scoring from the store"
@@ -132,11 +134,11 @@ def _vector_bytes(gallery: Gallery, kind: str) -> int:
 
 
 def _fit(gallery: Gallery, memory: int, per_vector: int) -> int:
-    """Count the vectors that half of the memory holds; too few are refused."""
-    fit = memory // 2 // per_vector
-    if fit < min(LIST_ROWS, gallery.rows):
+    """Return how many vectors half of the memory holds; raises UsageError if too few."""
+    fitting = memory // 2 // per_vector
+    if fitting < min(LIST_ROWS, gallery.rows):
         raise UsageError(
-            f"--max-index-memory {memory} holds only {fit} vectors of {gallery.dimension} "
+            f"--max-index-memory {memory} holds only {fitting} vectors of {gallery.dimension} "
             f"dimensions; give at least {2 * LIST_ROWS * per_vector} bytes"
         )
-    return fit
+    return fitting

@@ -1,6 +1,6 @@
-"""The trained quantizer of an index, put once: a sample of the store, and centroids of it.
+"""Training of the quantizer of an index on a sample of the store, written once.
 
-trained.json holds the plan with its reasons, and vouches for trained.faiss.
+trained.json holds the plan with its reasons and the checksum of trained.faiss.
 """
 
 from __future__ import annotations
@@ -17,159 +17,174 @@ from numpy.typing import NDArray
 from retrieval.core.errors import Damaged
 from retrieval.core.records import Chunk, IndexPlan
 from retrieval.core.schemas import Metric, Vectors
-from retrieval.index.faiss_io import empty_index, made_by_plan, to_bytes, train_by_faiss
-from retrieval.index.kmeans import Held, Slice, lloyd, slice_of
-from retrieval.index.quantized_codes import coarse_of, wide_of
-from retrieval.index.sampling import Hashes, drawn, share_for, within
-from retrieval.index.two_level_kmeans import COARSE_ROWS, put_sample, two_levels
-from retrieval.index.workers import Here, Workers
-from retrieval.storage.checksum import read_json, sealed_json
+from retrieval.index.faiss_io import (
+    make_empty_index,
+    make_untrained_index,
+    serialize_index,
+    train_with_faiss,
+)
+from retrieval.index.kmeans import SampleSlice, StoredSlice, fit_kmeans, make_slice
+from retrieval.index.quantized_codes import find_coarse_quantizer, to_faiss_vectors
+from retrieval.index.sampling import Hashes, below_fraction, sample_table, sampling_fraction
+from retrieval.index.two_level_kmeans import COARSE_ROWS, fit_two_level_kmeans, write_sample_slice
+from retrieval.index.workers import InProcessWorkers, Workers
+from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.local import Folder
-from retrieval.store.reader import Store, vectors_of
+from retrieval.store.reader import Store, read_vectors
 
 TRAINED, TRAINED_JSON = "trained.faiss", "trained.json"
 
 FLAT_LISTS = 10_000
-"""Lists up to which k-means has one level: 640,000 rows of sample, a minute or two on two cores."""
+"""Maximum lists for one-level k-means: 640,000 sample rows, a minute or two on two cores."""
 
 CODE_ROWS = 1 << 15
-"""Rows that train codes: half of what FAISS takes for the 256 words of a product quantizer."""
+"""Rows that train lossy codes: half of what FAISS uses for the 256 words of a product quantizer."""
 
-_SLICE = 1 << 13  # rows of the sample in a slice, so that few lists too are trained by many workers
+_SLICE = (
+    1 << 13
+)  # sample rows per slice, small enough that many workers share even a small training
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A quantizer and what is known of its making."""
+class TrainedIndex:
+    """A trained quantizer and the plan it was trained by."""
 
     faiss: bytes  # an index without rows
     plan: IndexPlan
 
 
-def read_trained(folder: Folder) -> Trained:
-    """Read what an earlier run put, checked; FileNotFoundError where there is none."""
+def read_trained_index(folder: Folder) -> TrainedIndex:
+    """Read the trained index of an earlier run, checked against its checksum.
+
+    Raises FileNotFoundError where there is none, Damaged where it was altered.
+    """
     note, trained = folder.read(TRAINED_JSON), folder.read(TRAINED)
-    values = read_json(note)
+    values = parse_checksummed_json(note)
     digest = hashlib.sha256(trained).hexdigest()
     if values is None or values["files"] != {TRAINED: digest}:
         raise Damaged(f"{folder.uri(TRAINED)} was altered; remove it and run again")
     plan = {**values["plan"], "reasons": tuple(values["plan"]["reasons"])}
-    return Trained(trained, IndexPlan(**plan))
+    return TrainedIndex(trained, IndexPlan(**plan))
 
 
 def train_index(
     folder: Folder, store: Store, plan: IndexPlan, metric: Metric, seed: int, workers: Workers
-) -> Trained:
-    """Put a trained index without rows, or give what an earlier run put."""
+) -> TrainedIndex:
+    """Train and write an index without rows, or return the one that an earlier run wrote."""
     try:
-        return read_trained(folder)
+        return read_trained_index(folder)
     except FileNotFoundError:
         pass
-    index = _trained(folder, store, plan, metric, seed, workers)
-    trained = to_bytes(index)
-    folder.delete(TRAINED)  # of a run that was killed before it put trained.json
+    index = _train(folder, store, plan, metric, seed, workers)
+    trained = serialize_index(index)
+    folder.delete(TRAINED)  # left by a run interrupted before it wrote trained.json
     folder.put_new(TRAINED, trained)
     values = {**dataclasses.asdict(plan), "reasons": list(plan.reasons)}
     files = {TRAINED: hashlib.sha256(trained).hexdigest()}
-    folder.put_new(TRAINED_JSON, sealed_json({"plan": values, "files": files}))
-    return Trained(trained, plan)
+    folder.put_new(TRAINED_JSON, checksummed_json({"plan": values, "files": files}))
+    return TrainedIndex(trained, plan)
 
 
-def _trained(
+def _train(
     folder: Folder, store: Store, plan: IndexPlan, metric: Metric, seed: int, workers: Workers
 ) -> Any:
-    """Train what the plan names; where codes are not the vectors FAISS trains them on a sample.
+    """Return a trained FAISS index of the planned kind.
 
-    Lists are of our own making where they are those of the nearest of plain centroids.
+    FAISS trains lossy codes on a sample. The centroids are trained here whenever lists are those of
+    the nearest centroid in the space of the vectors.
     """
     if plan.codes:
         centroids = _centroids(folder, store, plan, metric, seed, workers)
-        return empty_index(plan, centroids, metric)
-    index, rows = made_by_plan(plan, store.dimension, metric), CODE_ROWS
-    coarse = coarse_of(index)
+        return make_empty_index(plan, centroids, metric)
+    index, rows = make_untrained_index(plan, store.dimension, metric), CODE_ROWS
+    coarse = find_coarse_quantizer(index)
     if coarse.is_plain:
         coarse.ivf.quantizer.add(_centroids(folder, store, plan, metric, seed, workers))
     else:
         rows = max(rows, plan.sample_rows)
-    share = share_for(rows, store.rows)
-    groups = list(_groups(store, share))
+    fraction = sampling_fraction(rows, store.rows)
+    groups = list(_groups(store, fraction))
     if len(groups) == 1:  # less work than giving it away
-        workers = Here()
-    kept = workers.keep(store)
-    draw = [(kept, group, share, seed) for group in groups]
+        workers = InProcessWorkers()
+    shared_store = workers.broadcast(store)
+    draw = [(shared_store, group, fraction, seed) for group in groups]
     sample = np.concatenate([vectors for vectors, _ in workers.map(_draw, draw)])
-    train_by_faiss(plan, index, wide_of(sample, metric))
+    train_with_faiss(plan, index, to_faiss_vectors(sample, metric))
     return index
 
 
 def _centroids(
     folder: Folder, store: Store, plan: IndexPlan, metric: Metric, seed: int, workers: Workers
 ) -> NDArray[np.float32]:
-    share = share_for(plan.sample_rows, store.rows)
-    groups = list(_groups(store, share))
+    fraction = sampling_fraction(plan.sample_rows, store.rows)
+    groups = list(_groups(store, fraction))
     if len(groups) == 1:  # less work than giving it away
-        workers = Here()
-    kept = workers.keep(store)
+        workers = InProcessWorkers()
+    shared_store = workers.broadcast(store)
     if plan.nlist <= FLAT_LISTS:
-        draw = [(kept, group, share, seed, metric) for group in groups]
-        slices = [Held(*held) for held in workers.hold(_slice, draw)]
-        count = min(plan.nlist, sum(len(held.hashes) for held in slices))
-        centroids = lloyd(slices, count, metric, workers)
+        draw = [(shared_store, group, fraction, seed, metric) for group in groups]
+        slices = [StoredSlice(*stored) for stored in workers.map_stored(_slice, draw)]
+        count = min(plan.nlist, sum(len(stored.hashes) for stored in slices))
+        centroids = fit_kmeans(slices, count, metric, workers)
         return _padded(centroids, plan.nlist)
-    coarse = share_for(COARSE_ROWS * int(plan.nlist**0.5), store.rows)
+    coarse = sampling_fraction(COARSE_ROWS * int(plan.nlist**0.5), store.rows)
     put = [
-        (folder, number, kept, group, share, coarse, seed, metric)
+        (folder, number, shared_store, group, fraction, coarse, seed, metric)
         for number, group in enumerate(groups)
     ]
-    slices = [Held(*held) for held in workers.hold(_put_slice, put)]
+    slices = [StoredSlice(*stored) for stored in workers.map_stored(_put_slice, put)]
     shape = (store.dtype, store.dimension, len(groups))
-    centroids = two_levels(folder, slices, plan.nlist, shape, metric, workers)
+    centroids = fit_two_level_kmeans(folder, slices, plan.nlist, shape, metric, workers)
     return _padded(centroids, plan.nlist)
 
 
 def _padded(centroids: NDArray[np.float32], nlist: int) -> NDArray[np.float32]:
-    """Repeat centroids where rows were fewer than lists; the lists of the repeated stay empty."""
+    """Repeat centroids if the sample had fewer rows than lists; repeated lists stay empty."""
     return np.resize(centroids, (nlist, centroids.shape[1]))
 
 
-def _groups(store: Store, share: float) -> Iterator[list[Chunk]]:
-    """Group chunks, in their order, so that each group gives about a slice of the sample."""
+def _groups(store: Store, fraction: float) -> Iterator[list[Chunk]]:
+    """Iterate over groups of consecutive chunks that yield about one sample slice each."""
     group: list[Chunk] = []
     images = 0
     for chunk in store.chunks:
         group.append(chunk)
         images += chunk.last - chunk.first
-        if images * share >= _SLICE:
+        if images * fraction >= _SLICE:
             yield group
             group, images = [], 0
     if group:
         yield group
 
 
-def _draw(store: Store, chunks: Sequence[Chunk], share: float, seed: int) -> tuple[Vectors, Hashes]:
-    """Read the sampled rows of some chunks; the parts pass one by one."""
+def _draw(
+    store: Store, chunks: Sequence[Chunk], fraction: float, seed: int
+) -> tuple[Vectors, Hashes]:
+    """Return the sampled vectors of some chunks and their hashes, read part by part."""
     vectors: list[Any] = [np.empty((0, store.dimension), store.dtype)]
     hashes = [np.empty(0, np.uint64)]
     for chunk in chunks:
-        table, own = drawn(store.chunk_rows(chunk), share, seed, "training")
-        vectors.append(vectors_of(table))
-        hashes.append(own)
+        table, table_hashes = sample_table(store.chunk_rows(chunk), fraction, seed, "training")
+        vectors.append(read_vectors(table))
+        hashes.append(table_hashes)
     return np.concatenate(vectors), np.concatenate(hashes)
 
 
 def _slice(
-    store: Store, chunks: Sequence[Chunk], share: float, seed: int, metric: Metric
-) -> tuple[Slice, Hashes]:
-    vectors, hashes = _draw(store, chunks, share, seed)
-    return slice_of(vectors, hashes, metric), hashes
+    store: Store, chunks: Sequence[Chunk], fraction: float, seed: int, metric: Metric
+) -> tuple[SampleSlice, Hashes]:
+    vectors, hashes = _draw(store, chunks, fraction, seed)
+    return make_slice(vectors, hashes, metric), hashes
 
 
 def _put_slice(
-    folder: Folder, number: int, store: Store, chunks: Sequence[Chunk], share: float,
+    folder: Folder, number: int, store: Store, chunks: Sequence[Chunk], fraction: float,
     coarse: float, seed: int, metric: Metric,
-) -> tuple[Slice, Hashes]:  # fmt: skip
-    """Put a slice of the sample; gives its part that trains the coarse centroids."""
-    vectors, hashes = _draw(store, chunks, share, seed)
-    put_sample(folder, number, vectors)
-    which = np.flatnonzero(within(hashes, coarse))
-    return slice_of(vectors[which], hashes[which], metric), hashes[which]
+) -> tuple[SampleSlice, Hashes]:  # fmt: skip
+    """Write a slice of the sample; return the part of it that trains the coarse centroids."""
+    vectors, hashes = _draw(store, chunks, fraction, seed)
+    write_sample_slice(folder, number, vectors)
+    coarse_positions = np.flatnonzero(below_fraction(hashes, coarse))
+    return make_slice(vectors[coarse_positions], hashes[coarse_positions], metric), hashes[
+        coarse_positions
+    ]

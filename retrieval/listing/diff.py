@@ -1,7 +1,7 @@
-"""What changed in a source since a store was made of it, compared out of core.
+"""Compare the listing of a source with the listings of a store's segments, out of core (DuckDB).
 
-By image_id: what is new, what is gone, what is another image now. Where the size or time of a file
-differs and nothing else, only its bytes can tell; such images are *touched* and asked for.
+Images are matched by image_id and are added, removed or replaced. If only the size or time of a
+file differs, its bytes must be read to decide; such images are reported as *touched*.
 """
 
 from __future__ import annotations
@@ -18,39 +18,45 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.listing.listing import connect, write_rows
+from retrieval.listing.listing import open_database, write_rows
 
 Rows = NDArray[np.int64]
-_STAT = ("size", "mtime_ns")
-_KEPT_APART = ("row", "image_id", "place", *_STAT)
-"""Columns that do not make another image of it: a tar written anew has its members elsewhere."""
+_FILE_STATUS = ("size", "mtime_ns")
+_IGNORED_COLUMNS = ("row", "image_id", "place", *_FILE_STATUS)
+"""Columns that may differ for the same image: in a tar that was written anew, members move."""
 _BATCH = 1 << 14
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Rows of the source as it is now (`fresh`), of the store as it was (`gone`), or of both."""
+    """What differs between a source and a store."""
 
-    fresh: Rows  # lines of the new listing that the store lacks
-    gone: Rows  # rows of the store whose image is no more, or is another one now
-    touched: pa.Table  # row (of the store), line (of the new listing): equal but for size or time
+    added: Rows  # (n,) lines of the new listing that the store lacks
+    removed: Rows  # (m,) rows of the store whose image is gone or was replaced
+    touched: pa.Table  # row (store), line (new listing): only size or time differ
 
-    def with_changed(self, changed: Rows) -> Changes:
-        """Take those of the touched images as changed whose rows (of the store) are given."""
+    def mark_changed(self, changed: Rows) -> Changes:
+        """Return the changes with some touched images replaced; `changed` are their store rows."""
         rows, lines = (self.touched[name].to_numpy() for name in ("row", "line"))
-        which = np.isin(rows, changed)
+        is_changed = np.isin(rows, changed)
         return Changes(
-            np.sort(np.concatenate([self.fresh, lines[which]])),
-            np.sort(np.concatenate([self.gone, rows[which]])),
+            np.sort(np.concatenate([self.added, lines[is_changed]])),
+            np.sort(np.concatenate([self.removed, rows[is_changed]])),
             self.touched.slice(0, 0),
         )
 
     def __bool__(self) -> bool:
-        return bool(len(self.fresh) or len(self.gone))
+        return bool(len(self.added) or len(self.removed))
 
 
-def compare(now: Path, before: list[Path], deleted: Rows) -> Changes:
-    """Compare a listing with those of a store's segments, without their deleted rows."""
+def compare_listings(now: Path, before: list[Path], deleted: Rows) -> Changes:
+    """Compare a listing with those of a store's segments.
+
+    Args:
+        now: The new listing.
+        before: The listings of the segments, in their order.
+        deleted: Rows of the store that do not count.
+    """
     with _opened(now, before, deleted) as base:
         other, touched = _differences(base)
         base.execute(
@@ -77,8 +83,8 @@ def compare(now: Path, before: list[Path], deleted: Rows) -> Changes:
 
 @contextmanager
 def _opened(now: Path, before: list[Path], deleted: Rows) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Give a database of the tables `now` and `live`."""
-    with tempfile.TemporaryDirectory() as scratch, connect(scratch) as base:
+    """Open a database with the views `now` (the new listing) and `live` (rows of the store)."""
+    with tempfile.TemporaryDirectory() as scratch, open_database(scratch) as base:
         files = [str(path) for path in before]
         base.register("deleted", pa.table({"row": pa.array(deleted, pa.int64())}))
         base.from_parquet(str(now)).create_view("now")
@@ -88,17 +94,17 @@ def _opened(now: Path, before: list[Path], deleted: Rows) -> Iterator[duckdb.Duc
 
 
 def _differences(base: duckdb.DuckDBPyConnection) -> tuple[str, str]:
-    """Give the conditions that an image is another one, and that its file was touched."""
-    ours, theirs = (base.table(name).columns for name in ("live", "now"))
-    other = ["FALSE"]
-    for name in sorted({*ours, *theirs} - {*_KEPT_APART}):
+    """Return SQL conditions: the image was replaced, and its file was touched."""
+    live, now = (base.table(name).columns for name in ("live", "now"))
+    replaced = ["FALSE"]
+    for name in sorted({*live, *now} - {*_IGNORED_COLUMNS}):
         sides = [
             f"{side}.{_quoted(name)}" if name in columns else "NULL"
-            for side, columns in (("l", ours), ("n", theirs))
+            for side, columns in (("l", live), ("n", now))
         ]
-        other.append(f"{sides[0]} IS DISTINCT FROM {sides[1]}")
-    touched = (f"l.{name} IS DISTINCT FROM n.{name}" for name in _STAT)
-    return f"({' OR '.join(other)})", f"({' OR '.join(touched)})"
+        replaced.append(f"{sides[0]} IS DISTINCT FROM {sides[1]}")
+    touched = (f"l.{name} IS DISTINCT FROM n.{name}" for name in _FILE_STATUS)
+    return f"({' OR '.join(replaced)})", f"({' OR '.join(touched)})"
 
 
 def _quoted(name: str) -> str:
@@ -107,35 +113,43 @@ def _quoted(name: str) -> str:
 
 def _rows(base: duckdb.DuckDBPyConnection, query: str, order: str = "row") -> Rows:
     answer = base.sql(f"SELECT row FROM ({query}) ORDER BY {order}")  # noqa: S608 - ours
-    found: Rows = answer.to_arrow_table()["row"].to_numpy().astype(np.int64)
-    return found
+    rows: Rows = answer.to_arrow_table()["row"].to_numpy().astype(np.int64)
+    return rows
 
 
-def rows_before(now: Path, before: list[Path], deleted: Rows) -> Rows:
-    """Give the live row of a store that each line of a listing is; -1 where it has none."""
+def map_to_store_rows(now: Path, before: list[Path], deleted: Rows) -> Rows:
+    """Return the live store row of each line of a listing, by image_id; -1 where there is none."""
     with _opened(now, before, deleted) as base:
         return _rows(base, "SELECT coalesce(l.row, -1) AS row, n.row AS line "
                            "FROM now n LEFT JOIN live l USING (image_id)", "line")  # fmt: skip
 
 
-def write_part_of(now: Path, lines: Rows, target: Path, chunk_rows: int, base: int) -> None:
-    """Write some lines of a listing as the listing of a segment whose first row is `base`."""
+def write_segment_listing(now: Path, lines: Rows, target: Path, chunk_rows: int, base: int) -> None:
+    """Write some lines of a listing as the listing of a segment.
+
+    Args:
+        now: The listing to take lines from.
+        lines: (n,) which lines, ascending.
+        target: The file to write.
+        chunk_rows: Rows per chunk of the segment.
+        base: The row of its first line.
+    """
     with pq.ParquetFile(now) as parquet:
         schema = parquet.schema_arrow.remove_metadata()
-        write_rows(_taken(parquet, lines), target, schema, chunk_rows, base)
+        write_rows(_select_lines(parquet, lines), target, schema, chunk_rows, base)
 
 
-def _taken(parquet: pq.ParquetFile, lines: Rows) -> Iterator[pa.RecordBatch]:
-    seen = 0
+def _select_lines(parquet: pq.ParquetFile, lines: Rows) -> Iterator[pa.RecordBatch]:
+    end = 0
     for batch in parquet.iter_batches(_BATCH):
-        first, last = np.searchsorted(lines, [seen, seen + len(batch)])
-        seen += len(batch)
+        first, last = np.searchsorted(lines, [end, end + len(batch)])
+        end += len(batch)
         if first < last:
-            yield batch.take(pa.array(lines[first:last] - (seen - len(batch))))
+            yield batch.take(pa.array(lines[first:last] - (end - len(batch))))
 
 
-def items_at(now: Path, lines: Rows) -> pa.Table:
-    """Read some lines of a listing, in their order."""
+def read_items(now: Path, lines: Rows) -> pa.Table:
+    """Read some lines of a listing, given ascending."""
     with pq.ParquetFile(now) as parquet:
         schema = parquet.schema_arrow.remove_metadata()
-        return pa.Table.from_batches(list(_taken(parquet, lines)), schema)
+        return pa.Table.from_batches(list(_select_lines(parquet, lines)), schema)

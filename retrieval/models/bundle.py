@@ -1,9 +1,9 @@
-"""A model as data: everything that turns bytes into a vector, with a digest.
+"""Model bundles: everything that turns image bytes into a vector, stored with a digest.
 
 `model/bundle.json` names backbone, pooling, normalisation and transform and the checksums of
 `model/weights.safetensors` and, where there is one, `model/projection.safetensors`. Nothing is
-unpickled. The digest of a bundle is the SHA-256 of its bundle.json: two vectors may be compared if
-their bundles have the same one.
+unpickled. The digest of a bundle is the SHA-256 of its bundle.json; vectors are comparable only if
+their bundles have the same digest.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from safetensors.torch import save as save_safetensors
 
 from retrieval.core.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.core.records import Transform
-from retrieval.core.schemas import FORMAT, Pooling
+from retrieval.core.schemas import FORMAT_VERSION, Pooling
 from retrieval.models.pca import Projection
-from retrieval.storage.checksum import read_json, sealed_json
+from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.local import Folder
 
 State = dict[str, torch.Tensor]
@@ -33,19 +33,19 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A backbone with its parameters, and what happens before and after it."""
+    """A backbone with its parameters, transform, pooling and optional projection."""
 
     backbone: str
     pooling: Pooling
     normalize: bool
     transform: Transform
-    dimension: int  # of the vectors that come out
+    dimension: int  # of the vectors, after the projection
     weights: bytes  # safetensors, without the classifier
     projection_bytes: bytes | None = None  # safetensors
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Give the files that bundle.json vouches for."""
+        """Return the files, by name, whose checksums bundle.json records."""
         files = {WEIGHTS: self.weights}
         if self.projection_bytes is not None:
             files[PROJECTION] = self.projection_bytes
@@ -53,10 +53,10 @@ class Bundle:
 
     @cached_property
     def json(self) -> bytes:
-        """Give the bytes of bundle.json."""
-        return sealed_json(
+        """Return the bytes of bundle.json."""
+        return checksummed_json(
             {
-                "format": FORMAT,
+                "format": FORMAT_VERSION,
                 "backbone": self.backbone,
                 "pooling": self.pooling,
                 "normalize": self.normalize,
@@ -68,47 +68,50 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """Give the SHA-256 of bundle.json, hex."""
+        """Return the SHA-256 of bundle.json, in hex."""
         return hashlib.sha256(self.json).hexdigest()
 
     def state(self) -> State:
-        """Give the parameters."""
+        """Return the state dict of the backbone, without its classifier."""
         state: State = load_safetensors(self.weights)
         return state
 
     @cached_property
     def projection(self) -> Projection | None:
-        """Give the projection, if there is one."""
+        """Return the projection, or None if the bundle has none."""
         data = self.projection_bytes
         return None if data is None else Projection.from_bytes(data)
 
     def with_projection(self, projection: Projection) -> Bundle:
-        """Give the bundle whose vectors pass through a projection of this one's vectors."""
+        """Return a copy of the bundle that also applies `projection` to its vectors.
+
+        Raises UsageError if the bundle has a projection already, Mismatch if dimensions differ.
+        """
         if self.projection_bytes is not None:
             raise UsageError("--pca: the bundle has a projection already; leave --pca out")
-        numbers = projection.axes.shape
-        if numbers[1] != self.dimension:
+        output_dimension, input_dimension = projection.axes.shape
+        if input_dimension != self.dimension:
             raise Mismatch(
-                f"a projection of vectors of {numbers[1]} numbers does not fit a bundle that "
-                f"gives {self.dimension}; fit it on vectors of that bundle"
+                f"the projection takes vectors of dimension {input_dimension}, but the bundle has "
+                f"dimension {self.dimension}; fit the projection on vectors of this bundle"
             )
-        return replace(self, dimension=numbers[0], projection_bytes=projection.to_bytes())
+        return replace(self, dimension=output_dimension, projection_bytes=projection.to_bytes())
 
     def without_projection(self) -> Bundle:
-        """Give the bundle that the projection was fitted for."""
+        """Return the bundle without its projection; vectors have the backbone's dimension again."""
         if self.projection is None:
             return self
         return replace(self, dimension=len(self.projection.mean), projection_bytes=None)
 
 
-def pack(state: State) -> bytes:
-    """Write parameters as safetensors; the same parameters give the same bytes."""
+def serialize_state(state: State) -> bytes:
+    """Serialize parameters as safetensors; equal parameters give equal bytes."""
     data: bytes = save_safetensors({key: state[key].contiguous() for key in sorted(state)})
     return data
 
 
 def write_bundle(output: Folder, bundle: Bundle) -> None:
-    """Put a bundle into the `model/` of an output; what is there already is kept."""
+    """Write a bundle into the `model/` of an output; existing files are kept."""
     folder = output.child(MODEL)
     for name, data in bundle.files.items():
         folder.put_new(name, data)
@@ -116,29 +119,33 @@ def write_bundle(output: Folder, bundle: Bundle) -> None:
 
 
 def read_bundle(place: Folder) -> Bundle:
-    """Read a bundle from an output (its `model/`) or from the folder that holds bundle.json."""
+    """Read a bundle from an output (its `model/`) or from the folder that holds bundle.json.
+
+    Raises InputError if there is none, Damaged if a checksum does not match, Mismatch if the format
+    version differs.
+    """
     try:
         folder = place if place.exists(BUNDLE) else place.child(MODEL)
         data, weights = folder.read(BUNDLE), folder.read(WEIGHTS)
     except (FileNotFoundError, NotADirectoryError):
-        raise _no_bundle(place, WEIGHTS) from None
-    values = read_json(data)
+        raise _bundle_missing(place, WEIGHTS) from None
+    values = parse_checksummed_json(data)
     if values is None:
-        raise Damaged(f"{folder.uri(BUNDLE)} was altered; get the bundle again")
-    if values["format"] != FORMAT:
+        raise Damaged(f"{folder.uri(BUNDLE)} was altered; copy the bundle again")
+    if values["format"] != FORMAT_VERSION:
         raise Mismatch(
-            f"{folder.uri(BUNDLE)} has format {values['format']}, this version reads {FORMAT}; "
-            "make it again, or use the version that made it"
+            f"{folder.uri(BUNDLE)} has format {values['format']}, but this version reads format "
+            f"{FORMAT_VERSION}; write the bundle again, or use the version that wrote it"
         )
     files = {WEIGHTS: weights}
     if PROJECTION in values["files"]:
         try:
             files[PROJECTION] = folder.read(PROJECTION)
         except FileNotFoundError:
-            raise _no_bundle(place, PROJECTION) from None
+            raise _bundle_missing(place, PROJECTION) from None
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != values["files"][name]:
-            raise Damaged(f"{folder.uri(name)} was altered; get the bundle again")
+            raise Damaged(f"{folder.uri(name)} was altered; copy the bundle again")
     return Bundle(
         values["backbone"],
         values["pooling"],
@@ -150,21 +157,22 @@ def read_bundle(place: Folder) -> Bundle:
     )
 
 
-def _no_bundle(place: Folder, file: str) -> InputError:
+def _bundle_missing(place: Folder, file: str) -> InputError:
     return InputError(
         f"{place.uri()} holds no bundle (model/bundle.json and {file}); "
-        "name what `lookalike train` or `embed` wrote"
+        "name an output of `lookalike train` or `lookalike embed`"
     )
 
 
-_HOLDERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training programs keep the state dict of the network."""
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training programs store the state dict of the network."""
 
 
 def load_weights(data: bytes, name: str) -> State:
-    """Read a state dict from the bytes of a .safetensors or .pth file; no code is run.
+    """Read a state dict from the bytes of a .safetensors or .pth file without running code.
 
-    A dict that holds the state dict under one of `_HOLDERS` is understood.
+    `name` is the file name: its extension selects the format. A checkpoint that nests the state
+    dict under one of `_STATE_DICT_KEYS` is accepted. Raises InputError for anything else.
     """
     loaded: Any
     try:
@@ -177,8 +185,8 @@ def load_weights(data: bytes, name: str) -> State:
             f"--weights {name} is neither safetensors nor a state dict that loads without "
             f"running code ({' '.join(str(error).split())[:200]})"
         ) from error
-    for _ in _HOLDERS:  # a checkpoint may hold one in the other
-        for key in _HOLDERS:
+    for _ in _STATE_DICT_KEYS:  # checkpoints may nest one in the other
+        for key in _STATE_DICT_KEYS:
             if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
                 loaded = loaded[key]
     if (

@@ -1,4 +1,7 @@
-"""A bundle at work: uint8 images in, vectors out."""
+"""Embedder: runs a bundle on batches of uint8 images and returns finished vectors.
+
+An engine runs the network; `finish_vectors` then applies the projection and the normalisation.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,20 @@ from retrieval.models.bundle import Bundle
 from retrieval.models.engine_plan import EnginePlan
 from retrieval.models.engines import load_engine
 from retrieval.models.openvino import IR
-from retrieval.models.pca import Projection, unit
+from retrieval.models.pca import Projection
 from retrieval.vectors.float_conversions import to_float32
+from retrieval.vectors.normalize import normalize_rows
 
 Vectors = NDArray[np.float32]
 THREADS = 1
-"""Of an engine. A setting and no consequence of the number of workers, since it shapes the bits;
-one a core is the fastest on CPUs, whose cores then never wait for one another."""
+"""Threads of an engine. A constant, independent of the number of workers, because it changes the
+last bits of a vector; one worker per core with one thread each is fastest on CPUs."""
 
 
 class Embedder:
-    """Embeds batches of a fixed size; a shorter one is padded, so that the shape never changes.
+    """Embeds batches of a fixed size; shorter batches are zero-padded to it.
 
-    The shape decides which kernels a library picks and so the last bits of a vector.
+    The batch shape decides which kernels a library selects, and so the last bits of a vector.
     """
 
     def __init__(self, bundle: Bundle, plan: EnginePlan, ir: IR | None = None) -> None:
@@ -32,40 +36,42 @@ class Embedder:
         self.batch_size = plan.batch_size
         self._engine = load_engine(bundle, plan, ir, threads=THREADS)
         self.ahead = self._engine.ahead
-        """Batches that may be under way before the vectors of the first have to be taken."""
+        """Batches that may be in flight before the result of the first must be taken."""
 
     def embed(self, images: list[torch.Tensor]) -> Vectors:
-        """Embed up to `batch_size` images, uint8 (3, side, side) each -> (n, d) float32.
+        """Embed up to `batch_size` images, uint8 (3, side, side) each, as (n, d) float32.
 
-        Vectors are projected and have unit length if the bundle says so; a vector without length
-        stays so, for the caller to refuse.
+        Vectors are projected and normalised as the bundle specifies. A zero vector stays zero; the
+        caller must reject it.
         """
         return self.submit(images)()
 
     def submit(self, images: list[torch.Tensor]) -> Callable[[], Vectors]:
-        """Begin on what `embed` does; vectors are taken in the order of the batches."""
+        """Start embedding a batch; calling the result waits for its vectors.
+
+        Results must be taken in the order in which batches were submitted.
+        """
         if not images:
             return lambda: np.empty((0, self.bundle.dimension), np.float32)
-        pixels = self._engine.blank()
-        for place, image in enumerate(images):
-            pixels[place] = image.numpy()
+        pixels = self._engine.next_buffer()
+        for row, image in enumerate(images):
+            pixels[row] = image.numpy()
         pixels[len(images) :] = 0
-        answer = self._engine.submit(pixels)
-        return lambda: self._finished(answer()[: len(images)])
-
-    def _finished(self, vectors: Vectors) -> Vectors:
+        result = self._engine.submit(pixels)
         bundle = self.bundle
-        return finish(vectors, normalize=bundle.normalize, projection=bundle.projection)
+        return lambda: finish_vectors(
+            result()[: len(images)], normalize=bundle.normalize, projection=bundle.projection
+        )
 
 
-def finish(vectors: Vectors, *, normalize: bool, projection: Projection | None) -> Vectors:
-    """Make of what a network gave, (n, d) float32, what a store holds, (n, D) float32.
+def finish_vectors(vectors: Vectors, *, normalize: bool, projection: Projection | None) -> Vectors:
+    """Project and normalise the vectors of a network: (n, d) float32 -> (n, D) float32.
 
-    A projection reads vectors of unit length, since it was fitted on such. It moves the origin, and
-    would give a vector without length one that means nothing; so that one stays all zero.
+    A projection was fitted on unit vectors, so its input is normalised first. It also moves the
+    origin and would turn a zero vector into a meaningless one, so zero vectors stay zero.
     """
     if projection is None:
-        return to_float32(unit(vectors)) if normalize else vectors
-    projected = projection.apply(unit(vectors))
+        return to_float32(normalize_rows(vectors)) if normalize else vectors
+    projected = projection.apply(normalize_rows(vectors))
     projected[~vectors.any(-1)] = 0
-    return to_float32(unit(projected) if normalize else projected)
+    return to_float32(normalize_rows(projected) if normalize else projected)

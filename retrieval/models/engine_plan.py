@@ -1,7 +1,8 @@
-"""How networks are run: engine, precision, device and batch, decided once and without a stopwatch.
+"""Selection of the inference engine, its precision, device and batch size.
 
-The plan stands in job.json before the first chunk, since all of it shapes the last bits of a
-vector. Neither torch nor an engine is imported here.
+The plan is decided once, from options and installed packages alone, and recorded in job.json before
+the first chunk, because all of it shapes the last bits of a vector. Neither torch nor an engine is
+imported here.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from retrieval.core.errors import UsageError
 
 OPENVINO, TORCH = "openvino", "torch"
 BATCH_CPU, BATCH_GPU = 2, 256
-"""Images a forward pass: small batches stay in a CPU's caches, large ones fill a GPU."""
+"""Images per forward pass: small batches stay in the CPU caches, large ones fill a GPU."""
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """What runs the network of a store's bundle, and on batches of which size."""
+    """How the network of a bundle is run: engine, precision, device and batch size."""
 
     engine: str  # openvino or torch
     precision: str  # fp32 or bf16
@@ -34,19 +35,20 @@ def plan_engine(
     *,
     gpus: bool,
 ) -> EnginePlan:
-    """Fill in what was not asked for, and refuse what does not go together.
+    """Complete the engine options with defaults and reject invalid combinations.
 
-    `gpus` tells whether the cluster has any. The default is a GPU where there is one, with torch in
-    bf16; on CPUs OpenVINO in fp32, or torch where OpenVINO is not installed.
+    `gpus` says whether the cluster has GPUs. Default: torch in bf16 on a GPU if there is one; else
+    OpenVINO in fp32 on CPUs, or torch if OpenVINO is not installed. Raises UsageError.
     """
     if engine == OPENVINO and device == "cuda":
         raise UsageError("--engine openvino runs on CPUs; use --engine torch with --device cuda")
     if engine == OPENVINO and not openvino_installed():
         raise UsageError(
-            "--engine openvino is not installed; pip install openvino, or use --engine torch"
+            "--engine openvino: the package is not installed; pip install openvino, or use "
+            "--engine torch"
         )
     if device == "cuda" and not gpus:
-        raise UsageError("--device cuda: no GPU is there; use --device cpu")
+        raise UsageError("--device cuda: no GPU was found; use --device cpu")
     device = device or ("cuda" if gpus and engine != OPENVINO else "cpu")
     if engine is None:
         engine = OPENVINO if device == "cpu" and openvino_installed() else TORCH
@@ -57,5 +59,5 @@ def plan_engine(
 
 
 def openvino_installed() -> bool:
-    """Tell whether the package is there, without importing it."""
+    """Return whether the openvino package is installed, without importing it."""
     return find_spec(OPENVINO) is not None

@@ -1,4 +1,8 @@
-"""What runs a network on batches of one fixed shape: a class an engine, one small interface."""
+"""Inference engines: one class per engine behind one small interface.
+
+An engine runs the network of a bundle on uint8 batches of one fixed shape. `load_engine` makes the
+engine that an `EnginePlan` names; `Embedder` is its only caller in the pipeline.
+"""
 
 from __future__ import annotations
 
@@ -17,48 +21,48 @@ from retrieval.core.errors import UsageError
 from retrieval.core.records import Transform
 from retrieval.models.bundle import Bundle
 from retrieval.models.engine_plan import OPENVINO, EnginePlan
-from retrieval.models.openvino import IR, Shape, compile_ir, convert, core
+from retrieval.models.openvino import IR, Shape, compile_ir, convert_network, openvino_core
 
 Vectors = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """Runs a network; batches have the one shape that the engine was made for."""
+    """Runs a network on batches of the one shape that the engine was made for."""
 
     ahead: int
-    """Batches that may be under way before the answer of the first has to be taken."""
+    """Batches that may be in flight before the result of the first must be taken."""
 
-    def blank(self) -> NDArray[np.uint8]:
-        """Give an array (batch, 3, side, side) for the next batch; what it holds is of no meaning.
+    def next_buffer(self) -> NDArray[np.uint8]:
+        """Return a uint8 array (batch, 3, side, side) to fill with the next batch.
 
-        It may be the one that was given `ahead` + 1 batches before.
+        Its contents are undefined; it may be the array returned `ahead` + 1 calls before.
         """
         ...
 
     def submit(self, pixels: NDArray[np.uint8]) -> Callable[[], Vectors]:
-        """Begin a batch in the array that `blank` gave; the answer, (batch, d), is taken later.
+        """Start a batch in the array of `next_buffer`; calling the result waits for (batch, d).
 
-        Answers are taken in the order of the batches.
+        Results must be taken in the order in which batches were submitted.
         """
         ...
 
 
 class OpenVINOEngine:
-    """OpenVINO on a CPU."""
+    """OpenVINO on a CPU; batches run synchronously."""
 
     ahead = 0
 
     def __init__(self, ir: IR, precision: str, shape: Shape, *, threads: int) -> None:
-        self._ir = ir  # OpenVINO goes on reading its memory
+        self._ir = ir  # OpenVINO keeps reading this memory
         self._request: Any = compile_ir(ir, precision, threads)
         self._pixels = np.zeros(shape, np.uint8)
 
-    def blank(self) -> NDArray[np.uint8]:
-        """Give the one array: a batch is done when `submit` returns."""
+    def next_buffer(self) -> NDArray[np.uint8]:
+        """Return the one array: a batch is finished when `submit` returns."""
         return self._pixels
 
     def submit(self, pixels: NDArray[np.uint8]) -> Callable[[], Vectors]:
-        """Run a batch to its end."""
+        """Run a batch to completion."""
         vectors = np.array(self._request.infer([pixels], share_inputs=True)[0], np.float32)
         return lambda: vectors
 
@@ -69,42 +73,42 @@ class TorchEngine:
     On a GPU a batch is copied, normalised and embedded there while the next one is decoded.
     """
 
-    def __init__(self, network: Normalised, plan: EnginePlan, shape: Shape) -> None:
+    def __init__(self, network: NormalisedNetwork, plan: EnginePlan, shape: Shape) -> None:
         self._device = torch.device(plan.device)
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[plan.precision]
         on_gpu = plan.device == "cuda"
         if on_gpu:
-            _exact_gpu()
+            _set_deterministic_gpu()
         self.ahead = 1 if on_gpu else 0
-        narrow = network.narrowed(self._dtype).to(memory_format=torch.channels_last)
-        self._network = narrow.to(self._device)
+        cast_network = network.cast_parameters(self._dtype).to(memory_format=torch.channels_last)
+        self._network = cast_network.to(self._device)
         arrays = [torch.zeros(shape, dtype=torch.uint8) for _ in range(self.ahead + 1)]
-        # what a GPU copies while the CPU goes on has to lie in memory that stays in its place
+        # asynchronous copies to a GPU need pinned memory
         self._arrays = cycle([a.pin_memory() if on_gpu else a for a in arrays])
 
-    def blank(self) -> NDArray[np.uint8]:
-        """Give one of the arrays in turn."""
+    def next_buffer(self) -> NDArray[np.uint8]:
+        """Return the arrays in turn."""
         pixels: NDArray[np.uint8] = next(self._arrays).numpy()
         return pixels
 
     def submit(self, pixels: NDArray[np.uint8]) -> Callable[[], Vectors]:
-        """Begin a batch; on a GPU this returns before it is done."""
+        """Start a batch; on a GPU this returns before the batch is finished."""
         with torch.inference_mode():
             batch = torch.from_numpy(pixels).to(self._device, non_blocking=True)
             vectors = self._network(batch)
         return lambda: vectors.float().cpu().numpy()
 
 
-def _exact_gpu() -> None:
-    """Let a GPU compute the same bits each time, and fp32 in fp32."""
+def _set_deterministic_gpu() -> None:
+    """Make GPU results deterministic, and compute fp32 without TF32."""
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-class Normalised(nn.Module):
-    """A network from uint8 images to pooled vectors; batches travel as uint8."""
+class NormalisedNetwork(nn.Module):
+    """A network that normalises uint8 images itself, so that batches are copied as uint8."""
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -117,64 +121,74 @@ class Normalised(nn.Module):
         self.dtype = torch.float32
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embed uint8 (n, 3, side, side) as (n, d); normalised in float32 in any case."""
+        """Embed uint8 (n, 3, side, side) as (n, d); pixels are always normalised in float32."""
         images = ((pixels.float() - self.mean) * self.scale).to(self.dtype)
         vectors: torch.Tensor = self.body(images.contiguous(memory_format=torch.channels_last))
         return vectors
 
-    def narrowed(self, dtype: torch.dtype) -> Normalised:
-        """Bring the parameters to `dtype`."""
+    def cast_parameters(self, dtype: torch.dtype) -> NormalisedNetwork:
+        """Cast the parameters to `dtype` in place and return the module."""
         self.body = self.body.to(dtype)
         self.dtype = dtype
         return self
 
 
-def network_of(bundle: Bundle) -> Normalised:
-    """Give the network of a bundle, without its projection; batch norms folded into convolutions.
+def build_network(bundle: Bundle) -> NormalisedNetwork:
+    """Build the network of a bundle, without its projection, batch norms folded into convolutions.
 
-    Folding is worth a tenth to two thirds in torch, and half of the time of a conversion.
+    Folding saves 10 % to 67 % of the time of a forward pass in torch, and half of a conversion.
     """
-    from retrieval.models.registry import extractor  # torchvision: workers on OpenVINO need none
+    from retrieval.models.registry import (
+        build_extractor,  # imports torchvision, which OpenVINO workers do not need
+    )
 
-    body: nn.Module = extractor(bundle.backbone, bundle.state(), bundle.pooling)
-    with contextlib.suppress(Exception):  # what cannot be traced again runs as it is
+    body: nn.Module = build_extractor(bundle.backbone, bundle.state(), bundle.pooling)
+    with contextlib.suppress(Exception):  # a network that cannot be traced again runs unfused
         body = fuse(body)
-    return Normalised(body, bundle.transform).eval()
+    return NormalisedNetwork(body, bundle.transform).eval()
 
 
-def shape_of(bundle: Bundle, plan: EnginePlan) -> Shape:
-    """Give the one shape of this bundle's batches."""
+def batch_shape(bundle: Bundle, plan: EnginePlan) -> Shape:
+    """Return the shape (batch, 3, side, side) of all batches of a bundle under a plan."""
     side = bundle.transform.image_size
     return plan.batch_size, 3, side, side
 
 
 def convert_bundle(bundle: Bundle, plan: EnginePlan) -> IR:
-    """Make what OpenVINO reads; once, by the driver. Raises `Unfit`."""
-    return convert(network_of(bundle), shape_of(bundle, plan))
+    """Convert the network of a bundle for OpenVINO; the driver does this once for all workers.
+
+    Raises `ConversionFailed`.
+    """
+    return convert_network(build_network(bundle), batch_shape(bundle, plan))
 
 
 def check_processor(plan: EnginePlan) -> None:
-    """Refuse bf16 where this machine would only imitate it, many times slower than fp32."""
+    """Raise UsageError if the plan wants bf16 on a processor without bf16 arithmetic.
+
+    Emulated bf16 is many times slower than fp32.
+    """
     if plan.precision != "bf16":
         return
     if plan.device == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
     elif plan.engine == OPENVINO:
-        able = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        supported = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     else:
-        able = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch has no public name
-    if not able:
+        # torch has no public name for this check
+        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+    if not supported:
         raise UsageError(f"--precision bf16: the {plan.device} has no bf16 arithmetic; use fp32")
 
 
 def load_engine(bundle: Bundle, plan: EnginePlan, ir: IR | None = None, *, threads: int) -> Engine:
-    """Make an engine that is ready to run; without `ir` what OpenVINO reads is made here.
+    """Load the engine of a plan, ready to run.
 
-    `threads` are those of the engine, and of torch's resizing beside it.
+    `ir` is the network converted for OpenVINO; without it the conversion happens here. `threads`
+    applies to the engine and to torch, which resizes images in the same process.
     """
     check_processor(plan)
     torch.set_num_threads(threads)
     if plan.engine == OPENVINO:
         ir = ir or convert_bundle(bundle, plan)
-        return OpenVINOEngine(ir, plan.precision, shape_of(bundle, plan), threads=threads)
-    return TorchEngine(network_of(bundle), plan, shape_of(bundle, plan))
+        return OpenVINOEngine(ir, plan.precision, batch_shape(bundle, plan), threads=threads)
+    return TorchEngine(build_network(bundle), plan, batch_shape(bundle, plan))

@@ -1,8 +1,8 @@
-"""Any network with one child that classifies as a feature extractor, without a table of families.
+"""Conversion of a classification network into a feature extractor by tracing its graph.
 
-The graph is traced up to what that child reads, and then walked backwards, past pooling, flattening
-and dropout, to the last tensor that still has places: a map (n, c, h, w), or tokens (n, t, c) whose
-class token is the vector the network itself made.
+The graph is traced up to the input of the classifier and walked backwards, past pooling, flattening
+and dropout, to the last tensor with spatial positions: a map (n, c, h, w), or tokens (n, t, c) with
+a class token. No table of model families is needed.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor, fx, nn
 
 from retrieval.core.errors import UsageError
 from retrieval.core.schemas import Pooling
-from retrieval.models.pooling import POOLINGS, pooled
+from retrieval.models.pooling import POOLINGS, apply_pooling
 from retrieval.models.providers.base import State
 
 CLASSIFIERS = ("fc", "classifier", "heads", "head")
-PLAIN_SIZE = 224
+DEFAULT_IMAGE_SIZE = 224
 
 
-def classifier_of(model: nn.Module, name: str) -> str:
-    """Give the name of the child that classifies."""
+def find_classifier(model: nn.Module, name: str) -> str:
+    """Return the attribute name of the classifier of a model; raise UsageError if it has none."""
     for child in CLASSIFIERS:
         if hasattr(model, child):
             return child
-    raise UsageError(f"--backbone {name} has no classifier that could be removed")
+    raise UsageError(f"--backbone {name} has no classifier that can be removed")
 
 
-class Extractor(nn.Module):
+class TracedExtractor(nn.Module):
     """A backbone without its classifier: (n, 3, h, w) normalised float32 -> (n, d) float32."""
 
     def __init__(self, body: nn.Module, pooling: Pooling, *, tokens: bool) -> None:
@@ -40,55 +40,56 @@ class Extractor(nn.Module):
         self.tokens = tokens
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed a batch."""
+        """Embed a batch with the extractor's pooling."""
         features: Tensor = self.body(images)
-        return pooled(self.pooling, lambda pooling: self._vectors(features, pooling))
+        return apply_pooling(self.pooling, lambda pooling: self._pool(features, pooling))
 
-    def _vectors(self, features: Tensor, pooling: str) -> Tensor:
+    def _pool(self, features: Tensor, pooling: str) -> Tensor:
         if self.tokens:
-            if pooling == "avg":  # what the network's own classifier reads
+            if pooling == "avg":  # the class token, which the network's own classifier reads
                 return features[:, 0]
             features = features[:, 1:].transpose(1, 2)[:, :, None]
         return POOLINGS[pooling](features)
 
 
-def traced(model: nn.Module, name: str, state: State, pooling: Pooling) -> Extractor:
-    """Make the extractor of a model that has no parameters yet, with those of `state`."""
-    versioned = OrderedDict(state)  # some networks read old layouts by the version noted beside
+def trace_extractor(model: nn.Module, name: str, state: State, pooling: Pooling) -> TracedExtractor:
+    """Build the extractor of a parameterless model and load the parameters of `state`."""
+    versioned = OrderedDict(state)  # some networks convert old layouts by this version metadata
     versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # noqa: SLF001
     model.load_state_dict(versioned, strict=False, assign=True)
-    graph, node, tokens = _up_to_places(model, name)
-    for after in reversed(list(graph.nodes)):
-        if after.op == "output":
-            graph.erase_node(after)
+    graph, node, tokens = _trace_to_last_features(model, name)
+    for old_node in reversed(list(graph.nodes)):
+        if old_node.op == "output":
+            graph.erase_node(old_node)
     graph.output(node)
     graph.eliminate_dead_code()
-    return Extractor(fx.GraphModule(model, graph).eval(), pooling, tokens=tokens).eval()
+    return TracedExtractor(fx.GraphModule(model, graph).eval(), pooling, tokens=tokens).eval()
 
 
-def _up_to_places(model: nn.Module, name: str) -> tuple[fx.Graph, fx.Node, bool]:
-    """Trace a model to the last node before its classifier whose output still has places.
+def _trace_to_last_features(model: nn.Module, name: str) -> tuple[fx.Graph, fx.Node, bool]:
+    """Trace a model to the last node before its classifier whose output has spatial positions.
 
-    Also tells whether these are tokens (class token first) and not a map. The shapes are seen on
-    one blank image, since some networks fold their buffers into constants while they are traced.
+    Returns the graph, that node, and whether its output is tokens (class token first) and not a
+    map. Shapes come from running one blank image, because some networks fold their buffers into
+    constants while they are traced.
     """
-    child = classifier_of(model, name)
+    child = find_classifier(model, name)
     graph = _Tracer(child).trace(model)
-    size = getattr(model, "image_size", PLAIN_SIZE)
+    size = getattr(model, "image_size", DEFAULT_IMAGE_SIZE)
     shapes = _Shapes(fx.GraphModule(model, graph), child)
     with torch.no_grad():
         shapes.run(torch.zeros(1, 3, size, size))
     node = next(n for n in graph.nodes if n.op == "call_module" and n.target == child)
     while node.all_input_nodes:
         node = node.all_input_nodes[0]
-        shape = shapes.of.get(node.name, torch.Size())
+        shape = shapes.by_node.get(node.name, torch.Size())
         if len(shape) == 3 or (len(shape) == 4 and shape[2] * shape[3] > 1):
             return graph, node, len(shape) == 3
     raise UsageError(f"--backbone {name} has no features before its classifier")
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that sees the classifier as one step, however it is made."""
+    """A tracer that treats the classifier as one step, whatever it contains."""
 
     def __init__(self, classifier: str) -> None:
         super().__init__()
@@ -101,12 +102,12 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph, but not the classifier, and remembers the shape of each tensor in it."""
+    """Runs a graph without its classifier and records the shape of each tensor."""
 
     def __init__(self, module: fx.GraphModule, classifier: str) -> None:
         super().__init__(module)
         self.classifier = classifier
-        self.of: dict[str, torch.Size] = {}
+        self.by_node: dict[str, torch.Size] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0] if target == self.classifier else super().call_module(target, args, kwargs)
@@ -114,5 +115,5 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.of[n.name] = value.shape
+            self.by_node[n.name] = value.shape
         return value

@@ -1,7 +1,7 @@
-"""From a torch module to what OpenVINO runs; the only file that knows how OpenVINO is imported.
+"""Conversion of torch modules to OpenVINO; the only module that imports openvino.
 
-The driver converts a network once and hands all workers the outcome, its intermediate
-representation, so that they neither trace nor convert.
+The driver converts a network once and passes the intermediate representation (IR) to all workers,
+so that these neither trace nor convert.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from torch import nn
 Shape = tuple[int, int, int, int]
 
 _TOLERANCE = 1e-3
-"""Of the largest number of a vector; converted networks differ from torch by 1e-6 or so, and a
-wrong one by far more."""
+"""Accepted difference from torch, relative to the largest component of a vector; correct
+conversions differ by about 1e-6, wrong ones by far more."""
 
 
-class Unfit(Exception):
-    """The engine does not take this network."""
+class ConversionFailed(Exception):
+    """OpenVINO cannot run this network, or computes other vectors than torch."""
 
 
 @dataclass(frozen=True)
 class IR:
-    """A network as OpenVINO reads it: its graph, and its parameters as raw bytes."""
+    """Intermediate representation of a network: its graph, and its parameters as raw bytes."""
 
     graph: bytes
     weights: NDArray[np.uint8]
 
 
 @cache
-def core() -> Any:
-    """Give OpenVINO's entrance; its telemetry is never loaded, so nothing is sent anywhere."""
+def openvino_core() -> Any:
+    """Return OpenVINO's Core; its telemetry is never loaded, so nothing is sent anywhere."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -47,10 +47,10 @@ def core() -> Any:
 
 
 def compile_ir(ir: IR, precision: str, threads: int) -> Any:
-    """Compile for this machine's CPU; gives an OpenVINO infer request.
+    """Compile for this machine's CPU and return an OpenVINO infer request.
 
-    The parameters are not copied: `ir` must live as long as the request does. The precision is
-    said, since OpenVINO would choose bf16 by itself where the CPU has it.
+    The parameters are not copied: `ir` must outlive the request. The precision is set explicitly,
+    because OpenVINO would choose bf16 by itself on a CPU that has it.
     """
     import openvino
 
@@ -61,33 +61,34 @@ def compile_ir(ir: IR, precision: str, threads: int) -> Any:
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # several workers would be pinned to the same cores
     }
-    model = core().read_model(model=ir.graph, weights=weights)
-    return core().compile_model(model, "CPU", settings).create_infer_request()
+    model = openvino_core().read_model(model=ir.graph, weights=weights)
+    return openvino_core().compile_model(model, "CPU", settings).create_infer_request()
 
 
-def convert(network: nn.Module, shape: Shape) -> IR:
-    """Convert a network that reads uint8 batches of one shape, and see that it answers as torch.
+def convert_network(network: nn.Module, shape: Shape) -> IR:
+    """Convert a network that reads uint8 batches of one shape, and compare its output with torch.
 
-    Raises Unfit where it cannot be converted, or answers otherwise.
+    Raises ConversionFailed if it cannot be converted or its vectors differ.
     """
     noise = np.random.default_rng(0).integers(0, 256, shape[1:], np.uint8)
     try:
         ir = _convert(network, shape)
         batch = np.broadcast_to(noise, shape).copy()
-        answer = np.asarray(compile_ir(ir, "fp32", 1).infer([batch])[0])
+        vectors = np.asarray(compile_ir(ir, "fp32", 1).infer([batch])[0])
     except Exception as error:
-        said = " ".join(str(error).split()).rsplit("Summary: ", 1)[-1]  # after it: which operation
-        raise Unfit(f"{type(error).__name__}: {said[:200]}") from error
+        # the text after "Summary: " names the unsupported operation
+        reason = " ".join(str(error).split()).rsplit("Summary: ", 1)[-1]
+        raise ConversionFailed(f"{type(error).__name__}: {reason[:200]}") from error
     with torch.inference_mode():
         expected = network(torch.from_numpy(noise[None])).numpy()
-    apart = np.abs(answer - expected).max() / max(np.abs(expected).max(), 1e-30)
-    if not apart <= _TOLERANCE:
-        raise Unfit(f"its answer differs by {apart:.1g}")
+    difference = np.abs(vectors - expected).max() / max(np.abs(expected).max(), 1e-30)
+    if not difference <= _TOLERANCE:
+        raise ConversionFailed(f"its vectors differ from torch by {difference:.1g}")
     return ir
 
 
 def _convert(network: nn.Module, shape: Shape) -> IR:
-    core()  # before anything else imports openvino
+    openvino_core()  # before anything else imports openvino
     import openvino
 
     with torch.no_grad():

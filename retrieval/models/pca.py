@@ -1,8 +1,8 @@
-"""Fewer numbers a vector: principal components, fitted while vectors stream past.
+"""Principal component analysis (PCA), fitted on a stream of vectors.
 
-What is fitted goes into the bundle and so into every vector, hence it must be the same bytes for
-any number of cores. Threaded matrix products are not: the threads part the sum differently, and the
-last bits follow. So the products of the fit run on one thread, and applying uses no BLAS at all.
+The projection becomes part of the bundle and so of every vector, hence its bytes must not depend on
+the number of cores. Threaded matrix products do: threads split a sum differently, which changes the
+last bits. So the products of the fit run on one thread, and applying a projection uses no BLAS.
 """
 
 from __future__ import annotations
@@ -24,25 +24,17 @@ from retrieval.vectors.float_conversions import to_float64
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-_ROWS = 1024
-"""Vectors multiplied at once while fitting: 16 MiB at d = 2048."""
-
-
-def unit(vectors: NDArray[np.floating[Any]]) -> Float64:
-    """Bring (n, d) vectors to unit length in float64; one without length stays as it is."""
-    wide = to_float64(vectors)
-    lengths = np.sqrt((wide * wide).sum(-1, keepdims=True))
-    answer: Float64 = wide / np.where(lengths > 0, lengths, 1.0)
-    return answer
+_BLOCK_ROWS = 1024
+"""Vectors per matrix product while fitting: 16 MiB at d = 2048."""
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
     """The mean of unit vectors, (d,) float32, and their axes of largest variance, (D, d) float32.
 
-    The axes are orthonormal and ordered by falling variance. Of each the component of largest
-    magnitude, the first of equals, is positive, since the data alone do not tell an axis from its
-    negative.
+    The axes are orthonormal and ordered by decreasing variance. The component of largest magnitude
+    of each axis (the first among equals) is positive, because the data determine an axis only up
+    to its sign.
     """
 
     mean: Float32
@@ -53,82 +45,85 @@ class Projection:
         return self.mean.astype(np.float64), np.ascontiguousarray(self.axes, np.float64)
 
     def apply(self, vectors: NDArray[np.floating[Any]]) -> Float64:
-        """Project (n, d) vectors -> (n, D) float64.
+        """Project (n, d) vectors to (n, D) float64.
 
-        Each row is a product of its own, of always the same shape, so that it depends neither on
-        its place in the batch nor on n. The product is einsum's own loop, in an order that depends
-        on D and d alone: `@` hands large axes to the threads of BLAS.
+        Each row is a separate product of the same shape, so that it depends neither on its position
+        in the batch nor on n. The product is einsum's own loop, in an order that depends on D and d
+        alone; `@` would use threaded BLAS for large axes.
         """
         mean, axes = self._wide
         projected = np.empty((len(vectors), len(axes)))
-        for place, vector in enumerate(vectors):
-            np.einsum("ij,j->i", axes, vector - mean, out=projected[place])
+        for row, vector in enumerate(vectors):
+            np.einsum("ij,j->i", axes, vector - mean, out=projected[row])
         return projected
 
     def to_bytes(self) -> bytes:
-        """Write as safetensors; the same values give the same bytes."""
+        """Serialize as safetensors; equal values give equal bytes."""
         axes, mean = np.ascontiguousarray(self.axes), np.ascontiguousarray(self.mean)
-        data: bytes = save_safetensors({"axes": axes, "mean": mean})  # memory as it lies
+        data: bytes = save_safetensors({"axes": axes, "mean": mean})  # writes memory in its order
         return data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Projection:
-        """Read what `to_bytes` wrote."""
+        """Read what `serialize_index` wrote."""
         arrays = load_safetensors(data)
         return cls(arrays["mean"], arrays["axes"])
 
 
-class Moments:
-    """Mean and covariance of vectors that stream past, in memory O(d^2) however many there are.
+class StreamingMoments:
+    """Mean and covariance of a stream of vectors, in O(d^2) memory.
 
-    They depend on the vectors and their order, not on how these were cut into blocks, since
-    products are always taken over the same `_ROWS` in a row. Sums are of differences from the
-    first vector: of vectors that lie close together little would be left of sums of their own.
+    They depend on the vectors and their order, not on how the stream was cut into blocks: products
+    are always taken over the same `_BLOCK_ROWS` consecutive rows. Differences from the first vector
+    are summed, because sums of vectors that lie close together would lose their precision.
     """
 
     def __init__(self, dimension: int) -> None:
         self.count = 0
-        self._waiting = np.empty((_ROWS, dimension))
+        self._waiting = np.empty((_BLOCK_ROWS, dimension))
         self._first = np.zeros(dimension)
         self._sum = np.zeros(dimension)
         self._outer = np.zeros((dimension, dimension))
 
     def add(self, block: Float32) -> None:
-        """Take in (n, d) vectors, which have unit length already."""
+        """Add (n, d) float32 vectors of unit length."""
         if self.count == 0 and len(block):
             self._first = to_float64(block[0])
         while len(block):
-            filled = self.count % _ROWS
-            taken, block = block[: _ROWS - filled], block[_ROWS - filled :]
+            filled = self.count % _BLOCK_ROWS
+            taken, block = block[: _BLOCK_ROWS - filled], block[_BLOCK_ROWS - filled :]
             self._waiting[filled : filled + len(taken)] = to_float64(taken)
             self.count += len(taken)
-            if self.count % _ROWS == 0:
-                self._sum, self._outer = self._with(self._waiting)
+            if self.count % _BLOCK_ROWS == 0:
+                self._sum, self._outer = self._sums_with(self._waiting)
 
-    def _with(self, rows: Float64) -> tuple[Float64, Float64]:
-        """Give both sums with more rows in them."""
+    def _sums_with(self, rows: Float64) -> tuple[Float64, Float64]:
+        """Return the sum (d,) and the sum of outer products (d, d) including `rows`."""
         import torch
 
         differences = rows - self._first
-        with _one_thread():
-            # a copy: MKL promises the same bits for aligned memory only, which is torch's
+        with _single_threaded():
+            # a copy: MKL is reproducible only for aligned memory, which torch allocates
             wide = torch.from_numpy(differences).clone()
             outer = (wide.T @ wide).numpy()
         return self._sum + differences.sum(0), self._outer + outer
 
     def mean_and_covariance(self) -> tuple[Float64, Float64]:
-        """Give (d,) and (d, d) of the vectors so far, of which there is at least one."""
-        total, outer = self._with(self._waiting[: self.count % _ROWS])
+        """Return the mean (d,) and covariance (d, d) of the vectors so far, at least one."""
+        total, outer = self._sums_with(self._waiting[: self.count % _BLOCK_ROWS])
         mean = total / self.count
         return self._first + mean, outer / self.count - np.outer(mean, mean)
 
     def fit(self, dimensions: int) -> Projection:
-        """Give the projection on the `dimensions` axes of largest variance."""
+        """Return the projection on the `dimensions` axes of largest variance.
+
+        Raises UsageError if `dimensions` is below 1 or above the rank that the vectors can have.
+        """
         self._check(dimensions)
         import torch
 
         mean, covariance = self.mean_and_covariance()
-        with _one_thread():
+        with _single_threaded():
             vectors = torch.linalg.eigh(torch.from_numpy(covariance)).eigenvectors.numpy()
         axes = vectors.T[::-1][:dimensions].astype(np.float32)
         largest = np.abs(axes).argmax(1)
@@ -136,24 +131,24 @@ class Moments:
         return Projection(mean.astype(np.float32), np.ascontiguousarray(axes * signs[:, None]))
 
     def _check(self, dimensions: int) -> None:
-        numbers = len(self._sum)
+        dimension = len(self._sum)
         if dimensions < 1:
-            raise UsageError(f"--pca {dimensions} leaves nothing of a vector; write 1 or more")
+            raise UsageError(f"--pca {dimensions} is below 1; write 1 or more")
         if self.count < 2:
             raise UsageError(
-                f"--pca {dimensions} is fitted on two images or more and there are {self.count}; "
-                "add some or leave it out"
+                f"--pca {dimensions} needs at least two images and there are {self.count}; "
+                "add images or leave out --pca"
             )
-        if dimensions > (most := min(numbers, self.count - 1)):
+        if dimensions > (rank := min(dimension, self.count - 1)):
             raise UsageError(
-                f"--pca {dimensions}: {self.count} images of {numbers} numbers give at most "
-                f"{most}; write that or less"
+                f"--pca {dimensions} is too large: {self.count} images of dimension {dimension} "
+                f"allow at most {rank}"
             )
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: more part sums among themselves, and the last bits follow."""
+def _single_threaded() -> Iterator[None]:
+    """Run torch on one thread, because more threads split sums and change the last bits."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""How a feature map becomes a vector: one function a pooling, and all of them side by side.
+"""Pooling of feature maps to vectors: one function per pooling.
 
 Pooling is in float32 also after a network in bf16, whose 8 bits would blur the mean.
 """
@@ -35,10 +35,12 @@ def gem(features: Tensor) -> Tensor:
 
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {"avg": avg, "max": max, "gem": gem}
 
-EACH: Pooling = "each"
-"""All of them side by side, in the order above: one forward pass serves whoever compares them."""
+ALL_POOLINGS: Pooling = "each"
+"""All poolings concatenated in the order above, so that `compare` needs one forward pass."""
 
 
-def pooled(pooling: str, one: Callable[[str], Tensor]) -> Tensor:
-    """Give what `one` makes of a pooling's name, (n, d); of `EACH` all of them, joined."""
-    return torch.cat([one(name) for name in POOLINGS], 1) if pooling == EACH else one(pooling)
+def apply_pooling(pooling: str, one: Callable[[str], Tensor]) -> Tensor:
+    """Return what `one` makes of a pooling's name, (n, d); of `EACH` all of them, joined."""
+    return (
+        torch.cat([one(name) for name in POOLINGS], 1) if pooling == ALL_POOLINGS else one(pooling)
+    )

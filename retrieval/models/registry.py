@@ -1,8 +1,8 @@
-"""A backbone by its name: which shelf it stands on, its parameters, its feature extractor.
+"""Registry of backbones: resolves a name to its provider, weights and feature extractor.
 
-A name with a prefix (`timm:resnet50`) belongs to the shelf of that prefix, any other but `scratch`
-to torchvision. What a network is, where its weights are and how its classifier is removed is the
-affair of the shelf (`retrieval/model/shelves`); what holds for all of them is here.
+A name with a prefix (`timm:resnet50`) belongs to the provider of that prefix, any other name except
+`scratch` to torchvision. Providers (`providers/`) build a network, fetch its weights and remove its
+classifier; this module holds what all providers share.
 """
 
 from __future__ import annotations
@@ -16,66 +16,79 @@ from torch import nn
 from retrieval.core.errors import UsageError
 from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling, Resize
-from retrieval.models.providers.base import Card, Shelf, State
-from retrieval.models.providers.scratch import SCRATCH, ScratchShelf
-from retrieval.models.providers.timm import TIMM, TimmShelf
-from retrieval.models.providers.torchvision import TorchvisionShelf
+from retrieval.models.providers.base import BackboneCard, BackboneProvider, State
+from retrieval.models.providers.scratch import SCRATCH, ScratchProvider
+from retrieval.models.providers.timm import TIMM, TimmProvider
+from retrieval.models.providers.torchvision import TorchvisionProvider
 
-__all__ = ["SCRATCH", "Card", "Source", "State", "card", "check_name", "extractor", "first_preset",
-           "fit_state", "names", "network", "pretrained", "shelf_of"]  # fmt: skip
+__all__ = [
+    "SCRATCH",
+    "BackboneCard",
+    "State",
+    "WeightSource",
+    "build_extractor",
+    "build_network",
+    "default_transform",
+    "describe_backbone",
+    "fetch_pretrained",
+    "find_provider",
+    "fit_state",
+    "list_backbones",
+    "provider_of",
+]
 
-_TORCHVISION, _SCRATCH = TorchvisionShelf(), ScratchShelf()
-_PREFIXED: dict[str, Shelf] = {TIMM: TimmShelf()}
+_TORCHVISION, _SCRATCH = TorchvisionProvider(), ScratchProvider()
+_PREFIXED: dict[str, BackboneProvider] = {TIMM: TimmProvider()}
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the parameters of a backbone come from, and the transform they were made for."""
+class WeightSource:
+    """The parameters of a backbone and the transform that they were trained with."""
 
     state: State
     transform: Transform
 
 
-def names() -> list[str]:
+def list_backbones() -> list[str]:
     """List the backbones whose names have no prefix: torchvision's, and `scratch`."""
     return [*_TORCHVISION.names(), *_SCRATCH.names()]
 
 
-def shelf_of(name: str) -> Shelf:
-    """Give the shelf on which a name would stand."""
+def provider_of(name: str) -> BackboneProvider:
+    """Return the provider responsible for a name, whether or not it exists there."""
     prefix, colon, _ = name.partition(":")
     if colon:
         return _PREFIXED.get(prefix + colon, _TORCHVISION)
     return _SCRATCH if name == SCRATCH else _TORCHVISION
 
 
-def check_name(name: str, *, flag: str = "--backbone") -> Shelf:
-    """Give the shelf of a backbone; one that does not exist is refused, naming near ones."""
-    shelf = shelf_of(name)
-    if not shelf.holds(name):
+def find_provider(name: str, *, flag: str = "--backbone") -> BackboneProvider:
+    """Return the provider of a backbone; raise UsageError with similar names if there is none."""
+    provider = provider_of(name)
+    if not provider.has_name(name):
         from difflib import get_close_matches
 
-        known = names() if shelf is _TORCHVISION else shelf.alike(name)
-        near = ", ".join(get_close_matches(name, known, 3, 0.4)) or shelf.usual
+        known = list_backbones() if provider is _TORCHVISION else provider.similar_names(name)
+        near = ", ".join(get_close_matches(name, known, 3, 0.4)) or provider.suggestion
         raise UsageError(f"{flag} {name} is not known; did you mean {near}?")
-    return shelf
+    return provider
 
 
-def network(name: str, *, num_classes: int | None = None) -> nn.Module:
+def build_network(name: str, *, num_classes: int | None = None) -> nn.Module:
     """Make a network of random parameters, with its classifier."""
-    return check_name(name).network(name, num_classes=num_classes, state={})
+    return find_provider(name).network(name, num_classes=num_classes, state={})
 
 
-def pretrained(name: str, *, image_size: int | None, resize: Resize | None) -> Source:
+def fetch_pretrained(name: str, *, image_size: int | None, resize: Resize | None) -> WeightSource:
     """Fetch a backbone's own weights, with their own transform; needs the network once."""
-    shelf = check_name(name)
-    state = shelf.fetch(name)
-    return Source(state, _resized(shelf.own_transform(name, image_size), resize))
+    provider = find_provider(name)
+    state = provider.fetch(name)
+    return WeightSource(state, _resized(provider.pretrained_transform(name, image_size), resize))
 
 
-def first_preset(name: str, *, image_size: int | None, resize: Resize | None) -> Transform:
-    """Give the transform for weights that come without one."""
-    return _resized(check_name(name).plain_transform(name, image_size), resize)
+def default_transform(name: str, *, image_size: int | None, resize: Resize | None) -> Transform:
+    """Return the transform for weights that come without one."""
+    return _resized(find_provider(name).default_transform(name, image_size), resize)
 
 
 def _resized(transform: Transform, resize: Resize | None) -> Transform:
@@ -88,10 +101,10 @@ def fit_state(state: State, name: str) -> State:
     The prefixes of wrappers (`_unwrapped`), a missing or another classifier and missing batch
     counters are understood; anything else is refused, naming the keys.
     """
-    shelf = check_name(name)
+    provider = find_provider(name)
     given = _unwrapped(state)
-    model = shelf.skeleton(name, given)
-    aside = shelf.only_classifies(model, name)
+    model = provider.skeleton(name, given)
+    aside = provider.classifier_prefixes(model, name)
     wanted = {key: v for key, v in model.state_dict().items() if not key.startswith(aside)}
     given = {key: value for key, value in given.items() if not key.startswith(aside)}
     missing = sorted(k for k in wanted if k not in given and not k.endswith("num_batches_tracked"))
@@ -125,11 +138,11 @@ def _without_wrappers(key: str) -> str:
     return key.replace("_orig_mod.", "").removeprefix("module.")
 
 
-def extractor(name: str, state: State, pooling: Pooling) -> nn.Module:
+def build_extractor(name: str, state: State, pooling: Pooling) -> nn.Module:
     """Make the feature extractor of a backbone with the parameters that `fit_state` gave."""
-    return check_name(name).extractor(name, state, pooling)
+    return find_provider(name).extractor(name, state, pooling)
 
 
-def card(name: str, *, flag: str = "--backbone") -> Card:
-    """Say what is known of a backbone; nothing is fetched."""
-    return check_name(name, flag=flag).card(name)
+def describe_backbone(name: str, *, flag: str = "--backbone") -> BackboneCard:
+    """Return the published figures of a backbone without fetching its weights."""
+    return find_provider(name, flag=flag).describe(name)

@@ -1,6 +1,6 @@
-"""The compact CNN that is trained from scratch: four blocks, 128 pixels, 192 numbers an image.
+"""The compact CNN that is trained from scratch: four blocks, 128 pixels, 192 dimensions.
 
-It lives here and not in `training/`, since a bundle made of it is loaded where nothing is trained.
+It belongs to `models/` and not to `training/`, because its bundles are loaded for embedding too.
 Its layout is that of torchvision's networks (`features`, then `classifier`), so that the classifier
 is removed from it as from any other.
 """
@@ -32,7 +32,7 @@ class ScratchCNN(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the logits, (n, num_classes)."""
+        """Return the logits, (n, num_classes)."""
         pooled = self.avgpool(self.features(images)).flatten(1)
         logits: Tensor = self.classifier(pooled)
         return logits

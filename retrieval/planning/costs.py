@@ -1,7 +1,7 @@
-"""What will a job take? Rates that were measured, times counts: the time and bytes of each stage.
+"""Cost model of a job: time, disk and memory of each stage, from measured rates and counts.
 
-Pure arithmetic. A stage is what it takes whatever the counts (workers that start, a page that is
-drawn) and what grows with them. Work is given out in whole pieces (chunks, shards), so its time is
+The cost of a stage is a fixed part (workers that start, a page that is drawn) and a part that grows
+with the counts. Work is given out in whole pieces (chunks, shards), so its time is
 that of the worker who has most of them: two workers take as long for three chunks as for four.
 """
 
@@ -13,26 +13,26 @@ from dataclasses import dataclass
 
 from retrieval.core.records import IndexPlan
 from retrieval.index.kmeans import ITERATIONS
-from retrieval.index.recall_curve import SAMPLE
-from retrieval.index.recall_interval import LOOKS
+from retrieval.index.recall_curve import SAMPLE_SIZE
+from retrieval.index.recall_interval import LOOK_SIZES
 from retrieval.index.train import FLAT_LISTS
 
-FIXED = 0.25
+FIXED_SPREAD = 0.25
 """By how much what a stage takes in any case differs from one run to the next, as a share: starts
 of processes, measured on two shared cores (`benchmarks/README.md`, plan)."""
 
-FAR = 2.0
+EXTRAPOLATION_FACTOR = 2.0
 """A probe of milliseconds stands for products of hours: up to so many times off (the rate of
 searching falls to a third where a shard has 25 rows a list: `benchmarks/README.md`, rank)."""
 
-MERGED = 2e5
+MERGE_RATE = 2e5
 """Matches a second, of one core, that are merged and put: assumed, a fifth of what reading and
 judging them costs (`benchmarks/README.md`, evaluate)."""
 
-JUDGED = 10**7 / 16.4
+EVALUATION_RATE = 10**7 / 16.4
 """Matches a second that are judged, on one thread: `benchmarks/README.md`, evaluate."""
 
-PART_READ = 0.045 / (4096 * 512)
+PART_READ_SECONDS = 0.045 / (4096 * 512)
 """Seconds of a core a number of a part that is checked, parsed and drawn from: `benchmarks.scale
 --part`."""
 
@@ -89,7 +89,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Fleet:
+class WorkerPool:
     """Who works: workers that embed, and cores that do single tasks."""
 
     embedders: int
@@ -108,7 +108,7 @@ class Cost:
 
 
 def makespan(items: int, piece: int, workers: int, per_item: float, per_piece: float) -> float:
-    """Give when the last of `workers` is done, if pieces of `piece` items are given out in order.
+    """Return when the last of `workers` is done, if pieces of `piece` items are given out in order.
 
     Graham's list scheduling of equal pieces and a shorter last one, which is exact here.
     """
@@ -120,45 +120,50 @@ def makespan(items: int, piece: int, workers: int, per_item: float, per_piece: f
     return rounds * whole + per_piece + rest * per_item
 
 
-def stage_costs(rates: Rates, counts: Counts, fleet: Fleet) -> list[Cost]:
-    """Give the stages in their order; without queries those of the queries are left out."""
+def stage_costs(rates: Rates, counts: Counts, fleet: WorkerPool) -> list[Cost]:
+    """Return the stages in their order; without queries those of the queries are left out."""
     queries = counts.queries
     listed = (counts.gallery + (queries or 0)) / rates.listed
     found = [_cost("start", rates.start), _cost("list", 0.0, measured=listed)]
     if counts.fitted:
-        found.append(_embedded("fit projection", rates, fleet, counts.fitted, 128, first=True))
+        found.append(_embed_cost("fit projection", rates, fleet, counts.fitted, 128, first=True))
     first = not counts.fitted
     gallery, asked = counts.chunk_rows
-    found.append(_embedded("embed gallery", rates, fleet, counts.gallery, gallery, first=first))
+    found.append(_embed_cost("embed gallery", rates, fleet, counts.gallery, gallery, first=first))
     if queries is not None:
-        found.append(_embedded("embed queries", rates, fleet, queries, asked, first=False))
-    found.append(_cost("index", rates.index, far=_index(rates, counts, fleet)))
+        found.append(_embed_cost("embed queries", rates, fleet, queries, asked, first=False))
+    found.append(_cost("index", rates.index, far=_index_seconds(rates, counts, fleet)))
     if queries is not None:
-        found.append(_cost("rank", rates.rank, far=_rank(rates, counts, queries, fleet)))
+        found.append(_cost("rank", rates.rank, far=_rank_seconds(rates, counts, queries, fleet)))
         matches = queries * min(counts.top_k, counts.gallery)
         pictures = counts.pictures * rates.thumbnail / min(fleet.cores, counts.pictures or 1)
-        judged = matches / JUDGED
+        judged = matches / EVALUATION_RATE
         found.append(_cost("evaluate and report", rates.report, measured=pictures, far=judged))
     return found
 
 
-def total(costs: Sequence[Cost]) -> Cost:
+def total_cost(costs: Sequence[Cost]) -> Cost:
     """Add stages up; bounds too, since what makes one stage slow makes the others slow as well."""
     columns = zip(*((cost.seconds, cost.low, cost.high) for cost in costs), strict=True)
     return Cost("total", *(math.fsum(column) for column in columns))
 
 
 def _cost(
-    stage: str, fixed: float, *, measured: float = 0.0, spread: float = FIXED, far: float = 0.0
+    stage: str,
+    fixed: float,
+    *,
+    measured: float = 0.0,
+    spread: float = FIXED_SPREAD,
+    far: float = 0.0,
 ) -> Cost:
     """Add what is fixed, what was measured as such, and what is far from what was measured."""
-    low = fixed * (1 - FIXED) + measured * (1 - spread) + far / FAR
-    high = fixed * (1 + FIXED) + measured * (1 + spread) + far * FAR
+    low = fixed * (1 - FIXED_SPREAD) + measured * (1 - spread) + far / EXTRAPOLATION_FACTOR
+    high = fixed * (1 + FIXED_SPREAD) + measured * (1 + spread) + far * EXTRAPOLATION_FACTOR
     return Cost(stage, fixed + measured + far, low, high)
 
 
-def _embedded(
-    stage: str, rates: Rates, fleet: Fleet, images: int, rows: int, *, first: bool
+def _embed_cost(
+    stage: str, rates: Rates, fleet: WorkerPool, images: int, rows: int, *, first: bool
 ) -> Cost:
     pool = rates.first_pool if first else rates.next_pool
     work = makespan(images, rows, fleet.embedders, rates.image, rates.chunk)
@@ -173,7 +178,7 @@ def _embedded(
     return Cost(stage, pool + other, wide, high)
 
 
-def _index(rates: Rates, counts: Counts, fleet: Fleet) -> float:
+def _index_seconds(rates: Rates, counts: Counts, fleet: WorkerPool) -> float:
     """Read for two samples, train, and place each vector among all lists, shard by shard.
 
     2 d operations a product of d numbers. K-means compares its sample with every centroid ten
@@ -181,17 +186,17 @@ def _index(rates: Rates, counts: Counts, fleet: Fleet) -> float:
     two_levels.py`). A task of a shard also meets the sample that recall is measured on.
     """
     plan, d = counts.plan, counts.dimension
-    read = 2 * counts.gallery * d * PART_READ / fleet.cores
+    read = 2 * counts.gallery * d * PART_READ_SECONDS / fleet.cores
     lists = plan.nlist if plan.nlist <= FLAT_LISTS else 2 * math.sqrt(plan.nlist)
     train = 2.0 * d * plan.sample_rows * lists * ITERATIONS / rates.multiplied
     slices = max(1, plan.sample_rows // 8192)
     place = 2.0 * d * counts.shard_rows * plan.nlist / rates.multiplied
-    known = _DEPTHS * min(SAMPLE, counts.gallery) * counts.shard_rows / rates.compared
+    known = _DEPTHS * min(SAMPLE_SIZE, counts.gallery) * counts.shard_rows / rates.compared
     rounds = -(-counts.shards // fleet.cores)
     return read + train / min(slices, fleet.cores) + rounds * (place + known)
 
 
-def _rank(rates: Rates, counts: Counts, queries: int, fleet: Fleet) -> float:
+def _rank_seconds(rates: Rates, counts: Counts, queries: int, fleet: WorkerPool) -> float:
     """Choose the lists of each query, meet them in each shard, merge.
 
     A shard meets `nprobe` of `nlist` lists of each query, and all of them of the queries that the
@@ -201,10 +206,10 @@ def _rank(rates: Rates, counts: Counts, queries: int, fleet: Fleet) -> float:
     """
     share = counts.nprobe / counts.plan.nlist
     lists = 2.0 * counts.dimension * queries * counts.plan.nlist / rates.multiplied
-    sample = 0 if share >= 1 else min(queries, LOOKS[1])
+    sample = 0 if share >= 1 else min(queries, LOOK_SIZES[1])
     pairs = (queries * share + sample) * counts.shard_rows
     rounds = -(-counts.shards // fleet.cores)
-    merge = queries * counts.top_k / MERGED
+    merge = queries * counts.top_k / MERGE_RATE
     return (lists if share < 1 else 0.0) + rounds * pairs / rates.compared + merge
 
 
@@ -226,7 +231,7 @@ class Sizes:
 
 
 def disk_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
-    """Give the bytes that each output holds in the end, and what lies there only meanwhile."""
+    """Return the bytes that each output holds in the end, and what lies there only meanwhile."""
     d, queries = counts.dimension, counts.queries or 0
     matches = queries * min(counts.top_k, counts.gallery)
     found = {
@@ -243,7 +248,7 @@ def disk_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
 
 
 def memory_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
-    """Give what a process of each kind holds at most: what was measured and what grows.
+    """Return what a process of each kind holds at most: what was measured and what grows.
 
     A worker holds the vectors of a chunk, a task a shard as its plan counts it; one of index also a
     block of vectors, in float32 and float64, and its products with the sample that recall is
@@ -251,7 +256,7 @@ def memory_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
     """
     shard = counts.shard_rows * counts.plan.bytes_per_vector
     block = min(counts.shard_rows, 1 << 13)
-    met = block * (16 * counts.dimension + 12 * min(SAMPLE, counts.gallery))
+    met = block * (16 * counts.dimension + 12 * min(SAMPLE_SIZE, counts.gallery))
     chunks = counts.gallery / counts.chunk_rows[0] + (counts.queries or 0) / counts.chunk_rows[1]
     found = {
         "worker": sizes.worker + counts.chunk_rows[0] * counts.dimension * 4,
@@ -261,7 +266,7 @@ def memory_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
     return found if counts.queries is None else {**found, "rank_task": sizes.rank_task + shard}
 
 
-def expected_pictures(queries: int, shown: int, top_k: int, gallery: int) -> int:
+def expected_thumbnails(queries: int, shown: int, top_k: int, gallery: int) -> int:
     """Guess the thumbnails of a report: its queries, and the different ones of their matches.
 
     As if matches were drawn at random: n (1 - (1 - 1/n)^draws) of n. Where the same images are
@@ -273,7 +278,7 @@ def expected_pictures(queries: int, shown: int, top_k: int, gallery: int) -> int
     return queries + round(different)
 
 
-def guessed_nprobe(nlist: int) -> int:
+def guess_nprobe(nlist: int) -> int:
     """Guess how many lists a query reads for a recall of 0.95: the root of all.
 
     That is 23 of 512, of which 16 gave 0.99 (`benchmarks/README.md`, index), and 256 of 65,536. The
@@ -282,8 +287,8 @@ def guessed_nprobe(nlist: int) -> int:
     return max(1, round(math.sqrt(nlist)))
 
 
-def failures_expected(failed: int, tried: int) -> tuple[float, float, float]:
-    """Give the share that fails, and the ends of its 95 % interval, which none in 200 is not 0.
+def failure_interval(failed: int, tried: int) -> tuple[float, float, float]:
+    """Return the share that fails, and the ends of its 95 % interval, which none in 200 is not 0.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
     """

@@ -1,6 +1,6 @@
-"""The page of a comparison: which network, pooling, projection and metric retrieves best.
+"""Render the page of the `compare` command: networks, poolings, projections and metrics ranked.
 
-One file that needs no network. The table is whole without JavaScript, which only sorts it.
+The page is one self-contained file; JavaScript is only needed to sort its table.
 """
 
 from __future__ import annotations
@@ -9,42 +9,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retrieval.report.charts.comparison import comparison_drawing
-from retrieval.report.templates import draw, text_of
+from retrieval.report.charts.comparison import draw_comparison
+from retrieval.report.templates import read_text, render_page
 
 Row = dict[str, Any]
 """A row of the table COMPARISON."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What the page says; `rows` stand best first."""
+class ComparisonPage:
+    """The content of the page; `rows` are ordered best first."""
 
-    lead: str
+    summary: str
     rows: Sequence[Row]
     notes: Sequence[str]
     method: Sequence[str]
 
 
-def best_of_each(rows: Sequence[Row]) -> list[Row]:
-    """Give the first row of each network, in their order."""
-    found: dict[str, Row] = {}
+def best_per_network(rows: Sequence[Row]) -> list[Row]:
+    """Return the first row of each network, in the order of the rows."""
+    best: dict[str, Row] = {}
     for row in rows:
-        found.setdefault(row["backbone"], row)
-    return list(found.values())
+        best.setdefault(row["backbone"], row)
+    return list(best.values())
 
 
-def way(row: Row) -> str:
-    """Name a combination without its network: "gem, PCA 256, cosine"."""
+def format_combination(row: Row) -> str:
+    """Format a combination without its network, such as "gem, PCA 256, cosine"."""
     pca = f"PCA\u00a0{row['pca']}" if row["pca"] else None
     return ", ".join(part for part in (row["pooling"], pca, row["metric"]) if part)
 
 
-def render(page: Comparison) -> bytes:
-    """Draw the page, sealed; the same input gives the same bytes."""
-    best = best_of_each(page.rows)
-    return draw(
-        "comparison.html", title="Networks compared", page=page, best=best, way=way,
-        more=len(page.rows) > len(best), charts=[comparison_drawing(page.rows).chart()],
-        script=text_of("comparison.js"),
+def render(page: ComparisonPage) -> bytes:
+    """Return the page as HTML with its checksum; the same input gives the same bytes."""
+    best = best_per_network(page.rows)
+    return render_page(
+        "comparison.html", title="Networks compared", page=page, best=best,
+        format_combination=format_combination,
+        more=len(page.rows) > len(best), charts=[draw_comparison(page.rows).chart()],
+        script=read_text("comparison.js"),
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Slices of a report's further files: each made once, by whoever has it, and vouched for.
+"""Write a report's further files in slices that can be processed in parallel and resumed.
 
-When all files of a slice are there a sealed JSON names them with their checksums. A run that was
-killed and comes again finds by it what need not be made again, and `verify` what was altered.
+When all files of a slice are written, a JSON file records their checksums. A restarted run skips
+slices whose checksums match, and `verify` finds altered files.
 """
 
 from __future__ import annotations
@@ -12,130 +12,132 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from retrieval.report.contact_sheet import Frame, render_further
-from retrieval.report.names import PER_CHUNK, PER_THUMBNAILS, Names
-from retrieval.report.rows import Shown
+from retrieval.report.contact_sheet import PageFrame, render_further_pages
+from retrieval.report.names import PER_CHUNK, PER_THUMBNAILS, ReportFiles
+from retrieval.report.rows import ShownQueries
 from retrieval.storage import finished_output
-from retrieval.storage.checksum import read_json, sealed_json
+from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.local import Folder
-from retrieval.storage.temporary import TEMPORARY
+from retrieval.storage.temporary import TEMPORARY_PREFIX
 
-_AT_ONCE = 8  # files of a slice that are put side by side
+_PARALLEL_WRITES = 8
 
 
 @dataclass(frozen=True)
-class PictureSlice:
-    """Images whose thumbnails are made together: `paths` are numbered from `first` on."""
+class ThumbnailSlice:
+    """A work item: images whose thumbnails are numbered from `first` in the order of `paths`."""
 
     folder: Folder
-    names: Names
+    names: ReportFiles
     first: int
     paths: tuple[str, ...]
     max_pixels: int
 
 
-def picture_slices(
-    folder: Folder, names: Names, paths: list[str], *, max_pixels: int
-) -> Iterator[PictureSlice]:
-    """Cut the images of a report, given as they are best read."""
+def thumbnail_slices(
+    folder: Folder, names: ReportFiles, paths: list[str], *, max_pixels: int
+) -> Iterator[ThumbnailSlice]:
+    """Yield the work items of image paths, which are given in efficient reading order."""
     for first in range(0, len(paths), PER_THUMBNAILS):
-        some = tuple(paths[first : first + PER_THUMBNAILS])
-        yield PictureSlice(folder, names, first, some, max_pixels)
+        slice_paths = tuple(paths[first : first + PER_THUMBNAILS])
+        yield ThumbnailSlice(folder, names, first, slice_paths, max_pixels)
 
 
-def make_pictures(work: PictureSlice) -> dict[str, bytes]:
-    """Give the thumbnails of a slice by path, without those that cannot be read."""
-    from retrieval.report.thumbnails import thumbnails  # loads torch
+def make_thumbnails(work: ThumbnailSlice) -> dict[str, bytes]:
+    """Return the thumbnails of a slice by path, without unreadable images."""
+    from retrieval.report.thumbnails import read_thumbnails  # loads torch
 
-    return thumbnails(work.paths, max_pixels=work.max_pixels)
+    return read_thumbnails(work.paths, max_pixels=work.max_pixels)
 
 
-def put_pictures(work: PictureSlice) -> list[int]:
-    """Put the thumbnails of a slice; gives the numbers of images that cannot be read."""
+def write_thumbnails(work: ThumbnailSlice) -> list[int]:
+    """Write the thumbnails of a slice; return the numbers of unreadable images."""
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        made = make_pictures(work)
+        images = make_thumbnails(work)
         numbered = list(enumerate(work.paths, work.first))
-        files = {work.names.thumbnail(n): made[path] for n, path in numbered if path in made}
-        return files, {"missing": [n for n, path in numbered if path not in made]}
+        files = {work.names.thumbnail(n): images[path] for n, path in numbered if path in images}
+        return files, {"missing": [n for n, path in numbered if path not in images]}
 
-    values = _once(work.folder, work.names.thumbnail(work.first, "json"), make)
+    values = _write_once(work.folder, work.names.thumbnail(work.first, "json"), make)
     return [int(number) for number in values["missing"]]
 
 
 @dataclass(frozen=True)
 class PageSlice:
-    """Queries whose pages and chunk scripts are drawn together."""
+    """A work item: queries whose pages and chunk scripts are rendered together."""
 
     folder: Folder
-    frame: Frame
-    shown: Shown
+    frame: PageFrame
+    shown: ShownQueries
 
 
-def put_pages(work: PageSlice) -> int:
-    """Put the pages and chunk scripts of a slice; gives how many queries it holds."""
+def write_pages(work: PageSlice) -> int:
+    """Write the pages and chunk scripts of a slice; return its number of queries."""
     first = work.shown.first // PER_CHUNK
-    _once(
+    _write_once(
         work.folder,
         work.frame.names.chunk(first, "json"),
-        lambda: (render_further(work.frame, work.shown), {}),
+        lambda: (render_further_pages(work.frame, work.shown), {}),
     )
     return len(work.shown)
 
 
-def put_facets(folder: Folder, names: Names, script: str) -> None:
-    """Put the script of all queries' facets."""
-    _once(folder, names.facets("json"), lambda: ({names.facets(): script.encode()}, {}))
+def write_facets(folder: Folder, names: ReportFiles, script: str) -> None:
+    """Write the script with all queries' facets."""
+    _write_once(folder, names.facets("json"), lambda: ({names.facets(): script.encode()}, {}))
 
 
-def claim(folder: Folder, names: Names, made_from: dict[str, str]) -> bool:
-    """Say first what the further files are made from, and remove what is made from something else.
+def prepare_folder(folder: Folder, names: ReportFiles, made_from: dict[str, str]) -> bool:
+    """Record the digests of the report's input, and remove files made from other input.
 
-    `made_from` names the origin of "thumbnails" and of "pages". Gives False, and does nothing,
-    where the folder holds files that are not a report's.
+    `made_from` has the digests for "thumbnails" and "pages". Returns False, and changes nothing,
+    where the folder contains files that do not belong to a report.
     """
     folder.child(names.folder).sweep()
-    there = [entry.path for entry in folder.entries(names.folder)]
-    if not all(names.is_ours(path) or TEMPORARY in path for path in there):
+    existing = [entry.path for entry in folder.entries(names.folder)]
+    if not all(names.is_report_file(path) or TEMPORARY_PREFIX in path for path in existing):
         return False
-    was = read_json(finished_output.read_if_there(folder, names.claim()) or b"") or {}
-    if was == made_from:
+    previous = (
+        parse_checksummed_json(finished_output.read_if_exists(folder, names.origin()) or b"") or {}
+    )
+    if previous == made_from:
         return True
-    keep = was.get("thumbnails") == made_from["thumbnails"]
-    folder.delete(names.claim())
-    for path in there:
-        if not (keep and path.startswith(f"{names.folder}/thumbnails/")):
+    keep_thumbnails = previous.get("thumbnails") == made_from["thumbnails"]
+    folder.delete(names.origin())
+    for path in existing:
+        if not (keep_thumbnails and path.startswith(f"{names.folder}/thumbnails/")):
             folder.delete(path)
-    folder.put(names.claim(), sealed_json(made_from))
+    folder.put(names.origin(), checksummed_json(made_from))
     return True
 
 
-def clear(folder: Folder, names: Names) -> None:
-    """Remove the further files of an earlier report; what somebody else has put there stays."""
+def remove_files(folder: Folder, names: ReportFiles) -> None:
+    """Delete the further files of an earlier report; other files stay."""
     for entry in list(folder.entries(names.folder)):
-        if names.is_ours(entry.path):
+        if names.is_report_file(entry.path):
             folder.delete(entry.path)
 
 
-def _once(
+def _write_once(
     folder: Folder, path: str, make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Make files, put them and then, at `path`, their checksums and what else is to be known.
+    """Make and write files, then write their checksums and further values as JSON at `path`.
 
-    Not where they are there as that says.
+    Nothing is made where the files exist with the recorded checksums. Returns the recorded values.
     """
-    values = read_json(finished_output.read_if_there(folder, path) or b"")
+    values = parse_checksummed_json(finished_output.read_if_exists(folder, path) or b"")
     if values is not None and all(
-        _digest(finished_output.read_if_there(folder, name)) == sha256
+        _digest(finished_output.read_if_exists(folder, name)) == sha256
         for name, sha256 in values["files"].items()
     ):
         return values
     folder.delete(path)
-    files, more = make()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # a small file mostly waits for its disk
+    files, extra = make()
+    with ThreadPoolExecutor(_PARALLEL_WRITES) as pool:  # small files are limited by latency
         list(pool.map(folder.put, files.keys(), files.values()))
-    values = {**more, "files": {name: _digest(data) for name, data in files.items()}}
-    folder.put(path, sealed_json(values))
+    values = {**extra, "files": {name: _digest(data) for name, data in files.items()}}
+    folder.put(path, checksummed_json(values))
     return values
 
 

@@ -1,4 +1,4 @@
-"""Check matches for what checksums cannot tell: an image that a query has more than once."""
+"""Check matches for an error that checksums cannot show: an image that a query has twice."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 import pyarrow.parquet as pq
 
 from retrieval.core.errors import Damaged
-from retrieval.search.candidates import refuse_repeated_matches
+from retrieval.search.candidates import check_no_repeated_matches
 from retrieval.storage.local import Folder
 
 _PART = re.compile(r"matches/part-\d{5}\.parquet")
 
 
-def audit(folder: Folder) -> list[str]:
-    """Return what is wrong with matches, finished or not, whose bytes are those that were written.
+def audit_matches(folder: Folder) -> list[str]:
+    """Return the problems found in matches, finished or not, whose checksums are right.
 
     All matches of a query are in one part, so the parts are read one at a time.
     """
@@ -24,7 +24,7 @@ def audit(folder: Folder) -> list[str]:
         if _PART.fullmatch(path):
             table = pq.read_table(io.BytesIO(folder.read(path)), columns=["query_id", "image_id"])
             try:
-                refuse_repeated_matches(table, folder.uri(path))
+                check_no_repeated_matches(table, folder.uri(path))
             except Damaged as error:
                 problems.append(str(error))
     return problems

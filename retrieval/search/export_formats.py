@@ -1,8 +1,8 @@
-"""Finished matches in further formats, one function a format: jsonl, csv, trec, submission.
+"""Write finished matches as jsonl, csv, trec or submission, with one function per format.
 
-Each is written as the matches stream by, so memory does not grow with their number. Where a query
-failed says each format in its way; none leaves a query out silently but trec, which has no word for
-it. Text is UTF-8, a score is the shortest decimal that gives the same float64 again (but see trec).
+Matches are streamed, so memory does not grow with their number. Every format but trec, which has no
+way to say it, names the failed queries. Text is UTF-8; a score is the shortest decimal that reads
+back as the same float64 (except in trec).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from numpy.typing import NDArray
 from retrieval.core.errors import UsageError
 from retrieval.core.schemas import MATCHES, Metric
 from retrieval.vectors.float_conversions import to_float32
-from retrieval.vectors.scoring import keys_of
+from retrieval.vectors.scoring import scores_to_keys
 
 Row = dict[str, Any]
 _COLUMNS = (*MATCHES.schema.names, "error", "message")
-_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
-"""What JSON leaves as it is and some readers take for the end of a line."""
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+"""Characters that JSON does not escape and some readers take for the end of a line."""
 _BATCH = 1 << 12
-_FAR = 3e38  # scores of trec stay within; a million steps of float32 below -3e38 are finite still
+_MAX_TREC_SCORE = 3e38  # a million float32 steps below its negative are still finite
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished ranking, read anew at each call.
+class FinishedMatches:
+    """The tables of a finished ranking, read anew at each call.
 
-    `parts` gives tables MATCHES, each ordered by query_id and rank and each query in one of them;
-    `failures` gives tables FAILURES of the queries. `groupname` is what a submission calls its
-    author and trec its run.
+    `parts` returns tables MATCHES, ordered by query_id and rank, with all matches of a query in one
+    table; `failures` returns tables FAILURES of the queries. `groupname` names the author in a
+    submission and the run in trec.
     """
 
     parts: Callable[[], Iterable[pa.Table]]
@@ -51,100 +51,104 @@ class Finished:
     groupname: str = "lookalike"
 
     def queries(self) -> Iterator[list[Row]]:
-        """Give the matches of one query after another, best first."""
+        """Yield the matches of each query, best first."""
         for _, rows in groupby(_rows(self.parts()), key=lambda row: row["query_id"]):
             yield list(rows)
 
     def failed(self) -> Iterator[Row]:
-        """Give the failures of queries, one after another."""
+        """Yield the failed queries."""
         yield from _rows(self.failures())
 
 
 def _rows(parts: Iterable[pa.Table]) -> Iterator[Row]:
     for part in parts:
-        for batch in part.to_batches(max_chunksize=_BATCH):  # as dicts they take far more memory
+        for batch in part.to_batches(
+            max_chunksize=_BATCH
+        ):  # a dict takes far more memory than a table row
             yield from batch.to_pylist()
 
 
-def write_matches(name: str, finished: Finished, file: BinaryIO) -> None:
-    """Write finished matches in the format of that name; UsageError where there is none such."""
-    if name not in FORMATS:
-        raise UsageError(f"--format {name!r}: write one of parquet, {', '.join(FORMATS)}")
-    FORMATS[name](finished, file)
+def write_matches(name: str, finished: FinishedMatches, file: BinaryIO) -> None:
+    """Write finished matches to a file in the named format; UsageError for an unknown one."""
+    if name not in FORMAT_WRITERS:
+        raise UsageError(f"--format {name!r}: write one of parquet, {', '.join(FORMAT_WRITERS)}")
+    FORMAT_WRITERS[name](finished, file)
 
 
-def write_jsonl(finished: Finished, file: BinaryIO) -> None:
-    """Write one JSON object a query and line; then those that failed, with their error.
+def write_jsonl(finished: FinishedMatches, file: BinaryIO) -> None:
+    """Write one line with a JSON object per query, then the failed queries with their error.
 
-    Lines end with LF alone: what else a reader may take for an end (U+0085, U+2028, U+2029) is
-    escaped.
+    Lines end with LF. Other characters that a reader may take for a line end (U+0085, U+2028,
+    U+2029) are escaped.
     """
     shared = ("query_id", "query_path", "query_label")
     for rows in finished.queries():
-        found = [
+        matches = [
             {key: row[key] for key in ("rank", "image_id", "score", "path", "label")}
             for row in rows
         ]
-        file.write(_json({key: rows[0][key] for key in shared} | {"matches": found}) + b"\n")
+        file.write(_json({key: rows[0][key] for key in shared} | {"matches": matches}) + b"\n")
     for row in finished.failed():
         failed = {"query_id": row["image_id"], "query_path": row["path"]}
         file.write(_json(failed | {key: row[key] for key in ("error", "message")}) + b"\n")
 
 
-def write_csv(finished: Finished, file: BinaryIO) -> None:
-    """Write the columns of MATCHES, a line a match, as RFC 4180 has it: header, CRLF, quotes.
+def write_csv(finished: FinishedMatches, file: BinaryIO) -> None:
+    """Write one line per match with the columns of MATCHES, by RFC 4180: header, CRLF, quotes.
 
-    Two columns follow, error and message, empty for a match. A query that failed is one line with
-    these, its id, path and label, and no rank: whoever counts queries counts it, and whoever drops
-    lines without a rank has the matches. What is null is empty.
+    Two more columns, error and message, are empty for matches. A failed query is one line with
+    these, its id, path and label, and no rank, so that lines with a rank are the matches. Null
+    values are empty.
     """
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    lines = csv.writer(text)
-    lines.writerow(_COLUMNS)
+    writer = csv.writer(text)
+    writer.writerow(_COLUMNS)
     for rows in finished.queries():
-        lines.writerows([row.get(name) for name in _COLUMNS] for row in rows)
+        writer.writerows([row.get(name) for name in _COLUMNS] for row in rows)
     for row in finished.failed():
         failed = row | {f"query_{key}": row[key] for key in ("path", "label")}
         failed |= {"query_id": row["image_id"], "image_id": None, "path": None, "label": None}
-        lines.writerow([failed.get(name) for name in _COLUMNS])
-    text.detach()  # else it would close the file
+        writer.writerow([failed.get(name) for name in _COLUMNS])
+    text.detach()  # so that `file` is not closed with it
 
 
-def write_trec(finished: Finished, file: BinaryIO) -> None:
-    """Write `query_id Q0 image_id rank score run`, as trec_eval and ir-measures read it.
+def write_trec(finished: FinishedMatches, file: BinaryIO) -> None:
+    """Write lines `query_id Q0 image_id rank score run`, as trec_eval and ir-measures read them.
 
-    Ids are written by `trec_id`; qrels must be too. Queries that failed have no line; trec_eval
-    counts them as nothing found with its option -c.
+    Ids are encoded by `trec_id`, which the ids of qrels must be too. Failed queries have no line;
+    trec_eval counts them as queries without results with its option -c.
 
-    Such tools do not read the rank. They sort by the score as a float32, most first, and order
-    equal ones by id, backwards. So the score here is the rank's: negated for l2, rounded to
-    float32, and where it would equal or exceed the one before it, the next smaller float32.
+    These tools ignore the rank: they sort by the score as a float32, descending, and ties by
+    descending id. So scores are negated for l2, rounded to float32, and lowered to the next float32
+    below the score of the rank before where they would not fall.
     """
     run = trec_id(finished.groupname)
     for rows in finished.queries():
         query = trec_id(rows[0]["query_id"])
-        keys = keys_of(np.array([row["score"] for row in rows], np.float64), finished.metric)
-        for row, score in zip(rows, _falling(keys), strict=True):
+        keys = scores_to_keys(np.array([row["score"] for row in rows], np.float64), finished.metric)
+        for row, score in zip(rows, _strictly_falling(keys), strict=True):
             line = f"{query} Q0 {trec_id(row['image_id'])} {row['rank']} {score!s} {run}\n"
             file.write(line.encode())
 
 
 def trec_id(image_id: str) -> str:
-    """Write an id for trec, whose columns end at whitespace.
+    """Return an id encoded for trec, whose columns are separated by whitespace.
 
-    Whitespace, control characters and % itself are percent-encoded (`%20`), as
-    `urllib.parse.unquote` reads it; all else stays.
+    Whitespace, control characters and % are percent-encoded (`%20`); `urllib.parse.unquote`
+    decodes them.
     """
-    return re.sub(r"[%\s\x00-\x1f\x7f]", lambda found: quote(found[0], safe=""), image_id)
+    return re.sub(r"[%\s\x00-\x1f\x7f]", lambda match: quote(match[0], safe=""), image_id)
 
 
-def _falling(keys: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Round (k,) falling keys to float32 that fall strictly, each as little lowered as can be.
+def _strictly_falling(keys: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return (k,) descending keys as strictly descending float32, lowered as little as possible.
 
-    float32 in the order of their values are integers in order, so a step down is minus 1, and
-    o[i] <= o[i - 1] - 1 for all i says that o[i] + i does not rise.
+    float32 values map to integers o of the same order, where the next smaller value is o - 1. So
+    o[i] <= o[i - 1] - 1 for all i means that o[i] + i does not rise.
     """
-    bits = to_float32(np.clip(keys, -_FAR, _FAR)).view(np.int32).astype(np.int64)
+    bits = (
+        to_float32(np.clip(keys, -_MAX_TREC_SCORE, _MAX_TREC_SCORE)).view(np.int32).astype(np.int64)
+    )
     magnitude = bits & 0x7FFFFFFF
     order = np.where(bits < 0, -magnitude, magnitude)
     steps = np.arange(len(keys))
@@ -153,30 +157,30 @@ def _falling(keys: NDArray[np.float64]) -> NDArray[np.float32]:
     return (np.abs(order) | sign).astype(np.uint32).view(np.float32)
 
 
-def write_submission(finished: Finished, file: BinaryIO) -> None:
+def write_submission(finished: FinishedMatches, file: BinaryIO) -> None:
     """Write {"groupname": …, "images": {query's file name: [gallery's file names, best first]}}.
 
-    A file name is the last component of an image_id. Where several queries have the same one, they
-    are called by their whole image_id, and so are images of one list that share one: no key and no
-    name of a list stands twice. A query that failed has an empty list. Which names are shared is
-    found by a pass before, which keeps 8 bytes a query.
+    A file name is the last component of an image_id. Queries that share one are named by their
+    whole image_id, and so are images of one list, so that no key and no name in a list occurs
+    twice. A failed query has an empty list. Shared names are found by a first pass over the
+    queries, which keeps 8 bytes per query.
     """
-    shared = _shared(finished)
+    shared = _shared_name_digests(finished)
     file.write(b'{"groupname": %s, "images": {' % _json(finished.groupname))
     separator = b"\n"
-    for query, found in _lists(finished):
-        name = query if _short(query) in shared else file_name(query)
-        file.write(separator + _json(name) + b": " + _json(found))
+    for query, names in _ranked_names(finished):
+        name = query if _name_digest(query) in shared else file_name(query)
+        file.write(separator + _json(name) + b": " + _json(names))
         separator = b",\n"
     file.write(b"\n}}\n")
 
 
 def file_name(image_id: str) -> str:
-    """Give the last component of an id, or the id where it has none."""
+    """Return the last component of an id, or the whole id if it ends with a slash."""
     return image_id.rpartition("/")[2] or image_id
 
 
-def _lists(finished: Finished) -> Iterator[tuple[str, list[str]]]:
+def _ranked_names(finished: FinishedMatches) -> Iterator[tuple[str, list[str]]]:
     for rows in finished.queries():
         names = Counter(file_name(row["image_id"]) for row in rows)
         ids = [(row["image_id"], file_name(row["image_id"])) for row in rows]
@@ -185,43 +189,43 @@ def _lists(finished: Finished) -> Iterator[tuple[str, list[str]]]:
         yield row["image_id"], []
 
 
-def _shared(finished: Finished) -> set[int]:
-    """Find the file names that several queries have, as short digests.
+def _shared_name_digests(finished: FinishedMatches) -> set[int]:
+    """Return digests of the file names that several queries share.
 
-    Two names of one digest would both be written whole, which is right as well.
+    Two names with the same digest are both written as whole ids, which is correct as well.
     """
-    digests = np.fromiter(map(_short, _query_ids(finished)), np.int64)
+    digests = np.fromiter(map(_name_digest, _query_ids(finished)), np.int64)
     values, counts = np.unique(digests, return_counts=True)
     return set(values[counts > 1].tolist())
 
 
-def _query_ids(finished: Finished) -> Iterator[str]:
+def _query_ids(finished: FinishedMatches) -> Iterator[str]:
     for part in finished.parts():
         yield from part["query_id"].unique().to_pylist()
     for part in finished.failures():
         yield from part["image_id"].to_pylist()
 
 
-def _short(query: str) -> int:
+def _name_digest(query: str) -> int:
     digest = blake2b(file_name(query).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 def _json(value: Any) -> bytes:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text.translate(_ENDS).encode()
+    return text.translate(_LINE_ENDS).encode()
 
 
-FORMATS: dict[str, Callable[[Finished, BinaryIO], None]] = {
+FORMAT_WRITERS: dict[str, Callable[[FinishedMatches, BinaryIO], None]] = {
     "jsonl": write_jsonl,
     "csv": write_csv,
     "trec": write_trec,
     "submission": write_submission,
 }
-FILE_OF: dict[str, str] = {
+FORMAT_FILES: dict[str, str] = {
     "jsonl": "matches.jsonl",
     "csv": "matches.csv",
     "trec": "matches.trec",
     "submission": "submission.json",
 }
-"""The file of an output that holds a format."""
+"""The file name of each format in an output folder."""

@@ -1,10 +1,9 @@
-"""Queries whose lists held fewer than k rows that may be a match: all lists are read for them.
+"""Search all lists for queries whose probed lists hold fewer than k possible matches.
 
     work/short/NPROBE/BLOCK.parquet            rows of such queries of a block
-    work/filled/NPROBE/SHARD-BLOCK.parquet     what a shard found for them
+    work/filled/NPROBE/SHARD-BLOCK.parquet     the candidates of a shard for them
 
-A filter that leaves few rows of a list, or short lists, are the reason; so k matches are given
-where there are k.
+Filters and short lists cause this. Each query thus gets k matches if the gallery has k.
 """
 
 from __future__ import annotations
@@ -15,74 +14,89 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.core.schemas import WORK
+from retrieval.core.schemas import WORK_FOLDER
 from retrieval.index.shard import Shard
-from retrieval.search.candidates import best_of
-from retrieval.search.ivf_search import Searcher
-from retrieval.search.shard_search import Task, candidates_path, exact_answers, read_answer
-from retrieval.storage.checksum import sealed_parquet
-from retrieval.vectors.int8_matmul import search_product
+from retrieval.search.candidates import top_candidates
+from retrieval.search.ivf_search import ShardSearcher
+from retrieval.search.shard_search import (
+    SearchTask,
+    candidates_path,
+    read_exact_candidates,
+    read_intermediate,
+)
+from retrieval.storage.checksum import checksummed_parquet
+from retrieval.vectors.int8_matmul import choose_search_product
 
 
-def short_path(nprobe: int, number: int) -> str:
-    """Give the path of the queries of a block that lack matches."""
-    return f"{WORK}short/{nprobe:07d}/{number:05d}.parquet"
+def incomplete_queries_path(nprobe: int, number: int) -> str:
+    """Return the path of the queries of a block with fewer than k candidates."""
+    return f"{WORK_FOLDER}short/{nprobe:07d}/{number:05d}.parquet"
 
 
-def filled_path(nprobe: int, shard: int, number: int) -> str:
-    """Give the path of what a shard found for them."""
-    return f"{WORK}filled/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
+def all_lists_path(nprobe: int, shard: int, number: int) -> str:
+    """Return the path of the candidates of a shard for them, from all lists."""
+    return f"{WORK_FOLDER}filled/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
 
 
-def find_short(task: Task, number: int) -> tuple[int, int]:
-    """Put which queries of a block have fewer than k candidates; give the block and their count."""
-    path = short_path(task.nprobe, number)
-    if not task.matches.exists(path):
-        best, _ = best_of(_answers(task, number), task.top_k)
-        rows = task.block(number)["row"].to_numpy()
+def find_incomplete_queries(task: SearchTask, number: int) -> tuple[int, int]:
+    """Write which queries of a block have fewer than k candidates; return (block, their count)."""
+    path = incomplete_queries_path(task.nprobe, number)
+    if not task.output.exists(path):
+        best, _ = top_candidates(_read_candidates(task, number), task.top_k)
+        rows = task.query_block(number)["row"].to_numpy()
         query, counts = np.unique(best["query"].to_numpy(), return_counts=True)
-        short = np.setdiff1d(rows, query[counts >= task.top_k])
-        short = np.setdiff1d(short, task.sample)  # which have their exact answers
-        task.matches.put_new(path, sealed_parquet(pa.table({"row": pa.array(short, pa.int64())})))
-    return number, len(read_answer(task.matches, path))
+        incomplete = np.setdiff1d(rows, query[counts >= task.top_k])
+        # sampled queries have exact candidates already
+        incomplete = np.setdiff1d(incomplete, task.sampled_queries)
+        task.output.put_new(
+            path, checksummed_parquet(pa.table({"row": pa.array(incomplete, pa.int64())}))
+        )
+    return number, len(read_intermediate(task.output, path))
 
 
-def fill_shard(task: Task, number: int) -> int:
-    """Let one shard answer all short queries from all its lists; give the count of blocks."""
+def search_all_lists(task: SearchTask, number: int) -> int:
+    """Search all lists of a shard for all incomplete queries; return the count of blocks."""
     shard: Shard | None = None
-    for block_number in range(len(task.blocks)):
-        path = filled_path(task.nprobe, number, block_number)
-        short = read_answer(task.matches, short_path(task.nprobe, block_number))
-        if len(short) == 0 or task.matches.exists(path):
+    for block_number in range(len(task.query_chunks)):
+        path = all_lists_path(task.nprobe, number, block_number)
+        incomplete = read_intermediate(
+            task.output, incomplete_queries_path(task.nprobe, block_number)
+        )
+        if len(incomplete) == 0 or task.output.exists(path):
             continue
-        task.tell()
-        shard = shard or task.open(number)
-        asked = task.block(block_number)
-        asked = asked.filter(pc.is_in(asked["row"], short["row"].combine_chunks()))
+        task.heartbeat()
+        shard = shard or task.open_shard(number)
+        queries = task.query_block(block_number)
+        queries = queries.filter(pc.is_in(queries["row"], incomplete["row"].combine_chunks()))
         index = shard.index
-        product = search_product(task.product, len(asked), len(shard.rows), index.d, index.nlist)
-        searcher = Searcher(shard, product, task.room)
-        found = searcher.search(task.asked(shard, asked), None, task.top_k)
-        task.matches.put_new(path, sealed_parquet(found))
-    return len(task.blocks)
+        product = choose_search_product(
+            task.device, len(queries), len(shard.rows), index.d, index.nlist
+        )
+        searcher = ShardSearcher(shard, product, task.cache_bytes)
+        candidates = searcher.search(task.query_batch(shard, queries), None, task.top_k)
+        task.output.put_new(path, checksummed_parquet(candidates))
+    return len(task.query_chunks)
 
 
-def all_answers(task: Task, number: int) -> Iterator[pa.Table]:
-    """Yield what the shards found for a block: short queries filled, sampled ones exact."""
-    path = short_path(task.nprobe, number)
-    short = pa.array([], pa.int64())
-    if task.matches.exists(path):
-        short = read_answer(task.matches, path)["row"].combine_chunks()
-    replaced = pa.array(np.union1d(short.to_numpy(), task.sample), pa.int64())
-    for part in _answers(task, number):
+def read_final_candidates(task: SearchTask, number: int) -> Iterator[pa.Table]:
+    """Yield the candidates of all shards for a block, by the widest search each query got.
+
+    Those of sampled queries are exact, those of incomplete ones come from all lists.
+    """
+    path = incomplete_queries_path(task.nprobe, number)
+    incomplete = pa.array([], pa.int64())
+    if task.output.exists(path):
+        incomplete = read_intermediate(task.output, path)["row"].combine_chunks()
+    replaced = pa.array(np.union1d(incomplete.to_numpy(), task.sampled_queries), pa.int64())
+    for part in _read_candidates(task, number):
         yield part.filter(pc.invert(pc.is_in(part["query"], replaced)))
-    yield from exact_answers(task, number)
-    if len(short) == 0:
+    yield from read_exact_candidates(task, number)
+    if len(incomplete) == 0:
         return
     for shard in task.shards:
-        yield read_answer(task.matches, filled_path(task.nprobe, shard, number))
+        yield read_intermediate(task.output, all_lists_path(task.nprobe, shard, number))
 
 
-def _answers(task: Task, number: int) -> Iterator[pa.Table]:
+def _read_candidates(task: SearchTask, number: int) -> Iterator[pa.Table]:
     for shard in task.shards:
-        yield read_answer(task.matches, candidates_path(task.nprobe, shard, number))
+        yield read_intermediate(task.output, candidates_path(task.nprobe, shard, number))

@@ -1,7 +1,7 @@
-"""What may stand in a condition of `--filter`: a list, and a walk that refuses all else.
+"""Check the syntax tree of a --filter condition against an allowlist.
 
-The tree is the one that DuckDB's parser gives as JSON, of 1.5 and of 2.0, without the places in the
-text. It is walked without recursion, so that a deep one cannot exhaust the stack.
+The tree is the JSON of DuckDB's parser, of versions 1.5 and 2.0, without text locations. It is
+walked without recursion, so that a deep tree cannot exhaust the stack.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 from retrieval.core.errors import UsageError
 
 _EXAMPLE = "label in ('cat','lynx') and width > 200"
-_BELOW = ("left", "right", "input", "lower", "upper", "child", "else_expr", "type_expr")
-_NODES = {
+_CHILD_KEYS = ("left", "right", "input", "lower", "upper", "child", "else_expr", "type_expr")
+_NODE_KEYS = {
     "COLUMN_REF": {"column_names"},
     "CONSTANT": {"literal", "value"},
     "COMPARISON": {"left", "right"},
@@ -25,11 +25,11 @@ _NODES = {
     "FUNCTION": {"function_name", "schema", "qualified_name", "children", "arguments",
                  "order_bys", "is_operator"},
 }  # fmt: skip
-"""What may stand in a tree, and which keys such a node may have, in DuckDB 1.5 and 2.0.
+"""Node classes that are allowed, with the keys each may have, in DuckDB 1.5 and 2.0.
 
-A key that is set and not listed (distinct, filter, alias, …) changes what the node means.
+Other keys (distinct, filter, alias, …) would change the meaning of a node.
 """
-_NAMED = {
+_NODE_NAMES = {
     "SUBQUERY": "a subquery",
     "STAR": "a star",
     "WINDOW": "a window function",
@@ -48,15 +48,15 @@ _OPERATORS = {
     "OPERATOR_COALESCE",
     "ARRAY_EXTRACT",
 }
-_SIGNS = {
+_OPERATOR_FUNCTIONS = {
     "+", "-", "*", "/", "//", "%", "**", "^", "||", "&", "|", "<<", ">>", "^@", "~~", "!~~",
     "~~*", "!~~*", "~~~",
 }  # fmt: skip
-_SPELLED = {
+_SYNTAX_FUNCTIONS = {
     "like_escape", "not_like_escape", "ilike_escape", "not_ilike_escape", "to_years",
     "to_months", "to_weeks", "to_days", "to_hours", "to_minutes", "to_seconds", "list_value",
 }  # fmt: skip
-"""What operators, INTERVAL and […] are called in a tree."""
+"""Names of functions in a tree that stand for operators, INTERVAL and […]."""
 FUNCTIONS = frozenset({
     "abs", "array_contains", "array_extract", "ceil", "ceiling", "concat", "contains",
     "date_part", "date_trunc", "day", "dayname", "dayofweek", "dayofyear", "ends_with",
@@ -67,9 +67,12 @@ FUNCTIONS = frozenset({
     "split_part", "starts_with", "strftime", "strip_accents", "strpos", "struct_extract",
     "substr", "substring", "suffix", "trim", "trunc", "upper", "week", "year",
 })  # fmt: skip
-"""What a condition may call: each gives one value a row, from that row alone, and none is much
-longer than what it is given. Hence no replace or repeat, which fill the memory, and nothing that
-knows the time, the settings or the machine."""
+"""Functions that a condition may call.
+
+Each returns one value per row, from that row alone, not much longer than its arguments. Hence no
+replace or repeat, which could fill the memory, and nothing that depends on the time, the settings
+or the machine.
+"""
 _TYPES = {
     "BOOLEAN", "BOOL", "TINYINT", "SMALLINT", "INTEGER", "INT", "BIGINT", "HUGEINT",
     "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT", "INT2", "INT4", "INT8",
@@ -79,51 +82,53 @@ _TYPES = {
 }  # fmt: skip
 
 
-def names_in(text: str, root: dict[str, Any]) -> list[str]:
-    """Walk the tree of a condition and give the columns it names, as often as it does.
+def referenced_columns(text: str, root: dict[str, Any]) -> list[str]:
+    """Return the columns that the tree of a condition references, with repetitions.
 
-    UsageError at the first node that may not stand in it, or not so.
+    Raise UsageError at the first node that is not allowed.
     """
-    names, rest = [], [root]
-    while rest:
-        node = rest.pop()
-        kind = node["class"]
-        if kind not in _NODES:
-            raise refused(text, f"{_NAMED.get(kind, kind.lower())} may not stand in it")
-        unknown = node.keys() - _NODES[kind] - {"class", "type"}
+    names, pending = [], [root]
+    while pending:
+        node = pending.pop()
+        node_class = node["class"]
+        if node_class not in _NODE_KEYS:
+            raise filter_error(
+                text, f"{_NODE_NAMES.get(node_class, node_class.lower())} is not allowed"
+            )
+        unknown = node.keys() - _NODE_KEYS[node_class] - {"class", "type"}
         if unknown:
-            raise refused(text, f"{', '.join(sorted(unknown)).upper()} may not stand in it")
+            raise filter_error(text, f"{', '.join(sorted(unknown)).upper()} is not allowed")
         _check_node(text, node)
-        if kind == "COLUMN_REF":
+        if node_class == "COLUMN_REF":
             names.append(node["column_names"][0])
-        rest += _below(text, node)
+        pending += _child_nodes(text, node)
     return names
 
 
-def _below(text: str, node: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [node[key] for key in _BELOW if key in node]
-    found += node.get("children", [])
+def _child_nodes(text: str, node: dict[str, Any]) -> list[dict[str, Any]]:
+    children = [node[key] for key in _CHILD_KEYS if key in node]
+    children += node.get("children", [])
     for check in node.get("case_checks", []):
-        found += [check["when_expr"], check["then_expr"]]
+        children += [check["when_expr"], check["then_expr"]]
     for argument in node.get("arguments", []):
         if argument.keys() != {"expression"}:
-            raise refused(text, "a named argument may not stand in it")
-        found.append(argument["expression"])
-    return found
+            raise filter_error(text, "a named argument is not allowed")
+        children.append(argument["expression"])
+    return children
 
 
 def _check_node(text: str, node: dict[str, Any]) -> None:
-    kind = node["class"]
-    if kind == "COLUMN_REF" and len(node["column_names"]) != 1:
+    node_class = node["class"]
+    if node_class == "COLUMN_REF" and len(node["column_names"]) != 1:
         name = ".".join(node["column_names"])
-        raise refused(text, f"{name} has a dot", f'write "{name}" in double quotes')
-    if kind == "OPERATOR" and node["type"] not in _OPERATORS:
-        raise refused(text, f"{node['type']} may not stand in it")
-    if kind == "FUNCTION":
+        raise filter_error(text, f"{name} has a dot", f'write "{name}" in double quotes')
+    if node_class == "OPERATOR" and node["type"] not in _OPERATORS:
+        raise filter_error(text, f"{node['type']} is not allowed")
+    if node_class == "FUNCTION":
         _check_function(text, node)
-    if kind == "TYPE":
+    if node_class == "TYPE":
         _check_type(text, node["type_name"], node.get("qualified_name", {}).get("path", []))
-    if "cast_type" in node:  # as DuckDB 1.5 writes it
+    if "cast_type" in node:  # in the tree of DuckDB 1.5
         chosen = node["cast_type"]
         decimal = chosen["id"] == "DECIMAL"
         _check_type(text, chosen["id"], [] if decimal else list(chosen.get("type_info", ())))
@@ -133,22 +138,22 @@ def _check_function(text: str, node: dict[str, Any]) -> None:
     name = node["function_name"]
     path = node.get("qualified_name", {}).get("path", [name])
     qualified = path != [name] or node.get("schema", "main") != "main"
-    if name not in FUNCTIONS | _SIGNS | _SPELLED or qualified:
+    if name not in FUNCTIONS | _OPERATOR_FUNCTIONS | _SYNTAX_FUNCTIONS or qualified:
         called = ".".join(path) if len(path) > 1 else name
-        known = ", ".join(sorted(FUNCTIONS))
-        raise refused(text, f"it may not call {called}", f"what it may call is {known}")
+        allowed = ", ".join(sorted(FUNCTIONS))
+        raise filter_error(text, f"the function {called} is not allowed", f"use one of {allowed}")
     if node.get("order_bys", {}).keys() - {"type"}:
-        raise refused(text, "ORDER BY may not stand in it")
+        raise filter_error(text, "ORDER BY is not allowed")
 
 
 def _check_type(text: str, name: str, further: list[str]) -> None:
     if name.upper() not in _TYPES or further not in ([], [name]):  # main.varchar, or a collation
-        known = ", ".join(sorted(_TYPES))
-        raise refused(text, f"it may not convert to {name}", f"the types are {known}")
+        allowed = ", ".join(sorted(_TYPES))
+        raise filter_error(text, f"conversion to {name} is not allowed", f"use one of {allowed}")
 
 
-def refused(text: str, why: str, way: str = "") -> UsageError:
-    """Say why a condition is refused, and the way out."""
+def filter_error(text: str, reason: str, remedy: str = "") -> UsageError:
+    """Return the error for a refused condition, with the reason and a remedy."""
     shown = text if len(text) <= 200 else text[:200] + "…"
-    way = way or f"write one condition over columns, as {_EXAMPLE}"
-    return UsageError(f"--filter {shown!r}: {why}; {way}")
+    remedy = remedy or f"write one condition over columns, such as {_EXAMPLE}"
+    return UsageError(f"--filter {shown!r}: {reason}; {remedy}")

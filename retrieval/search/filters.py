@@ -1,11 +1,9 @@
-"""Which gallery images may be a match: `--filter`, one condition over their metadata.
+"""Evaluate --filter, one SQL condition over the metadata of gallery images.
 
-The condition is DuckDB's SQL, and it comes from whoever starts the job, who may not be who owns the
-cluster. So it is read by DuckDB's own parser and nothing else, and its tree is walked with a list
-of what may stand in it: columns, literals, operators and functions that give the same for the same
-row wherever and whenever they run. What is not on the list is refused, not the other way round.
-What passes runs as the very text that was read, in a database that holds one table and can reach
-nothing.
+The condition is untrusted: whoever starts the job need not own the cluster. DuckDB's own parser
+reads it, and `filter_conditions.py` checks the tree against an allowlist of columns, literals,
+operators and deterministic functions of one row. The checked text itself then runs in a database
+that holds one table and has no access to files, network, extensions or variables.
 """
 
 from __future__ import annotations
@@ -23,19 +21,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval.search.filter_conditions import names_in, refused
+from retrieval.search.filter_conditions import filter_error, referenced_columns
 
-_CLOSED = (
+_SANDBOX_SETTINGS = (
     "memory_limit = '1GB'",
-    "enable_progress_bar = false",  # it would go to stdout
-    "temp_directory = ''",  # what does not fit is refused, not written
+    "enable_progress_bar = false",  # it would be printed to stdout
+    "temp_directory = ''",  # fail rather than spill to disk
     "autoload_known_extensions = false",
     "autoinstall_known_extensions = false",
-    "python_enable_replacements = false",  # else a name may mean a variable of ours
+    "python_enable_replacements = false",  # else a name may refer to a Python variable
     "enable_external_access = false",
 )
 
-_PLACES = {"query_location", "query_location_length"}
+_LOCATION_KEYS = {"query_location", "query_location_length"}
 
 
 @dataclass(frozen=True)
@@ -47,61 +45,66 @@ class Filter:
 
 
 def parse_filter(text: str, schema: pa.Schema) -> Filter:
-    """Check a condition over the columns of `schema`; UsageError where it is not one.
+    """Return a checked condition over the columns of `schema`; UsageError if it is not allowed.
 
-    A column is found by its exact name, else by one that differs in the case of ASCII letters
-    alone. Times with a zone are compared in UTC. The condition must read at least one column.
+    A column is found by its exact name, else by a name that differs only in the case of ASCII
+    letters. Times with a zone are compared in UTC. The condition must read at least one column.
     """
-    columns = sorted({_column(text, name, schema) for name in names_in(text, _expression(text))})
+    columns = sorted(
+        {
+            _resolve_column(text, name, schema)
+            for name in referenced_columns(text, _parse_condition(text))
+        }
+    )
     if not columns:
-        raise refused(text, "it reads no column", f"read one of {_listed(schema)}")
-    # DuckDB takes Path for path: of two such columns in one table it would rename one
-    if len({_folded(name) for name in columns}) < len(columns):
-        raise refused(text, f"it reads {_quoted(columns)}, of which two differ in case alone")
-    found = Filter(text, tuple(columns))
-    # one row of nulls: types are checked, and literals that cannot be converted are met
-    _evaluated(found, pa.table({name: pa.nulls(1, schema.field(name).type) for name in columns}))
-    return found
+        raise filter_error(text, "it reads no column", f"read one of {_quoted_columns(schema)}")
+    # DuckDB ignores case: it would rename one of two such columns
+    if len({_fold_ascii_case(name) for name in columns}) < len(columns):
+        raise filter_error(text, f"it reads {_quoted(columns)}, of which two differ in case alone")
+    condition = Filter(text, tuple(columns))
+    # evaluating a row of nulls checks types and the conversion of literals
+    _evaluate(condition, pa.table({name: pa.nulls(1, schema.field(name).type) for name in columns}))
+    return condition
 
 
-def passing(wanted: Filter, table: pa.Table) -> NDArray[np.bool_]:
-    """Tell which rows of a table pass: (rows,) bool, in their order; null does not pass.
+def matching_rows(condition: Filter, table: pa.Table) -> NDArray[np.bool_]:
+    """Return which rows of a table pass the filter, (rows,) bool; null does not pass.
 
-    A row's answer depends on that row alone, so it does not matter how a gallery is cut into
-    tables. UsageError where a value cannot be converted, as a label to a number; KeyError where
+    The result for a row depends on that row alone, so a gallery may be cut into tables in any way.
+    Raise UsageError if a value cannot be converted, such as a label to a number, and KeyError if
     the table lacks a column.
     """
-    answer = pc.fill_null(_evaluated(wanted, table), fill_value=False)
-    assert len(answer) == len(table)
-    mask: NDArray[np.bool_] = answer.to_numpy()
+    result = pc.fill_null(_evaluate(condition, table), fill_value=False)
+    assert len(result) == len(table)
+    mask: NDArray[np.bool_] = result.to_numpy()
     return mask
 
 
-def _evaluated(wanted: Filter, table: pa.Table) -> pa.ChunkedArray:
-    chosen = table.select(list(wanted.columns))
-    with _database() as base:
+def _evaluate(condition: Filter, table: pa.Table) -> pa.ChunkedArray:
+    columns = table.select(list(condition.columns))
+    with _database() as database:
         try:
-            base.register("metadata", _readable(chosen))
-            base.execute("SET lock_configuration = true")
-            answer = base.sql(_statement(wanted.text)).to_arrow_table().column(0)
+            database.register("metadata", _to_duckdb_types(columns))
+            database.execute("SET lock_configuration = true")
+            result = database.sql(_statement(condition.text)).to_arrow_table().column(0)
         except (duckdb.Error, pa.ArrowException) as error:
-            raise refused(wanted.text, _first_line(error)) from error
-    if not pa.types.is_boolean(answer.type):
-        raise refused(wanted.text, f"it gives {answer.type}, not true or false")
-    return answer
+            raise filter_error(condition.text, _first_line(error)) from error
+    if not pa.types.is_boolean(result.type):
+        raise filter_error(condition.text, f"it evaluates to {result.type}, not true or false")
+    return result
 
 
 @contextmanager
 def _database() -> Iterator[Any]:
     """Open an empty database in memory that reaches no file, network, extension or variable."""
-    with duckdb.connect(":memory:", config={"threads": 1}) as base:
-        for setting in _CLOSED:
-            base.execute(f"SET {setting}")
-        yield base
+    with duckdb.connect(":memory:", config={"threads": 1}) as database:
+        for setting in _SANDBOX_SETTINGS:
+            database.execute(f"SET {setting}")
+        yield database
 
 
-def _readable(table: pa.Table) -> pa.Table:
-    """Give columns as DuckDB reads them: no halves, and times without a zone, which are UTC."""
+def _to_duckdb_types(table: pa.Table) -> pa.Table:
+    """Return columns as DuckDB reads them: float32 for float16, times in UTC without a zone."""
     fields = []
     for field in table.schema:
         if pa.types.is_timestamp(field.type):
@@ -117,74 +120,80 @@ def _readable(table: pa.Table) -> pa.Table:
 
 
 def _statement(text: str) -> str:
-    # in no parentheses, which the text could close; the newline ends a comment in it
+    # without parentheses, which the text could close; the newline ends a comment in it
     return f"SELECT {text}\nFROM metadata"
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    """Have DuckDB read a condition, and give the tree of the whole statement."""
-    brief = "skip_null := true, skip_empty := true, skip_default := true"
-    ask = f"SELECT json_serialize_sql(?, {brief})"
-    with _database() as base:
-        base.execute("SET lock_configuration = true")
+def _parse(text: str) -> dict[str, Any]:
+    """Return the tree of the whole statement as DuckDB parses it."""
+    omitted = "skip_null := true, skip_empty := true, skip_default := true"
+    query = f"SELECT json_serialize_sql(?, {omitted})"
+    with _database() as database:
+        database.execute("SET lock_configuration = true")
         try:
-            text.encode()  # what no file could hold is not left to DuckDB to read
-            answer = base.execute(ask, [_statement(text)]).fetchone()[0]
-            tree: dict[str, Any] = json.loads(answer, object_hook=_without_places)
+            text.encode()  # refuse text that is not valid Unicode
+            result = database.execute(query, [_statement(text)]).fetchone()[0]
+            tree: dict[str, Any] = json.loads(result, object_hook=_without_locations)
         except (duckdb.Error, RecursionError, UnicodeError) as error:
-            raise refused(text, _first_line(error)) from error
+            raise filter_error(text, _first_line(error)) from error
     if tree["error"]:
-        raise refused(text, tree["error_message"].partition("\n")[0])
+        raise filter_error(text, tree["error_message"].partition("\n")[0])
     return tree
 
 
-def _without_places(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key not in _PLACES}
+def _without_locations(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in _LOCATION_KEYS}
 
 
-def _expression(text: str) -> dict[str, Any]:
-    """Give the tree of the condition; UsageError where the statement holds more than it."""
-    tree = _parsed(text)
-    selected = _selected(tree)
-    if tree != _frame() or len(selected) != 1:
-        raise refused(text, "it holds more than one condition")
+def _parse_condition(text: str) -> dict[str, Any]:
+    """Return the tree of the condition; UsageError if the text holds more than one condition."""
+    tree = _parse(text)
+    selected = _pop_select_list(tree)
+    if tree != _statement_without_condition() or len(selected) != 1:
+        raise filter_error(text, "it holds more than one condition")
     return selected[0]
 
 
 @cache
-def _frame() -> dict[str, Any]:
-    """Give what the tree of a statement is but for its condition; it depends on DuckDB alone."""
-    tree = _parsed("1")
-    _selected(tree)
+def _statement_without_condition() -> dict[str, Any]:
+    """Return the tree of a statement without its condition; it depends on DuckDB only."""
+    tree = _parse("1")
+    _pop_select_list(tree)
     return tree
 
 
-def _selected(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """Take what is selected out of the tree of a statement."""
+def _pop_select_list(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """Remove and return the list of selected expressions of a statement."""
     node = tree["statements"][0]["node"]
-    found: list[dict[str, Any]] = node.pop("select_list", [])
-    return found
+    selected: list[dict[str, Any]] = node.pop("select_list", [])
+    return selected
 
 
 # --- columns ------------------------------------------------------------------------------------
 
 
-def _column(text: str, name: str, schema: pa.Schema) -> str:
-    """Find the column that a name means, as DuckDB does: exactly, or in other letters' case."""
-    exact = [known for known in schema.names if known == name]
-    alike = exact or [known for known in schema.names if _folded(known) == _folded(name)]
-    if not alike:
-        raise refused(text, f"there is no column {name}", f"the columns are {_listed(schema)}")
-    if len(alike) > 1:
-        raise refused(text, f"{name} may mean {_quoted(alike)}", "write the one that is meant")
-    return str(alike[0])
+def _resolve_column(text: str, name: str, schema: pa.Schema) -> str:
+    """Return the column of a name as DuckDB resolves it: exactly, else ignoring ASCII case."""
+    exact = [column for column in schema.names if column == name]
+    candidates = exact or [
+        column for column in schema.names if _fold_ascii_case(column) == _fold_ascii_case(name)
+    ]
+    if not candidates:
+        raise filter_error(
+            text, f"there is no column {name}", f"the columns are {_quoted_columns(schema)}"
+        )
+    if len(candidates) > 1:
+        raise filter_error(
+            text, f"{name} is ambiguous: {_quoted(candidates)}", "write the exact name"
+        )
+    return str(candidates[0])
 
 
-def _folded(name: str) -> bytes:
-    return name.encode().lower()  # of bytes: ASCII letters alone, as DuckDB does
+def _fold_ascii_case(name: str) -> bytes:
+    return name.encode().lower()  # bytes.lower changes ASCII letters only, like DuckDB
 
 
-def _listed(schema: pa.Schema) -> str:
+def _quoted_columns(schema: pa.Schema) -> str:
     return _quoted(schema.names) or "none"
 
 

@@ -1,18 +1,17 @@
-"""The step of a ranking: one shard against every block of queries, each answer put once.
+"""Search one shard of the index for all query blocks and write the candidates it finds.
 
-    work/lists/NPROBE/BLOCK.parquet              the lists that each query of a block reads
-    work/candidates/NPROBE/SHARD-BLOCK.parquet   what the shard found for the block
-    work/exact/LOOK/SHARD-BLOCK.parquet          for queries that a look samples, all lists read
+    work/lists/NPROBE/BLOCK.parquet              the lists that each query of a block probes
+    work/candidates/NPROBE/SHARD-BLOCK.parquet   the candidates of a shard for a block
+    work/exact/LOOK/SHARD-BLOCK.parquet          exact candidates of queries that a look samples
 
-A shard is read once, or once a task that shares it; an answer that is there already is not made
-again. What other shards have answered spares work: a row that is surely below their k-th best is
-left out. So an answer may depend on what was there before it, and the best of all answers does not.
+Existing files are kept, so a killed run continues. A shard skips rows that are surely below the
+k-th best key of the shards already searched: a file may depend on those, the merged result does
+not.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,106 +19,112 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.core.errors import Damaged
 from retrieval.core.records import Chunk
-from retrieval.core.schemas import WORK, Metric
-from retrieval.index.build_shard import nothing
-from retrieval.index.faiss_io import centroids_of, from_bytes
-from retrieval.index.kmeans import list_metric
+from retrieval.core.schemas import WORK_FOLDER, Metric
+from retrieval.index.build_shard import do_nothing
+from retrieval.index.faiss_io import deserialize_index, read_centroids
+from retrieval.index.kmeans import assignment_metric
 from retrieval.index.shard import Shard, open_shard, shard_path
 from retrieval.index.train import TRAINED
-from retrieval.search.candidates import kth_keys
-from retrieval.search.exclusions import barred_pairs
-from retrieval.search.ivf_search import Asked, Searcher
+from retrieval.search.candidates import kth_best_keys
+from retrieval.search.exclusions import excluded_pairs
+from retrieval.search.ivf_search import QueryBatch, ShardSearcher
 from retrieval.storage import finished_output
-from retrieval.storage.checksum import is_sealed, sealed_parquet
+from retrieval.storage.checksum import checksummed_parquet, read_checksummed_parquet
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
-from retrieval.store.reader import Store, vectors_of
-from retrieval.vectors.int8_matmul import search_product
+from retrieval.store.reader import Store, read_vectors
+from retrieval.vectors.int8_matmul import choose_search_product
 from retrieval.vectors.scoring import Float64, block
-from retrieval.vectors.topk import closest
+from retrieval.vectors.topk import top_k_positions
 
 Mask = NDArray[np.bool_]
-_BLOCK_BYTES = 1 << 26  # of a block's queries and candidates
-_SHARES = 8  # a task's memory is half the shard's; a block, and lists kept ready, get an eighth
-_CANDIDATE_BYTES = 200  # of a candidate, on its way to an answer
-_KNOWN = 4  # answers of other shards that are looked at
+_BLOCK_BYTES = 1 << 26  # upper limit for the queries and candidates of a block
+_SHARES = (
+    8  # of the memory: half for the shard, an eighth each for a query block and for cached lists
+)
+_CANDIDATE_BYTES = 200  # memory for one candidate while it is collected
+_KNOWN_SHARDS = 4  # other shards whose candidates give lower limits of the keys
 
 
 @dataclass(frozen=True)
-class Task:
-    """What answering needs beside the shard's number."""
+class SearchTask:
+    """Inputs, options and output folder of a search, shared by all of its tasks.
+
+    `looks` are the steps of the sequential recall check (`recall_check.py`): each adds rows of
+    queries to the sample that is also searched exactly.
+    """
 
     index: Folder
     manifest: Manifest
-    codes: str | None  # None: the codes are not the vectors, and do not decide
+    codes: str | None  # dtype of the vectors in the index; None where codes are lossy
     metric: Metric
     queries: Store
-    matches: Folder
+    output: Folder
     nprobe: int
     top_k: int
-    looks: tuple[NDArray[np.int64], ...]  # rows of queries that each look adds to the sample
-    tell: Callable[[], None] = nothing  # called for each block, as a sign of life
-    vectors: Store | None = None  # where the codes are not the vectors: the store that has them
-    product: str = "cpu"  # what multiplies: cpu, cuda
-    allowed: Callable[[pa.Table], Mask] | None = None  # rows of a shard that may be a match
-    bars: str | None = None  # what bars a match: the query's own row, or its sha256
-    least: float = -np.inf  # keys below it are no match
-    expanded: bool = False  # whether queries have vectors of their own (`gather.py`)
-    block_rows: int = 1  # queries of a block, unless a chunk of them has more
-    memory: int = 1 << 32  # bytes that a task may hold
-    scratch: str | None = None  # local folder: the shard at hand, where that is in a bucket
-    look: int = 0  # the look at hand: all queries up to it are also searched exactly
+    looks: tuple[NDArray[np.int64], ...]  # rows of queries that each look adds
+    heartbeat: Callable[[], None] = do_nothing  # called once per block
+    vector_store: Store | None = None  # the vectors, where codes are lossy
+    device: str = "cpu"  # of the matrix products: cpu or cuda
+    row_filter: Callable[[pa.Table], Mask] | None = None  # mask of a shard's rows that may match
+    exclude_by: str | None = None  # column whose equal values exclude a match (`exclusions.py`)
+    min_key: float = -np.inf  # candidates with a smaller key are not matches
+    expanded: bool = False  # search by the expanded vectors (`neighbor_vectors.py`)
+    queries_per_block: int = 1  # a block has at least one chunk, even if that has more
+    memory: int = 1 << 32  # bytes that one task may use
+    temp_dir: str | None = None  # local folder for the copy of a remote shard
+    look: int = 0  # current look: queries of all looks up to it are searched exactly
 
     @cached_property
-    def sample(self) -> NDArray[np.int64]:
-        """Return the rows, ascending, of the queries that are also searched exactly."""
+    def sampled_queries(self) -> NDArray[np.int64]:
+        """Return the rows, ascending, of the queries that are also searched exactly, (s,) int64."""
         return np.sort(np.concatenate([np.empty(0, np.int64), *self.looks[: self.look + 1]]))
 
-    def exact_blocks(self, shard: int, blocks: Iterable[int]) -> list[tuple[str, int, int]]:
-        """Return the path, look and block of each exact answer of a shard up to the look at hand.
+    def exact_outputs(self, shard: int, blocks: Iterable[int]) -> list[tuple[str, int, int]]:
+        """Return (path, look, block) of each file of exact candidates of a shard up to `look`.
 
-        Blocks without a query of a look have none.
+        Blocks without a sampled query have none.
         """
         return [
             (exact_path(look, shard, number), look, number)
             for number in blocks
             for look in range(min(self.look + 1, len(self.looks)))
-            if len(self.sampled(look, number))
+            if len(self.sampled_rows(look, number))
         ]
 
-    def sampled(self, look: int, number: int) -> NDArray[np.int64]:
+    def sampled_rows(self, look: int, number: int) -> NDArray[np.int64]:
         """Return the rows, ascending, of the queries of a block that a look adds to the sample."""
-        chunks = self.blocks[number]
+        chunks = self.query_chunks[number]
         first, last = chunks[0].base + chunks[0].first, chunks[-1].base + chunks[-1].last
         rows = np.sort(self.looks[look])
         begin, end = np.searchsorted(rows, [first, last])
         return rows[begin:end]
 
-    def open(self, number: int) -> Shard:
-        """Read a shard, with what its rows are allowed."""
-        shard = open_shard(self.index, self.manifest, number, self.metric, self.codes, self.scratch)
-        if self.allowed is None:
+    def open_shard(self, number: int) -> Shard:
+        """Return a shard, with the mask of `row_filter` over its rows."""
+        shard = open_shard(
+            self.index, self.manifest, number, self.metric, self.codes, self.temp_dir
+        )
+        if self.row_filter is None:
             return shard
-        return dataclasses.replace(shard, allowed=self.allowed(shard.metadata))
+        return dataclasses.replace(shard, allowed=self.row_filter(shard.metadata))
 
     @property
     def shards(self) -> range:
-        """Give the numbers of the shards."""
+        """Return the numbers of the shards."""
         return range(int(self.manifest.counts["shards"]))
 
     @property
-    def room(self) -> int:
-        """Give the bytes that lists may take which stay ready to be met again."""
+    def cache_bytes(self) -> int:
+        """Return the bytes that prepared lists may take in the cache of a searcher."""
         return self.memory // _SHARES
 
     @cached_property
-    def blocks(self) -> list[list[Chunk]]:
-        """Group the chunks of the queries, so that a block is worth a product; by size alone."""
+    def query_chunks(self) -> list[list[Chunk]]:
+        """Return the chunks of each query block, grouped by size alone up to `block_rows`."""
         blocks: list[list[Chunk]] = []
         held = self.block_rows
         for chunk in self.queries.chunks:
@@ -131,142 +136,162 @@ class Task:
             held += count
         return blocks
 
-    def plain_block(self, number: int) -> pa.Table:
-        """Give the queries of a block as their store has them."""
-        return pa.concat_tables([self.queries.chunk_rows(chunk) for chunk in self.blocks[number]])
-
-    def block(self, number: int) -> pa.Table:
-        """Give the queries of a block, with the vectors that are asked."""
-        table = self.plain_block(number)
-        if not self.expanded:
-            return table
-        place = table.column_names.index("embedding")
-        return table.set_column(
-            place, "embedding", read_answer(self.matches, expanded_path(number))["embedding"]
+    def stored_queries(self, number: int) -> pa.Table:
+        """Return the queries of a block as they are in their store."""
+        return pa.concat_tables(
+            [self.queries.chunk_rows(chunk) for chunk in self.query_chunks[number]]
         )
 
-    def asked(self, shard: Shard, table: pa.Table, floors: Float64 | None = None) -> Asked:
-        """Make queries ready for a shard."""
-        queries = block(vectors_of(table), self.metric)
-        barred = barred_pairs(shard.metadata, table, self.bars)
-        return Asked(queries, table["row"].to_numpy(), floors, barred, self.least)
+    def query_block(self, number: int) -> pa.Table:
+        """Return the queries of a block with the vectors to search by, expanded if `expanded`."""
+        table = self.stored_queries(number)
+        if not self.expanded:
+            return table
+        column = table.column_names.index("embedding")
+        expanded = read_intermediate(self.output, expanded_queries_path(number))
+        return table.set_column(column, "embedding", expanded["embedding"])
+
+    def query_batch(
+        self, shard: Shard, table: pa.Table, min_keys: Float64 | None = None
+    ) -> QueryBatch:
+        """Return the queries of `table` as a batch for a shard, with the pairs to exclude.
+
+        `min_keys` (q,) are lower limits of the k-th best keys, where other shards have set them.
+        """
+        queries = block(read_vectors(table), self.metric)
+        excluded = excluded_pairs(shard.metadata, table, self.exclude_by)
+        return QueryBatch(queries, table["row"].to_numpy(), min_keys, excluded, self.min_key)
 
 
-def block_rows(dimension: int, top_k: int, memory: int) -> int:
-    """Say how many queries are a block: 16,000 of 512 numbers and 10 matches, if memory allows."""
-    room = min(_BLOCK_BYTES, memory // _SHARES)
-    return max(1, room // (4 * dimension + _CANDIDATE_BYTES * top_k))
+def queries_per_block(dimension: int, top_k: int, memory: int) -> int:
+    """Return the number of queries per block: 16,000 at dimension 512 and k 10, memory allowing."""
+    available = min(_BLOCK_BYTES, memory // _SHARES)
+    return max(1, available // (4 * dimension + _CANDIDATE_BYTES * top_k))
 
 
 def candidates_path(nprobe: int, shard: int, number: int) -> str:
-    """Give the path of what a shard found for a block."""
-    return f"{WORK}candidates/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
+    """Return the path of the candidates of a shard for a block."""
+    return f"{WORK_FOLDER}candidates/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
 
 
 def exact_path(look: int, shard: int, number: int) -> str:
-    """Return the path of what a shard holds closest to the queries of a block that a look adds."""
-    return f"{WORK}exact/{look}/{shard:05d}-{number:05d}.parquet"
+    """Return the path of a shard's exact candidates for the queries of a block that a look adds."""
+    return f"{WORK_FOLDER}exact/{look}/{shard:05d}-{number:05d}.parquet"
 
 
-def exact_answers(task: Task, number: int) -> Iterator[pa.Table]:
-    """Yield what the shards hold closest to the sampled queries of a block."""
+def read_exact_candidates(task: SearchTask, number: int) -> Iterator[pa.Table]:
+    """Yield the exact candidates of each shard for the sampled queries of a block."""
     for shard in task.shards:
-        for path, _, _ in task.exact_blocks(shard, [number]):
-            yield read_answer(task.matches, path)
+        for path, _, _ in task.exact_outputs(shard, [number]):
+            yield read_intermediate(task.output, path)
 
 
-def expanded_path(number: int) -> str:
-    """Give the path of the vectors of a block's expanded queries."""
-    return f"{WORK}expanded/{number:05d}.parquet"
+def expanded_queries_path(number: int) -> str:
+    """Return the path of the expanded query vectors of a block."""
+    return f"{WORK_FOLDER}expanded/{number:05d}.parquet"
 
 
-def lists_path(nprobe: int, number: int) -> str:
-    """Give the path of the lists that the queries of a block read."""
-    return f"{WORK}lists/{nprobe:07d}/{number:05d}.parquet"
+def probed_lists_path(nprobe: int, number: int) -> str:
+    """Return the path of the lists that the queries of a block probe."""
+    return f"{WORK_FOLDER}lists/{nprobe:07d}/{number:05d}.parquet"
 
 
-def put_lists(task: Task, number: int) -> int:
-    """Put the lists that the queries of a block read; give the block's number."""
-    path = lists_path(task.nprobe, number)
-    if not task.matches.exists(path):
-        measure = list_metric(task.metric)
-        trained = from_bytes(finished_output.read_checked(task.index, task.manifest.files[TRAINED]))
-        asked = block(vectors_of(task.block(number)), measure)
-        lists = closest(asked, block(centroids_of(trained), measure), task.nprobe)
+def write_probed_lists(task: SearchTask, number: int) -> int:
+    """Write the `nprobe` closest lists of each query of a block; return the block's number."""
+    path = probed_lists_path(task.nprobe, number)
+    if not task.output.exists(path):
+        measure = assignment_metric(task.metric)
+        trained = deserialize_index(
+            finished_output.read_verified(task.index, task.manifest.files[TRAINED])
+        )
+        queries = block(read_vectors(task.query_block(number)), measure)
+        lists = top_k_positions(queries, block(read_centroids(trained), measure), task.nprobe)
         table = pa.table({"list": lists.ravel().astype(np.int32)})
-        task.matches.put_new(path, sealed_parquet(table))
+        task.output.put_new(path, checksummed_parquet(table))
     return number
 
 
-def shares_of(task: Task, workers: int) -> int:
-    """Say how many tasks answer from each shard, where shards are fewer than workers.
+def shares_per_shard(task: SearchTask, workers: int) -> int:
+    """Return how many tasks search each shard: more than 1 where shards are fewer than workers.
 
-    Each reads the shard and answers some of the blocks. Together they hold no more than one task
-    may, vectors twice as in one.
+    Each task reads the shard and searches it for some of the blocks. The tasks of a shard together
+    use no more than the memory of one task; vectors count twice, as in one task.
     """
     sizes = [task.manifest.files[shard_path(number)].size for number in task.shards]
-    room = task.memory // max(1, 2 * max(sizes, default=1))
-    return max(1, min(len(task.blocks), workers // max(1, len(sizes)), room))
+    fitting = task.memory // max(1, 2 * max(sizes, default=1))
+    return max(1, min(len(task.query_chunks), workers // max(1, len(sizes)), fitting))
 
 
-def answer_shard(task: Task, number: int, share: int = 0, shares: int = 1) -> int:
-    """Let one shard answer the blocks of queries it has not answered, or every `shares`-th of them.
+def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1) -> int:
+    """Search a shard for every `shares`-th block from `share` on, and write what is missing.
 
-    Gives the count of all blocks.
+    Return the number of all blocks.
     """
-    there = {entry.path for entry in task.matches.entries(f"{WORK}candidates/{task.nprobe:07d}")}
-    there |= {entry.path for entry in task.matches.entries(f"{WORK}exact")}
-    searcher: Searcher | None = None
-    for block_number in range(share, len(task.blocks), shares):
+    existing = {
+        entry.path for entry in task.output.entries(f"{WORK_FOLDER}candidates/{task.nprobe:07d}")
+    }
+    existing |= {entry.path for entry in task.output.entries(f"{WORK_FOLDER}exact")}
+    searcher: ShardSearcher | None = None
+    for block_number in range(share, len(task.query_chunks), shares):
         path = candidates_path(task.nprobe, number, block_number)
-        exact = [one for one in task.exact_blocks(number, [block_number]) if one[0] not in there]
-        if path in there and not exact:
+        missing_exact = [
+            output
+            for output in task.exact_outputs(number, [block_number])
+            if output[0] not in existing
+        ]
+        if path in existing and not missing_exact:
             continue
-        task.tell()
-        searcher = searcher or _searcher(task, number)
-        asked = task.block(block_number)
-        if path not in there:
-            known = _known(task, number, block_number, there)
-            answer = _answer(task, searcher, asked, block_number, known)
-            task.matches.put_new(path, sealed_parquet(answer))
-        for exact_file, look, _ in exact:
-            rows = pa.array(task.sampled(look, block_number))
-            sampled = task.asked(searcher.shard, asked.filter(pc.is_in(asked["row"], rows)))
-            answer = searcher.search(sampled, None, task.top_k)
-            task.matches.put_new(exact_file, sealed_parquet(answer))
-    return len(task.blocks)
+        task.heartbeat()
+        searcher = searcher or _open_searcher(task, number)
+        queries = task.query_block(block_number)
+        if path not in existing:
+            other_candidates = _known_candidates(task, number, block_number, existing)
+            candidates = _search_block(task, searcher, queries, block_number, other_candidates)
+            task.output.put_new(path, checksummed_parquet(candidates))
+        for exact_file, look, _ in missing_exact:
+            rows = pa.array(task.sampled_rows(look, block_number))
+            sampled = queries.filter(pc.is_in(queries["row"], rows))
+            batch = task.query_batch(searcher.shard, sampled)
+            candidates = searcher.search(batch, None, task.top_k)
+            task.output.put_new(exact_file, checksummed_parquet(candidates))
+    return len(task.query_chunks)
 
 
-def _searcher(task: Task, number: int) -> Searcher:
-    """Read a shard, and choose what multiplies by the work there is."""
-    shard = task.open(number)
+def _open_searcher(task: SearchTask, number: int) -> ShardSearcher:
+    """Read a shard and choose the matrix product by the number of multiplications expected."""
+    shard = task.open_shard(number)
     lists = max(1, shard.index.nlist)
-    met = task.queries.rows * (task.nprobe / lists)
-    product = search_product(task.product, met, len(shard.rows), shard.index.d, lists)
-    return Searcher(shard, product, task.room)
+    queries_per_list = task.queries.rows * (task.nprobe / lists)
+    product = choose_search_product(
+        task.device, queries_per_list, len(shard.rows), shard.index.d, lists
+    )
+    return ShardSearcher(shard, product, task.cache_bytes)
 
 
-def _answer(
-    task: Task, searcher: Searcher, asked: pa.Table, number: int, known: list[pa.Table]
+def _search_block(
+    task: SearchTask,
+    searcher: ShardSearcher,
+    queries: pa.Table,
+    number: int,
+    other_candidates: list[pa.Table],
 ) -> pa.Table:
     lists = None
     if task.nprobe < searcher.shard.index.nlist:
-        table = read_answer(task.matches, lists_path(task.nprobe, number))
+        table = read_intermediate(task.output, probed_lists_path(task.nprobe, number))
         lists = table["list"].to_numpy().reshape(-1, task.nprobe).astype(np.int64)
-    floors = kth_keys(known, task.top_k, asked["row"].to_numpy())
-    return searcher.search(task.asked(searcher.shard, asked, floors), lists, task.top_k)
+    min_keys = kth_best_keys(other_candidates, task.top_k, queries["row"].to_numpy())
+    return searcher.search(task.query_batch(searcher.shard, queries, min_keys), lists, task.top_k)
 
 
-def _known(task: Task, shard: int, number: int, there: set[str]) -> list[pa.Table]:
-    """Read some of what other shards have answered for a block."""
+def _known_candidates(
+    task: SearchTask, shard: int, number: int, existing: set[str]
+) -> list[pa.Table]:
+    """Return the candidates that up to `_KNOWN_SHARDS` other shards have for a block."""
     paths = [candidates_path(task.nprobe, other, number) for other in task.shards if other != shard]
-    paths = [path for path in paths if path in there][:_KNOWN]
-    return [read_answer(task.matches, path, ["query", "key"]) for path in paths]
+    paths = [path for path in paths if path in existing][:_KNOWN_SHARDS]
+    return [read_intermediate(task.output, path, ["query", "key"]) for path in paths]
 
 
-def read_answer(matches: Folder, path: str, columns: list[str] | None = None) -> pa.Table:
-    """Read an answer that an earlier step put; it carries its own checksum."""
-    data = matches.read(path)
-    if not is_sealed(io.BytesIO(data)):
-        raise Damaged(f"{matches.uri(path)} was altered; remove it and run again")
-    return pq.read_table(io.BytesIO(data), columns=columns)
+def read_intermediate(output: Folder, path: str, columns: list[str] | None = None) -> pa.Table:
+    """Return a checksummed Parquet file of an earlier step; Damaged if it was altered."""
+    return read_checksummed_parquet(output, path, columns)

@@ -1,4 +1,4 @@
-"""What every source answers: which images are there, in no particular order, each once."""
+"""Interface of input sources: each lists its images once, in no particular order."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from retrieval.sources.walk import PassedOver
 
 
 class Source(ABC):
-    """Images to be listed; nothing is read of them but what their listing needs."""
+    """Images (or vectors) to be listed; only what the listing needs is read of them."""
 
     root: str
-    """What a person typed for it."""
+    """Path or URI as the user gave it."""
 
     unit: str = "images"
-    """What is listed, in the plural."""
+    """Plural noun for the listed items, for messages."""
 
     others: int = 0
-    """Files that `items` has met and that are not images; folders passed over count once."""
+    """Number of other files that `items` met; a folder passed over counts once."""
 
     passed_over: PassedOver | None = None
-    """Those of them that are hidden or lookalike's own, where files are looked for."""
+    """The hidden files, and outputs of lookalike, among them; None where no folder is searched."""
 
     column_notes: tuple[str, ...] = ()
-    """Sentences on what `columns` met and left out, for a person."""
+    """Sentences on columns that `columns` left out, for the user."""
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
-        """Give every image, in no particular order, streamed."""
+        """Iterate over all images, streamed, in no particular order."""
 
     def columns(self) -> pa.Schema:
-        """Give name and type of the further columns, whose values stand in `Item.more`."""
+        """Return names and types of the metadata columns, whose values are in `Item.more`."""
         return pa.schema([])
 
     def check(self) -> None:
-        """Refuse a source that is missing or holds no image, before anything is written."""
+        """Raise InputError where the source is missing or holds no image."""
         if next(self.items(), None) is None:
-            raise self.nothing()
+            raise self.empty_error()
 
-    def nothing(self) -> InputError:
-        """Give the refusal of a source that has nothing to list."""
-        way = "a folder with photos" if self.unit == "images" else "a file that has some"
+    def empty_error(self) -> InputError:
+        """Return the error of a source that has nothing to list."""
+        remedy = "a folder with photos" if self.unit == "images" else "a file that has some"
         passed = self.passed_over
         left_out = f" (passed over: {passed})" if passed and passed.total else ""
-        return InputError(f"{self.root} holds no {self.unit}{left_out}; name {way}")
+        return InputError(f"{self.root} holds no {self.unit}{left_out}; name {remedy}")
 
     def notes(self) -> tuple[str, ...]:
-        """Return sentences on what `items` passed over."""
+        """Return sentences on what `items` passed over, for the user."""
         if self.passed_over is None or not self.passed_over.total:
             return ()
         return (f"passed over in {self.root}: {self.passed_over}",)

@@ -1,9 +1,9 @@
-"""How the path of an image, or of a vector, inside a container is written, and read again.
+"""Paths of images and vectors inside containers: formatting and parsing.
 
-`tar://MEMBER::TAR` is fsspec's own chain, so that `fsspec.open` opens it too; a row of a Parquet
-file, which fsspec knows nothing of, is `parquet://COLUMN/ROW::FILE` after its model, and one of an
-array `npy://ROW::FILE`. The container stands behind the last `::`, so a member may hold one though
-fsspec would not find it; a container may not (`sources/walk.py` refuses it).
+`tar://MEMBER::TAR` is fsspec's URL chaining, so that `fsspec.open` opens it too. Its model is
+followed by `parquet://COLUMN/ROW::FILE` for a row of a Parquet file and `npy://ROW::FILE` for a row
+of an array. The container follows the last `::`: a member's name may contain `::`, a container's
+may not (`walk.py` rejects it).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NPY = "npy://"
 
 @dataclass(frozen=True)
 class TarMember:
-    """An image in a tar."""
+    """An image in a tar file."""
 
     member: str
     container: str
@@ -40,7 +40,7 @@ class ParquetRow:
 
 @dataclass(frozen=True)
 class NpyRow:
-    """A vector in an array; `row` counts from 0."""
+    """A vector in a .npy file; `row` counts from 0."""
 
     row: int
     container: str
@@ -49,34 +49,34 @@ class NpyRow:
         return f"{_NPY}{self.row}::{self.container}"
 
 
-Inside = TarMember | ParquetRow | NpyRow
+ContainerPath = TarMember | ParquetRow | NpyRow
 
 
-def parse(path: str) -> Inside | None:
-    """Read the path of an image or a vector; None where it is a file of its own."""
+def parse_container_path(path: str) -> ContainerPath | None:
+    """Parse the path of an image or vector inside a container; None for other paths."""
     if not path.startswith((_TAR, _PARQUET, _NPY)):
         return None
-    inside, found, container = path.rpartition("::")
-    if not found or not container:
+    member, separator, container = path.rpartition("::")
+    if not separator or not container:
         return None
-    if inside.startswith(_TAR):
-        return TarMember(inside.removeprefix(_TAR), container)
-    if inside.startswith(_NPY):
-        row = inside.removeprefix(_NPY)
+    if member.startswith(_TAR):
+        return TarMember(member.removeprefix(_TAR), container)
+    if member.startswith(_NPY):
+        row = member.removeprefix(_NPY)
         return NpyRow(int(row), container) if row.isdecimal() else None
-    column, _, row = inside.removeprefix(_PARQUET).rpartition("/")
+    column, _, row = member.removeprefix(_PARQUET).rpartition("/")
     return ParquetRow(column, int(row), container) if row.isdecimal() else None
 
 
 def container_of(path: str) -> str | None:
-    """Give the file an image lies in; None where it is a file of its own."""
-    inside = parse(path)
+    """Return the container of an image; None where it is a file of its own."""
+    inside = parse_container_path(path)
     return None if inside is None else inside.container
 
 
 def reading_order(path: str) -> tuple[str, int, str]:
-    """Sort paths by this and each container is opened once and read from front to back."""
-    inside = parse(path)
+    """Return a sort key by which each container is opened once and read from front to back."""
+    inside = parse_container_path(path)
     if inside is None:
         return "", 0, path
     return inside.container, 0 if isinstance(inside, TarMember) else inside.row, path

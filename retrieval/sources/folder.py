@@ -10,8 +10,8 @@ from retrieval.core.errors import InputError
 from retrieval.core.records import Item
 from retrieval.images.unsupported import CONVERT_HEIC, HEIC
 from retrieval.sources.base import Source
-from retrieval.sources.image_names import is_image, parent
-from retrieval.sources.walk import PassedOver, walk
+from retrieval.sources.image_names import is_image, parent_folder_name
+from retrieval.sources.walk import PassedOver, walk_files
 
 
 @dataclass
@@ -26,23 +26,25 @@ class FolderSource(Source):
     )
 
     def items(self) -> Iterator[Item]:
-        """Yield every image below the root, in no particular order."""
+        """Iterate over all images below the root, in no particular order."""
         self.others, self.passed_over = 0, PassedOver()
-        for file in walk(self.root, self.options, self.passed_over):
+        for file in walk_files(self.root, self.options, self.passed_over):
             if file.problem is not None and (file.is_folder or is_image(file.name)):
-                yield file.unread()
+                yield file.unreadable_item()
             elif is_image(file.name):
-                label = parent(file.name)
+                label = parent_folder_name(file.name)
                 yield Item(file.name, file.path, file.size, file.mtime_ns, label)
             else:
                 self.others += 1
         self.others += self.passed_over.total
 
-    def nothing(self) -> InputError:
-        """Return the refusal of a folder without images, naming HEIC files if it has some."""
-        count = sum(file.name.lower().endswith(HEIC) for file in walk(self.root, self.options))
+    def empty_error(self) -> InputError:
+        """Return the error of a folder without images, naming HEIC files if it has some."""
+        count = sum(
+            file.name.lower().endswith(HEIC) for file in walk_files(self.root, self.options)
+        )
         if not count:
-            return super().nothing()
+            return super().empty_error()
         return InputError(
             f"{self.root} holds {count} HEIC files and no images that are read; {CONVERT_HEIC}"
         )

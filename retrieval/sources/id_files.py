@@ -1,4 +1,4 @@
-"""Ids that stand in a file of their own, one for each vector of an array, in the same order."""
+"""Reading of id files (`--ids`): one id for each vector of an array, in the same order."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ import pyarrow as pa
 
 from retrieval.core.errors import InputError
 from retrieval.sources import csv_rows
-from retrieval.sources.metadata_columns import named, require, texts
+from retrieval.sources.metadata_columns import find_column, require_column, text_values
 from retrieval.sources.npy import NPY, opened_array
 from retrieval.sources.parquet import PARQUET, opened_parquet
 from retrieval.sources.path_list import CSV, TEXT
 from retrieval.sources.walk import is_file
-from retrieval.storage.input_files import open_uri, readable
+from retrieval.storage.input_files import escape_non_utf8, open_uri
 
 ID_COLUMNS = ("image_id", "id")
-"""Columns that hold ids, where none is named."""
+"""Default names of the id column, best first."""
 
 _BATCH = 1 << 12
 
 
 def read_ids(path: str, column: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
-    """Give the ids of a .txt (a line each), a .npy of strings or whole numbers, a CSV or Parquet.
+    """Iterate over the ids in a .txt (one per line), .npy (strings or integers), CSV or Parquet.
 
-    Of the last two `column` names what holds them; None stands for an empty one.
+    `column` names the column of CSV and Parquet. An empty id is None. Raises InputError where the
+    file does not exist or is of another type.
     """
-    kinds = {TEXT: _lines, NPY: _elements, CSV: _of_csv, PARQUET: _of_parquet}
+    readers = {TEXT: _read_text, NPY: _read_npy, CSV: _read_csv, PARQUET: _read_parquet}
     if not is_file(path, options):
         raise InputError(f"--ids {path} does not exist; name a .txt, .npy, .csv or .parquet file")
-    for suffixes, read in kinds.items():
+    for suffixes, read in readers.items():
         if path.lower().endswith(suffixes):
             return read(path, column, options)
     raise InputError(
@@ -39,22 +40,24 @@ def read_ids(path: str, column: str | None, options: Mapping[str, Any]) -> Itera
 
 
 def id_column(path: str, column: str | None, names: list[str]) -> str | None:
-    """Give the column that holds ids: the one named, image_id or id; None where there is none."""
-    require(path, "--id-column", column, names)
-    return column or next(filter(None, (named(names, known) for known in ID_COLUMNS)), None)
+    """Return the id column: `column` if given, else image_id or id; None where there is none."""
+    require_column(path, "--id-column", column, names)
+    return column or next(filter(None, (find_column(names, known) for known in ID_COLUMNS)), None)
 
 
-def _lines(path: str, _: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
+def _read_text(path: str, _: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
     try:
         with open_uri(path, options, block=1 << 20) as file:
             for number, line in enumerate(file):
                 text = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-                yield readable(text.decode("utf-8", "surrogateescape").rstrip("\r\n")) or None
+                yield (
+                    escape_non_utf8(text.decode("utf-8", "surrogateescape").rstrip("\r\n")) or None
+                )
     except OSError as error:
         raise InputError(f"--ids {path} cannot be read ({error})") from error
 
 
-def _elements(path: str, _: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
+def _read_npy(path: str, _: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
     with opened_array(path, options) as array:
         header = array.header
         if len(header.shape) != 1 or header.dtype.kind not in "USiu":
@@ -67,27 +70,29 @@ def _elements(path: str, _: str | None, options: Mapping[str, Any]) -> Iterator[
                 text = (
                     value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
                 )
-                yield readable(str(text)) or None
+                yield escape_non_utf8(str(text)) or None
 
 
-def _of_csv(path: str, column: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
-    name = _only(path, column, csv_rows.names(path, options))
-    for batch in csv_rows.typed(path, options, [name], pa.schema([(name, pa.string())])):
-        yield from texts(batch, name, path)
+def _read_csv(path: str, column: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
+    name = _choose_column(path, column, csv_rows.column_names(path, options))
+    for batch in csv_rows.read_columns(path, options, [name], pa.schema([(name, pa.string())])):
+        yield from text_values(batch, name, path)
 
 
-def _of_parquet(path: str, column: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
+def _read_parquet(
+    path: str, column: str | None, options: Mapping[str, Any]
+) -> Iterator[str | None]:
     with opened_parquet(path, options) as parquet:
-        name = _only(path, column, parquet.schema_arrow.names)
+        name = _choose_column(path, column, parquet.schema_arrow.names)
         for batch in parquet.iter_batches(_BATCH, columns=[name], use_threads=False):
-            yield from texts(batch, name, path)
+            yield from text_values(batch, name, path)
 
 
-def _only(path: str, column: str | None, names: list[str]) -> str:
-    found = id_column(path, column, names) or (names[0] if len(names) == 1 else None)
-    if found is None:
+def _choose_column(path: str, column: str | None, names: list[str]) -> str:
+    name = id_column(path, column, names) or (names[0] if len(names) == 1 else None)
+    if name is None:
         raise InputError(
             f"which column of --ids {path} holds ids cannot be told; name it with --id-column "
             f"(there are {', '.join(names)})"
         )
-    return found
+    return name

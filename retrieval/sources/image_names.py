@@ -1,4 +1,4 @@
-"""What the name of a file says: whether it is listed as an image, and its label."""
+"""Rules on file names: which are listed as images, and which label the parent folder gives."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ SUFFIXES = frozenset(
         "ico", "tga", "mpo", "ppm", "pgm", "pbm", "jp2",
     )
 )  # fmt: skip
-"""A file is an image if its name ends in one of these, in any case; content tells its format."""
+"""Suffixes of image files, in any case; the format is detected from the content."""
 
 
 def is_image(path: str) -> bool:
-    """Tell by the suffix, in any case, whether a file is listed as an image."""
+    """Return whether a file is listed as an image, by its suffix in any case."""
     _, dot, suffix = path.rsplit("/", 1)[-1].rpartition(".")
     return bool(dot) and suffix.lower() in SUFFIXES
 
 
-def parent(image_id: str) -> str | None:
-    """Return the name of the folder an image lies in; None at the root, or below a host alone."""
+def parent_folder_name(image_id: str) -> str | None:
+    """Return the name of an image's parent folder; None at the root or directly below a host."""
     scheme, separator, rest = image_id.partition("://")
     folders = (rest if separator and "/" not in scheme else image_id).split("/")
     first = 1 if separator and "/" not in scheme else 0  # a host or bucket is no folder

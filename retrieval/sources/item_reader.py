@@ -1,12 +1,9 @@
-"""The bytes of one image, whichever form its path has: a file, a tar's member, a Parquet row.
+"""Reading of single images and vectors: files, members of tars, rows of Parquet or .npy files.
 
-Or of one vector that was made elsewhere: the numbers in a Parquet row, or in a row of an array.
-
-A container is kept open for the next image of it. Rows of a Parquet file are decoded a few at a
-time from the start of their row group, so that consecutive ones cost one pass and memory is a page
-of the file (pyarrow's writer by itself puts up to 1024 rows into one; a row group of small pages
-takes 8 MB where whole it took 200); what was decoded last is kept, since threads ask a little out
-of order.
+A container is kept open for the next item in it. Rows of a Parquet file are decoded a few at a time
+from the start of their row group, so that consecutive ones cost one pass and memory is one page of
+the file (8 MB for a row group of small pages, where the whole takes 200). The last decoded batches
+are kept, since threads read slightly out of order.
 """
 
 from __future__ import annotations
@@ -24,64 +21,72 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from retrieval.sources import npy
-from retrieval.sources.container_paths import Inside, NpyRow, ParquetRow, TarMember, parse
+from retrieval.sources.container_paths import (
+    ContainerPath,
+    NpyRow,
+    ParquetRow,
+    TarMember,
+    parse_container_path,
+)
 from retrieval.sources.tar_members import DAMAGE, tar_members
-from retrieval.storage.hosts import Hosts, within_time
-from retrieval.storage.input_files import not_utf8, open_uri, read_range, read_uri
+from retrieval.storage.hosts import HostHealth, with_timeouts
+from retrieval.storage.input_files import open_uri, read_range, read_uri, unescape_non_utf8
 from retrieval.storage.local import operation
-from retrieval.storage.retry import retrying
+from retrieval.storage.retry import call_with_retries
 
 _BATCH = 16
 _KEPT = 3
-"""Rows decoded at a time and batches kept: 48 images, more than threads of a machine ask ahead."""
+"""Rows decoded at a time and batches kept: 48 images, more than the threads read ahead."""
 
 _VECTORS = 1 << 10  # rows decoded at a time where they hold vectors
 _BUFFER = 1 << 20
 
 
-class Opener:
-    """Reads images one after the other; threads may share it.
+class ItemReader:
+    """Read the bytes of images and the numbers of vectors by their paths; thread-safe.
 
-    Errors that may pass are tried again and then raised as `StorageFailure`, of what a URL of a
-    host names as `HostError` (`storage/hosts.py`); those that would come again are OSError or
-    ValueError. Files are read side by side, containers one at a time.
+    Transient errors are retried and then raised as `StorageFailure`, or as `HostError` for URLs of
+    web hosts (`storage/hosts.py`); permanent ones are OSError or ValueError. Files are read
+    concurrently, containers one at a time.
     """
 
     def __init__(
-        self, options: Mapping[str, Any] | None = None, hosts: Hosts | None = None
+        self, options: Mapping[str, Any] | None = None, hosts: HostHealth | None = None
     ) -> None:
         self._options = options or {}
-        self._hosts = hosts or Hosts()
+        self._hosts = hosts or HostHealth()
         self._lock = Lock()
         self._open: _Rows | _Members | _Array | None = None
 
     def read(self, path: str, place: int | None = None, size: int | None = None) -> bytes:
-        """Give an image's bytes; `place` and `size` are those of its listing, where it has them."""
-        inside = parse(path)
+        """Return the bytes of an image; `place` and `size` are those of its listing, if known."""
+        inside = parse_container_path(path)
         if inside is None:
-            options = within_time(path, self._options)
+            options = with_timeouts(path, self._options)
             return self._hosts.read(
                 path, lambda attempts: read_uri(path, options, only_files=True, attempts=attempts)
             )
         if isinstance(inside, TarMember) and place is not None and size is not None:
-            return self._range(inside, place, size)
+            return self._read_member(inside, place, size)
         with self._lock:
-            found: bytes = retrying(lambda: self._inside(inside, path), path)
-        return found
+            data: bytes = call_with_retries(lambda: self._read_inside(inside, path), path)
+        return data
 
     def vector(self, path: str) -> NDArray[Any]:
-        """Give a vector, (d,) numbers of the type that its container has."""
-        inside = parse(path)
+        """Return a (d,) vector in the dtype of its container."""
+        inside = parse_container_path(path)
         if inside is None or isinstance(inside, TarMember):
             raise ValueError(f"{path} is no row of a Parquet file or of an array")
         with self._lock:
-            found: NDArray[Any] = retrying(lambda: self._inside(inside, path, "vector"), path)
-        return found
+            vector: NDArray[Any] = call_with_retries(
+                lambda: self._read_inside(inside, path, "vector"), path
+            )
+        return vector
 
     def close(self) -> None:
-        """Close the container that is open, if one is."""
+        """Close the open container, if there is one."""
         with self._lock:
-            self._drop()
+            self._close_container()
 
     def __enter__(self) -> Self:
         return self
@@ -94,32 +99,33 @@ class Opener:
     ) -> None:
         self.close()
 
-    def _range(self, inside: TarMember, place: int, size: int) -> bytes:
+    def _read_member(self, inside: TarMember, place: int, size: int) -> bytes:
         data = read_range(inside.container, place, size, self._options)
         if len(data) != size:
             raise ValueError(f"{inside.container} ends before its member {inside.member} does")
         return data
 
-    def _inside(self, inside: Inside, path: str, what: str = "read") -> Any:
-        kind = _KINDS[type(inside)]
+    def _read_inside(self, inside: ContainerPath, path: str, method: str = "read") -> Any:
+        """Open the container unless it is open, and call a method of it."""
+        reader = _CONTAINER_READERS[type(inside)]
         try:
-            if not isinstance(self._open, kind) or self._open.container != inside.container:
-                self._drop()
-                self._open = kind(inside.container, self._options)
+            if not isinstance(self._open, reader) or self._open.container != inside.container:
+                self._close_container()
+                self._open = reader(inside.container, self._options)
             with operation("read", path):
-                return getattr(self._open, what)(inside)
+                return getattr(self._open, method)(inside)
         except BaseException:
-            self._drop()  # what failed once is opened afresh
+            self._close_container()  # reopened at the next attempt
             raise
 
-    def _drop(self) -> None:
-        held, self._open = self._open, None
-        if held is not None:
-            held.close()
+    def _close_container(self) -> None:
+        container, self._open = self._open, None
+        if container is not None:
+            container.close()
 
 
 class _Members:
-    """A tar whose members are found by name, when only a path is known."""
+    """An open tar, whose members are looked up by name."""
 
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         self.container = container
@@ -135,7 +141,7 @@ class _Members:
             self._stack = stack.pop_all()
 
     def read(self, inside: TarMember) -> bytes:
-        """Give the last member of that name, which is the one that counts."""
+        """Return the bytes of the last member of a name, which is the one that counts."""
         member = self._member(inside.member)
         if not member.isreg() or member.issparse():
             raise ValueError(f"{inside.member} is no plain file in {self.container}")
@@ -146,7 +152,7 @@ class _Members:
         return data
 
     def _member(self, name: str) -> tarfile.TarInfo:
-        for written in (name, not_utf8(name)):
+        for written in (name, unescape_non_utf8(name)):
             if written in self._members:
                 return self._members[written]
         raise FileNotFoundError(f"{self.container} has no member {name}")
@@ -157,23 +163,23 @@ class _Members:
 
 
 class _Array:
-    """A .npy file, whose rows are vectors."""
+    """An open .npy file, whose rows are vectors."""
 
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         self.container = container
         with ExitStack() as stack:
             file = stack.enter_context(open_uri(container, options, block=_BUFFER))
-            self._rows = npy.Rows(file, container)
+            self._rows = npy.NpyArray(file, container)
             self._stack = stack.pop_all()
 
     def read(self, inside: NpyRow) -> bytes:
-        """Give the bytes of one row."""
+        """Return the bytes of one row."""
         return self.vector(inside).tobytes()
 
     def vector(self, inside: NpyRow) -> NDArray[Any]:
-        """Give the numbers of one row."""
-        found: NDArray[Any] = self._rows.rows(inside.row, 1)[0]
-        return found
+        """Return the numbers of one row."""
+        vector: NDArray[Any] = self._rows.rows(inside.row, 1)[0]
+        return vector
 
     def close(self) -> None:
         """Close the file."""
@@ -181,7 +187,7 @@ class _Array:
 
 
 class _Rows:
-    """A Parquet file whose images or vectors are read forwards."""
+    """An open Parquet file, whose images or vectors are read in ascending order of rows."""
 
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         self.container = container
@@ -193,7 +199,7 @@ class _Rows:
                     pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
                 )
             except (OSError, pa.ArrowException) as error:
-                raise _settled(error, container) from error
+                raise _as_permanent(error, container) from error
             self._stack = stack.pop_all()
         self._column: str | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -202,44 +208,44 @@ class _Rows:
         self._kept: deque[tuple[int, pa.RecordBatch]] = deque(maxlen=_KEPT)
 
     def read(self, inside: ParquetRow) -> bytes:
-        """Give the bytes in one row, going forwards from where the last one was, if it can."""
-        value = self._valid(inside)
-        if holds_numbers(value.type):
+        """Return the bytes in one row, continuing from the last row that was read if possible."""
+        scalar = self._non_null(inside)
+        if holds_numbers(scalar.type):
             return self.vector(inside).tobytes()
-        found = value.as_py()
-        if isinstance(found, dict):
-            found = found.get("bytes")
-        if found is None:
-            raise self._empty(inside, value.type)
-        if isinstance(found, bytes):
-            return found
+        value = scalar.as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        if value is None:
+            raise self._null_error(inside, scalar.type)
+        if isinstance(value, bytes):
+            return value
         raise ValueError("the column holds no bytes")
 
     def vector(self, inside: ParquetRow) -> NDArray[Any]:
-        """Give the numbers in one row; nulls among them are NaN."""
-        value = self._valid(inside)
-        if not holds_numbers(value.type):
+        """Return the numbers in one row; nulls among them are NaN."""
+        scalar = self._non_null(inside)
+        if not holds_numbers(scalar.type):
             raise ValueError("the column holds no vectors")
-        found: NDArray[Any] = value.values.to_numpy(zero_copy_only=False)
-        return found
+        vector: NDArray[Any] = scalar.values.to_numpy(zero_copy_only=False)
+        return vector
 
-    def _valid(self, inside: ParquetRow) -> Any:
+    def _non_null(self, inside: ParquetRow) -> Any:
         try:
-            value = self._value(inside)
+            scalar = self._scalar(inside)
         except (OSError, pa.ArrowException) as error:
-            raise _settled(error, self.container) from error
-        if not value.is_valid:
-            raise self._empty(inside, value.type)
-        return value
+            raise _as_permanent(error, self.container) from error
+        if not scalar.is_valid:
+            raise self._null_error(inside, scalar.type)
+        return scalar
 
-    def _empty(self, inside: ParquetRow, kind: pa.DataType) -> ValueError:
+    def _null_error(self, inside: ParquetRow, kind: pa.DataType) -> ValueError:
         what = "vector" if holds_numbers(kind) else "image"
         return ValueError(f"row {inside.row} of {self.container} holds no {what} (null)")
 
-    def _value(self, inside: ParquetRow) -> Any:
+    def _scalar(self, inside: ParquetRow) -> Any:
         column, row = inside.column, inside.row
-        if column != self._column or not self._reachable(row):
-            self._start(column, row)
+        if column != self._column or not self._is_ahead(row):
+            self._seek(column, row)
         while True:
             for first, batch in self._kept:
                 if first <= row < first + len(batch):
@@ -251,12 +257,13 @@ class _Rows:
             self._kept.append((self._next, batch))
             self._next += len(batch)
 
-    def _reachable(self, row: int) -> bool:
+    def _is_ahead(self, row: int) -> bool:
+        """Return whether a row is in a kept batch, or ahead in the row group being read."""
         oldest = self._kept[0][0] if self._kept else self._next
         return oldest <= row < self._last
 
-    def _start(self, column: str, row: int) -> None:
-        """Begin with the row group that a row lies in."""
+    def _seek(self, column: str, row: int) -> None:
+        """Start reading at the row group that contains a row."""
         if column not in self._parquet.schema_arrow.names:
             raise ValueError(f"{self.container} has no column {column}")
         first = 0
@@ -289,10 +296,7 @@ def holds_vectors(kind: pa.DataType) -> bool:
 
 
 def holds_numbers(kind: pa.DataType) -> bool:
-    """Return whether a column that is named explicitly can be read as vectors.
-
-    That is so for lists of floats or integers, and for tensors of them of one dimension.
-    """
+    """Return whether a column holds lists, or tensors of one dimension, of floats or integers."""
     types = pa.types
     if isinstance(kind, pa.FixedShapeTensorType):
         return sum(size != 1 for size in kind.shape) <= 1 and holds_numbers(kind.storage_type)
@@ -300,11 +304,11 @@ def holds_numbers(kind: pa.DataType) -> bool:
     return bool(lists and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)))
 
 
-def _settled(error: Exception, container: str) -> Exception:
-    """Tell damage in a Parquet file from a store that fails: Arrow's own errors have no number."""
+def _as_permanent(error: Exception, container: str) -> Exception:
+    """Return ValueError for Arrow's errors on a damaged file (no errno), and others unchanged."""
     if type(error) is OSError and error.errno is None:
         return ValueError(f"{container} is damaged ({error})")
     return error
 
 
-_KINDS: dict[type, Any] = {TarMember: _Members, ParquetRow: _Rows, NpyRow: _Array}
+_CONTAINER_READERS: dict[type, Any] = {TarMember: _Members, ParquetRow: _Rows, NpyRow: _Array}

@@ -1,4 +1,4 @@
-"""Further columns of a list or of Parquet: which become metadata, as what type."""
+"""Metadata columns of path lists and Parquet: selection, types and conversion."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ RESERVED = frozenset(
         "mtime_ns", "place", "problem", "squared_norm",
     )
 )  # fmt: skip
-"""Names that our own tables use; a column of the user's that has one is no metadata."""
+"""Column names of our own tables; a user's column of such a name is not kept as metadata."""
 
 
-def further(schema: pa.Schema, but: Collection[str | None] = ()) -> pa.Schema:
-    """Give the columns that become metadata, with the types they get; `but` names used ones.
+def metadata_schema(schema: pa.Schema, but: Collection[str | None] = ()) -> pa.Schema:
+    """Return the columns that become metadata, with the types they are converted to.
 
-    Of two columns of one name neither does.
+    `but` names columns with another use. Columns that share a name are left out.
     """
     fields = []
     left = {name for name in schema.names if name not in {*but, *RESERVED}}
     for field in schema:
-        kind = scalar(field.type)
+        kind = metadata_type(field.type)
         if kind is not None and field.name in left and schema.names.count(field.name) == 1:
             fields.append(pa.field(field.name, kind))
     return pa.schema(fields)
 
 
-def scalar(kind: pa.DataType) -> pa.DataType | None:  # noqa: PLR0911 - a table, a line a type
-    """Give the type that values of `kind` are kept as; None where it holds more than a value.
+def metadata_type(kind: pa.DataType) -> pa.DataType | None:  # noqa: PLR0911 - one return per type
+    """Return the type that metadata of type `kind` is converted to; None for nested types.
 
-    Few types, so that every reader and DuckDB know them: decimals become float64, times of any
-    unit microseconds, categories their values.
+    Only few types are used, which every reader and DuckDB support: decimals become float64, times
+    of any unit microseconds, categories their values.
     """
     types = pa.types
     if types.is_dictionary(kind):
-        return scalar(kind.value_type)
+        return metadata_type(kind.value_type)
     if isinstance(kind, pa.UuidType | pa.JsonType):
         return pa.string()
     if types.is_integer(kind) or types.is_boolean(kind) or types.is_float64(kind):
@@ -58,7 +58,7 @@ def scalar(kind: pa.DataType) -> pa.DataType | None:  # noqa: PLR0911 - a table,
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Tell a column of strings, categories of strings included."""
+    """Return whether a type is a string type, or a dictionary of strings."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     return bool(
@@ -67,9 +67,9 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def common_type(first: pa.DataType, second: pa.DataType | None) -> pa.DataType:
-    """Return the narrowest type that takes the values of two, both as `scalar` chose them.
+    """Return the narrowest type that holds the values of two results of `metadata_type`.
 
-    Strings take all. Where the second has none (None) it is left to the values to fail.
+    Strings hold all. Where the second is None, the first is returned, and converting may fail.
     """
     if second is None or first == second:
         return first
@@ -81,7 +81,7 @@ def common_type(first: pa.DataType, second: pa.DataType | None) -> pa.DataType:
 
 
 def _is_known_zone(kind: pa.DataType) -> bool:
-    """Tell whether times of this type can be made Python's; a zone may be unknown here."""
+    """Return whether the time zone of a timestamp type is known on this machine."""
     try:
         pa.array([0], kind).to_pylist()
     except (pa.ArrowException, LookupError, ValueError):
@@ -89,15 +89,17 @@ def _is_known_zone(kind: pa.DataType) -> bool:
     return True
 
 
-def values(batch: pa.RecordBatch, columns: pa.Schema, path: str) -> Iterator[tuple[Any, ...]]:
-    """Give the metadata of each row, a column that the batch lacks as null.
+def metadata_rows(
+    batch: pa.RecordBatch, columns: pa.Schema, path: str
+) -> Iterator[tuple[Any, ...]]:
+    """Iterate over the metadata of each row; a column that the batch lacks is null.
 
-    `path` is the file that is named where a column cannot be read so.
+    Raises InputError, naming the file `path`, where a column cannot be converted.
     """
     if not columns:
         return iter([()] * len(batch))
     lists = [
-        _or_refused(batch[field.name], field.type, field.name, path).to_pylist()
+        _convert_column(batch[field.name], field.type, field.name, path).to_pylist()
         if field.name in batch.schema.names
         else [None] * len(batch)
         for field in columns
@@ -105,26 +107,26 @@ def values(batch: pa.RecordBatch, columns: pa.Schema, path: str) -> Iterator[tup
     return zip(*lists, strict=True)
 
 
-def converted(array: Any, kind: pa.DataType) -> Any:
-    """Give an array as the type that `scalar` chose for it; times that no calendar has are null."""
+def convert_array(array: Any, kind: pa.DataType) -> Any:
+    """Convert an array to a type of `metadata_type`; times outside the years 1 to 9999 are null."""
     if isinstance(array.type, pa.UuidType):
-        array = pa.array([None if one is None else str(one) for one in array.to_pylist()])
+        array = pa.array([None if value is None else str(value) for value in array.to_pylist()])
     if isinstance(array.type, pa.BaseExtensionType):
         array = array.storage
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
-        return pc.cast(_of_the_calendar(array), kind, safe=False)
+        return pc.cast(_null_out_of_range(array), kind, safe=False)
     return pc.cast(array, kind)
 
 
 _DAY_TICKS = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}
 _FIRST_DAY, _LAST_DAY = -719_161, 2_932_895
-"""The years 1 to 9999 as days since 1970, a day less at both ends, for zones shift times."""
+"""The years 1 to 9999 as days since 1970, less a day at both ends since time zones shift times."""
 
 
-def _of_the_calendar(array: Any) -> Any:
-    """Return dates or times with null for those out of the years that Python and DuckDB have."""
+def _null_out_of_range(array: Any) -> Any:
+    """Replace dates or times outside the range of Python and DuckDB by null."""
     kind = array.type
     if pa.types.is_timestamp(kind) and kind.unit == "ns":  # all of them are in 1677 to 2262
         return array
@@ -135,11 +137,11 @@ def _of_the_calendar(array: Any) -> Any:
     return pc.if_else(pc.or_(early, late), pa.scalar(None, kind), array)
 
 
-def texts(batch: pa.RecordBatch, column: str | None, path: str) -> list[str | None]:
-    """Give a column as strings, null where it is empty; only nulls where there is no column.
+def text_values(batch: pa.RecordBatch, column: str | None, path: str) -> list[str | None]:
+    """Return a column as strings, with None for empty values; all None where there is no column.
 
-    `a.b` is the field b of a column a of structs, where no column has that name. `path` is the file
-    that is named where the column is no text.
+    `a.b` is the field b of a struct column a, unless a column has that name. Raises InputError,
+    naming the file `path`, where the column cannot be converted.
     """
     head, _, tail = (column or "").partition(".")
     if column is None or {column, head}.isdisjoint(batch.schema.names):
@@ -147,13 +149,14 @@ def texts(batch: pa.RecordBatch, column: str | None, path: str) -> list[str | No
     array = batch[column] if column in batch.schema.names else pc.struct_field(batch[head], tail)
     if pa.types.is_floating(array.type):  # as pandas writes a missing number
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
-    return [value or None for value in _or_refused(array, pa.string(), column, path).to_pylist()]
+    converted = _convert_column(array, pa.string(), column, path)
+    return [value or None for value in converted.to_pylist()]
 
 
-def _or_refused(array: Any, kind: pa.DataType, column: str, path: str) -> Any:
-    """Convert an array, or refuse its column by name."""
+def _convert_column(array: Any, kind: pa.DataType, column: str, path: str) -> Any:
+    """Convert an array; InputError, naming its column and file, where that fails."""
     try:
-        return converted(array, kind)
+        return convert_array(array, kind)
     except pa.ArrowException as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -163,7 +166,7 @@ def _or_refused(array: Any, kind: pa.DataType, column: str, path: str) -> Any:
 
 
 def holds_several(kind: pa.DataType) -> bool:
-    """Tell a column whose values hold more than one value: lists, structs, maps."""
+    """Return whether a type is nested: a list, struct or map."""
     if pa.types.is_dictionary(kind):
         return holds_several(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
@@ -172,11 +175,11 @@ def holds_several(kind: pa.DataType) -> bool:
 
 
 def label_column(schema: pa.Schema, path: str) -> tuple[str | None, str | None]:
-    """Return the column that holds the labels, if there is one, or why the one named so does not.
+    """Return the label column, or else the reason why the column named label is not used.
 
-    An image has one label, so a list of them is none; the images are listed all the same.
+    Both are None where there is none. A nested column is no label, since an image has one.
     """
-    name = named(schema.names, "label")
+    name = find_column(schema.names, "label")
     if name is None:
         return None, None
     kind = schema.field(name).type
@@ -188,19 +191,19 @@ def label_column(schema: pa.Schema, path: str) -> tuple[str | None, str | None]:
     )
 
 
-def named(names: list[str], known: str) -> str | None:
-    """Return the column of a known name, or else the first that differs in case alone."""
+def find_column(names: list[str], known: str) -> str | None:
+    """Return the column of a lower-case name, or else the first that differs only in case."""
     return known if known in names else next((n for n in names if n.casefold() == known), None)
 
 
-def require(root: str, option: str, column: str | None, names: list[str]) -> None:
-    """Refuse a column that an option names and that is not there."""
+def require_column(root: str, option: str, column: str | None, names: list[str]) -> None:
+    """Raise UsageError where an option names a column that does not exist."""
     if column is not None and column not in names:
         raise UsageError(f"{option} {column} is no column of {root}; it has {', '.join(names)}")
 
 
-def refuse_twins(root: str, names: list[str]) -> None:
-    """Refuse a table with two columns of one name: which is meant cannot be told."""
+def refuse_duplicate_columns(root: str, names: list[str]) -> None:
+    """Raise InputError for a table with two columns of one name."""
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{root} has two columns {name}; rename or drop one")

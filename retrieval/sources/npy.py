@@ -1,7 +1,4 @@
-"""Arrays in .npy files, read by rows and never unpickled, wherever they lie.
-
-Nothing is loaded: the header says where each row begins, and rows are read from there.
-"""
+"""Reading rows of local or remote .npy files, without loading the array or unpickling anything."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 @dataclass(frozen=True)
 class Header:
-    """What an array is, and where in its file it begins."""
+    """Shape and dtype of an array, and the offset of its data in the file in bytes."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -35,17 +32,17 @@ class Header:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Give the shape of one row."""
+        """Return the shape of one row."""
         return self.shape[1:]
 
     @property
     def row_bytes(self) -> int:
-        """Give the bytes of one row."""
+        """Return the size of one row in bytes."""
         return int(self.dtype.itemsize * prod(self.row_shape))
 
 
 def read_header(file: BinaryIO, name: str) -> Header:
-    """Read the header of an array that can be read by rows; ValueError with the reason if not."""
+    """Read the header of an array; ValueError, with the reason, where it cannot be read by rows."""
     try:
         version = npy.read_magic(file)
         shape, by_columns, dtype = _READERS[version](file)
@@ -59,20 +56,20 @@ def read_header(file: BinaryIO, name: str) -> Header:
     left = file.seek(0, os.SEEK_END) - header.offset - shape[0] * header.row_bytes
     if left < 0:
         raise ValueError(f"{name} ends before its last row does; copy or make it again")
-    if left > 0:  # several arrays in a file; of those behind the first nothing would be seen
+    if left > 0:  # several arrays in a file, of which only the first would be read
         raise ValueError(f"{name} goes on behind its last row; save each array to its own file")
     return header
 
 
-class Rows:
-    """An open array; rows that follow one another are read as they lie."""
+class NpyArray:
+    """An open .npy file, whose rows are read on demand."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
         self.header = read_header(file, name)
 
     def rows(self, first: int, count: int) -> NDArray[Any]:
-        """Give some rows; ValueError where there are none such."""
+        """Return the rows first <= row < first + count; ValueError where they do not exist."""
         header = self.header
         if not 0 <= first <= first + count <= header.shape[0]:
             raise ValueError(f"{self._name} has no row {first + count - 1}")
@@ -84,10 +81,10 @@ class Rows:
 
 
 @contextmanager
-def opened_array(path: str, options: Mapping[str, Any]) -> Iterator[Rows]:
-    """Open an array and refuse it by name where it cannot be read."""
+def opened_array(path: str, options: Mapping[str, Any]) -> Iterator[NpyArray]:
+    """Open a .npy file; InputError, naming it, where it cannot be read."""
     try:
         with open_uri(path, options, block=_BUFFER) as file:
-            yield Rows(file, path)
+            yield NpyArray(file, path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error

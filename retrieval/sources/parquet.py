@@ -1,9 +1,9 @@
-"""Images as bytes in a column of Parquet files, as data sets are published.
+"""Source of images stored as bytes in a column of Parquet files: a file, a folder or a glob.
 
-A file, a folder or a glob of them. The column holds binary values, or structs with a field `bytes`
-(Hugging Face). Listing reads footers and the small columns, never the images. The columns are those
-of the first file by name; a later file that lacks one has nulls there. A column's type is one that
-takes the values of all files: int8 and int16 make int16, a number and a string make a string.
+The column holds binary values, or structs with a field `bytes` (Hugging Face). Listing reads
+footers and the small columns, never the images. The metadata columns are those of the first file by
+name; a later file that lacks one has nulls there. A column's type holds the values of all files:
+int8 and int16 become int16, a number and a string become a string.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from retrieval.sources.base import Source
 from retrieval.sources.container_paths import ParquetRow
 from retrieval.sources.metadata_columns import (
     common_type,
-    further,
     label_column,
-    refuse_twins,
-    require,
-    scalar,
-    texts,
-    values,
+    metadata_rows,
+    metadata_schema,
+    metadata_type,
+    refuse_duplicate_columns,
+    require_column,
+    text_values,
 )
-from retrieval.sources.walk import Found, PassedOver, files_at, readable_files_at
+from retrieval.sources.walk import ListedFile, PassedOver, find_files, find_readable_files
 from retrieval.storage.input_files import open_uri
 
 PARQUET = (".parquet", ".pq")
 
 _BATCH = 1 << 12
 _BUFFER = 1 << 20
-_FOOTERS = 16  # files whose footers are read at a time: behind a URI it is waiting that costs
+_FOOTERS = 16  # footers read concurrently: for remote files the time is latency
 
 
 @dataclass
 class ParquetSource(Source):
-    """Images in Parquet; id and label are columns, or FILE/ROW and none.
+    """Images in Parquet; ids are those of the id column, else FILE/ROW.
 
-    Vectors in Parquet are listed in the same way (`vectors.py`).
+    Subclassed for vectors in Parquet (`vectors.py`).
     """
 
     root: str
@@ -58,42 +58,42 @@ class ParquetSource(Source):
         default_factory=PassedOver, init=False, compare=False, repr=False
     )
     column_notes: tuple[str, ...] = field(default=(), init=False, compare=False)
-    _common: tuple[list[Found], pa.Schema] | None = field(
+    _common: tuple[list[ListedFile], pa.Schema] | None = field(
         default=None, init=False, compare=False, repr=False
     )
-    """The common columns of files: every footer is read for them, which is not done twice."""
+    """Cached files with their common columns, for which every footer is read."""
 
     def items(self) -> Iterator[Item]:
-        """Yield every row, file by file."""
+        """Iterate over all rows, file by file."""
         self.passed_over = PassedOver()
-        files, self.others = files_at(self.root, PARQUET, self.options, self.passed_over)
+        files, self.others = find_files(self.root, PARQUET, self.options, self.passed_over)
         columns = self._common_columns([file for file in files if file.problem is None])
         for file in files:
             if file.problem is not None:
-                yield file.unread(len(columns))
+                yield file.unreadable_item(len(columns))
                 continue
             with opened_parquet(file.path, self.options) as parquet:
                 yield from self._rows(file, parquet, columns)
 
     def columns(self) -> pa.Schema:
-        """Give the further columns, which are those of the first file."""
-        files = readable_files_at(self.root, PARQUET, self.options)
+        """Return the metadata columns, which are those of the first file."""
+        files = find_readable_files(self.root, PARQUET, self.options)
         for file in files[:1]:
             _, note = label_column(self._schema_of(file), file.path)
             self.column_notes = () if note is None else (note,)
         return self._common_columns(files)
 
     def check_columns(self) -> None:
-        """Refuse options that name columns which are not there, by the first file."""
-        for file in readable_files_at(self.root, PARQUET, self.options)[:1]:
-            self._further(file, self._schema_of(file))
+        """Raise UsageError where an option names a column that the first file lacks."""
+        for file in find_readable_files(self.root, PARQUET, self.options)[:1]:
+            self._metadata_columns(file, self._schema_of(file))
 
-    def _schema_of(self, file: Found) -> pa.Schema:
+    def _schema_of(self, file: ListedFile) -> pa.Schema:
         with opened_parquet(file.path, self.options) as parquet:
             return parquet.schema_arrow
 
-    def _common_columns(self, files: list[Found]) -> pa.Schema:
-        """Return the further columns of the first file, with types that take the values of all."""
+    def _common_columns(self, files: list[ListedFile]) -> pa.Schema:
+        """Return the metadata columns of the first file, with types that hold the values of all."""
         if not files:
             return pa.schema([])
         if self._common is not None and self._common[0] == files:
@@ -101,15 +101,15 @@ class ParquetSource(Source):
         self._common = files, self._read_common(files)
         return self._common[1]
 
-    def _read_common(self, files: list[Found]) -> pa.Schema:
-        columns = list(self._further(files[0], self._schema_of(files[0])))
+    def _read_common(self, files: list[ListedFile]) -> pa.Schema:
+        columns = list(self._metadata_columns(files[0], self._schema_of(files[0])))
         if not columns:
             return pa.schema([])
         with ThreadPoolExecutor(_FOOTERS) as pool:
             for schema in pool.map(self._schema_of, files[1:]):
                 columns = [
                     column.with_type(
-                        common_type(column.type, scalar(schema.field(column.name).type))
+                        common_type(column.type, metadata_type(schema.field(column.name).type))
                     )
                     if schema.names.count(column.name) == 1
                     else column
@@ -117,12 +117,12 @@ class ParquetSource(Source):
                 ]
         return pa.schema(columns)
 
-    def _further(self, file: Found, schema: pa.Schema) -> pa.Schema:
+    def _metadata_columns(self, file: ListedFile, schema: pa.Schema) -> pa.Schema:
         content = self._content_column(file, schema)
-        return further(schema, (content, self._id_column(file, schema)))
+        return metadata_schema(schema, (content, self._id_column(file, schema)))
 
-    def _content_column(self, file: Found, schema: pa.Schema) -> str:
-        require(file.path, "--image-column", self.image_column, schema.names)
+    def _content_column(self, file: ListedFile, schema: pa.Schema) -> str:
+        require_column(file.path, "--image-column", self.image_column, schema.names)
         column = self.image_column or image_bytes_column(schema)
         if column is None:
             raise InputError(
@@ -135,26 +135,28 @@ class ParquetSource(Source):
             )
         return column
 
-    def _id_column(self, file: Found, schema: pa.Schema) -> str | None:
+    def _id_column(self, file: ListedFile, schema: pa.Schema) -> str | None:
         if not _is_field(schema, self.id_column):
-            require(file.path, "--id-column", self.id_column, schema.names)
+            require_column(file.path, "--id-column", self.id_column, schema.names)
         return self.id_column or ("image_id" if "image_id" in schema.names else None)
 
-    def _rows(self, file: Found, parquet: pq.ParquetFile, columns: pa.Schema) -> Iterator[Item]:
+    def _rows(
+        self, file: ListedFile, parquet: pq.ParquetFile, columns: pa.Schema
+    ) -> Iterator[Item]:
         schema = parquet.schema_arrow
-        refuse_twins(file.path, schema.names)
+        refuse_duplicate_columns(file.path, schema.names)
         content, name = self._content_column(file, schema), self._id_column(file, schema)
         label, _ = label_column(schema, file.path)
         names = class_names(schema, label)
         row = 0
-        small = {*columns.names} & {*schema.names} | {one for one in (name, label) if one}
+        small = {*columns.names} & {*schema.names} | {each for each in (name, label) if each}
         for batch in _batches(parquet, small):
-            ids = texts(batch, name, file.path)
-            labels = [_named(text, names) for text in texts(batch, label, file.path)]
-            more_values = values(batch, columns, file.path)
-            for own, label_text, more in zip(ids, labels, more_values, strict=True):
+            ids = text_values(batch, name, file.path)
+            labels = [_named(text, names) for text in text_values(batch, label, file.path)]
+            more_values = metadata_rows(batch, columns, file.path)
+            for image_id, label_text, more in zip(ids, labels, more_values, strict=True):
                 yield Item(
-                    image_id=own or f"{file.name}/{row}",
+                    image_id=image_id or f"{file.name}/{row}",
                     path=str(ParquetRow(content, row, file.path)),
                     size=None,
                     mtime_ns=file.mtime_ns,
@@ -167,7 +169,7 @@ class ParquetSource(Source):
 
 @contextmanager
 def opened_parquet(path: str, options: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file and refuse it by name where it cannot be read."""
+    """Open a Parquet file; InputError, naming it, where it cannot be read."""
     try:
         with (
             open_uri(path, options, block=_BUFFER) as file,
@@ -181,15 +183,15 @@ def opened_parquet(path: str, options: Mapping[str, Any]) -> Iterator[pq.Parquet
 
 
 def image_bytes_column(schema: pa.Schema) -> str | None:
-    """Give the column named image if it holds bytes, or the only one that does."""
-    found = [field.name for field in schema if holds_images(field.type)]
-    if "image" in found:
+    """Return the column named image if it holds bytes, or the only one that does, or None."""
+    names = [field.name for field in schema if holds_images(field.type)]
+    if "image" in names:
         return "image"
-    return found[0] if len(found) == 1 else None
+    return names[0] if len(names) == 1 else None
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Tell a column of bytes, or of structs with a field of them, as Hugging Face writes them."""
+    """Return whether a type is binary, or a struct with a binary field `bytes` (Hugging Face)."""
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and holds_images(kind.field(place).type)
@@ -202,7 +204,7 @@ def holds_images(kind: pa.DataType) -> bool:
 
 
 def class_names(schema: pa.Schema, label: str | None) -> dict[str, str]:
-    """Return the names of Hugging Face's classes by their numbers; none where it has none."""
+    """Return the class names of a Hugging Face label column by class number; empty without any."""
     if label is None or not pa.types.is_integer(schema.field(label).type):
         return {}
     notes = (schema.metadata or {}).get(b"huggingface", b"{}")
@@ -216,14 +218,14 @@ def class_names(schema: pa.Schema, label: str | None) -> dict[str, str]:
 
 
 def _named(label: str | None, names: dict[str, str]) -> str | None:
-    """Return the name of a class; a negative number stands for no class."""
+    """Return the class name of a label; None for a negative number, which means no class."""
     if label is None or not names:
         return label
     return None if label.startswith("-") else names.get(label, label)
 
 
 def _is_field(schema: pa.Schema, name: str | None) -> bool:
-    """Tell `image.path`, a field of a column of structs, as Hugging Face keeps names of files."""
+    """Return whether a name is a struct field, as `image.path` of Hugging Face."""
     head, dot, tail = (name or "").partition(".")
     if not dot or name in schema.names or head not in schema.names:
         return False
@@ -232,7 +234,7 @@ def _is_field(schema: pa.Schema, name: str | None) -> bool:
 
 
 def _batches(parquet: pq.ParquetFile, columns: set[str]) -> Iterator[pa.RecordBatch]:
-    """Read some columns in order; where none is wanted, batches that have rows and nothing else."""
+    """Iterate over batches of some columns; without columns, over batches of the same length."""
     if columns:
         yield from parquet.iter_batches(_BATCH, columns=sorted(columns), use_threads=False)
         return

@@ -1,7 +1,7 @@
-"""The members of a tar, from its headers alone, also of tars that were concatenated.
+"""Listing of tar members from the headers alone, concatenated tars included.
 
-`cat a.tar b.tar` is read as `tar --ignore-zeros` reads it: what follows an end mark is another
-archive. Anything else that follows is damage, and never passed over in silence.
+`cat a.tar b.tar` is read as by `tar --ignore-zeros`: an end mark may be followed by another
+archive. Anything else that follows is reported as damage.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 DAMAGE = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, LookupError)
-"""What `tarfile` raises on headers that are not what they should be."""
+"""Exceptions that `tarfile` raises on damaged headers."""
 
 _ZEROS = 1 << 16
-"""Bytes read at a time where zeros follow an end mark; writers pad an archive to 10 kB."""
+"""Bytes read at a time after an end mark; writers pad an archive with zeros to 10 kB."""
 
 
 def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield every member whose data are all in the file, in order; offsets are those of the file.
+    """Iterate over all members whose data are complete, in order, with offsets in the file.
 
-    Raises one of `DAMAGE` where a header is damaged, the last end mark is missing, or something
-    follows it that is no tar. Members are yielded before that, as far as they are whole.
+    Raises one of `DAMAGE` where a header is damaged, the last end mark is missing, or other data
+    follow it; complete members before that are yielded first.
     """
     start: int | None = 0
     while start is not None:
@@ -29,14 +29,14 @@ def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(
             fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
         ) as archive:
-            yield from _of_archive(archive)
+            yield from _archive_members(archive)
             start = _next_archive(file, archive.offset)
 
 
-def _of_archive(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members up to an end mark.
+def _archive_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Iterate over the members up to an end mark.
 
-    `tarfile` keeps each member it has read, and takes a broken header for the end; neither here.
+    Unlike `tarfile`, do not keep the members read, and do not take a damaged header for the end.
     """
     last: tarfile.TarInfo | None = None
     at = -1
@@ -59,7 +59,7 @@ def _of_archive(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _next_archive(file: BinaryIO, end_mark: int) -> int | None:
-    """Return where another archive begins after an end mark, or None where only zeros follow."""
+    """Return the offset of another archive after an end mark, or None if only zeros follow."""
     file.seek(end_mark)
     position = end_mark
     while block := file.read(_ZEROS):

@@ -1,6 +1,6 @@
-"""Vectors that were made elsewhere: a column of Parquet files, or an array in .npy files.
+"""Sources of precomputed vectors: a column of Parquet files, or arrays in .npy files.
 
-They are listed as images are, each by an id and a path that opens it again; listing reads headers
+They are listed like images, each with an id and a path that opens it again; listing reads headers
 and the small columns, never the vectors.
 """
 
@@ -25,25 +25,31 @@ from retrieval.sources.container_paths import NpyRow
 from retrieval.sources.id_files import id_column, read_ids
 from retrieval.sources.image_names import is_image
 from retrieval.sources.item_reader import holds_numbers, holds_vectors
-from retrieval.sources.metadata_columns import require
+from retrieval.sources.metadata_columns import require_column
 from retrieval.sources.npy import NPY, opened_array
 from retrieval.sources.parquet import PARQUET, ParquetSource, opened_parquet
-from retrieval.sources.walk import Found, files_at, is_folder, readable_files_at, walk
+from retrieval.sources.walk import (
+    ListedFile,
+    find_files,
+    find_readable_files,
+    is_folder,
+    walk_files,
+)
 from retrieval.sources.webdataset import COMPRESSED, TAR
 
 _FORMS = "a store that `embed` made, Parquet with a column of vectors, or .npy files"
-_LOOKED_AT = 1 << 10  # rows whose length tells that of the others, where a column has lists
-_NONE: Any = object()  # stands where ids or vectors have ended
+_SAMPLE_ROWS = 1 << 10  # rows from which the length of variable-size lists is inferred
+_NONE: Any = object()  # fill value where ids or vectors have ended
 
 
 class VectorSource(Source):
-    """Vectors to be listed; all that count have the same length."""
+    """Source of vectors, which all have the same length."""
 
     unit = "vectors"
 
     @abstractmethod
     def dimension(self) -> int:
-        """Give the length that vectors have here; those of another one go to the ledger."""
+        """Return the length of the vectors; those of another length are recorded in the ledger."""
 
     def number_type(self) -> np.dtype[Any]:
         """Return the narrowest type that holds the numbers of all files."""
@@ -57,8 +63,8 @@ class ParquetVectors(ParquetSource, VectorSource):
     embedding_column: str | None = None
 
     def dimension(self) -> int:
-        """Give the length that the type tells, or else most of the first rows have."""
-        files = readable_files_at(self.root, PARQUET, self.options)
+        """Return the fixed length of the column type, or else the most common of the first rows."""
+        files = find_readable_files(self.root, PARQUET, self.options)
         for file in files:
             with opened_parquet(file.path, self.options) as parquet:
                 column = self._content_column(file, parquet.schema_arrow)
@@ -69,15 +75,15 @@ class ParquetVectors(ParquetSource, VectorSource):
     def number_type(self) -> np.dtype[Any]:
         """Return the narrowest type that holds the numbers of all files."""
         kinds = []
-        for file in readable_files_at(self.root, PARQUET, self.options):
+        for file in find_readable_files(self.root, PARQUET, self.options):
             with opened_parquet(file.path, self.options) as parquet:
                 schema = parquet.schema_arrow
                 kind = schema.field(self._content_column(file, schema)).type
             kinds.append(kind.value_type.to_pandas_dtype())
         return np.result_type(*kinds)
 
-    def _content_column(self, file: Found, schema: pa.Schema) -> str:
-        require(file.path, "--embedding-column", self.embedding_column, schema.names)
+    def _content_column(self, file: ListedFile, schema: pa.Schema) -> str:
+        require_column(file.path, "--embedding-column", self.embedding_column, schema.names)
         column = self.embedding_column or vector_column(schema)
         if column is None:
             raise InputError(
@@ -91,16 +97,16 @@ class ParquetVectors(ParquetSource, VectorSource):
             )
         return column
 
-    def _id_column(self, file: Found, schema: pa.Schema) -> str | None:
+    def _id_column(self, file: ListedFile, schema: pa.Schema) -> str | None:
         return id_column(file.path, self.id_column, schema.names)
 
 
 @dataclass
 class NpyVectors(VectorSource):
-    """Vectors in an (n, d) array; ids are the rows' numbers, or those that `ids` holds.
+    """Vectors in an (n, d) array; ids are row numbers, or those in the file `ids`.
 
-    A folder or a glob of arrays is one array in parts, by the numbers in their names: `e-2.npy`
-    comes before `e-10.npy`, as whoever wrote them has counted.
+    A folder or a glob of arrays is one array in parts, ordered by the numbers in their names:
+    `e-2.npy` comes before `e-10.npy`.
     """
 
     root: str
@@ -109,19 +115,19 @@ class NpyVectors(VectorSource):
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def items(self) -> Iterator[Item]:
-        """Give every row."""
+        """Iterate over all rows of all parts."""
         parts = self._parts()
-        numbered = self._numbered(sum(rows for _, rows, _ in parts))
+        numbered_ids = self._numbered_ids(sum(rows for _, rows, _ in parts))
         for file, rows, _ in parts:
-            for row, (number, own) in zip(range(rows), numbered, strict=False):
+            for row, (number, image_id) in zip(range(rows), numbered_ids, strict=False):
                 yield Item(
-                    image_id=own or str(number), path=str(NpyRow(row, file.path)), size=None,
+                    image_id=image_id or str(number), path=str(NpyRow(row, file.path)), size=None,
                     mtime_ns=file.mtime_ns, label=None, place=row,
                 )  # fmt: skip
-        next(numbered, None)  # refuses ids that are left
+        next(numbered_ids, None)  # raises where ids are left
 
     def dimension(self) -> int:
-        """Give the length of a row."""
+        """Return the length of a row."""
         return self._parts()[0][2]
 
     def number_type(self) -> np.dtype[Any]:
@@ -132,11 +138,12 @@ class NpyVectors(VectorSource):
                 kinds.append(array.header.dtype)
         return np.result_type(*kinds)
 
-    def _parts(self) -> list[tuple[Found, int, int]]:
+    def _parts(self) -> list[tuple[ListedFile, int, int]]:
         """Return each file with its rows and their length, which is the same in all of them."""
-        files, _ = files_at(self.root, NPY, self.options)
+        files, _ = find_files(self.root, NPY, self.options)
         parts = [
-            (file, *self._shape(file)) for file in sorted(files, key=lambda one: _counted(one.name))
+            (file, *self._shape(file))
+            for file in sorted(files, key=lambda file: _natural_order(file.name))
         ]
         if not parts:
             raise InputError(f"{self.root} holds no vectors; name {_FORMS}")
@@ -149,7 +156,7 @@ class NpyVectors(VectorSource):
                 )
         return parts
 
-    def _shape(self, file: Found) -> tuple[int, int]:
+    def _shape(self, file: ListedFile) -> tuple[int, int]:
         if file.problem is not None:  # without it the rows behind it would get other ids
             raise InputError(f"{file.path} cannot be read: {file.problem}; mend or remove it")
         with opened_array(file.path, self.options) as array:
@@ -161,20 +168,21 @@ class NpyVectors(VectorSource):
             )
         return shape[0], shape[1]
 
-    def _numbered(self, count: int) -> Iterator[tuple[int, str | None]]:
+    def _numbered_ids(self, count: int) -> Iterator[tuple[int, str | None]]:
+        """Iterate over row numbers and ids; Mismatch where the file has more or fewer ids."""
         if self.ids is None:
             yield from ((row, None) for row in range(count))
             return
         ids = read_ids(self.ids, self.id_column, self.options)
         pairs = zip_longest(range(count), ids, fillvalue=_NONE)
-        for row, (number, own) in enumerate(pairs):
-            if number is _NONE or own is _NONE:
-                many = f"only {row}" if own is _NONE else "more"
+        for row, (number, image_id) in enumerate(pairs):
+            if number is _NONE or image_id is _NONE:
+                many = f"only {row}" if image_id is _NONE else "more"
                 raise Mismatch(
                     f"--ids {self.ids} has {many} ids for the {count} vectors of {self.root}; name "
                     "the ids of these"
                 )
-            yield row, own
+            yield row, image_id
 
 
 def open_vectors(
@@ -185,7 +193,11 @@ def open_vectors(
     ids: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> VectorSource:
-    """Give the vectors at a path or URI; what is not there or holds none is refused."""
+    """Open the vectors at a path or URI; InputError where there are none.
+
+    `embedding_column` and `id_column` name columns of Parquet; `ids` is a file with the ids of
+    arrays. Raises UsageError for an option that does not apply to the type of file.
+    """
     plain = options or {}
     if is_npy(root, plain):
         if embedding_column is not None:
@@ -193,23 +205,26 @@ def open_vectors(
         return NpyVectors(root, ids, id_column, plain)
     if ids is not None:
         raise UsageError(f"--ids is for .npy files; of {root} --id-column names a column")
-    files = readable_files_at(root, PARQUET, plain)
+    files = find_readable_files(root, PARQUET, plain)
     if not files or not files[0].path.lower().endswith(PARQUET):
         raise InputError(f"{root} holds no vectors; name {_FORMS}")
-    found = ParquetVectors(
+    source = ParquetVectors(
         root, id_column=id_column, options=plain, embedding_column=embedding_column
     )
-    found.check_columns()
-    return found
+    source.check_columns()
+    return source
 
 
 def is_npy(root: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Tell an array by its name, or a folder that holds arrays and no images, tars or Parquet."""
+    """Return whether a path names a .npy file, or a folder of them without other inputs.
+
+    Other inputs are images, tars and Parquet files.
+    """
     plain = options or {}
     if root.lower().endswith(NPY) or not is_folder(root, plain):
         return root.lower().endswith(NPY)
     arrays = False
-    for file in walk(root, plain):
+    for file in walk_files(root, plain):
         name = file.name.lower()
         if is_image(name) or name.endswith((*TAR, *COMPRESSED, *PARQUET)):
             return False
@@ -217,41 +232,43 @@ def is_npy(root: str, options: Mapping[str, Any] | None = None) -> bool:
     return arrays
 
 
-def _counted(name: str) -> tuple[list[str | int], str]:
-    """Return what sorts names by the numbers in them: text and numbers take turns."""
+def _natural_order(name: str) -> tuple[list[str | int], str]:
+    """Return a key that sorts names by the numbers in them: alternating text and numbers."""
     parts = re.split(r"(\d+)", name)
     return [int(part) if number % 2 else part for number, part in enumerate(parts)], name
 
 
-def hold_vectors(root: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Tell whether there are Parquet files at a path or URI whose first has a column of vectors."""
-    files = readable_files_at(root, PARQUET, options or {})
+def contains_vectors(root: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether the first Parquet file at a path or URI has a column of vectors."""
+    files = find_readable_files(root, PARQUET, options or {})
     if not files or not files[0].path.lower().endswith(PARQUET):
         return False
     with opened_parquet(files[0].path, options or {}) as parquet:
         schema = parquet.schema_arrow
-        return vector_column(schema) is not None or any(holds_vectors(one.type) for one in schema)
+        return vector_column(schema) is not None or any(
+            holds_vectors(field.type) for field in schema
+        )
 
 
 def vector_column(schema: pa.Schema) -> str | None:
-    """Give the column named embedding if it holds vectors, or the only one that does.
+    """Return the column named embedding if it holds vectors, or the only one that does, or None.
 
-    Lists of integers may be anything, as labels; only a name says that they are vectors.
+    Lists of integers, which may be labels, count as vectors only in a column named embedding.
     """
     if schema.names.count("embedding") == 1 and holds_numbers(schema.field("embedding").type):
         return "embedding"
-    found = [one.name for one in schema if holds_vectors(one.type)]
-    return found[0] if len(found) == 1 else None
+    names = [field.name for field in schema if holds_vectors(field.type)]
+    return names[0] if len(names) == 1 else None
 
 
 def _usual_length(parquet: pq.ParquetFile, column: str) -> int | None:
-    """Give the length that the type tells, or most of the first lists have; None without any."""
+    """Return the fixed length of a column type, or the most common of its first lists, or None."""
     kind = parquet.schema_arrow.field(column).type
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    for batch in parquet.iter_batches(_LOOKED_AT, columns=[column], use_threads=False):
+    for batch in parquet.iter_batches(_SAMPLE_ROWS, columns=[column], use_threads=False):
         lengths = Counter(len(value) for value in batch[column] if value.is_valid and len(value))
         if lengths:
             return max(sorted(lengths), key=lengths.__getitem__)

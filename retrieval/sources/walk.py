@@ -1,8 +1,8 @@
-"""Files below a root, local or behind an fsspec URI, as they are met: nothing is sorted or kept.
+"""Streaming of the files below a root, local or behind an fsspec URI, in no particular order.
 
-Locally only the folders on the way down are open, so a folder of ten million files costs no memory.
-Remotely a folder at a time is listed, as fsspec gives it whole: memory is the largest folder. Its
-cache of listings is off, for it would hold all of them.
+Locally only the folders on the path to the current one are open, so that a folder of ten million
+files takes no memory. Remotely fsspec lists one folder at a time: memory is that of the largest.
+fsspec's cache of listings is off, since it would hold all of them.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ import fsspec
 from retrieval.core.errors import InputError
 from retrieval.core.output_layout import REPORT_FOLDERS, REPORT_MARK
 from retrieval.core.records import Item
-from retrieval.storage.finished_output import JOB, MANIFEST, is_made_by_us
+from retrieval.storage.finished_output import JOB, MANIFEST, is_lookalike_json
 from retrieval.storage.ignored_files import hidden_part, is_hidden
-from retrieval.storage.input_files import not_a_file, readable
+from retrieval.storage.input_files import describe_special_file, escape_non_utf8
 from retrieval.storage.local import is_remote, local_path
-from retrieval.storage.retry import may_pass
+from retrieval.storage.retry import is_transient
 
 _CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
-"""Where stores tell the last change of a file, best first; S3 has the second, Google the fourth."""
+"""Keys of a file's modification time, best first; S3 has the second, Google the fourth."""
 
-_MOST_BYTES = 1 << 20
-"""Bytes that are read of a job.json; those of lookalike are smaller by far."""
+_MAX_JSON_BYTES = 1 << 20
+"""Bytes that are read of a job.json; those of lookalike are much smaller."""
 
-_START = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One file: `name` below the root, '/'-separated, and the `path` that opens it again.
+class ListedFile:
+    """A listed file: its `name` below the root, '/'-separated, and the `path` that opens it.
 
-    Or, with a `problem`, what was met and cannot be read: a folder that may not be listed, a named
-    pipe, a device.
+    With a `problem` it cannot be read: a folder that may not be listed, a named pipe, a device.
     """
 
     name: str
@@ -47,10 +46,10 @@ class Found:
     size: int | None
     mtime_ns: int | None
     problem: str | None = None
-    is_folder: bool = False  # one that may not be listed; others are not met, only what they hold
+    is_folder: bool = False  # a folder that may not be listed; other folders are not returned
 
-    def unread(self, columns: int = 0) -> Item:
-        """Return the item that stands for what cannot be read, so that the ledger names it."""
+    def unreadable_item(self, columns: int = 0) -> Item:
+        """Return an item for the ledger, with `columns` null metadata values."""
         return Item(
             self.name, self.path, None, self.mtime_ns, None, problem=self.problem,
             more=(None,) * columns,
@@ -58,14 +57,14 @@ class Found:
 
 
 class PassedOver:
-    """What a listing left out unread: counts by kind, with one example of each."""
+    """Counts of the files and folders that a listing skipped, by kind, with an example of each."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, str]] = {}
 
     @property
     def total(self) -> int:
-        """The number of files and folders; a folder counts once, for nobody looked inside."""
+        """Return the number of files and folders; a folder, which is not opened, counts once."""
         return sum(count for count, _ in self._kinds.values())
 
     def add(self, kind: str, name: str, count: int = 1) -> None:
@@ -79,151 +78,156 @@ class PassedOver:
             self.add(kind, example, count)
 
     def __str__(self) -> str:
-        """Write it as `hidden files: 2 (such as ._a.jpg), hidden folders: 1 (such as .git)`."""
+        """Format as `hidden files: 2 (such as ._a.jpg), hidden folders: 1 (such as .git)`."""
         kinds = sorted(self._kinds.items())
         return ", ".join(f"{kind}: {count} (such as {name})" for kind, (count, name) in kinds)
 
 
 HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
-OUTPUTS = "folders that lookalike wrote"
+OUTPUT_FOLDERS = "folders that lookalike wrote"
 
 
-def walk(
+def walk_files(
     root: str, options: Mapping[str, Any], passed: PassedOver | None = None
-) -> Iterator[Found]:
-    """Yield every file below a folder; refuse one that is missing or is none.
+) -> Iterator[ListedFile]:
+    """Iterate over all files below a folder, counting in `passed` what is skipped.
 
-    Hidden files and folders are passed over, and so are folders that lookalike wrote: pictures in a
-    result are no photos. The root is what somebody named, hidden or not; but a result as the root
-    is refused.
+    Hidden files and folders are skipped, and so are outputs of lookalike, whose pictures are no
+    photos. The root itself may be hidden. Raises InputError where the root does not exist, is no
+    folder, or is an output of lookalike.
     """
     passed = PassedOver() if passed is None else passed
-    return _remote(root, options, passed) if is_remote(root) else _local(root, passed)
+    return _walk_remote(root, options, passed) if is_remote(root) else _walk_local(root, passed)
 
 
-def files_at(
+def find_files(
     root: str,
     suffixes: tuple[str, ...],
     options: Mapping[str, Any],
     passed: PassedOver | None = None,
-) -> tuple[list[Found], int]:
-    """Give the files that a file's path, a folder or a glob means, and how many others there are.
+) -> tuple[list[ListedFile], int]:
+    """Return the container files at a path, in a folder or matching a glob, and the others' count.
 
-    They are few and large ones, and come by name. A path that exists is what it says, even if `*`
-    or `[` stands in it. Folders that may not be listed, and what is named so and is no file, are
-    among them, with a problem.
+    The files are sorted by name, and held in memory: containers are few. An existing path is taken
+    literally even if it contains `*` or `[`. Folders that may not be listed, and pipes or devices
+    with such a suffix, are included with a problem.
     """
     others = 0
     passed = PassedOver() if passed is None else passed
     if is_folder(root, options):
-        found = []
-        for one in walk(root, options, passed):
-            if one.is_folder or one.name.lower().endswith(suffixes):
-                found.append(one)
+        files = []
+        for file in walk_files(root, options, passed):
+            if file.is_folder or file.name.lower().endswith(suffixes):
+                files.append(file)
             else:
                 others += 1
     elif is_file(root, options):
-        found = [one_file(root, options)]
+        files = [describe_file(root, options)]
     elif is_glob(root):
-        found = list(_globbed(root, options, passed))
+        files = list(_glob_files(root, options, passed))
     else:
         raise InputError(f"{root} does not exist; name a file, a folder or a glob of such files")
-    for one in found:
-        if "::" in one.path:
+    for file in files:
+        if "::" in file.path:
             raise InputError(
-                f"{one.path} has :: in its path, by which paths are chained; rename it"
+                f"{file.path} has :: in its path, by which paths are chained; rename it"
             )
-    return sorted(found, key=lambda one: one.name), others + passed.total
+    return sorted(files, key=lambda file: file.name), others + passed.total
 
 
-def readable_files_at(
+def find_readable_files(
     root: str, suffixes: tuple[str, ...], options: Mapping[str, Any]
-) -> list[Found]:
-    """Return those of `files_at` that have no problem."""
-    return [one for one in files_at(root, suffixes, options)[0] if one.problem is None]
+) -> list[ListedFile]:
+    """Return the files of `find_files` that have no problem."""
+    return [file for file in find_files(root, suffixes, options)[0] if file.problem is None]
 
 
 def is_glob(root: str) -> bool:
-    """Tell whether a path has signs of a pattern in it."""
+    """Return whether a path contains a glob character."""
     return any(sign in root for sign in "*?[")
 
 
 def is_folder(root: str, options: Mapping[str, Any]) -> bool:
-    """Tell whether there is a folder of this very name."""
+    """Return whether a folder of exactly this name exists."""
     if not is_remote(root):
         return os.path.isdir(local_path(root))
-    system, name = connect(root, options)
-    return bool(_asked(root, lambda: system.isdir(name)))
+    system, name = open_filesystem(root, options)
+    return bool(_call_filesystem(root, lambda: system.isdir(name)))
 
 
 def is_file(root: str, options: Mapping[str, Any]) -> bool:
-    """Tell whether there is a file of this very name."""
+    """Return whether a file of exactly this name exists."""
     if not is_remote(root):
         return os.path.isfile(local_path(root))
-    system, name = connect(root, options)
-    return bool(_asked(root, lambda: system.isfile(name)))
+    system, name = open_filesystem(root, options)
+    return bool(_call_filesystem(root, lambda: system.isfile(name)))
 
 
-def one_file(root: str, options: Mapping[str, Any]) -> Found:
-    """Describe one file that is there, named below its own folder."""
+def describe_file(root: str, options: Mapping[str, Any]) -> ListedFile:
+    """Return the entry of an existing file, named by its base name."""
     if is_remote(root):
-        system, name = connect(root, options)
-        info = _asked(root, lambda: system.info(name))
-        return _described(system, name.rsplit("/", 1)[-1], name, info)
+        system, name = open_filesystem(root, options)
+        info = _call_filesystem(root, lambda: system.info(name))
+        return _describe_remote(system, name.rsplit("/", 1)[-1], name, info)
     path = local_path(root)
-    return _described_local(os.path.basename(path), path, os.stat(path))
+    return _describe_local(os.path.basename(path), path, os.stat(path))
 
 
-def connect(root: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Give the store of a URI, with no cache of listings, and the name there."""
+def open_filesystem(root: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the fsspec file system of a URI, without cached listings, and the path in it."""
     plain = {"use_listings_cache": False, **options}
-    return _asked(root, lambda: fsspec.core.url_to_fs(root, **plain))  # type: ignore[no-any-return]
+    return _call_filesystem(root, lambda: fsspec.core.url_to_fs(root, **plain))  # type: ignore[no-any-return]
 
 
-def _asked(root: str, question: Any) -> Any:
+def _call_filesystem(root: str, action: Callable[[], Any]) -> Any:
+    """Return the result of an fsspec call; InputError, naming the root, where it fails."""
     try:
-        return question()
+        return action()
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{root} cannot be listed ({error})") from error
 
 
-def _local(root: str, passed: PassedOver) -> Iterator[Found]:
+def _walk_local(root: str, passed: PassedOver) -> Iterator[ListedFile]:
     top = local_path(root)
     if not os.path.exists(top):
         raise InputError(f"{root} does not exist; name a folder with images")
     if not os.path.isdir(top):
         raise InputError(f"{root} is not a folder; name a folder with images")
-    if _is_output(top, _local_bytes):
-        raise _is_ours(root)
-    for path, info, error in _files(top, frozenset(), passed):
+    if _is_output(top, _read_local_json):
+        raise _output_error(root)
+    for path, info, error in _walk_local_folder(top, frozenset(), passed):
         name = os.path.relpath(path, top).replace(os.sep, "/")
         if error is None:
-            yield _described_local(name, path, info)
+            yield _describe_local(name, path, info)
         else:
             problem = f"the folder cannot be listed ({error.strerror})"
-            yield Found(readable(name), readable(path), None, None, problem, is_folder=True)
+            yield ListedFile(
+                escape_non_utf8(name), escape_non_utf8(path), None, None, problem, is_folder=True
+            )
 
 
-def _described_local(name: str, path: str, info: os.stat_result | None) -> Found:
+def _describe_local(name: str, path: str, info: os.stat_result | None) -> ListedFile:
     if info is None:
-        return Found(readable(name), readable(path), None, None)
-    return Found(
-        readable(name), readable(path), info.st_size, storable_ns(info.st_mtime_ns),
-        not_a_file(info.st_mode),
+        return ListedFile(escape_non_utf8(name), escape_non_utf8(path), None, None)
+    return ListedFile(
+        escape_non_utf8(name), escape_non_utf8(path), info.st_size, storable_ns(info.st_mtime_ns),
+        describe_special_file(info.st_mode),
     )  # fmt: skip
 
 
-_Met = tuple[str, os.stat_result | None, OSError | None]
-"""The path of a file and its status, where that may be asked; or of a folder, and why it cannot be
+_LocalEntry = tuple[str, os.stat_result | None, OSError | None]
+"""The path of a file and its status, if that can be read; or of a folder, and why it cannot be
 listed."""
 
 
-def _files(folder: str, above: frozenset[tuple[int, int]], passed: PassedOver) -> Iterator[_Met]:
-    """Walk a local folder, following links to folders, but never into one that is above.
+def _walk_local_folder(
+    folder: str, above: frozenset[tuple[int, int]], passed: PassedOver
+) -> Iterator[_LocalEntry]:
+    """Walk a local folder, following links to folders except to those that contain it.
 
-    A link that leads nowhere, and a file that may not be looked at, is a file of its own: whoever
-    reads it says why it cannot be read. A folder below the first that may not be listed is met as
-    such; a disk that fails for now stops the walk.
+    Broken links, and files whose status cannot be read, are returned as files, whose reading fails
+    later. A folder below the root that may not be listed is returned with its error; a transient
+    error of the disk is raised.
     """
     try:
         status = os.stat(folder)
@@ -232,7 +236,9 @@ def _files(folder: str, above: frozenset[tuple[int, int]], passed: PassedOver) -
             for entry in entries:
                 if is_hidden(entry.name):
                     inside = entry.is_dir(follow_symlinks=False)
-                    passed.add(HIDDEN_FOLDERS if inside else HIDDEN_FILES, readable(entry.name))
+                    passed.add(
+                        HIDDEN_FOLDERS if inside else HIDDEN_FILES, escape_non_utf8(entry.name)
+                    )
                     continue
                 try:
                     info = entry.stat()
@@ -242,20 +248,22 @@ def _files(folder: str, above: frozenset[tuple[int, int]], passed: PassedOver) -
                 if stat.S_ISDIR(info.st_mode):
                     if (info.st_dev, info.st_ino) in here:
                         continue
-                    if _is_written(entry.path, _local_bytes):
-                        passed.add(OUTPUTS, readable(entry.name))
+                    if _is_written_by_lookalike(entry.path, _read_local_json):
+                        passed.add(OUTPUT_FOLDERS, escape_non_utf8(entry.name))
                         continue
-                    yield from _files(entry.path, here, passed)
+                    yield from _walk_local_folder(entry.path, here, passed)
                 else:
                     yield entry.path, info, None
     except OSError as error:
-        if not above or may_pass(error):
-            raise InputError(f"{readable(folder)} cannot be listed ({error.strerror})") from error
+        if not above or is_transient(error):
+            raise InputError(
+                f"{escape_non_utf8(folder)} cannot be listed ({error.strerror})"
+            ) from error
         yield folder, None, error
 
 
-def _without_status(entry: os.DirEntry[str], error: OSError) -> Iterator[_Met]:
-    """Yield an entry whose status cannot be read; nothing where it was removed meanwhile."""
+def _without_status(entry: os.DirEntry[str], error: OSError) -> Iterator[_LocalEntry]:
+    """Yield an entry whose status cannot be read; nothing if it was removed meanwhile."""
     if entry.is_symlink():
         yield entry.path, entry.stat(follow_symlinks=False), None
     elif entry.is_dir(follow_symlinks=False):
@@ -267,42 +275,42 @@ def _without_status(entry: os.DirEntry[str], error: OSError) -> Iterator[_Met]:
 def _is_output(folder: str, read: Callable[[str], bytes | None]) -> bool:
     """Return whether a folder is an output of lookalike, finished or not.
 
-    Told by what its job.json (else manifest.json) says: other programs have files of these names.
+    The content of job.json (else manifest.json) decides: other programs use these names too.
     """
     job = read(f"{folder}/{JOB}")
     if job is None:
         return False
-    return is_made_by_us(job) or is_made_by_us(read(f"{folder}/{MANIFEST}") or b"")
+    return is_lookalike_json(job) or is_lookalike_json(read(f"{folder}/{MANIFEST}") or b"")
 
 
-def _is_written(folder: str, read: Callable[[str], bytes | None]) -> bool:
-    """Return whether a folder is an output of lookalike, or lies beside a page of `report`."""
+def _is_written_by_lookalike(folder: str, read: Callable[[str], bytes | None]) -> bool:
+    """Return whether a folder is an output of lookalike, or a folder beside a page of `report`."""
     if _is_output(folder, read):
         return True
     mark = read(f"{folder}/{REPORT_MARK}") if folder.endswith(REPORT_FOLDERS) else None
-    return mark is not None and is_made_by_us(mark)
+    return mark is not None and is_lookalike_json(mark)
 
 
-def _local_bytes(path: str) -> bytes | None:
-    """Read the beginning of a small local file; None where there is none that can be read."""
+def _read_local_json(path: str) -> bytes | None:
+    """Return the start of a local file; None where there is none that can be read."""
     try:
-        if not os.path.isfile(path):  # a pipe of that name would never end
+        if not os.path.isfile(path):  # reading a pipe would not end
             return None
         with open(path, "rb") as file:
-            return file.read(_MOST_BYTES)
+            return file.read(_MAX_JSON_BYTES)
     except OSError:
         return None
 
 
-def _is_ours(root: str) -> InputError:
+def _output_error(root: str) -> InputError:
     return InputError(
         f"{root} is a folder that lookalike wrote, and no folder of images (see its {JOB}); name "
         "one with photos"
     )
 
 
-def _remote(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[Found]:
-    system, top = connect(root, options)
+def _walk_remote(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[ListedFile]:
+    system, top = open_filesystem(root, options)
     below = top.rstrip("/") + "/"
     empty = True
     try:
@@ -310,12 +318,12 @@ def _remote(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterat
             itself = files.pop("", None)
             if empty and itself and itself["type"] == "file" and not files:
                 raise InputError(f"{root} is not a folder; name a folder with images")
-            if empty and _is_output(folder, _reader(system, files)):
-                raise _is_ours(root)
+            if empty and _is_output(folder, _remote_reader(system, files)):
+                raise _output_error(root)
             at_root, empty = empty, empty and not files and not folders
-            for info in _offered(system, folder, folders, files, passed, at_root):
+            for info in _visible_files(system, folder, folders, files, passed, at_root):
                 path = info["name"]
-                yield _described(system, path.removeprefix(below), path, info)
+                yield _describe_remote(system, path.removeprefix(below), path, info)
     except FileNotFoundError as error:
         raise InputError(f"{root} does not exist; name a folder with images") from error
     except (OSError, ValueError) as error:
@@ -324,16 +332,16 @@ def _remote(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterat
         raise InputError(f"{root} does not exist; name a folder with images")
 
 
-def _offered(
+def _visible_files(
     system: Any, folder: str, folders: dict[str, Any], files: dict[str, Any], passed: PassedOver,
     at_root: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return the files of a remote folder that are not passed over.
+    """Return the files of a remote folder that are not skipped.
 
-    Folders below it that are passed over are taken out of `folders`, by which the walk goes on.
+    Folders that are skipped are removed from `folders`, so that fsspec does not descend into them.
     """
-    if not at_root and _is_written(folder, _reader(system, files)):
-        passed.add(OUTPUTS, folder.rsplit("/", 1)[-1])
+    if not at_root and _is_written_by_lookalike(folder, _remote_reader(system, files)):
+        passed.add(OUTPUT_FOLDERS, folder.rsplit("/", 1)[-1])
         folders.clear()
         return []
     for name in list(filter(is_hidden, folders)):
@@ -344,103 +352,102 @@ def _offered(
     return [info for name, info in files.items() if not is_hidden(name)]
 
 
-def _reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], bytes | None]:
-    """Return what reads the beginning of a remote file, if it is among those that were listed."""
+def _remote_reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], bytes | None]:
+    """Return a function that reads the start of a remote file, if it is among the listed ones."""
 
     def read(path: str) -> bytes | None:
         info = files.get(path.rsplit("/", 1)[-1])
-        if info is None or info.get("size") == 0:  # of which stores refuse any range
+        if info is None or info.get("size") == 0:  # stores reject any range of an empty file
             return None
         try:
-            return bytes(system.cat_file(path, start=0, end=_MOST_BYTES))
-        except (FileNotFoundError, PermissionError):  # removed since, or somebody else's
+            return bytes(system.cat_file(path, start=0, end=_MAX_JSON_BYTES))
+        except (FileNotFoundError, PermissionError):  # removed since, or not accessible
             return None
 
     return read
 
 
-def _globbed(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[Found]:
-    """Give the files that a pattern means, named below the last folder it names outright.
+def _glob_files(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[ListedFile]:
+    """Iterate over the files that match a pattern, named below its last part without a wildcard.
 
-    As in a shell, what is hidden has to be asked for by a part of the pattern that begins with a
-    dot. What lies in a folder that lookalike wrote below that last folder is passed over.
+    As in a shell, hidden files match only a part of the pattern that begins with a dot. Files in
+    outputs of lookalike below that last part are skipped.
     """
     pattern = root if is_remote(root) else local_path(root)
     fixed = 0
     parts = pattern.split("/")
     while fixed < len(parts) - 1 and not is_glob(parts[fixed]):
         fixed += 1
-    system, name = connect(pattern, options if is_remote(root) else {})
-    outright = name.split("/")
-    fixed -= len(parts) - len(outright)
-    below = "/".join(outright[:fixed]) + "/" if fixed > 0 else ""
-    found = _asked(root, lambda: system.glob(name, detail=True))
-    hidden_too = any(part.startswith(".") for part in outright[max(fixed, 0) :])
+    system, name = open_filesystem(pattern, options if is_remote(root) else {})
+    name_parts = name.split("/")
+    fixed -= len(parts) - len(name_parts)
+    below = "/".join(name_parts[:fixed]) + "/" if fixed > 0 else ""
+    infos = _call_filesystem(root, lambda: system.glob(name, detail=True))
+    include_hidden = any(part.startswith(".") for part in name_parts[max(fixed, 0) :])
     outputs = _OutputsBelow(system, below)
     matched = False
-    for path, info in found.items():
-        if not hidden_too and (part := hidden_part(path.removeprefix(below))):
+    for path, info in infos.items():
+        if not include_hidden and (part := hidden_part(path.removeprefix(below))):
             passed.add(HIDDEN_FILES, part)
             continue
-        if output := outputs.around(path):
-            passed.add(f"files in {OUTPUTS}", output.rsplit("/", 1)[-1])
+        if output := outputs.enclosing(path):
+            passed.add(f"files in {OUTPUT_FOLDERS}", output.rsplit("/", 1)[-1])
             continue
         matched = matched or info["type"] == "file"
         if info["type"] == "file" and is_remote(root):
-            yield _described(system, path.removeprefix(below), path, info)
+            yield _describe_remote(system, path.removeprefix(below), path, info)
         elif info["type"] == "file":
-            yield _described_local(path.removeprefix(below), path, os.stat(path))
+            yield _describe_local(path.removeprefix(below), path, os.stat(path))
     if not matched:
         left_out = f" (passed over: {passed})" if passed.total else ""
         raise InputError(f"{root} matches no file{left_out}; name a file, a folder or another glob")
 
 
 class _OutputsBelow:
-    """Which folders below another one are outputs of lookalike; each is looked at once."""
+    """Find the outputs of lookalike that enclose files below a folder; each folder is read once."""
 
     def __init__(self, system: Any, below: str) -> None:
         self._system, self._below = system, below
-        self._known: dict[str, bool] = {}
+        self._is_output: dict[str, bool] = {}
 
-    def around(self, path: str) -> str | None:
-        """Return the output that a file lies in, the outermost one; None without one."""
+    def enclosing(self, path: str) -> str | None:
+        """Return the outermost output that encloses a file, or None."""
         parts = path.removeprefix(self._below).split("/")[:-1]
         for count in range(1, len(parts) + 1):
             folder = self._below + "/".join(parts[:count])
-            if folder not in self._known:
-                self._known[folder] = _is_written(folder, self._read)
-            if self._known[folder]:
+            if folder not in self._is_output:
+                self._is_output[folder] = _is_written_by_lookalike(folder, self._read)
+            if self._is_output[folder]:
                 return folder
         return None
 
     def _read(self, path: str) -> bytes | None:
         try:
-            if not self._system.isfile(path):  # a pipe of that name would never end
+            if not self._system.isfile(path):  # reading a pipe would not end
                 return None
-            return bytes(self._system.cat_file(path, start=0, end=_MOST_BYTES))
+            return bytes(self._system.cat_file(path, start=0, end=_MAX_JSON_BYTES))
         except OSError:
             return None
 
 
-def _described(system: Any, name: str, path: str, info: Mapping[str, Any]) -> Found:
-    return Found(name, system.unstrip_protocol(path), info.get("size"), changed_ns(info))
+def _describe_remote(system: Any, name: str, path: str, info: Mapping[str, Any]) -> ListedFile:
+    return ListedFile(name, system.unstrip_protocol(path), info.get("size"), modified_ns(info))
 
 
 def storable_ns(nanoseconds: int) -> int | None:
-    """Return a time that a listing can hold, which ends in 2262; any other is unknown (None)."""
+    """Return a time in ns since 1970 if it fits into int64 (until 2262), else None."""
     return nanoseconds if abs(nanoseconds) < 1 << 63 else None
 
 
 def seconds_to_ns(seconds: float) -> int | None:
-    """Return seconds as nanoseconds, None where they are no time that a listing can hold."""
+    """Return seconds since 1970 as nanoseconds; None where these do not fit into int64."""
     return storable_ns(int(seconds * 1_000_000_000)) if abs(seconds) < 1 << 34 else None
 
 
-def changed_ns(info: Mapping[str, Any]) -> int | None:
-    """Give the last change of a remote file in nanoseconds since 1970, where its store tells it.
+def modified_ns(info: Mapping[str, Any]) -> int | None:
+    """Return the modification time of a remote file in ns since 1970; None where unknown.
 
-    Stores write it as a date (naive ones are UTC), as ISO text, or as seconds. A time out of range
-    is unknown.
+    Stores report it as a datetime (naive ones are UTC), as ISO text, or as seconds.
     """
     for key in _CHANGED:
         value = info.get(key)
@@ -451,7 +458,7 @@ def changed_ns(info: Mapping[str, Any]) -> int | None:
                 continue
         if isinstance(value, datetime):
             value = value if value.tzinfo else value.replace(tzinfo=UTC)
-            return storable_ns((value - _START) // timedelta(microseconds=1) * 1000)
+            return storable_ns((value - _EPOCH) // timedelta(microseconds=1) * 1000)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return seconds_to_ns(value)
     return None

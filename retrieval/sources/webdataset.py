@@ -1,11 +1,9 @@
-"""Images in tar files: one, or a folder or glob of them, as WebDataset lays its shards.
+"""Source of images in tar files: one, or a folder or glob of them, as WebDataset shards.
 
-Only headers are read, and where a label stands in a `.cls` of a few bytes, that. Nothing is ever
-unpacked, so that a member's name or kind can do no harm: what would be harmful on unpacking is
-offered with a problem, and goes to the ledger. Tars that were concatenated are read to their last
-end mark (`tar_members.py`). Which of two members of one name counts, and which label belongs to an
-image, is known at the end of a tar; memory is the names of one, some 0.5 KB an image, and shards
-are small.
+Only headers and small `.cls` label files are read, and nothing is unpacked: members that would be
+harmful to unpack are listed with a problem, for the ledger. Concatenated tars are read to their
+last end mark (`tar_members.py`). Duplicate names and labels are resolved at the end of a tar, so
+that memory is some 0.5 KB per image of one tar.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ from retrieval.core.errors import InputError
 from retrieval.core.records import Item
 from retrieval.sources.base import Source
 from retrieval.sources.container_paths import TarMember
-from retrieval.sources.image_names import is_image, parent
+from retrieval.sources.image_names import is_image, parent_folder_name
 from retrieval.sources.tar_members import DAMAGE, tar_members
-from retrieval.sources.walk import HIDDEN_FILES, Found, PassedOver, files_at, seconds_to_ns
+from retrieval.sources.walk import HIDDEN_FILES, ListedFile, PassedOver, find_files, seconds_to_ns
 from retrieval.storage.ignored_files import hidden_part
-from retrieval.storage.input_files import open_uri, readable
+from retrieval.storage.input_files import escape_non_utf8, open_uri
 
 TAR = (".tar",)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -31,17 +29,17 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 _BLOCK = 1 << 16
 """Bytes of a remote tar fetched at a time: several headers of small images, little of large ones.
-fsspec's own 5 MB would read all of most tars."""
+fsspec's default of 5 MB would read all of most tars."""
 
-_LABEL = 1 << 10
-"""A `.cls` beyond this many bytes is no label."""
+_MAX_LABEL_BYTES = 1 << 10
+"""A larger `.cls` file is not a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A member that is named like an image."""
+    """A tar member with the suffix of an image."""
 
-    name: str  # as it stands in the tar
+    name: str  # as written in the tar
     place: int
     size: int
     mtime: float
@@ -50,11 +48,11 @@ class _Member:
 
 @dataclass
 class _Contents:
-    """What one tar holds, as far as it could be read; `broken` says why no further."""
+    """Contents of a tar, as far as it could be read; `broken` says why not further."""
 
     images: list[_Member] = field(default_factory=list)
-    labels: dict[str, str | None] = field(default_factory=dict)  # by the stem of their .cls
-    contradictions: set[str] = field(default_factory=set)  # stems of .cls that say two things
+    labels: dict[str, str | None] = field(default_factory=dict)  # by the stem of the .cls file
+    contradictions: set[str] = field(default_factory=set)  # stems with two different labels
     others: int = 0
     passed_over: PassedOver = field(default_factory=PassedOver)
     broken: str | None = None
@@ -63,11 +61,11 @@ class _Contents:
         if self.labels.setdefault(stem, label) != label:
             self.contradictions.add(stem)
 
-    def label_of(self, tar: Found, name: str) -> str | None:
-        """Return the label of an image: that of `STEM.cls`, of WebDataset's `KEY.cls`, its folder.
+    def label_of(self, tar: ListedFile, name: str) -> str | None:
+        """Return the label of an image: from `STEM.cls`, `KEY.cls`, or else its parent folder.
 
         WebDataset's key ends at the first dot, so that `prod.000.jpg` and `prod.001.jpg` share
-        the key `prod`; the whole stem comes first, for it can mean this image only.
+        the key `prod`; the stem, which belongs to one image only, takes precedence.
         """
         for stem in (_stem(name), _key(name)):
             if stem in self.contradictions:
@@ -77,12 +75,12 @@ class _Contents:
                 )
             if stem in self.labels:
                 return self.labels[stem]
-        return parent(name)
+        return parent_folder_name(name)
 
 
 @dataclass
 class TarSource(Source):
-    """Images in tars; the label is what the `.cls` beside an image says, else its folder's name."""
+    """Images in tars; labels are those of `.cls` files beside them, else the parent folders."""
 
     root: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -92,23 +90,24 @@ class TarSource(Source):
     )
 
     def items(self) -> Iterator[Item]:
-        """Give every image, tar by tar; then refuse a tar that is broken, if one was."""
+        """Iterate over all images, tar by tar; raise InputError after those of a broken tar."""
         self.passed_over = PassedOver()
-        tars, self.others = files_at(self.root, TAR, self.options, self.passed_over)
+        tars, self.others = find_files(self.root, TAR, self.options, self.passed_over)
         for tar in tars:
             if tar.problem is not None:
-                yield tar.unread()
+                yield tar.unreadable_item()
                 continue
-            found = self._contents(tar)
-            self.passed_over.include(found.passed_over)
-            self.others += found.others + found.passed_over.total
-            yield from _items(tar, found)
-            if found.broken:
+            contents = self._contents(tar)
+            self.passed_over.include(contents.passed_over)
+            self.others += contents.others + contents.passed_over.total
+            yield from _items(tar, contents)
+            if contents.broken:
                 raise InputError(
-                    f"{tar.path} is broken ({found.broken}); fetch or make it again, or remove it"
+                    f"{tar.path} is broken ({contents.broken}); fetch or make it again, or remove "
+                    "it"
                 )
 
-    def _contents(self, tar: Found) -> _Contents:
+    def _contents(self, tar: ListedFile) -> _Contents:
         try:
             with open_uri(tar.path, self.options, block=_BLOCK) as file:
                 if file.read(6).startswith(_MAGIC):
@@ -117,42 +116,44 @@ class TarSource(Source):
                         "uncompress it to a plain .tar"
                     )
                 file.seek(0)
-                return _read(file)
+                return _read_contents(file)
         except OSError as error:
             raise InputError(f"{tar.path} cannot be read ({error})") from error
 
 
-def _read(file: BinaryIO) -> _Contents:
-    found = _Contents()
+def _read_contents(file: BinaryIO) -> _Contents:
+    contents = _Contents()
     try:
         for member in tar_members(file):
-            _sort_in(found, file, member)
+            _add_member(contents, file, member)
     except DAMAGE as error:
-        found.broken = " ".join(str(error).split()) or type(error).__name__
-    return found
+        contents.broken = " ".join(str(error).split()) or type(error).__name__
+    return contents
 
 
-def _sort_in(found: _Contents, file: BinaryIO, member: tarfile.TarInfo) -> None:
+def _add_member(contents: _Contents, file: BinaryIO, member: tarfile.TarInfo) -> None:
+    """Add a member as an image, a label, or another file."""
     if member.isdir():
         return
-    name = readable(member.name)
+    name = escape_non_utf8(member.name)
     if hidden := hidden_part(name):
-        found.passed_over.add(HIDDEN_FILES, hidden)
+        contents.passed_over.add(HIDDEN_FILES, hidden)
     elif is_image(name):
         place, size = member.offset_data, member.size
-        found.images.append(_Member(name, place, size, member.mtime, _problem(member)))
-    elif member.isreg() and name.lower().endswith(".cls") and member.size <= _LABEL:
+        contents.images.append(_Member(name, place, size, member.mtime, _problem(member)))
+    elif member.isreg() and name.lower().endswith(".cls") and member.size <= _MAX_LABEL_BYTES:
         file.seek(member.offset_data)
         text = file.read(member.size).decode("utf-8", "replace").strip()
-        found.add_label(_stem(_plain(name)), text or None)
+        contents.add_label(_stem(_normalise(name)), text or None)
     else:
-        found.others += 1
+        contents.others += 1
 
 
 def _problem(member: tarfile.TarInfo) -> str | None:
-    """Say why a member cannot be read as an image where it lies, or nothing."""
+    """Return why a member cannot be read in place, or None."""
     if member.issym() or member.islnk():
-        return f"it is a link in its tar, to {readable(member.linkname)}; links are not followed"
+        target = escape_non_utf8(member.linkname)
+        return f"it is a link in its tar, to {target}; links are not followed"
     if not member.isreg():
         return "it is neither file nor folder in its tar"
     if member.issparse():
@@ -164,39 +165,39 @@ def _problem(member: tarfile.TarInfo) -> str | None:
     return None
 
 
-def _items(tar: Found, found: _Contents) -> Iterator[Item]:
-    """Make items of members; of those of one name the last counts, as unpacking would leave it."""
-    plain = [_plain(member.name) for member in found.images]
-    last = {name: number for number, name in enumerate(plain)}
-    taken = set(last)
-    for number, (name, member) in enumerate(zip(plain, found.images, strict=True)):
+def _items(tar: ListedFile, contents: _Contents) -> Iterator[Item]:
+    """Iterate over the items of a tar; of members of one name the last counts, as in unpacking."""
+    names = [_normalise(member.name) for member in contents.images]
+    last = {name: number for number, name in enumerate(names)}
+    used_names = set(last)
+    for number, (name, member) in enumerate(zip(names, contents.images, strict=True)):
         problem = member.problem
-        own = name
+        unique_name = name
         if last[name] != number:
             problem = "another image of this name follows in its tar and replaces it"
-            own = _free(name, taken)
+            unique_name = _add_free_name(name, used_names)
         yield Item(
-            image_id=f"{tar.name}/{own}",
+            image_id=f"{tar.name}/{unique_name}",
             path=str(TarMember(member.name, tar.path)),
             size=member.size,
-            mtime_ns=_changed(member.mtime, tar.mtime_ns),
-            label=found.label_of(tar, name),
+            mtime_ns=_latest_ns(member.mtime, tar.mtime_ns),
+            label=contents.label_of(tar, name),
             place=member.place,
             problem=problem,
         )
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """Give `name (1)` or the next number that no member has."""
+def _add_free_name(name: str, used_names: set[str]) -> str:
+    """Return `name (1)`, or with the next free number, and add it to the used names."""
     number = 1
-    while f"{name} ({number})" in taken:
+    while f"{name} ({number})" in used_names:
         number += 1
-    taken.add(f"{name} ({number})")
+    used_names.add(f"{name} ({number})")
     return f"{name} ({number})"
 
 
-def _plain(name: str) -> str:
-    """Write a name as unpacking would take it: `./a//b` is `a/b`; what leads out stays as it is."""
+def _normalise(name: str) -> str:
+    """Normalise a member's name: `./a//b` is `a/b`; a leading slash and `..` are kept."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     return ("/" if name.startswith("/") else "") + "/".join(parts)
 
@@ -208,12 +209,12 @@ def _stem(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """Give what WebDataset knows a sample by: the name up to the first dot of its last part."""
+    """Return WebDataset's key of a sample: the name up to the first dot of its last part."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".", 1)[0]
 
 
-def _changed(mtime: float, of_tar: int | None) -> int | None:
-    """Return the later change, of member or tar, in nanoseconds; impossible times are unknown."""
-    known = [time for time in (seconds_to_ns(mtime), of_tar) if time is not None]
-    return max(known, default=None)
+def _latest_ns(mtime: float, tar_mtime_ns: int | None) -> int | None:
+    """Return the later modification time of member and tar in ns; None if neither is valid."""
+    times = [time for time in (seconds_to_ns(mtime), tar_mtime_ns) if time is not None]
+    return max(times, default=None)

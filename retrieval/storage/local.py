@@ -1,12 +1,10 @@
-"""Every byte this project reads or writes passes here: local folders and any fsspec URI.
+"""Local folders with atomic writes, and opening of local paths and fsspec URIs.
 
-Two promises are kept by the names: `put` replaces a file as a whole, `put_new` writes it only if
-nothing is there and says whether it did. A reader never sees half a file. Locally that is a
-temporary file in the same folder, fsync, link (or what `exclusive.py` does where there are no hard
-links) or replace, fsync of the folder; on object stores it is one conditional put (`remote.py`).
-
-A disk that is full or fails while a file is written stops the job with `StorageFailure`; what was
-half-written is removed.
+`put` replaces a file atomically and `put_new` writes it only if it does not exist. Locally both
+write a temporary file in the same folder, fsync it, replace or link the target (`exclusive.py`
+where there are no hard links), and fsync the folder; on object stores they are one put
+(`object_store.py`). A full or failing disk stops the job with `StorageFailure`, and the temporary
+file is removed.
 """
 
 from __future__ import annotations
@@ -22,15 +20,24 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from retrieval.core.errors import AccessRefused, StorageFailure
-from retrieval.storage.exclusive import name_if_free
+from retrieval.storage.exclusive import rename_if_absent
 from retrieval.storage.folder import Entry, Folder, operation
 from retrieval.storage.ignored_files import is_system_name
 from retrieval.storage.object_store import RemoteFolder
-from retrieval.storage.temporary import TEMPORARY, is_abandoned, temporary_name
+from retrieval.storage.temporary import TEMPORARY_PREFIX, is_abandoned, temporary_name
 
 __all__ = [
-    "Entry", "Folder", "LocalFolder", "RemoteFolder", "digest_here", "file_at", "is_remote",
-    "local_path", "open_folder", "operation", "unwritable",
+    "Entry",
+    "Folder",
+    "LocalFolder",
+    "RemoteFolder",
+    "find_write_problem",
+    "is_remote",
+    "local_path",
+    "open_folder",
+    "operation",
+    "sha256_of_file",
+    "split_file_url",
 ]  # fmt: skip
 
 
@@ -64,7 +71,7 @@ class LocalFolder(Folder):
                     continue
 
     def put(self, path: str, data: bytes) -> None:
-        self._bring(path, lambda name: _write(name, data), "replace", os.replace)
+        self._write_and_move(path, lambda name: _write(name, data), "replace", os.replace)
 
     def put_new(self, path: str, data: bytes) -> bool:
         return self.put_new_file(path, lambda name: _write(name, data))
@@ -74,16 +81,19 @@ class LocalFolder(Folder):
             write(name)
             _sync(name)
 
-        return not os.path.exists(self.uri(path)) and self._bring(path, fill, "link", name_if_free)
+        return not os.path.exists(self.uri(path)) and self._write_and_move(
+            path, fill, "link", rename_if_absent
+        )
 
-    def _bring(
+    def _write_and_move(
         self, path: str, fill: Callable[[str], None], what: str, move: Callable[[str, str], None]
     ) -> bool:
-        """Fill a temporary file and bring it to its place; False where something is there.
+        """Fill a temporary file and move it to `path`; False where `move` finds a file there.
 
-        Done again where somebody swept it: containers may share a host's name, not its processes.
+        Retried where another process swept the temporary file: containers may share a host's name
+        but not its process ids.
         """
-        for left in reversed(range(_SWEPT)):
+        for attempts_left in reversed(range(_MAX_SWEEPS)):
             with self._temporary(path) as name:
                 try:
                     fill(name)
@@ -93,12 +103,12 @@ class LocalFolder(Folder):
                 except FileExistsError:
                     return False
                 except FileNotFoundError:
-                    if not left or os.path.exists(name):
+                    if not attempts_left or os.path.exists(name):
                         raise
         raise AssertionError("unreachable")
 
     def put_file(self, path: str, write: Callable[[str], None]) -> None:
-        """Let `write` fill a file of a given name, then put it as `put` does."""
+        """Call `write` with the name of a file to fill, then put that as `put` does."""
         with self._temporary(path) as name:
             write(name)
             _sync(name)
@@ -115,34 +125,34 @@ class LocalFolder(Folder):
     def sweep(self) -> None:
         for entry in self.entries():
             name = entry.path.rsplit("/", 1)[-1]
-            if name.startswith(TEMPORARY) and is_abandoned(self.uri(entry.path)):
+            if name.startswith(TEMPORARY_PREFIX) and is_abandoned(self.uri(entry.path)):
                 self.delete(entry.path)
 
     @contextmanager
     def _temporary(self, path: str) -> Iterator[str]:
-        """Give a name to write to, beside the file it becomes; it is gone afterwards."""
+        """Yield the name of an empty temporary file in the folder of `path`; remove it after."""
         folder = os.path.dirname(self.uri(path))
-        with _stopping(self.uri(path)):
+        with _translate_disk_errors(self.uri(path)):
             name = os.path.join(folder, temporary_name())
             try:
                 with operation("make folder", folder):
-                    _make(name)
+                    _create_empty(name)
                 yield name
             finally:
-                with suppress(OSError):  # a disk that fails may not even let go; a sweep will
+                with suppress(OSError):  # a failing disk may refuse this too; a later sweep removes
                     unlink(name)
-            with suppress(FileNotFoundError):  # removed since, with all that was in it
+            with suppress(FileNotFoundError):  # the folder has been removed since
                 _sync_folder(folder)
 
 
-_SWEPT = 3  # times that a temporary file may be swept away before that is an error
+_MAX_SWEEPS = 3  # times that a temporary file may be swept away before that is an error
 
 unlink = os.unlink
-"""Removes what is half-written; tests of a process that dies let it remove nothing."""
+"""Removes a temporary file; tests that simulate a killed process replace it."""
 
 
-def _make(name: str) -> None:
-    """Make an empty file and its folder, which another run may remove as long as it is empty."""
+def _create_empty(name: str) -> None:
+    """Create an empty file and its folder; retry if another run removes the still empty folder."""
     for _ in range(100):
         with suppress(FileNotFoundError):
             os.makedirs(os.path.dirname(name), exist_ok=True)
@@ -150,41 +160,41 @@ def _make(name: str) -> None:
             return
 
 
-_FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE)
-"""What a disk says that is full or failing; the same write may succeed when it is mended."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE)
+"""Error numbers of a full or failing disk; the same write may succeed once it is repaired."""
 
 
 @contextmanager
-def _stopping(path: str) -> Iterator[None]:
-    """Turn what a failing disk says into the sentence that stops the job."""
+def _translate_disk_errors(path: str) -> Iterator[None]:
+    """Raise StorageFailure in place of the errors of a full or failing disk."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FAILING:
+        if error.errno not in _DISK_ERRORS:
             raise
         raise StorageFailure(
             f"{path} could not be written ({error.strerror}); what is finished is kept: make room "
-            "or mend the disk and run the same command again"
+            "or repair the disk and run the same command again"
         ) from error
 
 
 def open_folder(url: str, options: Mapping[str, Any] | None = None) -> Folder:
-    """Give the folder at a local path (made absolute) or an fsspec URI."""
+    """Return the folder at a local path (made absolute) or an fsspec URI."""
     if is_remote(url):
         return RemoteFolder(url.rstrip("/"), dict(options or {}))
     return LocalFolder(local_path(url))
 
 
-def file_at(url: str) -> tuple[Folder, str]:
-    """Give the folder that a file at a local path or an fsspec URI lies in, and its name there."""
+def split_file_url(url: str) -> tuple[Folder, str]:
+    """Return the folder that contains the file at a path or URI, and the file's name in it."""
     if url.startswith(_FILE) and not url.endswith("/"):
         url = local_path(url)
     head, _, name = url.rpartition("/")
     return open_folder(head or ("/" if url.startswith("/") else ".")), name
 
 
-def unwritable(folder: Folder) -> str | None:
-    """Say why nothing can be put into a folder, by trying; None where it can."""
+def find_write_problem(folder: Folder) -> str | None:
+    """Return why a folder cannot be written, by writing a file to it; None where it can."""
     probe = temporary_name()
     try:
         folder.put(probe, b"")
@@ -200,8 +210,8 @@ _FILE = "file://"
 def local_path(url: str) -> str:
     """Return the absolute path of a local path or file:// URI.
 
-    In a URI %20 is a blank, as the standard (RFC 8089) has it; where there is nothing of that name,
-    but something of the name as written, the latter is meant. A plain path is taken as it is.
+    Percent-encoding in a URI is decoded (RFC 8089), unless only the name as written exists. A plain
+    path is not decoded.
     """
     if not url.startswith(_FILE):
         return os.path.abspath(os.path.expanduser(url))
@@ -212,26 +222,23 @@ def local_path(url: str) -> str:
         os.path.abspath(os.path.expanduser(name))
         for name in (written, unquote(written, errors="surrogateescape"))
     )
-    return plain if plain != decoded and _is_only_there(plain, decoded) else decoded
-
-
-def _is_only_there(path: str, other: str) -> bool:
-    return os.path.lexists(path) and not os.path.lexists(other)
+    only_plain_exists = os.path.lexists(plain) and not os.path.lexists(decoded)
+    return plain if only_plain_exists else decoded
 
 
 def is_remote(url: str) -> bool:
-    """Tell a URI of an object store from a local path."""
+    """Return whether a path is a URI other than file://."""
     return "://" in url and not url.startswith(_FILE)
 
 
-def digest_here(path: Path) -> str:
-    """Give the SHA-256 of a local file, which may be larger than memory."""
+def sha256_of_file(path: Path) -> str:
+    """Return the hex SHA-256 of a local file, which may be larger than memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: str) -> int:
-    """Give the size of a file; a link that leads nowhere has its own."""
+    """Return the size of a file in bytes; of a broken link, that of the link itself."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -263,7 +270,7 @@ def _sync(path: str) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the names in a folder durable, where its file system can (SMB and some FUSE cannot)."""
+    """Flush the entries of a folder to disk, if supported (not by SMB and some FUSE systems)."""
     try:
         _sync(folder)
     except OSError as error:

@@ -1,8 +1,7 @@
-"""A folder of an object store, through fsspec: a put there is atomic by itself, but the way is not.
+"""Folders on object stores, through fsspec, with retries after transient errors (`retry.py`).
 
-Every operation is tried again after errors that may pass (`patience.py`) and then stops the job. A
-put may have been stored though its answer was lost; the next attempt is then refused, so a refused
-put is ours where the content is.
+A put is atomic, but its response may be lost after it was stored. The retry is then refused since
+the file exists, so a refused conditional put counts as written if the content is equal.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ import fsspec
 
 from retrieval.storage.folder import Entry, Folder, operation
 from retrieval.storage.ignored_files import has_system_part
-from retrieval.storage.retry import code_of, retrying
+from retrieval.storage.retry import call_with_retries, s3_error_code
 
 _BLOCK = 1 << 22  # bytes of one request where a file is streamed
-_REFUSED = ("PreconditionFailed", "412")
+_PRECONDITION_FAILED = ("PreconditionFailed", "412")
 
 Answer = TypeVar("Answer")
 
@@ -43,18 +42,18 @@ class RemoteFolder(Folder):
 
     def open(self, path: str) -> BinaryIO:
         size = self._size(path)
-        return cast(BinaryIO, io.BufferedReader(_Ranges(self, path, size), 1 << 16))
+        return cast(BinaryIO, io.BufferedReader(_RemoteStream(self, path, size), 1 << 16))
 
     def read(self, path: str) -> bytes:
-        return self._patiently("read", path, read_whole)
+        return self._call("read", path, read_whole)
 
     def read_range(self, path: str, first: int, last: int) -> bytes:
-        """Give the bytes first <= position < last of a file."""
+        """Return the bytes first <= position < last of a file."""
 
-        def part(system: Any, name: str) -> bytes:
+        def read(system: Any, name: str) -> bytes:
             return cast(bytes, system.cat_file(name, start=first, end=last))
 
-        return self._patiently("read", path, part)
+        return self._call("read", path, read)
 
     def exists(self, path: str) -> bool:
         try:
@@ -64,68 +63,70 @@ class RemoteFolder(Folder):
         return True
 
     def entries(self, below: str = "") -> Iterator[Entry]:
-        # find asks for one flat listing; what it found is not kept (`_at`)
-        found = self._patiently("list", below, lambda system, name: system.find(name, detail=True))
-        root = self._at("")[1].rstrip("/") + "/"
-        for name, info in found.items():
+        # one flat listing, which is not cached (`_locate`)
+        infos = self._call("list", below, lambda system, name: system.find(name, detail=True))
+        root = self._locate("")[1].rstrip("/") + "/"
+        for name, info in infos.items():
             path = name.removeprefix(root)
-            # some stores keep folders that became empty
+            # some stores list folders that became empty
             if info["type"] == "file" and not has_system_part(path):
                 yield Entry(path, info["size"])
 
     def put(self, path: str, data: bytes) -> None:
-        self._patiently("put", path, lambda system, name: system.pipe_file(name, data))
+        self._call("put", path, lambda system, name: system.pipe_file(name, data))
 
     def put_new(self, path: str, data: bytes) -> bool:
         def put(system: Any, name: str) -> bool:
-            return _created(lambda: system.pipe_file(name, data, mode="create"))
+            return _try_create(lambda: system.pipe_file(name, data, mode="create"))
 
-        while not self._patiently("put new", path, put):
+        while not self._call("put new", path, put):
             with suppress(FileNotFoundError):  # another run has removed it since
                 return self.read(path) == data
         return True
 
     def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
         def put(system: Any, target: str) -> bool:
-            return _created(lambda: system.put_file(name, target, mode="create"))
+            return _try_create(lambda: system.put_file(name, target, mode="create"))
 
         with tempfile.TemporaryDirectory() as scratch:
             name = os.path.join(scratch, "file")
             write(name)
-            while not self._patiently("put new", path, put):
+            while not self._call("put new", path, put):
                 with suppress(FileNotFoundError):  # another run has removed it since
                     return self._equals(path, name)
         return True
 
     def delete(self, path: str) -> None:
         try:
-            self._patiently("delete", path, lambda system, name: system.rm_file(name))
+            self._call("delete", path, lambda system, name: system.rm_file(name))
         except FileNotFoundError:
             return
 
-    def _at(self, path: str) -> tuple[Any, str]:
-        """Give the file system and the name of a file in it; listings are never kept.
+    def _locate(self, path: str) -> tuple[Any, str]:
+        """Return the fsspec file system of a file and its name there; listings are not cached.
 
-        A kept listing would grow with the output, and hide what other processes have put since.
+        A cached listing would grow with the output, and hide files that other processes add.
         """
         options = {"use_listings_cache": False, **self.options}
         return fsspec.core.url_to_fs(self.uri(path), **options)  # type: ignore[no-any-return]
 
-    def _patiently(self, what: str, path: str, action: Callable[[Any, str], Answer]) -> Answer:
+    def _call(self, what: str, path: str, action: Callable[[Any, str], Answer]) -> Answer:
+        """Call `action(file system, name)` with retries, as the operation `what`."""
+
         def attempt() -> Answer:
             with operation(what, self.uri(path)):
-                return action(*self._at(path))
+                return action(*self._locate(path))
 
-        return retrying(attempt, self.uri(path), _DONE[what])
+        return call_with_retries(attempt, self.uri(path), _PARTICIPLES[what])
 
     def _size(self, path: str) -> int:
-        info = self._patiently("look", path, lambda system, name: system.info(name))
+        info = self._call("look", path, lambda system, name: system.info(name))
         if info["type"] != "file":
             raise FileNotFoundError(self.uri(path))
         return int(info["size"])
 
     def _equals(self, path: str, local: str) -> bool:
-        """Tell whether a file here has the content of a local one, streamed: it may be large."""
+        """Return whether a remote file equals a local one; both are streamed."""
         size = os.path.getsize(local)
         if self._size(path) != size:
             return False
@@ -137,17 +138,17 @@ class RemoteFolder(Folder):
         return ours.digest() == theirs.digest()
 
 
-_DONE = {
+_PARTICIPLES = {
     "read": "read", "look": "read", "list": "listed", "put": "written", "put new": "written",
     "delete": "deleted",
 }  # fmt: skip
 
 
 def read_whole(system: Any, name: str) -> bytes:
-    """Give the bytes of a remote file.
+    """Return the bytes of a remote file.
 
-    s3fs asks for its size first, by a HEAD; where that is refused the answer has no reason in it,
-    which tells one file's from that of the credentials. So it is asked for by a GET of a byte.
+    s3fs requests the size first, by a HEAD, whose error has no body: it does not say whether the
+    file or the credentials are refused. So a GET of one byte follows, which raises the full error.
     """
     try:
         return bytes(system.cat_file(name))
@@ -156,25 +157,25 @@ def read_whole(system: Any, name: str) -> bytes:
         raise
 
 
-def _created(put: Callable[[], Any]) -> bool:
-    """Make a conditional put; False where it was refused because something is there.
+def _try_create(put: Callable[[], Any]) -> bool:
+    """Execute a conditional put; return False where it was refused because the file exists.
 
-    s3fs knows the refusal of AWS, not that of other stores, whose answer does not name the
-    condition (SeaweedFS: OSError 22).
+    s3fs translates the refusal of AWS only; other stores do not name the condition in theirs
+    (SeaweedFS: OSError 22).
     """
     try:
         put()
     except FileExistsError:
         return False
     except OSError as error:
-        if code_of(error) not in _REFUSED:
+        if s3_error_code(error) not in _PRECONDITION_FAILED:
             raise
         return False
     return True
 
 
-class _Ranges(io.RawIOBase):
-    """A remote file as a seekable stream; each range is one request, tried again by itself."""
+class _RemoteStream(io.RawIOBase):
+    """A remote file as a seekable stream; each range is one request with its own retries."""
 
     def __init__(self, folder: RemoteFolder, path: str, size: int) -> None:
         self._folder, self._path, self._size = folder, path, size

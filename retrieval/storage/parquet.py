@@ -1,4 +1,4 @@
-"""Some rows of a Parquet file that may be larger than memory."""
+"""Reading a range of rows from a Parquet file that may be larger than memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from retrieval.storage.local import Folder
 
 
 def read_rows(folder: Folder, path: str, first: int, last: int) -> pa.Table:
-    """Read the rows at places first <= place < last, touching only the row groups they lie in.
+    """Read the rows first <= row < last, reading only the row groups that contain them.
 
-    Each page is checked against its own checksum; the whole file was checked by whoever started
-    the job.
+    Each page is verified by its own checksum; the whole file was verified when the job started.
     """
     with folder.open(path) as file:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)

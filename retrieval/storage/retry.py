@@ -1,11 +1,10 @@
-"""Which errors of a disk or a bucket may pass, and how often one asks again.
+"""Retries of storage operations, and classification of errors as transient or permanent.
 
-What carries bytes to a bucket raises errors of its own that are no OSErrors (botocore's
-EndpointConnectionError and ReadTimeoutError, aiohttp's ServerDisconnectedError and
-ClientPayloadError, …). They are told by the library that raises them, so that none of these
-libraries must be there; a list of single classes would miss the next one. What comes again
-however often one tries (missing, access denied) is raised as it is; where the credentials are
-wrong, that is no fault of one file, and the job is refused.
+Client libraries of object stores raise errors that are no OSErrors (botocore's
+EndpointConnectionError, aiohttp's ClientPayloadError, …). They are recognised by the library that
+defines them, so that none of these must be installed, and no class is missed. Permanent errors
+(missing file, access denied) are raised unchanged; rejected credentials concern all files, and
+stop the job.
 """
 
 from __future__ import annotations
@@ -17,42 +16,42 @@ from typing import Any, TypeVar
 
 from retrieval.core.errors import AccessRefused, StorageFailure
 
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PERMANENT_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors that come again however often one tries; all other OSErrors may pass."""
+"""OSErrors that retrying cannot help; all others are transient."""
 
-_CARRIERS = frozenset(
+_CLIENT_LIBRARIES = frozenset(
     ("botocore", "aiobotocore", "s3fs", "aiohttp", "urllib3", "http", "requests", "gcsfs",
      "google", "azure")
 )  # fmt: skip
-"""Libraries whose errors are the way's, not the file's."""
+"""Libraries whose errors concern the connection, not the file."""
 
-_OF_THE_ADDRESS = frozenset(("TooManyRedirects", "InvalidURL", "NonHttpUrlClientError"))
-"""Errors of aiohttp that the address itself is to blame for."""
+_ADDRESS_ERRORS = frozenset(("TooManyRedirects", "InvalidURL", "NonHttpUrlClientError"))
+"""Errors of aiohttp that are caused by the URL itself."""
 
-_PASSING_STATUS = (408, 425, 429)  # of 4xx answers; all others are meant
-_OF_THE_JOB = frozenset(("ExpiredToken", "RequestTimeTooSkewed", "NoSuchUpload"))
-"""Codes of S3 that s3fs translates as if the file were missing or forbidden: credentials that have
-run out would put every image into the ledger, and an upload whose answer was lost is no more."""
+_TRANSIENT_STATUS = (408, 425, 429)  # 4xx responses that are worth a retry
+_TRANSIENT_CODES = frozenset(("ExpiredToken", "RequestTimeTooSkewed", "NoSuchUpload"))
+"""S3 error codes that s3fs reports as missing or forbidden files, though they do not concern the
+file: expired credentials would record every image in the ledger."""
 
-_OF_CREDENTIALS = frozenset(
+_CREDENTIAL_CODES = frozenset(
     ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity",
      "NotSignedUp", "MissingSecurityHeader", "AuthorizationHeaderMalformed", "Unauthorized", "401")
 )  # fmt: skip
-"""Codes that say nothing of a file: whoever asks is not known. AccessDenied may be of one file."""
+"""S3 error codes of rejected credentials; AccessDenied may concern a single file."""
 
 ATTEMPTS = 4
-_NO_MORE_AFTER = 60.0
-"""Seconds after which no further attempt is made: s3fs and botocore try again by themselves."""
+_MAX_SECONDS = 60.0
+"""Time after which no further attempt is made: s3fs and botocore have retries of their own."""
 
 Answer = TypeVar("Answer")
 
 wait = time.sleep
-"""What passes the time between two attempts; tests let nobody wait here, and only here."""
+"""Sleeps between two attempts; tests replace it."""
 
 
-def code_of(error: BaseException) -> str:
-    """Give the code of S3's answer that an error comes from; nothing where there is none."""
+def s3_error_code(error: BaseException) -> str:
+    """Return the S3 error code behind an error, or an empty string."""
     response: Any = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     try:
         return str(response["Error"]["Code"])
@@ -60,54 +59,57 @@ def code_of(error: BaseException) -> str:
         return ""
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Tell whether a store refuses to show a file, to this one or to anybody."""
+def is_access_denied(error: BaseException) -> bool:
+    """Return whether an error means that access to a file is denied."""
     if isinstance(error, PermissionError | AccessRefused):
         return True
-    return any(status_of(each) in (401, 403) for each in (error, error.__cause__) if each)
+    return any(http_status(each) in (401, 403) for each in (error, error.__cause__) if each)
 
 
-def status_of(error: BaseException) -> int | None:
-    """Give the status of an HTTP answer that an error of a carrier stands for."""
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status of a client library's error; None where it has none."""
     libraries = {base.__module__.split(".")[0] for base in type(error).__mro__}
     status = getattr(error, "status", None) or getattr(error, "status_code", None)
-    return status if libraries & _CARRIERS and isinstance(status, int) else None
+    return status if libraries & _CLIENT_LIBRARIES and isinstance(status, int) else None
 
 
-def may_pass(error: BaseException) -> bool:
-    """Tell whether the same operation may well succeed later."""
-    if code_of(error) in _OF_THE_JOB:
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same operation may succeed later."""
+    if s3_error_code(error) in _TRANSIENT_CODES:
         return True
     if isinstance(error, OSError):
-        return not isinstance(error, PERMANENT) and error.errno not in _PERMANENT_NUMBERS
-    if not {base.__module__.split(".")[0] for base in type(error).__mro__} & _CARRIERS:
+        return not isinstance(error, PERMANENT_ERRORS) and error.errno not in _PERMANENT_NUMBERS
+    if not {base.__module__.split(".")[0] for base in type(error).__mro__} & _CLIENT_LIBRARIES:
         return False
-    if {base.__name__ for base in type(error).__mro__} & _OF_THE_ADDRESS:
+    if {base.__name__ for base in type(error).__mro__} & _ADDRESS_ERRORS:
         return False
-    status = status_of(error)
-    return status is None or not 400 <= status < 500 or status in _PASSING_STATUS
+    status = http_status(error)
+    return status is None or not 400 <= status < 500 or status in _TRANSIENT_STATUS
 
 
-def retrying(
+def call_with_retries(
     action: Callable[[], Answer], path: str, verb: str = "read", attempts: int = ATTEMPTS
 ) -> Answer:
-    """Do an action again after errors that may pass, then refuse with `StorageFailure`.
+    """Return the result of `action`, retried after transient errors up to `attempts` times in all.
 
-    Waits 0.1, 0.4, 1.6 s: long enough for a dropped connection, short enough for an image.
+    Waits 0.1, 0.4 and 1.6 s between attempts: long enough for a dropped connection, short enough
+    for one image. `path` and `verb` (a participle) are named in the messages. Raises StorageFailure
+    after the last attempt, AccessRefused where the credentials are rejected, and permanent errors
+    unchanged.
     """
     started = time.monotonic()
     for attempt in range(1, attempts + 1):
         try:
             return action()
         except Exception as error:
-            if code_of(error) in _OF_CREDENTIALS or status_of(error) == 401:
+            if s3_error_code(error) in _CREDENTIAL_CODES or http_status(error) == 401:
                 raise AccessRefused(
                     f"{path} could not be {verb}: the credentials are refused "
                     f"({error or type(error).__name__}); what is finished is kept: give others"
                 ) from error
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
-            if attempt == attempts or time.monotonic() - started > _NO_MORE_AFTER:
+            if attempt == attempts or time.monotonic() - started > _MAX_SECONDS:
                 raise StorageFailure(
                     f"{path} could not be {verb} after {attempt} attempts "
                     f"({error or type(error).__name__}); "

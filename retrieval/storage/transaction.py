@@ -1,7 +1,8 @@
-"""How a folder becomes an output: job.json first, everything else once, manifest.json last.
+"""Writing of outputs: claim a folder by job.json, add files, publish by manifest.json.
 
-job.json says what the folder is being made of; a run that finds another one refuses. What has been
-finished is read by `finished.py`.
+job.json is written first, only if absent, and holds the settings that shape the content; a run with
+other settings is rejected. manifest.json is written last and makes the output finished, to be read
+by `finished_output.py`. All steps may be repeated after a kill, and by concurrent runs.
 """
 
 from __future__ import annotations
@@ -19,107 +20,113 @@ from typing import Any, BinaryIO
 import pyarrow.parquet as pq
 
 from retrieval.core.errors import AccessRefused, Damaged, Mismatch, UsageError
-from retrieval.core.output_layout import KINDS, Kind
+from retrieval.core.output_layout import OUTPUT_LAYOUTS, OutputKind
 from retrieval.core.records import FileRecord
-from retrieval.core.schemas import FORMAT, WORK
-from retrieval.storage.checksum import is_sealed, read_json, sealed_json, sealed_parquet
+from retrieval.core.schemas import FORMAT_VERSION, WORK_FOLDER
+from retrieval.storage.checksum import (
+    checksummed_json,
+    checksummed_parquet,
+    has_valid_checksum,
+    parse_checksummed_json,
+)
 from retrieval.storage.finished_output import (
     INVENTORY,
     JOB,
     MANIFEST,
     RUN,
     Manifest,
+    build_manifest,
     enclosing_output,
     is_finished,
-    is_made_by_us,
+    is_lookalike_json,
     is_output,
-    manifest_of,
-    own_entries,
-    read_if_there,
+    list_output_files,
+    read_if_exists,
     read_job,
     read_manifest,
 )
-from retrieval.storage.inventory import Gathered, Inventory, Known, inventory_of
+from retrieval.storage.inventory import Inventory, KnownRecords, RecordCollector, as_inventory
 from retrieval.storage.local import Folder, is_remote
-from retrieval.storage.temporary import TEMPORARY
+from retrieval.storage.temporary import TEMPORARY_PREFIX
 
-_SEALED = (".json", ".parquet", ".html")
-_UNSEALED = ("submission.json",)  # of a form that others have fixed
-
-
-def seals_itself(path: str) -> bool:
-    """Tell which files carry their own checksum; others are named with theirs by one that does."""
-    return path.endswith(_SEALED) and path not in _UNSEALED
+_CHECKSUMMED = (".json", ".parquet", ".html")
+_NOT_CHECKSUMMED = ("submission.json",)  # its format is fixed by others
 
 
-def job_json(kind: Kind, settings: Mapping[str, Any]) -> bytes:
-    """Write what an output is made of: only what shapes content belongs into `settings`."""
-    return sealed_json({"format": FORMAT, "kind": kind, "settings": dict(settings)})
+def has_own_checksum(path: str) -> bool:
+    """Return whether a file carries its own checksum; if not, another file names it with its."""
+    return path.endswith(_CHECKSUMMED) and path not in _NOT_CHECKSUMMED
 
 
-def begin(
+def job_json(kind: OutputKind, settings: Mapping[str, Any]) -> bytes:
+    """Serialise a job.json; `settings` holds only what shapes the content of the output."""
+    return checksummed_json({"format": FORMAT_VERSION, "kind": kind, "settings": dict(settings)})
+
+
+def claim_output(
     folder: Folder,
-    kind: Kind,
+    kind: OutputKind,
     settings: Mapping[str, Any],
     *,
     overwrite: bool = False,
-    keep_equal: bool = False,
+    reuse_if_same: bool = False,
 ) -> None:
-    """Claim a folder for a job, or find it claimed by the same one and go on.
+    """Claim a folder for a job, or continue where the same job has claimed it before.
 
-    Another job there is refused with `Mismatch` naming what differs. `overwrite` removes what is
-    there first, with `keep_equal` only where it is another job's. A folder that holds anything
-    else than an output of ours is never touched.
+    Raises Mismatch, naming what differs, where another job has claimed it, unless `overwrite`
+    removes the existing output first (with `reuse_if_same` only that of another job). Raises
+    UsageError for a folder that cannot be written or holds files of other programs, which are
+    never touched.
     """
     data = job_json(kind, settings)
-    with _refusing_unwritable(folder):
-        there = _existing_job(folder)
-        if there is not None and overwrite and not (keep_equal and there == data):
-            _wipe(folder)
-            there = None
-        while there is None:  # another run may put it first, or wipe what it put
-            there = data if folder.put_new(JOB, data) else _existing_job(folder)
+    with _translate_write_errors(folder):
+        existing = _existing_job(folder)
+        if existing is not None and overwrite and not (reuse_if_same and existing == data):
+            _remove_output(folder)
+            existing = None
+        while existing is None:  # another run may write it first, or remove it again
+            existing = data if folder.put_new(JOB, data) else _existing_job(folder)
         folder.sweep()
-        if is_finished(folder):  # by a run that was killed before it cleared its work away
-            clear_work(folder)
-    if there != data:
-        _refuse(folder, there, data)
+        if is_finished(folder):  # by a run that was killed before it removed its work files
+            remove_work_files(folder)
+    if existing != data:
+        _raise_mismatch(folder, existing, data)
 
 
-def check_claim(folder: Folder, kind: Kind, *, overwrite: bool = False) -> None:
-    """Refuse a folder that `begin` would refuse whatever the settings; nothing is written.
+def check_output_claim(folder: Folder, kind: OutputKind, *, overwrite: bool = False) -> None:
+    """Raise what `claim_output` would raise whatever the settings; nothing is written.
 
-    So that this is known before minutes of work, and not after them.
+    Called before minutes of work whose output would then be rejected.
     """
-    with _refusing_unwritable(folder):
-        there = _existing_job(folder)
-        if there is None:
+    with _translate_write_errors(folder):
+        existing = _existing_job(folder)
+        if existing is None:
             _check_writable(folder)
-    if there is None:
-        if around := enclosing_output(folder.uri()):
+    if existing is None:
+        if outer := enclosing_output(folder.uri()):
             raise UsageError(
-                f"--output {folder.uri()} lies in {around}, an output of lookalike, to which it "
+                f"--output {folder.uri()} lies in {outer}, an output of lookalike, to which it "
                 "would not belong; name a folder elsewhere"
             )
     elif overwrite:
-        _refuse_foreign(folder)
+        _check_no_foreign_files(folder)
     else:
-        _refuse_kind(folder, read_job(folder, there), {"format": FORMAT, "kind": kind})
+        _check_kind(folder, read_job(folder, existing), {"format": FORMAT_VERSION, "kind": kind})
 
 
 @contextmanager
-def _refusing_unwritable(folder: Folder) -> Iterator[None]:
+def _translate_write_errors(folder: Folder) -> Iterator[None]:
     try:
         yield
     except (OSError, AccessRefused) as error:
-        said = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--output {folder.uri()} cannot be written ({said}); name a folder that can"
+            f"--output {folder.uri()} cannot be written ({reason}); name a folder that can"
         ) from error
 
 
 def _check_writable(folder: Folder) -> None:
-    """Refuse a local folder that cannot be made or written, as far as permissions show."""
+    """Raise OSError where permissions forbid to create or write a local folder."""
     path = folder.uri()
     if is_remote(path):
         return
@@ -131,81 +138,78 @@ def _check_writable(folder: Folder) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
-def _wipe(folder: Folder) -> None:
+def _remove_output(folder: Folder) -> None:
     """Remove an output, job.json last, so that a kill leaves an unfinished output."""
-    _refuse_foreign(folder)
-    start_over(folder)
+    _check_no_foreign_files(folder)
+    remove_results(folder)
     for path in (RUN, JOB):
         folder.delete(path)
 
 
-def _refuse_foreign(folder: Folder) -> None:
-    for path in foreign(folder, KINDS):
-        raise _not_ours(folder, path)
+def _check_no_foreign_files(folder: Folder) -> None:
+    for path in find_foreign_files(folder, OUTPUT_LAYOUTS):
+        raise _foreign_files_error(folder, path)
 
 
-def start_over(folder: Folder) -> None:
-    """Remove what a job has made so far, the manifest first, but not the outputs inside its own.
-
-    Each of those answers for itself.
-    """
+def remove_results(folder: Folder) -> None:
+    """Remove all files that a job has written, the manifest first, but not outputs nested in it."""
     folder.delete(MANIFEST)
-    for entry in own_entries(folder):
+    for entry in list_output_files(folder):
         if entry.path != JOB and not entry.path.endswith("/" + MANIFEST):
             folder.delete(entry.path)
-    for entry in list(folder.entries(WORK.rstrip("/"))):
+    for entry in list(folder.entries(WORK_FOLDER.rstrip("/"))):
         folder.delete(entry.path)
     folder.delete(INVENTORY)
 
 
 def _existing_job(folder: Folder) -> bytes | None:
-    """Give the job.json that is there; a folder with other files, and without one, is not ours."""
-    if (there := read_if_there(folder, JOB)) is not None:
-        if _is_of_somebody_else(there) and not is_output(folder):
-            raise _not_ours(folder, JOB)
-        return there
+    """Return the existing job.json, or None in an empty folder; UsageError for foreign folders."""
+    if (job := read_if_exists(folder, JOB)) is not None:
+        if _is_of_another_program(job) and not is_output(folder):
+            raise _foreign_files_error(folder, JOB)
+        return job
     for entry in folder.entries():
         name = entry.path.rsplit("/", 1)[-1]
-        if name.startswith(TEMPORARY) or entry.path == RUN:
+        if name.startswith(TEMPORARY_PREFIX) or entry.path == RUN:
             continue
-        if (there := read_if_there(folder, JOB)) is not None:  # of a run that has begun since
-            return there
+        if (job := read_if_exists(folder, JOB)) is not None:  # of a run that has begun since
+            return job
         if entry.path == MANIFEST:
             raise Damaged(f"{folder.uri(JOB)} is missing beside a manifest; remove the folder")
-        raise _not_ours(folder, entry.path)
+        raise _foreign_files_error(folder, entry.path)
     return None
 
 
-def _is_of_somebody_else(job: bytes) -> bool:
-    """Return whether a job.json is sound JSON that lookalike never wrote.
+def _is_of_another_program(job: bytes) -> bool:
+    """Return whether a job.json is valid JSON that lookalike did not write.
 
-    One that is no JSON at all may have been ours, and counts as altered.
+    Invalid JSON may be an altered file of lookalike.
     """
     try:
         json.loads(job)
     except (ValueError, RecursionError):
         return False
-    return not is_made_by_us(job)
+    return not is_lookalike_json(job)
 
 
-def _not_ours(folder: Folder, path: str) -> UsageError:
+def _foreign_files_error(folder: Folder, path: str) -> UsageError:
     return UsageError(
         f"--output {folder.uri()} holds files that are not lookalike's ({path}); "
         "name an empty or a new folder"
     )
 
 
-def _refuse(folder: Folder, there: bytes, asked: bytes) -> None:
-    was, now = read_job(folder, there), read_job(folder, asked)
-    _refuse_kind(folder, was, now)
-    differs = _differences(was["settings"], now["settings"])
+def _raise_mismatch(folder: Folder, existing: bytes, requested: bytes) -> None:
+    was, now = read_job(folder, existing), read_job(folder, requested)
+    _check_kind(folder, was, now)
+    differences = _differences(was["settings"], now["settings"])
     raise Mismatch(
-        f"{folder.uri()} was made with other settings ({'; '.join(differs)}); "
+        f"{folder.uri()} was made with other settings ({'; '.join(differences)}); "
         "name another --output, or --overwrite to start anew"
     )
 
 
-def _refuse_kind(folder: Folder, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_kind(folder: Folder, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if was["format"] != now["format"] or was["kind"] != now["kind"]:
         raise Mismatch(
             f"{folder.uri()} is of kind {was['kind']} and format {was['format']}, not "
@@ -214,57 +218,57 @@ def _refuse_kind(folder: Folder, was: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
+    differences = []
     for key in sorted(was.keys() | now.keys()):
         old, new = was.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            differences += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key} was {old}, is {new}")
-    return found
+            differences.append(f"{prefix}{key} was {old}, is {new}")
+    return differences
 
 
-def put_once(folder: Folder, path: str, data: bytes) -> FileRecord:
-    """Put a sealed or otherwise checked file if it is absent, and give the record of what is there.
+def put_if_absent(folder: Folder, path: str, data: bytes) -> FileRecord:
+    """Write a checksummed file if it does not exist; return the record of the existing file.
 
     A second run on the same output makes the same bytes; where they differ (another processor
-    kind), the first stands.
+    kind), the first file stays.
     """
-    there = data if folder.put_new(path, data) else None
-    while there is None:  # another run may remove what was in the way
-        there = read_if_there(folder, path) or (data if folder.put_new(path, data) else None)
-    return record(path, there)
+    content = data if folder.put_new(path, data) else None
+    while content is None:  # another run may remove the existing file
+        content = read_if_exists(folder, path) or (data if folder.put_new(path, data) else None)
+    return file_record(path, content)
 
 
-def put_named(folder: Folder, files: Mapping[str, bytes], by: str) -> None:
-    """Put files that carry no seal, then `by`, a sealed JSON that names each with its checksum.
+def put_with_checksums(folder: Folder, files: Mapping[str, bytes], by: str) -> None:
+    """Write files without checksums, then `by`, a checksummed JSON that names each with its own.
 
-    Where `by` is there, so are they; without it they are what a killed run left.
+    Where `by` exists, so do they; without it they were left by a killed run.
     """
-    sums = {path: put_once(folder, path, data).sha256 for path, data in files.items()}
-    put_once(folder, by, sealed_json({"files": sums}))
+    sums = {path: put_if_absent(folder, path, data).sha256 for path, data in files.items()}
+    put_if_absent(folder, by, checksummed_json({"files": sums}))
 
 
-def copy_over(source: Folder, target: Folder, path: str) -> FileRecord:
-    """Copy a file to the same path of another folder, over what is there; gives its record.
+def copy_file(source: Folder, target: Folder, path: str) -> FileRecord:
+    """Copy a file to the same path of another folder, replacing it, and return its record.
 
-    What is no longer at the source has been copied by another run, which took it away.
+    A file missing at the source has been copied and removed by another run.
     """
-    data = read_if_there(source, path)
-    if data is not None and read_if_there(target, path) != data:
+    data = read_if_exists(source, path)
+    if data is not None and read_if_exists(target, path) != data:
         target.put(path, data)
     with target.open(path) as file:
-        return record_of(path, file)
+        return read_file_record(path, file)
 
 
-def record(path: str, data: bytes) -> FileRecord:
-    """Give the line of files.parquet for a file of these bytes."""
+def file_record(path: str, data: bytes) -> FileRecord:
+    """Return the row of files.parquet for a file with the given bytes."""
     rows = pq.read_metadata(io.BytesIO(data)).num_rows if path.endswith(".parquet") else None
     return FileRecord(path, rows, len(data), hashlib.sha256(data).hexdigest())
 
 
-def record_of(path: str, file: BinaryIO) -> FileRecord:
-    """Give the line of files.parquet for an open file, without holding all of it."""
+def read_file_record(path: str, file: BinaryIO) -> FileRecord:
+    """Return the row of files.parquet for an open file, which may be larger than memory."""
     file.seek(0)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     size = file.seek(0, io.SEEK_END)
@@ -272,30 +276,31 @@ def record_of(path: str, file: BinaryIO) -> FileRecord:
     return FileRecord(path, rows, size, sha256)
 
 
-def foreign(folder: Folder, kinds: Iterable[str]) -> Iterator[str]:
-    """Give the files that lie in no output of any of these kinds."""
-    allowed = [re.compile(pattern) for kind in kinds for pattern in KINDS[kind]]
-    for entry in own_entries(folder):
+def find_foreign_files(folder: Folder, kinds: Iterable[str]) -> Iterator[str]:
+    """Iterate over the paths in a folder that occur in no output of the given kinds."""
+    allowed = [re.compile(pattern) for kind in kinds for pattern in OUTPUT_LAYOUTS[kind]]
+    for entry in list_output_files(folder):
         nested = entry.path.endswith("/" + MANIFEST)
         if not nested and not any(pattern.fullmatch(entry.path) for pattern in allowed):
             yield entry.path
 
 
-def records(
+def collect_records(
     folder: Folder,
-    known: Known = (),
+    known: KnownRecords = (),
     *,
     leave_out: Container[str] = (),
 ) -> Inventory:
-    """Give the record of each file of an output; those in `known` are not read again.
+    """Return the records of all files of an output except `leave_out`.
 
-    What an earlier run left is read, a file at a time and a large one in pieces, and must carry its
-    own checksum, or the one that another file names for it.
+    Files in `known` are not read again. The others, left by an earlier run, are read block by block
+    and verified by their own checksum, or by that which another file names; Damaged where it
+    differs.
     """
-    given = inventory_of(known)
-    found = Gathered()
+    known_files = as_inventory(known)
+    collector = RecordCollector()
     named: dict[str, str] = {}
-    for entry in own_entries(folder).outside(given):
+    for entry in list_output_files(folder).not_in(known_files):
         if entry.path in leave_out:
             continue
         try:
@@ -303,80 +308,83 @@ def records(
         except FileNotFoundError:  # another run has removed it since
             continue
         with file:
-            if seals_itself(entry.path) and not is_sealed(file):
+            if has_own_checksum(entry.path) and not has_valid_checksum(file):
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
-            found.add([record_of(entry.path, file)])
+            collector.add([read_file_record(entry.path, file)])
         if entry.path.endswith(".json"):
-            named |= checksums_in(entry.path, folder.read(entry.path))
-    found.add(given)
-    made = found.inventory()
+            named |= listed_checksums(entry.path, folder.read(entry.path))
+    collector.add(known_files)
+    inventory = collector.inventory()
     for path in sorted(named):
-        if path in made and made[path].sha256 != named[path]:
+        if path in inventory and inventory[path].sha256 != named[path]:
             raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
-    return made
+    return inventory
 
 
-def checksums_in(path: str, data: bytes) -> dict[str, str]:
-    """Give the checksums of other files that a sealed file names: {path: sha256}."""
-    sealed = path.endswith(".json") and seals_itself(path)
-    files: Any = (read_json(data) or {}).get("files") if sealed else None
+def listed_checksums(path: str, data: bytes) -> dict[str, str]:
+    """Return the checksums that a checksummed JSON file names for other files: {path: sha256}."""
+    checksummed = path.endswith(".json") and has_own_checksum(path)
+    files: Any = (parse_checksummed_json(data) or {}).get("files") if checksummed else None
     folder = path.rsplit("/", 1)[0] + "/" if path.startswith("model/") else ""
     return {folder + name: digest for name, digest in (files or {}).items()}
 
 
-def finish(
+def finish_output(
     folder: Folder,
-    kind: Kind,
+    kind: OutputKind,
     counts: Mapping[str, Any],
-    known: Known = (),
+    known: KnownRecords = (),
     *,
     stale: Collection[str] = (),
     leave_out: Collection[str] = (),
 ) -> Manifest:
-    """Write files.parquet and, last of all, manifest.json; then clear the work away.
+    """Write files.parquet and, last, manifest.json; then remove the intermediate files.
 
-    A manifest that is there is removed first, then the `stale` files that it may have named. Files
-    to `leave_out` stay, but belong to what comes after this manifest.
+    An existing manifest that differs is removed first, then the `stale` files that it may name.
+    Files to `leave_out` stay, but belong to what follows this manifest. `known` are records of
+    files that need not be read again.
     """
-    files = records(folder, known, leave_out={*stale, *leave_out})
-    inventory = sealed_parquet(files.table)
-    data = sealed_json(
+    files = collect_records(folder, known, leave_out={*stale, *leave_out})
+    inventory = checksummed_parquet(files.table)
+    data = checksummed_json(
         {
-            "format": FORMAT,
+            "format": FORMAT_VERSION,
             "kind": kind,
             "job_sha256": files[JOB].sha256,
             "files_sha256": hashlib.sha256(inventory).hexdigest(),
             "counts": dict(counts),
         }
     )
-    there = read_if_there(folder, MANIFEST)
-    if there not in (None, data):
+    existing = read_if_exists(folder, MANIFEST)
+    if existing not in (None, data):
         folder.delete(MANIFEST)
     for path in stale:
         folder.delete(path)
-    if there != data:
+    if existing != data:
         folder.put(INVENTORY, inventory)
         folder.put(MANIFEST, data)
-    clear_work(folder)
-    return manifest_of(data, files)
+    remove_work_files(folder)
+    return build_manifest(data, files)
 
 
-def clear_work(folder: Folder) -> None:
-    """Remove what a finished output no longer needs; compactions and claims clear their own."""
-    for entry in list(folder.entries(WORK.rstrip("/"))):
-        if not entry.path.startswith((f"{WORK}compact", f"{WORK}claim")):
+def remove_work_files(folder: Folder) -> None:
+    """Remove the intermediate files of a finished output, but not of compactions and claims."""
+    for entry in list(folder.entries(WORK_FOLDER.rstrip("/"))):
+        if not entry.path.startswith((f"{WORK_FOLDER}compact", f"{WORK_FOLDER}claim")):
             folder.delete(entry.path)
 
 
-def unless_overtaken(folder: Folder, kind: Kind, make: Callable[[], Manifest]) -> Manifest:
-    """Make an output; where another run finishes it meanwhile, that one is the answer.
+def make_unless_finished(
+    folder: Folder, kind: OutputKind, make: Callable[[], Manifest]
+) -> Manifest:
+    """Return the manifest that `make` writes, or that of another run that finished meanwhile.
 
-    It has cleared the work away, which this run may then miss, or put there again.
+    The other run has removed the intermediate files, which this run then misses.
     """
     try:
         return make()
     except FileNotFoundError:
         if not is_finished(folder):
             raise
-        clear_work(folder)
+        remove_work_files(folder)
         return read_manifest(folder, kind=kind)

@@ -1,11 +1,10 @@
-"""Compaction: the live rows of all segments become one segment again, as if made from scratch.
+"""Compaction: merge the live rows of all segments into one, as if embedded from scratch.
 
-Nothing is embedded. Everything is first written beside the store (work/compact-ID/, where ID names
-the listing and what it is made from), chunk by chunk; then one small file, put only if absent, says
-that it is whole. From there on whoever meets it goes on: manifest away, new files over old ones,
-away with the old ones that have no successor. Each of these steps may be done twice, and by two at
-once: a path of the new segment is only ever replaced by its new content, never deleted. So a kill
-leaves the old store, or an unfinished one that the next run completes.
+The new segment is first written, chunk by chunk, to a staging folder (work/compact-ID/); then a
+marker file says that it is complete. From there on any run can install it: delete the manifest,
+copy the new files over the old ones, delete old files without a successor. Each step may be
+repeated, also by two runs at once, because a path of the new segment is replaced but never deleted;
+a kill leaves the old store, or an unfinished one that the next run completes.
 """
 
 from __future__ import annotations
@@ -22,84 +21,87 @@ import pyarrow.compute as pc
 
 from retrieval.core.errors import Damaged
 from retrieval.core.records import Chunk, FileRecord
-from retrieval.core.schemas import COMPACTED, WORK, Vectors
+from retrieval.core.schemas import COMPACTION_MARKER, WORK_FOLDER, Vectors
 from retrieval.storage import finished_output
-from retrieval.storage.checksum import sealed_parquet
-from retrieval.storage.local import Folder, digest_here
+from retrieval.storage.checksum import checksummed_parquet, read_checksummed_parquet
+from retrieval.storage.local import Folder, sha256_of_file
 from retrieval.storage.parquet import read_rows
-from retrieval.storage.temporary import TEMPORARY
+from retrieval.storage.temporary import TEMPORARY_PREFIX
 from retrieval.store.layout import failures_path, listing_path, part_path, segment_json_path
 from retrieval.store.reader import (
-    ledger_bytes,
-    part_bytes,
+    encode_ledger,
+    encode_part,
     put_part,
-    read_sealed,
-    sealed_parts,
-    vectors_of,
+    read_unfinished_chunk,
+    read_vectors,
 )
-from retrieval.store.segment import Rows, Segment, digest_of, segment_of
+from retrieval.store.segment import Rows, Segment, parse_segment
 
-READY = COMPACTED
-"""Put when the new segment is whole; its segment.json, which tells where it lies."""
+READY = COMPACTION_MARKER
+"""Path of the marker that the new segment is complete; its content is that segment's
+segment.json."""
 _ROWS = "rows.parquet"
 
 
 @dataclass(frozen=True)
 class Compaction:
-    """A compaction under way: the store, its segments as they are, and the one to come."""
+    """A compaction in progress: the store, its present segments, and the new segment."""
 
     store: Folder
     before: list[Segment]
     segment: Segment
 
     @property
-    def aside(self) -> Folder:
-        """Give the folder that the new segment is written to, laid out as the store is."""
-        return _aside(self.store, self.segment)
+    def staging(self) -> Folder:
+        """Return the folder that the new segment is written to, with the layout of a store."""
+        return _staging_folder(self.store, self.segment)
 
     def compact_chunk(self, chunk: Chunk) -> Chunk:
-        """Put one chunk of the new segment, gathered from the old ones; a plain step for a task."""
-        if self.aside.exists(part_path(chunk)):
+        """Write one chunk of the new segment from the rows of the old ones, unless it exists."""
+        if self.staging.exists(part_path(chunk)):
             return chunk
-        lines = read_rows(self.aside, listing_path(0), chunk.first, chunk.last)
-        old = read_rows(self.aside, _ROWS, chunk.first, chunk.last)["old"].to_numpy()
+        lines = read_rows(self.staging, listing_path(0), chunk.first, chunk.last)
+        old = read_rows(self.staging, _ROWS, chunk.first, chunk.last)["old"].to_numpy()
         rows, failures = _gather(self.store, self.before, old)
-        place = np.argsort(old, kind="stable")
-        found = place[np.searchsorted(old[place], rows["row"].to_numpy())]
-        order = np.argsort(found, kind="stable")
+        by_row = np.argsort(old, kind="stable")
+        positions = by_row[np.searchsorted(old[by_row], rows["row"].to_numpy())]
+        order = np.argsort(positions, kind="stable")
         rows = rows.take(pa.array(order))
-        kept = lines.take(pa.array(found[order]))
-        vectors: Vectors = vectors_of(rows)
-        at = dict(zip(old.tolist(), lines.select(["row", "image_id", "path", "label"]).to_pylist(),
-                      strict=True))  # fmt: skip
-        lost = [{**failure, **at[failure["row"]]} for failure in failures.to_pylist()]
-        if len(rows) + len(lost) != len(lines):
+        kept = lines.take(pa.array(positions[order]))
+        vectors: Vectors = read_vectors(rows)
+        items = lines.select(["row", "image_id", "path", "label"]).to_pylist()
+        item_of_row = dict(zip(old.tolist(), items, strict=True))
+        ledger = [{**failure, **item_of_row[failure["row"]]} for failure in failures.to_pylist()]
+        if len(rows) + len(ledger) != len(lines):
             raise Damaged(f"{self.store.uri()} lacks rows of its listing; verify it")
-        put_part(self.aside, chunk, part_bytes(kept, rows, vectors), ledger_bytes(lost))
+        put_part(self.staging, chunk, encode_part(kept, rows, vectors), encode_ledger(ledger))
         return chunk
 
 
-def _aside(store: Folder, segment: Segment) -> Folder:
+def _staging_folder(store: Folder, segment: Segment) -> Folder:
     name = hashlib.sha256(segment.to_json()).hexdigest()[:16]
-    return store.child(f"{WORK}compact-{name}")
+    return store.child(f"{WORK_FOLDER}compact-{name}")
 
 
 def plan_compaction(
     folder: Folder, before: list[Segment], listing: Path, rows: int, chunk_rows: int
 ) -> Compaction:
-    """Say which segment is to come of the ones before; nothing is written."""
-    segment = Segment(0, 0, rows, chunk_rows, 0, {listing_path(0): digest_here(listing)})
+    """Describe the compaction of the segments in `before`; nothing is written.
+
+    `listing` is the local listing of the new segment, with `rows` lines.
+    """
+    segment = Segment(0, 0, rows, chunk_rows, 0, {listing_path(0): sha256_of_file(listing)})
     return Compaction(folder, before, segment)
 
 
-def begin_compaction(made: Compaction, listing: Path, old: Rows) -> None:
-    """Put the new listing aside, and beside it which old row each of its lines was."""
-    rows = sealed_parquet(pa.table({"old": pa.array(old, pa.int64())}))
-    made.aside.put_new(_ROWS, rows)
-    made.aside.put_new_file(listing_path(0), lambda name: _copy(listing, name))
-    expected = made.segment.files[listing_path(0)]
-    if made.aside.read(_ROWS) != rows or digest_of(made.aside, listing_path(0)) != expected:
-        raise Damaged(f"{made.aside.uri()} was altered; remove it and run again")
+def begin_compaction(plan: Compaction, listing: Path, old: Rows) -> None:
+    """Stage the new listing, and the old row of each of its lines."""
+    rows = checksummed_parquet(pa.table({"old": pa.array(old, pa.int64())}))
+    plan.staging.put_new(_ROWS, rows)
+    plan.staging.put_new_file(listing_path(0), lambda name: _copy(listing, name))
+    expected = plan.segment.files[listing_path(0)]
+    if plan.staging.read(_ROWS) != rows or plan.staging.sha256(listing_path(0)) != expected:
+        raise Damaged(f"{plan.staging.uri()} was altered; remove it and run again")
 
 
 def _copy(source: Path, target: str) -> None:
@@ -107,25 +109,28 @@ def _copy(source: Path, target: str) -> None:
 
 
 def _gather(store: Folder, segments: list[Segment], old: Rows) -> tuple[pa.Table, pa.Table]:
-    """Read the rows and the failures among some rows of a store, in any order."""
+    """Read the part rows and the ledger rows of some rows of a store, in any order."""
     wanted = np.sort(old)
     rows, failures = [], []
-    for chunk in chunks_of(segments, wanted):
-        asked = pa.array(wanted[slice(*np.searchsorted(
-            wanted, [chunk.base + chunk.first, chunk.base + chunk.last]))])  # fmt: skip
-        parts = sealed_parts(store, chunk)
-        rows.append(parts.filter(pc.is_in(parts["row"], value_set=asked)))
-        if rows[-1].num_rows < len(asked):
+    for chunk in chunks_containing(segments, wanted):
+        bounds = np.searchsorted(wanted, [chunk.base + chunk.first, chunk.base + chunk.last])
+        chunk_rows = pa.array(wanted[slice(*bounds)])
+        parts = read_unfinished_chunk(store, chunk)
+        rows.append(parts.filter(pc.is_in(parts["row"], value_set=chunk_rows)))
+        if rows[-1].num_rows < len(chunk_rows):
             ledger = _latest_ledger(store, chunk)
-            failures.append(ledger.filter(pc.is_in(ledger["row"], value_set=asked)))
-    both = (pa.concat_tables(t, promote_options="default") if t else None for t in (rows, failures))
-    found, lost = both
-    empty = pa.table({"row": pa.array([], pa.int64())})
-    return found if found is not None else empty, lost if lost is not None else empty
+            failures.append(ledger.filter(pc.is_in(ledger["row"], value_set=chunk_rows)))
+    return _concatenate(rows), _concatenate(failures)
 
 
-def chunks_of(segments: list[Segment], rows: Rows) -> Iterator[Chunk]:
-    """Give the chunks that some rows, in their order, lie in."""
+def _concatenate(tables: list[pa.Table]) -> pa.Table:
+    if not tables:
+        return pa.table({"row": pa.array([], pa.int64())})
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def chunks_containing(segments: list[Segment], rows: Rows) -> Iterator[Chunk]:
+    """Iterate over the chunks that contain some rows, which are ascending."""
     for segment in segments:
         lines = rows[slice(*np.searchsorted(rows, [segment.base, segment.base + segment.images]))]
         for number in np.unique((lines - segment.base) // segment.chunk_rows).tolist():
@@ -136,77 +141,77 @@ def _latest_ledger(store: Folder, chunk: Chunk) -> pa.Table:
     retry = 0
     while store.exists(part_path(replace(chunk, retry=retry + 1))):
         retry += 1
-    return read_sealed(store, failures_path(replace(chunk, retry=retry)))
+    return read_checksummed_parquet(store, failures_path(replace(chunk, retry=retry)))
 
 
-def settle(made: Compaction) -> None:
-    """Say that the new segment is whole, unless another run was first, or is done with it."""
-    if _whole(made.aside, made.segment):
-        made.store.put_new(READY, made.segment.to_json())
+def mark_ready(plan: Compaction) -> None:
+    """Mark the new segment as complete, unless another run did so or has installed it."""
+    if _list_complete(plan.staging, plan.segment):
+        plan.store.put_new(READY, plan.segment.to_json())
 
 
-def is_settled(folder: Folder) -> bool:
-    """Tell whether a compaction waits for its segment to be brought to its place."""
+def is_compaction_ready(folder: Folder) -> bool:
+    """Return whether a complete compacted segment waits to be installed."""
     return folder.exists(READY)
 
 
-def overtaken(made: Compaction) -> bool:
-    """Tell whether another run has settled the same compaction, or even ended it."""
-    ended = (
-        finished_output.read_if_there(made.store, segment_json_path(0)) == made.segment.to_json()
+def is_superseded(plan: Compaction) -> bool:
+    """Return whether another run has completed, or even installed, the same compaction."""
+    installed = (
+        finished_output.read_if_exists(plan.store, segment_json_path(0)) == plan.segment.to_json()
     )
-    return ended or is_settled(made.store)
+    return installed or is_compaction_ready(plan.store)
 
 
-def clear_aside(made: Compaction) -> None:
-    """Remove what this run has written aside when another one was done already."""
-    if not is_settled(made.store):
-        for entry in list(made.aside.entries()):
-            made.aside.delete(entry.path)
+def discard_staging(plan: Compaction) -> None:
+    """Remove the staged files of this run if another run has installed the segment already."""
+    if not is_compaction_ready(plan.store):
+        for entry in list(plan.staging.entries()):
+            plan.staging.delete(entry.path)
 
 
-Move = Callable[[Folder, list[str]], list[FileRecord]]
+CopyFiles = Callable[[Folder, list[str]], list[FileRecord]]
 
 
-def bring_to_place(folder: Folder, move: Move) -> list[FileRecord]:
-    """Replace the segments of a store by the one that lies ready; any run may go on with it.
+def install_compacted_segment(folder: Folder, copy_files: CopyFiles) -> list[FileRecord]:
+    """Replace the segments of a store by the staged one; any run may continue it.
 
-    `move(aside, paths)` copies files from aside to the same paths of the store, over what is there,
-    and gives their records.
+    `copy_files(staging, paths)` copies files to the same paths of the store, replacing what is
+    there, and returns their records.
     """
-    data = finished_output.read_if_there(folder, READY)
-    if data is None:  # another run was quicker
+    data = finished_output.read_if_exists(folder, READY)
+    if data is None:  # another run has installed it
         return []
-    segment = segment_of(0, data, folder)
-    aside = _aside(folder, segment)
-    paths = _whole(aside, segment)
-    moved: list[FileRecord] = []
+    segment = parse_segment(0, data, folder)
+    staging = _staging_folder(folder, segment)
+    paths = _list_complete(staging, segment)
+    records: list[FileRecord] = []
     if paths:
         folder.delete(finished_output.MANIFEST)
-        moved = move(aside, paths)
+        records = copy_files(staging, paths)
         folder.put(segment_json_path(0), data)
         for entry in list(folder.entries("segments")):
-            if entry.path not in (*paths, segment_json_path(0)) and is_settled(folder):
+            if entry.path not in (*paths, segment_json_path(0)) and is_compaction_ready(folder):
                 folder.delete(entry.path)
-    _clear(folder, aside)
-    return moved
+    _clear_work(folder, staging)
+    return records
 
 
-def _whole(aside: Folder, segment: Segment) -> list[str]:
-    """Give the files of a segment that lies aside; nothing if it is not, or no longer, whole.
+def _list_complete(staging: Folder, segment: Segment) -> list[str]:
+    """Return the paths of a staged segment; none if it is not, or no longer, complete.
 
-    Its listing is the first that is cleared away: while it is there, all are.
+    Its listing is the first file to be removed: while it exists, all others do.
     """
-    there = {entry.path for entry in aside.entries()}
-    paths = sorted(p for p in there if p.startswith("segments/") and TEMPORARY not in p)
+    existing = {entry.path for entry in staging.entries()}
+    paths = sorted(p for p in existing if p.startswith("segments/") and TEMPORARY_PREFIX not in p)
     needed = {listing_path(0), *map(part_path, segment.chunks())}
-    return paths if needed <= there and aside.exists(listing_path(0)) else []
+    return paths if needed <= existing and staging.exists(listing_path(0)) else []
 
 
-def _clear(folder: Folder, aside: Folder) -> None:
-    """Remove what compactions left, so that a kill leaves what the next run recognises."""
-    aside.delete(listing_path(0))
-    for entry in list(folder.entries(WORK.rstrip("/"))):
+def _clear_work(folder: Folder, staging: Folder) -> None:
+    """Remove the work of compactions, the marker last, so that the next run continues a kill."""
+    staging.delete(listing_path(0))
+    for entry in list(folder.entries(WORK_FOLDER.rstrip("/"))):
         if entry.path != READY:
             folder.delete(entry.path)
     folder.delete(READY)

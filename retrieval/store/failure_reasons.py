@@ -1,4 +1,4 @@
-"""Why images of a store failed: the commonest reason in its ledgers, an example, and its remedy."""
+"""Summarize why images failed: the most common reason in the ledgers, an example and a remedy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 
 from retrieval.storage.local import Folder
 
-_LINES = 10_000
-"""Lines of the ledgers that are looked at: they tell what is commonest."""
-_LENGTH = 120  # characters of a path or of an error that are shown
+_MAX_ROWS = 10_000  # of the ledgers that are read
+_MAX_LENGTH = 120  # characters of a path or of an error that are shown
 
 _NOT_FOUND = ("FileNotFoundError", "NotADirectoryError")
 _REMEDIES = {
@@ -25,9 +24,9 @@ _REMEDIES = {
 
 
 def commonest_reason(folder: Folder, ledgers: Iterable[str]) -> str | None:
-    """Return how many of the lines of some ledgers have the commonest reason, which and a remedy.
+    """Format the most common reason of failures, with its count, an example and a remedy.
 
-    Reasons are the same if they differ in names and numbers only. None where no line is there.
+    Reasons that differ in names and numbers only are the same. None if the ledgers are empty.
     """
     counts: Counter[tuple[str, str, str]] = Counter()
     examples: dict[tuple[str, str, str], dict[str, Any]] = {}
@@ -37,7 +36,7 @@ def commonest_reason(folder: Folder, ledgers: Iterable[str]) -> str | None:
             reason = (line["stage"], line["error"], _without_names(line))
             counts[reason] += 1
             examples.setdefault(reason, line)
-        if counts.total() >= _LINES:
+        if counts.total() >= _MAX_ROWS:
             break
     if not counts:
         return None
@@ -56,12 +55,12 @@ def _without_names(line: dict[str, Any]) -> str:
 
 
 def _remedy(line: dict[str, Any]) -> str | None:
-    """Return what helps against a failure; None where its message says it, or nothing is known."""
+    """Return what helps against a failure; None if nothing beyond its message is known."""
     error, path = line["error"], line["path"]
     if "\0" in path or "null byte" in line["message"]:
         return "the list is not UTF-8, save it as such"
-    if error in _NOT_FOUND and (found := re.search(r"[;\t|]", path)):
-        mark = {";": "';'", "\t": "tabs", "|": "'|'"}[found[0]]
+    if error in _NOT_FOUND and (separator := re.search(r"[;\t|]", path)):
+        mark = {";": "';'", "\t": "tabs", "|": "'|'"}[separator[0]]
         return f"the list seems to be separated by {mark}, write it with commas and a header"
     if error in _NOT_FOUND:
         return (
@@ -72,4 +71,4 @@ def _remedy(line: dict[str, Any]) -> str | None:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LENGTH else f"{text[: _LENGTH - 1]}…"
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 1]}…"

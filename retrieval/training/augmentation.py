@@ -1,7 +1,7 @@
-"""Photos varied anew whenever a batch is drawn, each by draws of its own, a whole batch at once.
+"""Random augmentation of training photos, a whole batch at once with separate parameters per photo.
 
-torchvision's transforms draw once a batch, or take one photo after another; here cropping, turning,
-shearing and mirroring are one sampling grid a photo, and all of colour is one 3 x 3 matrix.
+torchvision's transforms draw once per batch or process photos one by one. Here crop, rotation,
+shear and flip are one sampling grid per photo, and all colour changes one 3 x 3 matrix.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ def augment(
     number is drawn whatever is varied, so that one variation more leaves the others as they
     were. What is left alone is what a match is known by: build and markings.
     """
-    draw = _Draw(len(pixels), generator, pixels.device)
-    return _coloured(_cropped(pixels.float(), side, draw, varied), draw, "colour" in varied)
+    draw = _BatchRandom(len(pixels), generator, pixels.device)
+    return _shift_colours(_warp(pixels.float(), side, draw, varied), draw, "colour" in varied)
 
 
-class _Draw:
+class _BatchRandom:
     """Numbers for a batch, one a photo."""
 
     def __init__(self, count: int, generator: torch.Generator, device: torch.device) -> None:
         self._count, self._generator, self._device = count, generator, device
 
     def between(self, low: float, high: float) -> Tensor:
-        """Give (n,) float32, evenly spread."""
+        """Return (n,) float32, evenly spread."""
         drawn = torch.rand(self._count, generator=self._generator).to(self._device)
         return low + (high - low) * drawn
 
@@ -72,7 +72,7 @@ class _Draw:
         return torch.where(self.between(-1, 1) < 0, -1.0, 1.0)
 
 
-def _cropped(images: Tensor, side: int, draw: _Draw, varied: Collection[str]) -> Tensor:
+def _warp(images: Tensor, side: int, draw: _BatchRandom, varied: Collection[str]) -> Tensor:
     """Cut a turned, leaning, shifted and maybe mirrored square from each photo."""
     zoom, angle = draw.between(*ZOOM), draw.around(0, ROTATION)
     lean = draw.around(0, SHEAR)
@@ -94,7 +94,7 @@ def _cropped(images: Tensor, side: int, draw: _Draw, varied: Collection[str]) ->
     return cut
 
 
-def _coloured(images: Tensor, draw: _Draw, wanted: bool) -> Tensor:
+def _shift_colours(images: Tensor, draw: _BatchRandom, wanted: bool) -> Tensor:
     """Change brightness, contrast, saturation and hue: one 3 x 3 matrix and one offset a photo."""
     light, contrast = draw.around(1, BRIGHTNESS), draw.around(1, CONTRAST)
     colour, angle = draw.around(1, SATURATION), draw.around(0, HUE)

@@ -1,8 +1,7 @@
-"""Several processes that learn one network: each takes its share of a batch.
+"""Data-parallel training: several processes train one network on shares of each batch.
 
-Their gradients are averaged. Alone, all of it is nothing. The processes are those of
-torch.distributed; who starts them is not known here. Each holds the same network and draws the same
-batches, so nothing else travels.
+Gradients are averaged through torch.distributed; with one process every operation is a no-op. Each
+process holds the same network and draws the same batches, so nothing else is exchanged.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, distributed
 
 
-class Together:
-    """The processes that learn together: this one alone, if no group of them was made."""
+class ProcessGroup:
+    """The torch.distributed group of this training, or this process alone if there is none."""
 
     def __init__(self) -> None:
         grouped = distributed.is_available() and distributed.is_initialized()
@@ -20,7 +19,7 @@ class Together:
         self.count = distributed.get_world_size() if grouped else 1
 
     def own(self, which: Tensor) -> Tensor:
-        """Give this process' share of a batch: every `count`-th; at least one."""
+        """Return this process' share of a batch: every `count`-th; at least one."""
         own = which[self.rank :: self.count]
         return own if len(own) else which[:1]
 
@@ -35,7 +34,7 @@ class Together:
                     parameter.grad /= self.count
 
     def mean(self, total: Tensor, count: int) -> float:
-        """Give the sum of the processes' totals, () float64, over a count."""
+        """Return the sum of the processes' totals, () float64, over a count."""
         if self.count > 1:
             distributed.all_reduce(total)
         return float(total) / count

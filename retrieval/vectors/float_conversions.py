@@ -1,9 +1,9 @@
-"""Exact conversions between float16, float32 and float64, in whatever mode the processor is.
+"""Exact conversions between float16, float32 and float64, whatever mode the processor is in.
 
-A thread may have been set to take subnormal numbers for zero: by a library that was compiled with
--ffast-math, by OpenVINO, by torch.set_flush_denormal. There numpy's own casts from and to float32
-lose numbers below 2^-126. What decides here must not depend on that, so casts go through these
-functions. No number below 2^-1022 comes up in float64: squares of float32 are 2^-298 at least.
+A thread may flush subnormal numbers to zero: set by a library compiled with -ffast-math, by
+OpenVINO or by torch.set_flush_denormal. Then numpy's casts from and to float32 lose numbers below
+2^-126, so all casts that affect results go through these functions. Float64 needs no such care:
+squares of float32 are at least 2^-298.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _FIRST_NORMAL = np.uint32(0x00800000)  # the bits of 2^-126
 
 
 def flushes_subnormals() -> bool:
-    """Return whether this thread takes subnormal numbers, or results, for zero."""
+    """Return whether this thread flushes subnormal numbers (inputs or results) to zero."""
     return _SMALL * _SMALL == 0.0
 
 
 def to_float64(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Convert float16, float32 or float64 to C-contiguous float64, exactly."""
+    """Convert float16, float32 or float64 to a new C-contiguous float64 array, exactly."""
     wide: NDArray[np.float64] = values.astype(np.float64, order="C")
     if values.dtype == np.float32 and flushes_subnormals():
         bits = np.ascontiguousarray(values).view(np.uint32)

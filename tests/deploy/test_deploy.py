@@ -79,7 +79,7 @@ def parse_command(command):
     with group.make_context(program, [verb, *arguments]) as context:
         parsed = group.get_command(context, verb).make_context(verb, arguments, parent=context)
     settings = RunSettings(**parsed.params)
-    options.check(settings)
+    options.validate_settings(settings)
     return settings
 
 

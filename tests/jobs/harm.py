@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jobs.cluster.actor_pool import Make
+from jobs.cluster.actor_pool import MakeWork
 from jobs.embedding import embed_chunks
 
 KILLS, KILLS_ONCE, SLOW = b"<kills>", b"<kills once>", b"<slow>"
@@ -22,7 +22,7 @@ KILLS, KILLS_ONCE, SLOW = b"<kills>", b"<kills once>", b"<slow>"
 class Harmed:
     """Makes the same work, in a process that does what the marks say when it decodes them."""
 
-    make: Make
+    make: MakeWork
     once: Path  # a file that tells that the one death has been, or that a slow image is at hand
 
     def __call__(self, shared):

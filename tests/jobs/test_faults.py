@@ -148,7 +148,7 @@ def test_the_head_is_killed_and_started_anew(there, whole, tmp_path):
         there.mend()
         ended = running.ended(WAIT)
     assert ended.code == 3, ended.err
-    assert "knows nothing of lookalike-embed" in ended.error
+    assert "does not know lookalike-embed" in ended.error
     with timed("the same command again"):
         ended = submitted(there, whole.words("embed", tmp_path / "out")).ended(WAIT)
     assert ended.code == 0, ended.err

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.cluster.resources import Cluster
 from jobs.config.settings import IndexSettings
-from jobs.indexing.index import build
+from jobs.indexing.index import build_index
 from retrieval.index import train
 from tests.jobs.embedding.test_store_sync import Source, picture
 from tests.jobs.here import embed_now, without_ray
@@ -24,7 +24,7 @@ LOCAL_LEAST, S3_LEAST = 200, 60
 
 def index(store, output):
     asked = {"index_factory": "IVF3,SQfp16", "rows_per_shard": 2}
-    build(IndexSettings(embeddings=str(store), output=output, **asked), Cluster("nowhere", 1))
+    build_index(IndexSettings(embeddings=str(store), output=output, **asked), Cluster("nowhere", 1))
 
 
 def grow(source, store):

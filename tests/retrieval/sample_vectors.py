@@ -1,4 +1,4 @@
-"""What the tests of vectors share: strategies that aim at weak places, and finished outputs."""
+"""Shared test data for vectors: hypothesis strategies for edge cases, stores and indexes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from retrieval.core.records import Chunk, IndexPlan, ShardResult
 from retrieval.core.schemas import FAILURES, LISTING, Metric, Vectors, part_table
 from retrieval.index import finalize, recall_curve, shard
-from retrieval.index.build_shard import Making
+from retrieval.index.build_shard import ShardBuildContext
 from retrieval.index.coverage import Extents
-from retrieval.index.faiss_io import centroids_of, from_bytes
-from retrieval.index.sample_neighbors import make_shard, samples_of
-from retrieval.index.sampling import sample_of
+from retrieval.index.faiss_io import deserialize_index, read_centroids
+from retrieval.index.sample_neighbors import build_measured_shard, make_recall_samples
+from retrieval.index.sampling import draw_sample
 from retrieval.index.train import train_index
-from retrieval.index.workers import Here
-from retrieval.models.bundle import Bundle, pack, write_bundle
-from retrieval.models.registry import SCRATCH, first_preset
+from retrieval.index.workers import InProcessWorkers
+from retrieval.models.bundle import Bundle, serialize_state, write_bundle
+from retrieval.models.registry import SCRATCH, default_transform
 from retrieval.storage import transaction
-from retrieval.storage.checksum import sealed_parquet
+from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder, open_folder
 from retrieval.store import reader as stores
@@ -39,7 +39,7 @@ from retrieval.store.reader import Store
 from retrieval.store.segment import Segment, claim_segment
 from retrieval.vectors.float_conversions import flushes_subnormals
 
-NEIGHBOURS = max(recall_curve.CURVE_K) + 1
+NEIGHBOUR_COUNT = max(recall_curve.CURVE_K) + 1
 METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
 
 quick = settings(max_examples=150, deadline=None)
@@ -53,7 +53,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread: more wait for each other where tests run beside each other."""
+    """Limit PyTorch to one thread, since parallel test processes compete for cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,8 +63,8 @@ def one_thread() -> Iterator[None]:
 Result = TypeVar("Result")
 
 
-def flushing(call: Callable[[], Result]) -> Result:
-    """Call in a thread whose processor takes subnormal numbers for zero, as inputs and results."""
+def call_with_flushed_subnormals(call: Callable[[], Result]) -> Result:
+    """Return `call()` run in a thread that flushes subnormal numbers to zero."""
 
     def flushed() -> Result:
         assert torch.set_flush_denormal(True)
@@ -79,7 +79,7 @@ def flushing(call: Callable[[], Result]) -> Result:
 
 
 def exact_keys(queries: Vectors, rows: Vectors, metric: Metric) -> NDArray[np.float64]:
-    """Give (q, n) keys, more is closer: the definition in float64, all pairs at once."""
+    """Return (q, n) float64 keys of all pairs by the definition of the metric; larger is closer."""
     left, right = queries.astype(np.float64)[:, None], rows.astype(np.float64)[None]
     if metric == "l2":
         return -((left - right) ** 2).sum(-1)
@@ -93,7 +93,7 @@ def exact_keys(queries: Vectors, rows: Vectors, metric: Metric) -> NDArray[np.fl
 def brute_force(
     keys: NDArray[np.float64], ties: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Give keys and places of the k closest, (q, k) each; -inf is no row and has place -1."""
+    """Return keys and positions of the k closest, (q, k) each; -inf and -1 if there are fewer."""
     best, places = np.full((len(keys), k), -np.inf), np.full((len(keys), k), -1)
     for query, row in enumerate(keys):
         order = sorted(np.flatnonzero(row > -np.inf), key=lambda x: (-row[x], ties[x]))[:k]
@@ -140,10 +140,10 @@ PLANTS = ("same", "near", "opposite", "multiple", "zero", "huge", "small")
 
 
 def plant(what: str, values: NDArray[np.float64], generator: np.random.Generator) -> None:
-    """Make one vector a copy of another, nearly one, or something odd."""
-    one, other = generator.integers(0, len(values), 2)
+    """Replace one random vector by a variant of another or by an extreme one."""
+    target, other = generator.integers(0, len(values), 2)
     near = 1 + 1e-7 * generator.normal(size=values.shape[1])
-    values[one] = {
+    values[target] = {
         "same": values[other],
         "near": values[other] * near,
         "opposite": -values[other],
@@ -158,15 +158,15 @@ def plant(what: str, values: NDArray[np.float64], generator: np.random.Generator
 
 
 def image_ids(count: int) -> list[str]:
-    """Give ids that are ordered by bytes as by number, across the ends of ASCII and of the BMP."""
+    """Return image_ids in byte order, with characters beyond ASCII and beyond the BMP."""
     return sorted((f"{'AÿZ￿z🐟'[n % 6]}/{n:04d}.jpg" for n in range(count)), key=str.encode)
 
 
 def tiny_bundle(dimension: int) -> Bundle:
-    """Make a bundle that is whole, though no network: nothing here embeds with it."""
-    transform = first_preset(SCRATCH, image_size=None, resize="crop")
+    """Return a complete bundle with a dummy network, which cannot embed."""
+    transform = default_transform(SCRATCH, image_size=None, resize="crop")
     state = {"features.0.0.weight": torch.zeros(1)}
-    return Bundle(SCRATCH, "avg", False, transform, dimension, pack(state))
+    return Bundle(SCRATCH, "avg", False, transform, dimension, serialize_state(state))
 
 
 def make_store(
@@ -178,16 +178,16 @@ def make_store(
     chunk_rows: int = 4,
     labels: Sequence[str | None] | None = None,
 ) -> Store:
-    """Finish a store of the given vectors, as `jobs/embedding/embed.py` does.
+    """Return a finished store of the given vectors, made as `jobs/embedding/embed.py` does.
 
-    Vector i is that of image `rows[i]` of `images` (all of them unless said otherwise); the other
-    images failed and stand in the ledger. `labels` are those of all images.
+    Vector i belongs to image `rows[i]` of `images` images (by default there is one image per
+    vector); the other images are failures in the ledger. `labels` are those of all images.
     """
     at = np.arange(len(vectors)) if rows is None else np.asarray(rows, np.int64)
     count = images if images is not None else len(vectors)
     folder = open_folder(str(root))
     bundle = tiny_bundle(vectors.shape[1])
-    transaction.begin(
+    transaction.claim_output(
         folder, "store", {"embedding_dtype": str(vectors.dtype), "bundle": bundle.digest}
     )
     write_bundle(folder, bundle)
@@ -215,7 +215,7 @@ def _listing(count: int, labels: Sequence[str | None] | None) -> pa.Table:
 def _put_segment(folder: Folder, listing: pa.Table, chunk_rows: int) -> Segment:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "listing.parquet")
-        path.write_bytes(sealed_parquet(listing))
+        path.write_bytes(checksummed_parquet(listing))
         nothing = np.empty(0, np.int64)
         return claim_segment(folder, 0, 0, path, chunk_rows, len(listing), nothing)
 
@@ -238,13 +238,15 @@ def _put_chunk(
     part = pa.table(columns).select(schema.names).cast(schema)
     why = {"stage": "decode", "error": "OSError", "message": "broken"}
     ledger = [{**item, **why} for item in listing.take(lost).to_pylist()]
-    failures = sealed_parquet(pa.Table.from_pylist(ledger, FAILURES.schema)) if len(lost) else None
-    stores.put_part(folder, chunk, sealed_parquet(part), failures)
+    failures = (
+        checksummed_parquet(pa.Table.from_pylist(ledger, FAILURES.schema)) if len(lost) else None
+    )
+    stores.put_part(folder, chunk, checksummed_parquet(part), failures)
 
 
 @dataclass(frozen=True)
-class Index:
-    """A finished index, and what it was made of."""
+class FinishedIndex:
+    """A finished index with its store, metric and centroids."""
 
     folder: Folder
     manifest: Manifest
@@ -254,7 +256,7 @@ class Index:
 
     @property
     def shards(self) -> list[shard.Shard]:
-        """Open all shards."""
+        """Return all shards, opened."""
         codes = self.manifest.counts["codes"]
         return [
             shard.open_shard(self.folder, self.manifest, number, self.metric, codes)
@@ -263,13 +265,13 @@ class Index:
 
 
 def make_plan(rows: int, dtype: str, nlist: int, rows_per_shard: int = 10**9) -> IndexPlan:
-    """Plan an index by hand."""
+    """Return an index plan with explicit numbers."""
     kind = "SQfp16" if dtype == "float16" else "Flat"
     return IndexPlan(f"IVF{nlist},{kind}", nlist, dtype, rows, rows_per_shard, 0, False, ())
 
 
-class Building:
-    """An index that is being made, as `index` does, but for its table of labels."""
+class IndexBuilder:
+    """An index under construction, built step by step as `index` does."""
 
     def __init__(
         self,
@@ -285,27 +287,29 @@ class Building:
         self.store, self.metric, self.seed = store, metric, seed
         self.plan = make_plan(store.rows, store.dtype, min(nlist, store.rows), rows_per_shard)
         settings = {"embedding_dtype": store.dtype, "bundle": store.bundle}
-        transaction.begin(self.folder, "index", settings)
-        self.trained = train_index(self.folder, store, self.plan, metric, seed, Here())
-        vectors, self.rows = sample_of(store, recall_curve.SAMPLE, seed, "curve")
-        self.samples = samples_of(vectors, self.rows, store.rows, store.dtype)
+        transaction.claim_output(self.folder, "index", settings)
+        self.trained = train_index(self.folder, store, self.plan, metric, seed, InProcessWorkers())
+        vectors, self.rows = draw_sample(store, recall_curve.SAMPLE_SIZE, seed, "curve")
+        self.samples = make_recall_samples(vectors, self.rows, store.rows, store.dtype)
         self.sample = self.samples[0]
-        self.work = finalize.missing_shards(self.folder, store, self.trained.plan)
-        self.making = Making(self.folder, store, metric, self.trained.faiss, store.dtype)
+        self.work = finalize.plan_shards(self.folder, store, self.trained.plan)
+        self.context = ShardBuildContext(
+            self.folder, store, metric, self.trained.faiss, store.dtype
+        )
 
     def shard(self, number: int) -> ShardResult:
-        """Build one shard, or find it built."""
-        return make_shard(self.making, self.samples, number, self.extents(number))
+        """Build one shard, or return the existing one."""
+        return build_measured_shard(self.context, self.samples, number, self.extents(number))
 
     def extents(self, number: int) -> Extents:
-        """Give what a shard is made of."""
+        """Return the store extents of a shard."""
         return dict(self.work)[number]
 
-    def finish(self) -> Index:
-        """Build what is missing and put the manifest."""
+    def finish(self) -> FinishedIndex:
+        """Build the missing shards and finish the index."""
         done = [self.shard(number) for number, _ in self.work]
         manifest = finalize.finish_index(
             self.folder, self.store, self.trained, self.samples, done, self.metric, self.seed
         )
-        centroids = centroids_of(from_bytes(self.trained.faiss))
-        return Index(self.folder, manifest, self.store, self.metric, centroids)
+        centroids = read_centroids(deserialize_index(self.trained.faiss))
+        return FinishedIndex(self.folder, manifest, self.store, self.metric, centroids)

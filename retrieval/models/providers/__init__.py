@@ -1,1 +1,4 @@
-"""Where backbones come from: one shelf a file, each behind the interface of `shelf.py`."""
+"""Backbone providers: one class per model library, behind the interface in `base.py`.
+
+Imported by `retrieval.models.registry` only.
+"""

@@ -1,4 +1,4 @@
-"""What every shelf of backbones offers; `backbones.py` knows no more of a shelf than this."""
+"""The interface of backbone providers, which `registry.py` relies on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
-class Card:
-    """What can be said of a backbone before it embeds anything; None where nobody has said it."""
+class BackboneCard:
+    """Published figures of a backbone; None where its library states none."""
 
     backbone: str
     parameters: int  # with the classifier of its own weights
@@ -30,22 +30,22 @@ class Card:
     imagenet_top5: float | None  # with five guesses
 
 
-class Shelf(ABC):
-    """Networks of one origin, by name."""
+class BackboneProvider(ABC):
+    """The backbones of one library, by name."""
 
-    usual: str
-    """What is offered to who types a name that is near to nothing."""
+    suggestion: str
+    """Names suggested when a mistyped name resembles none."""
 
     @abstractmethod
     def names(self) -> list[str]:
         """List the backbones, as they are typed."""
 
-    def holds(self, name: str) -> bool:
-        """Tell whether there is a backbone of that name."""
+    def has_name(self, name: str) -> bool:
+        """Return whether there is a backbone of that name."""
         return name in self.names()
 
-    def alike(self, name: str) -> list[str]:  # noqa: ARG002
-        """List the names that a mistyped one may have meant."""
+    def similar_names(self, name: str) -> list[str]:  # noqa: ARG002
+        """List the names to compare a mistyped name with."""
         return self.names()
 
     @abstractmethod
@@ -64,44 +64,44 @@ class Shelf(ABC):
             return self.network(name, num_classes=None, state=state).to("meta")
 
     @abstractmethod
-    def only_classifies(self, model: nn.Module, name: str) -> tuple[str, ...]:
-        """Give how the keys begin that only classify, during training or after."""
+    def classifier_prefixes(self, model: nn.Module, name: str) -> tuple[str, ...]:
+        """Return the key prefixes of classifier parameters, auxiliary classifiers included."""
 
     @abstractmethod
     def fetch(self, name: str) -> State:
-        """Fetch the parameters that a backbone has when nobody names others."""
+        """Download the default pretrained parameters of a backbone."""
 
     @abstractmethod
-    def own_transform(self, name: str, image_size: int | None) -> Transform:
-        """Give the transform of the parameters that `fetch` gives."""
+    def pretrained_transform(self, name: str, image_size: int | None) -> Transform:
+        """Return the transform of the parameters that `fetch` returns."""
 
     @abstractmethod
-    def plain_transform(self, name: str, image_size: int | None) -> Transform:
-        """Give the transform of parameters that come without one."""
+    def default_transform(self, name: str, image_size: int | None) -> Transform:
+        """Return the transform of parameters that come without one."""
 
     @abstractmethod
     def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
-        """Make what turns (n, 3, h, w) normalised float32 into (n, d) float32, in eval mode.
+        """Build the module, in eval mode, from (n, 3, h, w) normalised float32 to (n, d) float32.
 
         `state` holds all parameters but those that only classify.
         """
 
     @abstractmethod
-    def card(self, name: str) -> Card:
-        """Say what is known of a backbone, without fetching its weights."""
+    def describe(self, name: str) -> BackboneCard:
+        """Return the card of a backbone without fetching its weights."""
 
-    def measured_dimension(self, name: str, side: int) -> int:
-        """Embed one blank image with random parameters, pooling avg."""
+    def measure_dimension(self, name: str, side: int) -> int:
+        """Measure the dimension of vectors (pooling avg) by embedding one blank image."""
         model = self.network(name, num_classes=None, state={})
-        aside = self.only_classifies(model, name)
+        aside = self.classifier_prefixes(model, name)
         state = {k: value for k, value in model.state_dict().items() if not k.startswith(aside)}
         with torch.inference_mode():
             vectors = self.extractor(name, state, "avg")(torch.zeros(1, 3, side, side))
         return int(vectors.shape[1])
 
 
-def not_fetched(name: str, why: object) -> InputError:
-    """Make the refusal of a shelf that cannot reach its weights."""
+def weights_unavailable(name: str, why: object) -> InputError:
+    """Build the error of a provider that cannot fetch its weights."""
     return InputError(
         f"the weights of --backbone {name} could not be fetched ({why}); "
         "name a file with --weights, or a trained bundle with --bundle"

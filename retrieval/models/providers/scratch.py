@@ -1,4 +1,4 @@
-"""The shelf of one: the compact CNN that `lookalike train` trains."""
+"""Provider of `scratch`, the compact CNN that `lookalike train` trains without pretraining."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from torch import nn
 from retrieval.core.errors import UsageError
 from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling
-from retrieval.models.feature_extractor import classifier_of, traced
-from retrieval.models.providers.base import IMAGENET, Card, Shelf, State
+from retrieval.models.feature_extractor import find_classifier, trace_extractor
+from retrieval.models.providers.base import IMAGENET, BackboneCard, BackboneProvider, State
 from retrieval.models.scratch_cnn import IMAGE_SIZE, WIDTHS, ScratchCNN
 
 SCRATCH = "scratch"
 
 
-class ScratchShelf(Shelf):
-    """The network of `scratch.py`; it has no weights but those that somebody trains."""
+class ScratchProvider(BackboneProvider):
+    """Provides `ScratchCNN`, which has no pretrained weights."""
 
-    usual = SCRATCH
+    suggestion = SCRATCH
 
     def names(self) -> list[str]:
-        """List the one name."""
+        """Return the only name, `scratch`."""
         return [SCRATCH]
 
     def network(self, name: str, *, num_classes: int | None, state: State) -> nn.Module:  # noqa: ARG002
-        """Make it, of any number of classes."""
+        """Build the network, by default with 1000 classes."""
         return ScratchCNN() if num_classes is None else ScratchCNN(num_classes)
 
-    def only_classifies(self, model: nn.Module, name: str) -> tuple[str, ...]:
-        """Give the prefix of the last layer."""
-        return (classifier_of(model, name) + ".",)
+    def classifier_prefixes(self, model: nn.Module, name: str) -> tuple[str, ...]:
+        """Return the prefix of the last layer."""
+        return (find_classifier(model, name) + ".",)
 
     def fetch(self, name: str) -> State:
-        """Refuse: there is nothing to fetch."""
-        raise UsageError(f"--backbone {name} has no weights of its own; train it, name --bundle")
+        """Raise UsageError: there are no pretrained weights."""
+        raise UsageError(f"--backbone {name} has no pretrained weights; train it and name --bundle")
 
-    def own_transform(self, name: str, image_size: int | None) -> Transform:
-        """Give what it is trained on."""
-        return self.plain_transform(name, image_size)
+    def pretrained_transform(self, name: str, image_size: int | None) -> Transform:
+        """Return the default transform."""
+        return self.default_transform(name, image_size)
 
-    def plain_transform(self, name: str, image_size: int | None) -> Transform:  # noqa: ARG002
-        """Give what it is trained on: the middle of a photo, without a margin."""
+    def default_transform(self, name: str, image_size: int | None) -> Transform:  # noqa: ARG002
+        """Return the training transform: a centre crop without margin."""
         size = image_size or IMAGE_SIZE
         return Transform("crop", size, size, "bilinear", *IMAGENET)
 
     def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
-        """Trace it like any network with one classifier."""
-        return traced(self.skeleton(name, state).eval(), name, state, pooling)
+        """Build the extractor by tracing the network."""
+        return trace_extractor(self.skeleton(name, state).eval(), name, state, pooling)
 
-    def card(self, name: str) -> Card:
-        """Count its parameters; how well it tells classes depends on who trains it."""
+    def describe(self, name: str) -> BackboneCard:
+        """Return its size; there are no published accuracies."""
         parameters = sum(value.numel() for value in self.skeleton(name, {}).parameters())
-        return Card(name, parameters, WIDTHS[-1], IMAGE_SIZE, None, None, None)
+        return BackboneCard(name, parameters, WIDTHS[-1], IMAGE_SIZE, None, None, None)

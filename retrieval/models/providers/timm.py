@@ -1,6 +1,6 @@
-"""The shelf of timm: any of its image models, as `timm:NAME` or `timm:NAME.TAG`.
+"""Provider of timm's image models, named `timm:NAME` or `timm:NAME.TAG`.
 
-timm's models say themselves what other shelves must find out: `forward_features` ends with the last
+timm's models publish what other providers must find out: `forward_features` ends with the last
 features, `forward_head(…, pre_logits=True)` with what the classifier reads, and the configuration
 beside each name holds the transform, the classifier's layers and the place of the weights. What is
 not said, whether channels come first or last, shows in the shape.
@@ -18,29 +18,34 @@ from torch import Tensor, nn
 from retrieval.core.errors import Mismatch, UsageError
 from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling, Resize
-from retrieval.models.pooling import POOLINGS, pooled
-from retrieval.models.providers.base import Card, Shelf, State, not_fetched
+from retrieval.models.pooling import POOLINGS, apply_pooling
+from retrieval.models.providers.base import (
+    BackboneCard,
+    BackboneProvider,
+    State,
+    weights_unavailable,
+)
 
 TIMM = "timm:"
 _RESIZE: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}
 """timm's names for what is done with a photo that is not square."""
-_PATIENCE = 5.0  # seconds that the hub has for its first answer
+_HUB_TIMEOUT = 5.0  # seconds to wait for the first response of the hub
 
 
-class TimmShelf(Shelf):
+class TimmProvider(BackboneProvider):
     """The models that timm lists, where timm is installed; importing it takes seconds."""
 
-    usual = f"{TIMM}resnet50, {TIMM}efficientnet_b0"
+    suggestion = f"{TIMM}resnet50, {TIMM}efficientnet_b0"
 
     def names(self) -> list[str]:
         """List what timm lists, without tags: a name alone means its first weights."""
-        return self.alike(f"{TIMM}NAME")
+        return self.similar_names(f"{TIMM}NAME")
 
-    def holds(self, name: str) -> bool:
-        """Tell whether timm lists a name, or has weights of that tag for it."""
-        return name in self.alike(name)
+    def has_name(self, name: str) -> bool:
+        """Return whether timm lists a name, or has weights of that tag for it."""
+        return name in self.similar_names(name)
 
-    def alike(self, name: str) -> list[str]:
+    def similar_names(self, name: str) -> list[str]:
         """List names with tags for one that has a tag, without for others."""
         return [TIMM + known for known in _library(name).list_models(include_tags="." in name)]
 
@@ -49,30 +54,32 @@ class TimmShelf(Shelf):
         chosen = {} if num_classes is None else {"num_classes": num_classes}
         made: nn.Module = _library(name).create_model(name.removeprefix(TIMM), **chosen)
         if not all(hasattr(made, part) for part in ("forward_head", "get_classifier")):
-            raise UsageError(f"--backbone {name} has no classifier that could be removed")
+            raise UsageError(f"--backbone {name} has no classifier that can be removed")
         return made
 
-    def only_classifies(self, model: nn.Module, name: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Give the classifier's layers, and those that only help training."""
-        return tuple(layer + "." for layer in _classifiers(model))
+    def classifier_prefixes(self, model: nn.Module, name: str) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the classifier's layers, and those that only help training."""
+        return tuple(layer + "." for layer in _classifier_layers(model))
 
     def fetch(self, name: str) -> State:
         """Fetch the weights of a name from timm's hub, once, and bring them into timm's layout."""
         timm = _library(name)
-        if not _configuration(name).has_weights:
+        if not _pretrained_config(name).has_weights:
             raise UsageError(
                 f"--backbone {name} has no weights of its own; name a file with --weights"
             )
-        with _asked_once() as answers:
+        with _check_hub_once() as answers:
             try:
                 model = timm.create_model(name.removeprefix(TIMM), pretrained=True)
             except Exception as error:  # whatever the hub's client of the day raises
-                raise not_fetched(name, error if answers else "no answer from its hub") from error
+                raise weights_unavailable(
+                    name, error if answers else "no answer from its hub"
+                ) from error
         return dict(model.state_dict())
 
-    def own_transform(self, name: str, image_size: int | None) -> Transform:
-        """Give the transform that timm's configuration of the name describes."""
-        configuration = _configuration(name)
+    def pretrained_transform(self, name: str, image_size: int | None) -> Transform:
+        """Return the transform that timm's configuration of the name describes."""
+        configuration = _pretrained_config(name)
         height, width = configuration.input_size[1:]
         if height != width:
             raise UsageError(
@@ -86,9 +93,9 @@ class TimmShelf(Shelf):
         mean, std = tuple(configuration.mean), tuple(configuration.std)
         return Transform(resize, shorter, size, configuration.interpolation, mean, std)
 
-    def plain_transform(self, name: str, image_size: int | None) -> Transform:
-        """Give the same: with timm the transform belongs to the name."""
-        return self.own_transform(name, image_size)
+    def default_transform(self, name: str, image_size: int | None) -> Transform:
+        """Return the same: with timm the transform belongs to the name."""
+        return self.pretrained_transform(name, image_size)
 
     def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
         """Make the network with these parameters and no classifier.
@@ -97,7 +104,7 @@ class TimmShelf(Shelf):
         itself (relative positions, say) is not among the parameters.
         """
         model = self.network(name, num_classes=None, state=state)
-        for layer in _classifiers(model):
+        for layer in _classifier_layers(model):
             model.set_submodule(layer, nn.Identity())
         try:
             model.load_state_dict(state, assign=True)
@@ -108,12 +115,12 @@ class TimmShelf(Shelf):
             ) from error
         return TimmExtractor(model, name, pooling).eval()
 
-    def card(self, name: str) -> Card:
+    def describe(self, name: str) -> BackboneCard:
         """Count the parameters; timm's package does not say how accurate they are."""
         parameters = sum(value.numel() for value in self.skeleton(name, {}).parameters())
-        size = self.own_transform(name, None).image_size
-        dimension = self.measured_dimension(name, size)
-        return Card(name, parameters, dimension, size, None, None, None)
+        size = self.pretrained_transform(name, None).image_size
+        dimension = self.measure_dimension(name, size)
+        return BackboneCard(name, parameters, dimension, size, None, None, None)
 
 
 class TimmExtractor(nn.Module):
@@ -128,7 +135,7 @@ class TimmExtractor(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed a batch: avg is what the network's own classifier reads, others pool its places."""
         features = self.body.forward_features(images)
-        return pooled(self.pooling, lambda pooling: self._vectors(features, pooling))
+        return apply_pooling(self.pooling, lambda pooling: self._vectors(features, pooling))
 
     def _vectors(self, features: Tensor | list[Tensor], pooling: str) -> Tensor:
         if pooling == "avg":
@@ -170,11 +177,11 @@ def _library(name: str) -> Any:
     return timm
 
 
-def _configuration(name: str) -> Any:
+def _pretrained_config(name: str) -> Any:
     return _library(name).get_pretrained_cfg(name.removeprefix(TIMM))
 
 
-def _classifiers(model: Any) -> list[str]:
+def _classifier_layers(model: Any) -> list[str]:
     """Name the layers that classify, by timm's configuration and by the model's own account.
 
     What the model gives may hold more than the layer (a norm, a pooling that `forward_head` needs):
@@ -191,17 +198,17 @@ def _classifiers(model: Any) -> list[str]:
 
 
 @contextmanager
-def _asked_once() -> Iterator[bool]:
-    """Tell whether the hub answers; while it does not, only files fetched before are looked for.
+def _check_hub_once() -> Iterator[bool]:
+    """Return whether the hub answers; while it does not, only files fetched before are looked for.
 
-    Its client would ask again for a minute.
+    Without this check its client would retry for a minute.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     before = constants.HF_HUB_OFFLINE
     try:
-        answer = None if before else get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+        answer = None if before else get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
         answers = answer is not None and answer.status_code < 500
     except Exception:  # noqa: BLE001 - whatever its client of the day raises
         answers = False

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.cluster import connection, resources, session, submit
 from jobs.cluster.resources import Cluster
-from jobs.cluster.submit import dashboard_of
+from jobs.cluster.submit import dashboard_address
 from retrieval.core.errors import InputError
 from tests.commands import LOOKALIKE
 from tests.retrieval.storage.s3 import free_ports
@@ -20,11 +20,11 @@ from tests.retrieval.storage.s3 import free_ports
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     """Nothing of Ray's in the environment but what a test sets, and nothing left there."""
-    for name in [*os.environ, *connection._ONCE]:
+    for name in [*os.environ, *connection._CLUSTER_ENVIRONMENT]:
         if name.startswith("RAY_"):
             monkeypatch.setenv(name, "")  # so that it is restored
             monkeypatch.delenv(name)
-    monkeypatch.setattr(connection, "_PATIENCE", 0.2)
+    monkeypatch.setattr(connection, "_PORT_TIMEOUT", 0.2)
 
 
 @pytest.fixture
@@ -49,13 +49,13 @@ def test_an_address_where_nothing_answers_is_refused_naming_what_gave_it(monkeyp
 
 
 def test_a_dashboard_that_never_answers_is_refused(monkeypatch, silent):
-    monkeypatch.setattr(submit, "ANSWER", 0.2)
+    monkeypatch.setattr(submit, "REPLY_TIMEOUT", 0.2)
     monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{silent}")
     from jobs.config.settings import EmbedSettings
 
     settings = EmbedSettings(input="/i", output="/o")
     with pytest.raises(InputError, match=r"^RAY_ADDRESS=http://\S+: no dashboard .*timed out"):
-        submit.submit(dashboard_of(settings), "embed", settings, sys.stdout)
+        submit.submit(dashboard_address(settings), "embed", settings, sys.stdout)
 
 
 def test_what_does_not_speak_ray_is_asked_once_and_not_for_long(monkeypatch, silent):
@@ -108,7 +108,7 @@ def test_who_lacks_the_token_of_a_cluster_is_told_of_tokens(tmp_path, ray_here):
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ended.returncode == 3
-    assert f"error: --ray-address {address}: the cluster wants a token" in ended.stderr
+    assert f"error: --ray-address {address}: the cluster requires a token" in ended.stderr
     assert "RAY_AUTH_MODE=token" in ended.stderr
 
 
@@ -140,7 +140,7 @@ def test_a_ray_that_starts_too_slowly_is_started_once_more_in_a_new_folder(folde
     first, second = start_with(SLOW)
     assert not os.path.exists(first)
     assert os.path.isdir(second)
-    session.running().end()
+    session.running_session().end()
     assert list(folders.iterdir()) == []
 
 
@@ -182,40 +182,40 @@ def test_workers_are_sent_only_folders_that_hold_our_packages(tmp_path):
 
 
 def test_folders_of_killed_commands_are_removed_and_those_in_use_are_not(folders):
-    killed = session.start()
+    killed = session.start_session()
     os.close(killed.lock)  # as the kernel does
     session._started.remove(killed)
     (Path(killed.folder) / "session_2026").mkdir()
-    in_use = session.start()
+    in_use = session.start_session()
     assert not os.path.exists(killed.folder)
     others = {folders / "lookalike-0" / "session_1", folders / "lookalike-abcdefgh"}
     for other in others:
         other.mkdir(parents=True)
-    third = session.start()
+    third = session.start_session()
     assert os.path.isdir(in_use.folder)
     third.end()
     in_use.end()
     assert all(other.is_dir() for other in others)
-    assert session.running() is None
+    assert session.running_session() is None
 
 
 def test_a_folder_that_a_living_process_was_started_with_is_not_removed(folders):
-    killed = session.start()
+    killed = session.start_session()
     os.close(killed.lock)
     session._started.remove(killed)
     words = [sys.executable, "-c", "input()", f"--temp-dir={killed.folder}/session_1"]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
-        session.start().end()
+        session.start_session().end()
         assert os.path.isdir(killed.folder)
         process.communicate(b"\n")
-    session.start().end()
+    session.start_session().end()
     assert list(folders.iterdir()) == []
 
 
 def test_where_nothing_can_be_written_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr(session, "_parents", lambda: ["/proc/nonexistent"])
     with pytest.raises(InputError, match=r"at most 24 characters.*set TMPDIR to one that can"):
-        session.start()
+        session.start_session()
 
 
 def test_a_long_path_is_passed_over(monkeypatch):

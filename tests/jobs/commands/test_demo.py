@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.commands.demo import unseen_species
-from retrieval.evaluation.relevance import SCORED
+from retrieval.evaluation.relevance import SCORED_MATCHES
 from retrieval.evaluation.results import Results
 from retrieval.samples import HELD_OUT
 
@@ -15,7 +15,7 @@ def test_three_species_say_nothing_certain_of_others():
     table = pa.table({
         "query_id": [f"q{n}" for n in range(16)], "label": labels, "top1": [1.0] * 15 + [0.0],
     })  # fmt: skip
-    line, values = unseen_species(Results(table, SCORED.empty_table(), ("top1",), 0, 0))
+    line, values = unseen_species(Results(table, SCORED_MATCHES.empty_table(), ("top1",), 0, 0))
     assert len(HELD_OUT) == 3
     assert line == (
         "the 15 queries of 3 species never trained on: Success@1 1.0000  [0.7961, 1.0000] for more "

@@ -205,7 +205,7 @@ def test_broken_images_stand_in_the_ledger_and_their_share_is_bounded(settings, 
         embed.embed(embedding, where)
     assert states(tmp_path / "store") == {"unfinished"}
     loose = dataclasses.replace(embedding, max_error_rate=0.1)
-    manifest = embed.embed(loose, where)
+    manifest = embed.embed(loose, where).manifest
     assert (manifest.counts["rows"], manifest.counts["failures"]) == (30, 2)
     ledger = [
         row
@@ -239,7 +239,7 @@ def test_shards_do_not_change_the_matches(settings, root, tmp_path):
         embeddings=str(root / "out/gallery"), output=str(tmp_path / "whole"), rows_per_shard=1000
     )
     where = embed.Cluster("local", None)
-    assert index.build(whole, where).counts["shards"] == 1
+    assert index.build_index(whole, where).counts["shards"] == 1
     rank.rank(
         RankSettings(index=str(tmp_path / "whole"), queries=str(root / "out/queries"), top_k=5,
                      output=str(tmp_path / "matches")), where,
@@ -284,4 +284,4 @@ def test_an_index_of_an_unfinished_store_is_refused(settings, root, tmp_path):
     (root / "out/gallery/manifest.json").unlink()
     again = IndexSettings(embeddings=str(root / "out/gallery"), output=str(tmp_path / "i"))
     with pytest.raises(InputError, match="is not finished"):
-        index.build(again, embed.Cluster("local", None))
+        index.build_index(again, embed.Cluster("local", None))

@@ -16,15 +16,15 @@ from jobs.config.settings import CompareSettings
 from retrieval.core.errors import InputError, Mismatch, TooManyFailures, UsageError
 from retrieval.core.schemas import COMPARISON
 from retrieval.models.bundle import read_bundle, write_bundle
-from retrieval.models.registry import network
+from retrieval.models.registry import build_network
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
-from retrieval.store.reader import open_store, vectors_of
+from retrieval.store.reader import open_store, read_vectors
 from tests.commands import lookalike_here
 from tests.conftest import draw_photos
 from tests.jobs.here import embed_here, without_ray
 from tests.retrieval.evaluation.test_leave_one_out import by_hand
-from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
+from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, operations
 from tests.trees import tree
 
 QUICK = {"weights": "random", "image_size": 32, "engine": "torch", "chunk_rows": 8}
@@ -69,7 +69,7 @@ def in_numpy(vectors, pca, metric):
 def test_each_combination_is_what_numpy_makes_of_the_vectors(done):
     output, result = done
     blocks = list(open_store(open_folder(str(output / "stores" / "scratch"))).blocks())
-    stored = np.concatenate([vectors_of(block) for block in blocks])
+    stored = np.concatenate([read_vectors(block) for block in blocks])
     labels = [label for block in blocks for label in block["label"].to_pylist()]
     assert stored.shape == (18, 3 * 192)
     assert stored.dtype == np.float32
@@ -114,7 +114,9 @@ def test_a_pooling_alone_gives_the_same_vectors(photos, done, tmp_path):
             Cluster("nowhere", 1),
         )  # fmt: skip
     alone, every = (
-        np.concatenate([vectors_of(block) for block in open_store(open_folder(str(path))).blocks()])
+        np.concatenate(
+            [read_vectors(block) for block in open_store(open_folder(str(path))).blocks()]
+        )
         for path in (tmp_path / "s", done[0] / "stores" / "scratch")
     )
     np.testing.assert_allclose(every[:, 192:384], alone, rtol=1e-6)
@@ -152,7 +154,7 @@ def test_what_is_told(done):
 
 def steady(patch):
     """Let the one thing that differs from run to run stay away."""
-    patch.setattr(compare_on_data, "_rate", lambda store: None)
+    patch.setattr(compare_on_data, "_images_per_second", lambda store: None)
 
 
 def test_a_kill_at_any_moment_leaves_no_trace_and_nothing_is_done_twice(
@@ -178,17 +180,17 @@ def test_a_kill_at_any_moment_leaves_no_trace_and_nothing_is_done_twice(
 
     for number in {puts[0], puts[len(puts) // 2], puts[-1], *range(60, len(moments), 240)}:
         output = tmp_path / f"killed{number}"
-        with seam(FailAt(number, kill)), pytest.raises(Killed):
+        with inject_faults(FailAt(number, kill)), pytest.raises(Killed):
             run(output)
         finished = {path.stem for path in (output / "backbones").glob("[!.]*.json")}
         made = []
 
         def model_of(settings, contender, made=made):
             made.append(contender.file)
-            return candidates.model_of(settings, contender)
+            return candidates.build_bundle(settings, contender)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compare_on_data, "model_of", model_of)
+            patch.setattr(compare_on_data, "build_bundle", model_of)
             run(output)
         assert not finished & set(made)
         after = {path: data for path, data in tree(output).items() if "/.lookalike" not in path}
@@ -199,7 +201,7 @@ def test_a_kill_at_any_moment_leaves_no_trace_and_nothing_is_done_twice(
 def test_a_network_that_cannot_be_had_is_a_note_and_the_others_go_on(photos, tmp_path):
     weights = tmp_path / "weights"
     weights.mkdir()
-    save_file(dict(network("scratch").state_dict()), weights / "scratch.safetensors")
+    save_file(dict(build_network("scratch").state_dict()), weights / "scratch.safetensors")
     (weights / "resnet18.pth").write_bytes(b"no state dict")
     result = compared(
         photos, tmp_path / "out", backbones="resnet18,alexnet,scratch", weights=str(weights)
@@ -207,7 +209,7 @@ def test_a_network_that_cannot_be_had_is_a_note_and_the_others_go_on(photos, tmp
     assert {row["backbone"] for row in result.values["combinations"]} == {"scratch"}
     one, two = (note for note in result.values["notes"] if "is left out: --weights" in note)
     assert one.startswith("resnet18 is left out: --weights ")
-    assert two.endswith("holds no alexnet.safetensors or alexnet.pth")
+    assert two.endswith("holds neither alexnet.safetensors nor alexnet.pth")
     with pytest.raises(InputError, match="none of the networks could be compared: alexnet is left"):
         compared(photos, tmp_path / "none", backbones="alexnet", weights=str(weights))
 
@@ -232,15 +234,15 @@ def test_all_is_what_there_are_weights_for(photos, tmp_path):
     weights = tmp_path / "weights"
     weights.mkdir()
     for name in ("scratch", "squeezenet1_1"):
-        save_file(dict(network(name).state_dict()), weights / f"{name}.safetensors")
+        save_file(dict(build_network(name).state_dict()), weights / f"{name}.safetensors")
     asked = CompareSettings(data="x", backbones="all", weights=str(weights))
-    assert [c.name for c in candidates.contenders_of(asked)] == ["scratch", "squeezenet1_1"]
+    assert [c.name for c in candidates.list_candidates(asked)] == ["scratch", "squeezenet1_1"]
     result = compared(photos, tmp_path / "out", backbones="all", weights=str(weights))
     assert len(result.values["combinations"]) == 24
     table = [line for line in result.lines if line.startswith(("scratch ", "squeezenet1_1 "))]
     assert len(table) == 2
     assert any(line.startswith("the best of each network; all 24") for line in result.lines)
-    without = candidates.contenders_of(CompareSettings(data="x", backbones="all"))
+    without = candidates.list_candidates(CompareSettings(data="x", backbones="all"))
     assert "scratch" not in [c.name for c in without]
     assert "resnet50" in [c.name for c in without]
 
@@ -310,8 +312,8 @@ def test_labels_of_a_file_and_a_sample_of_queries(photos, tmp_path, monkeypatch)
     labels.write_text("\n".join(["image_id,label", *lines]))
     from jobs.comparison import dataset
 
-    monkeypatch.setattr(dataset, "MOST", 7)
-    monkeypatch.setattr(compare_on_data, "MOST", 7)
+    monkeypatch.setattr(dataset, "MAX_QUERIES", 7)
+    monkeypatch.setattr(compare_on_data, "MAX_QUERIES", 7)
     result = compared(photos, tmp_path / "out", labels=str(labels))
     assert {row["queries"] for row in result.values["combinations"]} == {7}
     assert {row["images"] for row in result.values["combinations"]} == {18}

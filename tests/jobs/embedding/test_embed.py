@@ -1,4 +1,4 @@
-"""The engine of a store is decided once, and its projection fitted once.
+"""Tests of the embed stage: the engine and the projection of a store are chosen once.
 
 Two stores are made through Ray; what else runs `here` comes to the same bytes.
 """
@@ -20,7 +20,7 @@ from jobs.runtime import run_metadata
 from retrieval.core.errors import Mismatch, UsageError
 from retrieval.models.bundle import read_bundle
 from retrieval.models.engine_plan import BATCH_CPU
-from retrieval.models.openvino import Unfit
+from retrieval.models.openvino import ConversionFailed
 from retrieval.storage import finished_output
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
@@ -48,7 +48,7 @@ def made(photos, tmp_path_factory):
     """Two stores that were made once, without and with a projection."""
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_projection, "_STEP", 4)
+        patch.setattr(fit_projection, "_BLOCK", 4)
         for pca in (None, 5):
             embed.start(
                 EmbedSettings(input=photos, output=f"{root}/{pca}", workers=1, pca=pca, **SMALL)
@@ -128,7 +128,7 @@ def test_the_same_engine_by_name_is_the_same(plain):
 @pytest.fixture
 def unfit(monkeypatch):
     def refuse(*_):
-        raise Unfit("no such operation")
+        raise ConversionFailed("no such operation")
 
     monkeypatch.setattr("retrieval.models.engines.convert_bundle", refuse)
 
@@ -138,7 +138,7 @@ def test_what_the_engine_does_not_take_torch_runs_and_it_is_said(settings, unfit
     embed.start(settings)
     assert job(settings)["engine"] == "torch"
     said = capfd.readouterr().err
-    assert "OpenVINO does not take scratch (no such operation): torch runs it instead" in said
+    assert "OpenVINO cannot convert scratch (no such operation): torch runs it instead" in said
 
 
 @pytest.mark.usefixtures("here")
@@ -161,7 +161,7 @@ def test_an_engine_that_was_asked_for_is_not_replaced(settings, unfit):
 
 
 def test_a_gpu_is_not_promised_where_there_is_none(settings):
-    with pytest.raises(UsageError, match="--device cuda: no GPU is there"):
+    with pytest.raises(UsageError, match="--device cuda: no GPU was found"):
         embed.start(dataclasses.replace(settings, device="cuda"))
 
 
@@ -172,7 +172,7 @@ def test_workers_get_no_parameters_twice(settings):
         def connect_while(self, action):
             return action()
 
-    made = prepare_model.prepare(settings, Where(), open_folder(settings.output))
+    made = prepare_model.prepare_model(settings, Where(), open_folder(settings.output))
     assert made.ir is not None
     assert made.for_workers().bundle.weights == b""
     assert made.bundle.weights

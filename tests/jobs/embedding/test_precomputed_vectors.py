@@ -1,4 +1,4 @@
-"""Vectors made elsewhere, in Parquet and .npy files: to an index that grows, to ranked queries."""
+"""Tests of precomputed vectors (Parquet, .npy): indexed, updated, and used as queries."""
 
 import json
 
@@ -16,7 +16,7 @@ from retrieval.core.errors import Mismatch, TooManyFailures, UsageError
 from retrieval.storage import finished_output
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
-from retrieval.store.reader import open_store, vectors_of
+from retrieval.store.reader import open_store, read_vectors
 from tests.commands import lookalike_here
 from tests.jobs.here import without_ray
 from tests.retrieval.sample_vectors import brute_force, exact_keys
@@ -45,7 +45,7 @@ def put_npy(root, vectors, names):
 def built(root, source, **options):
     asked = {"max_error_rate": 0.5, "rows_per_shard": 40, **options}
     settings = IndexSettings(embeddings=str(source), output=str(root / "index"), **asked)
-    return index.build(settings, HERE)
+    return index.build_index(settings, HERE)
 
 
 def ranked(root, queries, name="matches", **options):
@@ -104,9 +104,9 @@ def test_from_parquet_and_npy_files_to_matches_as_brute_force_has_them(tmp_path)
 @pytest.fixture
 def here(monkeypatch):
     """All stages in this process, one piece of work after another."""
-    from retrieval.index.workers import Here
+    from retrieval.index.workers import InProcessWorkers
 
-    monkeypatch.setattr(index, "Spread", lambda where: Here())
+    monkeypatch.setattr(index, "RayWorkers", lambda cluster: InProcessWorkers())
     with without_ray():
         yield
 
@@ -163,7 +163,7 @@ def test_an_array_keeps_its_precision(tmp_path, kind, stored):
     store = open_store(open_folder(str(tmp_path / "s")))
     assert store.dtype == stored
     (block,) = store.blocks()
-    np.testing.assert_array_equal(vectors_of(block), values.astype(stored))
+    np.testing.assert_array_equal(read_vectors(block), values.astype(stored))
 
 
 @pytest.mark.usefixtures("here")
@@ -296,7 +296,7 @@ def test_refusals_of_the_command_line_come_before_any_work(tmp_path):
     for code, said, *words in (
         (3, "nowhere.npy does not exist", tmp_path / "nowhere.npy"),
         (3, "empty holds no vectors", tmp_path / "empty"),
-        (2, "s3://b/f is no local path", tmp_path / "g.npy", "--merge-into", "s3://b/f"),
+        (2, "s3://b/f is no local path", tmp_path / "g.npy", "--export-faiss", "s3://b/f"),
         (3, "ids.txt does not exist", tmp_path / "g.npy", "--ids", tmp_path / "ids.txt"),
     ):
         ended = lookalike_here("index", "--output", tmp_path / "index", "--embeddings", *words)
@@ -312,7 +312,7 @@ def test_vectors_without_a_model_against_an_index_with_one(tmp_path):
     built(tmp_path, tmp_path / "store", max_error_rate=0.01)
     embed(EmbedSettings(input=str(tmp_path / "q.npy"), output=str(tmp_path / "q")), HERE)
     for queries in ("q.npy", "q"):
-        with pytest.raises(Mismatch, match="holds vectors made elsewhere"):
+        with pytest.raises(Mismatch, match="holds imported vectors"):
             ranked(tmp_path, tmp_path / queries)
 
 

@@ -1,9 +1,9 @@
-"""What a bundle has decided is not asked for beside it, in silence."""
+"""Tests that model options which contradict `--bundle` are refused."""
 
 import pytest
 
 from jobs.config.settings import EmbedSettings
-from jobs.embedding.prepare_model import bundle_of
+from jobs.embedding.prepare_model import load_bundle
 from retrieval.core.errors import UsageError
 from retrieval.models.bundle import write_bundle
 from retrieval.models.resolve import resolve_bundle
@@ -21,12 +21,12 @@ def stored(tmp_path_factory):
     return path
 
 
-def asked(stored, **options):
-    return bundle_of(EmbedSettings(input="x", output="y", bundle=str(stored), **options))
+def load(stored, **options):
+    return load_bundle(EmbedSettings(input="x", output="y", bundle=str(stored), **options))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"backbone": "vgg16"}, "--backbone vgg16 does not go with --bundle .*, which has scratch"),
         ({"pooling": "max"}, "--pooling max does not go with --bundle .*, which has gem"),
@@ -35,11 +35,11 @@ def asked(stored, **options):
         ({"normalize": False}, "--no-normalize does not go with"),
     ],
 )
-def test_another_model_than_the_bundle_has_is_refused(stored, options, said):
-    with pytest.raises(UsageError, match=said):
-        asked(stored, **options)
+def test_options_that_contradict_the_bundle_are_refused(stored, options, message):
+    with pytest.raises(UsageError, match=message):
+        load(stored, **options)
 
 
-def test_the_same_again_and_defaults_are_taken(stored):
+def test_equal_options_and_defaults_are_accepted(stored):
     same = {"backbone": "scratch", "pooling": "gem", "image_size": 64, "resize": "pad"}
-    assert asked(stored, **same).digest == asked(stored).digest
+    assert load(stored, **same).digest == load(stored).digest

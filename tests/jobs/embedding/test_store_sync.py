@@ -1,4 +1,4 @@
-"""A store follows its source: whatever happens to the photos, its live rows are those of now."""
+"""Tests that the live rows of a store match its source after any sequence of changes."""
 
 import hashlib
 import io
@@ -20,10 +20,10 @@ from retrieval.images.decode import decode
 from retrieval.models.embedder import Embedder
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
-from retrieval.store.reader import open_store, vectors_of
+from retrieval.store.reader import open_store, read_vectors
 from tests.conftest import draw_photos
 from tests.jobs.here import embed_here, prepared
-from tests.retrieval.storage.faults import FailAt, Killed, seam
+from tests.retrieval.storage.faults import FailAt, Killed, inject_faults
 from tests.trees import tree
 
 NAMES = ["a.jpg", "b/c.jpg", "b/d.jpg", "e.png", "f.jpg", "g.jpg", "h.jpg"]
@@ -74,7 +74,7 @@ def live(store):
     """Path -> (sha256, vector) of the live rows, and the ids of the ledger; each once."""
     rows, lost = {}, []
     for table in store.blocks():
-        for row, found in zip(table.to_pylist(), vectors_of(table), strict=True):
+        for row, found in zip(table.to_pylist(), read_vectors(table), strict=True):
             assert row["image_id"] not in rows
             rows[row["image_id"]] = (row["sha256"], found)
     for table in store.failures():
@@ -141,7 +141,7 @@ class Growing(RuleBasedStateMachine):
             raise Killed(moment)
 
         try:
-            with seam(FailAt(at, kill)):
+            with inject_faults(FailAt(at, kill)):
                 self.run(compact=compact, retry_failed=retry_failed)
         except Killed:
             states = {verdict.state for verdict in verify(open_folder(str(self.output)))}

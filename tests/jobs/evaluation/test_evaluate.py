@@ -1,4 +1,4 @@
-"""evaluate, without Ray: what is judged, by what, and what must never come to a quiet nought."""
+"""Test the `evaluate` command without Ray: ground truth options, measures, errors."""
 
 import csv
 import json
@@ -197,13 +197,13 @@ def test_classes_that_the_gallery_lacks_are_said(root, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"queries": []}, "no query of .* has a label, .*--labels names others"),
+        ({"queries": []}, "no query of .* has a label, .*--labels contains other ids"),
         ({"queries": range(900, 990)}, r"its first is 'a00900.jpg', theirs 'a00000.jpg'"),
         (
             {"gallery": range(900, 990)},
-            "names no image of the gallery .*'a00900.jpg'.*'a00000.jpg'",
+            "contains no image of the gallery .*'a00900.jpg'.*'a00000.jpg'",
         ),
-        ({"gallery": []}, "names no image of the gallery"),
+        ({"gallery": []}, "contains no image of the gallery"),
         (
             {"label": lambda r: f"{r % 7}"[::-1] + "xy"[r < QUERIES], "gallery": range(30, ROWS)},
             "no image of the gallery of .* has the label of any query",
@@ -253,7 +253,7 @@ def test_junk_is_passed_over_and_counted(root, tmp_path):
     qrels = write_qrels(tmp_path / "qrels", pairs)
     result = evaluated(root / "m", qrels=qrels, junk_grade=7)
     assert (result.values["Success@1"], result.values["queries"]) == (1, 1)
-    assert "note: 1 matches were passed over as junk" in result.lines
+    assert "note: 1 matches were ignored as junk" in result.lines
     assert f"note: {QUERIES - 1} queries without a relevant image in --qrels are left out" in (
         result.lines
     )
@@ -269,7 +269,9 @@ def test_queries_that_only_qrels_know_count_against(root, tmp_path):
 
 def test_qrels_of_another_run_are_refused(root, tmp_path):
     qrels = write_qrels(tmp_path / "qrels", [("other.jpg", name(1), 1)])
-    with pytest.raises(Mismatch, match=r"names none of the queries of .*'other.jpg', theirs 'a000"):
+    with pytest.raises(
+        Mismatch, match=r"contains none of the queries of .*'other.jpg', theirs 'a000"
+    ):
         evaluated(root / "m", qrels=qrels)
 
 
@@ -277,7 +279,7 @@ def test_qrels_of_another_gallery_are_said(root, tmp_path):
     qrels = write_qrels(tmp_path / "qrels", [(name(0), "other.jpg", 1)])
     result = evaluated(root / "m", qrels=qrels)
     assert result.values["AP"] == 0
-    assert any("is it of this gallery?" in line for line in result.lines)
+    assert any("check that it is for this gallery" in line for line in result.lines)
 
 
 # --- compared, split, bounded -------------------------------------------------------------------
@@ -286,17 +288,17 @@ def test_qrels_of_another_gallery_are_said(root, tmp_path):
 def test_what_is_lost_is_split_between_backbone_and_index(root):
     exact, found = (
         evaluated(root / "exact").values,
-        evaluated(root / "m", exact=str(root / "exact")),
+        evaluated(root / "m", exact_matches=str(root / "exact")),
     )
     assert found.values["AP_lost_by_backbone"] == pytest.approx(1 - exact["AP"])
     assert found.values["AP_lost_by_index"] == pytest.approx(exact["AP"] - found.values["AP"])
     assert found.values["AP_lost_by_index"] > 0.01
     assert any(line.startswith("  AP: ") and "by the index" in line for line in found.lines)
     with pytest.raises(Mismatch, match="is not exact; rank again with --recall exact"):
-        evaluated(root / "exact", exact=str(root / "m"))
+        evaluated(root / "exact", exact_matches=str(root / "m"))
     rank(root, "more", recall=1.0, top_k=26)
     with pytest.raises(Mismatch, match=r"differs from .* in top_k; rank the same"):
-        evaluated(root / "m", exact=str(root / "more"))
+        evaluated(root / "m", exact_matches=str(root / "more"))
 
 
 def test_rankings_are_compared_by_query(root):
@@ -311,7 +313,7 @@ def test_rankings_are_compared_by_query(root):
     )
     text = "\n".join(found.lines)
     assert first["query_id"] in text
-    for option in ("compare", "exact"):
+    for option in ("compare", "exact_matches"):
         with pytest.raises(Mismatch, match=rf"--{option}: .*kind"):
             evaluated(root / "m", **{option: str(root / "index")})
         with pytest.raises(InputError, match=rf"--{option}: .*not an output"):
@@ -319,7 +321,7 @@ def test_rankings_are_compared_by_query(root):
 
 
 def test_of_equal_rankings_nothing_is_certain_and_no_zero_has_a_sign(root):
-    found = evaluated(root / "m", compare=str(root / "m"), exact=None, all_measures=True)
+    found = evaluated(root / "m", compare=str(root / "m"), exact_matches=None, all_measures=True)
     assert found.values["AP_diff_low"] == pytest.approx(-found.values["AP_diff_high"])
     assert 0.02 < found.values["AP_diff_high"] < 0.1
     assert not any(line.endswith("differs") for line in found.lines)
@@ -346,11 +348,11 @@ def test_intervals_may_speak_of_classes(root, tmp_path):
     assert by_class.values["AP"] == by_query["AP"]
     assert by_class.values["AP_low"] not in (None, by_query["AP_low"])
     assert any(
-        "speak of further classes like these 14" in note for note in by_class.values["notes"]
+        "are about further classes like these 14" in note for note in by_class.values["notes"]
     )
     few = evaluated(root / "m", intervals_over="classes", compare=str(root / "exact"))
     assert (few.values["AP_low"], few.values["AP_diff_low"]) == (None, None)
-    assert "note: 7 classes are too few for an interval: it takes 10" in few.lines
+    assert "note: 7 classes are too few for an interval, which needs at least 10" in few.lines
 
 
 def test_six_measures_are_printed_and_all_if_asked_for(root):
@@ -392,7 +394,7 @@ def test_one_query_has_no_interval_and_tells_no_rankings_apart(root, tmp_path):
     assert "NaN" not in found.as_json()
     assert "nan" not in found.as_text()
     assert not any("[" in line for line in found.lines[:6])
-    assert "note: 1 queries are too few for an interval: it takes 10" in found.lines
+    assert "note: 1 queries are too few for an interval, which needs at least 10" in found.lines
     assert not any(line.endswith("differs") for line in found.lines)
 
 
@@ -417,9 +419,9 @@ def test_below_a_bound_it_ends_with_5(root):
         ({"fail_below": "map"}, "write a bound between 0 and 1"),
         ({"fail_below": "map=nan"}, "write a bound between 0 and 1"),
         ({"fail_below": " , "}, "write MEASURE=BOUND, as map=0.6"),
-        ({"cutoffs": "0"}, "--cutoffs '0': write ranks from 1 on"),
-        ({"cutoffs": "ten"}, "--cutoffs 'ten': write ranks from 1 on"),
-        ({"cutoffs": ""}, "--cutoffs '': write ranks from 1 on"),
+        ({"cutoffs": "0"}, "--cutoffs '0': use ranks of 1 or more"),
+        ({"cutoffs": "ten"}, "--cutoffs 'ten': use ranks of 1 or more"),
+        ({"cutoffs": ""}, "--cutoffs '': use ranks of 1 or more"),
         ({"cutoffs": ",".join(map(str, range(1, 30)))}, "name at most 20"),
         ({"labels": "a.csv", "qrels": "b"}, "--labels and --qrels: .* name one"),
         ({"per_query": "table.xlsx"}, "--per-query table.xlsx: name a file that ends with"),
@@ -445,17 +447,17 @@ def test_a_line_a_query_can_be_written(root, tmp_path):
 
 
 def test_images_without_label_are_unknown_to_whoever_draws_them(root):
-    from jobs.config.option_groups import Judging
-    from jobs.evaluation.ground_truth import open_truth
+    from jobs.config.settings import RelevanceOptions
+    from jobs.evaluation.ground_truth import open_ground_truth
     from retrieval.storage.finished_output import read_manifest
     from retrieval.storage.local import open_folder
 
     folder = open_folder(str(root / "m"))
-    truth = open_truth(folder, read_manifest(folder), Judging())
+    ground_truth = open_ground_truth(folder, read_manifest(folder), RelevanceOptions())
     table = pq.read_table(root / "m/matches").slice(0, 3)
     blank = table.set_column(7, "label", pa.nulls(3, pa.string()))
-    assert set(truth.grades(table).tolist()) <= {0, 1}
-    assert truth.grades(blank).tolist() == [UNKNOWN] * 3
+    assert set(ground_truth.grades(table).tolist()) <= {0, 1}
+    assert ground_truth.grades(blank).tolist() == [UNKNOWN] * 3
 
 
 # --- an image that a query has twice ---

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from jobs.cluster.resources import Cluster
-from jobs.config.parsing import parse_cluster
+from jobs.config.options import parse_cluster
 from jobs.config.settings import PlanSettings, RunSettings
 from jobs.planning import plan as planning
-from jobs.planning.format_plan import told
+from jobs.planning.format_plan import format_plan
 from retrieval.core.errors import InputError, TooManyFailures, UsageError
-from retrieval.planning.costs import Fleet
+from retrieval.planning.costs import WorkerPool
 from tests.commands import SMALL, lookalike_here
 from tests.jobs.here import without_ray
 
@@ -37,7 +37,7 @@ def test_it_takes_what_run_takes():
 def test_a_plan_of_all_stages_leaves_nothing_behind(photos, tmp_path):
     queries = photos("queries", 6, seed=1)
     output = tmp_path / "out"
-    values = told(plan(photos, queries=str(queries), output=str(output))).values
+    values = format_plan(plan(photos, queries=str(queries), output=str(output))).values
     assert not output.exists()
     assert (values["gallery_images"], values["queries_images"]) == (40, 6)
     assert values["gallery_bytes"] == sum(p.stat().st_size for p in _files(tmp_path / "gallery"))
@@ -61,7 +61,7 @@ def test_an_output_that_stands_already_is_untouched(photos, tmp_path):
 
 
 def test_without_queries_there_is_nothing_of_them(photos):
-    result = told(plan(photos))
+    result = format_plan(plan(photos))
     assert not {"rank_seconds", "embed_queries_seconds", "disk_bytes_matches"} & set(result.values)
     assert result.values["queries_images"] is None
 
@@ -70,7 +70,7 @@ def test_images_that_fail_are_expected(photos, tmp_path):
     root = photos("gallery", 40)
     for path in _files(root)[::4]:
         path.write_bytes(b"no image")
-    result = told(plan(photos_of(root)))
+    result = format_plan(plan(photos_of(root)))
     assert 0 < result.values["failures_low"] < result.values["failures"] <= 20
     assert any("would end with 4" in line for line in result.lines)
 
@@ -86,10 +86,10 @@ def test_where_no_image_can_be_read_no_ledger_is_named_that_is_gone(photos):
 
 def test_another_cluster_has_other_workers_and_gpus_are_not_made_up(photos):
     planned = plan(photos, cluster="20x(16cpu,1gpu)+4x(32cpu)")
-    assert planned.fleet == Fleet(448, 448)
-    assert "cannot be told from a CPU" in told(planned).values["missing"]
+    assert planned.fleet == WorkerPool(448, 448)
+    assert "cannot be told from a CPU" in format_plan(planned).values["missing"]
     cores = plan(photos, cluster="3x(16cpu)", device="cpu")
-    assert (cores.fleet, cores.missing) == (Fleet(48, 48), "")
+    assert (cores.fleet, cores.missing) == (WorkerPool(48, 48), "")
 
 
 def test_gpus_that_were_measured_are_scaled_with_the_cores_beside_them(monkeypatch):
@@ -97,7 +97,7 @@ def test_gpus_that_were_measured_are_scaled_with_the_cores_beside_them(monkeypat
     where = Cluster("nowhere", None, gpus_per_worker=0.5)
     settings = PlanSettings(gallery="g", cluster="4x(16cpu,2gpu)+1x(8cpu)")
     fleet, _ = planning._fleet(settings, where, prepared, parse_cluster(settings.cluster))
-    assert fleet == Fleet(16, 72, 4)
+    assert fleet == WorkerPool(16, 72, 4)
     with pytest.raises(UsageError, match="has no GPU"):
         planning._fleet(settings, where, prepared, [(2, 8, 0)])
 

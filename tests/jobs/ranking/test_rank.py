@@ -1,7 +1,4 @@
-"""A ranking is that of brute force, however it is cut and multiplied; what may match is kept to.
-
-Without Ray: the steps are plain functions.
-"""
+"""Tests of the rank command without Ray: equality with brute force, match constraints, resuming."""
 
 import json
 
@@ -13,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.config.settings import RankSettings
-from jobs.ranking.output_formats import formats_of
+from jobs.ranking.output_formats import parse_formats
 from jobs.ranking.rank import summary
 from retrieval.core.errors import Damaged, UsageError
 from retrieval.index import plan, recall_interval
 from retrieval.search import fill_matches, shard_search
-from retrieval.search.query_expansion import expand
+from retrieval.search.query_expansion import expand_queries
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
-from retrieval.vectors.int8_matmul import Int8, multiplies
-from retrieval.vectors.matmul import SINGLE, Half
+from retrieval.vectors.int8_matmul import Int8Product, has_exact_int8
+from retrieval.vectors.matmul import FLOAT32_PRODUCT, HalfPrecisionProduct
 from tests.jobs.here import index_here, rank_here
 from tests.retrieval.sample_vectors import METRICS, exact_keys, metrics, seeds
 from tests.retrieval.storage.faults import Killed
@@ -33,15 +30,15 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Read few lists of many, though the gallery is small; each chunk of queries is a block."""
+def small_blocks_and_looks(monkeypatch):
+    """Probe few of many lists in spite of the small gallery; make each chunk of queries a block."""
     monkeypatch.setattr(plan, "PROBE_ALL_ROWS", 0)
     monkeypatch.setattr(shard_search, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(recall_interval, "LOOKS", (8, 16, 32))
+    monkeypatch.setattr(recall_interval, "LOOK_SIZES", (8, 16, 32))
 
 
-def drawn(dtype="float16"):
-    """A gallery in clusters, with copies and near-copies, and queries of another distribution."""
+def draw_vectors(dtype="float16"):
+    """Return a clustered gallery with copies and near-copies, and queries distributed otherwise."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(25, 12))
     gallery = centres[generator.integers(0, 25, ROWS)] + 0.3 * generator.normal(size=(ROWS, 12))
@@ -55,55 +52,64 @@ def drawn(dtype="float16"):
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     root = tmp_path_factory.mktemp("stores")
-    gallery, queries = drawn()
+    gallery, queries = draw_vectors()
     sums = [f"{row % 300:064x}" for row in range(ROWS)]  # the copies have the same bytes
     write_store(root / "gallery", gallery, sha256=sums, chunk_rows=64)
-    asked = [f"{row:064x}" if row < 20 else None for row in range(QUERIES)]
-    write_store(root / "queries", queries, sha256=asked, chunk_rows=25)
+    query_sums = [f"{row:064x}" if row < 20 else None for row in range(QUERIES)]
+    write_store(root / "queries", queries, sha256=query_sums, chunk_rows=25)
     return root
 
 
 def make_index(stores, path, metric="cosine", **options):
-    asked = {"index_factory": "IVF12,SQfp16", "rows_per_shard": 130, "metric": metric, **options}
-    index_here(stores / "gallery", path, **asked)
+    index_options = {
+        "index_factory": "IVF12,SQfp16",
+        "rows_per_shard": 130,
+        "metric": metric,
+        **options,
+    }
+    index_here(stores / "gallery", path, **index_options)
     return path
 
 
-def matches(path) -> list[tuple[str, str, float]]:
+def read_matches(path) -> list[tuple[str, str, float]]:
     table = pq.read_table(path / "matches")
     columns = (table[name].to_pylist() for name in ("query_id", "image_id", "score"))
     return list(zip(*columns, strict=True))
 
 
-def oracle(metric, k=K, allowed=None, barred=None, queries=None, least=-np.inf):
-    """Brute force in float64, all lists: as `matches` gives them."""
-    gallery, asked = drawn()
-    asked = asked if queries is None else queries
-    keys = exact_keys(asked, gallery, metric)
-    if allowed is not None:
-        keys[:, ~allowed] = -np.inf
-    if barred is not None:
-        keys[barred] = -np.inf
-    keys[keys < least] = -np.inf
-    found = []
+def brute_force_matches(metric, k=K, row_filter=None, excluded=None, queries=None, min_key=-np.inf):
+    """Return the matches of a brute-force search in float64, in the form of `read_matches`."""
+    gallery, drawn_queries = draw_vectors()
+    queries = drawn_queries if queries is None else queries
+    keys = exact_keys(queries, gallery, metric)
+    if row_filter is not None:
+        keys[:, ~row_filter] = -np.inf
+    if excluded is not None:
+        keys[excluded] = -np.inf
+    keys[keys < min_key] = -np.inf
+    results = []
     for query, row in enumerate(keys):
         order = np.lexsort((np.arange(ROWS), -row))[:k]
         scores = -row if metric == "l2" else row
         names = [(f"a{query:05d}.jpg", f"a{x:05d}.jpg") for x in order]
-        found += [
+        results += [
             (*name, float(scores[x]))
             for name, x in zip(names, order, strict=True)
             if row[x] > -np.inf
         ]
-    return found
+    return results
 
 
-def soundly(path):
+def check_verified(path):
     (verdict,) = verify(open_folder(str(path)))
     assert (verdict.state, verdict.problems) == ("finished", ())
 
 
-PRODUCTS = [SINGLE, Half("cpu"), *([Int8()] if multiplies() else [])]
+PRODUCTS = [
+    FLOAT32_PRODUCT,
+    HalfPrecisionProduct("cpu"),
+    *([Int8Product()] if has_exact_int8() else []),
+]
 
 # --- the same ranking ---------------------------------------------------------------------------
 
@@ -116,30 +122,30 @@ PRODUCTS = [SINGLE, Half("cpu"), *([Int8()] if multiplies() else [])]
 def test_any_shards_blocks_and_products_give_the_same_matches(
     stores, tmp_path_factory, metric, shard, most, product, nprobe, seed
 ):
-    """Shards answer in any order, so that some know what others have and others do not."""
+    """Shards are searched in random order, so that some use the keys of others and some do not."""
     root = tmp_path_factory.mktemp("rank")
     plain = make_index(stores, root / "plain", metric, rows_per_shard=400)
     rank_here(plain, stores / "queries", root / "a", nprobe=nprobe, top_k=K)
     other = make_index(stores, root / "other", metric, rows_per_shard=shard)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_search, "_BLOCK_BYTES", most)
-        patch.setattr(shard_search, "search_product", lambda *_: product)
+        patch.setattr(shard_search, "choose_search_product", lambda *_: product)
         shuffled = np.random.default_rng(seed)
         patch.setattr(
             "tests.jobs.here._tasks",
             lambda where, do, items, **_: map(do, shuffled.permutation(items).tolist()),
         )
         rank_here(other, stores / "queries", root / "b", nprobe=nprobe, top_k=K)
-    assert matches(root / "a") == matches(root / "b")
+    assert read_matches(root / "a") == read_matches(root / "b")
     if nprobe == 12:
-        assert matches(root / "a") == oracle(metric)
+        assert read_matches(root / "a") == brute_force_matches(metric)
 
 
 @every_metric
-def test_exact_is_brute_force(stores, tmp_path, metric):
+def test_recall_one_equals_brute_force(stores, tmp_path, metric):
     index = make_index(stores, tmp_path / "index", metric)
     manifest = rank_here(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K)
-    assert matches(tmp_path / "m") == oracle(metric)
+    assert read_matches(tmp_path / "m") == brute_force_matches(metric)
     assert manifest.counts["certificate"]["recall"] == 1
 
 
@@ -158,34 +164,36 @@ def test_each_shard_is_read_once(stores, tmp_path, monkeypatch):
 
 
 @every_metric
-def test_a_filter_leaves_what_passes_and_gives_k_where_there_are_k(stores, tmp_path, metric):
-    """One class in seven, of one width in five: a list holds hardly any such row."""
+def test_a_filter_returns_k_matches_that_pass_if_there_are_k(stores, tmp_path, metric):
+    """One class in seven and one width in five: hardly any list holds such a row."""
     index = make_index(stores, tmp_path / "index", metric)
     wanted = "label in ('class1', 'class2') and width > 2"
     rank_here(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K, filter=wanted)
     rows = np.arange(ROWS)
-    allowed = np.isin(rows % 7, [1, 2]) & (rows % 5 > 2)
-    found = matches(tmp_path / "m")
-    assert len(found) == QUERIES * K
-    assert {int(name[1:6]) for _, name, _ in found} <= set(rows[allowed])
+    row_filter = np.isin(rows % 7, [1, 2]) & (rows % 5 > 2)
+    results = read_matches(tmp_path / "m")
+    assert len(results) == QUERIES * K
+    assert {int(name[1:6]) for _, name, _ in results} <= set(rows[row_filter])
     rank_here(index, stores / "queries", tmp_path / "all", recall=1.0, top_k=K, filter=wanted)
-    assert matches(tmp_path / "all") == oracle(metric, allowed=allowed)
+    assert read_matches(tmp_path / "all") == brute_force_matches(metric, row_filter=row_filter)
 
 
-def test_a_filter_that_leaves_fewer_than_k_gives_all_of_them(stores, tmp_path):
+def test_a_filter_that_passes_fewer_than_k_returns_all_of_them(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     rank_here(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K, filter="row < 3")
-    assert matches(tmp_path / "m") == oracle("cosine", allowed=np.arange(ROWS) < 3)
-    asked = {"nprobe": 1, "top_k": K, "filter": "row < 0"}
-    manifest = rank_here(index, stores / "queries", tmp_path / "none", **asked)
-    assert matches(tmp_path / "none") == []
-    said = f"{QUERIES} queries found no image that may be a match"
-    assert said in summary(str(tmp_path / "none"), manifest).lines
-    soundly(tmp_path / "none")
+    assert read_matches(tmp_path / "m") == brute_force_matches(
+        "cosine", row_filter=np.arange(ROWS) < 3
+    )
+    options = {"nprobe": 1, "top_k": K, "filter": "row < 0"}
+    manifest = rank_here(index, stores / "queries", tmp_path / "none", **options)
+    assert read_matches(tmp_path / "none") == []
+    expected_text = f"{QUERIES} queries have no match under the options of the ranking"
+    assert expected_text in summary(str(tmp_path / "none"), manifest).lines
+    check_verified(tmp_path / "none")
 
 
 @pytest.mark.parametrize("condition", ["colour = 'red'", "label", "read_text('/etc/passwd')"])
-def test_a_filter_that_is_none_is_refused_before_any_work(stores, tmp_path, condition):
+def test_an_invalid_filter_is_refused_before_any_work(stores, tmp_path, condition):
     index = make_index(stores, tmp_path / "index")
     with pytest.raises(UsageError, match="--filter"):
         rank_here(index, stores / "queries", tmp_path / "m", filter=condition)
@@ -194,90 +202,92 @@ def test_a_filter_that_is_none_is_refused_before_any_work(stores, tmp_path, cond
 
 @every_metric
 @pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
-def test_a_gallery_against_itself_leaves_each_row_out(stores, tmp_path, metric, kind):
-    """A copy of an image is a match, the image itself is none."""
+def test_exclude_self_of_the_index_store_excludes_each_row(stores, tmp_path, metric, kind):
+    """A copy of an image is a match, the image itself is not."""
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
     manifest = rank_here(
         index, stores / "gallery", tmp_path / "m", recall=1.0, top_k=K, exclude_self=True,
         unique_pairs=True, format="csv",
     )  # fmt: skip
-    gallery, _ = drawn()
-    expected = oracle(metric, barred=np.diag_indices(ROWS), queries=gallery)
-    assert matches(tmp_path / "m") == expected
+    gallery, _ = draw_vectors()
+    expected = brute_force_matches(metric, excluded=np.diag_indices(ROWS), queries=gallery)
+    assert read_matches(tmp_path / "m") == expected
     pairs = pq.read_table(tmp_path / "m/pairs.parquet").to_pylist()
     once = {(*sorted([query, image]), score) for query, image, score in expected}
     assert len(pairs) == len(once)
     assert {(p["image_id"], p["other_id"], p["score"]) for p in pairs} == once
     scores = [p["score"] for p in pairs]
     assert scores == sorted(scores, reverse=metric != "l2")
-    said = summary(str(tmp_path / "m"), manifest).lines
-    assert f"{len(pairs)} pairs, closest first: pairs.parquet" in said
-    assert "further files: matches.csv" in said
-    soundly(tmp_path / "m")
+    expected_text = summary(str(tmp_path / "m"), manifest).lines
+    assert f"{len(pairs)} pairs, closest first: pairs.parquet" in expected_text
+    assert "further files: matches.csv" in expected_text
+    check_verified(tmp_path / "m")
 
 
 @pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
-def test_other_queries_leave_out_what_has_their_bytes(stores, tmp_path, kind):
+def test_exclude_self_of_other_queries_excludes_equal_checksums(stores, tmp_path, kind):
     index = make_index(stores, tmp_path / "index", index_factory=kind)
     rank_here(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, exclude_self=True)
-    barred = np.zeros((QUERIES, ROWS), np.bool_)
+    excluded = np.zeros((QUERIES, ROWS), np.bool_)
     for query in range(20):  # the others have no checksum, which is equal to nothing
-        barred[query, [query, 300 + query]] = True
-    assert matches(tmp_path / "m") == oracle("cosine", barred=barred)
+        excluded[query, [query, 300 + query]] = True
+    assert read_matches(tmp_path / "m") == brute_force_matches("cosine", excluded=excluded)
     noted = pq.read_table(tmp_path / "m/barred").sort_by("query_id")
     pairs = zip(*(noted[name].to_pylist() for name in ("query_id", "image_id")), strict=True)
     assert sorted(pairs) == [
-        (f"a{q:05d}.jpg", f"a{x:05d}.jpg") for q, x in zip(*np.nonzero(barred), strict=True)
+        (f"a{q:05d}.jpg", f"a{x:05d}.jpg") for q, x in zip(*np.nonzero(excluded), strict=True)
     ]
 
 
-def test_without_rows_or_checksums_nothing_can_be_left_out(stores, tmp_path):
+def test_exclude_self_without_checksums_is_refused(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
-    write_store(tmp_path / "bare", drawn()[1], sha256=[None] * QUERIES)
-    with pytest.raises(UsageError, match="--exclude-self: the queries have no checksums"):
+    write_store(tmp_path / "bare", draw_vectors()[1], sha256=[None] * QUERIES)
+    with pytest.raises(UsageError, match="--exclude-self needs checksums"):
         rank_here(index, tmp_path / "bare", tmp_path / "m", exclude_self=True)
 
 
 @every_metric
 @pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
-def test_no_match_is_further_than_the_least_score(stores, tmp_path, metric, kind):
+def test_min_score_excludes_matches_below_it(stores, tmp_path, metric, kind):
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
-    least = {"cosine": 0.5, "ip": 4.0, "l2": 12.0}[metric]
+    min_key = {"cosine": 0.5, "ip": 4.0, "l2": 12.0}[metric]
     manifest = rank_here(
-        index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, min_score=least
+        index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, min_score=min_key
     )
-    found = matches(tmp_path / "m")
-    assert found == oracle(metric, least=-least if metric == "l2" else least)
-    assert QUERIES < len(found) < QUERIES * K
-    assert manifest.counts["unmatched"] == QUERIES - len({query for query, *_ in found})
+    results = read_matches(tmp_path / "m")
+    assert results == brute_force_matches(metric, min_key=-min_key if metric == "l2" else min_key)
+    assert QUERIES < len(results) < QUERIES * K
+    assert manifest.counts["unmatched"] == QUERIES - len({query for query, *_ in results})
 
 
-@pytest.mark.parametrize(("metric", "least"), [("cosine", 1.0), ("l2", 0.0)])
-def test_the_least_score_of_equal_vectors_finds_all_that_are_equal(stores, tmp_path, metric, least):
-    """A gallery against itself: each image is its own match, and each copy's."""
+@pytest.mark.parametrize(("metric", "min_key"), [("cosine", 1.0), ("l2", 0.0)])
+def test_min_score_of_equal_vectors_includes_all_of_them(stores, tmp_path, metric, min_key):
+    """In a gallery ranked against itself each image matches itself and its copies."""
     index = make_index(stores, tmp_path / "index", metric)
-    options = {"min_score": least, "top_k": K, "recall": 1.0}
+    options = {"min_score": min_key, "top_k": K, "recall": 1.0}
     rank_here(index, stores / "gallery", tmp_path / "m", **options)
-    gallery, _ = drawn()
+    gallery, _ = draw_vectors()
     equal = (gallery[:, None] == gallery).all(-1)
-    found = {(query, match) for query, match, _ in matches(tmp_path / "m")}
-    assert {score for *_, score in matches(tmp_path / "m")} == {least}
+    results = {(query, match) for query, match, _ in read_matches(tmp_path / "m")}
+    assert {score for *_, score in read_matches(tmp_path / "m")} == {min_key}
     named = [(f"a{q:05d}.jpg", f"a{x:05d}.jpg") for q, x in zip(*np.nonzero(equal), strict=True)]
-    assert found == set(named)
+    assert results == set(named)
     assert len(named) == ROWS + 2 * 40
 
 
-def test_the_first_of_a_store_are_not_asked_for(stores, tmp_path):
+def test_limit_with_a_query_store_is_refused(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
-    with pytest.raises(UsageError, match="--limit takes the first of some images"):
+    with pytest.raises(UsageError, match="--limit applies to images"):
         rank_here(index, stores / "queries", tmp_path / "m", limit=3)
 
 
-def test_pairs_are_of_a_gallery_against_itself(stores, tmp_path):
+def test_unique_pairs_needs_a_gallery_against_itself(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
-    with pytest.raises(UsageError, match="--unique-pairs is for a gallery against itself"):
+    with pytest.raises(UsageError, match="--unique-pairs needs a gallery ranked against itself"):
         rank_here(index, stores / "queries", tmp_path / "m", unique_pairs=True)
-    with pytest.raises(UsageError, match="--unique-pairs with --expand-queries"):
+    with pytest.raises(
+        UsageError, match="--unique-pairs and --expand-queries are mutually exclusive"
+    ):
         rank_here(index, stores / "gallery", tmp_path / "m", unique_pairs=True, expand_queries="3")
 
 
@@ -286,23 +296,25 @@ def test_pairs_are_of_a_gallery_against_itself(stores, tmp_path):
 
 @pytest.mark.parametrize(("metric", "alpha"), [("cosine", 3.0), ("ip", 1.0), ("l2", 0.0)])
 @pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
-def test_expanded_queries_are_asked_again(stores, tmp_path, metric, alpha, kind):
+def test_expanded_queries_are_searched_again(stores, tmp_path, metric, alpha, kind):
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
     rank_here(
         index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K,
         expand_queries=f"4,{alpha:g}",
     )  # fmt: skip
-    gallery, queries = drawn()
-    first = oracle(metric, k=4)
+    gallery, queries = draw_vectors()
+    first = brute_force_matches(metric, k=4)
     rows = np.array([int(name[1:6]) for _, name, _ in first]).reshape(QUERIES, 4)
     scores = np.array([score for *_, score in first]).reshape(QUERIES, 4)
-    expanded = expand(queries, gallery[rows], scores, np.ones(rows.shape, bool), alpha, metric)
-    assert matches(tmp_path / "m") == oracle(metric, queries=expanded)
+    expanded = expand_queries(
+        queries, gallery[rows], scores, np.ones(rows.shape, bool), alpha, metric
+    )
+    assert read_matches(tmp_path / "m") == brute_force_matches(metric, queries=expanded)
 
 
-def test_an_expansion_that_is_none_is_refused(stores, tmp_path):
+def test_an_invalid_expansion_is_refused(stores, tmp_path):
     index = make_index(stores, tmp_path / "index", "l2")
-    for text, why in (("many", "is not an expansion"), ("3,2", "l2 has no measure")):
+    for text, why in (("many", "is not an expansion"), ("3,2", "which l2 does not have")):
         with pytest.raises(UsageError, match=why):
             rank_here(index, stores / "queries", tmp_path / "m", expand_queries=text)
 
@@ -319,8 +331,8 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def killed(stores, root, options, step):
-    """Kill a ranking at every `step`-th file that it puts, and run it again."""
+def rank_with_kills(stores, root, options, step):
+    """Kill a ranking at every `step`-th file that it writes, and run it again."""
     index = make_index(stores, root / "index")
     folder = type(open_folder(str(root)))
     put, puts = folder.put_new_file, []
@@ -342,28 +354,28 @@ def killed(stores, root, options, step):
         return dies
 
     go("whole", lambda *words: puts.append(1) or put(*words))
-    expected = contents(root / "whole")
+    expected = read_files(root / "whole")
     assert len(puts) > 30
     for moment in {*range(0, len(puts), step), len(puts) - 2, len(puts) - 1}:
         with pytest.raises(Killed):
             go(f"m{moment}", dies_at(moment))
         go(f"m{moment}", put)
-        assert contents(root / f"m{moment}") == expected
-        soundly(root / f"m{moment}")
+        assert read_files(root / f"m{moment}") == expected
+        check_verified(root / f"m{moment}")
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_killed_at_a_sample_of_moments_it_ends_the_same(stores, tmp_path, name):
-    killed(stores, tmp_path, OPTIONS[name], 29)
+def test_killed_at_sampled_writes_it_ends_the_same(stores, tmp_path, name):
+    rank_with_kills(stores, tmp_path, OPTIONS[name], 29)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", OPTIONS)
-def test_killed_at_any_moment_it_ends_the_same(stores, tmp_path, name):
-    killed(stores, tmp_path, OPTIONS[name], 1)
+def test_killed_at_any_write_it_ends_the_same(stores, tmp_path, name):
+    rank_with_kills(stores, tmp_path, OPTIONS[name], 1)
 
 
-def contents(path):
+def read_files(path):
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
     return {f.relative_to(path): f.read_bytes() for f in files if f.name != "run.json"}
 
@@ -371,16 +383,14 @@ def contents(path):
 # --- further formats ----------------------------------------------------------------------------
 
 
-def test_a_format_asked_for_later_is_added_and_nothing_is_ranked_again(
-    stores, tmp_path, monkeypatch
-):
+def test_a_format_added_later_does_not_rank_again(stores, tmp_path, monkeypatch):
     index = make_index(stores, tmp_path / "index")
-    asked = {"nprobe": 3, "top_k": K}
-    before = rank_here(index, stores / "queries", tmp_path / "m", **asked, format="csv")
+    options = {"nprobe": 3, "top_k": K}
+    before = rank_here(index, stores / "queries", tmp_path / "m", **options, format="csv")
     assert "matches.csv" in before.files
     monkeypatch.setattr(shard_search, "open_shard", None)  # it would be called
     names = "parquet, csv,jsonl,trec,submission,html"
-    after = rank_here(index, stores / "queries", tmp_path / "m", **asked, format=names)
+    after = rank_here(index, stores / "queries", tmp_path / "m", **options, format=names)
     added = {"matches.jsonl", "matches.trec", "submission.json", "report.html"}
     assert (
         after.files.keys()
@@ -389,44 +399,44 @@ def test_a_format_asked_for_later_is_added_and_nothing_is_ranked_again(
         == added
     )
     lines = [json.loads(line) for line in (tmp_path / "m/matches.jsonl").open()]
-    assert [(one["query_id"], m["image_id"], m["score"]) for one in lines for m in one["matches"]] \
-        == matches(tmp_path / "m")  # fmt: skip
-    assert rank_here(index, stores / "queries", tmp_path / "m", **asked) == after
-    soundly(tmp_path / "m")
+    assert [(row["query_id"], m["image_id"], m["score"]) for row in lines for m in row["matches"]] \
+        == read_matches(tmp_path / "m")  # fmt: skip
+    assert rank_here(index, stores / "queries", tmp_path / "m", **options) == after
+    check_verified(tmp_path / "m")
 
 
-def test_the_page_says_what_a_match_had_to_be(stores, tmp_path):
+def test_the_report_names_the_match_constraints(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     rank_here(
         index, stores / "queries", tmp_path / "m", filter="label <> '<b>'", exclude_self=True,
         min_score=0.25, expand_queries="3", format="html",
     )  # fmt: skip
     page = (tmp_path / "m/report.html").read_text()
-    for said in (
+    for expected_text in (
         "label &lt;&gt; &#39;&lt;b&gt;&#39;", "own image", "0.25",
         "by the 3 images that each found first",
     ):  # fmt: skip
-        assert said in page
+        assert expected_text in page
 
 
-def test_a_part_that_is_missing_is_made_again(stores, tmp_path):
+def test_a_missing_part_is_written_again(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv")
-    whole = contents(tmp_path / "m")
+    whole = read_files(tmp_path / "m")
     for path in ("manifest.json", "matches/part-00001.parquet"):
         (tmp_path / "m" / path).unlink()
     rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv")
-    assert contents(tmp_path / "m") == whole
+    assert read_files(tmp_path / "m") == whole
 
 
-def test_a_format_that_is_none_is_refused():
+def test_an_unknown_format_is_refused():
     settings = RankSettings(index="i", queries="q", output="o", format="csv,xml")
     with pytest.raises(UsageError, match="--format 'xml': write one or more of parquet,jsonl"):
-        formats_of(settings)
+        parse_formats(settings)
 
 
 @pytest.mark.parametrize("path", ["matches.csv", "submission.json", "certificate.json"])
-def test_an_altered_file_is_found(stores, tmp_path, path):
+def test_an_altered_file_is_detected(stores, tmp_path, path):
     index = make_index(stores, tmp_path / "index")
     rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv,submission")
     data = bytearray((tmp_path / "m" / path).read_bytes())
@@ -439,25 +449,25 @@ def test_an_altered_file_is_found(stores, tmp_path, path):
         rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv,submission")
 
 
-def test_short_queries_are_counted_once(stores, tmp_path, monkeypatch):
-    """A run that was killed while all lists were read goes on where it was."""
+def test_incomplete_queries_are_counted_once(stores, tmp_path, monkeypatch):
+    """A run that was killed while searching all lists continues there."""
     index = make_index(stores, tmp_path / "index")
-    asked = {"nprobe": 1, "top_k": K, "filter": "width > 3"}
-    rank_here(index, stores / "queries", tmp_path / "whole", **asked)
+    options = {"nprobe": 1, "top_k": K, "filter": "width > 3"}
+    rank_here(index, stores / "queries", tmp_path / "whole", **options)
     filled = []
-    fill_shard = fill_matches.fill_shard
+    search_all_lists = fill_matches.search_all_lists
 
     def second_dies(task, number):
         filled.append(number)
         if len(filled) == 2:
             raise Killed
-        return fill_shard(task, number)
+        return search_all_lists(task, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fill_matches, "fill_shard", second_dies)
+        patch.setattr(fill_matches, "search_all_lists", second_dies)
         with pytest.raises(Killed):
-            rank_here(index, stores / "queries", tmp_path / "m", **asked)
-    rank_here(index, stores / "queries", tmp_path / "m", **asked)
+            rank_here(index, stores / "queries", tmp_path / "m", **options)
+    rank_here(index, stores / "queries", tmp_path / "m", **options)
     assert pa.Table.equals(
         pq.read_table(tmp_path / "whole/matches"), pq.read_table(tmp_path / "m/matches")
     )

@@ -1,4 +1,4 @@
-"""Pictures of finished matches: which there are, what is left out and said, and how they are kept.
+"""Test pictures of finished matches: files, omissions with notes, and replacement.
 
 Without Ray.
 """
@@ -15,17 +15,22 @@ from PIL import Image
 
 from jobs.ranking.rank import summary
 from jobs.reporting import contact_sheets, pictures
-from jobs.reporting.contact_sheets import CHANGED, before_after, changes, grids
-from jobs.reporting.pictures import charts_of, pictures_of, put_pictures
+from jobs.reporting.contact_sheets import (
+    CHANGED_QUERIES,
+    draw_before_after,
+    draw_grids,
+    most_changed_queries,
+)
+from jobs.reporting.pictures import draw_charts, draw_pictures, write_pictures
 from retrieval.core.errors import Damaged, StorageFailure
 from retrieval.core.schemas import GALLERY_LABELS, MATCHES
 from retrieval.evaluation.labels import Labels
 from retrieval.index import plan
 from retrieval.report import gallery_sample as samples
-from retrieval.report.gallery_sample import gallery_sample
-from retrieval.report.standings import Standings, read_standings, rows_of
+from retrieval.report.gallery_sample import sample_gallery
+from retrieval.report.query_outcomes import QueryOutcomes, read_match_rows, read_outcomes
 from retrieval.storage import finished_output
-from retrieval.storage.checksum import read_json
+from retrieval.storage.checksum import parse_checksummed_json
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
 from retrieval.store.reader import open_store
@@ -80,20 +85,20 @@ def table_of(path):
 @pytest.fixture
 def few(monkeypatch):
     """Four queries a picture instead of a dozen."""
-    monkeypatch.setattr(contact_sheets, "QUERIES", 4)
-    monkeypatch.setattr(contact_sheets, "WORST", 4)
+    monkeypatch.setattr(contact_sheets, "MAX_QUERIES", 4)
+    monkeypatch.setattr(contact_sheets, "WORST_QUERIES", 4)
 
 
 def test_there_are_grids_and_charts_and_they_are_the_same_each_time(made, few):
     notes = []
-    found = pictures_of(*opened(made / "matches"), LABELS, note=notes.append)
-    grids = [name for name in found if name.startswith("grid-")]
-    standings = read_standings(*opened(made / "matches"), LABELS)
-    assert grids == [f"grid-{number:05d}.png" for number in range(1, len(grids) + 1)]
-    assert len(grids) == 2 + bool(standings.worst(1))  # five queries, and the worst
-    assert set(found) - set(grids) == {"recall.png", "scores.png", "map.png"}
+    found = draw_pictures(*opened(made / "matches"), LABELS, note=notes.append)
+    draw_grids = [name for name in found if name.startswith("grid-")]
+    standings = read_outcomes(*opened(made / "matches"), LABELS)
+    assert draw_grids == [f"grid-{number:05d}.png" for number in range(1, len(draw_grids) + 1)]
+    assert len(draw_grids) == 2 + bool(standings.worst(1))  # five queries, and the worst
+    assert set(found) - set(draw_grids) == {"recall.png", "scores.png", "map.png"}
     assert notes == []
-    again = pictures_of(*opened(made / "matches"), LABELS, note=notes.append)
+    again = draw_pictures(*opened(made / "matches"), LABELS, note=notes.append)
     assert again == found
     for data in found.values():
         assert Image.open(io.BytesIO(data)).format == "PNG"
@@ -101,7 +106,7 @@ def test_there_are_grids_and_charts_and_they_are_the_same_each_time(made, few):
 
 def test_the_charts_of_the_page_say_what_the_matches_hold(made):
     notes = []
-    charts = charts_of(*opened(made / "matches"), LABELS, note=notes.append)
+    charts = draw_charts(*opened(made / "matches"), LABELS, note=notes.append)
     assert [chart.name for chart in charts] == ["recall", "scores", "map"]
     table = table_of(made)
     right = sum(a == b for a, b in zip(table["query_label"], table["label"], strict=True))
@@ -115,7 +120,7 @@ def test_a_grid_shows_each_match_with_its_distance_and_sign(made, few, monkeypat
     write = Axes.text
     monkeypatch.setattr(Axes, "text", lambda *a, **k: said.append(a[3]) or write(*a, **k))
     matches = opened(made / "matches")
-    drawn = grids(*matches, read_standings(*matches, LABELS), LABELS, print, 0)
+    drawn = draw_grids(*matches, read_outcomes(*matches, LABELS), LABELS, print, 0)
     assert next(iter(drawn)) == "grid-00001.png"
     assert "Queries 1 to 4 of 5" in said
     assert "Query 5 of 5" in said
@@ -136,17 +141,17 @@ def test_all_lists_read_is_no_curve(made, tmp_path, monkeypatch):
     monkeypatch.setattr(contact_sheets, "_photos", lambda lists: {})
     rank_here(made / "index", made / "queries", tmp_path / "m", nprobe=6, top_k=3)
     notes = []
-    found = pictures_of(*opened(tmp_path / "m"), None, note=notes.append)
+    found = draw_pictures(*opened(tmp_path / "m"), None, note=notes.append)
     assert set(found) == {"scores.png", "map.png"}
     assert len(notes) == 1  # the images
 
 
 def test_without_images_there_is_no_grid_and_a_map_of_dots(vectors):
     notes = []
-    found = pictures_of(*opened(vectors / "matches"), None, note=notes.append)
+    found = draw_pictures(*opened(vectors / "matches"), None, note=notes.append)
     assert set(found) == {"recall.png", "scores.png", "map.png"}
     assert notes == [
-        "no picture grid: the images of the queries and their matches cannot be read"
+        "no picture grid: the images of queries and matches are not readable"
     ]  # fmt: skip
 
 
@@ -156,7 +161,7 @@ def test_what_has_moved_is_left_out_and_said(vectors, tmp_path, gone):
     shutil.move(vectors / gone, tmp_path / "kept" / gone)
     try:
         notes = []
-        charts = charts_of(*opened(vectors / "matches"), None, note=notes.append)
+        charts = draw_charts(*opened(vectors / "matches"), None, note=notes.append)
     finally:
         shutil.move(tmp_path / "kept" / gone, vectors / gone)
     left = {"index": ["scores"], "gallery": ["recall", "scores"]}[gone]
@@ -168,10 +173,12 @@ def test_what_has_moved_is_left_out_and_said(vectors, tmp_path, gone):
 def test_an_index_that_has_changed_since_is_not_that_of_the_matches(vectors, monkeypatch):
     read = finished_output.read_settings
     monkeypatch.setattr(
-        pictures.finished, "read_settings", lambda folder: {**read(folder), "index_sha256": "0"}
+        pictures.finished_output,
+        "read_settings",
+        lambda folder: {**read(folder), "index_sha256": "0"},
     )
     notes = []
-    charts = charts_of(*opened(vectors / "matches"), None, note=notes.append)
+    charts = draw_charts(*opened(vectors / "matches"), None, note=notes.append)
     assert [chart.name for chart in charts] == ["scores"]
     assert all("has changed since" in note for note in notes)
 
@@ -182,7 +189,7 @@ def test_a_store_that_fails_for_now_is_no_picture_less(vectors, monkeypatch):
 
     monkeypatch.setattr(pictures, "open_store", fails)
     with pytest.raises(StorageFailure):
-        charts_of(*opened(vectors / "matches"), None, note=print)
+        draw_charts(*opened(vectors / "matches"), None, note=print)
 
 
 # --- how they are read ---------------------------------------------------------------------------
@@ -191,18 +198,18 @@ def test_a_store_that_fails_for_now_is_no_picture_less(vectors, monkeypatch):
 def test_standings_hold_every_match_and_rows_are_found_again(vectors):
     folder, manifest = opened(vectors / "matches")
     table = table_of(vectors)
-    standings = read_standings(folder, manifest, LABELS)
+    standings = read_outcomes(folder, manifest, LABELS)
     assert standings.query_ids == table["query_id"].unique().to_pylist()
     assert standings.scores.tolist() == table["score"].to_pylist()
     assert standings.grades.tolist() == LABELS.grades(table).tolist()
     wanted = [standings.query_ids[-1], standings.query_ids[0]]
-    found = rows_of(folder, manifest, standings, wanted, LABELS)
+    found = read_match_rows(folder, manifest, standings, wanted, LABELS)
     expected = [row for row in table.to_pylist() if row["query_id"] in wanted]
     assert [
         {name: row[name] for name in MATCHES.schema.names}
         for query in reversed(wanted) for row in found[query]
     ] == expected  # fmt: skip
-    assert not read_standings(folder, manifest, None).known.any()
+    assert not read_outcomes(folder, manifest, None).has_grade.any()
 
 
 def test_the_sample_of_a_gallery_does_not_depend_on_its_parts(vectors, tmp_path, monkeypatch):
@@ -210,18 +217,18 @@ def test_the_sample_of_a_gallery_does_not_depend_on_its_parts(vectors, tmp_path,
     write_store(tmp_path / "other", drawn[:400], chunk_rows=400)
     one, other = (open_store(open_folder(str(p / n))) for p, n in
                   ((vectors, "gallery"), (tmp_path, "other")))  # fmt: skip
-    assert gallery_sample(one, 50, 0).equals(gallery_sample(other, 50, 0))
-    assert not gallery_sample(one, 50, 0).equals(gallery_sample(one, 50, 1))
-    assert len(gallery_sample(one, 1000, 0)) == 400
+    assert sample_gallery(one, 50, 0).equals(sample_gallery(other, 50, 0))
+    assert not sample_gallery(one, 50, 0).equals(sample_gallery(one, 50, 1))
+    assert len(sample_gallery(one, 1000, 0)) == 400
     monkeypatch.setattr(samples, "_CHUNKS", 2)
-    assert len(gallery_sample(one, 1000, 0)) <= 128
+    assert len(sample_gallery(one, 1000, 0)) <= 128
 
 
 # --- before and after ----------------------------------------------------------------------------
 
 
 def standings(ids, first, precision):
-    return Standings(
+    return QueryOutcomes(
         list(ids), np.empty(0), np.empty(0, np.int16), np.array(first, np.int32),
         np.array(precision, np.float64), np.zeros(len(ids), np.int32),
     )  # fmt: skip
@@ -230,13 +237,15 @@ def standings(ids, first, precision):
 def test_queries_that_changed_most_come_first_and_only_those_of_both():
     before = standings("abcde", [1, 2, 1, 1, 1], [0.5, 0.5, 0.5, np.nan, 1])
     after = standings("xdcba", [9, 1, 1, 1, 1], [0, 0.5, 0.9, 0.5, 0.5])
-    assert changes(before, after) == (["b", "c"], 2)
+    assert most_changed_queries(before, after) == (["b", "c"], 2)
     same = standings("ab", [1, 1], [1, 1])
-    assert changes(same, same) == (["a", "b"], 0)
-    assert changes(same, standings("c", [1], [1])) == ([], 0)
+    assert most_changed_queries(same, same) == (["a", "b"], 0)
+    assert most_changed_queries(same, standings("c", [1], [1])) == ([], 0)
     many = [f"q{number}" for number in range(99)]
-    worse = changes(standings(many, [1] * 99, [1] * 99), standings(many, [2] * 99, [0.5] * 99))
-    assert worse == (many[:CHANGED], 99)
+    worse = most_changed_queries(
+        standings(many, [1] * 99, [1] * 99), standings(many, [2] * 99, [0.5] * 99)
+    )
+    assert worse == (many[:CHANGED_QUERIES], 99)
 
 
 def test_two_rankings_are_drawn_side_by_side(made, few, tmp_path, monkeypatch):
@@ -246,18 +255,18 @@ def test_two_rankings_are_drawn_side_by_side(made, few, tmp_path, monkeypatch):
     rank_here(made / "index", made / "queries", tmp_path / "m", nprobe=1, top_k=2)
     notes = []
     both = (*opened(tmp_path / "m"), *opened(made / "matches"))
-    found = before_after(*both, LABELS, ("one list", "two lists"), note=notes.append)
+    found = draw_before_after(*both, LABELS, ("one list", "two lists"), note=notes.append)
     assert next(iter(found)) == "before-after-00001.png"
     assert {"one list", "two lists"} <= set(said)
     assert notes == []
-    assert found == before_after(*both, LABELS, ("one list", "two lists"), note=notes.append)
+    assert found == draw_before_after(*both, LABELS, ("one list", "two lists"), note=notes.append)
 
 
 def test_two_rankings_without_a_query_in_common_are_no_picture(made, vectors):
     notes = []
     both = (*opened(made / "matches"), *opened(vectors / "matches"))
-    assert before_after(*both, LABELS, ("a", "b"), note=notes.append) == {}
-    assert notes == ["no picture before-after: the two have no query in common"]
+    assert draw_before_after(*both, LABELS, ("a", "b"), note=notes.append) == {}
+    assert notes == ["no picture before-after: the rankings have no query in common"]
 
 
 # --- how they are kept ---------------------------------------------------------------------------
@@ -268,11 +277,11 @@ def two(monkeypatch):
     """Two pictures that take no time; gives how often they were drawn."""
     times = []
 
-    def draw(folder, manifest, truth, *, note):
-        times.append(len(list(read_standings(folder, manifest, truth).query_ids)))
+    def draw(folder, manifest, ground_truth, *, note):
+        times.append(len(list(read_outcomes(folder, manifest, ground_truth).query_ids)))
         return {"scores.png": b"scores", "map.png": b"map"}
 
-    monkeypatch.setattr(pictures, "pictures_of", draw)
+    monkeypatch.setattr(pictures, "draw_pictures", draw)
     return times
 
 
@@ -318,9 +327,9 @@ def test_killed_at_any_moment_while_pictures_are_put_it_ends_the_same(
 ):
     shutil.copytree(vectors / "matches", tmp_path / "whole")
     folder = type(open_folder(str(tmp_path)))
-    put = folder._bring
+    put = folder._write_and_move
     moments = []
-    monkeypatch.setattr(folder, "_bring", lambda *a: moments.append(a[1]) or put(*a))
+    monkeypatch.setattr(folder, "_write_and_move", lambda *a: moments.append(a[1]) or put(*a))
     rank_again(vectors, tmp_path / "whole", format="png")
     expected = tree(tmp_path / "whole")
     assert "pictures/map.png" in moments
@@ -336,7 +345,7 @@ def test_killed_at_any_moment_while_pictures_are_put_it_ends_the_same(
         output = tmp_path / f"m{moment}"
         shutil.copytree(vectors / "matches", output)
         with monkeypatch.context() as patch:
-            patch.setattr(folder, "_bring", dies)
+            patch.setattr(folder, "_write_and_move", dies)
             with pytest.raises(KeyboardInterrupt):
                 rank_again(vectors, output, format="png")
         if (output / "pictures/scores.png").exists() and not (output / "png.sum.json").exists():
@@ -347,11 +356,11 @@ def test_killed_at_any_moment_while_pictures_are_put_it_ends_the_same(
 
 def test_pictures_beside_a_page_replace_those_of_before_and_nothing_else(tmp_path):
     target = open_folder(str(tmp_path / "pictures"))
-    put_pictures(target, {"grid-00001.png": b"1", "grid-00002.png": b"2", "map.png": b"m"})
+    write_pictures(target, {"grid-00001.png": b"1", "grid-00002.png": b"2", "map.png": b"m"})
     target.put("mine.png", b"of a person")
-    put_pictures(target, {"grid-00001.png": b"3", "before-after-00001.png": b"b"})
+    write_pictures(target, {"grid-00001.png": b"3", "before-after-00001.png": b"b"})
     laid = tree(tmp_path / "pictures")
-    mark = read_json(laid.pop("report.json"))
+    mark = parse_checksummed_json(laid.pop("report.json"))
     assert mark == {"pictures": ["before-after-00001.png", "grid-00001.png"]}
     assert laid == {
         "grid-00001.png": b"3", "before-after-00001.png": b"b", "mine.png": b"of a person",

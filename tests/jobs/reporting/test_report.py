@@ -1,4 +1,4 @@
-"""lookalike report: one file or a folder, going on where it was; the same bytes always."""
+"""Test the `report` command: one file or a folder, resuming, and deterministic bytes."""
 
 import shutil
 from dataclasses import replace
@@ -9,7 +9,7 @@ from jobs.cluster.resources import Cluster
 from jobs.config.settings import ReportSettings
 from jobs.reporting import report
 from jobs.reporting import write_report as putting
-from jobs.reporting.write_report import Source, put_report
+from jobs.reporting.write_report import ReportSource, write_report
 from retrieval.core.errors import UsageError
 from retrieval.core.schemas import GALLERY_LABELS
 from retrieval.evaluation.labels import Labels
@@ -52,7 +52,7 @@ def here(request):
     Without the fixture `monkeypatch`, which would outlive this and put back what this changed.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contact_sheet, "MOST_CELLS", CELLS)
+        patch.setattr(contact_sheet, "MAX_SINGLE_FILE_IMAGES", CELLS)
         if "ray_here" in request.fixturenames:
             yield
         else:
@@ -88,7 +88,7 @@ def test_many_become_a_folder_with_the_same_bytes_however_they_are_made(
     for bound in ("IMAGES_HERE", "_QUERIES_HERE"):
         monkeypatch.setattr(putting, bound, 0)
     monkeypatch.setattr(
-        putting.tasks, "tasks", lambda _, function, items: map(function, reversed([*items]))
+        putting.tasks, "run_tasks", lambda _, function, items: map(function, reversed([*items]))
     )
     reported(made / "m", tmp_path / "two/report.html")
     assert tree(tmp_path / "two") == files
@@ -116,12 +116,14 @@ def test_each_image_is_read_once_and_a_second_time_none(made, tmp_path, monkeypa
         if when == "before" and what == "read" and "/photos/" in path:
             read.append(path)
 
-    monkeypatch.setattr(folder, "seam", note)
+    monkeypatch.setattr(folder, "fault_hook", note)
     reported(made / "m", tmp_path / "report.html")
     assert len(read) == len(set(read)) > 12
     read.clear()
     made_again = []
-    monkeypatch.setattr(page_slices, "render_further", lambda *given: made_again.append(given))
+    monkeypatch.setattr(
+        page_slices, "render_further_pages", lambda *given: made_again.append(given)
+    )
     reported(made / "m", tmp_path / "report.html")
     assert read == made_again == []
 
@@ -138,7 +140,7 @@ def test_a_run_that_is_killed_goes_on(made, tmp_path):
                 raise Killed
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(folder, "seam", dies)
+            patch.setattr(folder, "fault_hook", dies)
             with pytest.raises(Killed):
                 reported(made / "m", tmp_path / "two/report.html")
         assert not (tmp_path / "two/report.html").exists()
@@ -184,7 +186,9 @@ def test_leftovers_of_other_matches_are_removed(made, tmp_path):
 def test_a_folder_of_somebody_else_is_not_touched(made, tmp_path):
     (tmp_path / "report_files").mkdir()
     (tmp_path / "report_files/jquery.js").write_text("theirs")
-    with pytest.raises(UsageError, match=r"report_files holds files that are not a report's"):
+    with pytest.raises(
+        UsageError, match=r"report_files contains files that do not belong to a report"
+    ):
         reported(made / "m", tmp_path / "report.html")
     assert tree(tmp_path) == {"report_files/jquery.js": b"theirs"}
     reported(made / "few", tmp_path / "report.html")
@@ -192,7 +196,7 @@ def test_a_folder_of_somebody_else_is_not_touched(made, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "thumbnail", None)
+    monkeypatch.setattr(pictures, "make_thumbnail", None)
     (tmp_path / "file").write_text("")
     for output in (tmp_path, tmp_path / "file/report.html", f"{tmp_path}/new/"):
         with pytest.raises(UsageError, match=r"--output .* (is a folder|cannot be written)"):
@@ -211,7 +215,7 @@ def test_the_answer_names_what_was_made(made, tmp_path):
 
 
 def test_matches_without_any_query_make_a_page_that_says_so(made, tmp_path):
-    assert "These matches hold no query." in reported(made / "none", tmp_path / "report.html")
+    assert "There are no queries." in reported(made / "none", tmp_path / "report.html")
 
 
 def test_a_bound_on_queries_keeps_the_measures_of_all(made, tmp_path):
@@ -238,9 +242,11 @@ def test_verify_finds_a_flipped_bit_in_every_file_of_a_report(made, tmp_path, is
         (out / name).unlink()
     inside = open_folder(str(out))
     manifest = read_manifest(open_folder(str(made / "m")))
-    put_report(Cluster("nowhere", 1), Source(inside, manifest, None, LABELS), inside, "report.html")
+    write_report(
+        Cluster("nowhere", 1), ReportSource(inside, manifest, None, LABELS), inside, "report.html"
+    )
     if is_finished:
-        transaction.finish(inside, "matches", manifest.counts)
+        transaction.finish_output(inside, "matches", manifest.counts)
     (verdict,) = verify(inside)
     assert verdict.state == ("finished" if is_finished else "unfinished")
     for path in (
@@ -258,7 +264,9 @@ def test_verify_finds_a_flipped_bit_in_every_file_of_a_report(made, tmp_path, is
 
 
 def test_the_bound_of_cells_decides(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(contact_sheet, "MOST_CELLS", 10**6)
+    monkeypatch.setattr(contact_sheet, "MAX_SINGLE_FILE_IMAGES", 10**6)
     assert reported(made / "m", tmp_path / "report.html").count("<article") == 120
     assert not (tmp_path / "report_files").exists()
-    assert replace(contact_sheet.Frame("a", page_slices.Names("b"), 1), pages=2).pages == 2
+    assert (
+        replace(contact_sheet.PageFrame("a", page_slices.ReportFiles("b"), 1), pages=2).pages == 2
+    )

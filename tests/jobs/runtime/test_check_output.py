@@ -16,7 +16,7 @@ from jobs.config.settings import (
     RunSettings,
     TrainSettings,
 )
-from jobs.runtime.check_output import check_apart, check_file
+from jobs.runtime.check_output import check_file, check_inputs_outside
 from retrieval.core.errors import UsageError
 from retrieval.storage.local import LocalFolder, open_folder
 from retrieval.storage.verify import verify
@@ -28,7 +28,7 @@ from tests.trees import tree
 
 
 def apart(kind, output, **inputs):
-    check_apart(kind(output=str(output), **{name: str(value) for name, value in inputs.items()}))
+    check_inputs_outside(kind(output=str(output), **{name: str(value) for name, value in inputs.items()}))
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def home(tmp_path, monkeypatch):
         ("photos", "link", "is --gallery link"),
         ("{home}/other/../photos", "link/.", "is --gallery"),
         ("file://{home}/photos", "photos", "is --gallery"),
-        (".", "photos", "lies around --gallery photos"),
-        ("photos", "link/cats", "lies around --gallery link/cats"),
+        (".", "photos", "contains --gallery photos"),
+        ("photos", "link/cats", "contains --gallery link/cats"),
         ("s3://bucket/photos/", "s3a://bucket//photos", "is --gallery"),
-        ("gs://bucket/a", "gcs://bucket/a/photos", "lies around --gallery"),
+        ("gs://bucket/a", "gcs://bucket/a/photos", "contains --gallery"),
     ],
 )
 def test_an_output_that_is_or_holds_an_input_is_refused(home, output, gallery, said):
@@ -103,7 +103,7 @@ def test_files_are_not_written_into_an_output(tmp_path):
         ("report", "--matches", out / "matches", "--output", page),
         ("report", "--matches", out / "matches", "--output", out / "report.html"),
         ("evaluate", "--matches", out / "matches", "--per-query", out / "x.csv"),
-        ("index", "--embeddings", out / "gallery", "--output", tmp_path / "i", "--merge-into",
+        ("index", "--embeddings", out / "gallery", "--output", tmp_path / "i", "--export-faiss",
          out / "whole.faiss"),
         ("train", "--data", tmp_path / "photos", "--output", tmp_path / "m", "--cache",
          tmp_path / "m" / "cache"),

@@ -127,7 +127,8 @@ def test_the_same_job_elsewhere_gives_the_same_bytes_and_another_seed_others(mad
 
 
 @pytest.mark.parametrize(
-    "given", [{"epochs": 3}, {"learning_rate": 0.1}, {"image_size": 48}, {"leave_out": "class0"}]
+    "given",
+    [{"epochs": 3}, {"learning_rate": 0.1}, {"image_size": 48}, {"exclude_classes": "class0"}],
 )
 def test_other_settings_are_refused_and_name_what_differs(made, given):
     photos, output, _ = made
@@ -187,7 +188,7 @@ def test_killed_at_any_file_it_goes_on_to_the_same_bytes(made, tmp_path, monkeyp
         assert tree(tmp_path / f"m{moment}") == tree(output), puts[moment]
 
 
-@pytest.mark.parametrize("killed_at", ["finish", "records", "put_named"])
+@pytest.mark.parametrize("killed_at", ["finish_output", "collect_records", "put_with_checksums"])
 def test_a_killed_run_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch, killed_at):
     photos, output, _ = made
 
@@ -216,9 +217,9 @@ def test_the_curves_are_named_with_their_checksum(made, tmp_path):
 
 def test_left_out_classes_are_not_trained_and_their_order_does_not_matter(made, tmp_path):
     photos = draw_photos(tmp_path / "photos", 16, classes=4)
-    result = start(photos, tmp_path / "bundle", epochs=1, leave_out="class3, class1")
+    result = start(photos, tmp_path / "bundle", epochs=1, exclude_classes="class3, class1")
     assert (result.values["classes"], result.values["images"]) == (2, 8)
-    again = start(photos, tmp_path / "bundle", epochs=1, leave_out="class1,class3,")
+    again = start(photos, tmp_path / "bundle", epochs=1, exclude_classes="class1,class3,")
     assert again == result
 
 
@@ -285,7 +286,7 @@ def test_any_backbone_goes_on_learning_where_its_weights_are(tmp_path, backbone,
     bundle = read_bundle(open_folder(str(tmp_path / "bundle")))
     assert (bundle.backbone, bundle.pooling) == (backbone, "gem")
     torch.manual_seed(0)
-    before = registry.fit_state(registry.network(backbone).state_dict(), backbone)
+    before = registry.fit_state(registry.build_network(backbone).state_dict(), backbone)
     after = bundle.state()
     assert torch.equal(after[frozen], before[frozen])
     learnt = [
@@ -342,7 +343,7 @@ def test_a_bundle_without_a_classifier_tells_nothing(made, tmp_path):
         ({"split_by": "class"}, InputError, "--split-by class needs four classes"),
         ({"data": "nowhere"}, InputError, "nowhere does not exist"),
         ({"labels": "nowhere.csv"}, InputError, "--labels nowhere.csv"),
-        ({"leave_out": "owl"}, UsageError, "--leave-out owl"),
+        ({"exclude_classes": "owl"}, UsageError, "--exclude-classes owl"),
         ({"learning_rate": 1e30}, LookalikeError, "--learning-rate 1e+30"),
         pytest.param(
             {"device": "cuda"},

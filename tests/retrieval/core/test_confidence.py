@@ -1,4 +1,4 @@
-"""Intervals: known cases, never a point, none of a handful, and as sure as they say they are."""
+"""Tests of confidence intervals: known cases, minimum sample sizes, and measured coverage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from retrieval.core import confidence
 from retrieval.core.confidence import (
-    FEWEST,
+    MIN_SAMPLE_SIZE,
     RESAMPLES,
     bootstrap_mean,
     bootstrap_means,
@@ -59,8 +59,8 @@ def test_equal_values_are_no_point(value):
 
 def test_a_handful_has_none():
     assert np.isnan(of([])).all()
-    assert np.isnan(of([1.0] * (FEWEST - 1))).all()
-    assert np.isfinite(of([1.0] * FEWEST)).all()
+    assert np.isnan(of([1.0] * (MIN_SAMPLE_SIZE - 1))).all()
+    assert np.isfinite(of([1.0] * MIN_SAMPLE_SIZE)).all()
 
 
 def test_of_many_values_it_is_the_textbooks():
@@ -71,7 +71,7 @@ def test_of_many_values_it_is_the_textbooks():
 
 
 @quick
-@given(st.lists(st.floats(0, 1), min_size=FEWEST, max_size=40))
+@given(st.lists(st.floats(0, 1), min_size=MIN_SAMPLE_SIZE, max_size=40))
 def test_it_holds_the_mean_and_stays_within_the_bounds(values):
     low, high = of(values)
     assert 0 <= low <= np.mean(values) + 1e-12
@@ -140,7 +140,7 @@ def test_of_matched_proportions_it_is_about_newcombes():
 
 
 @quick
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=FEWEST, max_size=40))
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=MIN_SAMPLE_SIZE, max_size=40))
 def test_it_holds_the_difference_and_is_never_a_point(pairs):
     first, second = np.array(pairs).T
     low, high = of_pairs(first, second)

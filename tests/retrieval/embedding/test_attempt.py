@@ -1,4 +1,4 @@
-"""Later attempts at a chunk: one image at a time, noted, and the same bytes."""
+"""Tests of later attempts at a chunk: images one at a time, each noted, with the same bytes."""
 
 from pathlib import Path
 
@@ -7,16 +7,18 @@ import pytest
 
 from retrieval.embedding import embed_batch
 from retrieval.embedding.attempt import Attempt
-from retrieval.embedding.embed_batch import Decoding
+from retrieval.embedding.embed_batch import DecodeSettings
 from retrieval.embedding.embed_chunk import embed_chunk
-from retrieval.sources.item_reader import Opener
+from retrieval.sources.item_reader import ItemReader
 from tests.retrieval.embedding.test_embed_chunk import Run, Scripted
 from tests.trees import tree
 
 
 def embed(run, attempt, threads=0):
     for chunk in run.grid:
-        embed_chunk(chunk, run.folder, run.embedder, Decoding(10**6, "float16", threads), attempt)
+        embed_chunk(
+            chunk, run.folder, run.embedder, DecodeSettings(10**6, "float16", threads), attempt
+        )
     return tree(Path(run.folder.uri()), but=())
 
 
@@ -28,7 +30,7 @@ def test_one_image_at_a_time_gives_the_same_bytes(run, source, tmp_path, embedde
 
 def test_each_image_is_noted_before_it_is_touched_and_alone(run, monkeypatch):
     seen = []
-    read, submit = Opener.read, run.embedder.submit
+    read, submit = ItemReader.read, run.embedder.submit
 
     def noted_read(self, path, *place):
         seen.append(f"read {path}")
@@ -38,7 +40,7 @@ def test_each_image_is_noted_before_it_is_touched_and_alone(run, monkeypatch):
         seen.extend("embed" for _ in images)
         return submit(images)
 
-    monkeypatch.setattr(Opener, "read", noted_read)
+    monkeypatch.setattr(ItemReader, "read", noted_read)
     monkeypatch.setattr(run.embedder, "submit", noted_submit, raising=False)
     embed(run, Attempt(2, note=lambda image: seen.append(f"note {image}")), threads=2)
     rows = [row for chunk in run.grid for row in run.rows(chunk)]

@@ -1,4 +1,4 @@
-"""One chunk of images to one part: each image a row or a line, and no kill that leaves a trace."""
+"""Tests of embedding a chunk: each image becomes a row or a failure; kills leave no trace."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from PIL import Image
 from retrieval.core.errors import Damaged, LookalikeError, StorageFailure
 from retrieval.core.schemas import FAILURES, part_table
 from retrieval.embedding import embed_batch
-from retrieval.embedding.embed_batch import Decoding
+from retrieval.embedding.embed_batch import DecodeSettings
 from retrieval.embedding.embed_chunk import embed_chunk
 from retrieval.images.decode import decode
 from retrieval.listing.listing import write_listing
@@ -28,7 +28,7 @@ from retrieval.models.embedder import Embedder
 from retrieval.models.engine_plan import EnginePlan
 from retrieval.models.resolve import resolve_bundle
 from retrieval.sources.folder import FolderSource
-from retrieval.sources.item_reader import Opener
+from retrieval.sources.item_reader import ItemReader
 from retrieval.sources.parquet import ParquetSource
 from retrieval.sources.webdataset import TarSource
 from retrieval.storage import finished_output, local, retry, transaction
@@ -39,11 +39,11 @@ from retrieval.store.finalize import finish_store
 from retrieval.store.layout import failures_path, listing_path, part_path
 from retrieval.store.segment import claim_segment
 from tests.conftest import draw_photos
-from tests.retrieval.storage.faults import FailAt, Killed, broken, operations, seam
+from tests.retrieval.storage.faults import FailAt, Killed, broken, inject_faults, operations
 from tests.trees import tree
 
 BATCH = 4
-DECODING = Decoding(max_pixels=10**6, embedding_dtype="float16")
+DECODING = DecodeSettings(max_pixels=10**6, embedding_dtype="float16")
 BROKEN = {
     "class0/a broken one.jpg": ("decode", "UnidentifiedImageError"),
     "class1/cut off.jpg": ("decode", "OSError"),
@@ -88,7 +88,7 @@ class Run:
             listing = Path(scratch, "listing.parquet")
             items = FolderSource(self.source).items()
             self.images, _ = write_listing(items, listing, chunk_rows=self.chunk_rows)
-            transaction.begin(self.folder, "store", {"bundle": self.embedder.bundle.digest})
+            transaction.claim_output(self.folder, "store", {"bundle": self.embedder.bundle.digest})
             nothing = np.empty(0, np.int64)
             segment = claim_segment(
                 self.folder, 0, 0, listing, self.chunk_rows, self.images, nothing
@@ -184,7 +184,7 @@ def test_the_result_names_the_files_and_counts_the_bytes(run):
         part_path(run.grid[0]),
     ]
     for record in result.files:
-        assert record == transaction.record(record.path, run.folder.read(record.path))
+        assert record == transaction.file_record(record.path, run.folder.read(record.path))
     assert result.read_bytes == sum(os.path.getsize(row["path"]) for row in run.rows(chunk))
 
 
@@ -209,9 +209,9 @@ def test_without_failures_there_is_no_ledger(run, photos, tmp_path, embedder):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_vectors_are_stored_as_asked(source, tmp_path, embedder, dtype):
-    run = Run(source, tmp_path / "store", embedder, Decoding(10**6, dtype)).begin()
+    run = Run(source, tmp_path / "store", embedder, DecodeSettings(10**6, dtype)).begin()
     run.embed(run.grid[0])
-    vectors = reader.vectors_of(run.table(part_path(run.grid[0])))
+    vectors = reader.read_vectors(run.table(part_path(run.grid[0])))
     assert vectors.dtype == dtype
     assert vectors.shape[1] == embedder.bundle.dimension
 
@@ -323,12 +323,12 @@ def test_chunks_may_be_done_in_any_order(source, tmp_path, embedder):
 
 def test_a_vector_does_not_depend_on_what_else_is_in_its_batch(tmp_path, photos, embedder):
     root = str(photos("photos", 9))
-    decoding = Decoding(10**6, "float32")
+    decoding = DecodeSettings(10**6, "float32")
     found = []
     for chunk_rows in (1, 2, 3, BATCH, 5, 9):
         run = Run(root, tmp_path / f"{chunk_rows}", embedder, decoding, chunk_rows).begin()
         parts = [run.embed(chunk) and part_path(chunk) for chunk in run.grid]
-        found.append(np.concatenate([reader.vectors_of(run.table(path)) for path in parts]))
+        found.append(np.concatenate([reader.read_vectors(run.table(path)) for path in parts]))
     assert np.linalg.matrix_rank(found[0]) > 1
     for vectors in found[1:]:
         assert np.abs(vectors - found[0]).max() < 1e-6
@@ -339,7 +339,7 @@ def test_decoding_ahead_gives_the_same_bytes(source, tmp_path, embedder, threads
     """As beside a GPU: images, failures and the order of both are those of one thread."""
     trees = []
     for number in (0, threads):
-        decoding = Decoding(10**6, "float16", number)
+        decoding = DecodeSettings(10**6, "float16", number)
         run = Run(source, tmp_path / f"{number}", embedder, decoding).all()
         trees.append(tree(Path(run.folder.uri()), but=()))
     assert trees[0] == trees[1]
@@ -347,18 +347,18 @@ def test_decoding_ahead_gives_the_same_bytes(source, tmp_path, embedder, threads
 
 def test_decoding_ahead_stays_within_two_batches(source, embedder, monkeypatch):
     read, taken = [], []
-    plain = Opener.read
+    plain = ItemReader.read
 
     def counted(self, path, place, size):
         read.append(path)
         assert len(read) - len(taken) <= 3 * BATCH + 1  # two ahead, and the one in hand
         return plain(self, path, place, size)
 
-    monkeypatch.setattr(Opener, "read", counted)
+    monkeypatch.setattr(ItemReader, "read", counted)
     path = str(Path(source, "class0/photo0000.jpg"))
     item = {"image_id": "x", "path": path, "label": None, "size": 1}
     items = [{**item, "row": row} for row in range(12 * BATCH)]
-    for batch in embed_batch.embed_items(items, embedder, Decoding(10**6, "float16", 2)):
+    for batch in embed_batch.embed_items(items, embedder, DecodeSettings(10**6, "float16", 2)):
         taken += batch.rows
     assert [row["row"] for row in taken] == list(range(12 * BATCH))
 
@@ -395,7 +395,7 @@ def test_images_in_containers_give_the_vectors_of_their_files(
     for images in (FolderSource(str(root)), source):
         write_listing(images.items(), tmp_path / "listing.parquet")
         items = pq.read_table(tmp_path / "listing.parquet").to_pylist()
-        decoding = Decoding(10**6, "float16", threads)
+        decoding = DecodeSettings(10**6, "float16", threads)
         batches = list(embed_batch.embed_items(items, embedder, decoding))
         rows = [row for batch in batches for row in batch.rows]
         vectors = np.concatenate([batch.vectors for batch in batches])
@@ -410,12 +410,12 @@ def test_images_in_containers_give_the_vectors_of_their_files(
 
 
 def test_what_a_source_says_is_no_image_is_not_read(tmp_path, embedder, monkeypatch):
-    monkeypatch.setattr(Opener, "read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(ItemReader, "read", lambda *_: pytest.fail("read"))
     item = {
         "row": 7, "image_id": "x", "path": "/x", "label": "cat", "size": None,
         "place": 5, "problem": "it is a link",
     }  # fmt: skip
-    (batch,) = embed_batch.embed_items([item], embedder, Decoding(10**6, "float16"))
+    (batch,) = embed_batch.embed_items([item], embedder, DecodeSettings(10**6, "float16"))
     assert batch.failures == [
         {"row": 7, "image_id": "x", "path": "/x", "label": "cat", "stage": "list",
          "error": "NotAnImage", "message": "it is a link"}
@@ -437,7 +437,7 @@ def test_a_store_that_stays_away_stops_the_chunk_and_is_not_the_image_s_fault(ru
 
     chunk = next(c for c in run.grid if c.first <= _row_of(run, "photo0003.jpg") < c.last)
     before = tree(Path(run.folder.uri()))
-    with seam(unreachable), pytest.raises(StorageFailure, match=r"photo0003\.jpg"):
+    with inject_faults(unreachable), pytest.raises(StorageFailure, match=r"photo0003\.jpg"):
         run.embed(chunk)
     assert tree(Path(run.folder.uri())) == before
     run.embed(chunk)
@@ -455,7 +455,7 @@ def test_an_error_that_passes_costs_no_image(run, no_waits):
     wanted = run.folder.read(part_path(run.grid[0]))
     for number in range(len(reads)):
         run.folder.delete(part_path(run.grid[0]))
-        with seam(_nth_image_read(number, run.source)):
+        with inject_faults(_nth_image_read(number, run.source)):
             run.embed(chunk)
         assert run.folder.read(part_path(run.grid[0])) == wanted
 
@@ -482,7 +482,7 @@ def test_a_ledger_of_a_killed_attempt_does_not_outlive_it(tmp_path, photos, embe
         if (when, operation) == ("before", "write") and "parts" in path:
             raise Killed
 
-    with seam(kill), pytest.raises(Killed):
+    with inject_faults(kill), pytest.raises(Killed):
         run.embed(chunk)
     assert [line["image_id"] for line in run.ledger(chunk)] == ["class1/photo0001.jpg"]
     (tmp_path / "aside").rename(missing)
@@ -507,7 +507,7 @@ class Harmed:
     def fail(self, number):
         """Raise an error once at a moment, as a disk does that is full for a second."""
         name = f"failed-{number}"
-        with seam(FailAt(number, broken)), suppress(OSError, LookalikeError):
+        with inject_faults(FailAt(number, broken)), suppress(OSError, LookalikeError):
             self.run(name)
         self.judge(name)
 
@@ -522,7 +522,7 @@ class Harmed:
                 shutil.copytree(self.folder / name, kept)
             raise Killed
 
-        with dead_names(), seam(FailAt(number, die)), suppress(Killed):
+        with dead_names(), inject_faults(FailAt(number, die)), suppress(Killed):
             self.run(name)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         if kept.exists():

@@ -1,4 +1,4 @@
-"""Vectors made elsewhere to a part: each a row as its file has it, or a line that says why not."""
+"""Tests of importing vectors: each becomes a row with its values, or a failure with a reason."""
 
 import dataclasses
 import hashlib
@@ -12,19 +12,19 @@ from retrieval.core.errors import TooManyFailures
 from retrieval.core.records import Rounding
 from retrieval.embedding import import_vectors as module
 from retrieval.embedding.attempt import Attempt
-from retrieval.embedding.changed_images import changed_rows
-from retrieval.embedding.import_vectors import Taking, take_chunk, take_vectors
+from retrieval.embedding.changed_images import find_changed_rows
+from retrieval.embedding.import_vectors import ImportSettings, import_chunk, import_vectors
 from retrieval.listing.listing import write_listing
-from retrieval.sources.item_reader import Opener
+from retrieval.sources.item_reader import ItemReader
 from retrieval.sources.vectors import open_vectors
 from retrieval.storage import transaction
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
 from retrieval.store.finalize import finish_store
-from retrieval.store.reader import open_store, vectors_of
+from retrieval.store.reader import open_store, read_vectors
 from retrieval.store.segment import claim_segment
 
-TAKING = Taking(2, "float16")
+TAKING = ImportSettings(2, "float16")
 
 
 def taken(root, path, taking=TAKING, *, attempt=None, most=1.0, **options):
@@ -33,14 +33,16 @@ def taken(root, path, taking=TAKING, *, attempt=None, most=1.0, **options):
     source = open_vectors(str(path), **options)
     listing = root / "listing.parquet"
     rows, step = write_listing(source.items(), listing, columns=source.columns(), chunk_rows=3)
-    transaction.begin(folder, "store", {"embedding_dtype": taking.embedding_dtype, "bundle": None})
+    transaction.claim_output(
+        folder, "store", {"embedding_dtype": taking.embedding_dtype, "bundle": None}
+    )
     segment = claim_segment(folder, 0, 0, listing, step, rows, np.empty(0, np.int64))
     known = []
-    with Opener() as opener:
+    with ItemReader() as opener:
         for chunk in segment.chunks():
             given = {} if attempt is None else {"attempt": attempt}
-            known += take_chunk(chunk, folder, taking, opener, **given).files
-            again = take_chunk(chunk, folder, taking, opener)
+            known += import_chunk(chunk, folder, taking, opener, **given).files
+            again = import_chunk(chunk, folder, taking, opener)
             assert set(again.files) <= set(known)
     finish_store(folder, taking.dimension, known, most, unit="vectors")
     assert {verdict.state for verdict in verify(folder)} == {"finished"}
@@ -67,11 +69,11 @@ def save(root, rows, kind="float32"):
 def test_each_is_a_row_as_its_file_has_it(tmp_path, monkeypatch, kind, stored):
     monkeypatch.setattr(module, "_BATCH", 2)
     values = np.random.default_rng(0).normal(size=(7, 5)).astype(kind)
-    store = taken(tmp_path, save(tmp_path, values, kind), Taking(5, stored))
+    store = taken(tmp_path, save(tmp_path, values, kind), ImportSettings(5, stored))
     table = rows_of(store)
     assert store.bundle is None
     assert table["image_id"].to_pylist() == [str(row) for row in range(7)]
-    assert vectors_of(table).tobytes() == values.astype(stored).tobytes()
+    assert read_vectors(table).tobytes() == values.astype(stored).tobytes()
     wanted = [hashlib.sha256(one.tobytes()).hexdigest() for one in values]
     assert table["sha256"].to_pylist() == wanted
     assert table["width"].null_count == table["height"].null_count == 7
@@ -92,7 +94,9 @@ def test_what_cannot_be_searched_for_stands_in_the_ledger(tmp_path):
 
 def test_as_float32_fewer_are_lost_and_where_no_cosine_is_taken_zeros_are_kept(tmp_path):
     rows = [[0, 0], [1e30, 1], [1e-30, 0], [1e200, 0], [-0.0, 1]]
-    store = taken(tmp_path, save(tmp_path, rows, "float64"), Taking(2, "float32", zeros=True))
+    store = taken(
+        tmp_path, save(tmp_path, rows, "float64"), ImportSettings(2, "float32", zeros=True)
+    )
     assert rows_of(store)["row"].to_pylist() == [0, 1, 2, 4]
     assert ledger(store) == {"3": "the vector is too large for float32; scale the vectors"}
 
@@ -102,7 +106,7 @@ def test_as_float32_fewer_are_lost_and_where_no_cosine_is_taken_zeros_are_kept(t
 def test_where_only_directions_count_no_scale_costs_more_than_rounding(tmp_path, scale, stored):
     values = np.random.default_rng(0).normal(size=(50, 8)) * scale
     path = save(tmp_path, values, "float64")
-    vectors = vectors_of(rows_of(taken(tmp_path, path, Taking(8, stored, rescale=True))))
+    vectors = read_vectors(rows_of(taken(tmp_path, path, ImportSettings(8, stored, rescale=True))))
     exact, kept = (v / np.abs(v).max(1)[:, None] for v in (values, vectors.astype(np.float64)))
     cosines = (exact * kept).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(kept, axis=1)
     unit_roundoff = {"float16": 2.0**-11, "float32": 2.0**-24}[stored]
@@ -112,8 +116,8 @@ def test_where_only_directions_count_no_scale_costs_more_than_rounding(tmp_path,
 
 def test_numbers_that_the_stored_type_holds_are_not_scaled_away(tmp_path):
     values = np.float32([[2.0**-20, 3 * 2.0**-20], [1, 3]])
-    store = taken(tmp_path, save(tmp_path, values), Taking(2, "float16", rescale=True))
-    assert vectors_of(rows_of(store)).tolist() == [[0.25, 0.75], [1, 3]]
+    store = taken(tmp_path, save(tmp_path, values), ImportSettings(2, "float16", rescale=True))
+    assert read_vectors(rows_of(store)).tolist() == [[0.25, 0.75], [1, 3]]
 
 
 def test_what_rounding_changes_is_measured_over_all_vectors(tmp_path, monkeypatch):
@@ -123,8 +127,8 @@ def test_what_rounding_changes_is_measured_over_all_vectors(tmp_path, monkeypatc
     path = save(tmp_path, values, "float64")
     items = [{**dataclasses.asdict(i), "row": i.place} for i in open_vectors(str(path)).items()]
     measured = Rounding()
-    with Opener() as opener:
-        for batch in take_vectors(items, Taking(5, "float16"), opener):
+    with ItemReader() as opener:
+        for batch in import_vectors(items, ImportSettings(5, "float16"), opener):
             measured += batch.rounding
     lost = np.linalg.norm(values - values.astype(np.float16), axis=1)
     lost /= np.linalg.norm(values, axis=1)
@@ -167,7 +171,7 @@ def test_a_file_that_was_only_touched_holds_the_same_vectors(tmp_path):
     store = taken(tmp_path, path)
     items = [dataclasses.asdict(item) for item in open_vectors(str(path)).items()]
     items = [{**item, "row": row} for row, item in enumerate(items)]
-    assert changed_rows(store.folder, store.chunks[0], items, {}) == []
+    assert find_changed_rows(store.folder, store.chunks[0], items, {}) == []
     values[1, 0] += 1e-9
     save(tmp_path, values, "float64")
-    assert changed_rows(store.folder, store.chunks[0], items, {}) == [1]
+    assert find_changed_rows(store.folder, store.chunks[0], items, {}) == [1]

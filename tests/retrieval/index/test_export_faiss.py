@@ -1,4 +1,4 @@
-"""A merged file is a stock FAISS index that answers as all shards together do."""
+"""Tests of the FAISS export: a stock index with the same results as all shards together."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 
 from retrieval.core.errors import UsageError
 from retrieval.index import export_faiss
-from retrieval.index.export_faiss import check_target, merge_index
+from retrieval.index.export_faiss import check_export_path, export_index
 from retrieval.index.shard import shard_path
 from retrieval.storage.local import open_folder
-from tests.retrieval.sample_vectors import METRICS, Building, Index, make_store
+from tests.retrieval.sample_vectors import METRICS, FinishedIndex, IndexBuilder, make_store
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
 every_dtype = pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -26,11 +26,11 @@ GONE = np.arange(3, 120, 5)
 DIMENSION, ROWS = 12, 150
 
 
-def make_index(root: Path, metric: str, dtype: str) -> Index:
+def make_index(root: Path, metric: str, dtype: str) -> FinishedIndex:
     """Make an index of three shards; then some of its rows are deleted."""
     vectors = np.random.default_rng(0).normal(size=(ROWS, DIMENSION)).astype(dtype)
     store = make_store(root / "store", vectors, chunk_rows=32)
-    building = Building(root / "index", store, metric, nlist=8, rows_per_shard=60)
+    building = IndexBuilder(root / "index", store, metric, nlist=8, rows_per_shard=60)
     for number, _ in building.work:
         building.shard(number)
     store.__dict__["deleted"] = GONE
@@ -51,7 +51,7 @@ def answered(index, nprobe: int, k: int = 20):
     ]
 
 
-def together(index: Index, nprobe: int, k: int) -> list[list[tuple[int, float]]]:
+def together(index: FinishedIndex, nprobe: int, k: int) -> list[list[tuple[int, float]]]:
     """Search all shards as FAISS files, one by one, and sort."""
     most = [[] for _ in range(len(asked()))]
     for number in range(int(index.manifest.counts["shards"])):
@@ -65,10 +65,10 @@ def together(index: Index, nprobe: int, k: int) -> list[list[tuple[int, float]]]
 @every_metric
 @every_dtype
 @in_memory_or_not
-def test_it_answers_as_the_shards_together_do_without_deleted_rows(tmp_path, metric, dtype, memory):
+def test_export_returns_the_results_of_all_shards_less_deleted(tmp_path, metric, dtype, memory):
     index = make_index(tmp_path, metric, dtype)
     file = str(tmp_path / "all.faiss")
-    merged = merge_index(index.folder, index.manifest, file, memory)
+    merged = export_index(index.folder, index.manifest, file, memory)
     assert merged.rows == ROWS - len(GONE)
     assert (merged.lists is None) == (memory > 1)
     opened = faiss.read_index(file)
@@ -86,10 +86,10 @@ def test_it_answers_as_the_shards_together_do_without_deleted_rows(tmp_path, met
     )
 
 
-def test_a_pair_on_disk_holds_no_more_than_its_rows_and_may_be_moved(tmp_path):
+def test_export_on_disk_holds_only_its_rows_and_can_be_moved(tmp_path):
     index = make_index(tmp_path, "l2", "float16")
     file = tmp_path / "there" / "all.faiss"
-    merged = merge_index(index.folder, index.manifest, str(file), 1)
+    merged = export_index(index.folder, index.manifest, str(file), 1)
     size = Path(merged.lists).stat().st_size
     assert size == merged.rows * (2 * DIMENSION + 8)
     shutil.move(tmp_path / "there", tmp_path / "elsewhere")
@@ -100,35 +100,35 @@ def test_a_pair_on_disk_holds_no_more_than_its_rows_and_may_be_moved(tmp_path):
     assert "IO_FLAG_ONDISK_SAME_DIR" in merged.sentence()
 
 
-def test_where_every_list_is_read_the_file_does_so_too(tmp_path):
+def test_export_of_an_index_that_probes_all_lists_probes_all_lists(tmp_path):
     index = make_index(tmp_path, "ip", "float32")
     assert index.manifest.counts["probe_all"]
-    merge_index(index.folder, index.manifest, str(tmp_path / "f"), 1 << 30)
+    export_index(index.folder, index.manifest, str(tmp_path / "f"), 1 << 30)
     assert faiss.read_index(str(tmp_path / "f")).nprobe == 8
 
 
-def test_a_smaller_one_in_its_place_leaves_no_lists_behind(tmp_path):
+def test_smaller_export_removes_the_old_lists_file(tmp_path):
     index = make_index(tmp_path, "l2", "float32")
     for memory in (1, 1 << 30):
-        merge_index(index.folder, index.manifest, str(tmp_path / "f"), memory)
+        export_index(index.folder, index.manifest, str(tmp_path / "f"), memory)
     assert not (tmp_path / "f.lists").exists()
     assert answered(faiss.read_index(str(tmp_path / "f")), 8) == together(index, 8, 20)
 
 
-def test_the_same_index_gives_the_same_bytes(tmp_path):
+def test_export_is_byte_identical(tmp_path):
     index = make_index(tmp_path, "l2", "float32")
     file = tmp_path / "f"
     found = []
     for _ in range(2):
-        merge_index(index.folder, index.manifest, str(file), 1)
+        export_index(index.folder, index.manifest, str(file), 1)
         found.append((file.read_bytes(), (tmp_path / "f.lists").read_bytes()))
     assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("broken", ["f", "f.lists"])
-def test_what_is_cut_short_leaves_no_file(tmp_path, monkeypatch, broken):
+def test_interrupted_export_leaves_no_file(tmp_path, monkeypatch, broken):
     index = make_index(tmp_path, "l2", "float32")
-    merge_index(index.folder, index.manifest, str(tmp_path / "f"), 1)
+    export_index(index.folder, index.manifest, str(tmp_path / "f"), 1)
     put = export_faiss._replace
 
     def failing(file, write):
@@ -138,11 +138,11 @@ def test_what_is_cut_short_leaves_no_file(tmp_path, monkeypatch, broken):
 
     monkeypatch.setattr(export_faiss, "_replace", failing)
     with pytest.raises(KeyboardInterrupt):
-        merge_index(index.folder, index.manifest, str(tmp_path / "f"), 1)
+        export_index(index.folder, index.manifest, str(tmp_path / "f"), 1)
     assert not (tmp_path / "f").exists()
 
 
-def test_targets_that_are_refused(tmp_path):
+def test_unusable_export_paths_are_refused(tmp_path):
     index = open_folder(str(tmp_path / "index"))
     (tmp_path / "index").mkdir()
     (tmp_path / "there").write_text("x")
@@ -154,10 +154,10 @@ def test_targets_that_are_refused(tmp_path):
         (tmp_path / "there/f", "cannot be written .*; name a file that can"),
     ):
         with pytest.raises(UsageError, match=why):
-            check_target(str(file), index, overwrite=False)
+            check_export_path(str(file), index, overwrite=False)
     path = str(tmp_path / "there")
-    assert check_target(path, index, overwrite=True) == path
-    assert check_target(f"file://{tmp_path}/new", index, overwrite=False) == f"{tmp_path}/new"
+    assert check_export_path(path, index, overwrite=True) == path
+    assert check_export_path(f"file://{tmp_path}/new", index, overwrite=False) == f"{tmp_path}/new"
 
 
 DRAWN = np.random.default_rng(0).normal(size=(400, DIMENSION)).astype(np.float32)
@@ -185,10 +185,10 @@ class Faked:
         index.remove_ids(faiss.IDSelectorBatch(GONE))
         return index
 
-    def needed(self):
+    def needed_bytes(self):
         return 12345
 
-    def quiet(self):
+    def without_progress(self):
         return self
 
     def __iter__(self):
@@ -208,7 +208,7 @@ class Faked:
     ["IVF4,SQ8", "PCA4,IVF4,Flat", pytest.param("IVF4,PQ4", marks=pytest.mark.nightly),
      "IVF4,PQ4x4fs"],
 )  # fmt: skip
-def test_kinds_that_lose_something_are_merged_too(factory):
+def test_lossy_kinds_are_merged(factory):
     shards = Faked(factory)
     whole = faiss.clone_index(shards.trained)
     export_faiss._merge(whole, shards)
@@ -219,7 +219,7 @@ def test_kinds_that_lose_something_are_merged_too(factory):
     "factory",
     ["IVF4,SQ8", "PCA4,IVF4,Flat", pytest.param("IVF4,PQ4", marks=pytest.mark.nightly)],
 )
-def test_and_kept_on_disk(factory, tmp_path):
+def test_lossy_kinds_are_exported_on_disk(factory, tmp_path):
     shards = Faked(factory)
     whole = faiss.clone_index(shards.trained)
     export_faiss._on_disk(whole, shards, str(tmp_path / "f"), str(tmp_path / "f.lists"))

@@ -1,4 +1,4 @@
-"""The plan of an index is a table of its gallery."""
+"""Tests of the index plan as a function of the gallery and the memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plan(rows: int, memory: int = 4 * GIB, **changes: object) -> IndexPlan:
         (1_000_000_000, 256, "float16", 64 * GIB, "IVF65536,SQfp16", 22, False),
     ],
 )
-def test_what_a_gallery_becomes(rows, dimension, dtype, memory, factory, shards, probe_all):
+def test_plan_of_a_gallery(rows, dimension, dtype, memory, factory, shards, probe_all):
     made = plan(rows, dimension=dimension, dtype=dtype, memory=memory)
     assert made.factory == factory
     assert -(-rows // made.rows_per_shard) == shards
@@ -77,7 +77,7 @@ def test_shards_are_nearly_equal():
         (4096, "float32", 4 << 20, "IVF30,SQ8"),
     ],
 )
-def test_where_few_vectors_fit_a_byte_stands_for_a_number(dimension, dtype, memory, factory):
+def test_little_memory_selects_sq8_codes(dimension, dtype, memory, factory):
     made = plan(10**7, memory=memory, dimension=dimension, dtype=dtype)
     assert made.factory == factory
     assert made.codes == (None if "SQ8" in factory else dtype)
@@ -98,7 +98,7 @@ def test_where_few_vectors_fit_a_byte_stands_for_a_number(dimension, dtype, memo
         ("IVF16_HNSW32,Flat", "float32", None),
     ],
 )
-def test_any_ivf_kind_by_hand(factory, dtype, codes):
+def test_any_ivf_factory_can_be_requested(factory, dtype, codes):
     made = plan(10**6, dtype=dtype, factory=factory)
     assert (made.factory, made.nlist, made.codes) == (factory, 16, codes)
     assert made.reasons[0].startswith(f"{factory}: asked for")
@@ -113,7 +113,7 @@ def test_any_ivf_kind_by_hand(factory, dtype, codes):
         ("IVF16,Rubbish", "cannot be made for 512 dimensions"),
     ],
 )
-def test_what_is_no_ivf_kind_is_refused_with_the_reason(factory, said):
+def test_other_factories_are_refused_with_the_reason(factory, said):
     with pytest.raises(UsageError, match=f"--index-factory {factory} {said}"):
         plan(10**6, factory=factory)
 
@@ -129,7 +129,7 @@ def test_too_little_memory_is_refused_naming_what_is_enough(dimension, dtype, le
     assert plan(10**6, memory=least, **asked).rows_per_shard <= 256
 
 
-def test_rows_a_shard_by_hand_overrule_the_memory():
+def test_rows_per_shard_overrides_the_memory():
     made = plan(1000, rows_per_shard=300, memory=1)
     assert made.rows_per_shard == 300
     assert "4 shards of 300 rows: asked for" in made.reasons

@@ -1,4 +1,4 @@
-"""Recall from lists needed equals recall counted from what a search of those lists finds."""
+"""Tests of the recall curve against recall counted from actual searches."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 from retrieval.core.records import Neighbours
 from retrieval.core.schemas import RECALL, Metric, Vectors
 from retrieval.index import recall_curve as recall_curve_module
-from retrieval.index.kmeans import list_metric
+from retrieval.index.kmeans import assignment_metric
 from retrieval.index.recall_curve import (
     choose_nprobe,
+    drop_self,
     merge_neighbours,
     probe_grid,
-    probes_needed,
     recall_at,
     recall_curve,
-    wider_nprobe,
-    without_self,
+    required_nprobe,
+    smallest_sufficient_nprobe,
 )
 from retrieval.index.recall_interval import mean_intervals
 from retrieval.index.shard import RECALL_TABLE
 from retrieval.vectors.scoring import block
-from retrieval.vectors.topk import nearest
+from retrieval.vectors.topk import nearest_centroids
 from tests.retrieval.index.training_cases import train_centroids
 from tests.retrieval.sample_vectors import (
     METRICS,
-    Building,
+    IndexBuilder,
     brute_force,
     cases,
     exact_keys,
@@ -56,7 +56,7 @@ def naive_recall(
     own: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """Search `nprobe` lists and all rows, and count, query by query; `own` rows are no answer."""
-    measure = list_metric(metric)
+    measure = assignment_metric(metric)
     lists = exact_keys(rows, centroids, measure).argmax(1)
     keys, near = exact_keys(queries, rows, metric), exact_keys(queries, centroids, measure)
     ties, values = np.arange(len(rows)), []
@@ -77,19 +77,19 @@ def neighbours_of(
     queries: Vectors, rows: Vectors, centroids: NDArray[np.float32], metric: Metric, k: int
 ) -> Neighbours:
     keys, places = brute_force(exact_keys(queries, rows, metric), np.arange(len(rows)), k)
-    measure = list_metric(metric)
-    lists = nearest(block(rows, measure), block(centroids, measure))
+    measure = assignment_metric(metric)
+    lists = nearest_centroids(block(rows, measure), block(centroids, measure))
     return Neighbours(keys, places, np.where(places < 0, -1, lists[places]))
 
 
 @quick
 @given(cases(max_rows=30), metrics, st.integers(1, 8), st.integers(1, 8), seeds)
-def test_recall_from_lists_needed_is_recall_counted(case, metric, k, nlist, seed):
+def test_recall_from_required_nprobe_equals_counted_recall(case, metric, k, nlist, seed):
     nlist = min(nlist, len(case.rows))
     centroids = train_centroids(case.rows, nlist, metric, seed=seed)
     found = neighbours_of(case.queries, case.rows, centroids, metric, k)
-    measure = list_metric(metric)
-    needed = probes_needed(block(case.queries, measure), block(centroids, measure), found)
+    measure = assignment_metric(metric)
+    needed = required_nprobe(block(case.queries, measure), block(centroids, measure), found)
     for nprobe in range(1, nlist + 1):
         counted = naive_recall(case.queries, case.rows, centroids, metric, k, nprobe)
         np.testing.assert_array_equal(recall_at(*needed, nprobe), counted)
@@ -99,11 +99,11 @@ def test_recall_from_lists_needed_is_recall_counted(case, metric, k, nlist, seed
 @every_metric
 def test_the_curve_of_an_index_is_that_of_the_sample_without_itself(tmp_path, metric, monkeypatch):
     """Of four shards, with holes and duplicates, from what was put beside each."""
-    monkeypatch.setattr(recall_curve_module, "SAMPLE", 25)
+    monkeypatch.setattr(recall_curve_module, "SAMPLE_SIZE", 25)
     vectors = np.random.default_rng(1).normal(size=(120, 6)).astype(np.float16)
     vectors[30:60] = vectors[:30]
     store = make_store(tmp_path / "store", vectors, rows=range(10, 130), images=140, chunk_rows=32)
-    building = Building(tmp_path / "index", store, metric, nlist=9, rows_per_shard=40)
+    building = IndexBuilder(tmp_path / "index", store, metric, nlist=9, rows_per_shard=40)
     index = building.finish()
     own = building.rows - 10  # place among the vectors
     assert 12 < len(own) < 40
@@ -130,7 +130,7 @@ def test_the_curve_rises_to_one(metric):
     centroids = train_centroids(rows, 20, metric, seed=0)
     queries = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
     found = neighbours_of(queries, rows, centroids, metric, 100)
-    measure = list_metric(metric)
+    measure = assignment_metric(metric)
     curve = recall_curve(
         block(queries, measure), block(centroids, measure), found, (1, 10, 100), seed=0
     )
@@ -171,7 +171,7 @@ def neighbours(rows: list[list[int]]) -> Neighbours:
 
 
 def test_a_sampled_row_is_no_neighbour_of_itself():
-    others = without_self(neighbours([[5, 1, 2], [1, 5, 2], [1, 2, 5]]), np.array([5, 5, 5]))
+    others = drop_self(neighbours([[5, 1, 2], [1, 5, 2], [1, 2, 5]]), np.array([5, 5, 5]))
     assert others.rows.tolist() == [[1, 2]] * 3
     assert others.lists.tolist() == [[10, 20]] * 3
     assert others.keys.tolist() == [[-1, -2]] * 3
@@ -179,7 +179,7 @@ def test_a_sampled_row_is_no_neighbour_of_itself():
 
 def test_where_a_row_is_not_among_its_own_neighbours_the_last_one_goes():
     """More copies of it than neighbours were asked for come first by row."""
-    assert without_self(neighbours([[1, 2, 3]]), np.array([9])).rows.tolist() == [[1, 2]]
+    assert drop_self(neighbours([[1, 2, 3]]), np.array([9])).rows.tolist() == [[1, 2]]
 
 
 def test_a_query_without_neighbours_misses_nothing():
@@ -188,12 +188,12 @@ def test_a_query_without_neighbours_misses_nothing():
     assert recall_at(needed, there, 1).tolist() == [1, 1 / 2, 1]
 
 
-def test_lists_needed_by_hand():
+def test_required_nprobe_of_a_small_example():
     """Three centroids on a line; the query reads 0, then 1, then 2."""
     centroids = block(np.array([[0], [10], [20]], np.float32), "l2")
     query = block(np.array([[1]], np.float32), "l2")
     found = Neighbours(np.zeros((1, 4)), np.array([[7, 8, 9, -1]]), np.array([[2, 0, 1, -1]]))
-    needed, there = probes_needed(query, centroids, found)
+    needed, there = required_nprobe(query, centroids, found)
     assert needed[there].tolist() == [3, 1, 2]
     assert recall_at(needed, there, 2).tolist() == [2 / 3]
 
@@ -259,12 +259,12 @@ def test_a_curve_in_any_order_of_lines_says_the_same():
 def test_a_wider_search_is_the_first_of_the_grid_that_is_shown_to_be_enough(seed, target):
     needed = np.random.default_rng(seed).integers(1, 21, (30, 5))
     there = np.ones((30, 5), bool)
-    chosen = wider_nprobe(needed, there, 20, lambda recalls: recalls.mean() >= target)
+    chosen = smallest_sufficient_nprobe(needed, there, 20, lambda recalls: recalls.mean() >= target)
     assert recall_at(needed, there, chosen).mean() >= target
     smaller = [nprobe for nprobe in probe_grid(20) if nprobe < chosen]
     assert all(recall_at(needed, there, nprobe).mean() < target for nprobe in smaller)
 
 
-def test_where_nothing_is_enough_all_lists_are_read():
+def test_all_lists_are_read_if_no_nprobe_is_sufficient():
     needed, there = np.full((3, 2), 4), np.ones((3, 2), bool)
-    assert wider_nprobe(needed, there, 20, lambda recalls: False) == 20
+    assert smallest_sufficient_nprobe(needed, there, 20, lambda recalls: False) == 20

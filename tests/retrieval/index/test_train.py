@@ -1,4 +1,4 @@
-"""The quantizer: one level or two, from a sample that depends on names alone."""
+"""Tests of quantizer training in one or two levels on a sample chosen by image_id."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from retrieval.core.schemas import Metric
 from retrieval.index import train, two_level_kmeans
-from retrieval.index.faiss_io import centroids_of, from_bytes
-from retrieval.index.kmeans import list_metric
-from retrieval.index.sampling import hashes_of, sample_of, share_for, within
+from retrieval.index.faiss_io import deserialize_index, read_centroids
+from retrieval.index.kmeans import assignment_metric
+from retrieval.index.sampling import below_fraction, draw_sample, hash_image_ids, sampling_fraction
 from retrieval.index.train import train_index
-from retrieval.index.two_level_kmeans import shares_of
-from retrieval.index.workers import Here
+from retrieval.index.two_level_kmeans import apportion_lists
+from retrieval.index.workers import InProcessWorkers
 from retrieval.storage import transaction
 from retrieval.storage.local import open_folder
 from tests.retrieval.index.test_kmeans import clouds, loss
@@ -27,11 +27,11 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 def centroids(root, store, metric: Metric, nlist: int, sample: int) -> NDArray[np.float32]:
     """Train an index of a store."""
     folder = open_folder(str(root))
-    transaction.begin(folder, "index", {})
+    transaction.claim_output(folder, "index", {})
     plan = make_plan(sample, store.dtype, nlist)
-    trained = train_index(folder, store, plan, metric, 0, Here())
+    trained = train_index(folder, store, plan, metric, 0, InProcessWorkers())
     assert trained.plan == plan
-    return centroids_of(from_bytes(trained.faiss))
+    return read_centroids(deserialize_index(trained.faiss))
 
 
 # --- samples ------------------------------------------------------------------------------------
@@ -39,30 +39,30 @@ def centroids(root, store, metric: Metric, nlist: int, sample: int) -> NDArray[n
 
 @quick
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 2**64))
-def test_a_sample_is_about_as_large_as_was_asked(count, rows, seed):
-    hashes = hashes_of([f"{number}.jpg" for number in range(2000)], seed, "training")
-    share = share_for(count, rows)
+def test_sample_size_is_about_as_requested(count, rows, seed):
+    hashes = hash_image_ids([f"{number}.jpg" for number in range(2000)], seed, "training")
+    share = sampling_fraction(count, rows)
     assert share == min(1, count / rows)
-    found = within(hashes, share).sum()
+    found = below_fraction(hashes, share).sum()
     assert abs(found - 2000 * share) <= 6 * np.sqrt(2000 * share) + 1
 
 
-def test_a_sample_depends_on_the_names_alone(tmp_path):
+def test_sample_depends_on_image_ids_alone(tmp_path):
     vectors = clouds(300).astype(np.float16)
     one = make_store(tmp_path / "one", vectors, chunk_rows=7)
     other = make_store(tmp_path / "other", vectors, chunk_rows=100)
     for count in (5, 50, 300, 500):
         for left, right in zip(
-            *(sample_of(store, count, 3, "curve") for store in (one, other)), strict=True
+            *(draw_sample(store, count, 3, "curve") for store in (one, other)), strict=True
         ):
             np.testing.assert_array_equal(left, right)
-    assert len(sample_of(one, 300, 3, "curve")[1]) == 300
+    assert len(draw_sample(one, 300, 3, "curve")[1]) == 300
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_even_the_smallest_sample_holds_one(tmp_path, seed):
     store = make_store(tmp_path, clouds(40).astype(np.float16), chunk_rows=7)
-    _, rows = sample_of(store, 1, seed, "curve")
+    _, rows = draw_sample(store, 1, seed, "curve")
     assert len(rows) >= 1
 
 
@@ -70,7 +70,7 @@ def test_even_the_smallest_sample_holds_one(tmp_path, seed):
 
 
 @every_metric
-def test_parts_may_be_cut_otherwise(tmp_path, metric, monkeypatch):
+def test_centroids_do_not_depend_on_the_chunks(tmp_path, metric, monkeypatch):
     """Slices come from the store's chunks; what they hold in all is the same."""
     vectors = clouds(400)
     found = []
@@ -96,7 +96,7 @@ def test_more_lists_than_rows_leave_lists_empty(tmp_path):
 def test_lists_are_shared_by_rows(rows, data):
     counts = np.array(rows)
     nlist = data.draw(st.integers(1, int(counts.sum())))
-    lists = shares_of(counts, nlist)
+    lists = apportion_lists(counts, nlist)
     assert lists.sum() == nlist
     assert (lists >= 0).all()
     assert (lists <= counts).all()
@@ -117,7 +117,7 @@ def test_two_levels_are_nearly_as_good_as_one(tmp_path, metric, dtype, monkeypat
     assert cells.shape == flat.shape
     start = np.resize(vectors[:60].astype(np.float32), flat.shape)
     far, near, of_chance = (loss(vectors, c, metric) for c in (cells, flat, start))
-    if list_metric(metric) == "ip":  # of centroids of unit length
+    if assignment_metric(metric) == "ip":  # of centroids of unit length
         lengths = np.linalg.norm(start, axis=1, keepdims=True)
         of_chance = loss(vectors, start / lengths, metric)
     assert far - near < 0.35 * (of_chance - near)
@@ -133,12 +133,12 @@ def test_more_lists_than_rows_leave_lists_empty_in_two_levels_too(tmp_path, monk
     np.testing.assert_array_equal(np.unique(found, axis=0), np.unique(clouds(30), axis=0))
 
 
-def test_a_killed_training_in_two_levels_ends_the_same(tmp_path, monkeypatch):
+def test_interrupted_two_level_training_ends_the_same(tmp_path, monkeypatch):
     store = make_store(tmp_path / "store", clouds(600), chunk_rows=100)
     monkeypatch.setattr(train, "FLAT_LISTS", 4)
     monkeypatch.setattr(train, "_SLICE", 200)
     whole = centroids(tmp_path / "whole", store, "cosine", 20, 600)
     folder = open_folder(str(tmp_path / "index"))
-    transaction.begin(folder, "index", {})
-    two_level_kmeans.put_sample(folder, 0, clouds(3))  # of a run that sampled otherwise
+    transaction.claim_output(folder, "index", {})
+    two_level_kmeans.write_sample_slice(folder, 0, clouds(3))  # of a run that sampled otherwise
     np.testing.assert_array_equal(centroids(tmp_path / "index", store, "cosine", 20, 600), whole)

@@ -1,4 +1,4 @@
-"""Chunks: a cut of the listing that depends on its length alone."""
+"""Tests that the chunk size depends on the length of the listing only."""
 
 from hypothesis import given
 from hypothesis import strategies as st

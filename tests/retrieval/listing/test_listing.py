@@ -1,4 +1,4 @@
-"""The listing: every image once, in one order, in bytes that depend on the images alone."""
+"""Tests of listings: each image once, in a fixed order, in bytes that depend on the images only."""
 
 import datetime as dt
 import hashlib
@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from retrieval.core.errors import InputError
 from retrieval.core.records import Item
-from retrieval.core.schemas import LISTING, further_columns
+from retrieval.core.schemas import LISTING, extra_columns
 from retrieval.listing import listing
 from retrieval.listing.chunking import ROW_GROUP_CHUNKS
-from retrieval.listing.listing import connect, digest, read_labels, sampled_items, write_listing
-from retrieval.storage.checksum import is_sealed
-from retrieval.storage.local import LocalFolder
+from retrieval.listing.listing import open_database, read_labels, sample_items, write_listing
+from retrieval.storage.checksum import has_valid_checksum
+from retrieval.storage.local import LocalFolder, sha256_of_file
 from retrieval.storage.parquet import read_rows
 
 IDS = st.lists(
@@ -102,12 +102,14 @@ def test_same_bytes_for_any_order_and_any_batches(count, monkeypatch):
 
 def test_the_digest_is_that_of_its_bytes(tmp_path):
     write_listing(items(10), tmp_path / "x", chunk_rows=2)
-    assert digest(tmp_path / "x") == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    assert (
+        sha256_of_file(tmp_path / "x") == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    )
 
 
 def test_a_listing_is_sealed_and_its_row_groups_are_whole_chunks():
     data, _ = written(items(100), chunk_rows=3)
-    assert is_sealed(io.BytesIO(data))
+    assert has_valid_checksum(io.BytesIO(data))
     metadata = pq.read_metadata(io.BytesIO(data))
     groups = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
     assert groups == [3 * ROW_GROUP_CHUNKS] * 2 + [100 % (3 * ROW_GROUP_CHUNKS)]
@@ -222,7 +224,7 @@ def test_further_columns_follow_the_fixed_ones_with_their_types():
     ]
     table = table_of(offered, columns=MORE)
     assert table.schema.equals(pa.schema([*LISTING.schema, *MORE]))
-    assert further_columns(table.schema, LISTING).equals(MORE)
+    assert extra_columns(table.schema, LISTING).equals(MORE)
     first, second = table.to_pylist()
     assert tuple(first[name] for name in MORE.names) == VALUES
     assert {second[name] for name in MORE.names} == {None}
@@ -238,7 +240,7 @@ def test_further_columns_of_labels_become_metadata_and_win_over_those_of_the_sou
     columns = pa.schema([("own", pa.int64()), ("same", pa.string())])
     offered = [Item(i, f"/x/{i}", 1, 2, None, more=(n, "old")) for n, i in enumerate("abc")]
     table = table_of(offered, columns=columns, labels=labels)
-    assert further_columns(table.schema, LISTING).names == ["own", "same", "text", "day"]
+    assert extra_columns(table.schema, LISTING).names == ["own", "same", "text", "day"]
     rows = table.to_pylist()
     assert [row["own"] for row in rows] == [0, 1, 2]
     assert [row["same"] for row in rows] == [7, None, 8]
@@ -250,7 +252,7 @@ def test_a_listing_is_sealed_without_being_read_as_a_whole(tmp_path, monkeypatch
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read as a whole"))
     write_listing(items(100), tmp_path / "x", chunk_rows=2)
     with open(tmp_path / "x", "rb") as file:
-        assert is_sealed(file)
+        assert has_valid_checksum(file)
 
 
 # --- labels ---
@@ -490,18 +492,18 @@ def test_a_sample_is_drawn_without_doubles_and_in_order(tmp_path, monkeypatch, b
     write_listing(items(50), target)
     monkeypatch.setattr(listing, "_BATCH", batch)
     whole = pq.read_table(target).to_pylist()
-    drawn = sampled_items(target, 12, seed=0)
+    drawn = sample_items(target, 12, seed=0)
     rows = [one["row"] for one in drawn]
     assert len(set(rows)) == 12
     assert rows == sorted(rows)
     assert drawn == [whole[row] for row in rows]
-    assert sampled_items(target, 12, seed=0) == drawn
-    assert sampled_items(target, 12, seed=1) != drawn
-    assert sampled_items(target, 50, seed=0) == sampled_items(target, 99, seed=1) == whole
+    assert sample_items(target, 12, seed=0) == drawn
+    assert sample_items(target, 12, seed=1) != drawn
+    assert sample_items(target, 50, seed=0) == sample_items(target, 99, seed=1) == whole
 
 
 def test_the_database_draws_no_bar_into_the_answer_of_the_command(tmp_path):
-    with connect(str(tmp_path)) as base:  # that would take seconds to be seen
+    with open_database(str(tmp_path)) as base:  # that would take seconds to be seen
         assert base.sql("SELECT current_setting('enable_progress_bar')").fetchall() == [(False,)]
 
 

@@ -22,17 +22,17 @@ from retrieval.models.bundle import (
     WEIGHTS,
     Bundle,
     load_weights,
-    pack,
     read_bundle,
+    serialize_state,
     write_bundle,
 )
 from retrieval.models.pca import Projection
 from retrieval.models.registry import State
 from retrieval.storage import transaction
-from retrieval.storage.checksum import read_json, sealed_json
+from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.local import Folder, open_folder
 from retrieval.storage.verify import verify
-from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
+from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, operations
 
 TRANSFORM = Transform("pad", 256, 224, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
@@ -44,7 +44,7 @@ def state_of(seed: int = 0) -> State:
 
 
 def bundle_of(**changes: object) -> Bundle:
-    plain = Bundle("resnet18", "gem", True, TRANSFORM, 512, pack(state_of()))
+    plain = Bundle("resnet18", "gem", True, TRANSFORM, 512, serialize_state(state_of()))
     return dataclasses.replace(plain, **changes)
 
 
@@ -81,8 +81,8 @@ def test_the_same_parameters_are_the_same_bytes_in_whatever_order_and_layout():
     state = state_of()
     again = {key: state[key].clone() for key in reversed(state)}
     again["b.bias"] = again["b.bias"].contiguous()
-    assert pack(again) == pack(state)
-    assert pack(state_of(seed=1)) != pack(state)
+    assert serialize_state(again) == serialize_state(state)
+    assert serialize_state(state_of(seed=1)) != serialize_state(state)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_same_parameters_are_the_same_bytes_in_whatever_order_and_layout():
         {"pooling": "avg"},
         {"normalize": False},
         {"dimension": 2048},
-        {"weights": pack(state_of(seed=1))},
+        {"weights": serialize_state(state_of(seed=1))},
         *(
             {"transform": dataclasses.replace(TRANSFORM, **other)}
             for other in (
@@ -124,16 +124,16 @@ def test_an_altered_byte_is_found(folder, name):
 
 def test_weights_of_another_bundle_are_found(folder):
     write_bundle(folder, bundle_of())
-    folder.put(f"{MODEL}/{WEIGHTS}", pack(state_of(seed=1)))
+    folder.put(f"{MODEL}/{WEIGHTS}", serialize_state(state_of(seed=1)))
     with pytest.raises(Damaged, match=f"{WEIGHTS} was altered"):
         read_bundle(folder)
 
 
 def test_another_format_is_refused(folder):
     write_bundle(folder, bundle_of())
-    values = read_json(bundle_of().json)
-    folder.put(f"{MODEL}/{BUNDLE}", sealed_json({**values, "format": 2}))
-    with pytest.raises(Mismatch, match="has format 2, this version reads 1"):
+    values = parse_checksummed_json(bundle_of().json)
+    folder.put(f"{MODEL}/{BUNDLE}", checksummed_json({**values, "format": 2}))
+    with pytest.raises(Mismatch, match="has format 2, but this version reads format 1"):
         read_bundle(folder)
 
 
@@ -142,7 +142,9 @@ def test_where_there_is_no_bundle_it_says_what_writes_one(folder, missing):
     write_bundle(folder, bundle_of())
     for name in missing:
         folder.delete(f"{MODEL}/{name}")
-    with pytest.raises(InputError, match=r"holds no bundle .* `lookalike train` or `embed`"):
+    with pytest.raises(
+        InputError, match=r"holds no bundle .* `lookalike train` or `lookalike embed`"
+    ):
         read_bundle(folder)
 
 
@@ -192,7 +194,7 @@ def test_a_projection_comes_back_with_its_bundle(folder):
     assert read.dimension == 3
     np.testing.assert_array_equal(read.projection.mean, projection_of().mean)
     np.testing.assert_array_equal(read.projection.axes, projection_of().axes)
-    assert list(read_json(read.json)["files"]) == [PROJECTION, WEIGHTS]
+    assert list(parse_checksummed_json(read.json)["files"]) == [PROJECTION, WEIGHTS]
 
 
 def test_without_one_a_bundle_is_what_it_was_before_there_were_any(folder):
@@ -264,7 +266,7 @@ def test_killed_at_any_moment_it_is_whole_or_none_and_writing_again_completes_it
     assert len(moments) >= 6  # before and after each of three files
     for number in range(len(moments)):
         folder = open_folder(str(tmp_path / str(number)))
-        with seam(FailAt(number, kill)), pytest.raises(Killed):
+        with inject_faults(FailAt(number, kill)), pytest.raises(Killed):
             write_bundle(folder, projected())
         if folder.exists(f"{MODEL}/{BUNDLE}"):
             assert read_bundle(folder) == projected()
@@ -277,7 +279,7 @@ def test_every_output_that_holds_a_bundle_may_hold_its_projection(folder, kind):
     """Finished or not, verify takes it as the output's own and finds it altered."""
     path = f"{MODEL}/{PROJECTION}"
     counts = {"store": {"segments": 0}, "index": {"shards": 0}}.get(kind, {})
-    transaction.begin(folder, kind, {})
+    transaction.claim_output(folder, kind, {})
     write_bundle(folder, projected())
     for state in ("unfinished", "finished"):
         (verdict,) = verify(folder)
@@ -289,9 +291,9 @@ def test_every_output_that_holds_a_bundle_may_hold_its_projection(folder, kind):
         assert verdict.problems[0].startswith(f"{folder.uri(path)} was altered")
         if state == "unfinished":
             with pytest.raises(Damaged, match=f"{PROJECTION} was altered"):
-                transaction.finish(folder, kind, counts)
+                transaction.finish_output(folder, kind, counts)
         folder.put(path, kept)
-        transaction.finish(folder, kind, counts)
+        transaction.finish_output(folder, kind, counts)
 
 
 # --- weights from elsewhere ---------------------------------------------------------------------

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.functional import normalize
 
-from retrieval.models.bundle import Bundle, pack
-from retrieval.models.embedder import Embedder, finish
+from retrieval.models.bundle import Bundle, serialize_state
+from retrieval.models.embedder import Embedder, finish_vectors
 from retrieval.models.engine_plan import EnginePlan
-from retrieval.models.pca import Moments, Projection, unit
-from retrieval.models.registry import extractor, fit_state, network
+from retrieval.models.pca import Projection, StreamingMoments
+from retrieval.models.registry import build_extractor, build_network, fit_state
 from retrieval.models.resolve import RANDOM, resolve_bundle
+from retrieval.vectors.normalize import normalize_rows
 from tests.retrieval.sample_vectors import quick, seeds
 
 SIDE = 64
@@ -51,7 +52,7 @@ def images(count: int) -> list[torch.Tensor]:
 
 
 def test_it_is_the_network_on_normalised_images(bundle):
-    body = extractor(bundle.backbone, bundle.state(), bundle.pooling)
+    body = build_extractor(bundle.backbone, bundle.state(), bundle.pooling)
     mean, std = bundle.transform.mean, bundle.transform.std
     with torch.inference_mode():
         expected = body(normalize(torch.stack(images(3)) / 255, mean, std)).numpy()
@@ -82,8 +83,8 @@ def test_no_images_give_no_vectors(bundle):
 
 
 def test_vectors_have_unit_length_if_the_bundle_says_so(bundle):
-    plain, unit = Embedder(bundle, plan(4)).embed(images(4)), Embedder(normalized(bundle), plan(4))
-    embedded = unit.embed(images(4))
+    plain = Embedder(bundle, plan(4)).embed(images(4))
+    embedded = Embedder(normalized(bundle), plan(4)).embed(images(4))
     lengths = np.linalg.norm(plain.astype(np.float64), axis=1, keepdims=True)
     assert (abs(lengths - 1) > 0.01).all()  # they are not of unit length by chance
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, rtol=1e-6)
@@ -92,9 +93,11 @@ def test_vectors_have_unit_length_if_the_bundle_says_so(bundle):
 
 def test_a_vector_without_length_stays_so(bundle):
     """Dividing by nothing would make it NaN; the caller refuses it by name instead."""
-    state = fit_state({k: v * 0 for k, v in network("scratch").state_dict().items()}, "scratch")
+    state = fit_state(
+        {k: v * 0 for k, v in build_network("scratch").state_dict().items()}, "scratch"
+    )
     state |= {key: value + 1 for key, value in state.items() if key.endswith("running_var")}
-    empty = dataclasses.replace(normalized(bundle), weights=pack(state))
+    empty = dataclasses.replace(normalized(bundle), weights=serialize_state(state))
     embedded = Embedder(empty, plan(2)).embed(images(2))
     np.testing.assert_array_equal(embedded, np.zeros((2, bundle.dimension)))
 
@@ -112,8 +115,8 @@ def test_order_is_kept(bundle):
 
 def some_projection(dimensions: int, numbers: int, seed: int = 0) -> Projection:
     sample = np.random.default_rng(seed).normal(0.3, 1, (dimensions + numbers + 1, numbers))
-    moments = Moments(numbers)
-    moments.add(unit(sample).astype(np.float32))
+    moments = StreamingMoments(numbers)
+    moments.add(normalize_rows(sample).astype(np.float32))
     return moments.fit(dimensions)
 
 
@@ -125,7 +128,7 @@ def test_vectors_are_brought_to_unit_length_projected_and_brought_there_again(
 ):
     made = some_projection(4, 9)
     raw = (np.random.default_rng(seed).normal(size=(count, 9)) * scale).astype(np.float32)
-    finished = finish(raw, normalize=normalize, projection=made)
+    finished = finish_vectors(raw, normalize=normalize, projection=made)
     assert (finished.dtype, finished.shape) == (np.float32, (count, 4))
     wide = raw.astype(np.float64)
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)
@@ -134,7 +137,7 @@ def test_vectors_are_brought_to_unit_length_projected_and_brought_there_again(
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(finished, expected, rtol=1e-5, atol=1e-6)
     for place in range(count):
-        alone = finish(raw[place : place + 1], normalize=normalize, projection=made)
+        alone = finish_vectors(raw[place : place + 1], normalize=normalize, projection=made)
         np.testing.assert_array_equal(alone, finished[place : place + 1])
 
 
@@ -142,7 +145,7 @@ def test_vectors_are_brought_to_unit_length_projected_and_brought_there_again(
 def test_a_projection_gives_no_length_to_a_vector_without(normalize):
     made = some_projection(4, 9)
     raw = np.ones((3, 9), np.float32) * np.arange(3, dtype=np.float32)[:, None]
-    finished = finish(raw, normalize=normalize, projection=made)
+    finished = finish_vectors(raw, normalize=normalize, projection=made)
     np.testing.assert_array_equal(finished[0], np.zeros(4))
     assert finished[1:].any()
 
@@ -152,7 +155,7 @@ def test_what_is_not_finite_stays_so_for_the_caller_to_refuse(normalize):
     raw = np.ones((2, 9), np.float32)
     raw[0, 3] = np.nan
     for made in (None, some_projection(4, 9)):
-        finished = finish(raw, normalize=normalize, projection=made)
+        finished = finish_vectors(raw, normalize=normalize, projection=made)
         assert np.isfinite(finished).all(1).tolist() == [False, True]
 
 
@@ -164,6 +167,8 @@ def test_an_embedder_projects_what_the_network_gives(bundle, normalize):
     raw = Embedder(bundle, plan(4)).embed(images(4))
     embedded = embedder.embed(images(4))
     assert embedded.shape == (4, embedder.bundle.dimension) == (4, 5)
-    np.testing.assert_array_equal(embedded, finish(raw, normalize=normalize, projection=made))
+    np.testing.assert_array_equal(
+        embedded, finish_vectors(raw, normalize=normalize, projection=made)
+    )
     np.testing.assert_array_equal(embedder.embed(images(4)[:3]), embedded[:3])
     assert embedder.embed([]).shape == (0, 5)

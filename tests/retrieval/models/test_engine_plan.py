@@ -51,7 +51,7 @@ def test_what_is_asked_for_is_taken(monkeypatch, asked, answer):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"device": "cuda"}, "--device cuda: no GPU is there; use --device cpu"),
+        ({"device": "cuda"}, "--device cuda: no GPU was found; use --device cpu"),
         ({"engine": "openvino", "device": "cuda", "gpus": True}, "--engine openvino runs on CPUs"),
     ],
 )
@@ -62,7 +62,9 @@ def test_what_does_not_go_together_is_refused(installed, asked, said):
 
 def test_an_engine_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr(engine_plan, "openvino_installed", lambda: False)
-    with pytest.raises(UsageError, match="--engine openvino is not installed; pip install"):
+    with pytest.raises(
+        UsageError, match="--engine openvino: the package is not installed; pip"
+    ):
         planned(engine="openvino")
 
 

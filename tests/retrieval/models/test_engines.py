@@ -15,13 +15,13 @@ from retrieval.models import engines, openvino
 from retrieval.models.bundle import Bundle
 from retrieval.models.engine_plan import EnginePlan
 from retrieval.models.engines import (
+    batch_shape,
+    build_network,
     check_processor,
     convert_bundle,
     load_engine,
-    network_of,
-    shape_of,
 )
-from retrieval.models.registry import extractor
+from retrieval.models.registry import build_extractor
 from retrieval.models.resolve import RANDOM, resolve_bundle
 from tests.retrieval.models.test_registry import FAMILIES
 from tests.retrieval.sample_vectors import one_thread  # noqa: F401 - a fixture
@@ -71,14 +71,14 @@ def noise(bundle: Bundle, count: int = BATCH) -> np.ndarray:
 
 def vectors(engine: engines.Engine, images: np.ndarray) -> np.ndarray:
     """Embed up to a batch, the rest of it blank."""
-    pixels = engine.blank()
+    pixels = engine.next_buffer()
     pixels[:] = 0
     pixels[: len(images)] = images
     return engine.submit(pixels)()[: len(images)]
 
 
 def plainly(bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    body = extractor(bundle.backbone, bundle.state(), bundle.pooling)
+    body = build_extractor(bundle.backbone, bundle.state(), bundle.pooling)
     mean, std = bundle.transform.mean, bundle.transform.std
     with torch.inference_mode():
         return body(normalize(torch.from_numpy(images) / 255, mean, std)).numpy()
@@ -115,7 +115,7 @@ def test_answers_may_be_taken_after_the_next_batch_has_begun(small, plan, ir):
     expected = [vectors(engine, images[None]).copy() for images in noise(small)]
     answers, found = [], []
     for image in noise(small):
-        pixels = engine.blank()
+        pixels = engine.next_buffer()
         pixels[:] = image
         answers.append(engine.submit(pixels))
         if len(answers) > engine.ahead:
@@ -174,8 +174,8 @@ class Twofold(nn.Module):
 
 @pytest.mark.parametrize("network", [Odd(), Twofold()])
 def test_what_openvino_does_not_take_or_gets_wrong_is_said(network):
-    with pytest.raises(openvino.Unfit):
-        openvino.convert(network, (2, 3, 8, 8))
+    with pytest.raises(openvino.ConversionFailed):
+        openvino.convert_network(network, (2, 3, 8, 8))
 
 
 def test_a_precision_that_the_processor_lacks_is_refused(monkeypatch):
@@ -183,7 +183,7 @@ def test_a_precision_that_the_processor_lacks_is_refused(monkeypatch):
         def get_property(self, *_: str) -> list[str]:
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(engines, "core", Core)
+    monkeypatch.setattr(engines, "openvino_core", Core)
     with pytest.raises(UsageError, match="--precision bf16: the cpu has no bf16 arithmetic"):
         check_processor(EnginePlan("openvino", "bf16", "cpu", 4))
     check_processor(EnginePlan("openvino", "fp32", "cpu", 4))
@@ -192,15 +192,15 @@ def test_a_precision_that_the_processor_lacks_is_refused(monkeypatch):
 def test_openvino_s_telemetry_is_never_loaded(small):
     import sys
 
-    openvino.core()
+    openvino.openvino_core()
     assert sys.modules["openvino_telemetry"] is None
 
 
 def test_batch_norms_are_folded(small):
-    names = [type(module).__name__ for module in network_of(small).modules()]
+    names = [type(module).__name__ for module in build_network(small).modules()]
     assert "Conv2d" in names
     assert "BatchNorm2d" not in names
 
 
 def test_the_shape_is_that_of_the_bundle(small):
-    assert shape_of(small, EnginePlan("torch", "fp32", "cpu", 5)) == (5, 3, 64, 64)
+    assert batch_shape(small, EnginePlan("torch", "fp32", "cpu", 5)) == (5, 3, 64, 64)

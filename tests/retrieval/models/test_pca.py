@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from retrieval.core.errors import UsageError
 from retrieval.models import pca
-from retrieval.models.pca import Moments, Projection, unit
+from retrieval.models.pca import Projection, StreamingMoments
+from retrieval.vectors.normalize import normalize_rows
 from tests.retrieval.sample_vectors import quick, seeds
 
 
@@ -53,11 +54,13 @@ def samples(draw: st.DrawFn, *, whole: bool = False) -> Sample:
     if kind == "flat":
         values[:, d // 2 :] = 0.5
     most = min(d, n - 1)
-    return Sample(unit(values).astype(np.float32), d if whole else draw(st.integers(1, most)))
+    return Sample(
+        normalize_rows(values).astype(np.float32), d if whole else draw(st.integers(1, most))
+    )
 
 
-def moments_of(*blocks: NDArray[np.float32]) -> Moments:
-    moments = Moments(blocks[0].shape[1])
+def moments_of(*blocks: NDArray[np.float32]) -> StreamingMoments:
+    moments = StreamingMoments(blocks[0].shape[1])
     for block in blocks:
         moments.add(block)
     return moments
@@ -68,7 +71,7 @@ def fitted(sample: Sample) -> Projection:
 
 
 def drawn(n: int, d: int, seed: int = 0) -> NDArray[np.float32]:
-    return unit(np.random.default_rng(seed).normal(0.3, 1, (n, d))).astype(np.float32)
+    return normalize_rows(np.random.default_rng(seed).normal(0.3, 1, (n, d))).astype(np.float32)
 
 
 # --- what is fitted -----------------------------------------------------------------------------
@@ -155,7 +158,7 @@ def test_vectors_that_lie_close_together_keep_their_axes():
     """Sums of the vectors themselves would leave nothing right of variances this small."""
     generator = np.random.default_rng(0)
     spread = generator.normal(size=(3000, 16)) * np.linspace(1, 0.05, 16) * 1e-5
-    rows = unit(generator.normal(size=16) + spread).astype(np.float32)
+    rows = normalize_rows(generator.normal(size=16) + spread).astype(np.float32)
     sample = Sample(rows, 15)
     found = np.linalg.eigvalsh(moments_of(rows).mean_and_covariance()[1])[::-1]
     np.testing.assert_allclose(found[:15], sample.variances()[:15], rtol=1e-10)
@@ -234,7 +237,7 @@ def test_applying_is_the_same_for_any_number_of_cores_and_needs_no_torch():
 @given(samples())
 def test_unit_divides_by_the_length_and_leaves_nothing_as_it_is(sample):
     rows = np.concatenate([sample.rows * 7, np.zeros((1, sample.rows.shape[1]), np.float32)])
-    made = unit(rows)
+    made = normalize_rows(rows)
     np.testing.assert_allclose(np.linalg.norm(made[:-1], axis=1), 1, rtol=1e-12)
     np.testing.assert_allclose(made[:-1], sample.rows, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(made[-1], 0)
@@ -274,8 +277,7 @@ def test_more_axes_than_the_sample_has_are_refused(images, numbers, asked, most)
         moments.fit(asked)
     assert caught.value.exit_code == 2
     assert str(caught.value) == (
-        f"--pca {asked}: {images} images of {numbers} numbers give at most {most}; "
-        "write that or less"
+        f"--pca {asked} is too large: {images} images of dimension {numbers} allow at most {most}"
     )
     assert moments.fit(most).axes.shape == (most, numbers)
 
@@ -283,7 +285,7 @@ def test_more_axes_than_the_sample_has_are_refused(images, numbers, asked, most)
 @pytest.mark.parametrize("images", [0, 1])
 def test_fewer_than_two_images_have_no_axes(images):
     moments = moments_of(drawn(2, 8)[:images])
-    with pytest.raises(UsageError, match=f"--pca 3 is fitted on two .* there are {images}; add"):
+    with pytest.raises(UsageError, match=f"--pca 3 needs at least two .* there are {images}; add"):
         moments.fit(3)
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from retrieval.models.feature_extractor import Extractor
-from retrieval.models.pooling import EACH, POOLINGS, gem
-from retrieval.models.registry import extractor
-from retrieval.models.resolve import RANDOM, resolve_each
+from retrieval.models.feature_extractor import TracedExtractor
+from retrieval.models.pooling import ALL_POOLINGS, POOLINGS, gem
+from retrieval.models.registry import build_extractor
+from retrieval.models.resolve import RANDOM, resolve_all_poolings
 from tests.retrieval.sample_vectors import quick, seeds
 
 IN_NUMPY = {
@@ -54,8 +54,8 @@ def test_gem_of_nothing_positive_is_small_and_finite():
 def test_each_is_the_three_side_by_side(tokens, shape):
     """Of maps, and of tokens, where avg is the class token."""
     features = torch.randn(shape)
-    parts = [Extractor(nn.Identity(), name, tokens=tokens)(features) for name in POOLINGS]
-    whole = Extractor(nn.Identity(), EACH, tokens=tokens)(features)
+    parts = [TracedExtractor(nn.Identity(), name, tokens=tokens)(features) for name in POOLINGS]
+    whole = TracedExtractor(nn.Identity(), ALL_POOLINGS, tokens=tokens)(features)
     assert whole.shape == (2, 21)
     assert torch.equal(whole, torch.cat(parts, 1))
 
@@ -69,11 +69,11 @@ def test_each_is_the_three_side_by_side(tokens, shape):
 )
 def test_each_of_timm_has_the_widths_that_are_said(name, widths):
     pytest.importorskip("timm", reason="timm is not installed")
-    bundle, found = resolve_each(name, RANDOM, image_size=None, resize=None, seed=0)
+    bundle, found = resolve_all_poolings(name, RANDOM, image_size=None, resize=None, seed=0)
     assert (found, list(found), bundle.dimension) == (widths, list(POOLINGS), sum(widths.values()))
     images = torch.rand(1, 3, bundle.transform.image_size, bundle.transform.image_size)
     with torch.inference_mode():
-        whole = extractor(name, bundle.state(), EACH)(images)
-        parts = [extractor(name, bundle.state(), pooling)(images) for pooling in POOLINGS]
+        whole = build_extractor(name, bundle.state(), ALL_POOLINGS)(images)
+        parts = [build_extractor(name, bundle.state(), pooling)(images) for pooling in POOLINGS]
     assert torch.equal(whole, torch.cat(parts, 1))
     assert [part.shape[1] for part in parts] == list(widths.values())

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torchvision import models
 
 from retrieval.core.errors import UsageError
-from retrieval.models.feature_extractor import classifier_of
+from retrieval.models.feature_extractor import find_classifier
 from retrieval.models.providers.torchvision_dimensions import DIMENSIONS
 from retrieval.models.registry import (
     SCRATCH,
     State,
-    card,
-    check_name,
-    extractor,
+    build_extractor,
+    build_network,
+    describe_backbone,
+    find_provider,
     fit_state,
-    network,
-    shelf_of,
+    provider_of,
 )
 from tests.retrieval.sample_vectors import one_thread  # noqa: F401 - a fixture
 
@@ -64,7 +64,7 @@ def pictures(count: int, side: int) -> Tensor:
 def whole(name: str) -> nn.Module:
     """Make a network of a few classes whose normalisations are not those of a new one."""
     torch.manual_seed(0)
-    made = network(name, num_classes=3)
+    made = build_network(name, num_classes=3)
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
@@ -74,7 +74,7 @@ def whole(name: str) -> nn.Module:
 
 def classifier_prefix(model: nn.Module, name: str) -> str:
     """Give how the keys of a network's first or only classifier begin."""
-    return shelf_of(name).only_classifies(model, name)[0]
+    return provider_of(name).classifier_prefixes(model, name)[0]
 
 
 @torch.inference_mode()
@@ -116,7 +116,7 @@ class BackboneTests(ABC):
 
     @pytest.fixture(scope="class")
     def body(self, case, state) -> nn.Module:
-        return extractor(case[0], state, "avg")
+        return build_extractor(case[0], state, "avg")
 
     @pytest.fixture(scope="class")
     def embedded(self, case, body) -> Tensor:
@@ -135,7 +135,7 @@ class BackboneTests(ABC):
         torch.testing.assert_close(embedded, expected, rtol=1e-5, atol=1e-6)
 
     def test_the_same_images_give_the_same_bits(self, case, state, embedded):
-        again = extractor(case[0], state, "avg")
+        again = build_extractor(case[0], state, "avg")
         assert torch.equal(embed(again, pictures(2, case[2])), embedded)
 
     def test_an_image_alone_gives_what_it_gives_in_company(self, case, body, embedded):
@@ -146,7 +146,7 @@ class BackboneTests(ABC):
     def test_other_poolings_have_the_dimension_of_the_map_and_other_values(
         self, case, state, places, embedded, pooling
     ):
-        pooled = embed(extractor(case[0], state, pooling), pictures(1, case[2]))
+        pooled = embed(build_extractor(case[0], state, pooling), pictures(1, case[2]))
         assert pooled.shape == (1, places)
         assert torch.isfinite(pooled).all()
         if places == case[1]:
@@ -159,7 +159,7 @@ class BackboneTests(ABC):
         assert {key.split(".", 1)[1] for key, _ in body.named_parameters()} <= set(state)
 
     def test_its_card_gives_the_same_dimension(self, case, embedded):
-        known = card(case[0])
+        known = describe_backbone(case[0])
         assert (known.backbone, known.dimension) == (case[0], embedded.shape[1])
 
 
@@ -192,7 +192,7 @@ def test_images_of_another_side_than_was_traced_are_embedded_as_the_network_woul
     model = whole(name)
     images = pictures(1, 160)
     read = read_by_classifier(model, name, images)
-    embedded = embed(extractor(name, fit_state(model.state_dict(), name), "avg"), images)
+    embedded = embed(build_extractor(name, fit_state(model.state_dict(), name), "avg"), images)
     torch.testing.assert_close(embedded, read.flatten(1), rtol=1e-5, atol=1e-6)
 
 
@@ -203,7 +203,7 @@ def test_networks_that_scale_their_input_for_torchvisions_weights_do_so(name, si
     torch.manual_seed(0)
     scaling = models.get_model(name, transform_input=True, **options).eval()
     state = fit_state(scaling.state_dict(), name)
-    embedded = embed(extractor(name, state, "avg"), pictures(1, side))
+    embedded = embed(build_extractor(name, state, "avg"), pictures(1, side))
     read = read_by_classifier(scaling, name, pictures(1, side))
     torch.testing.assert_close(embedded, read, rtol=1e-5, atol=1e-6)
     scaling.transform_input = False
@@ -293,7 +293,7 @@ def test_a_vision_transformer_is_made_for_the_images_its_weights_are_for():
     torch.manual_seed(0)
     model = models.vit_b_32(image_size=96, num_classes=3).eval()
     state = fit_state({f"module.{k}": v for k, v in model.state_dict().items()}, "vit_b_32")
-    body, images = extractor("vit_b_32", state, "avg"), pictures(2, 96)
+    body, images = build_extractor("vit_b_32", state, "avg"), pictures(2, 96)
     read = read_by_classifier(model, "vit_b_32", images)
     torch.testing.assert_close(embed(body, images), read, rtol=1e-5, atol=1e-6)
 
@@ -301,7 +301,7 @@ def test_a_vision_transformer_is_made_for_the_images_its_weights_are_for():
 @pytest.mark.parametrize("shape", [(1,), (1, 0, 768), (1, 1, 768), (1, 47, 768), (2, 50, 768)])
 def test_positions_that_no_vision_transformer_has_are_refused(shape):
     with torch.device("meta"):
-        state = dict(network("vit_b_32").state_dict())
+        state = dict(build_network("vit_b_32").state_dict())
     state["encoder.pos_embedding"] = torch.zeros(shape)
     with pytest.raises(UsageError, match=r"another shape encoder\.pos_embedding"):
         fit_state(state, "vit_b_32")
@@ -360,24 +360,24 @@ def test_the_noted_dimension_of_a_member_of_each_family_is_the_measured_one(name
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", models.list_models(module=models))
 def test_every_noted_dimension_is_the_measured_one(name):
-    assert DIMENSIONS.get(name) == shelf_of(name).measured_dimension(name, 224)
+    assert DIMENSIONS.get(name) == provider_of(name).measure_dimension(name, 224)
 
 
 def test_a_dimension_that_is_not_noted_is_measured(monkeypatch):
     monkeypatch.delitem(DIMENSIONS, "mobilenet_v3_small")
-    assert card("mobilenet_v3_small").dimension == 576
+    assert describe_backbone("mobilenet_v3_small").dimension == 576
 
 
 def test_a_card_says_what_torchvision_says():
     weights = models.MobileNet_V2_Weights.DEFAULT
-    known = card("mobilenet_v2")
+    known = describe_backbone("mobilenet_v2")
     assert (known.parameters, known.gflops) == (weights.meta["num_params"], weights.meta["_ops"])
     assert (known.image_size, known.imagenet_top1, known.imagenet_top5) == (224, 0.72154, 0.90822)
 
 
 def test_a_card_of_the_scratch_network_claims_no_accuracy():
-    known = card(SCRATCH)
-    assert known.parameters == sum(p.numel() for p in network(SCRATCH).parameters())
+    known = describe_backbone(SCRATCH)
+    assert known.parameters == sum(p.numel() for p in build_network(SCRATCH).parameters())
     assert (known.image_size, known.gflops, known.imagenet_top1) == (128, None, None)
 
 
@@ -392,30 +392,31 @@ def test_a_card_of_the_scratch_network_claims_no_accuracy():
 )
 def test_an_unknown_name_names_near_ones(wrong, near):
     with pytest.raises(UsageError, match=f"--backbone {wrong} is not known; did you mean .*{near}"):
-        check_name(wrong)
+        find_provider(wrong)
 
 
 def test_a_name_near_nothing_names_what_many_take():
     with pytest.raises(UsageError, match="did you mean resnet50, mobilenet_v2"):
-        check_name("###")
+        find_provider("###")
 
 
 def test_a_network_without_classifier_is_refused():
     with pytest.raises(UsageError, match="no classifier"):
-        classifier_of(nn.Sequential(nn.Linear(1, 1)), "odd")
+        find_classifier(nn.Sequential(nn.Linear(1, 1)), "odd")
 
 
 def test_without_timm_its_names_say_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match=r"needs timm; pip install 'lookalike\[timm\]'$"):
-        check_name("timm:resnet50")
+        find_provider("timm:resnet50")
 
 
 def test_timm_is_loaded_for_its_own_names_only():
     """Its import takes seconds."""
     code = (
-        "import sys; from retrieval.models import backbones;"
-        "backbones.check_name('resnet18'); backbones.names(); backbones.card('scratch');"
+        "import sys; from retrieval.models import registry;"
+        "registry.find_provider('resnet18'); registry.list_backbones();"
+        "registry.describe_backbone('scratch');"
         "print('timm' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,8 +15,8 @@ from torchvision.models import WeightsEnum
 
 from retrieval.core.errors import InputError, UsageError
 from retrieval.core.records import Transform
-from retrieval.models.bundle import Bundle, pack, write_bundle
-from retrieval.models.registry import fit_state, network
+from retrieval.models.bundle import Bundle, serialize_state, write_bundle
+from retrieval.models.registry import build_network, fit_state
 from retrieval.models.resolve import RANDOM, resolve_bundle
 from retrieval.storage.local import open_folder
 from tests.retrieval.sample_vectors import one_thread  # noqa: F401 - a fixture
@@ -72,15 +72,15 @@ def test_a_photo_that_is_not_square_is_cropped_unless_asked_otherwise(asked, bec
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_weights_are_read_from_a_file(tmp_path, suffix):
-    state = dict(network("scratch", num_classes=5).state_dict())
+    state = dict(build_network("scratch", num_classes=5).state_dict())
     path = tmp_path / f"trained.{suffix}"
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
-    assert resolve(weights=str(path)).weights == pack(fit_state(state, "scratch"))
+    assert resolve(weights=str(path)).weights == serialize_state(fit_state(state, "scratch"))
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "trained.safetensors"
-    save_file(dict(network("scratch").state_dict()), path)
+    save_file(dict(build_network("scratch").state_dict()), path)
     with pytest.raises(UsageError, match="--weights do not fit --backbone squeezenet1_0: missing"):
         resolve("squeezenet1_0", weights=str(path))
 
@@ -107,7 +107,7 @@ def test_a_bundle_of_timm_needs_timm(tmp_path, monkeypatch):
 
 
 def test_weights_and_bundle_are_not_both_taken(tmp_path):
-    with pytest.raises(UsageError, match="--weights and --bundle are two answers"):
+    with pytest.raises(UsageError, match="--weights and --bundle are mutually exclusive"):
         resolve(weights=RANDOM, bundle=str(tmp_path))
 
 
@@ -147,7 +147,7 @@ def test_without_the_network_the_two_ways_out_are_named(monkeypatch, error):
 def test_fetched_weights_come_with_their_own_transform(monkeypatch, asked, shorter, side):
     """MobileNet's newer weights were made for 232 and 224 pixels; another side keeps the ratio."""
     seen: list[str] = []
-    state = dict(network("mobilenet_v2").state_dict())
+    state = dict(build_network("mobilenet_v2").state_dict())
 
     def fetch(weights: WeightsEnum, **options: object) -> object:
         seen.append(f"{weights} {options}")
@@ -156,12 +156,12 @@ def test_fetched_weights_come_with_their_own_transform(monkeypatch, asked, short
     monkeypatch.setattr(WeightsEnum, "get_state_dict", fetch)
     made = resolve("mobilenet_v2", image_size=asked, resize="squash")
     assert seen == ["MobileNet_V2_Weights.IMAGENET1K_V2 {'progress': False, 'check_hash': True}"]
-    assert made.weights == pack(fit_state(state, "mobilenet_v2"))
+    assert made.weights == serialize_state(fit_state(state, "mobilenet_v2"))
     assert made.transform == Transform("squash", shorter, side, "bilinear", *IMAGENET)
 
 
 def test_bicubic_presets_stay_bicubic(monkeypatch):
-    state = dict(network("efficientnet_b0").state_dict())
+    state = dict(build_network("efficientnet_b0").state_dict())
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
     preset = models.EfficientNet_B0_Weights.DEFAULT.transforms()
     transform = resolve("efficientnet_b0").transform

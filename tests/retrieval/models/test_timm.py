@@ -17,12 +17,19 @@ from retrieval.core.errors import InputError, Mismatch, UsageError
 from retrieval.core.records import Transform
 from retrieval.images.decode import decode
 from retrieval.models import registry
-from retrieval.models.bundle import Bundle, pack, read_bundle, write_bundle
+from retrieval.models.bundle import Bundle, read_bundle, serialize_state, write_bundle
 from retrieval.models.embedder import Embedder
 from retrieval.models.engine_plan import EnginePlan
 from retrieval.models.engines import convert_bundle, load_engine
-from retrieval.models.openvino import Unfit
-from retrieval.models.registry import card, check_name, extractor, first_preset, fit_state, network
+from retrieval.models.openvino import ConversionFailed
+from retrieval.models.registry import (
+    build_extractor,
+    build_network,
+    default_transform,
+    describe_backbone,
+    find_provider,
+    fit_state,
+)
 from retrieval.models.resolve import RANDOM, resolve_bundle
 from retrieval.storage.local import open_folder
 from tests.conftest import draw_photos
@@ -93,7 +100,7 @@ def test_avg_of_a_plain_cnn_is_the_mean_over_its_map(name):
     model, images = whole(name), pictures(2, 160)
     with torch.inference_mode():
         expected = model.forward_features(images).mean((-2, -1))
-    embedded = embed(extractor(name, fit_state(model.state_dict(), name), "avg"), images)
+    embedded = embed(build_extractor(name, fit_state(model.state_dict(), name), "avg"), images)
     torch.testing.assert_close(embedded, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -110,7 +117,7 @@ def test_max_is_taken_over_the_places_alone(name, places):
     model, images = whole(name), pictures(2, 160)
     with torch.inference_mode():
         expected = places(model.forward_features(images)).amax(-1)
-    embedded = embed(extractor(name, fit_state(model.state_dict(), name), "max"), images)
+    embedded = embed(build_extractor(name, fit_state(model.state_dict(), name), "max"), images)
     torch.testing.assert_close(embedded, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -129,7 +136,7 @@ def test_a_network_without_one_map_takes_avg_only(name):
     "name", ["timm:test_resnet", "timm:test_mambaout", "timm:test_vit", "timm:mobilevit_xxs"]
 )
 def test_an_extractor_can_be_exported(name, pooling):
-    body = extractor(name, fit_state(whole(name).state_dict(), name), pooling)
+    body = build_extractor(name, fit_state(whole(name).state_dict(), name), pooling)
     images = pictures(4, 160)
     with torch.no_grad():
         exported = torch.export.export(body, (images,)).module()
@@ -140,11 +147,11 @@ def test_an_extractor_can_be_exported(name, pooling):
 
 
 def test_weights_from_a_file_make_a_bundle_that_embeds(tmp_path):
-    state = dict(network("timm:test_efficientnet", num_classes=7).state_dict())
+    state = dict(build_network("timm:test_efficientnet", num_classes=7).state_dict())
     path = tmp_path / "trained.safetensors"
     save_file({f"module.{key}": value for key, value in state.items()}, path)
     made = resolve("timm:test_efficientnet", weights=str(path))
-    assert made.weights == pack(fit_state(state, "timm:test_efficientnet"))
+    assert made.weights == serialize_state(fit_state(state, "timm:test_efficientnet"))
     folder = open_folder(str(tmp_path / "stored"))
     write_bundle(folder, made)
     images = list(torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8))
@@ -156,7 +163,7 @@ def test_weights_from_a_file_make_a_bundle_that_embeds(tmp_path):
 @pytest.mark.parametrize("name", ["timm:test_resnet", "timm:vit_small_patch14_dinov2"])
 def test_a_classifier_in_the_file_is_left_out(name):
     """The second has none of its own: its weights were made without classes."""
-    state = dict(network(name).state_dict())
+    state = dict(build_network(name).state_dict())
     kept = fit_state(state, name)
     child = "fc" if name == "timm:test_resnet" else "head"
     given = {**state, f"{child}.weight": torch.zeros(7, 9), f"{child}.bias": torch.zeros(7)}
@@ -164,7 +171,7 @@ def test_a_classifier_in_the_file_is_left_out(name):
 
 
 def test_parameters_that_do_not_fit_are_named():
-    state = dict(network("timm:test_resnet").state_dict())
+    state = dict(build_network("timm:test_resnet").state_dict())
     state = {k: v for k, v in state.items() if k != "bn1.bias"} | {"neck.weight": torch.zeros(1)}
     with pytest.raises(UsageError) as refused:
         fit_state(state, "timm:test_resnet")
@@ -175,12 +182,12 @@ def test_parameters_that_do_not_fit_are_named():
 
 def test_parameters_of_another_timm_are_refused():
     """Or a network would embed with random numbers where its layers have other names now."""
-    state = fit_state(network("timm:test_resnet").state_dict(), "timm:test_resnet")
+    state = fit_state(build_network("timm:test_resnet").state_dict(), "timm:test_resnet")
     state["bn1.elsewhere"] = state.pop("bn1.bias")
     with pytest.raises(
         Mismatch, match=f"not those of timm {timm.__version__}; install the version"
     ):
-        extractor("timm:test_resnet", state, "avg")
+        build_extractor("timm:test_resnet", state, "avg")
 
 
 def test_fetched_weights_are_timms_own(monkeypatch):
@@ -196,7 +203,7 @@ def test_fetched_weights_are_timms_own(monkeypatch):
     monkeypatch.setattr(timm, "create_model", fetch)
     bundle = resolve("timm:test_resnet.r160_in1k", weights=None)
     [model] = made
-    assert bundle.weights == pack(fit_state(model.state_dict(), "timm:test_resnet"))
+    assert bundle.weights == serialize_state(fit_state(model.state_dict(), "timm:test_resnet"))
 
 
 def test_without_the_hub_the_two_ways_out_are_named_at_once(monkeypatch, tmp_path):
@@ -233,23 +240,23 @@ def test_a_network_that_nobody_trained_has_nothing_to_fetch():
 )
 def test_an_unknown_name_names_near_ones(wrong, near):
     with pytest.raises(UsageError, match=f"--backbone {wrong} is not known; did you mean .*{near}"):
-        check_name(wrong)
+        find_provider(wrong)
 
 
 @pytest.mark.parametrize("name", ["inception_resnet_v2", "tf_efficientnetv2_b3", "resnetv2_50"])
 def test_the_names_of_a_well_known_project_are_known(name):
-    check_name(f"timm:{name}")
+    find_provider(f"timm:{name}")
 
 
 def test_a_network_without_classifier_is_refused(monkeypatch):
     """Some are encoders of language models."""
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: nn.Linear(1, 1))
-    with pytest.raises(UsageError, match="no classifier that could be removed"):
-        network("timm:test_resnet")
+    with pytest.raises(UsageError, match="no classifier that can be removed"):
+        build_network("timm:test_resnet")
 
 
 def test_a_card_counts_what_timm_makes():
-    known = card("timm:test_resnet")
+    known = describe_backbone("timm:test_resnet")
     made = timm.create_model("test_resnet")
     assert known.parameters == sum(p.numel() for p in made.parameters())
     assert (known.dimension, known.image_size) == (96, 160)
@@ -279,7 +286,7 @@ TRANSFORMS = [
 
 @pytest.mark.parametrize(("name", "asked", "becomes"), TRANSFORMS)
 def test_the_transform_is_the_one_that_timm_resolves(name, asked, becomes):
-    found = first_preset(name, image_size=asked, resize=None)
+    found = default_transform(name, image_size=asked, resize=None)
     configuration = timm.get_pretrained_cfg(name.removeprefix("timm:"))
     assert (found.resize, found.resize_size, found.image_size) == becomes
     assert found.interpolation == configuration.interpolation
@@ -287,20 +294,20 @@ def test_the_transform_is_the_one_that_timm_resolves(name, asked, becomes):
 
 
 def test_what_is_asked_for_goes_before_the_weights_own():
-    found = first_preset("timm:tf_efficientnetv2_b3", image_size=112, resize="pad")
+    found = default_transform("timm:tf_efficientnetv2_b3", image_size=112, resize="pad")
     assert (found.resize, found.image_size) == ("pad", 112)
 
 
 @pytest.mark.parametrize(("name", "asked", "becomes"), TRANSFORMS)
 def test_drawn_photos_have_the_pixels_that_timm_gives(tmp_path, name, asked, becomes):
     photos = sorted(draw_photos(tmp_path, 3).rglob("*.jpg"))
-    compare(photos, timms_own(name, asked), first_preset(name, image_size=asked, resize=None))
+    compare(photos, timms_own(name, asked), default_transform(name, image_size=asked, resize=None))
 
 
 @pytest.mark.parametrize(("name", "asked", "becomes"), TRANSFORMS)
 def test_real_photos_have_the_pixels_that_timm_gives(data, name, asked, becomes):
     photos = sorted((data / "images" / "queries").glob("*.jpg"))[::20]
-    compare(photos, timms_own(name, asked), first_preset(name, image_size=asked, resize=None))
+    compare(photos, timms_own(name, asked), default_transform(name, image_size=asked, resize=None))
 
 
 def compare(photos: list[Path], theirs: nn.Module, ours: Transform) -> None:
@@ -321,7 +328,7 @@ def test_images_that_are_not_square_are_refused(monkeypatch):
     wide = dataclasses.replace(timm.get_pretrained_cfg("test_resnet"), input_size=(3, 96, 160))
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: wide)
     with pytest.raises(UsageError, match="160 x 96 pixels, not squares"):
-        first_preset("timm:test_resnet", image_size=None, resize=None)
+        default_transform("timm:test_resnet", image_size=None, resize=None)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +345,7 @@ def test_the_real_weights_are_taken(data: Path):
     half = (0.5, 0.5, 0.5)
     assert made.dimension == 1280
     assert made.transform == Transform("crop", 256, 224, "bicubic", half, half)
-    assert registry.card(made.backbone).dimension == 1280
+    assert registry.describe_backbone(made.backbone).dimension == 1280
 
 
 @pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_mambaout", "timm:test_vit3"])
@@ -350,7 +357,7 @@ def test_an_engine_gives_what_the_plain_network_gives(name, engine):
     images = torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)
     ready = load_engine(made, EnginePlan(engine, "fp32", "cpu", 2), threads=1)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (made.transform.mean, made.transform.std))
-    expected = embed(extractor(name, made.state(), "avg"), (images / 255 - mean) / std)
+    expected = embed(build_extractor(name, made.state(), "avg"), (images / 255 - mean) / std)
     torch.testing.assert_close(
         torch.from_numpy(ready.submit(images.numpy())()), expected, rtol=1e-4, atol=1e-5
     )
@@ -359,5 +366,5 @@ def test_an_engine_gives_what_the_plain_network_gives(name, engine):
 def test_one_that_openvino_does_not_take_is_said_to_be_so():
     """It resamples its positions in every call, an operation that OpenVINO has not."""
     made = resolve("timm:test_vit")
-    with pytest.raises(Unfit, match="bicubic"):
+    with pytest.raises(ConversionFailed, match="bicubic"):
         convert_bundle(made, EnginePlan("openvino", "fp32", "cpu", 2))

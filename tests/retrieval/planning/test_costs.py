@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from retrieval.index.plan import Gallery, plan_index
 from retrieval.planning.costs import (
     Counts,
-    Fleet,
     Rates,
     Sizes,
+    WorkerPool,
     disk_bytes,
-    expected_pictures,
-    failures_expected,
-    guessed_nprobe,
+    expected_thumbnails,
+    failure_interval,
+    guess_nprobe,
     makespan,
     memory_bytes,
     stage_costs,
-    total,
+    total_cost,
 )
 
 RATES = Rates(
@@ -28,7 +28,7 @@ RATES = Rates(
 )  # fmt: skip
 PLAN = plan_index(Gallery(100_000, 512, "float16", "cosine"), 1 << 30)
 COUNTS = Counts(100_000, 1000, 512, (256, 256), PLAN, 20, pictures=500)
-FLEET = Fleet(4, 4)
+FLEET = WorkerPool(4, 4)
 SIZES = Sizes(1e8, 1300, 60, 1200, 15, 1e5, 6e3, 8e8, 2.4e8, 2.5e8, 1.2e9)
 
 rates = st.builds(
@@ -108,7 +108,7 @@ def test_a_projection_is_fitted_first_and_starts_the_workers():
 
 @given(rates, st.integers(1, 10**6), st.integers(0, 10**6), st.integers(1, 10**5), workers)
 def test_more_rows_never_take_less(drawn, gallery, further, shard, count):
-    fleet = Fleet(count, count)
+    fleet = WorkerPool(count, count)
     few, many = (
         stage_costs(drawn, counts(rows, rows, shard), fleet)
         for rows in (gallery, gallery + further)
@@ -124,8 +124,8 @@ def test_more_rows_never_take_less(drawn, gallery, further, shard, count):
 @given(rates, st.integers(1, 10**6), st.integers(1, 10**5), workers, workers)
 def test_more_workers_are_never_slower(drawn, gallery, shard, count, further):
     job = counts(gallery, 1000, shard)
-    few = stage_costs(drawn, job, Fleet(count, count))
-    many = stage_costs(drawn, job, Fleet(count + further, count + further))
+    few = stage_costs(drawn, job, WorkerPool(count, count))
+    many = stage_costs(drawn, job, WorkerPool(count + further, count + further))
     for slower, faster in zip(few, many, strict=True):
         assert faster.seconds <= slower.seconds * (1 + 1e-9)
 
@@ -133,8 +133,8 @@ def test_more_workers_are_never_slower(drawn, gallery, shard, count, further):
 @given(rates, st.integers(1, 10**6), workers)
 @settings(max_examples=50)
 def test_sums_agree_and_lie_in_their_range(drawn, gallery, count):
-    costs = stage_costs(drawn, counts(gallery, 1000, 10**5), Fleet(count, count))
-    whole = total(costs)
+    costs = stage_costs(drawn, counts(gallery, 1000, 10**5), WorkerPool(count, count))
+    whole = total_cost(costs)
     assert whole.seconds == pytest.approx(sum(cost.seconds for cost in costs))
     for cost in (*costs, whole):
         assert 0 <= cost.low <= cost.seconds * (1 + 1e-9)
@@ -146,7 +146,7 @@ def test_a_gpu_with_other_cores_beside_it_is_told_between_two_bounds(beside):
     measured = dataclasses.replace(RATES, beside=16)
     (cost,) = (
         cost
-        for cost in stage_costs(measured, COUNTS, Fleet(4, 4, beside))
+        for cost in stage_costs(measured, COUNTS, WorkerPool(4, 4, beside))
         if cost.stage == "embed gallery"
     )
     work = 98 * 3.06 - 2.24
@@ -176,7 +176,7 @@ def test_a_shard_at_hand_takes_what_its_numbers_take(number_bytes):
     [(0, 200, 0.0, 0.0, 0.0188), (10, 200, 0.05, 0.0274, 0.0896), (200, 200, 1.0, 0.9812, 1.0)],
 )
 def test_the_interval_of_a_share_is_wilsons(failed, tried, share, low, high):
-    assert failures_expected(failed, tried) == pytest.approx((share, low, high), abs=1e-4)
+    assert failure_interval(failed, tried) == pytest.approx((share, low, high), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_the_interval_of_a_share_is_wilsons(failed, tried, share, low, high):
     ],
 )
 def test_pictures_are_queries_and_different_matches(queries, top_k, gallery, pictures):
-    assert expected_pictures(queries, 1000, top_k, gallery) == pictures
+    assert expected_thumbnails(queries, 1000, top_k, gallery) == pictures
 
 
 def test_the_guess_of_lists_is_that_of_the_measured_ones():
-    assert [guessed_nprobe(lists) for lists in (1, 512, 65_536)] == [1, 23, 256]
+    assert [guess_nprobe(lists) for lists in (1, 512, 65_536)] == [1, 23, 256]

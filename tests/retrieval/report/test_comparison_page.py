@@ -1,12 +1,17 @@
-"""The page of compared networks: what it says, whatever names say, and its sorting."""
+"""Test the page of the `compare` command: content, hostile names, and sorting."""
 
 import re
 
 import pytest
 
-from retrieval.report.charts.comparison import comparison_drawing
-from retrieval.report.comparison_page import Comparison, best_of_each, render, way
-from retrieval.storage.checksum import is_sealed
+from retrieval.report.charts.comparison import draw_comparison
+from retrieval.report.comparison_page import (
+    ComparisonPage,
+    best_per_network,
+    format_combination,
+    render,
+)
+from retrieval.storage.checksum import has_valid_checksum
 from tests.retrieval.report.pages import HOSTILE
 from tests.retrieval.report.svg import texts
 from tests.retrieval.report.test_browser import LONG, browser, quiet  # noqa: F401 - fixtures
@@ -31,20 +36,26 @@ ROWS = [
 
 def page_of(rows, **more):
     return render(
-        Comparison(**{"lead": "9 images", "rows": rows, "notes": (), "method": ("so",)} | more)
+        ComparisonPage(
+            **{"summary": "9 images", "rows": rows, "notes": (), "method": ("so",)} | more
+        )
     )
 
 
 def test_the_best_of_each_and_how_a_combination_is_called():
-    assert best_of_each(ROWS) == ROWS[:2]
-    assert [way(one) for one in ROWS] == ["gem, PCA\u00a0256, cosine", "avg, l2", "avg, ip"]
+    assert best_per_network(ROWS) == ROWS[:2]
+    assert [format_combination(one) for one in ROWS] == [
+        "gem, PCA\u00a0256, cosine",
+        "avg, l2",
+        "avg, ip",
+    ]
 
 
 def test_all_stands_on_the_page_without_javascript(tmp_path):
     path = tmp_path / "compare.html"
     path.write_bytes(page_of(ROWS, notes=("resnet18 is left out: no file",)))
     with open(path, "rb") as file:
-        assert is_sealed(file)
+        assert has_valid_checksum(file)
     html = path.read_text()
     cells = re.findall(r'data-value="([\d.]+)">([^<]*)', html)
     assert [shown.strip() for value, shown in cells if value == "0.9"] == ["0.900"] * 8
@@ -55,13 +66,13 @@ def test_all_stands_on_the_page_without_javascript(tmp_path):
 
 def test_names_are_written_as_they_are():
     rows = [row(name, "gem", None, "cosine", 0.5) for name in (*HOSTILE, LONG)]
-    html = page_of(rows, lead=HOSTILE[0], notes=HOSTILE, method=("so",)).decode()
+    html = page_of(rows, summary=HOSTILE[0], notes=HOSTILE, method=("so",)).decode()
     assert "<script>alert" not in html
     assert "<img src=x" not in html
 
 
 def test_the_chart_names_networks_in_their_order():
-    drawing = comparison_drawing(ROWS)
+    drawing = draw_comparison(ROWS)
     assert "vgg16 0.900 [0.850, 0.950]; alexnet 0.800 [0.750, 0.850]." in drawing.alt
     chart = drawing.chart()
     for document in (chart.light, chart.dark):
@@ -70,9 +81,9 @@ def test_the_chart_names_networks_in_their_order():
         ]  # fmt: skip
     assert drawing.png() == drawing.png()
     many = [row(f"network{place}", "avg", None, "ip", 1 - place / 100) for place in range(80)]
-    assert comparison_drawing(many).size[1] > 15
-    assert comparison_drawing(many).alt.endswith(", and 75 more below.")
-    assert comparison_drawing([row(HOSTILE[0], "avg", None, "ip", 0.0, map_low=0.0)]).chart()
+    assert draw_comparison(many).size[1] > 15
+    assert draw_comparison(many).alt.endswith(", and 75 more below.")
+    assert draw_comparison([row(HOSTILE[0], "avg", None, "ip", 0.0, map_low=0.0)]).chart()
 
 
 def test_where_queries_are_too_few_there_is_no_interval():
@@ -83,9 +94,9 @@ def test_where_queries_are_too_few_there_is_no_interval():
     assert html.count(" to 0.850") == 2, "of the other network: mAP and top-1"
     assert "mAP 0.900; top-1 0.900." in html
     assert not re.search(r"\bnan\b|None", html)
-    drawing = comparison_drawing(rows)
+    drawing = draw_comparison(rows)
     assert "vgg16 0.900; alexnet 0.800 [0.750, 0.850]." in drawing.alt
-    assert drawing.chart().light != comparison_drawing(ROWS[:2]).chart().light
+    assert drawing.chart().light != draw_comparison(ROWS[:2]).chart().light
 
 
 @pytest.mark.parametrize("width", [360, 1600])

@@ -1,4 +1,4 @@
-"""Each further format holds every match and every failure, byte for byte as the golden files."""
+"""Tests of the export formats: golden files, completeness of matches and failures, trec order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 from retrieval.core.errors import UsageError
 from retrieval.core.schemas import FAILURES, MATCHES
 from retrieval.search import export_formats
-from retrieval.search.export_formats import FILE_OF, FORMATS, Finished, trec_id, write_matches
+from retrieval.search.export_formats import (
+    FORMAT_FILES,
+    FORMAT_WRITERS,
+    FinishedMatches,
+    trec_id,
+    write_matches,
+)
 from tests.retrieval.sample_vectors import quick
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,8 +42,8 @@ ODD = [
 SCORES = [1.0, 0.1 + 0.2, 0.3, 0.3, 1e-17, 0.0, -0.25, -1.0]
 
 
-def finished(matches, failures=(), metric="cosine", cut=2, **more):
-    """Make a ranking of {query: {image: score}}, in tables of `cut` queries each."""
+def make_matches(matches, failures=(), metric="cosine", cut=2, **more):
+    """Return a FinishedMatches of {query: {image: score}}, in tables of `cut` queries each."""
 
     def table(queries):
         lines = [
@@ -69,7 +75,7 @@ def finished(matches, failures=(), metric="cosine", cut=2, **more):
         for row, query in enumerate(failures)
     ]
     queries = list(matches)
-    return Finished(
+    return FinishedMatches(
         lambda: (table(queries[at : at + cut]) for at in range(0, len(queries), cut)),
         lambda: iter([pa.Table.from_pylist(ledger, FAILURES.schema)]),
         metric,
@@ -77,15 +83,15 @@ def finished(matches, failures=(), metric="cosine", cut=2, **more):
     )
 
 
-def written(name, ranking):
-    """Give what a format writes, and see that it leaves its file open."""
+def write_format(name, ranking):
+    """Return what a format writes, and check that it leaves its file open."""
     file = io.BytesIO()
     write_matches(name, ranking, file)
     assert not file.closed
     return file.getvalue()
 
 
-ALL = finished(
+ALL = make_matches(
     {
         query: dict(zip(ODD[at:] + ODD[:at], SCORES, strict=True))
         for at, query in enumerate(ODD[:-1])
@@ -94,28 +100,28 @@ ALL = finished(
 )
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_format_is_as_its_golden_file_byte_for_byte(name):
-    assert written(name, ALL) == (GOLDEN / FILE_OF[name]).read_bytes()
+@pytest.mark.parametrize("name", FORMAT_WRITERS)
+def test_each_format_equals_its_golden_file(name):
+    assert write_format(name, ALL) == (GOLDEN / FORMAT_FILES[name]).read_bytes()
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_tables_may_be_cut_anywhere_between_queries(name):
+@pytest.mark.parametrize("name", FORMAT_WRITERS)
+def test_output_does_not_depend_on_the_cut_into_tables(name):
     ranking = {query: {"a": 1.0, "b": 0.5} for query in ODD}
-    expected = written(name, finished(ranking, cut=1))
-    assert all(written(name, finished(ranking, cut=cut)) == expected for cut in (3, 100))
+    expected = write_format(name, make_matches(ranking, cut=1))
+    assert all(write_format(name, make_matches(ranking, cut=cut)) == expected for cut in (3, 100))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_query_is_whole_though_its_table_is_read_in_batches(name, monkeypatch):
+@pytest.mark.parametrize("name", FORMAT_WRITERS)
+def test_matches_of_a_query_stay_together_across_batches(name, monkeypatch):
     monkeypatch.setattr(export_formats, "_BATCH", 3)
-    assert written(name, ALL) == (GOLDEN / FILE_OF[name]).read_bytes()
+    assert write_format(name, ALL) == (GOLDEN / FORMAT_FILES[name]).read_bytes()
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_nothing_ranked_is_a_file_too(name):
+@pytest.mark.parametrize("name", FORMAT_WRITERS)
+def test_an_empty_ranking_is_a_valid_file(name):
     assert (
-        written(name, finished({}))
+        write_format(name, make_matches({}))
         == {
             "jsonl": b"",
             "csv": ",".join([*MATCHES.schema.names, "error", "message"]).encode() + b"\r\n",
@@ -125,12 +131,12 @@ def test_nothing_ranked_is_a_file_too(name):
     )
 
 
-def test_each_format_has_a_file_of_its_own():
-    assert list(FILE_OF) == list(FORMATS)
-    assert len(set(FILE_OF.values())) == len(FORMATS)
+def test_each_format_has_its_own_file_name():
+    assert list(FORMAT_FILES) == list(FORMAT_WRITERS)
+    assert len(set(FORMAT_FILES.values())) == len(FORMAT_WRITERS)
 
 
-def test_another_format_is_refused():
+def test_an_unknown_format_is_refused():
     with pytest.raises(UsageError, match=r"^--format 'xml': write one of parquet, jsonl, csv"):
         write_matches("xml", ALL, io.BytesIO())
 
@@ -138,24 +144,24 @@ def test_another_format_is_refused():
 # --- read again ---------------------------------------------------------------------------------
 
 
-def lines_of(ranking):
-    """Give the matches as a list of dicts, and the ids that failed."""
+def parse_lines(ranking):
+    """Return the matches as a list of dicts, and the ids of failed queries."""
     matches = [row for part in ranking.parts() for row in part.to_pylist()]
     return matches, [row for part in ranking.failures() for row in part.to_pylist()]
 
 
-def test_jsonl_gives_back_every_match_and_failure():
-    matches, failures = lines_of(ALL)
-    found, failed = [], []
-    text = written("jsonl", ALL).decode()
+def test_jsonl_holds_every_match_and_failure():
+    matches, failures = parse_lines(ALL)
+    result, failed = [], []
+    text = write_format("jsonl", ALL).decode()
     assert text.splitlines() == text.split("\n")[:-1]
     for line in map(json.loads, text.splitlines()):
         if "error" in line:
             failed.append(line)
             continue
         shared = {key: line[key] for key in ("query_id", "query_path", "query_label")}
-        found += [shared | match for match in line["matches"]]
-    assert found == [{key: row[key] for key in found[0]} for row in matches]
+        result += [shared | match for match in line["matches"]]
+    assert result == [{key: row[key] for key in result[0]} for row in matches]
     assert failed == [
         {"query_id": row["image_id"], "query_path": row["path"]}
         | {key: row[key] for key in ("error", "message")}
@@ -163,8 +169,8 @@ def test_jsonl_gives_back_every_match_and_failure():
     ]
 
 
-def csv_expected():
-    matches, failures = lines_of(ALL)
+def expected_csv_rows():
+    matches, failures = parse_lines(ALL)
     rows = [row | {"error": None, "message": None} for row in matches]
     for row in failures:
         failed = {"query_id": row["image_id"], "query_path": row["path"], "query_label": None}
@@ -173,30 +179,32 @@ def csv_expected():
     return rows
 
 
-def test_csv_gives_back_every_match_and_failure_to_python():
-    text = io.TextIOWrapper(io.BytesIO(written("csv", ALL)), encoding="utf-8", newline="")
-    found = list(csv.DictReader(text, strict=True))
-    expected = csv_expected()
-    assert [{key: row[key] or None for key in row} for row in found] == [
-        {key: None if row[key] is None else str(row[key]) for key in found[0]} for row in expected
+def test_csv_read_by_python_holds_every_match_and_failure():
+    text = io.TextIOWrapper(io.BytesIO(write_format("csv", ALL)), encoding="utf-8", newline="")
+    result = list(csv.DictReader(text, strict=True))
+    expected = expected_csv_rows()
+    assert [{key: row[key] or None for key in row} for row in result] == [
+        {key: None if row[key] is None else str(row[key]) for key in result[0]} for row in expected
     ]
-    assert [float(row["score"]) for row in found if row["score"]] == [
+    assert [float(row["score"]) for row in result if row["score"]] == [
         row["score"] for row in expected if row["rank"]
     ]
 
 
-def test_csv_gives_back_every_match_and_failure_to_duckdb(tmp_path):
+def test_csv_read_by_duckdb_holds_every_match_and_failure(tmp_path):
     path = tmp_path / "matches.csv"
-    path.write_bytes(written("csv", ALL))
-    found = duckdb.read_csv(str(path)).to_arrow_table()
-    expected = csv_expected()
-    assert found.column_names == [*MATCHES.schema.names, "error", "message"]
-    assert found.to_pylist() == [{key: row[key] for key in found.column_names} for row in expected]
+    path.write_bytes(write_format("csv", ALL))
+    result = duckdb.read_csv(str(path)).to_arrow_table()
+    expected = expected_csv_rows()
+    assert result.column_names == [*MATCHES.schema.names, "error", "message"]
+    assert result.to_pylist() == [
+        {key: row[key] for key in result.column_names} for row in expected
+    ]
 
 
 @quick
 @given(st.text())
-def test_an_id_of_trec_is_one_word_and_comes_back(name):
+def test_a_trec_id_has_no_whitespace_and_decodes_to_the_id(name):
     word = trec_id(name)
     assert unquote(word) == name
     assert len(word.split()) == bool(name)
@@ -208,33 +216,37 @@ scores = st.sampled_from([-2.0, -0.0, 0.0, 1e-300, 0.5, np.nextafter(0.5, 1), 0.
 
 @quick
 @given(st.lists(scores | st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.data())
-def test_trec_scores_fall_strictly_as_float32_and_stay_close(values, data):
+def test_trec_scores_are_strictly_descending_float32_close_to_the_scores(values, data):
     metric = data.draw(st.sampled_from(["cosine", "ip", "l2"]))
     values = sorted(values, reverse=metric != "l2")
-    ranking = finished({"q": {f"i{at}": value for at, value in enumerate(values)}}, metric=metric)
-    lines = [line.split() for line in written("trec", ranking).decode().splitlines()]
+    ranking = make_matches(
+        {"q": {f"i{at}": value for at, value in enumerate(values)}}, metric=metric
+    )
+    lines = [line.split() for line in write_format("trec", ranking).decode().splitlines()]
     assert [line[2] for line in lines] == [f"i{at}" for at in range(len(values))]
     assert [int(line[3]) for line in lines] == list(range(1, len(values) + 1))
-    found = np.array([line[4] for line in lines]).astype(np.float32)
-    assert (np.diff(found.astype(np.float64)) < 0).all()
+    result = np.array([line[4] for line in lines]).astype(np.float32)
+    assert (np.diff(result.astype(np.float64)) < 0).all()
     keys = np.clip(-np.array(values) if metric == "l2" else values, -3e38, 3e38)
-    few = np.abs(keys) * 2.0**-22 * len(values) + 1e-40
-    assert (np.abs(found - keys) <= few).all()
+    tolerance = np.abs(keys) * 2.0**-22 * len(values) + 1e-40
+    assert (np.abs(result - keys) <= tolerance).all()
 
 
-def test_submission_gives_each_query_its_list_and_no_name_twice():
-    found = json.loads(written("submission", ALL))["images"]
+def test_submission_has_a_list_per_query_without_repeated_names():
+    result = json.loads(write_format("submission", ALL))["images"]
     names = ["two\nlines.png", "50%20 cat.jpg", "50%20\u2028cat.jpg", "dogs/x.jpg"]
     names += ["more dogs/x.jpg", "猫 🐈.jpg", "x.jpg"]
-    assert list(found) == [*names, "\u00a0'=1+1\r\n\t", "lost/x.jpg"]
+    assert list(result) == [*names, "\u00a0'=1+1\r\n\t", "lost/x.jpg"]
     last = names.pop()
-    assert found["two\nlines.png"] == [*names, last, "\u00a0'=1+1\r\n\t"]
-    assert found["lost/x.jpg"] == []
+    assert result["two\nlines.png"] == [*names, last, "\u00a0'=1+1\r\n\t"]
+    assert result["lost/x.jpg"] == []
 
 
-def test_a_name_is_written_whole_where_another_query_or_a_failed_one_has_it():
+def test_queries_that_share_a_file_name_are_named_by_their_whole_id():
     ranking = {"a/x.jpg": {"g/1": 1.0, "h/1": 0.5}, "b/y.jpg": {"g/1": 1.0}, "c/": {"d/": 1.0}}
-    text = written("submission", finished(ranking, failures=["y.jpg"], groupname='the "A" team'))
+    text = write_format(
+        "submission", make_matches(ranking, failures=["y.jpg"], groupname='the "A" team')
+    )
     assert json.loads(text) == {
         "groupname": 'the "A" team',
         "images": {"x.jpg": ["g/1", "h/1"], "b/y.jpg": ["1"], "c/": ["d/"], "y.jpg": []},
@@ -244,8 +256,8 @@ def test_a_name_is_written_whole_where_another_query_or_a_failed_one_has_it():
 # --- measured by others -------------------------------------------------------------------------
 
 
-def drawn(metric):
-    """Draw a ranking with many equal scores, whose order is ours, and what is relevant."""
+def draw_tied_ranking(metric):
+    """Draw a ranking with many equal scores, ordered as by lookalike, and the relevant images."""
     rng = np.random.default_rng(3)
     ranking, relevant = {}, {}
     for at in range(20):
@@ -258,8 +270,8 @@ def drawn(metric):
     return ranking, relevant
 
 
-def measured(images, relevant):
-    """Give average precision, reciprocal rank and precision of five, by their definitions."""
+def compute_measures(images, relevant):
+    """Return average precision, reciprocal rank and precision at 5, by their definitions."""
     hits = [image in relevant for image in images]
     places = [place for place, hit in enumerate(hits, 1) if hit]
     return {
@@ -270,20 +282,20 @@ def measured(images, relevant):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-def test_measures_of_the_trec_file_are_those_of_the_ranking(metric, tmp_path):
+def test_measures_of_the_trec_file_equal_those_of_the_ranking(metric, tmp_path):
     measures = pytest.importorskip("ir_measures", reason="ir-measures is not installed (.[dev])")
-    ranking, relevant = drawn(metric)
-    path = tmp_path / FILE_OF["trec"]
-    path.write_bytes(written("trec", finished(ranking, metric=metric)))
+    ranking, relevant = draw_tied_ranking(metric)
+    path = tmp_path / FORMAT_FILES["trec"]
+    path.write_bytes(write_format("trec", make_matches(ranking, metric=metric)))
     qrels = [
         measures.Qrel(trec_id(query), trec_id(image), 1)
         for query, images in relevant.items()
         for image in images
     ]
-    asked = [measures.AP, measures.RR, measures.P @ 5]
-    found = defaultdict(dict)
-    for one in measures.iter_calc(asked, qrels, measures.read_trec_run(str(path))):
-        found[unquote(one.query_id)][str(one.measure)] = one.value
-    assert found.keys() == ranking.keys()
+    measured = [measures.AP, measures.RR, measures.P @ 5]
+    result = defaultdict(dict)
+    for measure in measures.iter_calc(measured, qrels, measures.read_trec_run(str(path))):
+        result[unquote(measure.query_id)][str(measure.measure)] = measure.value
+    assert result.keys() == ranking.keys()
     for query, images in ranking.items():
-        assert found[query] == pytest.approx(measured(images, relevant[query]), abs=1e-6)
+        assert result[query] == pytest.approx(compute_measures(images, relevant[query]), abs=1e-6)

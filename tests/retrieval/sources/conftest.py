@@ -1,4 +1,4 @@
-"""Places for sources to be tested in: a local folder, and one behind a URI."""
+"""Fixtures for source tests: a local folder, and one behind a URI."""
 
 import uuid
 from pathlib import Path

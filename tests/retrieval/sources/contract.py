@@ -1,11 +1,11 @@
-"""What every source promises; a source is tested by a subclass that says how to lay images out."""
+"""Contract tests of sources; each source has a subclass that writes its input files."""
 
 from abc import ABC, abstractmethod
 
 import pytest
 
 from retrieval.core.errors import InputError
-from retrieval.sources.item_reader import Opener
+from retrieval.sources.item_reader import ItemReader
 
 NAMES = (
     "a.jpg",
@@ -59,11 +59,11 @@ class SourceContract(ABC):
         images = {self.image_id(name): data for name, data in self.images().items()}
         items = list(self.source(place, self.images()).items())
         assert len({item.path for item in items}) == len(items)
-        with Opener() as opener:
+        with ItemReader() as reader:
             for item in items:
-                assert opener.read(item.path, item.place, item.size) == images[item.image_id]
+                assert reader.read(item.path, item.place, item.size) == images[item.image_id]
             for item in reversed(items):
-                assert opener.read(item.path) == images[item.image_id]
+                assert reader.read(item.path) == images[item.image_id]
 
     def test_a_size_is_that_of_the_bytes_where_it_is_known(self, place):
         images = {self.image_id(name): data for name, data in self.images().items()}

@@ -1,4 +1,4 @@
-"""Which source a path means, and how what means none is refused."""
+"""Tests of source detection, and of the errors for paths that are no source."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Folders of images: which files are offered, under which ids, and what opens them again."""
+"""Tests of folder sources: which files are listed, their ids, and reading them by their paths."""
 
 import errno
 import os
@@ -15,10 +15,10 @@ import pytest
 
 from retrieval.core.errors import InputError
 from retrieval.sources.folder import FolderSource
-from retrieval.sources.image_names import SUFFIXES, is_image, parent
-from retrieval.sources.item_reader import Opener
-from retrieval.sources.walk import changed_ns
-from retrieval.storage.input_files import read_uri, readable
+from retrieval.sources.image_names import SUFFIXES, is_image, parent_folder_name
+from retrieval.sources.item_reader import ItemReader
+from retrieval.sources.walk import modified_ns
+from retrieval.storage.input_files import escape_non_utf8, read_uri
 from tests.retrieval.sources.contract import SourceContract
 
 
@@ -260,8 +260,8 @@ class TestLocal(FolderTests):
             }
         assert source.others == 1
         for name in ("pipe.jpg", "null.jpg"):
-            with Opener() as opener, pytest.raises(ValueError, match=r"not a file"):
-                opener.read(f"{root}/{name}")
+            with ItemReader() as reader, pytest.raises(ValueError, match=r"not a file"):
+                reader.read(f"{root}/{name}")
 
     @pytest.mark.parametrize(
         ("seconds", "known"),
@@ -364,13 +364,24 @@ def test_the_suffix_of_the_name_tells_an_image(path, expected):
     assert is_image(path) is expected
 
 
-def test_small_words():
-    assert (parent("a.jpg"), parent("x/a.jpg"), parent("x/y/a.jpg")) == (None, "x", "y")
-    assert (parent("/a.jpg"), parent("/x/a.jpg"), parent("x//a.jpg")) == (None, "x", None)
-    assert (parent("http://host:80/a.jpg"), parent("s3://bucket/x/a.jpg")) == (None, "x")
-    assert (parent("file:///a.jpg"), parent("file:///x/a.jpg")) == (None, "x")
-    assert (parent("a/b://c/d.jpg"), parent("http://a.jpg")) == ("c", None)
-    assert readable(os.fsdecode(b"\x80\xff%41\xc3\xbc")) == "%80%FF%41ü"
+def test_parent_folder_name_and_escaping():
+    expected = {
+        "a.jpg": None,
+        "x/a.jpg": "x",
+        "x/y/a.jpg": "y",
+        "/a.jpg": None,
+        "/x/a.jpg": "x",
+        "x//a.jpg": None,
+        "http://host:80/a.jpg": None,
+        "s3://bucket/x/a.jpg": "x",
+        "file:///a.jpg": None,
+        "file:///x/a.jpg": "x",
+        "a/b://c/d.jpg": "c",
+        "http://a.jpg": None,
+    }
+    for path, name in expected.items():
+        assert parent_folder_name(path) == name
+    assert escape_non_utf8(os.fsdecode(b"\x80\xff%41\xc3\xbc")) == "%80%FF%41ü"
 
 
 @pytest.mark.parametrize(
@@ -395,7 +406,7 @@ def test_small_words():
     ],
 )
 def test_the_last_change_is_read_as_each_store_writes_it(info, expected):
-    assert changed_ns(info) == expected
+    assert modified_ns(info) == expected
 
 
 def test_a_listing_holds_no_more_than_a_folder_of_a_store(remote, monkeypatch):

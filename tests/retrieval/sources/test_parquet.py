@@ -1,4 +1,4 @@
-"""Parquet with images in it: ids, labels, metadata, and that listing leaves the images alone."""
+"""Tests of Parquet sources: ids, labels, metadata, and that listing does not read the images."""
 
 import datetime as dt
 import decimal
@@ -13,7 +13,7 @@ import pytest
 
 from retrieval.core.errors import InputError, UsageError
 from retrieval.sources import item_reader
-from retrieval.sources.item_reader import Opener
+from retrieval.sources.item_reader import ItemReader
 from retrieval.sources.parquet import ParquetSource
 from tests.retrieval.sources.contract import SourceContract
 
@@ -111,8 +111,8 @@ def test_the_name_in_the_structs_of_images_is_an_id_if_it_is_asked_for(local):
 )
 def test_the_column_of_images_is_found(local, table):
     found = rows_of(local, table)
-    with Opener() as opener:
-        assert [opener.read(item.path, item.place) for item in found] == [b"1", b"2", b"3"]
+    with ItemReader() as reader:
+        assert [reader.read(item.path, item.place) for item in found] == [b"1", b"2", b"3"]
 
 
 def test_the_column_of_images_is_named_where_there_are_two(local):
@@ -390,9 +390,9 @@ def numbered(local):
     ],
 )  # fmt: skip
 def test_rows_are_read_in_any_order(numbered, order):
-    with Opener() as opener:
+    with ItemReader() as reader:
         for row in order:
-            assert opener.read(numbered[1][row].path) == f"{row}".encode()
+            assert reader.read(numbered[1][row].path) == f"{row}".encode()
 
 
 def test_consecutive_rows_cost_one_pass_even_a_little_out_of_order(numbered, monkeypatch):
@@ -404,25 +404,25 @@ def test_consecutive_rows_cost_one_pass_even_a_little_out_of_order(numbered, mon
         return plain(self, *args, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", note)
-    with Opener() as opener:
+    with ItemReader() as reader:
         for first in range(0, 200, 10):
             for row in range(first + 9, first - 1, -1):
-                assert opener.read(numbered[1][row].path) == f"{row}".encode()
-            assert len(opener._open._kept) <= item_reader._KEPT
+                assert reader.read(numbered[1][row].path) == f"{row}".encode()
+            assert len(reader._open._kept) <= item_reader._KEPT
     assert starts == [[0]]
 
 
 def test_a_null_image_a_missing_row_and_a_missing_column_are_told(local):
     path = local.put("x.parquet", parquet({"image": pa.array([None, b"2"])}))
-    with Opener() as opener:
+    with ItemReader() as reader:
         for found, message in (
             (f"parquet://image/0::{path}", r"row 0 .* no image \(null\)"),
             (f"parquet://image/9::{path}", "no row 9"),
             (f"parquet://other/0::{path}", "no column other"),
         ):
             with pytest.raises(ValueError, match=message):
-                opener.read(found)
-        assert opener.read(f"parquet://image/1::{path}") == b"2"
+                reader.read(found)
+        assert reader.read(f"parquet://image/1::{path}") == b"2"
 
 
 def test_damage_is_an_error_of_the_image_and_no_reason_to_wait(numbered, monkeypatch):
@@ -431,10 +431,10 @@ def test_damage_is_an_error_of_the_image_and_no_reason_to_wait(numbered, monkeyp
     data = bytearray(Path(path).read_bytes())
     data[4:400] = b"\xff" * 396
     Path(path).write_bytes(data)
-    with Opener() as opener:
+    with ItemReader() as reader:
         with pytest.raises(ValueError, match=r"x\.parquet"):
-            opener.read(items[0].path)
-        assert opener.read(items[250].path) == b"250"
+            reader.read(items[0].path)
+        assert reader.read(items[250].path) == b"250"
         Path(path).write_bytes(b"nothing")
-    with Opener() as opener, pytest.raises(ValueError, match=r"x\.parquet|Parquet"):
-        opener.read(items[0].path)
+    with ItemReader() as reader, pytest.raises(ValueError, match=r"x\.parquet|Parquet"):
+        reader.read(items[0].path)

@@ -1,4 +1,4 @@
-"""What a listing passes over: hidden files and folders, and what lookalike wrote itself."""
+"""Tests that listings skip and count hidden files, hidden folders and outputs of lookalike."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from retrieval.sources.detect import open_source
 from retrieval.sources.folder import FolderSource
 from retrieval.sources.vectors import open_vectors
 from retrieval.storage import transaction
-from retrieval.storage.checksum import sealed_json
+from retrieval.storage.checksum import checksummed_json
 from retrieval.storage.local import RemoteFolder, open_folder
 from tests.retrieval.sources.test_webdataset import member, tar_of
 from tests.retrieval.storage.outputs import begin, made
@@ -184,7 +184,7 @@ def test_the_folders_beside_a_page_of_report_are_passed_over(place):
     for name in ("r_files/thumbnails/0000/000.jpg", "r_pictures/map.png", "my_files/b.jpg"):
         place.put(name, b"x")
     for name in ("r_files", "r_pictures"):
-        place.put(f"{name}/report.json", sealed_json({"pages": "x", "thumbnails": "y"}))
+        place.put(f"{name}/report.json", checksummed_json({"pages": "x", "thumbnails": "y"}))
     place.put("my_files/report.json", b"{}")
     assert ids(place.root) == ["a.jpg", "my_files/b.jpg"]
 
@@ -192,7 +192,7 @@ def test_the_folders_beside_a_page_of_report_are_passed_over(place):
 def test_an_output_that_a_link_leads_to_is_passed_over(local, tmp_path):
     local.put("a.jpg", b"x")
     folder = open_folder(str(tmp_path / "result"))
-    transaction.begin(folder, "run", {})
+    transaction.claim_output(folder, "run", {})
     folder.put("matches/pictures/map.png", b"x")
     os.symlink(tmp_path / "result", f"{local.root}/link")
     assert ids(local.root) == ["a.jpg"]

@@ -1,4 +1,4 @@
-"""Lists of images: text, CSV and Parquet; which column is what, and where a path starts from."""
+"""Tests of path lists in text, CSV and Parquet: choice of columns, and relative paths."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from retrieval.core.errors import InputError, UsageError
 from retrieval.sources import csv_rows
-from retrieval.sources.item_reader import Opener
+from retrieval.sources.item_reader import ItemReader
 from retrieval.sources.path_list import ListSource
 from tests.retrieval.sources.contract import SourceContract
 
@@ -86,8 +86,8 @@ def test_a_path_that_is_not_utf_8_is_written_with_percents_and_opens_again(local
     Path(os.fsdecode(os.fsencode(local.root) + b"/" + name)).write_bytes(b"1")
     (item,) = ListSource(local.put("x.txt", name + b"\n")).items()
     assert (item.image_id, item.size) == ("caf%E9.jpg", 1)
-    with Opener() as opener:
-        assert opener.read(item.path) == b"1"
+    with ItemReader() as reader:
+        assert reader.read(item.path) == b"1"
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_a_file_uri_opens_what_its_percents_mean_or_a_file_of_that_very_name(loc
     uris = [f"file://{local.root}/{name}" for name in ("a%20b%231.jpg", "c%20d.jpg", "%C3%B6.jpg")]
     found = list(listed(local, "x.txt", {"path": uris}).items())
     assert [item.size for item in found] == [1, 1, 1]
-    with Opener() as opener:
-        assert [opener.read(item.path) for item in found] == [b"1", b"2", b"3"]
+    with ItemReader() as reader:
+        assert [reader.read(item.path) for item in found] == [b"1", b"2", b"3"]
 
 
 def test_a_relative_path_in_a_remote_list_is_remote(remote):
@@ -316,11 +316,11 @@ def test_what_is_no_file_has_a_problem_and_is_never_opened(local):
     assert [item.problem for item in found] == [
         None, "it is a named pipe, not a file", "it is a device, not a file", None,
     ]  # fmt: skip
-    with Opener() as opener:
+    with ItemReader() as reader:
         with pytest.raises(ValueError, match="named pipe"):
-            opener.read(f"{local.root}/pipe.jpg")
+            reader.read(f"{local.root}/pipe.jpg")
         with pytest.raises(IsADirectoryError):
-            opener.read(f"{local.root}/folder")
+            reader.read(f"{local.root}/folder")
 
 
 def test_a_time_out_of_range_is_unknown(local, monkeypatch):

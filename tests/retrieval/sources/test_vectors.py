@@ -1,4 +1,4 @@
-"""Vectors made elsewhere are listed as images are: by id and by a path that opens them again."""
+"""Tests of sources of precomputed vectors: ids, paths, dimensions and errors."""
 
 import io
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.core.errors import InputError, Mismatch, UsageError
 from retrieval.sources import id_files, vectors
-from retrieval.sources.item_reader import Opener
+from retrieval.sources.item_reader import ItemReader
 from retrieval.sources.npy import read_header
 from retrieval.sources.vectors import NpyVectors, ParquetVectors, open_vectors
 from tests.retrieval.sources.contract import NAMES, SourceContract
@@ -48,9 +48,9 @@ class VectorContract(SourceContract):
 
     def test_every_path_opens_to_the_numbers(self, place):
         wanted = {self.image_id(name): data for name, data in self.images().items()}
-        with Opener() as opener:
+        with ItemReader() as reader:
             for item in self.source(place, self.images()).items():
-                found = opener.vector(item.path)
+                found = reader.vector(item.path)
                 assert found.dtype == self.kind
                 assert found.tobytes() == wanted[item.image_id]
 
@@ -139,8 +139,8 @@ def test_parts_of_an_array_are_numbered_through_by_the_numbers_in_their_names(lo
     source = open_vectors(root.format(local.root))
     found = list(source.items())
     assert [item.image_id for item in found] == [str(row) for row in range(12)]
-    with Opener() as opener:
-        np.testing.assert_array_equal([opener.vector(item.path) for item in found], array)
+    with ItemReader() as reader:
+        np.testing.assert_array_equal([reader.vector(item.path) for item in found], array)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -281,8 +281,8 @@ def test_any_byte_order_and_later_headers(local):
     sink = io.BytesIO()
     np.lib.format.write_array(sink, array, version=(2, 0))
     source = open_vectors(local.put("x.npy", sink.getvalue()))
-    with Opener() as opener:
-        found = [opener.vector(item.path) for item in source.items()]
+    with ItemReader() as reader:
+        found = [reader.vector(item.path) for item in source.items()]
     np.testing.assert_array_equal(found, array)
     assert read_header(io.BytesIO(sink.getvalue()), "x").row_bytes == 12
 
@@ -326,13 +326,13 @@ def test_lists_of_any_length_have_the_length_of_most(local, monkeypatch):
     rows = pa.array([None, [], [1.0], [1.0, 2.0], [3.0, 4.0]], pa.large_list(pa.float16()))
     path = local.put("x.parquet", parquet({"v": rows}))
     assert open_vectors(path).dimension() == 2
-    monkeypatch.setattr(vectors, "_LOOKED_AT", 2)
+    monkeypatch.setattr(vectors, "_SAMPLE_ROWS", 2)
     assert open_vectors(path).dimension() in (1, 2)
-    with Opener() as opener:
+    with ItemReader() as reader:
         items = list(open_vectors(path).items())
-        assert [len(opener.vector(item.path)) for item in items[1:]] == [0, 1, 2, 2]
+        assert [len(reader.vector(item.path)) for item in items[1:]] == [0, 1, 2, 2]
         with pytest.raises(ValueError, match="holds no vector"):
-            opener.vector(items[0].path)
+            reader.vector(items[0].path)
 
 
 @pytest.mark.parametrize("shape", [(D,), (1, D), (D, 1)])
@@ -345,13 +345,13 @@ def test_tensors_of_one_dimension_are_vectors(local, shape, kind):
     assert source.dimension() == D
     found = list(source.items())
     assert [item.image_id for item in found] == list("abcde")
-    with Opener() as opener:
-        read = [opener.vector(item.path) for item in found[:4]]
+    with ItemReader() as reader:
+        read = [reader.vector(item.path) for item in found[:4]]
         assert {one.dtype for one in read} == {np.dtype(kind)}
         np.testing.assert_array_equal(read, array.reshape(4, D))
-        assert opener.read(found[0].path) == array[0].tobytes()
+        assert reader.read(found[0].path) == array[0].tobytes()
         with pytest.raises(ValueError, match="holds no vector"):
-            opener.vector(found[4].path)
+            reader.vector(found[4].path)
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 2, 2), np.float32), np.ones((2, D), np.int64)])
@@ -365,5 +365,5 @@ def test_other_tensors_are_no_vectors(local, array):
 def test_a_null_among_the_numbers_is_no_number(local):
     rows = pa.array([[1.0, None]], pa.list_(pa.float32(), 2))
     (item,) = open_vectors(local.put("x.parquet", parquet({"v": rows}))).items()
-    with Opener() as opener:
-        np.testing.assert_array_equal(opener.vector(item.path), [1.0, np.nan])
+    with ItemReader() as reader:
+        np.testing.assert_array_equal(reader.vector(item.path), [1.0, np.nan])

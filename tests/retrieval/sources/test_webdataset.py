@@ -1,4 +1,4 @@
-"""Tars of images: members where they lie, WebDataset's labels, and what hostile ones come to."""
+"""Tests of tar sources: reading members in place, WebDataset labels, and hostile members."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.core.errors import InputError
-from retrieval.sources.item_reader import Opener
+from retrieval.sources.item_reader import ItemReader
 from retrieval.sources.webdataset import TarSource
 from tests.retrieval.sources.contract import SourceContract
 
@@ -246,9 +246,9 @@ def test_of_members_of_one_name_the_last_counts(place):
     assert [item.image_id for item in found if item.problem is None] == [
         "x.tar/b.jpg", "x.tar/a.jpg",
     ]  # fmt: skip
-    with Opener() as opener:
-        assert opener.read(found[3].path) == b"third"
-        assert opener.read(found[3].path, found[3].place, found[3].size) == b"third"
+    with ItemReader() as reader:
+        assert reader.read(found[3].path) == b"third"
+        assert reader.read(found[3].path, found[3].place, found[3].size) == b"third"
 
 
 def test_an_id_for_a_replaced_member_is_one_that_no_member_has(local):
@@ -272,8 +272,8 @@ def test_names_that_are_not_utf_8_are_written_with_percents_and_open_again(local
     path = local.put("x.tar", tar_of(member(name, b"1"), member("caf%C3.jpg", b"2"), form=form))
     found = list(TarSource(path).items())
     assert [item.image_id for item in found] == ["x.tar/caf%E9/%FF ü.jpg", "x.tar/caf%C3.jpg"]
-    with Opener() as opener:
-        assert [opener.read(item.path) for item in found] == [b"1", b"2"]
+    with ItemReader() as reader:
+        assert [reader.read(item.path) for item in found] == [b"1", b"2"]
 
 
 def test_long_names_of_every_form_are_whole(local):
@@ -369,13 +369,13 @@ def test_tars_that_were_concatenated_are_read_to_the_last_end_mark(place, form, 
     assert [(item.image_id, item.label) for item in found] == [
         (f"x.tar/{part}/{name}.jpg", part) for part in ("first", "second", "third") for name in "ab"
     ]
-    with Opener() as opener:
+    with ItemReader() as reader:
         for item in found:
             part, name = item.image_id.split("/")[1], item.image_id[-5]
             wanted = f"{part} {name}".encode() * 300
             assert data[item.place : item.place + item.size] == wanted
-            assert opener.read(item.path, item.place, item.size) == wanted
-            assert opener.read(item.path) == wanted
+            assert reader.read(item.path, item.place, item.size) == wanted
+            assert reader.read(item.path) == wanted
 
 
 def test_one_block_of_zeros_between_members_does_not_end_a_tar(local):
@@ -424,11 +424,11 @@ def test_reading_from_a_tar_that_has_changed_since(local):
     path = local.put("x.tar", tar_of(member("a.jpg", b"x" * 5000)))
     (item,) = TarSource(path).items()
     Path(path).write_bytes(tar_of(member("b.jpg", b"1"))[:2000])
-    with Opener() as opener:
+    with ItemReader() as reader:
         with pytest.raises(ValueError, match="ends before"):
-            opener.read(item.path, item.place, item.size)
+            reader.read(item.path, item.place, item.size)
         with pytest.raises(OSError, match=r"no member a\.jpg"):
-            opener.read(item.path)
+            reader.read(item.path)
         Path(path).unlink()
         with pytest.raises(FileNotFoundError):
-            opener.read(item.path, item.place, item.size)
+            reader.read(item.path, item.place, item.size)

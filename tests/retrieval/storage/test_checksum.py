@@ -1,4 +1,4 @@
-"""The seal: what was written is trusted, and one flipped bit is enough not to be."""
+"""Tests of checksummed files: written files verify, and any flipped bit is detected."""
 
 import io
 import json
@@ -14,20 +14,28 @@ from hypothesis import strategies as st
 
 from retrieval.storage import checksum as module
 from retrieval.storage.checksum import (
-    MARK,
-    SEAL,
-    is_sealed,
-    notes_of,
-    read_json,
-    seal,
-    seal_file,
-    sealed_json,
-    sealed_parquet,
+    CHECKSUM_MARK,
+    CHECKSUM_PLACEHOLDER,
+    checksummed_json,
+    checksummed_parquet,
+    fill_checksum,
+    fill_file_checksum,
+    has_valid_checksum,
+    parquet_metadata,
+    parse_checksummed_json,
 )
 
 # text that looks like our seal, whole, cut off, filled in or merely text
 PLANTED = st.lists(
-    st.sampled_from([MARK.decode(), SEAL, SEAL[:-1], MARK.decode() + "a" * 64]) | st.text()
+    st.sampled_from(
+        [
+            CHECKSUM_MARK.decode(),
+            CHECKSUM_PLACEHOLDER,
+            CHECKSUM_PLACEHOLDER[:-1],
+            CHECKSUM_MARK.decode() + "a" * 64,
+        ]
+    )
+    | st.text()
 ).map("".join)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | PLANTED,
@@ -38,7 +46,7 @@ OBJECT = st.dictionaries(PLANTED.filter(lambda key: key != "seal"), JSON, max_si
 
 
 def sealed(data):
-    return is_sealed(io.BytesIO(data))
+    return has_valid_checksum(io.BytesIO(data))
 
 
 def backwards(value):
@@ -53,9 +61,9 @@ def small_table():
 
 
 SMALL = {
-    "json": sealed_json({"settings": {"top_k": 10, "name": "Zürich – 猫"}, "kind": "store"}),
-    "parquet": sealed_parquet(small_table(), {"note": "x"}),
-    "html": seal(f"<p>page</p>\n<!-- {SEAL} -->\n".encode()),
+    "json": checksummed_json({"settings": {"top_k": 10, "name": "Zürich – 猫"}, "kind": "store"}),
+    "parquet": checksummed_parquet(small_table(), {"note": "x"}),
+    "html": fill_checksum(f"<p>page</p>\n<!-- {CHECKSUM_PLACEHOLDER} -->\n".encode()),
 }
 small = pytest.mark.parametrize("data", SMALL.values(), ids=SMALL)
 
@@ -63,24 +71,24 @@ small = pytest.mark.parametrize("data", SMALL.values(), ids=SMALL)
 @settings(deadline=None, max_examples=50)
 @given(OBJECT)
 def test_json_comes_back_as_it_was(values):
-    data = sealed_json(values)
+    data = checksummed_json(values)
     assert sealed(data)
-    assert read_json(data) == values
+    assert parse_checksummed_json(data) == values
 
 
 def test_a_path_that_is_not_utf_8_comes_back_too():
     path = os.fsdecode(b"/photos/caf\xe9")
-    assert read_json(sealed_json({"input": path})) == {"input": path}
+    assert parse_checksummed_json(checksummed_json({"input": path})) == {"input": path}
 
 
 @settings(deadline=None, max_examples=50)
 @given(OBJECT)
 def test_same_values_give_the_same_json_whatever_the_order_of_their_keys(values):
-    assert sealed_json(backwards(values)) == sealed_json(values)
+    assert checksummed_json(backwards(values)) == checksummed_json(values)
 
 
 def test_sealed_json_is_plain_json_with_sorted_keys_and_the_seal_last():
-    plain = json.loads(sealed_json({"b": 1, "z": 2, "a": {"d": 3, "c": 4}}))
+    plain = json.loads(checksummed_json({"b": 1, "z": 2, "a": {"d": 3, "c": 4}}))
     assert list(plain) == ["a", "b", "z", "seal"]
     assert list(plain["a"]) == ["c", "d"]
 
@@ -92,16 +100,16 @@ def test_sealed_json_is_plain_json_with_sorted_keys_and_the_seal_last():
 )
 def test_parquet_comes_back_as_it_was_notes_included(texts, notes):
     table = pa.table({"text": pa.array(texts, pa.string())})
-    data = sealed_parquet(table, notes)
+    data = checksummed_parquet(table, notes)
     assert sealed(data)
     assert pq.read_table(io.BytesIO(data)).equals(table)
-    assert notes.items() <= notes_of(data).items()
+    assert notes.items() <= parquet_metadata(data).items()
 
 
 def test_same_rows_give_the_same_parquet_however_they_are_chunked():
     table = small_table()
     chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    assert sealed_parquet(chunked) == sealed_parquet(table)
+    assert checksummed_parquet(chunked) == checksummed_parquet(table)
 
 
 @small
@@ -119,7 +127,7 @@ def test_missing_and_trailing_bytes_are_found(data):
     for length in range(len(data)):
         assert not sealed(data[:length])
         assert not sealed(data[-length:] if length else b"")
-    for more in (b"\n", b"\0", b"0" * 64, MARK, SEAL.encode(), data):
+    for more in (b"\n", b"\0", b"0" * 64, CHECKSUM_MARK, CHECKSUM_PLACEHOLDER.encode(), data):
         assert not sealed(data + more)
         assert not sealed(more + data)
 
@@ -132,15 +140,15 @@ def test_two_bytes_that_changed_places_are_found(data):
 
 
 def test_altered_json_is_not_read():
-    assert read_json(SMALL["json"].replace(b"store", b"Store")) is None
-    assert read_json(b"") is None
-    assert read_json(b'{"kind": "store"}') is None
+    assert parse_checksummed_json(SMALL["json"].replace(b"store", b"Store")) is None
+    assert parse_checksummed_json(b"") is None
+    assert parse_checksummed_json(b'{"kind": "store"}') is None
 
 
 @settings(deadline=None, max_examples=50)
 @given(OBJECT, st.integers(1, 400), st.data())
 def test_windows_may_end_anywhere_also_within_a_mark(values, window, data):
-    whole = sealed_json(values)
+    whole = checksummed_json(values)
     at = data.draw(st.integers(0, len(whole) - 1))
     altered = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
     with pytest.MonkeyPatch.context() as patch:
@@ -150,7 +158,7 @@ def test_windows_may_end_anywhere_also_within_a_mark(values, window, data):
 
 
 def test_every_width_of_window_finds_the_last_of_several_marks(monkeypatch):
-    data = sealed_json({"a": SEAL * 2, "b": MARK.decode()})
+    data = checksummed_json({"a": CHECKSUM_PLACEHOLDER * 2, "b": CHECKSUM_MARK.decode()})
     for window in range(1, len(data) + 2):
         monkeypatch.setattr(module, "_WINDOW", window)
         assert sealed(data), window
@@ -158,22 +166,22 @@ def test_every_width_of_window_finds_the_last_of_several_marks(monkeypatch):
 
 def test_only_a_blank_mark_is_filled_in():
     with pytest.raises(ValueError, match="not blank"):
-        seal(SMALL["json"])
+        fill_checksum(SMALL["json"])
     with pytest.raises(ValueError, match="not found"):
-        seal(b"no mark at all")
+        fill_checksum(b"no mark at all")
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.binary(max_size=300), st.binary(max_size=300), st.integers(1, 200))
 def test_a_file_is_sealed_in_place_as_its_bytes_would_be(before, after, window):
-    data = before + SEAL.encode() + after
-    assume(data.rindex(module.MARK) == len(before))  # a file has one mark, and that comes last
+    data = before + CHECKSUM_PLACEHOLDER.encode() + after
+    assume(data.rindex(module.CHECKSUM_MARK) == len(before))  # one mark, at the end
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_WINDOW", window)
         path = Path(folder, "x")
         path.write_bytes(data)
-        seal_file(path)
-        assert path.read_bytes() == seal(data)
+        fill_file_checksum(path)
+        assert path.read_bytes() == fill_checksum(data)
 
 
 @pytest.mark.parametrize(
@@ -182,5 +190,5 @@ def test_a_file_is_sealed_in_place_as_its_bytes_would_be(before, after, window):
 def test_a_file_without_a_blank_mark_is_left_as_it_is(tmp_path, data, message):
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(ValueError, match=message):
-        seal_file(tmp_path / "x")
+        fill_file_checksum(tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == data

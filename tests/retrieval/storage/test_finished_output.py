@@ -1,4 +1,4 @@
-"""A finished output: never trusted before it is held against its checksums."""
+"""Tests of reading finished outputs: nothing is used before its checksum is verified."""
 
 import os
 import random
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from retrieval.core.errors import Damaged, InputError, Mismatch
-from retrieval.core.output_layout import KINDS
+from retrieval.core.output_layout import OUTPUT_LAYOUTS
 from retrieval.core.schemas import MATCHES
 from retrieval.storage import finished_output, transaction
-from retrieval.storage.checksum import sealed_parquet
+from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.local import LocalFolder
 from retrieval.storage.verify import verify
 from tests.retrieval.storage.outputs import (
@@ -52,7 +52,7 @@ def test_another_kind_or_format_does_not_fit(folder, monkeypatch):
     made(folder, "store")
     with pytest.raises(Mismatch, match="is of kind store; name one of kind index"):
         finished_output.read_manifest(folder, kind="index")
-    monkeypatch.setattr(finished_output, "FORMAT", 2)
+    monkeypatch.setattr(finished_output, "FORMAT_VERSION", 2)
     with pytest.raises(Mismatch, match="has format 1, this version reads 2"):
         finished_output.read_manifest(folder)
 
@@ -89,9 +89,9 @@ def test_a_file_altered_at_the_same_length_is_found_when_it_is_read(folder, kind
         data = folder.read(path)
         folder.put(path, flip(data, len(data) // 2, 0))
         with pytest.raises(Damaged, match="was altered"):
-            finished_output.read_checked(folder, record)
+            finished_output.read_verified(folder, record)
         folder.put(path, data)
-        assert finished_output.read_checked(folder, record) == data
+        assert finished_output.read_verified(folder, record) == data
 
 
 @pytest.mark.parametrize("path", ["job.json", "files.parquet", "manifest.json"])
@@ -105,8 +105,8 @@ def test_whatever_vouches_for_others_is_checked_on_opening(whole, path):
 
 def test_sealed_files_of_another_output_are_found_on_opening(whole, tmp_path):
     other = made(LocalFolder(str(tmp_path / "other")), "matches", top_k=5)
-    other.put("matches/part-00002.parquet", sealed_parquet(filled(MATCHES.schema, 1)))
-    transaction.finish(other, "matches", {"rows": 6})
+    other.put("matches/part-00002.parquet", checksummed_parquet(filled(MATCHES.schema, 1)))
+    transaction.finish_output(other, "matches", {"rows": 6})
     for path in ("job.json", "files.parquet", "manifest.json"):
         with (
             instead(whole, path, lambda at, p=path: Path(at).write_bytes(other.read(p))),
@@ -167,4 +167,4 @@ def test_run_json_may_be_anything(whole):
 
 
 def test_every_kind_is_tried_here():
-    assert {*PUT, "run"} == set(KINDS)
+    assert {*PUT, "run"} == set(OUTPUT_LAYOUTS)

@@ -1,4 +1,4 @@
-"""Reading one image: by the name it is listed under, with patience where that may help."""
+"""Tests of reading input files: names that are not UTF-8, special files, and retries."""
 
 import errno
 import os
@@ -12,8 +12,8 @@ from aiohttp import ClientResponseError
 from retrieval.core.errors import AccessRefused, StorageFailure
 from retrieval.storage import retry
 from retrieval.storage.input_files import read_uri
-from retrieval.storage.retry import retrying
-from tests.retrieval.storage.faults import FailAt, broken, operations, seam
+from retrieval.storage.retry import call_with_retries
+from tests.retrieval.storage.faults import FailAt, broken, inject_faults, operations
 
 
 @pytest.mark.parametrize(
@@ -66,20 +66,20 @@ def failing(times, error):
 
 @pytest.mark.parametrize("times", range(4))
 def test_errors_that_pass_are_waited_for(waits, times):
-    assert retrying(failing(times, ConnectionResetError("reset")), "x.jpg") == "answer"
+    assert call_with_retries(failing(times, ConnectionResetError("reset")), "x.jpg") == "answer"
     assert waits == pytest.approx([0.1, 0.4, 1.6][:times])
 
 
 def test_an_error_that_stays_stops_the_job_and_names_the_path(waits):
     with pytest.raises(StorageFailure, match=r"photos/x\.jpg.*4 attempts.*reset"):
-        retrying(failing(4, ConnectionResetError("reset")), "photos/x.jpg")
+        call_with_retries(failing(4, ConnectionResetError("reset")), "photos/x.jpg")
     assert len(waits) == 3
 
 
-@pytest.mark.parametrize("error", [*retry.PERMANENT, OSError(errno.ELOOP, ""), ValueError])
+@pytest.mark.parametrize("error", [*retry.PERMANENT_ERRORS, OSError(errno.ELOOP, ""), ValueError])
 def test_what_would_fail_again_is_not_tried_again(waits, error):
     with pytest.raises(error if isinstance(error, type) else type(error)) as raised:
-        retrying(failing(1, error), "x.jpg")
+        call_with_retries(failing(1, error), "x.jpg")
     assert not isinstance(raised.value, StorageFailure)
     assert waits == []
 
@@ -90,7 +90,7 @@ def test_an_image_server_that_wants_other_credentials_stops_the_job(waits, statu
     asked = SimpleNamespace(real_url="http://photos/x.jpg")
     answer = ClientResponseError(asked, (), status=status, message="no")
     with pytest.raises(error):
-        retrying(failing(1, answer), "http://photos/x.jpg")
+        call_with_retries(failing(1, answer), "http://photos/x.jpg")
     assert waits == []
 
 
@@ -116,6 +116,6 @@ def test_every_read_of_an_image_passes_the_seam(tmp_path, waits, when):
     (tmp_path / "x.jpg").write_bytes(b"photo")
     moments = operations(lambda: read_uri(str(tmp_path / "x.jpg")))
     assert [moment[0] for moment in moments] == ["before", "after"]
-    with seam(FailAt(["before", "after"].index(when), broken)):
+    with inject_faults(FailAt(["before", "after"].index(when), broken)):
         assert read_uri(str(tmp_path / "x.jpg")) == b"photo"
     assert len(waits) == 1

@@ -1,4 +1,4 @@
-"""Folders: what a reader may see, and what is left after every fault."""
+"""Tests of folders: atomic writes, and the state that every injected fault leaves."""
 
 import errno
 import fcntl
@@ -19,9 +19,9 @@ from retrieval.core.errors import StorageFailure, UsageError
 from retrieval.storage import exclusive, object_store, retry
 from retrieval.storage.input_files import read_uri
 from retrieval.storage.local import Entry, LocalFolder, RemoteFolder, open_folder
-from retrieval.storage.temporary import TEMPORARY
-from retrieval.storage.transaction import begin
-from tests.retrieval.storage.faults import FailAt, broken, operations, seam
+from retrieval.storage.temporary import TEMPORARY_PREFIX
+from retrieval.storage.transaction import claim_output
+from tests.retrieval.storage.faults import FailAt, broken, inject_faults, operations
 
 
 def copy_of(data):
@@ -127,10 +127,10 @@ class FolderTests(ABC):
         assert len(moments) >= 2
         for number in range(len(moments)):
             path = f"a/{number}"
-            with seam(FailAt(number, broken)), self.stopped():
+            with inject_faults(FailAt(number, broken)), self.stopped():
                 write(folder, path, data)
             assert state(folder, path) in (None, data)
-            assert not any(TEMPORARY in entry.path for entry in folder.entries())
+            assert not any(TEMPORARY_PREFIX in entry.path for entry in folder.entries())
             write(folder, path, data)
             assert state(folder, path) == data
 
@@ -138,7 +138,7 @@ class FolderTests(ABC):
         moments = operations(lambda: folder.put("a/x", b"new"))
         for number in range(len(moments)):
             folder.put("a/x", b"old")
-            with seam(FailAt(number, broken)), self.stopped():
+            with inject_faults(FailAt(number, broken)), self.stopped():
                 folder.put("a/x", b"new")
             assert folder.read("a/x") in (b"old", b"new")
             assert [entry.path for entry in folder.entries()] == ["a/x"]
@@ -152,7 +152,7 @@ class FolderTests(ABC):
                 seen.append(state(folder, "a/x"))
 
         data = b"new" * 1000
-        with seam(look):
+        with inject_faults(look):
             write(folder, "a/x", data)
         assert set(seen) == {None, data}
         assert seen == sorted(seen, key=lambda found: found is not None)
@@ -160,7 +160,7 @@ class FolderTests(ABC):
 
 class TestLocalFolder(FolderTests):
     def stopped(self):
-        return pytest.raises(StorageFailure, match=r"Input/output error.*mend the disk")
+        return pytest.raises(StorageFailure, match=r"Input/output error.*repair the disk")
 
     @pytest.fixture
     def folder(self, tmp_path):
@@ -176,7 +176,10 @@ class TestLocalFolder(FolderTests):
         folder.delete("rehearsal")
         # put_new_file has its file written by another; its first own step is the fsync
         at = next(n for n, moment in enumerate(moments) if moment[1] in ("write", "sync"))
-        with seam(FailAt(at, tear)), pytest.raises(StorageFailure, match=r"No space.*make room"):
+        with (
+            inject_faults(FailAt(at, tear)),
+            pytest.raises(StorageFailure, match=r"No space.*make room"),
+        ):
             write(folder, "x", b"half")
         assert list(folder.entries()) == []
 
@@ -269,7 +272,7 @@ class TestLocalFolderWithLocksAlone(TestLocalFolderWithoutHardLinks):
     def test_without_locks_too_it_says_what_is_missing(self, folder, monkeypatch):
         monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
         with pytest.raises(UsageError, match=r"no hard links.*nor locks\); name a folder that can"):
-            begin(folder, "store", {})
+            claim_output(folder, "store", {})
         assert list(folder.entries()) == []
 
 
@@ -348,7 +351,7 @@ class TestRemoteFolder(FolderTests):
         trace = operations(lambda: folder.put_new("rehearsal", b"mine"))
         lost = trace.index(("after", "put new", folder.uri("rehearsal")))
         for write, path in ((folder.put_new, "x"), (self.put_file(folder), "y")):
-            with seam(FailAt(lost, broken)):
+            with inject_faults(FailAt(lost, broken)):
                 assert write(path, b"mine")
             assert write(path, b"mine")
             assert not write(path, b"meant")
@@ -366,7 +369,7 @@ class TestRemoteFolder(FolderTests):
                 if (when, operation) == ("after", "put new") and state(folder, "x") == b"theirs":
                     folder.delete("x")
 
-            with seam(remove):
+            with inject_faults(remove):
                 assert write("x", b"mine")
             assert folder.read("x") == b"mine"
 
@@ -399,13 +402,16 @@ class TestRemoteFolder(FolderTests):
             lambda: folder.exists("there"), lambda: folder.open("there"),
         )  # fmt: skip
         for action in actions:
-            with seam(broken), pytest.raises(StorageFailure, match=r"4 attempts.*Input/output"):
+            with (
+                inject_faults(broken),
+                pytest.raises(StorageFailure, match=r"4 attempts.*Input/output"),
+            ):
                 action()
         assert folder.read("there") == b"1"
 
     def test_a_stream_is_read_with_patience(self, folder):
         folder.put("x", b"12")
-        with folder.open("x") as file, seam(FailAt(0, broken)):
+        with folder.open("x") as file, inject_faults(FailAt(0, broken)):
             assert file.read() == b"12"
 
     def test_options_reach_the_file_system_and_stay_out_of_what_is_printed(self):

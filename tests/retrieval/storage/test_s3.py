@@ -1,4 +1,4 @@
-"""A folder in a real bucket: what every folder promises, refusals, delays and lost answers."""
+"""Tests of folders in an S3 bucket: the folder contract, refusals, delays and lost responses."""
 
 from contextlib import nullcontext
 

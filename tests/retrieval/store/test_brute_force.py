@@ -1,4 +1,4 @@
-"""Brute force over a store is brute force in numpy."""
+"""Tests exact search over a store against a NumPy reference."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The commonest reason of failures, with an example and what helps."""
+"""Tests of the most common failure reason, its example and its remedy."""
 
 import pytest
 
 from retrieval.storage.local import open_folder
 from retrieval.store.failure_reasons import commonest_reason
-from retrieval.store.reader import ledger_bytes
+from retrieval.store.reader import encode_ledger
 
 
 def reason_of(root, *failures):
@@ -17,7 +17,7 @@ def reason_of(root, *failures):
     ]  # fmt: skip
     paths = [f"{first}.parquet" for first in range(0, len(lines), 2)]
     for first, path in zip(range(0, len(lines), 2), paths, strict=True):
-        folder.put(path, ledger_bytes(lines[first : first + 2]))
+        folder.put(path, encode_ledger(lines[first : first + 2]))
     return commonest_reason(folder, paths)
 
 

@@ -1,4 +1,4 @@
-"""The end of a store: every image is a row or a line of the ledger, or the store is damaged."""
+"""Tests that a store in which an image is neither a row nor a failure is refused as damaged."""
 
 from dataclasses import replace
 

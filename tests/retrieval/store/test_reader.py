@@ -1,4 +1,4 @@
-"""A store gives back every row that was put, by any range, and nothing that was altered."""
+"""Tests that a store returns all rows of any range, and refuses altered files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from retrieval.core.errors import Damaged, InputError
 from retrieval.core.records import Chunk
 from retrieval.core.schemas import FAILURES, part_table
-from retrieval.storage.checksum import sealed_parquet
+from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.local import open_folder
 from retrieval.store.layout import failures_path, part_path, segment_json_path
-from retrieval.store.reader import embedding_column, open_store, put_part, vectors_of
+from retrieval.store.reader import embedding_column, open_store, put_part, read_vectors
 from tests.retrieval.sample_vectors import dtypes, image_ids, make_store, quick, seeds, slow
 
 FIRST, SECOND = Chunk(0, 0, 0, 4), Chunk(0, 1, 4, 8)
@@ -59,8 +59,8 @@ def test_a_range_gives_its_rows_whatever_the_chunks_and_holes(shape, step, asked
             if wanted:
                 together = pa.concat_tables(tables)
                 picked = vectors[[there.index(row) for row in wanted]]
-                np.testing.assert_array_equal(vectors_of(together), picked)
-                assert vectors_of(together).dtype == dtype
+                np.testing.assert_array_equal(read_vectors(together), picked)
+                assert read_vectors(together).dtype == dtype
                 ids = image_ids(images)
                 assert together["image_id"].to_pylist() == [ids[row] for row in wanted]
         assert rows_of(store.failures()) == sorted(set(range(images)) - set(there))
@@ -103,7 +103,7 @@ def test_an_unfinished_store_is_not_opened(tmp_path):
 def part_of(vectors: np.ndarray) -> bytes:
     schema = part_table(vectors.shape[1], str(vectors.dtype)).schema
     nothing = [pa.nulls(len(vectors), field.type) for field in schema if field.name != "embedding"]
-    return sealed_parquet(pa.table([*nothing, embedding_column(vectors)], schema=schema))
+    return checksummed_parquet(pa.table([*nothing, embedding_column(vectors)], schema=schema))
 
 
 def test_a_part_that_is_there_stays(tmp_path):
@@ -123,7 +123,7 @@ def test_the_part_is_put_after_the_failures(tmp_path, monkeypatch):
     monkeypatch.setattr(
         type(folder), "put_new", lambda self, *args: (put.append(args[0]), plain(self, *args))[1]
     )
-    ledger = sealed_parquet(FAILURES.schema.empty_table())
+    ledger = checksummed_parquet(FAILURES.schema.empty_table())
     chunk = Chunk(0, 5, 0, 3)
     put_part(folder, chunk, part_of(random_vectors(3)), ledger)
     assert put == [failures_path(chunk), part_path(chunk)]
@@ -135,9 +135,9 @@ def test_vectors_come_back_from_their_column_bit_for_bit(count, d, dtype, seed, 
     bits = np.random.default_rng(seed).integers(0, 256, count * d * np.dtype(dtype).itemsize)
     vectors = bits.astype(np.uint8).view(dtype).reshape(count, d)  # NaN and all
     table = pa.table({"embedding": embedding_column(vectors)})
-    assert vectors_of(table).tobytes() == vectors.tobytes()
-    part = vectors_of(table.slice(first, length))
+    assert read_vectors(table).tobytes() == vectors.tobytes()
+    part = read_vectors(table.slice(first, length))
     assert part.shape == (max(0, min(length, count - first)), d)
     assert part.tobytes() == vectors[first : first + length].tobytes()
-    twice = vectors_of(pa.concat_tables([table, table.slice(first, length)]))
+    twice = read_vectors(pa.concat_tables([table, table.slice(first, length)]))
     assert twice.tobytes() == vectors.tobytes() + part.tobytes()

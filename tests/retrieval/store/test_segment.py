@@ -1,4 +1,4 @@
-"""A segment is cut by its length alone, and claimed once."""
+"""Tests that chunks of a segment depend on its length only, and that it is claimed once."""
 
 import hashlib
 from contextlib import suppress
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from retrieval.core.errors import Damaged
 from retrieval.storage.local import open_folder
 from retrieval.store.layout import deleted_path, listing_path, segment_json_path
-from retrieval.store.segment import Segment, claim_segment, clear_claims, read_segments, span_of
-from tests.retrieval.storage.faults import FailAt, Killed, seam
+from retrieval.store.segment import Segment, claim_segment, read_segments, remove_claims, row_span
+from tests.retrieval.storage.faults import FailAt, Killed, inject_faults
 
 NOTHING = np.empty(0, np.int64)
 
@@ -52,7 +52,7 @@ def test_segments_are_read_in_their_order(folder, listing):
     one = claim_segment(folder, 0, 0, listing, 3, 7, NOTHING)
     two = claim_segment(folder, 1, 7, listing, 2, 4, np.array([0, 5]))
     assert read_segments(folder) == [one, two]
-    assert span_of([one, two]) == 11
+    assert row_span([one, two]) == 11
     assert (one.deleted, two.deleted) == (0, 2)
 
 
@@ -66,16 +66,16 @@ def test_what_a_killed_claim_left_is_in_nobodys_way(folder, listing, tmp_path):
         if path.endswith("segment.json") and operation == "link":
             raise Killed
 
-    with seam(kill), pytest.raises(Killed):
+    with inject_faults(kill), pytest.raises(Killed):
         claim_segment(folder, 0, 0, listing, 3, 7, np.array([1]))
     other = tmp_path / "other"
     other.write_bytes(b"other lines")
     claimed = claim_segment(folder, 0, 0, other, 3, 8, NOTHING)
     assert folder.read(listing_path(0)) == b"other lines"
     assert claimed.deleted == 0
-    clear_claims(folder, below=0)
+    remove_claims(folder, below=0)
     assert sum("claim-00000" in e.path for e in folder.entries()) == 2
-    clear_claims(folder, below=1)
+    remove_claims(folder, below=1)
     assert sorted(e.path.rsplit("/", 1)[-1] for e in folder.entries()) == [
         "listing.parquet", "segment.json",
     ]  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_claim_killed_anywhere_is_whole_for_whoever_comes_next(folder, listing
     def kill(when, operation, path):
         raise Killed
 
-    with seam(FailAt(number, kill)), suppress(Killed):
+    with inject_faults(FailAt(number, kill)), suppress(Killed):
         claim_segment(folder, 0, 0, listing, 3, 7, np.array([1]))
     other = tmp_path / "other"
     other.write_bytes(b"other lines")

@@ -85,7 +85,9 @@ def test_turning_colours_keeps_greys_and_how_bright_a_colour_looks(monkeypatch):
     colour = torch.tensor([120.0, 100.0, 110.0]).view(1, 3, 1, 1).expand(4, 3, 2, 2)
 
     def coloured(images):
-        return augment_of._coloured(images, augment_of._Draw(4, generator, images.device), True)
+        return augment_of._shift_colours(
+            images, augment_of._BatchRandom(4, generator, images.device), True
+        )
 
     assert torch.allclose(coloured(grey), grey, atol=0.1)
     turned = coloured(colour)

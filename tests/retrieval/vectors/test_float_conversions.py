@@ -1,4 +1,4 @@
-"""Casts are exact, or rounded once, whether or not the processor takes subnormals for zero."""
+"""Tests that float conversions are exact or rounded once, with and without flushed subnormals."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from retrieval.vectors.float_conversions import flushes_subnormals, to_float32, to_float64
-from retrieval.vectors.scoring import wide
-from tests.retrieval.sample_vectors import flushing
+from retrieval.vectors.scoring import float16_to_float32
+from tests.retrieval.sample_vectors import call_with_flushed_subnormals
 
 EVERY_FLOAT16 = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 64)
 
@@ -22,23 +22,26 @@ def every_size_of_float32() -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def test_the_mode_is_known_where_it_is_set():
+def test_flushed_subnormals_are_detected():
     assert not flushes_subnormals()
-    assert flushing(flushes_subnormals)
+    assert call_with_flushed_subnormals(flushes_subnormals)
     assert not flushes_subnormals()
 
 
 @pytest.mark.parametrize("values", [EVERY_FLOAT16, every_size_of_float32()], ids=["half", "single"])
-def test_numbers_become_the_same_float64(values):
+def test_conversion_to_float64_is_exact(values):
     expected = values.astype(np.float64)
     finite = np.isfinite(expected)
-    for made in (to_float64(values), flushing(lambda: to_float64(values))):
+    for made in (to_float64(values), call_with_flushed_subnormals(lambda: to_float64(values))):
         np.testing.assert_array_equal(made.view(np.int64)[finite], expected.view(np.int64)[finite])
 
 
-def test_float16_becomes_the_same_float32():
+def test_float16_to_float32_is_exact():
     expected = EVERY_FLOAT16.astype(np.float32).view(np.uint32)
-    np.testing.assert_array_equal(flushing(lambda: wide(EVERY_FLOAT16)).view(np.uint32), expected)
+    np.testing.assert_array_equal(
+        call_with_flushed_subnormals(lambda: float16_to_float32(EVERY_FLOAT16)).view(np.uint32),
+        expected,
+    )
 
 
 def test_float64_is_rounded_to_the_nearest_float32_ties_to_even():
@@ -48,5 +51,5 @@ def test_float64_is_rounded_to_the_nearest_float32_ties_to_even():
     border = 2.0**-126 * (1 - 2.0 ** -np.arange(1.0, 54))
     values = np.concatenate([drawn, middles, -middles, border, -border, [0.0, -0.0]])
     expected = values.astype(np.float32).view(np.uint32)
-    for made in (to_float32(values), flushing(lambda: to_float32(values))):
+    for made in (to_float32(values), call_with_flushed_subnormals(lambda: to_float32(values))):
         np.testing.assert_array_equal(made.view(np.uint32), expected)

@@ -1,4 +1,4 @@
-"""Whole numbers propose where they may: exact sums, losses that were measured, a finer way out."""
+"""Tests of int8 products: exact sums, measured rounding losses, fallback to finer products."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.vectors import int8_matmul, matmul
-from retrieval.vectors.int8_matmul import Int8, multiplies, search_product, suited
-from retrieval.vectors.matmul import SINGLE
+from retrieval.vectors.int8_matmul import (
+    Int8Product,
+    choose_search_product,
+    has_exact_int8,
+    suitable_product,
+)
+from retrieval.vectors.matmul import FLOAT32_PRODUCT
 from retrieval.vectors.scoring import block
 from tests.retrieval.sample_vectors import METRICS, cases, metrics, quick, seeds
 
-needed = pytest.mark.skipif(not multiplies(), reason="no such product is there")
+needed = pytest.mark.skipif(not has_exact_int8(), reason="no such product is there")
 
 
 @needed
@@ -27,8 +32,8 @@ def test_sums_are_exact_whatever_the_shape(count, others, dimension, seed):
         generator.choice([-1.0, 1.0, 0.5], (n, dimension)).astype(np.float32)
         for n in (count, others)
     ]
-    product = Int8()
-    queries, rows = (product.ready(block(one, "ip")) for one in vectors)
+    product = Int8Product()
+    queries, rows = (product.prepare(block(one, "ip")) for one in vectors)
     sums = product.keys(queries, rows).sums
     np.testing.assert_array_equal(
         sums, queries.matrix.astype(np.int64) @ rows.matrix.T.astype(np.int64)
@@ -37,39 +42,43 @@ def test_sums_are_exact_whatever_the_shape(count, others, dimension, seed):
 
 @quick
 @given(cases(), metrics)
-def test_what_a_vector_loses_is_not_more_than_is_said(case, metric):
+def test_rounding_loss_is_an_upper_bound(case, metric):
     vectors = block(case.rows, metric)
-    ready = Int8().ready(vectors)
+    ready = Int8Product().prepare(vectors)
     exact = case.rows.astype(np.float64)
     if metric == "cosine":
         exact /= np.where(vectors.norms > 0, vectors.norms, 1)[:, None]
-    stands = ready.matrix[:, : exact.shape[1]] * ready.steps.astype(np.float64)[:, None]
-    assert (np.linalg.norm(exact - stands, axis=1) <= ready.lost).all()
+    stands = ready.matrix[:, : exact.shape[1]] * ready.scales.astype(np.float64)[:, None]
+    assert (np.linalg.norm(exact - stands, axis=1) <= ready.rounding_loss).all()
 
 
 @needed
 @pytest.mark.parametrize("metric", METRICS)
-def test_vectors_of_single_large_numbers_go_another_way(metric):
+def test_vectors_with_few_large_numbers_use_a_finer_product(metric):
     numbers = np.random.default_rng(0).normal(size=(50, 512)).astype(np.float32)
     even, uneven = block(numbers, metric), block(numbers**3, metric)
-    product = Int8()
-    assert suited(product, product.ready(even)) is product
-    assert suited(product, product.ready(uneven)).name in ("bf16", "fp32")
-    assert suited(SINGLE, SINGLE.ready(uneven)) is SINGLE
+    product = Int8Product()
+    assert suitable_product(product, product.prepare(even)) is product
+    assert suitable_product(product, product.prepare(uneven)).name in ("bf16", "fp32")
+    assert suitable_product(FLOAT32_PRODUCT, FLOAT32_PRODUCT.prepare(uneven)) is FLOAT32_PRODUCT
 
 
 def test_whole_numbers_are_for_rows_that_many_queries_meet(monkeypatch):
-    monkeypatch.setattr(int8_matmul, "multiplies", lambda: True)
+    monkeypatch.setattr(int8_matmul, "has_exact_int8", lambda: True)
     monkeypatch.setattr(matmul, "has_bf16", lambda: False)
-    assert search_product("cpu", 600, 1_000_000, 512, 1000).name == "int8"
-    assert search_product("cpu", 10, 10**8, 512, 1000) is SINGLE  # rounding rows takes longer
-    assert search_product("cpu", 600, 1_000_000, 512, 10**6) is SINGLE  # short lists
-    assert search_product("cpu", 600, 10_000, 16, 10) is SINGLE  # little work
-    assert search_product("cpu", 600, 10_000, 512, 10).name == "int8"
+    assert choose_search_product("cpu", 600, 1_000_000, 512, 1000).name == "int8"
+    assert (
+        choose_search_product("cpu", 10, 10**8, 512, 1000) is FLOAT32_PRODUCT
+    )  # rounding rows takes longer
+    assert (
+        choose_search_product("cpu", 600, 1_000_000, 512, 10**6) is FLOAT32_PRODUCT
+    )  # short lists
+    assert choose_search_product("cpu", 600, 10_000, 16, 10) is FLOAT32_PRODUCT  # little work
+    assert choose_search_product("cpu", 600, 10_000, 512, 10).name == "int8"
     monkeypatch.delitem(sys.modules, "torch")  # so its import would count
-    assert search_product("cpu", 600, 10_000, 512, 10) is SINGLE
-    monkeypatch.setattr(int8_matmul, "multiplies", lambda: False)
-    assert search_product("cpu", 600, 1_000_000, 512, 1000) is SINGLE
+    assert choose_search_product("cpu", 600, 10_000, 512, 10) is FLOAT32_PRODUCT
+    monkeypatch.setattr(int8_matmul, "has_exact_int8", lambda: False)
+    assert choose_search_product("cpu", 600, 1_000_000, 512, 1000) is FLOAT32_PRODUCT
 
 
 @pytest.mark.parametrize(
@@ -77,10 +86,10 @@ def test_whole_numbers_are_for_rows_that_many_queries_meet(monkeypatch):
     [("avx512_vnni fma", "", True), ("avx512_vnni", "AVX512_CORE", False), ("avx2", "", False),
      ("avx512_vnni", "avx512_core_vnni", True)],
 )  # fmt: skip
-def test_a_processor_is_asked_whether_it_saturates(monkeypatch, flags, forced, expected):
-    monkeypatch.setattr(int8_matmul, "cpu_flags", lambda: set(flags.split()))
+def test_int8_is_used_only_without_saturation(monkeypatch, flags, forced, expected):
+    monkeypatch.setattr(int8_matmul, "read_cpu_flags", lambda: set(flags.split()))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", forced)
-    monkeypatch.setattr(int8_matmul, "_exact", lambda: True)
-    assert multiplies.__wrapped__() is expected
-    monkeypatch.setattr(int8_matmul, "_exact", lambda: False)
-    assert not multiplies.__wrapped__()
+    monkeypatch.setattr(int8_matmul, "_sums_are_exact", lambda: True)
+    assert has_exact_int8.__wrapped__() is expected
+    monkeypatch.setattr(int8_matmul, "_sums_are_exact", lambda: False)
+    assert not has_exact_int8.__wrapped__()

@@ -1,4 +1,4 @@
-"""Cheap products keep within their bounds, on whatever multiplies, and decide nothing."""
+"""Tests that products stay within their error bounds on every device and decide nothing."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 from retrieval.core.schemas import Metric
 from retrieval.vectors import matmul
-from retrieval.vectors.int8_matmul import Int8, Sums, multiplies
+from retrieval.vectors.int8_matmul import Int8Keys, Int8Product, has_exact_int8
 from retrieval.vectors.matmul import (
-    SINGLE,
-    Half,
+    FLOAT32_PRODUCT,
+    FLOAT32_ROUNDOFF,
+    HalfPrecisionProduct,
+    PreparedVectors,
     Product,
-    Ready,
-    U,
-    floor_of,
-    pair_keys,
-    product_for,
+    choose_product,
+    compute_pair_keys,
+    round_down_to_float32,
 )
-from retrieval.vectors.scoring import Block, block, wide
-from retrieval.vectors.topk import closest, nearest, top_k
+from retrieval.vectors.scoring import VectorBlock, block, float16_to_float32
+from retrieval.vectors.topk import nearest_centroids, top_k, top_k_positions
 from tests.retrieval.sample_vectors import METRICS, Case, cases, exact_keys, metrics, quick
 
 KINDS = ["fp32", "bf16", "int8", "cuda"]
@@ -34,31 +34,37 @@ def made(kind: str) -> Product:
     if kind == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU is there")
     if kind == "int8":
-        if not multiplies():
+        if not has_exact_int8():
             pytest.skip("no such product is there")
-        return Int8()
-    return SINGLE if kind == "fp32" else Half("cuda" if kind == "cuda" else "cpu")
+        return Int8Product()
+    return (
+        FLOAT32_PRODUCT
+        if kind == "fp32"
+        else HalfPrecisionProduct("cuda" if kind == "cuda" else "cpu")
+    )
 
 
-def plain_keys(product: Product, queries: Ready, rows: Ready) -> NDArray[np.float32]:
+def plain_keys(
+    product: Product, queries: PreparedVectors, rows: PreparedVectors
+) -> NDArray[np.float32]:
     keys = product.keys(queries, rows)
-    return keys.keys() if isinstance(keys, Sums) else np.asarray(torch.as_tensor(keys).cpu())
+    return keys.keys() if isinstance(keys, Int8Keys) else np.asarray(torch.as_tensor(keys).cpu())
 
 
 def within_safe(case: Case) -> bool:
     lengths = [np.linalg.norm(v.astype(np.float64), axis=1) for v in (case.queries, case.rows)]
-    return max(one.max() for one in lengths) < matmul.SAFE / 2
+    return max(one.max() for one in lengths) < matmul.SAFE_LENGTH / 2
 
 
 def worst(product: Product, case: Case, metric: Metric) -> float:
     """Give the largest share of the bound that an error takes up."""
     queries, rows = block(case.queries, metric), block(case.rows, metric)
-    left, right = product.ready(queries), product.ready(rows)
+    left, right = product.prepare(queries), product.prepare(rows)
     keys = plain_keys(product, left, right).astype(np.float64)
     exact = exact_keys(case.queries, case.rows, metric)
     if metric == "l2":
         exact = exact + (queries.norms**2)[:, None]
-    slack = product.error(left, right)
+    slack = product.key_error(left, right)
     return float((np.abs(keys - exact) / slack[:, None]).max())
 
 
@@ -91,19 +97,19 @@ def test_the_bound_holds_where_every_number_is_rounded_the_same_way(kind, metric
 @every_kind
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17), (100, 33), (33, 600)])
-def test_what_reaches_a_bar_is_found(kind, metric, shape):
+def test_pairs_reaching_a_threshold_are_returned(kind, metric, shape):
     product, generator = made(kind), np.random.default_rng(0)
     queries, rows = (
         block(generator.normal(size=(count, 24)).astype(np.float16), metric) for count in shape
     )
-    left, right = product.ready(queries), product.ready(rows)
+    left, right = product.prepare(queries), product.prepare(rows)
     keys, plain = product.keys(left, right), plain_keys(product, left, right)
     assert plain.shape == shape
     assert plain.dtype == np.float32
     k = min(5, shape[1])
-    kth = product.kth(keys, k)
+    kth = product.kth_key(keys, k)
     np.testing.assert_array_equal(kth, np.sort(plain, axis=1)[:, -k])
-    q, x, values = product.reach(keys, kth)
+    q, x, values = product.pairs_reaching(keys, kth)
     np.testing.assert_array_equal(values, plain[q, x])
     np.testing.assert_array_equal(np.stack([q, x]), np.nonzero(plain >= kth[:, None]))
 
@@ -113,11 +119,11 @@ def test_what_reaches_a_bar_is_found(kind, metric, shape):
 def test_some_of_the_queries_have_the_keys_that_they_have_among_all(kind, which):
     product, generator = made(kind), np.random.default_rng(0)
     queries, rows = (
-        product.ready(block(generator.normal(size=(count, 24)).astype(np.float16), "ip"))
+        product.prepare(block(generator.normal(size=(count, 24)).astype(np.float16), "ip"))
         for count in (33, 50)
     )
     whole = plain_keys(product, queries, rows)
-    some = product.take(queries, np.array(which))
+    some = product.select(queries, np.array(which))
     np.testing.assert_array_equal(some.norms, queries.norms[which])
     found = plain_keys(product, some, rows)
     np.testing.assert_allclose(found, whole[which], rtol=1e-2, atol=1e-2)
@@ -126,18 +132,18 @@ def test_some_of_the_queries_have_the_keys_that_they_have_among_all(kind, which)
 @every_kind
 @quick
 @given(case=cases().filter(within_safe), metric=metrics)
-def test_the_nearest_is_that_of_float64(kind, case, metric):
+def test_nearest_centroid_equals_float64(kind, case, metric):
     rows, queries = block(case.rows, metric), block(case.queries, metric)
-    found = nearest(queries, rows, made(kind))
+    found = nearest_centroids(queries, rows, made(kind))
     np.testing.assert_array_equal(found, top_k(queries, rows, 1).positions[:, 0])
 
 
 @quick
 @given(cases(), metrics, st.integers(1, 12))
-def test_the_closest_are_those_of_float64(case, metric, k):
+def test_top_k_positions_equal_float64(case, metric, k):
     queries, rows = block(case.queries, metric), block(case.rows, metric)
     k = min(k, len(rows))
-    found = closest(queries, rows, k)
+    found = top_k_positions(queries, rows, k)
     expected = top_k(queries, rows, k).positions
     np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(expected, axis=1))
 
@@ -149,26 +155,26 @@ def test_keys_of_single_pairs_are_those_of_a_product_within_the_bound(metric):
         block(generator.normal(size=(40, 65)).astype(np.float32), metric) for _ in range(2)
     )
     q, x = np.divmod(generator.permutation(1600)[:300], 40)
-    left, right = SINGLE.ready(queries), SINGLE.ready(rows)
-    keys = SINGLE.keys(left, right)[q, x]
-    slack = SINGLE.error(left, right)[q]
-    assert (np.abs(pair_keys(left, right, q, x) - keys) <= 2 * slack).all()
-    assert len(pair_keys(left, right, q[:0], x[:0])) == 0
+    left, right = FLOAT32_PRODUCT.prepare(queries), FLOAT32_PRODUCT.prepare(rows)
+    keys = FLOAT32_PRODUCT.keys(left, right)[q, x]
+    slack = FLOAT32_PRODUCT.key_error(left, right)[q]
+    assert (np.abs(compute_pair_keys(left, right, q, x) - keys) <= 2 * slack).all()
+    assert len(compute_pair_keys(left, right, q[:0], x[:0])) == 0
 
 
 def test_a_floor_lies_below_what_it_was_made_of():
     values = np.array([1.0, 1 + 2.0**-40, -1 - 2.0**-40, 1e-46, -np.inf, 1e300])
-    assert (floor_of(values).astype(np.float64) < values)[:4].all()
-    assert floor_of(values)[4] == -np.inf
-    assert floor_of(values)[5] > 3e38
+    assert (round_down_to_float32(values).astype(np.float64) < values)[:4].all()
+    assert round_down_to_float32(values)[4] == -np.inf
+    assert round_down_to_float32(values)[5] > 3e38
 
 
 def test_half_precision_is_for_much_work_on_processors_that_have_it(monkeypatch):
     monkeypatch.setattr(matmul, "has_bf16", lambda: True)
-    assert product_for("cpu", 1e9) is SINGLE
-    assert product_for("cpu", 1e13).name == "bf16"
+    assert choose_product("cpu", 1e9) is FLOAT32_PRODUCT
+    assert choose_product("cpu", 1e13).name == "bf16"
     monkeypatch.setattr(matmul, "has_bf16", lambda: False)
-    assert product_for("cpu", 1e13) is SINGLE
+    assert choose_product("cpu", 1e13) is FLOAT32_PRODUCT
 
 
 @pytest.mark.parametrize(
@@ -189,7 +195,9 @@ def test_every_float16_becomes_the_float32_of_the_same_number():
     """NaN and infinity too, which are refused later."""
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 64)
     expected = every.astype(np.float32)
-    np.testing.assert_array_equal(wide(every).view(np.uint32), expected.view(np.uint32))
+    np.testing.assert_array_equal(
+        float16_to_float32(every).view(np.uint32), expected.view(np.uint32)
+    )
 
 
 @pytest.mark.parametrize("length", [1e-6, 1e-3, 1.0, 1e4])
@@ -198,16 +206,16 @@ def test_vectors_are_brought_to_unit_length_whatever_is_known_of_them(length, dt
     values = np.random.default_rng(0).normal(size=(50, 12))
     values = (values / np.linalg.norm(values, axis=1, keepdims=True) * length).astype(dtype)
     known = block(values, "cosine")
-    fresh = Block("cosine", values, known.squared_norms)
+    fresh = VectorBlock("cosine", values, known.squared_norms)
     for one in (known, fresh):
         expected = values.astype(np.float64) / np.where(known.norms > 0, known.norms, 1)[:, None]
-        np.testing.assert_allclose(one.cheap, expected, rtol=2.0**-22, atol=0)
+        np.testing.assert_allclose(one.matmul_input, expected, rtol=2.0**-22, atol=0)
 
 
 # --- tensor cores -------------------------------------------------------------------------------
 
 
-class TensorCores(Half):
+class TensorCores(HalfPrecisionProduct):
     """A GPU whose sums are cut off, as a model of tensor cores has it, on this processor.
 
     Of both addends what lies below 2^-22 of the larger one's leading bit is lost.
@@ -216,7 +224,7 @@ class TensorCores(Half):
     def __init__(self) -> None:
         self._torch, self._device, self._gpu, self.name = torch, "cpu", True, "cuda"
 
-    def keys(self, queries: Ready, rows: Ready) -> NDArray[np.float32]:
+    def keys(self, queries: PreparedVectors, rows: PreparedVectors) -> NDArray[np.float32]:
         left, right = (ready.matrix.double().numpy() for ready in (queries, rows))
         total = np.zeros((len(left), len(right)))
         for column, other in zip(left.T, right.T, strict=True):
@@ -235,20 +243,23 @@ def test_the_bound_of_a_gpu_allows_for_sums_that_are_cut_off(metric):
     rows[0, 0] = 2048
     product = TensorCores()
     assert worst(product, Case(rows, rows), metric) <= 1
-    ready = product.ready(block(rows, metric))
+    ready = product.prepare(block(rows, metric))
     if metric == "ip":
         (length,) = ready.norms
-        assert length**2 - product.keys(ready, ready)[0, 0] > 3 * (1 << 16) * U * length**2
+        assert (
+            length**2 - product.keys(ready, ready)[0, 0]
+            > 3 * (1 << 16) * FLOAT32_ROUNDOFF * length**2
+        )
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_bound_of_a_gpu_is_that_of_its_sums(metric):
     """d u to first order with u = 2^-22, beside the rounding of the inputs: four times as wide."""
     product = TensorCores()
-    ready = product.ready(block(np.ones((2, 4096), np.float32), metric))
+    ready = product.prepare(block(np.ones((2, 4096), np.float32), metric))
     share = 2.0**-11 if metric == "cosine" else 2.0**-8
     length = 1.0 if metric == "cosine" else 4096.0
     expected = (2 if metric == "l2" else 1) * length * (2 * share + 4096 * 2.0**-22)
-    error = product.error(ready, ready)
+    error = product.key_error(ready, ready)
     assert (error >= expected).all()
     assert (error <= 1.2 * expected).all()

@@ -1,4 +1,4 @@
-"""Top-k equals brute force in float64, whatever the product, the blocks and their order."""
+"""Tests that top-k equals brute force in float64 for any product, block size and order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from retrieval.core.schemas import Metric, Vectors
 from retrieval.vectors import matmul, scoring, topk
-from retrieval.vectors.matmul import SINGLE
-from retrieval.vectors.scoring import Block, block, pair_scores, squared_norms_of
-from retrieval.vectors.topk import TopK, nearest, top_k
+from retrieval.vectors.matmul import FLOAT32_PRODUCT
+from retrieval.vectors.scoring import VectorBlock, block, compute_squared_norms, score_pairs
+from retrieval.vectors.topk import TopK, nearest_centroids, top_k
 from tests.retrieval.sample_vectors import (
     METRICS,
     Case,
     brute_force,
+    call_with_flushed_subnormals,
     cases,
     exact_keys,
-    flushing,
     metrics,
     nightly,
     quick,
@@ -49,7 +49,7 @@ def top_k_is_brute_force(case: Case, metric: Metric, k: int, seed: int, product:
     """All rows at once, ties by a shuffled number."""
     ties = np.random.default_rng(seed).permutation(len(case.rows))
     expected = brute_force(exact_keys(case.queries, case.rows, metric), ties, k)
-    with mock.patch.object(topk, "_PRODUCT", product):
+    with mock.patch.object(topk, "_PRODUCT_ELEMENTS", product):
         best = top_k(block(case.queries, metric), block(case.rows, metric), k, ties)
     assert_same(best, *expected)
 
@@ -94,14 +94,14 @@ cuts = st.integers(1, 12)
 
 @quick
 @given(cases(), metrics, st.integers(1, 12), seeds, cuts)
-def test_blocks_their_order_and_who_is_asked_do_not_matter(case, metric, k, seed, cuts):
+def test_blocks_and_query_subsets_do_not_matter(case, metric, k, seed, cuts):
     pushes_do_not_matter(case, metric, k, seed, cuts)
 
 
 @pytest.mark.nightly
 @nightly
 @given(cases(), metrics, st.integers(1, 12), seeds, cuts)
-def test_blocks_their_order_and_who_is_asked_do_not_matter_many_times(case, metric, k, seed, cuts):
+def test_blocks_and_query_subsets_do_not_matter_many_times(case, metric, k, seed, cuts):
     pushes_do_not_matter(case, metric, k, seed, cuts)
 
 
@@ -123,10 +123,10 @@ def test_near_ties_that_float32_cannot_tell_apart_are_ordered_in_float64(metric,
     values = (centre * (1 + 1e-7 * generator.normal(size=(300, 257)))).astype(np.float32)
     queries, rows = block(centre.astype(np.float32), metric), block(values, metric)
     keys = exact_keys(queries.values, values, metric)
-    cheap = SINGLE.keys(SINGLE.ready(queries), SINGLE.ready(rows))
+    cheap = FLOAT32_PRODUCT.keys(FLOAT32_PRODUCT.prepare(queries), FLOAT32_PRODUCT.prepare(rows))
     assert not np.array_equal(np.argsort(-cheap[0]), np.argsort(-keys[0]))  # the case is hard
     best, places = TopK(queries, 10), np.arange(300)
-    for part in scoring.slices(300, step):
+    for part in scoring.split_range(300, step):
         best.push(rows.take(part), places[part], places[part])
     assert_same(best, *brute_force(keys, places, 10))
 
@@ -138,7 +138,7 @@ def test_pairs_whose_float32_product_overflows_are_decided_in_float64(metric):
     values[::7] *= np.float32(1e18)  # up to 1e37: their products reach 1e74
     values[::5] *= np.float32(1e-18)
     queries, rows = block(values[:4], metric), block(values, metric)
-    cheap = SINGLE.keys(SINGLE.ready(queries), SINGLE.ready(rows))
+    cheap = FLOAT32_PRODUCT.keys(FLOAT32_PRODUCT.prepare(queries), FLOAT32_PRODUCT.prepare(rows))
     assert 0 < np.isfinite(cheap).sum() < cheap.size  # the case has both
     expected = brute_force(exact_keys(values[:4], values, metric), np.arange(60), 9)
     assert_same(top_k(queries, rows, 9), *expected)
@@ -193,12 +193,12 @@ def test_where_there_are_fewer_rows_than_k_the_rest_has_no_position(metric):
 
 
 @every_metric
-def test_a_push_of_nothing_or_to_nobody_changes_nothing(metric):
+def test_empty_push_changes_nothing(metric):
     queries, rows = block(float32([[1, 2]]), metric), block(float32([[1, 2]]), metric)
     one = np.array([0])
     best = TopK(queries, 2)
     best.push(rows.take(slice(0, 0)), one[:0], one[:0])
-    best.push(rows, one, one, which=one[:0])
+    best.push(rows, one, one, query_positions=one[:0])
     assert best.positions.tolist() == [[-1, -1]]
 
 
@@ -208,7 +208,7 @@ def test_a_push_of_nothing_or_to_nobody_changes_nothing(metric):
 def test_scores_are_what_their_metric_says():
     queries, rows = float32([[3, 4]]), float32([[4, 3], [0, 0], [-6, -8]])
     pairs = np.zeros(3, np.int64), np.arange(3)
-    scores = {m: pair_scores(block(queries, m), block(rows, m), *pairs).tolist() for m in METRICS}
+    scores = {m: score_pairs(block(queries, m), block(rows, m), *pairs).tolist() for m in METRICS}
     assert scores == {
         "cosine": [24 / 25, 0, -1],
         "ip": [24, 0, -50],
@@ -227,11 +227,11 @@ def test_scores_of_l2_are_distances_and_not_keys():
 def test_a_score_has_the_same_bits_however_pairs_are_cut(case, metric, pairs):
     queries, rows = block(case.queries, metric), block(case.rows, metric)
     q, x = (part.ravel() for part in np.indices((len(queries), len(rows))))
-    whole = pair_scores(queries, rows, q, x)
+    whole = score_pairs(queries, rows, q, x)
     with mock.patch.object(scoring, "_PAIRS", pairs):
-        assert pair_scores(queries, rows, q, x).tobytes() == whole.tobytes()
-        assert squared_norms_of(case.rows).tobytes() == rows.squared_norms.tobytes()
-    alone = [pair_scores(queries, rows, q[[i]], x[[i]])[0] for i in range(0, len(q), 7)]
+        assert score_pairs(queries, rows, q, x).tobytes() == whole.tobytes()
+        assert compute_squared_norms(case.rows).tobytes() == rows.squared_norms.tobytes()
+    alone = [score_pairs(queries, rows, q[[i]], x[[i]])[0] for i in range(0, len(q), 7)]
     assert np.array(alone).tobytes() == whole[::7].tobytes()
 
 
@@ -239,7 +239,7 @@ def test_a_score_has_the_same_bits_however_pairs_are_cut(case, metric, pairs):
 @given(cases(dims=st.integers(1, 12)), metrics)
 def test_scores_are_right_to_float64(case, metric):
     """Against rational numbers, so that the definition itself is not its own oracle."""
-    scores = pair_scores(*ready(case, metric), *first_pair())
+    scores = score_pairs(*ready(case, metric), *first_pair())
     q = [Fraction(float(value)) for value in case.queries[0]]
     x = [Fraction(float(value)) for value in case.rows[0]]
     size = sum(a * a for a in q) * sum(b * b for b in x)
@@ -256,7 +256,7 @@ def test_scores_are_right_to_float64(case, metric):
         assert abs(Fraction(float(scores[0])) - exact) <= allowed
 
 
-def ready(case: Case, metric: Metric) -> tuple[Block, Block]:
+def ready(case: Case, metric: Metric) -> tuple[VectorBlock, VectorBlock]:
     return block(case.queries, metric), block(case.rows, metric)
 
 
@@ -270,8 +270,8 @@ def first_pair() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def worst_of_bound(case: Case, metric: Metric) -> float:
     """Give the largest share of the bound that an error takes up; more than 1 would break it."""
     queries, rows = ready(case, metric)
-    left, right = SINGLE.ready(queries), SINGLE.ready(rows)
-    cheap, slack = SINGLE.keys(left, right), SINGLE.error(left, right)
+    left, right = FLOAT32_PRODUCT.prepare(queries), FLOAT32_PRODUCT.prepare(rows)
+    cheap, slack = FLOAT32_PRODUCT.keys(left, right), FLOAT32_PRODUCT.key_error(left, right)
     keys = exact_keys(case.queries, case.rows, metric)
     if metric == "l2":
         keys = keys + (queries.norms**2)[:, None]  # the cheap key lacks it
@@ -337,7 +337,7 @@ def test_the_bound_is_narrow_enough_to_spare_nearly_all_pairs(metric):
     generator = np.random.default_rng(0)
     rows = block(generator.normal(size=(5000, 128)).astype(np.float32), metric)
     queries = rows.take(slice(0, 20))
-    near = topk._Rows(rows)
+    near = topk._PreparedRows(rows)
     fresh, _ = topk._survivors(queries, near, np.full(20, -np.inf), 10)
     kth = top_k(queries, rows, 10).keys[:, -1]
     later, _ = topk._survivors(queries, near, kth, 10)
@@ -352,7 +352,7 @@ def test_the_bound_is_narrow_enough_to_spare_nearly_all_pairs(metric):
 def test_nearest_gives_ties_to_the_smaller_number(metric):
     centroids = float32([[0, 1], [1, 0], [1, 0], [0, 1]])
     queries = float32([[1, 0], [0, 1], [1, 1], [0, 0]])
-    found = nearest(block(queries, metric), block(centroids, metric))
+    found = nearest_centroids(block(queries, metric), block(centroids, metric))
     assert found.tolist() == [1, 0, 0, 0]
 
 
@@ -390,14 +390,14 @@ def test_equal_vectors_score_as_equal_and_none_scores_above(case, metric):
     """cosine: 1, or 0 without length; l2: 0. And a score is that of the swapped pair."""
     queries, rows = block(case.queries, metric), block(case.rows, metric)
     each = np.arange(len(rows))
-    own = pair_scores(rows, block(case.rows.copy(), metric), each, each)
+    own = score_pairs(rows, block(case.rows.copy(), metric), each, each)
     if metric == "cosine":
         np.testing.assert_array_equal(own, case.rows.astype(bool).any(1).astype(float))
     elif metric == "l2":
         np.testing.assert_array_equal(own, 0)
     q, x = (part.ravel() for part in np.indices((len(queries), len(rows))))
-    scores = pair_scores(queries, rows, q, x)
-    assert scores.tobytes() == pair_scores(rows, queries, x, q).tobytes()
+    scores = score_pairs(queries, rows, q, x)
+    assert scores.tobytes() == score_pairs(rows, queries, x, q).tobytes()
     if metric == "cosine":
         assert np.abs(scores).max() <= 1
 
@@ -407,7 +407,7 @@ def test_equal_vectors_score_as_equal_and_none_scores_above(case, metric):
 def test_the_cosine_of_every_vector_with_itself_is_one(dtype, scale):
     rows = block((np.random.default_rng(0).normal(size=(800, 64)) * scale).astype(dtype), "cosine")
     each = np.arange(800)
-    assert pair_scores(rows, rows, each, each).tolist() == [1.0] * 800
+    assert score_pairs(rows, rows, each, each).tolist() == [1.0] * 800
     best = top_k(rows, rows, 1)
     assert best.positions[:, 0].tolist() == each.tolist()
     assert best.scores()[:, 0].tolist() == [1.0] * 800
@@ -415,35 +415,45 @@ def test_the_cosine_of_every_vector_with_itself_is_one(dtype, scale):
 
 @brief
 @given(cases(), metrics, seeds)
-def test_what_products_read_of_a_row_depends_on_that_row_alone(case, metric, seed):
+def test_matmul_input_of_a_row_depends_on_that_row_alone(case, metric, seed):
     which = np.flatnonzero(np.random.default_rng(seed).random(len(case.rows)) < 0.5)
-    whole = block(case.rows, metric).cheap
-    assert block(case.rows[which], metric).cheap.tobytes() == whole[which].tobytes()
-    known = squared_norms_of(case.rows)
-    fresh = Block(metric, case.rows[which], known[which])  # nothing was computed of it before
-    assert fresh.cheap.tobytes() == whole[which].tobytes()
+    whole = block(case.rows, metric).matmul_input
+    assert block(case.rows[which], metric).matmul_input.tobytes() == whole[which].tobytes()
+    known = compute_squared_norms(case.rows)
+    fresh = VectorBlock(metric, case.rows[which], known[which])  # nothing was computed of it before
+    assert fresh.matmul_input.tobytes() == whole[which].tobytes()
 
 
 def test_one_tiny_vector_changes_nothing_of_its_neighbours():
     values = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
     beside = np.concatenate([values, np.full((1, 8), 1e-20, np.float32)])
-    assert block(beside, "cosine").cheap[:100].tobytes() == block(values, "cosine").cheap.tobytes()
+    assert (
+        block(beside, "cosine").matmul_input[:100].tobytes()
+        == block(values, "cosine").matmul_input.tobytes()
+    )
 
 
 def bits_of(case: Case, metric: Metric) -> list[bytes]:
     """Score all pairs, and the copies that k-means sums."""
     queries, rows = block(case.queries, metric), block(case.rows, metric)
     q, x = (part.ravel() for part in np.indices((len(queries), len(rows))))
-    scores = pair_scores(queries, rows, q, x)
+    scores = score_pairs(queries, rows, q, x)
     best = top_k(queries, rows, 5)
-    parts = scores, rows.squared_norms, rows.cheap, rows.wide, best.keys, best.positions
+    parts = (
+        scores,
+        rows.squared_norms,
+        rows.matmul_input,
+        rows.float32_values,
+        best.keys,
+        best.positions,
+    )
     return [part.tobytes() for part in parts]
 
 
 @brief
 @given(cases(), metrics)
 def test_subnormal_numbers_count_where_the_processor_takes_them_for_zero(case, metric):
-    assert flushing(lambda: bits_of(case, metric)) == bits_of(case, metric)
+    assert call_with_flushed_subnormals(lambda: bits_of(case, metric)) == bits_of(case, metric)
 
 
 def test_float16_of_small_numbers_scores_the_same_where_subnormals_are_zero():
@@ -453,14 +463,16 @@ def test_float16_of_small_numbers_scores_the_same_where_subnormals_are_zero():
     queries, rows = values[:5], values[5:]
     expected = exact_keys(queries, rows, "cosine")
     q, x = (part.ravel() for part in np.indices(expected.shape))
-    found = flushing(lambda: pair_scores(block(queries, "cosine"), block(rows, "cosine"), q, x))
+    found = call_with_flushed_subnormals(
+        lambda: score_pairs(block(queries, "cosine"), block(rows, "cosine"), q, x)
+    )
     np.testing.assert_array_equal(found.reshape(expected.shape), expected)
 
 
 @brief
 @given(cases(), metrics)
 def test_the_cheap_key_is_within_its_bound_where_subnormals_are_zero(case, metric):
-    assert flushing(lambda: worst_of_bound(case, metric)) <= 1
+    assert call_with_flushed_subnormals(lambda: worst_of_bound(case, metric)) <= 1
 
 
 # --- what float32 cannot tell goes to a product in float64 --------------------------------------
@@ -473,9 +485,9 @@ def pairs_scored(monkeypatch):
 
     def counting(queries, rows, q, x):
         counted.append(len(q))
-        return pair_scores(queries, rows, q, x)
+        return score_pairs(queries, rows, q, x)
 
-    monkeypatch.setattr(topk, "pair_scores", counting)
+    monkeypatch.setattr(topk, "score_pairs", counting)
     return counted
 
 
@@ -514,8 +526,8 @@ def test_one_odd_vector_or_an_offset_leaves_few_pairs_to_score_one_by_one(
     keys = exact_keys(values, vectors, metric)
     best = top_k(queries, rows, 10)
     assert_same(best, *brute_force(keys, np.arange(2000), 10))
-    assert nearest(queries, rows).tolist() == best.positions[:, 0].tolist()
-    found = topk.closest(queries, rows, 10)
+    assert nearest_centroids(queries, rows).tolist() == best.positions[:, 0].tolist()
+    found = topk.top_k_positions(queries, rows, 10)
     np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(best.positions, axis=1))
     assert sum(pairs_scored) < 3 * 30 * 10 * 4
 
@@ -530,25 +542,28 @@ def test_a_product_in_float64_proposes_no_worse(case, metric, k, flush):
             queries, rows = block(case.queries, metric), block(case.rows, metric)
             best = top_k(queries, rows, k)
             assert (
-                nearest(queries, rows).tolist() == top_k(queries, rows, 1).positions[:, 0].tolist()
+                nearest_centroids(queries, rows).tolist()
+                == top_k(queries, rows, 1).positions[:, 0].tolist()
             )
             return best
 
     places = np.arange(len(case.rows))
     expected = brute_force(exact_keys(case.queries, case.rows, metric), places, k)
-    assert_same(flushing(found) if flush else found(), *expected)
+    assert_same(call_with_flushed_subnormals(found) if flush else found(), *expected)
 
 
 @brief
 @given(cases(), metrics, st.booleans())
 def test_keys_in_float64_are_within_their_bound_pair_by_pair(case, metric, centred):
     queries, rows = block(case.queries, metric), block(case.rows, metric)
-    centre = rows.wide[0] if centred and metric == "l2" else None
-    proposed = matmul.propose_finely(queries, rows, np.full(len(queries), -np.inf), None, centre)
+    centre = rows.float32_values[0] if centred and metric == "l2" else None
+    proposed = matmul.propose_in_float64(
+        queries, rows, np.full(len(queries), -np.inf), None, centre
+    )
     assert len(proposed.q) == len(queries) * len(rows)
     keys = exact_keys(case.queries, case.rows, metric)
     if metric == "l2":
-        shift = matmul.shift_of(SINGLE.ready(queries, centre))
+        shift = matmul.key_offsets(FLOAT32_PRODUCT.prepare(queries, centre))
         keys = keys + shift[:, None]
     error = np.abs(proposed.keys.astype(np.float64) - keys[proposed.q, proposed.x])
     assert (error <= proposed.slack).all()
@@ -559,11 +574,11 @@ def test_keys_in_float64_are_within_their_bound_pair_by_pair(case, metric, centr
 def test_the_bound_holds_from_a_centre(case):
     """Any centre: here a row, which is far from some of the others."""
     queries, rows = block(case.queries, "l2"), block(case.rows, "l2")
-    centre = rows.wide[0]
-    left, right = SINGLE.ready(queries, centre), SINGLE.ready(rows, centre)
-    safe = matmul.is_safe(left)[:, None] & matmul.is_safe(right)
-    keys, slack = SINGLE.keys(left, right), SINGLE.error(left, right)
-    exact = exact_keys(case.queries, case.rows, "l2") + matmul.shift_of(left)[:, None]
+    centre = rows.float32_values[0]
+    left, right = FLOAT32_PRODUCT.prepare(queries, centre), FLOAT32_PRODUCT.prepare(rows, centre)
+    safe = matmul.fits_float32(left)[:, None] & matmul.fits_float32(right)
+    keys, slack = FLOAT32_PRODUCT.keys(left, right), FLOAT32_PRODUCT.key_error(left, right)
+    exact = exact_keys(case.queries, case.rows, "l2") + matmul.key_offsets(left)[:, None]
     error = np.abs(keys.astype(np.float64) - exact)
     assert (error[safe] <= np.broadcast_to(slack[:, None], error.shape)[safe]).all()
 
@@ -571,9 +586,9 @@ def test_the_bound_holds_from_a_centre(case):
 def test_a_centre_is_taken_only_far_from_the_origin_and_no_odd_row_moves_it():
     values = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
     far = values + np.float32(300)
-    assert matmul.centre_of(block(values, "l2")) is None
-    assert matmul.centre_of(block(far, "ip")) is None
+    assert matmul.choose_centre(block(values, "l2")) is None
+    assert matmul.choose_centre(block(far, "ip")) is None
     far[::20] *= np.float32(1e30)
-    centre = matmul.centre_of(block(far, "l2"))
+    centre = matmul.choose_centre(block(far, "l2"))
     assert centre is not None
     np.testing.assert_allclose(centre, 300, atol=2)

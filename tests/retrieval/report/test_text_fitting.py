@@ -1,4 +1,4 @@
-"""Names in pictures: whatever stands in them, they fit, and the font has every character."""
+"""Test fitting of names into pictures: width and missing glyphs."""
 
 import unicodedata
 import warnings
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from retrieval.report.charts.canvas import drawing
-from retrieval.report.charts.names import _advance, _charmap, fitted
+from retrieval.report.charts.canvas import matplotlib_style
+from retrieval.report.charts.text_fitting import _advance, _charmap, fit_text
 
 HOSTILE = [
     "$x^2$", "$", r"\frac{a}{b}", "a_b^c", "two\nlines\ttab\r", "x" * 300, "W" * 10**6, "",
@@ -29,11 +29,11 @@ HOSTILE = [
     ],
 )  # fmt: skip
 def test_what_is_written_for_a_name(name, written):
-    assert fitted(name, 500, 8) == written
+    assert fit_text(name, 500, 8) == written
 
 
 def test_the_middle_of_what_is_too_long_is_left_out():
-    written = fitted("beginning-of-a-long-name-and-its-end.jpg", 100, 8)
+    written = fit_text("beginning-of-a-long-name-and-its-end.jpg", 100, 8)
     assert written.startswith("beginn")
     assert written.endswith("jpg")
     assert written.count("…") == 1
@@ -42,7 +42,7 @@ def test_the_middle_of_what_is_too_long_is_left_out():
 @settings(max_examples=200, deadline=None)
 @given(st.text() | st.sampled_from(HOSTILE), st.floats(30, 300))
 def test_any_name_fits_and_holds_only_what_can_be_drawn(name, width):
-    written = fitted(name, width, 8)
+    written = fit_text(name, width, 8)
     assert written
     assert sum(map(_advance, written)) * 8 <= width + 1e-9
     assert {ord(character) for character in written} <= _charmap() | {0x25A1}
@@ -50,10 +50,10 @@ def test_any_name_fits_and_holds_only_what_can_be_drawn(name, width):
 
 
 def test_hostile_names_are_drawn_without_a_warning():
-    with warnings.catch_warnings(), drawing():
+    with warnings.catch_warnings(), matplotlib_style():
         warnings.simplefilter("error")
         figure = Figure((4, 4))
         for place, name in enumerate(HOSTILE):
             for weight in ("normal", "bold"):
-                figure.text(0, place / len(HOSTILE), fitted(name, 200, 8), weight=weight)
+                figure.text(0, place / len(HOSTILE), fit_text(name, 200, 8), weight=weight)
         FigureCanvasAgg(figure).draw()

@@ -1,8 +1,7 @@
-"""How a name from somebody's file system is written in a picture: anything may stand in it.
+"""Fit arbitrary file names and labels into a given width of a picture.
 
-What the font lacks (Chinese, emoji) becomes □, one a character, since a picture has no other font
-to fall back to; what would break, turn or overflow the line is left out, and the middle of what is
-too long becomes "…".
+Characters that the font lacks become □, since there is no fallback font; control characters and
+combining marks are removed, and the middle of a text that is too long becomes "…".
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
 
-_LACKING = "□"
-_MOST = 400  # characters of a name that are looked at, half from each end
+_MISSING_GLYPH = "□"
+_MAX_CHARACTERS = 400  # half from each end of a name
 
 
-def fitted(name: str, width: float, size: float) -> str:
-    """Write a name within `width` points, in type of `size` points; "–" where nothing is left."""
+def fit_text(name: str, width: float, size: float) -> str:
+    """Return a name shortened to `width` points at font size `size`; "–" if nothing is left."""
     text = _plain(name)
     room = width / size
     if sum(map(_advance, text)) <= room:
@@ -31,7 +30,7 @@ def fitted(name: str, width: float, size: float) -> str:
 
 
 def _within(text: str, room: float) -> str:
-    """Give the longest beginning that takes no more than `room` em."""
+    """Return the longest prefix that is no wider than `room` em."""
     for end, character in enumerate(text):
         room -= _advance(character)
         if room < 0:
@@ -40,25 +39,25 @@ def _within(text: str, room: float) -> str:
 
 
 def _plain(name: str) -> str:
-    if len(name) > _MOST:
-        name = f"{name[: _MOST // 2]}…{name[-_MOST // 2 :]}"
+    if len(name) > _MAX_CHARACTERS:
+        name = f"{name[: _MAX_CHARACTERS // 2]}…{name[-_MAX_CHARACTERS // 2 :]}"
     written = "".join(map(_character, unicodedata.normalize("NFC", name)))
     return " ".join(written.split()) or "–"
 
 
 def _character(character: str) -> str:
-    """Give what stands for a character: itself, a space, nothing or `_LACKING`."""
+    """Return the replacement of a character: itself, a space, "" or `_MISSING_GLYPH`."""
     kind = unicodedata.category(character)
     if kind in ("Cc", "Zs", "Zl", "Zp"):
         return " "
-    if kind in ("Cf", "Mn", "Me"):  # turns the line, or stacks above it
+    if kind in ("Cf", "Mn", "Me"):  # changes direction, or combines
         return ""
-    return character if ord(character) in _charmap() else _LACKING
+    return character if ord(character) in _charmap() else _MISSING_GLYPH
 
 
 @cache
 def _charmap() -> frozenset[int]:
-    """Give what the font has, in both weights."""
+    """Return the code points that the font has in both weights."""
     return frozenset(_font().get_charmap()) & frozenset(_font("-Bold").get_charmap())
 
 
@@ -74,5 +73,5 @@ def _font(weight: str = "") -> FT2Font:
 
 @cache
 def _advance(character: str) -> float:
-    """Give the width of a character in em, about: kerning is left out."""
+    """Return the approximate width of a character in em, without kerning."""
     return float(_font().load_char(ord(character)).linearHoriAdvance) / 65536 / 64
