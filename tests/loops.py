@@ -18,7 +18,7 @@ from retrieval.core.errors import LookalikeError
 from retrieval.storage import local, retry
 from retrieval.storage.local import LocalFolder, RemoteFolder
 from retrieval.storage.verify import verify
-from tests.retrieval.storage.faults import FailAt, Killed, broken, operations, inject_faults
+from tests.retrieval.storage.faults import FailAt, Killed, broken, inject_faults, operations
 from tests.retrieval.storage.s3 import new_prefix, options
 from tests.trees import tree
 

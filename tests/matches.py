@@ -58,7 +58,9 @@ def put_matches(
              labels.take(pa.array(np.repeat(own, top_k))), labels.take(pa.array(chosen % classes))],
             names=MATCHES.schema.names,
         ).cast(MATCHES.schema)  # fmt: skip
-        transaction.put_if_absent(folder, f"matches/part-{part:05d}.parquet", checksummed_parquet(table))
+        transaction.put_if_absent(
+            folder, f"matches/part-{part:05d}.parquet", checksummed_parquet(table)
+        )
     if failed:
         rows = [{"row": number, "image_id": name, "path": name, "stage": "decode", "label": None,
                  "error": "UnidentifiedImageError", "message": "cannot identify image file"}

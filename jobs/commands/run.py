@@ -148,7 +148,7 @@ def _embed_queries(context: _RunContext, prepared: PreparedModel) -> Manifest:
     return embed.embed(
         settings, context.cluster, prepared=prepared, split="queries", stage="embed queries",
         invalidate=context.invalidate, reuse_if_same=True,
-    )  # fmt: skip
+    ).manifest  # fmt: skip
 
 
 def _search(context: _RunContext) -> Manifest:

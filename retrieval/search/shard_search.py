@@ -124,12 +124,12 @@ class SearchTask:
 
     @cached_property
     def query_chunks(self) -> list[list[Chunk]]:
-        """Return the chunks of each query block, grouped by size alone up to `block_rows`."""
+        """Return the chunks of each query block, by size alone."""
         blocks: list[list[Chunk]] = []
-        held = self.block_rows
+        held = self.queries_per_block
         for chunk in self.queries.chunks:
             count = chunk.last - chunk.first
-            if held + count > self.block_rows:
+            if held + count > self.queries_per_block:
                 blocks.append([])
                 held = 0
             blocks[-1].append(chunk)

@@ -16,7 +16,7 @@ from jobs.ranking.rank import rank
 from tests.flows import draw_source
 from tests.jobs.embedding.test_store_sync import BROKEN, Source, picture
 from tests.jobs.here import embed_now
-from tests.retrieval.storage.faults import FailAt, Killed, operations, inject_faults
+from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, operations
 
 
 @dataclass
@@ -103,7 +103,9 @@ class Searching(Start):
     def run(self, output):
         nowhere, store = Cluster("nowhere", 1), str(self.root / "before")
         if self.verb == "index":
-            build_index(IndexSettings(embeddings=store, output=str(output), rows_per_shard=3), nowhere)
+            build_index(
+                IndexSettings(embeddings=store, output=str(output), rows_per_shard=3), nowhere
+            )
         else:
             made = str(self.root / "index")
             rank(RankSettings(index=made, queries=store, output=str(output), top_k=3), nowhere)

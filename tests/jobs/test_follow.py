@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from retrieval.core.errors import InputError
-from retrieval.index.faiss_io import read_centroids, deserialize_index
+from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.shard import open_shard
 from retrieval.index.train import TRAINED, TRAINED_JSON
 from retrieval.search.candidates import top_candidates
@@ -25,7 +25,7 @@ from retrieval.vectors.scoring import block
 from retrieval.vectors.topk import top_k
 from tests.jobs.embedding.test_store_sync import PICTURES, QUICK, Growing, Source, picture, vector
 from tests.jobs.here import embed_here, index_here
-from tests.retrieval.storage.faults import FailAt, Killed, operations, inject_faults
+from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, operations
 
 ASKED = {"index_factory": "IVF3,SQfp16", "rows_per_shard": 2}
 

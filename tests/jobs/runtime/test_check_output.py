@@ -28,7 +28,9 @@ from tests.trees import tree
 
 
 def apart(kind, output, **inputs):
-    check_inputs_outside(kind(output=str(output), **{name: str(value) for name, value in inputs.items()}))
+    check_inputs_outside(
+        kind(output=str(output), **{name: str(value) for name, value in inputs.items()})
+    )
 
 
 @pytest.fixture

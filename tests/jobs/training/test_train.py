@@ -94,7 +94,9 @@ def test_the_answer_is_what_the_manifest_and_the_history_say(made):
         result.values["accuracy"],
     )
     counts = finished_output.read_manifest(open_folder(str(output)), kind="bundle").counts
-    assert {"output": str(output), **counts} == result.values
+    names = {"top1": "Success@1", "map": "AP"}  # of ir-measures, in what --json prints
+    values = {names.get(key, key): value for key, value in counts.items()}
+    assert {"output": str(output), **values} == result.values
     assert json.loads(result.as_json()) == result.values
     assert "trained on 12 images for 2 epochs" in result.as_text()
     assert best["map"] == result.values["AP"]

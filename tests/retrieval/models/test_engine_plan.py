@@ -62,9 +62,7 @@ def test_what_does_not_go_together_is_refused(installed, asked, said):
 
 def test_an_engine_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr(engine_plan, "openvino_installed", lambda: False)
-    with pytest.raises(
-        UsageError, match="--engine openvino: the package is not installed; pip"
-    ):
+    with pytest.raises(UsageError, match="--engine openvino: the package is not installed; pip"):
         planned(engine="openvino")
 
 
