@@ -247,6 +247,7 @@ class PipelineOptions(ModelOptions, EngineOptions, ReadingOptions, IndexingOptio
 
     gallery: str = option_field("gallery")
     embedding_dtype: str = option_field("embedding_dtype")
+    all_measures: bool = option_field("all_measures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +255,6 @@ class RunSettings(OutputOptions, PipelineOptions):
     """Settings of `lookalike run`."""
 
     queries: str = option_field("queries")
-    all_measures: bool = option_field("all_measures")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -86,7 +88,7 @@ def _probes_needed(
         queries = task.query_block(number)
         queries = queries.filter(pc.is_in(queries["row"], pa.array(task.sampled_queries)))
         rows = queries["row"].to_numpy()
-        neighbours = _merge_neighbours(task, rows, list(read_exact_candidates(task, number)))
+        neighbours = _merge_neighbours(task, rows, read_exact_candidates(task, number))
         vectors = read_vectors(queries)
         inside = block(vectors, measure) if task.codes else coarse.project(vectors, task.metric)
         needed_of_block, exists_of_block = recall_curve.required_nprobe(
@@ -96,13 +98,13 @@ def _probes_needed(
         exists.append(exists_of_block)
         if task.codes is None:
             paths = [candidates_path(task.nprobe, shard, number) for shard in task.shards]
-            parts = [read_intermediate(task.output, path) for path in paths]
+            parts = (read_intermediate(task.output, path) for path in paths)
             is_found.append(_is_among(neighbours.rows, _merge_neighbours(task, rows, parts).rows))
     return np.concatenate(needed), np.concatenate(exists), np.concatenate(is_found or exists)
 
 
 def _merge_neighbours(
-    task: SearchTask, rows: NDArray[np.int64], parts: list[pa.Table]
+    task: SearchTask, rows: NDArray[np.int64], parts: Iterable[pa.Table]
 ) -> Neighbours:
     """Return the best candidates of the queries `rows` of a block, merged as the ranking does."""
     table, rank = top_candidates(parts, task.top_k)

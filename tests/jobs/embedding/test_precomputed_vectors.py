@@ -326,6 +326,10 @@ def test_options_that_do_not_fit(tmp_path):
     asked = {"input": str(tmp_path / "g.npy"), "output": str(tmp_path / "s")}
     with pytest.raises(UsageError, match="--pca is for images"):
         embed(EmbedSettings(**asked, pca=3), HERE)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"--ids is for \.npy files"):
-        embed(EmbedSettings(input=str(tmp_path), output=asked["output"], ids="x"), HERE)
+        embed(
+            EmbedSettings(input=str(tmp_path / "photos"), output=asked["output"], ids="x"), HERE
+        )
     assert not (tmp_path / "s").exists()

