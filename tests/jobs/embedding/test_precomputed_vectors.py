@@ -329,7 +329,5 @@ def test_options_that_do_not_fit(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"--ids is for \.npy files"):
-        embed(
-            EmbedSettings(input=str(tmp_path / "photos"), output=asked["output"], ids="x"), HERE
-        )
+        embed(EmbedSettings(input=str(tmp_path / "photos"), output=asked["output"], ids="x"), HERE)
     assert not (tmp_path / "s").exists()
