@@ -175,7 +175,7 @@ def test_a_ray_of_our_own_has_its_token_in_the_environment_alone(tmp_path, monke
 
 
 def test_workers_are_sent_only_folders_that_hold_our_packages(tmp_path):
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     sent = connection._options("local")["job_config"]._py_driver_sys_path
     sent.extend([str(tmp_path), root])
     assert sent == [root]

@@ -105,7 +105,7 @@ def test_an_unknown_name_names_near_ones():
 
 def test_neither_ray_nor_timm_is_loaded():
     code = (
-        "import sys; from jobs import compare, settings;"
+        "import sys; from jobs.comparison import compare; from jobs.config import settings;"
         "compare.start(settings.CompareSettings());"
         "print([name for name in ('ray', 'timm') if name in sys.modules])"
     )
