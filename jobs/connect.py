@@ -64,7 +64,7 @@ def ask_once(option: str | None) -> None:
 
 
 def is_connected() -> bool:
-    """Tell whether Ray is connected already, without importing it: it reads settings as it is."""
+    """Return whether Ray is connected, without importing it: the import reads its settings."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
@@ -147,7 +147,7 @@ def _refusal(error: Exception, address: str, option: str | None) -> str:
 
 
 def is_refused_token(error: Exception) -> bool:
-    """Tell whether a cluster refused a command for its token, or for having none."""
+    """Return whether a cluster refused a command because its token is wrong or missing."""
     words = f"{type(error).__name__} {error} {error.__cause__}".lower()
     return "authentication" in words or "unauthorized" in words
 

@@ -43,12 +43,12 @@ class Given:
 
     @property
     def zeros(self) -> bool:
-        """Tell whether vectors without length are kept: ip and l2 are defined for them."""
+        """Return whether zero vectors are kept: ip and l2 are defined for them."""
         return self.metric in ("ip", "l2")
 
     @property
     def rescale(self) -> bool:
-        """Tell whether vectors may be scaled before they are rounded: only cosine does not see."""
+        """Return whether vectors may be scaled before rounding, which changes no cosine."""
         return self.metric == "cosine"
 
     def stored_dtype(self, asked: str) -> str:

@@ -174,7 +174,7 @@ def _notes(folder: Folder, manifest: Manifest, truth: Truth, results: Results) -
 
 
 def _interval_notes(results: Results, over: Over) -> Iterator[str]:
-    """Say of what the intervals speak where it is not of queries, and why there is none."""
+    """Yield notes on intervals over classes, and on intervals that are left out."""
     count = len(results.queries) if over == "queries" else len(pc.unique(results.queries["label"]))
     if over == "classes":
         yield f"intervals speak of further classes like these {count}, not of further queries"

@@ -107,7 +107,7 @@ def _common_error(tried: list[dict[str, Any]]) -> Exception | None:
 
 
 def _share_a_store(listing: Path) -> bool:
-    """Tell whether all images of a listing lie in one store: a bucket, or one host."""
+    """Return whether all images of a listing lie in one store: a bucket, or one host."""
     stores: set[str | None] = set()
     with pq.ParquetFile(listing) as parquet:
         for batch in parquet.iter_batches(columns=["path"]):

@@ -185,7 +185,7 @@ def _finish(
 
 
 def summary(output: str, manifest: Manifest) -> Result:
-    """Say which recall was reached; exit 5 where it is not shown to be what was asked for."""
+    """Return the result with the recall reached; exit code 5 where the target is not shown."""
     counts = manifest.counts
     certificate = Certificate(**counts["certificate"])
     lines: tuple[str, ...] = (

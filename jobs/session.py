@@ -123,7 +123,7 @@ def _sweep_one(folder: str) -> None:
 
 
 def _is_named(folder: str) -> bool:
-    """Tell whether a living process was started with a folder: one that outlives its command."""
+    """Return whether the command line of a living process names a folder."""
     import psutil
 
     for process in psutil.process_iter():

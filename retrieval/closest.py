@@ -166,7 +166,7 @@ def closest(queries: Block, rows: Block, k: int) -> Int64:
 
 
 def _among(queries: Block, rows: Block, pairs: tuple[Int64, Int64, Float32], k: int) -> Int64:
-    """Give the k closest of each query's pairs, decided in float64, by their cheap keys."""
+    """Return the k closest of each query's pairs, decided in float64, in order of cheap keys."""
     q, x, cheap = pairs
     exact = keys_of(pair_scores(queries, rows, q, x), queries.metric)
     best = np.lexsort((x, -exact, q))
@@ -200,7 +200,7 @@ def nearest(queries: Block, centroids: Block, product: Product = SINGLE) -> Int6
 def _candidates(
     queries: Block, near: _Rows, single: _Rows, product: Product
 ) -> tuple[Int64, Int64]:
-    """Give the pairs that no bound can exclude from being the closest, ordered by query."""
+    """Return the pairs that no bound excludes from being the closest, ordered by query."""
     left, pairs = product.ready(queries, near.centre), len(queries) * len(near.rows)
     if near.safe and is_safe(left).all():
         keys = product.keys(left, near.ready)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 
 def holds_packages(folder: str) -> bool:
-    """Tell whether a folder of the path holds this project's packages."""
+    """Return whether a folder of the path holds this project's packages."""
     import os
 
     return os.path.isfile(os.path.join(folder, "retrieval", "entry.py"))

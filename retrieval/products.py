@@ -117,7 +117,7 @@ def error_bound(
     last: float,
     unit: float = U,
 ) -> Float64:
-    """Say what keys can be wrong by; `share`, `last` and `unit` are the file's a, o and u."""
+    """Return the error bound of keys; `share`, `last`, `unit`: a, o, u of the module docstring."""
     gamma = dimension * unit / (1 - dimension * unit)
     off = (1 + share) ** 2 * (1 + gamma) * (1 + last) - 1
     # underflow, of products and of numbers on their way; the rounding of the float64 score itself,
@@ -428,7 +428,7 @@ class Half:
 
 
 def pair_keys(queries: Ready, rows: Ready, q: Int64, x: Int64) -> Float32:
-    """Give the keys of single pairs of what `SINGLE` made ready, (p,): within the same bound."""
+    """Return the keys of pairs of what `SINGLE` made ready, (p,), within the same bound."""
     keys = np.empty(len(q), np.float32)
     left, right = np.ascontiguousarray(queries.matrix), np.ascontiguousarray(rows.matrix)
     q, x = np.ascontiguousarray(q), np.ascontiguousarray(x)

@@ -91,7 +91,7 @@ def block(values: Vectors, metric: Metric, squared_norms: Float64 | None = None)
 
 
 def wide(values: Vectors) -> Float32:
-    """Give (n, d) float16 or float32 vectors as float32, exactly; NaN and infinity stay so."""
+    """Convert (n, d) float16 or float32 vectors to float32, exactly; NaN and infinity stay."""
     if values.dtype == np.float32 or values.size == 0:
         return values.astype(np.float32, copy=False)
     made = _finite_wide(values)

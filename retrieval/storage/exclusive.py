@@ -24,7 +24,7 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux' fcntl.h and fs.h
 
 
 def name_if_free(source: str, target: str) -> None:
-    """Give a file its name in the same folder, or raise FileExistsError where something has it."""
+    """Rename a file within its folder; raise FileExistsError where the new name is taken."""
     for way in (os.link, _rename_without_replacing, _rename_under_lock):
         try:
             way(source, target)

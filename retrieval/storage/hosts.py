@@ -118,7 +118,7 @@ def within_time(url: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _reason(host: str, error: BaseException, status: int | None) -> str:
-    """Say what went wrong, in the same words for every image of a host."""
+    """Return the reason of a failure, in the same words for every image of a host."""
     if status is not None:
         meaning = getattr(error, "message", "")
         return f"{host} answered {status} ({meaning})" if meaning else f"{host} answered {status}"

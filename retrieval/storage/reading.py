@@ -99,7 +99,7 @@ _KINDS = {
 
 
 def not_a_file(mode: int) -> str | None:
-    """Say what a path is by its mode, if it is neither file nor folder."""
+    """Return what a path is by its mode, if it is neither file nor folder; else None."""
     kind = _KINDS.get(stat.S_IFMT(mode))
     return None if kind is None else f"it is {kind}, not a file"
 

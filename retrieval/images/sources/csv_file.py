@@ -51,7 +51,7 @@ def inferred(path: str, options: Mapping[str, Any], infer: list[str]) -> pa.Sche
 def typed(
     path: str, options: Mapping[str, Any], wanted: list[str], types: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    """Give the rows of some columns, those in `types` as these say, the others as text."""
+    """Yield batches of some columns: those in `types` as that type, the others as text."""
     return _typed(path, partial(open_uri, path, options, block=_BLOCK), wanted, types)
 
 
@@ -114,7 +114,7 @@ def _stripped(header: list[str]) -> list[str]:
 
 
 def _batches(path: str, opened: Opened) -> Iterator[pa.RecordBatch]:
-    """Give all columns as text; where blanks stand around a name, those around values go too."""
+    """Yield all columns as text; where names have blanks around them, values are stripped too."""
     header = _header(path, opened)
     every = _stripped(header)
     with _reader(path, opened, header) as reader:

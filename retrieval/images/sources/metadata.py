@@ -81,7 +81,7 @@ def common_type(first: pa.DataType, second: pa.DataType | None) -> pa.DataType:
 
 
 def _is_known_zone(kind: pa.DataType) -> bool:
-    """Tell whether times of this type can be made Python's; a zone may be unknown here."""
+    """Return whether Python knows the time zone of a timestamp type."""
     try:
         pa.array([0], kind).to_pylist()
     except (pa.ArrowException, LookupError, ValueError):
@@ -90,7 +90,7 @@ def _is_known_zone(kind: pa.DataType) -> bool:
 
 
 def values(batch: pa.RecordBatch, columns: pa.Schema, path: str) -> Iterator[tuple[Any, ...]]:
-    """Give the metadata of each row, a column that the batch lacks as null.
+    """Yield the metadata of each row; a column that the batch lacks is null.
 
     `path` is the file that is named where a column cannot be read so.
     """
@@ -106,7 +106,7 @@ def values(batch: pa.RecordBatch, columns: pa.Schema, path: str) -> Iterator[tup
 
 
 def converted(array: Any, kind: pa.DataType) -> Any:
-    """Give an array as the type that `scalar` chose for it; times that no calendar has are null."""
+    """Convert an array to the type that `scalar` chose; times beyond the calendar become null."""
     if isinstance(array.type, pa.UuidType):
         array = pa.array([None if one is None else str(one) for one in array.to_pylist()])
     if isinstance(array.type, pa.BaseExtensionType):
@@ -163,7 +163,7 @@ def _or_refused(array: Any, kind: pa.DataType, column: str, path: str) -> Any:
 
 
 def holds_several(kind: pa.DataType) -> bool:
-    """Tell a column whose values hold more than one value: lists, structs, maps."""
+    """Return whether a type holds several values per row: lists, structs, maps."""
     if pa.types.is_dictionary(kind):
         return holds_several(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):

@@ -76,7 +76,7 @@ class ParquetSource(Source):
                 yield from self._rows(file, parquet, columns)
 
     def columns(self) -> pa.Schema:
-        """Give the further columns, which are those of the first file."""
+        """Return the further columns of the first file, with types that fit all files."""
         files = readable_files_at(self.root, PARQUET, self.options)
         for file in files[:1]:
             _, note = label_column(self._schema_of(file), file.path)

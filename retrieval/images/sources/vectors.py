@@ -204,7 +204,7 @@ def open_vectors(
 
 
 def is_npy(root: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Tell an array by its name, or a folder that holds arrays and no images, tars or Parquet."""
+    """Return whether a path is a .npy file, or a folder of them without images, tars or Parquet."""
     plain = options or {}
     if root.lower().endswith(NPY) or not is_folder(root, plain):
         return root.lower().endswith(NPY)
@@ -234,7 +234,7 @@ def hold_vectors(root: str, options: Mapping[str, Any] | None = None) -> bool:
 
 
 def vector_column(schema: pa.Schema) -> str | None:
-    """Give the column named embedding if it holds vectors, or the only one that does.
+    """Return the column named embedding if it holds vectors, or the only one that does.
 
     Lists of integers may be anything, as labels; only a name says that they are vectors.
     """

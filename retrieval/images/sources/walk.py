@@ -360,7 +360,7 @@ def _reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], bytes | No
 
 
 def _globbed(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[Found]:
-    """Give the files that a pattern means, named below the last folder it names outright.
+    """Yield the files that a glob matches, named below its last folder without a wildcard.
 
     As in a shell, what is hidden has to be asked for by a part of the pattern that begins with a
     dot. What lies in a folder that lookalike wrote below that last folder is passed over.
