@@ -1,6 +1,8 @@
-# make demo   everything on drawn sample images, offline but for the package registry
-# make test   lint, types, tests
-# make bench  the measured claims again; make bench-quick those of ten minutes
+# make demo     run everything on drawn sample images; only the package registry is needed
+# make test     lint, types, tests
+# make nightly  the exhaustive versions of tests that `make test` only samples
+# make docs     regenerate the pages and tables that are made from the code
+# make bench    run all benchmarks and compare with benchmarks/results.yaml; bench-quick: ten minutes
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,19 +32,18 @@ lint: $(VENV)/.tested
 types: $(VENV)/.tested
 	$(BIN)/mypy
 
-# in their own order: the whole jobs come first, and no long file is left for the end
+# in file order: whole jobs come first, so that no long file is left for the end
 tests: $(VENV)/.tested
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# all points of the loops of which `make test` takes a sample
 nightly: $(VENV)/.tested
 	$(BIN)/pytest -m nightly --timeout=3600
 
-# what the browser tests of the report need, on Debian
+# Chromium and its driver for the browser tests of the report, on Debian
 browser:
+	apt-get update --quiet
 	apt-get install --yes chromium chromium-driver
 
-# the pages that are made from the code
 docs: $(VENV)/.tested
 	$(BIN)/python -m tests.generated
 

@@ -1,1 +1,1 @@
-"""Measured claims: each is a ratio of two things timed side by side in one run."""
+"""Benchmarks of the project; results.yaml records their results."""

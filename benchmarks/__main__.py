@@ -1,10 +1,10 @@
-"""Run what is claimed again, and compare: `make bench`, or `make bench-quick`.
+"""Run the benchmarks again and compare with the recorded results (`make bench`, `bench-quick`).
 
-python -m benchmarks [--quick] [NAME …]
+    python -m benchmarks [--quick] [NAME …]
 
-Each measurement of claims.yaml is a command; what it prints is kept in bench-output/NAME.json. One
-whose command names a variable (PHOTOS, WEIGHTS, …) that the environment lacks is left out, and said
-to be. Ends with 1 if a command failed or a figure lies beyond its tolerance.
+Each benchmark of results.yaml is a command; its JSON is kept in bench-output/NAME.json. Benchmarks
+whose command names an environment variable (PHOTOS, WEIGHTS, …) that is not set are left out with a
+message. The exit code is 1 if a command failed or a value deviates by more than its tolerance.
 """
 
 from __future__ import annotations
@@ -17,54 +17,61 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.claims import Measurement, measurements, written
-from benchmarks.told import kept
+from benchmarks.output import read_result
+from benchmarks.results import Benchmark, benchmarks, format_value
 
 _OUTPUT = Path("bench-output")
 
 
 def main() -> None:
-    """Run the measurements that are asked for, one after the other."""
-    known = measurements()
+    """Run the requested benchmarks one after the other."""
+    available = benchmarks()
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="those that take 10 minutes together")
     parser.add_argument("names", nargs="*", metavar="NAME")
-    asked = parser.parse_args()
-    if unknown := set(asked.names) - {one.name for one in known}:
-        parser.error(f"no measurement is named {', '.join(sorted(unknown))}")
-    wanted = [one for one in known if one.name in asked.names or not asked.names]
-    began = time.perf_counter()
-    beyond = sum(_again(one) for one in wanted if one.runs() and (one.quick or not asked.quick))
-    print(f"{(time.perf_counter() - began) / 60:.1f} minutes; {beyond} figures beyond tolerance")
-    sys.exit(beyond > 0)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - {benchmark.name for benchmark in available}:
+        parser.error(f"no benchmark is named {', '.join(sorted(unknown))}")
+    selected = [
+        benchmark
+        for benchmark in available
+        if (not arguments.names or benchmark.name in arguments.names)
+        and benchmark.repeatable()
+        and (benchmark.quick or not arguments.quick)
+    ]
+    started = time.perf_counter()
+    problems = sum(run_again(benchmark) for benchmark in selected)
+    print(f"{(time.perf_counter() - started) / 60:.1f} minutes; {problems} deviations or failures")
+    sys.exit(problems > 0)
 
 
-def _again(measurement: Measurement) -> int:
-    """Run one command; print its claims beside what is found, and count those that differ."""
-    if missing := [name for name in measurement.needs() if name not in os.environ]:
-        print(f"{measurement.name}: left out, since {', '.join(missing)} is not set", flush=True)
+def run_again(benchmark: Benchmark) -> int:
+    """Run one benchmark, print its results beside the recorded ones, and count deviations."""
+    if missing := [name for name in benchmark.variables() if name not in os.environ]:
+        print(f"{benchmark.name}: skipped, {', '.join(missing)} is not set", flush=True)
         return 0
-    output = _OUTPUT / f"{measurement.name}.json"
+    output = _OUTPUT / f"{benchmark.name}.json"
     output.unlink(missing_ok=True)
-    words = shlex.split(os.path.expandvars(measurement.command))
+    words = shlex.split(os.path.expandvars(benchmark.command))
     command = [sys.executable, *words[1:]] if words[0] == "python" else words
-    began = time.perf_counter()
+    started = time.perf_counter()
     environment = os.environ | {"LOOKALIKE_BENCH": str(output)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
-    print(f"{measurement.name}: {time.perf_counter() - began:.0f} s", flush=True)
-    if done.returncode or not output.exists():
-        print(f"  failed with {done.returncode}: {measurement.command}", flush=True)
+    process = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+    print(f"{benchmark.name}: {time.perf_counter() - started:.0f} s", flush=True)
+    if process.returncode or not output.exists():
+        print(f"  failed with {process.returncode}: {benchmark.command}", flush=True)
         return 1
-    found, beyond = kept(output), 0
-    for claim in measurement.claims:
-        if claim.at is not None:
-            off = claim.differs(found)
-            beyond += len(off)
-            for name, claimed, now in off:
-                print(f"  {claim.says} {name}: claimed {claimed:g}, now {now:g}", flush=True)
-            if not off:
-                print(f"  {claim.says}: {written(claim.figure)} holds", flush=True)
-    return beyond
+    measured, count = read_result(output), 0
+    for result in benchmark.results:
+        if result.at is None:
+            continue
+        deviations = result.deviations(measured)
+        count += len(deviations)
+        for name, old, new in deviations:
+            print(f"  {result.label} {name}: recorded {old:g}, now {new:g}", flush=True)
+        if not deviations:
+            print(f"  {result.label}: {format_value(result.value)} confirmed", flush=True)
+    return count
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ chunks takes minutes; apart from the listing the driver's work depends on the nu
 The listing's row groups are those of chunks of a usual size: a footer of 62,500 row groups, which
 no job writes, would take half a gigabyte by itself.
 
-Seconds are processor time: of the driver, of the book of attempts (an actor of its own in a job),
+Seconds are processor time: of the driver, of the failure log (a separate actor in a job),
 and of the simulated workers. `listings` counts how often all files of the store were listed, and
 `reads` how many parts and ledgers the driver opened: on a bucket a listing is a request a thousand
 files, a read one or two requests.
@@ -28,16 +28,16 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.listing import images
+from benchmarks.output import write_result
 from benchmarks.simulated import CHUNK_ROWS, LEDGER_EVERY, Bucket, Meter, Prepared, Team
-from benchmarks.told import tell
-from jobs import pool
-from jobs.cluster import Cluster
-from jobs.growth import Growth
-from jobs.listed import Listed
-from jobs.settings import EmbedSettings
-from retrieval.embeddings.store import open_store
-from retrieval.images.listing import write_listing
-from retrieval.storage import commit
+from jobs.cluster import actor_pool
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import EmbedSettings
+from jobs.embedding.listing import SourceListing
+from jobs.embedding.store_sync import StoreSync
+from retrieval.listing.listing import write_listing
+from retrieval.storage import transaction
+from retrieval.store.reader import open_store
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     asked = parser.parse_args()
     found = [measure(chunks, asked.workers) for chunks in asked.chunks]
     grown = [_exponents(*two) for two in itertools.pairwise(found)]
-    tell("driver", sizes=found, by_step=_by_step(found, grown))
+    write_result("driver", sizes=found, by_step=_by_step(found, grown))
 
 
 def _by_step(found: list[dict[str, Any]], grown: list[dict[str, float]]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _half(scratch: Path, chunks: int, workers: int) -> dict[str, Any]:
     bucket, meter = Bucket(scratch, chunks), Meter()
     team = Team(bucket, meter, workers, "collect half", killed_at=chunks // 2)
     meter.begin("claim", bucket)
-    commit.begin(bucket, "store", {"embedding_dtype": "float16", "bundle": None})
+    transaction.claim_output(bucket, "store", {"embedding_dtype": "float16", "bundle": None})
     try:
         _bring_up(scratch, chunks, bucket, team)
     except KeyboardInterrupt:
@@ -137,12 +137,12 @@ def _again(scratch: Path, chunks: int, workers: int) -> dict[str, Any]:
 
 def _bring_up(scratch: Path, chunks: int, bucket: Bucket, team: Team) -> dict[str, Any]:
     """Do what `lookalike embed` does once its source is listed and its model ready."""
-    listed = Listed(scratch / "listing.parquet", chunks * CHUNK_ROWS, CHUNK_ROWS, 0)
+    listed = SourceListing(scratch / "listing.parquet", chunks * CHUNK_ROWS, CHUNK_ROWS, 0)
     settings = EmbedSettings(input="photos", output=bucket.uri())
     where, prepared = Cluster(None, team.workers), Prepared(bucket)
-    growth = Growth(settings, where, bucket, prepared, listed, "embed", lambda: None)  # type: ignore[arg-type]
-    with mock.patch.object(pool, "stream", team.stream):
-        return growth.bring_up().counts
+    growth = StoreSync(settings, where, bucket, prepared, listed, "embed", lambda: None)  # type: ignore[arg-type]
+    with mock.patch.object(actor_pool, "stream", team.stream):
+        return growth.synchronize().counts
 
 
 if __name__ == "__main__":

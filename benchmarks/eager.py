@@ -1,4 +1,4 @@
-"""Sides of `benchmarks.embed` that run torch as it comes: the way it began, and by a DataLoader."""
+"""Baselines of `benchmarks.embed` in eager torch: the original loop, and a DataLoader."""
 
 from __future__ import annotations
 

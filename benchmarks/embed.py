@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import eager
-from benchmarks.told import tell
-from retrieval.images.sources.folder import FolderSource
-from retrieval.model.engines import convert_bundle
-from retrieval.model.plan import OPENVINO, EnginePlan, plan_engine
-from retrieval.model.resolve import resolve_bundle
+from benchmarks.output import write_result
+from retrieval.models.engine_plan import OPENVINO, EnginePlan, plan_engine
+from retrieval.models.engines import convert_bundle
+from retrieval.models.resolve import resolve_bundle
 from retrieval.samples import write_samples
+from retrieval.sources.folder import FolderSource
 
 CHUNK_ROWS = 256  # the smallest that a listing's size gives
 WORKERS = os.cpu_count() or 1
@@ -67,7 +67,7 @@ def main() -> None:
                 }
             )
             print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-    tell("embed", **_answer(asked, plan, runs))
+    write_result("embed", **_answer(asked, plan, runs))
 
 
 def _alone(
@@ -146,8 +146,8 @@ def _with_ray(
 
 
 def _embed(source: str, output: str, backbone: str, plan: EnginePlan, workers: int) -> None:
-    from jobs.embed import start
-    from jobs.settings import EmbedSettings
+    from jobs.config.settings import EmbedSettings
+    from jobs.embedding.embed import start
 
     start(
         EmbedSettings(
@@ -187,7 +187,7 @@ def plain_loop(source: str, backbone: str, plan: EnginePlan) -> dict[str, float]
 
 def _loop(paths: list[str], bundle: Any, plan: EnginePlan, ir: Any, marks: Any) -> None:
     from retrieval.images.decode import decode
-    from retrieval.model.embedding import Embedder
+    from retrieval.models.embedder import Embedder
 
     os.nice(15)  # as Ray's workers are
     embedder = Embedder(bundle, plan, ir)

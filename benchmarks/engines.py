@@ -1,4 +1,4 @@
-"""What the engines give for one small member of each family of torchvision: a table.
+"""Measure each inference engine on one small network of every torchvision family.
 
 One thread, batches of 2, random weights, images a second of processor time (a busy machine then
 counts less), each relative to torch as it comes (eager, fp32). The error is the largest difference
@@ -30,12 +30,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from benchmarks.told import tell
-from retrieval.errors import UsageError
-from retrieval.model.backbones import extractor
-from retrieval.model.engines import check_processor, convert_bundle, load_engine, network_of
-from retrieval.model.plan import EnginePlan
-from retrieval.model.resolve import resolve_bundle
+from benchmarks.output import write_result
+from retrieval.core.errors import UsageError
+from retrieval.models.engine_plan import EnginePlan
+from retrieval.models.engines import build_network, check_processor, convert_bundle, load_engine
+from retrieval.models.registry import build_extractor
+from retrieval.models.resolve import resolve_bundle
 
 FAMILIES = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
@@ -65,7 +65,7 @@ def main() -> None:
         key: round(statistics.geometric_mean(line[key] for line in lines if key in line), 2)
         for key in sorted(ratios)
     }
-    tell("engines", batch_size=BATCH, backbones=lines, geometric_means=means)
+    write_result("engines", batch_size=BATCH, backbones=lines, geometric_means=means)
 
 
 def _measured(name: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _rate(run: Callable[[], Any]) -> float:
 
 def _eager(bundle: Any, pixels: Any) -> Callable[[], Any]:
     """Give torch as it comes: no folding, the default layout."""
-    network = extractor(bundle.backbone, bundle.state(), bundle.pooling)
+    network = build_extractor(bundle.backbone, bundle.state(), bundle.pooling)
     mean = torch.tensor(bundle.transform.mean).view(3, 1, 1)
     std = torch.tensor(bundle.transform.std).view(3, 1, 1)
 
@@ -140,7 +140,7 @@ def _onnxruntime(bundle: Any, pixels: Any) -> Callable[[], Any]:
         with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             example = (torch.from_numpy(pixels),)
             program: Any = torch.onnx.export(
-                network_of(bundle), example, dynamo=True, verbose=False
+                build_network(bundle), example, dynamo=True, verbose=False
             )
             program.save(path)
         options = onnxruntime.SessionOptions()

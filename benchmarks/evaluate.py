@@ -1,4 +1,4 @@
-"""How long does it take to evaluate 10^5 queries x 100 matches, and how much memory?
+"""Measure time and memory of evaluating 10^5 queries x 100 matches.
 
 python -m benchmarks.evaluate [--queries 100000] [--top-k 100] [--runs 3]
 
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.matches import CLASSES, trec_run, write_matches
+from benchmarks.output import write_result
 from benchmarks.sides import run_side, spread
-from benchmarks.told import tell
 
 _MEASURES = ("map", "ndcg", "recip_rank", "P_10", "recall_10", "success_1")
 
@@ -51,7 +51,7 @@ def main() -> None:
                       "map": runs[0]["map"]}  # fmt: skip
     ours, theirs = ([run["seconds"] for run in runs] for runs in found.values())
     said["times_faster"] = spread([t / o for o, t in zip(ours, theirs, strict=True)])
-    tell("evaluate", **said)
+    write_result("evaluate", **said)
 
 
 def _ours(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sides of `benchmarks.rank` that search by FAISS: each of its kinds at the recall that is asked.
+"""Baselines of `benchmarks.rank`: FAISS index types, each at the required recall.
 
 All have the same centroids. A kind that loses something is refined by the float16 vectors, and
 searched at the cheapest of some settings that has the recall of the plain one (0.002 below it at

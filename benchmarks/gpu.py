@@ -1,4 +1,4 @@
-"""Images a second on a GPU, from photos on disk to a store, against the network alone.
+"""Measure embedding on a GPU, from photos on disk to a store, against the network alone.
 
 python -m benchmarks.gpu [--backbones resnet50 vit_b_16] [--photos DIR] [--images 20000]
                          [--device cuda] [--precision bf16] [--runs 3]
@@ -24,10 +24,10 @@ import torch
 
 from benchmarks.embed import CHUNK_ROWS, bundle_of, photos_of, rate_of
 from benchmarks.machine import machine
+from benchmarks.output import write_result
 from benchmarks.sides import spread
-from benchmarks.told import tell
-from retrieval.model.engines import network_of
-from retrieval.model.plan import plan_engine
+from retrieval.models.engine_plan import plan_engine
+from retrieval.models.engines import build_network
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 _SECONDS = 3.0  # of each measure of the network alone
@@ -59,14 +59,16 @@ def main() -> None:
                 "share": spread([whole / alone for alone, whole in runs]),
             }
     decoded = machine()["peaks"][f"threads {os.cpu_count()}"]["decoded_photos"]
-    tell("gpu", device=asked.device, precision=asked.precision, decode=decoded, backbones=found)
+    write_result(
+        "gpu", device=asked.device, precision=asked.precision, decode=decoded, backbones=found
+    )
 
 
 def _alone(backbone: str, asked: argparse.Namespace) -> float:
     """Give images a second of the network, in eager torch as the engine has it."""
     plan = plan_engine("torch", asked.precision, asked.device, None, gpus=asked.device == "cuda")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[plan.precision]
-    body = network_of(bundle_of(backbone)).body.to(asked.device, dtype)
+    body = build_network(bundle_of(backbone)).body.to(asked.device, dtype)
     body = body.to(memory_format=torch.channels_last)
     batch = torch.randn(plan.batch_size, 3, 224, 224, device=asked.device, dtype=dtype)
     batch = batch.contiguous(memory_format=torch.channels_last)

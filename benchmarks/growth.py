@@ -1,4 +1,4 @@
-"""How does the cost of each stage grow with its size, over two decades?
+"""Measure how the cost of each command grows with its input, over two decades.
 
 python -m benchmarks.growth [--stages embed index rank evaluate report] [--largest 1000000]
 
@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.matches import write_matches
+from benchmarks.output import write_result
 from benchmarks.resume import photos_of_many
-from benchmarks.told import tell
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 _DIMENSION = 64
@@ -48,7 +48,7 @@ def main() -> None:
             make, share = STAGES[name]
             sizes = [asked.largest // share // step for step in (100, 10, 1)]
             found[name] = _grown([make(Path(scratch, str(size)), size) for size in sizes], sizes)
-    tell("growth", stages=found)
+    write_result("growth", stages=found)
 
 
 def _grown(runs: list[dict[str, Any]], sizes: list[int]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Colour histograms of photos as vectors, to compare a network with: what pixels alone tell.
+"""Write colour histograms of photos as vectors, a baseline for networks.
 
 python -m benchmarks.histograms PHOTOS OUT.parquet
 

@@ -1,4 +1,4 @@
-"""Train and fill an IVF index: ours against a plain FAISS script, at the recall of each.
+"""Measure training and filling an IVF index, against a FAISS script, with the recall of each.
 
 python -m benchmarks.index [--rows 200000] [--dimension 512] [--lists 512] [--runs 3]
                            [--autofaiss PYTHON]
@@ -25,17 +25,17 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.output import write_result
 from benchmarks.sides import clustered, recall_of, run_side, spread
-from benchmarks.told import tell
-from retrieval.closest import nearest
-from retrieval.index.build_shard import add_codes, make_room
-from retrieval.index.faiss_files import centroids_of, empty_index
-from retrieval.index.kmeans import Held, lloyd, slice_of
-from retrieval.index.sizing import SAMPLE_ROWS_PER_LIST
-from retrieval.index.workers import Here
-from retrieval.products import SINGLE, Product, product_for
-from retrieval.records import IndexPlan
-from retrieval.scoring import block
+from retrieval.core.records import IndexPlan
+from retrieval.index.build_shard import append_codes, reserve_list_space
+from retrieval.index.faiss_io import make_empty_index, read_centroids
+from retrieval.index.kmeans import StoredSlice, fit_kmeans, make_slice
+from retrieval.index.plan import SAMPLE_ROWS_PER_LIST
+from retrieval.index.workers import InProcessWorkers
+from retrieval.vectors.matmul import FLOAT32_PRODUCT, Product, choose_product
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import nearest_centroids
 
 THREADS = 2
 _BLOCK = 4096  # rows of a part
@@ -76,7 +76,7 @@ def main() -> None:
             rival = ("benchmarks.by_autofaiss", "autofaiss", THREADS, *words)
             summary = {"autofaiss": run_side(*rival, python=asked.autofaiss)}
     told = {name: getattr(asked, name) for name in ("rows", "dimension", "lists", "runs")}
-    tell("index", **told, **_summary(found), **summary)
+    write_result("index", **told, **_summary(found), **summary)
 
 
 def _summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-class Threads(Here):
+class Threads(InProcessWorkers):
     """Two threads of this process, as a cluster has tasks."""
 
     def map(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -114,7 +114,7 @@ class Threads(Here):
 
 
 def ours(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, Any]:
-    """Train on a sample in slices, then place and add part by part, as `jobs/index.py` does."""
+    """Train on a sample in slices, then place and add part by part, as `index` does."""
     started = time.perf_counter()
     workers = Threads()
     count = SAMPLE_ROWS_PER_LIST * lists
@@ -122,9 +122,9 @@ def ours(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, 
     drawn = np.sort(generator.choice(len(vectors), count, replace=False))
     hashes = generator.permutation(count).astype(np.uint64)
     cuts = [slice(first, first + _SLICE) for first in range(0, count, _SLICE)]
-    ready = workers.map(slice_of, [(vectors[drawn[c]], hashes[c], "cosine") for c in cuts])
-    slices = [Held(part, hashes[cut]) for part, cut in zip(ready, cuts, strict=True)]
-    centroids = lloyd(slices, lists, "cosine", workers)
+    ready = workers.map(make_slice, [(vectors[drawn[c]], hashes[c], "cosine") for c in cuts])
+    slices = [StoredSlice(part, hashes[cut]) for part, cut in zip(ready, cuts, strict=True)]
+    centroids = fit_kmeans(slices, lists, "cosine", workers)
     trained = time.perf_counter()
     halves = np.array_split(np.arange(len(vectors)), THREADS)
     before = time.process_time()
@@ -133,7 +133,7 @@ def ours(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, 
     cpu = time.process_time() - before
     indexes[0].merge_from(indexes[1], 0)
     used = _product(vectors, lists)
-    bounds = {p.name: product_bound(workers, vectors, lists, p) for p in (SINGLE, used)}
+    bounds = {p.name: product_bound(workers, vectors, lists, p) for p in (FLOAT32_PRODUCT, used)}
     return {
         **times, "add_cpu": cpu, "product": used.name,
         "placed": 2e-9 * vectors.size * lists / THREADS,
@@ -144,24 +144,24 @@ def ours(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, 
 
 
 def _product(vectors: NDArray[Any], lists: int) -> Product:
-    return product_for("cpu", float(vectors.size) * lists)
+    return choose_product("cpu", float(vectors.size) * lists)
 
 
 def _filled(vectors: NDArray[Any], rows: NDArray[np.int64], centroids: NDArray[Any]) -> Any:
     lists = len(centroids)
     plan = IndexPlan(f"IVF{lists},SQfp16", lists, "float16", 1, len(vectors), 0, False, ())
-    index = empty_index(plan, centroids, "cosine")
-    ready = block(centroids_of(index), "ip")
+    index = make_empty_index(plan, centroids, "cosine")
+    ready = block(read_centroids(index), "ip")
     product = _product(vectors, lists)
     near = []
     for first in range(0, len(rows), _BLOCK):
         own = rows[first : first + _BLOCK]
-        near.append(nearest(block(vectors[own[0] : own[-1] + 1], "ip"), ready, product))
+        near.append(nearest_centroids(block(vectors[own[0] : own[-1] + 1], "ip"), ready, product))
     found = np.concatenate(near)
-    make_room(index, found)
+    reserve_list_space(index, found)
     for first in range(0, len(rows), _FILL):
         part = slice(first, first + _FILL)
-        add_codes(index, vectors[rows[0] :][part], rows[part], found[part])
+        append_codes(index, vectors[rows[0] :][part], rows[part], found[part])
     return index
 
 
@@ -213,7 +213,7 @@ def product_bound(
 
     The threads multiply at once, as they do when they assign; each is given the same rows.
     """
-    rows = product.ready(block(vectors[: 1 << 14], "ip")).matrix
+    rows = product.prepare(block(vectors[: 1 << 14], "ip")).matrix
     centroids = rows[:lists].T
 
     def multiply() -> None:

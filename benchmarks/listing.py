@@ -1,9 +1,9 @@
-"""What does listing cost, in time and memory, from 10^5 to 10^7 images, and comparing two listings?
+"""Measure time and memory of listing 10^5 to 10^7 images, and of comparing two listings.
 
 python -m benchmarks.listing [--sizes 100000 1000000 10000000]
 
-The images are made up (no disk is walked), each size in a process of its own. The driver's promise
-is memory that stays flat: below 1.5 GB however many images there are.
+The images are made up (no disk is walked), each size in a process of its own. The driver's memory
+should stay below 1.5 GB for any number of images.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.told import tell
-from retrieval.images.changes import compare
-from retrieval.images.listing import write_listing
-from retrieval.records import Item
+from benchmarks.output import write_result
+from retrieval.core.records import Item
+from retrieval.listing.diff import compare_listings
+from retrieval.listing.listing import write_listing
 
 _AGAIN = 1000  # of so many images one is gone, one has been touched, and one is new
 
@@ -37,7 +37,7 @@ def main() -> None:
     for size in sizes:
         with multiprocessing.get_context("spawn").Pool(1) as alone:
             found.append(alone.apply(measure, (size,)))
-    tell("listing", sizes=found)
+    write_result("listing", sizes=found)
 
 
 def measure(size: int) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def measure(size: int) -> dict[str, Any]:
         peak = _peak()
         write_listing(images(size, changed=True), now)
         again = time.perf_counter()
-        changes = compare(now, [before], np.empty(0, np.int64))
+        changes = compare_listings(now, [before], np.empty(0, np.int64))
         return {
             "images": size,
             "list_seconds": round(listed - started, 2),
@@ -58,7 +58,7 @@ def measure(size: int) -> dict[str, Any]:
             "listing_bytes": before.stat().st_size,
             "compare_seconds": round(time.perf_counter() - again, 2),
             "peak_bytes": _peak(),
-            "changes": [len(changes.fresh), len(changes.gone), len(changes.touched)],
+            "changes": [len(changes.added), len(changes.removed), len(changes.touched)],
         }
 
 

@@ -1,4 +1,4 @@
-"""What can this machine do at best? The peaks that stand beside every figure.
+"""Measure the peak rates of this machine, which accompany every benchmark result.
 
 python -m benchmarks.machine
 
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sides import run_side
-from retrieval.products import has_bf16
+from retrieval.vectors.matmul import has_bf16
 
 _TRIES = 5
 _SIDE = 2048
@@ -106,7 +106,7 @@ def _decode() -> Callable[[int], Any]:
     from PIL import Image
 
     from retrieval.images.decode import decode
-    from retrieval.model.resolve import resolve_source
+    from retrieval.models.resolve import resolve_source
 
     transform = resolve_source("resnet50", "random", image_size=None, resize=None, seed=0).transform
     coarse = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)

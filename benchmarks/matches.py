@@ -1,4 +1,4 @@
-"""Made-up matches as `rank` leaves them, of any size, for what reads them."""
+"""Write made-up matches of any size in the layout of `rank`, for benchmarks that read them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrieval.storage import commit
-from retrieval.storage.files import open_folder
-from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import GALLERY_LABELS, MATCHES
+from retrieval.core.schemas import GALLERY_LABELS, MATCHES
+from retrieval.storage import transaction
+from retrieval.storage.checksum import checksummed_parquet
+from retrieval.storage.local import open_folder
 
 CLASSES = 200
 _BLOCK = 4096  # queries a part
@@ -28,18 +28,18 @@ def write_matches(path: Path, queries: int, top_k: int, images: list[str] | None
     settings = {"index": str(path / "no-index"), "index_sha256": "", "queries": str(path / "none"),
                 "queries_sha256": "", "top_k": top_k, "filter": None, "exclude_self": False,
                 "min_score": None, "expand_queries": None, "nprobe": None}  # fmt: skip
-    commit.begin(folder, "matches", settings)
+    transaction.claim_output(folder, "matches", settings)
     names = pa.array([f"class{n % CLASSES:03d}" for n in range(CLASSES)])
     for number, first in enumerate(range(0, queries, _BLOCK)):
         table = _part(first, min(first + _BLOCK, queries), top_k, gallery, names, images)
-        folder.put(f"matches/part-{number:05d}.parquet", sealed_parquet(table))
+        folder.put(f"matches/part-{number:05d}.parquet", checksummed_parquet(table))
     counts = pa.table([names, [gallery // CLASSES] * CLASSES], schema=GALLERY_LABELS.schema)
-    folder.put("labels.parquet", sealed_parquet(counts))
+    folder.put("labels.parquet", checksummed_parquet(counts))
     certificate = {"nprobe": 1, "nlist": 1, "target": 0.95, "recall": 1.0, "low": 1.0, "high": 1.0,
                    "sample": 0, "passes": 1}  # fmt: skip
     said = {"queries": queries, "failures": 0, "unmatched": 0, "gallery": gallery,
             "metric": "cosine", "certificate": certificate}  # fmt: skip
-    commit.finish(folder, "matches", said)
+    transaction.finish_output(folder, "matches", said)
 
 
 def _part(

@@ -1,4 +1,4 @@
-"""How far from what a job takes is what `lookalike plan` says it will?
+"""Compare the prediction of `lookalike plan` with the run that follows.
 
 python -m benchmarks.plan [--photos DIR] [--sizes 300 1000 3000] [-- options of run]
 
@@ -21,7 +21,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.told import tell
+from benchmarks.output import write_result
 from retrieval.samples import write_samples
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
@@ -47,7 +47,7 @@ def main() -> None:
             lay_out(photos, root / str(size), size)
             measured[size] = compared(root / str(size), asked.options)
             shutil.rmtree(root / str(size))
-    tell("plan", options=asked.options, sizes=measured)
+    write_result("plan", options=asked.options, sizes=measured)
 
 
 def lay_out(photos: Path, root: Path, size: int) -> None:

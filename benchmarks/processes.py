@@ -1,4 +1,4 @@
-"""Where do a machine's cores go while a job embeds? Processor time of every process of it.
+"""Measure the processor time of every process while a job embeds.
 
 python -m benchmarks.processes [--photos DIR] [--backbone mobilenet_v2] [--images 4096]
 
@@ -22,11 +22,11 @@ from typing import Any
 import psutil
 
 from benchmarks.embed import CHUNK_ROWS, photos_of
-from benchmarks.told import tell
+from benchmarks.output import write_result
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 _FIRST, _LAST = 0.2, 0.8  # of the parts
-_OURS = {"MapWorker": "workers", "Attempts": "book of attempts"}
+_OURS = {"MapWorker": "workers", "FailureLog": "failure log"}
 _RAYS = ("raylet", "gcs_server", "log_monitor", "DashboardAgent", "AutoscalingCoordinator",
          "ActorLocationTracker", "StatsActor")  # fmt: skip
 
@@ -48,7 +48,7 @@ def main() -> None:
         first, last = (_looked_at(job, parts, int(share * count)) for share in (_FIRST, _LAST))
         if job.wait():
             raise SystemExit("the embed stage failed")
-    tell("processes", backbone=asked.backbone, images=asked.images, **_shares(first, last))
+    write_result("processes", backbone=asked.backbone, images=asked.images, **_shares(first, last))
 
 
 def _looked_at(job: Any, parts: Path, wanted: int) -> tuple[float, int, Counter[str]]:

@@ -1,4 +1,4 @@
-"""Search for whole query sets: ours against FAISS' kinds, at the recall of each.
+"""Measure searching whole query sets, against FAISS index types at equal recall.
 
 python -m benchmarks.rank [--rows 200000] [--dimension 512] [--lists 512] [--queries 10000]
                           [--nprobe 8 32 64] [--shards 2] [--runs 3] [--device cpu|cuda]
@@ -29,20 +29,20 @@ from numpy.typing import NDArray
 
 from benchmarks import faiss_kinds
 from benchmarks.faiss_kinds import K, timed
+from benchmarks.output import write_result
 from benchmarks.sides import clustered, recall_of, run_side, spread
-from benchmarks.told import tell
-from retrieval.candidates import best_of, kth_keys
-from retrieval.closest import closest, nearest
-from retrieval.index.build_shard import add_codes
-from retrieval.index.faiss_files import empty_index
-from retrieval.index.kmeans import Held, lloyd, slice_of
-from retrieval.index.search import Asked, Searcher
-from retrieval.index.shards import Shard
-from retrieval.index.workers import Here
-from retrieval.int8 import search_product
-from retrieval.records import IndexPlan
-from retrieval.scoring import block
-from retrieval.tables import SHARD_ROWS
+from retrieval.core.records import IndexPlan
+from retrieval.core.schemas import SHARD_ROWS
+from retrieval.index.build_shard import append_codes
+from retrieval.index.faiss_io import make_empty_index
+from retrieval.index.kmeans import StoredSlice, fit_kmeans, make_slice
+from retrieval.index.shard import Shard
+from retrieval.index.workers import InProcessWorkers
+from retrieval.search.candidates import kth_best_keys, top_candidates
+from retrieval.search.ivf_search import QueryBatch, ShardSearcher
+from retrieval.vectors.int8_matmul import choose_search_product
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import nearest_centroids, top_k_positions
 
 WORKERS = 2
 _EXACT = 4000  # queries at most that read all lists
@@ -78,7 +78,7 @@ def main() -> None:
         for name, value in vars(asked).items()
         if name not in ("side", "place", "sklearn")
     }
-    tell("rank", **told, **found)
+    write_result("rank", **told, **found)
 
 
 def prepare(place: str, asked: argparse.Namespace) -> None:
@@ -86,8 +86,8 @@ def prepare(place: str, asked: argparse.Namespace) -> None:
     vectors, queries = clustered(asked.rows, asked.dimension, asked.queries)
     sample = vectors[np.random.default_rng(1).permutation(len(vectors))[: 64 * asked.lists]]
     hashes = np.arange(len(sample), dtype=np.uint64)
-    held = [Held(slice_of(sample, hashes, "cosine"), hashes)]
-    centroids = lloyd(held, asked.lists, "cosine", Here())
+    held = [StoredSlice(make_slice(sample, hashes, "cosine"), hashes)]
+    centroids = fit_kmeans(held, asked.lists, "cosine", InProcessWorkers())
     few = queries[:1000].astype(np.float32)
     _, exact = faiss.knn(few, vectors.astype(np.float32), K, faiss.METRIC_INNER_PRODUCT)
     arrays = {"rows": vectors, "asked": queries, "centroids": centroids, "exact": exact}
@@ -180,7 +180,7 @@ def one_worker(asked: argparse.Namespace) -> dict[str, Any]:
 
 def _told(asked: argparse.Namespace, answers: list[Any]) -> dict[str, Any]:
     started = time.perf_counter()
-    table, place = best_of([table for _, table, _ in answers], K)
+    table, place = top_candidates([table for _, table, _ in answers], K)
     seconds = time.perf_counter() - started + max(seconds for seconds, _, _ in answers)
     found = np.full((asked.queries, K), -1)
     found[table["query"].to_numpy(), place] = table["row"].to_numpy()
@@ -215,9 +215,11 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
     rows = sum(len(shard.rows) for shard in shards)
     work = 2.0 * queries.size * rows / shares
     met = len(queries) * (nprobe / asked.lists if nprobe else 1)
-    product = search_product(asked.device, met, len(shards[0].rows), queries.shape[1], asked.lists)
-    searchers = [Searcher(shard, product) for shard in shards]
-    probed = closest(block(queries, "ip"), centroids, nprobe) if nprobe else None
+    product = choose_search_product(
+        asked.device, met, len(shards[0].rows), queries.shape[1], asked.lists
+    )
+    searchers = [ShardSearcher(shard, product) for shard in shards]
+    probed = top_k_positions(block(queries, "ip"), centroids, nprobe) if nprobe else None
     firsts = range(0, len(queries), _BATCH)[worker if shares > 1 else 0 :: shares]
     mine = np.array_split(queries, workers)[worker]  # whose lists this worker finds for all
     best, table = float("inf"), None
@@ -226,7 +228,7 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
             _together[0].wait()
         started = time.perf_counter()
         if nprobe:
-            closest(block(mine, "ip"), centroids, nprobe)
+            top_k_positions(block(mine, "ip"), centroids, nprobe)
         answers = []
         for first in firsts:
             part = queries[first : first + _BATCH]
@@ -234,10 +236,10 @@ def _work(given: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, 
             lists = None if probed is None else probed[first : first + _BATCH]
             done: list[pa.Table] = []
             for shard in searchers:
-                known = Asked(block(part, "ip"), numbers, kth_keys(done, K, numbers))
+                known = QueryBatch(block(part, "ip"), numbers, kth_best_keys(done, K, numbers))
                 done.append(shard.search(known, lists, K))
             answers += done
-        table, _ = best_of(answers, K)
+        table, _ = top_candidates(answers, K)
         best = min(best, time.perf_counter() - started)
     assert table is not None
     return best, table, work
@@ -251,8 +253,8 @@ def _shard(asked: argparse.Namespace, number: int) -> Shard:
     ready = block(own, "ip")
     plan = IndexPlan(f"IVF{len(centroids)},SQfp16", len(centroids), "float16", 1, len(rows), 0,
                      False, ())  # fmt: skip
-    index = empty_index(plan, centroids, "ip")
-    add_codes(index, own, rows, nearest(ready, block(centroids, "ip")))
+    index = make_empty_index(plan, centroids, "ip")
+    append_codes(index, own, rows, nearest_centroids(ready, block(centroids, "ip")))
     names = [f"{row:09d}.jpg" for row in rows]
     known = {"row": rows, "image_id": names, "path": names, "squared_norm": ready.squared_norms}
     columns = [known.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]

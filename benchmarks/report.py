@@ -1,4 +1,4 @@
-"""What does a report cost, in time, memory and bytes, and how soon does it open?
+"""Measure time, memory and size of writing a report, and the time to open it.
 
 python -m benchmarks.report [--photos DIR] [--queries 1000 100000] [--top-k 10]
 
@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.told import tell
+from benchmarks.output import write_result
 from tests.conftest import draw_photos
 from tests.matches import put_matches
 
@@ -42,7 +42,7 @@ def main() -> None:
             measure(Path(scratch, str(count)), count, asked.top_k, asked.photos)
             for count in asked.queries
         ]
-    tell("report", top_k=asked.top_k, reports=found)
+    write_result("report", top_k=asked.top_k, reports=found)
 
 
 def measure(root: Path, queries: int, top_k: int, photos: Path | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long does a finished job take to be found finished, and is an image ever read twice?
+"""Measure running a finished job again, and check that a resumed job embeds nothing twice.
 
 python -m benchmarks.resume [--images 100000]
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.told import tell
+from benchmarks.output import write_result
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 
@@ -53,7 +53,7 @@ def main() -> None:
             "finished_again_seconds": sorted(again),
             "verify_seconds": _timed([LOOKALIKE, "verify", f"{scratch}/store"]),
         }
-    tell("resume", **answer)
+    write_result("resume", **answer)
 
 
 def photos_of_many(root: Path, count: int) -> Path:

@@ -1,10 +1,10 @@
-"""What would 10^9 images take on 100 nodes? A table on paper, from rates that were measured.
+"""Estimate a job of 10^9 images on 100 nodes from measured rates.
 
 python -m benchmarks.scale [--part]
 
-Nothing is run: a stage is a count times a rate that another benchmark measured, as claims.yaml has
-it. Counts of lists, shards and chunks come from the product's own plan. ARCHITECTURE.md
-has the table, and says what it leaves out. `--part` measures the one rate that no other benchmark
+Nothing is run: a stage is a count times a rate that another benchmark measured (results.yaml).
+Counts of lists, shards and chunks come from the program's own plan. docs/scale.md has the table
+and its assumptions. `--part` measures the one rate that no other benchmark
 does: the processor time of reading a part of 4,096 x 512 float16 and of drawing a sample from it.
 """
 
@@ -20,16 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.claims import figure
-from benchmarks.told import tell
-from retrieval.embeddings.store import part_bytes
-from retrieval.images.chunks import chunk_rows_for
-from retrieval.index.answer import block_rows
+from benchmarks.output import write_result
+from benchmarks.results import recorded
+from retrieval.core.records import IndexPlan
 from retrieval.index.kmeans import ITERATIONS
-from retrieval.index.recall import SAMPLE
-from retrieval.index.sampling import drawn
-from retrieval.index.sizing import Gallery, plan_index
-from retrieval.records import IndexPlan
+from retrieval.index.plan import Gallery, plan_index
+from retrieval.index.recall_curve import SAMPLE_SIZE
+from retrieval.index.sampling import sample_table
+from retrieval.listing.chunking import chunk_rows_for
+from retrieval.search.shard_search import queries_per_block
+from retrieval.store.reader import encode_part
 
 IMAGES, DIMENSION, QUERIES, TOP_K = 10**9, 512, 10**6, 10
 NODES, CORES, GPUS = 100, 16, 8
@@ -41,18 +41,18 @@ REQUEST = 0.1  # assumed seconds for a listing of 1,000 keys
 
 CORES_MEASURED = 2  # of the machines whose rates these are
 
-LISTED = 10**7 / figure("listing.n7.list_seconds")  # images a second, one process
-DRIVEN = 10**6 / sum(figure(f"driver.{step}.1000000") for step in ("claim", "collect", "finish"))
-DECODED = figure("embed-gpu.decode") / 16  # photos a second and core
-ON_GPU = figure("embed-gpu.network")  # images a second, ResNet-50 in bf16, the network alone
-ON_CORE = figure("embed-heavy.rates.ray") / CORES_MEASURED  # images a second and core, ResNet-50
-PLACED = 1e9 * figure("index.placed")  # operations a second and core while rows get their lists
-PART_READ = sum(figure(f"part.{step}") for step in ("checksum", "parquet", "names")) / 1000
-SCANNED = figure("rank.rate") / CORES_MEASURED * 200_000 * 32 / 512  # pairs a second and core
-SHORT_LISTS = figure("rank-curves.shards.16") / figure("rank-curves.shards.1")
-COMPARED = figure("rank.all") / CORES_MEASURED * 200_000  # pairs a second and core, exact
-JUDGED = 10**7 / figure("evaluate.seconds")  # matches a second, one thread
-REPORT = figure("report.large.seconds")  # 100,000 queries x 10 on two cores
+LISTED = 10**7 / recorded("listing.n7.list_seconds")  # images a second, one process
+DRIVEN = 10**6 / sum(recorded(f"driver.{step}.1000000") for step in ("claim", "collect", "finish"))
+DECODED = recorded("embed-gpu.decode") / 16  # photos a second and core
+ON_GPU = recorded("embed-gpu.network")  # images a second, ResNet-50 in bf16, the network alone
+ON_CORE = recorded("embed-heavy.rates.ray") / CORES_MEASURED  # images a second and core, ResNet-50
+PLACED = 1e9 * recorded("index.placed")  # operations a second and core while rows get their lists
+PART_READ = sum(recorded(f"part.{step}") for step in ("checksum", "parquet", "names")) / 1000
+SCANNED = recorded("rank.rate") / CORES_MEASURED * 200_000 * 32 / 512  # pairs a second and core
+SHORT_LISTS = recorded("rank-curves.shards.16") / recorded("rank-curves.shards.1")
+COMPARED = recorded("rank.all") / CORES_MEASURED * 200_000  # pairs a second and core, exact
+JUDGED = 10**7 / recorded("evaluate.seconds")  # matches a second, one thread
+REPORT = recorded("report.large.seconds")  # 100,000 queries x 10 on two cores
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _index(parts: int, vectors: float) -> list[Stage]:
     root = int(plan.nlist**0.5)
     sample = 2.0 * DIMENSION * plan.sample_rows * root * (1 + ITERATIONS) / PLACED / root
     place = 2.0 * DIMENSION * plan.rows_per_shard * plan.nlist / PLACED
-    known = SAMPLE * plan.rows_per_shard / COMPARED
+    known = SAMPLE_SIZE * plan.rows_per_shard / COMPARED
     slices = plan.sample_rows // 8192
     return [
         Stage("train, read the sample", pass_, cores, NODES, vectors, slices),
@@ -113,10 +113,10 @@ def _index(parts: int, vectors: float) -> list[Stage]:
 
 def _rank(vectors: float) -> list[Stage]:
     plan, shards = _plan()
-    blocks = -(-QUERIES // block_rows(DIMENSION, TOP_K, MEMORY))
+    blocks = -(-QUERIES // queries_per_block(DIMENSION, TOP_K, MEMORY))
     lists = 2.0 * DIMENSION * QUERIES * plan.nlist / PLACED / blocks
     pairs = QUERIES * plan.rows_per_shard * NPROBE / plan.nlist
-    answers = pairs / (SCANNED * SHORT_LISTS) + SAMPLE * plan.rows_per_shard / COMPARED
+    answers = pairs / (SCANNED * SHORT_LISTS) + SAMPLE_SIZE * plan.rows_per_shard / COMPARED
     found = float(QUERIES * TOP_K * shards * 28)
     return [
         Stage("rank, lists of queries", lists, blocks, blocks / CORES, QUERIES * NPROBE * 4.0,
@@ -140,7 +140,7 @@ def part_milliseconds() -> list[float]:
     sums = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     measured = pa.table({"width": [500] * rows, "height": [300] * rows, "sha256": sums})
     vectors = np.random.default_rng(0).normal(size=(rows, DIMENSION)).astype(np.float16)
-    data = part_bytes(lines, measured, vectors)
+    data = encode_part(lines, measured, vectors)
     times = []
     for _ in range(30):
         marks = [time.process_time()]
@@ -148,7 +148,7 @@ def part_milliseconds() -> list[float]:
         marks.append(time.process_time())
         table = pq.read_table(io.BytesIO(data), use_threads=False)
         marks.append(time.process_time())
-        drawn(table, 1e-6, 1, "training")
+        sample_table(table, 1e-6, 1, "training")
         marks.append(time.process_time())
         times.append(np.diff(marks))
     return [round(1000 * float(seconds), 1) for seconds in np.median(times, 0)]
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--part", action="store_true")
     if parser.parse_args().part:
         names = ("checksum", "parquet", "names")
-        tell("part", milliseconds=dict(zip(names, part_milliseconds(), strict=True)))
+        write_result("part", milliseconds=dict(zip(names, part_milliseconds(), strict=True)))
         return
     print(table(), end="")
 

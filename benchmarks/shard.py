@@ -1,4 +1,4 @@
-"""What does one shard cost, in time and memory, as its rows grow?
+"""Measure time and memory of building one shard by number of rows.
 
 python -m benchmarks.shard [--rows 100000 300000 1000000] [--dimension 128]
 
@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.told import tell
-from retrieval.embeddings.store import open_store
-from retrieval.index.build_shard import Making
-from retrieval.index.finish import missing_shards
-from retrieval.index.neighbours import make_shard, samples_of
-from retrieval.index.sampling import sample_of
-from retrieval.index.sizing import Gallery, plan_index
-from retrieval.index.training import train_index
-from retrieval.index.workers import Here
-from retrieval.storage import commit
-from retrieval.storage.files import open_folder
-from tests.retrieval.vectors import make_store
+from benchmarks.output import write_result
+from retrieval.index.build_shard import ShardBuildContext
+from retrieval.index.finalize import plan_shards
+from retrieval.index.plan import Gallery, plan_index
+from retrieval.index.sample_neighbors import build_measured_shard, make_recall_samples
+from retrieval.index.sampling import draw_sample
+from retrieval.index.train import train_index
+from retrieval.index.workers import InProcessWorkers
+from retrieval.storage import transaction
+from retrieval.storage.local import open_folder
+from retrieval.store.reader import open_store
+from tests.retrieval.sample_vectors import make_store
 
 _LISTS = 512  # the same for all sizes, so that the work a row is the same
 
@@ -50,7 +50,7 @@ def main() -> None:
                 with multiprocessing.get_context("spawn").Pool(1) as alone:
                     answer = alone.apply(step, work)
         found.append(answer)
-    tell("shard", dimension=asked.dimension, sizes=found)
+    write_result("shard", dimension=asked.dimension, sizes=found)
 
 
 def measure(rows: int, dimension: int, scratch: str) -> dict[str, Any]:
@@ -58,14 +58,16 @@ def measure(rows: int, dimension: int, scratch: str) -> dict[str, Any]:
     store, folder = open_store(open_folder(f"{scratch}/store")), open_folder(f"{scratch}/index")
     gallery = Gallery(rows, dimension, store.dtype, "cosine")
     plan = plan_index(gallery, 1 << 40, factory=f"IVF{_LISTS},SQfp16")
-    commit.begin(folder, "index", {})
-    trained = train_index(folder, store, plan, "cosine", 0, Here())
-    ((number, extents),) = missing_shards(folder, store, plan)
-    vectors, own = sample_of(store, 500, 1, "curve")
+    transaction.claim_output(folder, "index", {})
+    trained = train_index(folder, store, plan, "cosine", 0, InProcessWorkers())
+    ((number, extents),) = plan_shards(folder, store, plan)
+    vectors, own = draw_sample(store, 500, 1, "curve")
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     cpu = time.process_time()
-    making = Making(folder, store, "cosine", trained.faiss, store.dtype, scratch)
-    make_shard(making, samples_of(vectors, own, store.rows, store.dtype), number, extents)
+    making = ShardBuildContext(folder, store, "cosine", trained.faiss, store.dtype, scratch)
+    build_measured_shard(
+        making, make_recall_samples(vectors, own, store.rows, store.dtype), number, extents
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     planned = rows * plan.bytes_per_vector
     return {

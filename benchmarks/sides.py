@@ -1,4 +1,4 @@
-"""What the benchmarks of vectors share: drawn vectors, and sides in processes of their own.
+"""Draw vectors and run the compared programs (sides) in separate processes.
 
 A side is a function of one module. Each run of it is a new process with the threads that it is
 given, so that the sides neither share nor inherit anything; the runs of the sides alternate.

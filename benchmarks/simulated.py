@@ -1,4 +1,4 @@
-"""What stands around a driver that is measured alone: a folder, a team of workers, a meter."""
+"""Simulated folder, workers and meters for measuring the driver alone (`benchmarks.driver`)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from jobs import pool
-from jobs.attempts import Attempts
-from jobs.cluster import Cluster
-from jobs.watch import watched
-from retrieval.embeddings.store import put_part
-from retrieval.model.put_chunk import finished_chunk
-from retrieval.records import Chunk, ChunkResult
-from retrieval.storage.files import Entry, Folder, LocalFolder
-from retrieval.storage.seal import parquet_writer, seal
+from jobs.cluster import actor_pool
+from jobs.cluster.resources import Cluster
+from jobs.cluster.stall_detector import watch_for_stalls
+from jobs.cluster.worker_failures import FailureLog
+from retrieval.core.records import Chunk, ChunkResult
+from retrieval.embedding.write_chunk import read_finished_chunk
+from retrieval.storage.checksum import fill_checksum, parquet_writer
+from retrieval.storage.local import Entry, Folder, LocalFolder
+from retrieval.store.reader import put_part
 
 CHUNK_ROWS = 10
 LEDGER_EVERY = 20  # of so many chunks one has an image that failed
@@ -62,7 +62,7 @@ class Bucket(Folder):
         rows = self._rows(kind, number)
         if not rows:
             return None
-        return seal(self._molds[rows].replace(_BLANK, b"chunk-%08d" % number))
+        return fill_checksum(self._molds[rows].replace(_BLANK, b"chunk-%08d" % number))
 
     def _rows(self, kind: str, number: int) -> int:
         failed = int(number % LEDGER_EVERY == 0)
@@ -134,14 +134,16 @@ class Prepared:
     unit = "images"
     device = "cpu"
 
-    def ready(self) -> Prepared:
+    def with_engine(self) -> Prepared:
         return self
 
     def for_workers(self) -> Prepared:
         return self
 
-    def chunk_step(self, folder: Folder, _: Any, __: int) -> Callable[[Chunk, Any], ChunkResult]:
-        return lambda chunk, _: finished_chunk(folder, chunk) or self._put(chunk)
+    def make_chunk_function(
+        self, folder: Folder, _: Any, __: int
+    ) -> Callable[[Chunk, Any], ChunkResult]:
+        return lambda chunk, _: read_finished_chunk(folder, chunk) or self._put(chunk)
 
     def _put(self, chunk: Chunk) -> ChunkResult:
         part, ledger = (self.bucket.made(kind, chunk.number) for kind in ("parts", "failures"))
@@ -162,23 +164,23 @@ class Team:
         self.workers = workers
         self._bucket, self._meter, self._step = bucket, meter, step
         self._killed_at, self._done, self._heard = killed_at, 0, 0
-        self._book, self._draws = Attempts(), random.Random(0)
+        self._failure_log, self._draws = FailureLog(), random.Random(0)
 
     def stream(
-        self, where: Cluster, make: pool.Make, items: list[int], shared: Any, *_: Any
+        self, where: Cluster, make: actor_pool.MakeWork, items: list[int], shared: Any, *_: Any
     ) -> Iterator[dict[str, Any]]:
         """Give the answers, read, watched and handed over as those of Ray are."""
         self._meter.begin(self._step, self._bucket)
         self._work, self._items = make(shared), items
-        yield from watched(pool.answers(where, self), self)
+        yield from watch_for_stalls(actor_pool.read_answers(where, self), self)
         del self._work, self._items
-        self._book = Attempts()  # what the pool and the book hold goes with them
+        self._failure_log = FailureLog()  # lost together with what the pool holds
         self._meter.begin("finish", self._bucket)
 
     def moved(self) -> bool:
-        """Ask the book what the watchdog asks it."""
-        with self._meter.apart("book"):
-            heard = self._book.told().heard
+        """Read from the failure log what the stall detector reads."""
+        with self._meter.apart("failure log"):
+            heard = self._failure_log.summary().messages
         before, self._heard = self._heard, heard
         return heard != before
 
@@ -190,16 +192,16 @@ class Team:
         waiting = deque(self._items)
         while waiting:
             taken = [waiting.popleft() for _ in range(min(self.workers, len(waiting)))]
-            with self._meter.apart("book"):
-                begun = [(number, self._book.begin(number)) for number in taken]
+            with self._meter.apart("failure log"):
+                begun = [(number, self._failure_log.begin(number)) for number in taken]
             before = Counter(self._bucket.counts)
             with self._meter.apart("workers"):
                 done = {number: self._answer(number, attempt) for number, attempt in begun}
             self._bucket.counts = before  # what workers read is not the driver's
             ended = [number for number, answer in done.items() if answer]
-            with self._meter.apart("book"):
+            with self._meter.apart("failure log"):
                 for number in ended:
-                    self._book.end(number)
+                    self._failure_log.end(number)
             waiting.extend(number for number, answer in done.items() if not answer)
             lost = {number for number in ended if self._hits()}
             waiting.extend(lost)
@@ -225,7 +227,7 @@ class Meter:
     """Tells for each step its processor time, what of it was not the driver's, and its memory.
 
     Memory is that of the process: at the beginning of a step, and the most in it. The simulated
-    folder is two bytes a chunk of it; the book and the items on their way count until all are done.
+    folder is two bytes a chunk of it; the failure log and items in flight count until all are done.
     """
 
     def __init__(self) -> None:

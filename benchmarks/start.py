@@ -1,4 +1,4 @@
-"""How long a person waits: for --help, the first image, a finished job to be found so, verify.
+"""Measure waiting times: --help, the first image, a finished job run again, verify.
 
 python -m benchmarks.start [--runs 5]
 """
@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.told import tell
+from benchmarks.output import write_result
 from retrieval.samples import write_samples
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
@@ -52,7 +52,7 @@ def main() -> None:
         "finished_again_seconds": statistics.median(again),
         "verify_seconds": statistics.median(verified),
     }
-    tell("start", **answer)
+    write_result("start", **answer)
 
 
 def _timed(*words: str) -> float:

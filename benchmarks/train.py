@@ -1,4 +1,4 @@
-"""What does a training lose to reading and varying photos, and what to judging its epochs?
+"""Measure what reading and augmenting photos, and evaluating epochs, cost a training.
 
 python -m benchmarks.train [--data DIR] [--backbone scratch] [--weights random] [--runs 3]
 
@@ -17,19 +17,19 @@ from typing import Any
 
 import torch
 
+from benchmarks.output import write_result
 from benchmarks.sides import spread
-from benchmarks.told import tell
-from retrieval.images.sources.choose import open_source
-from retrieval.model.resolve import resolve_source
+from retrieval.models.resolve import resolve_source
+from retrieval.sources.detect import open_source
 from retrieval.training import loop
-from retrieval.training.augment import VARIATIONS, augment
-from retrieval.training.batches import batches
-from retrieval.training.labelled import labelled
-from retrieval.training.loop import Recipe
-from retrieval.training.network import make_body, normalised
+from retrieval.training.augmentation import VARIATIONS, augment
+from retrieval.training.batches import draw_batches
+from retrieval.training.dataset import select_training_images
+from retrieval.training.distributed import ProcessGroup
+from retrieval.training.loop import TrainingRecipe
+from retrieval.training.network import build_trainable_backbone, normalise_pixels
 from retrieval.training.objectives import make_objective
-from retrieval.training.photos import decoded
-from retrieval.training.together import Together
+from retrieval.training.photos import decode_photos
 from tests.conftest import draw_photos
 
 
@@ -44,19 +44,19 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         root = asked.data or draw_photos(Path(scratch, "photos"), asked.images)
-        tell("train", **_measured(asked, str(root), scratch))
+        write_result("train", **_measured(asked, str(root), scratch))
 
 
 def _measured(asked: argparse.Namespace, root: str, cache: str) -> dict[str, Any]:
     source = resolve_source(asked.backbone, asked.weights, image_size=None, resize=None, seed=0)
-    items = labelled(list(open_source(root).items())[: asked.images], None, ()).items
-    recipe = Recipe(1000, 16, 1e-3, 0.1, "cosine", None, "all", VARIATIONS, 0)
-    with decoded(items, source.transform, max_pixels=10**9, cache=cache, threads=2) as found:
+    items = select_training_images(list(open_source(root).items())[: asked.images], None, ()).items
+    recipe = TrainingRecipe(1000, 16, 1e-3, 0.1, "cosine", None, "all", VARIATIONS, 0)
+    with decode_photos(items, source.transform, max_pixels=10**9, cache=cache, threads=2) as found:
         photos = found.parted(by="image", share=0.1, seed=0)
-        body = make_body(asked.backbone, source, "avg", pretrained=False)
+        body = build_trainable_backbone(asked.backbone, source, "avg", pretrained=False)
         dimension = body.extractor(torch.zeros(2, 3, *photos.plain.pixels.shape[2:])).shape[1]
         objective = make_objective("cross-entropy", dimension, len(photos.training.names), 0)
-        learner = loop.Learner(body, objective, photos, recipe, Together())
+        learner = loop.Trainer(body, objective, photos, recipe, ProcessGroup())
         ready = _ready(photos.training, source.transform)
         ours, bare = [], []
         for number in range(1, asked.runs + 2):  # the first of each warms up
@@ -74,9 +74,9 @@ def _measured(asked: argparse.Namespace, root: str, cache: str) -> dict[str, Any
 
 def _ready(part: Any, transform: Any) -> list[tuple[Any, Any]]:
     generator = torch.Generator().manual_seed(0)
-    drawn = batches(part.classes, 16, generator, balanced=False)
+    drawn = draw_batches(part.classes, 16, generator, balanced=False)
     return [
-        (normalised(augment(part.take(w), transform.image_size, generator), transform),
+        (normalise_pixels(augment(part.take(w), transform.image_size, generator), transform),
          part.classes[w])
         for w in drawn
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A whole `lookalike run` against the sum of the limits of its stages.
+"""Measure a whole `lookalike run` against the sum of the lower bounds of its stages.
 
 python -m benchmarks.whole [--backbone resnet50] [--photos DIR] [--images 10000] [--queries 1000]
                            [--runs 1] [--precision bf16]
@@ -28,10 +28,10 @@ import numpy as np
 
 from benchmarks.embed import photos_of, plain_loop
 from benchmarks.machine import machine
+from benchmarks.output import write_result
 from benchmarks.sides import spread
-from benchmarks.told import tell
-from retrieval.model.plan import EnginePlan, plan_engine
-from retrieval.report.thumbnails import thumbnails
+from retrieval.models.engine_plan import EnginePlan, plan_engine
+from retrieval.report.thumbnails import read_thumbnails
 
 LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 CORES = os.cpu_count() or 1
@@ -62,7 +62,7 @@ def main() -> None:
             limits = _limits(asked, plan, some, peak)
             words = ["--gallery", gallery, "--queries", queries, "--output", f"{root}/{number}"]
             runs.append({"limits": limits, **_run(asked, plan, words, root / str(number))})
-    tell("whole", **_answer(asked, plan, runs))
+    write_result("whole", **_answer(asked, plan, runs))
 
 
 def _limits(
@@ -70,9 +70,9 @@ def _limits(
 ) -> dict[str, float]:
     rate = plain_loop(some, asked.backbone, plan)["rate"]
     names = [str(path) for path in sorted(Path(some).rglob("*")) if path.is_file()]
-    thumbnails(names[:32], max_pixels=1 << 30, threads=CORES)
+    read_thumbnails(names[:32], max_pixels=1 << 30, threads=CORES)
     began = time.perf_counter()
-    thumbnails(names, max_pixels=1 << 30, threads=CORES)
+    read_thumbnails(names, max_pixels=1 << 30, threads=CORES)
     picture = (time.perf_counter() - began) / len(names)
     shown = min(asked.queries, _SHOWN)
     pairs = 2.0 * asked.images * asked.queries * 2048

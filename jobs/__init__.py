@@ -1,1 +1,1 @@
-"""What a person or a cluster starts: one file a verb."""
+"""Commands of lookalike: the command line, orchestration on Ray, and progress and results."""

@@ -1,7 +1,8 @@
-"""The command line: a verb is a module that is loaded when it is called.
+"""The command line: verbs, their options, error messages and exit codes.
 
-stdout holds the result and nothing else. Ray and its workers print there too, so at the start
-descriptor 1 is set aside for the result and everything else that is written to it goes to stderr.
+The module of a verb is imported when the verb is called. stdout holds the result only: since Ray
+and its workers print there too, descriptor 1 is set aside for the result at the start, and
+everything else that is written to it goes to stderr.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from typing import Any
 
 import click
 
-from jobs import options, session, settings
-from jobs.interrupts import GOES_ON, Interrupts, exit_code, sentence
-from jobs.option import REQUIRED, Option
-from jobs.parsing import PARSERS
-from jobs.progress import say
-from jobs.result import put_answer, stdout_aside
-from jobs.submit import dashboard_of, submit
-from retrieval.errors import InputError, LookalikeError
+from jobs.cluster import session
+from jobs.cluster.submit import dashboard_address, submit
+from jobs.config import options, settings
+from jobs.config.options import REQUIRED, VALUE_PARSERS, Option
+from jobs.runtime.interrupts import CONTINUE_HINT, Interrupts, describe_interrupt, exit_code
+from jobs.runtime.progress import say
+from jobs.runtime.result import redirect_stdout, write_result
+from retrieval.core.errors import InputError, LookalikeError
 
 
 @dataclass(frozen=True)
 class Verb:
-    """One command: its settings, the module that has its `start`, and its line of help."""
+    """One command: its settings, the module with its `start` function, and its line of help."""
 
     settings: type
     module: str
@@ -38,23 +39,30 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "run": Verb(settings.RunSettings, "jobs.run",
-                "The whole job: embed both folders, index, rank, evaluate, report."),
-    "embed": Verb(settings.EmbedSettings, "jobs.embed", "Images to a store of vectors."),
-    "index": Verb(settings.IndexSettings, "jobs.index", "A store to a sharded IVF index."),
-    "rank": Verb(settings.RankSettings, "jobs.rank", "Queries to ranked matches."),
-    "evaluate": Verb(settings.EvaluateSettings, "jobs.evaluate", "Matches and labels to measures."),
-    "report": Verb(settings.ReportSettings, "jobs.report", "Matches to a page with pictures."),
-    "train": Verb(settings.TrainSettings, "jobs.train", "Labelled images to a bundle."),
-    "predict": Verb(settings.PredictSettings, "jobs.predict",
-                    "Images to their classes, by a bundle that `train` made."),
-    "compare": Verb(settings.CompareSettings, "jobs.compare",
-                    "Which network retrieves best on labelled images? Without --data: the list."),
-    "verify": Verb(settings.VerifySettings, "jobs.verify",
-                   "Is an output whole and unaltered, and how far is it?"),
-    "plan": Verb(settings.PlanSettings, "jobs.plan",
-                 "Before you pay: how long will `run` take, what does it need, what bounds it?"),
-    "demo": Verb(settings.DemoSettings, "jobs.demo", "Everything on drawn sample images."),
+    "run": Verb(settings.RunSettings, "jobs.commands.run",
+                "Do the whole job, from two folders to a report."),
+    "embed": Verb(settings.EmbedSettings, "jobs.embedding.embed",
+                  "Embed images into a store of vectors."),
+    "index": Verb(settings.IndexSettings, "jobs.indexing.index",
+                  "Build a sharded IVF index from a store."),
+    "rank": Verb(settings.RankSettings, "jobs.ranking.rank",
+                 "Find the most similar gallery images of each query."),
+    "evaluate": Verb(settings.EvaluateSettings, "jobs.evaluation.evaluate",
+                     "Measure the quality of matches against labels."),
+    "report": Verb(settings.ReportSettings, "jobs.reporting.report",
+                   "Write an HTML report of matches with pictures."),
+    "train": Verb(settings.TrainSettings, "jobs.training.train",
+                  "Train a bundle on labelled images."),
+    "predict": Verb(settings.PredictSettings, "jobs.commands.predict",
+                    "Classify images with a bundle written by train."),
+    "compare": Verb(settings.CompareSettings, "jobs.comparison.compare",
+                    "Compare backbones on labelled images, or list them."),
+    "verify": Verb(settings.VerifySettings, "jobs.commands.verify",
+                   "Check that an output is complete and unaltered."),
+    "plan": Verb(settings.PlanSettings, "jobs.planning.plan",
+                 "Estimate what a run will take and need."),
+    "demo": Verb(settings.DemoSettings, "jobs.commands.demo",
+                 "Run every step on generated sample images."),
 }  # fmt: skip
 
 _EXIT_CODES = (
@@ -73,16 +81,16 @@ def _parameter(option: Option) -> click.Option:
     if option.type is bool:
         names = f"{option.flag}/--no-{option.flag[2:]}" if option.default else option.flag
         return click.Option([names], is_flag=True, **common)
-    if option.type in PARSERS:
-        common |= {"callback": _parsed, "metavar": str(option.type).upper()}
-    typed = option.type if isinstance(option.type, type) else str
-    kind = click.Choice(option.choices) if option.choices else typed
-    return click.Option([option.flag, option.name], type=kind, **common)
+    if option.type in VALUE_PARSERS:
+        common |= {"callback": _parse_value, "metavar": str(option.type).upper()}
+    value_type = option.type if isinstance(option.type, type) else str
+    click_type = click.Choice(option.choices) if option.choices else value_type
+    return click.Option([option.flag, option.name], type=click_type, **common)
 
 
-def _parsed(_: click.Context, parameter: click.Parameter, value: str) -> Any:
-    """Read a size or a recall where it is typed, so that inside there are numbers only."""
-    parse = PARSERS[options.OPTIONS[str(parameter.name)].type]
+def _parse_value(_: click.Context, parameter: click.Parameter, value: str) -> Any:
+    """Parse a size or a recall, so that settings hold numbers only."""
+    parse = VALUE_PARSERS[options.OPTIONS[str(parameter.name)].type]
     try:
         return parse(value)
     except ValueError as error:
@@ -110,19 +118,19 @@ def _command(name: str) -> click.Command:
 
 class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Name the verbs in the order a job takes them."""
+        """Return the verbs in the order in which a job uses them."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
-        """Make one verb, when it is asked for."""
+        """Return the command of one verb."""
         return _command(name) if name in VERBS else None
 
 
 def command_line() -> click.Group:
-    """Make the command line; the help page in the docs is generated from it."""
+    """Return the command line; docs/options.md is generated from it."""
     return _Verbs(
         "lookalike",
-        help="For each of these query images, which gallery images look most alike?",
+        help="Find the most similar gallery images of each query image, for whole folders.",
         epilog=_EXIT_CODES,
         context_settings={
             "token_normalize_func": lambda token: token.replace("_", "-"),
@@ -130,12 +138,12 @@ def command_line() -> click.Group:
             "help_option_names": ["-h", "--help"],
         },
         params=[click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False,
-                             callback=_version, help="Print the version and stop.")],
+                             callback=_version, help="Print the version and exit.")],
     )  # fmt: skip
 
 
-def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
+def _version(ctx: click.Context, _: click.Parameter, requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         click.echo(f"lookalike {version('lookalike')}")
@@ -143,44 +151,46 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def _start(name: str, settings: Any) -> None:
-    options.check(settings)
-    aside = stdout_aside()
+    options.validate_settings(settings)
+    aside = redirect_stdout()
     try:
-        if dashboard := dashboard_of(settings):
+        if dashboard := dashboard_address(settings):
             raise SystemExit(submit(dashboard, name, settings, aside))
         start: Callable[[Any], Any] = importlib.import_module(VERBS[name].module).start
         result = start(settings)
-    except BrokenPipeError as error:  # of a connection; outside it is stdout whose reader is gone
+    except (
+        BrokenPipeError
+    ) as error:  # of a connection: outside this function it means that the reader of stdout is gone
         raise ConnectionError(str(error)) from error
-    put_answer(aside, result.as_json() if settings.json else result.as_text())
+    write_result(aside, result.as_json() if settings.json else result.as_text())
     if result.exit_code:
         raise SystemExit(result.exit_code)
 
 
 def main() -> None:
-    """Run the command line and end with the documented exit code."""
+    """Run the command line and exit with the documented exit code."""
     interrupts = Interrupts()
-    others = session.running()  # a test may have its own
+    earlier_session = session.running_session()  # a test may have started one
     try:
         code = _run(sys.argv[1:] or ["--help"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BrokenPipeError:  # whoever reads the help, as `head` does, has seen enough
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         code = 0
     except BaseException as error:  # noqa: BLE001 - each gets its sentence and its code
-        code = _say(*_sentence(interrupts.noticed or error))
+        code = _print_error(*_describe_error(interrupts.noticed or error))
     interrupts.ignore()
-    started = session.running()
-    if started is not None and started is not others:
+    started = session.running_session()
+    if started is not None and started is not earlier_session:
         started.end()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
-    os._exit(code)  # Ray's threads must not outlive the answer, nor change the code
+    os._exit(code)  # Ray's threads must neither delay the exit nor change its code
 
 
 def _run(words: list[str]) -> int:
-    """Do what click's own `main` does, which takes any broken pipe for that of stdout."""
+    """Run the commands without click's `main`, which blames stdout for any broken pipe."""
     commands = command_line()
     try:
         with commands.make_context("lookalike", words) as context:
@@ -190,13 +200,13 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def _sentence(error: BaseException) -> tuple[str, int]:
-    """Return what is said of an error, and the exit code."""
+def _describe_error(error: BaseException) -> tuple[str, int]:
+    """Return the message and the exit code of an error."""
     if isinstance(error, KeyboardInterrupt):
-        return f"{sentence(error)}; {GOES_ON}", exit_code(error)
+        return f"{describe_interrupt(error)}; {CONTINUE_HINT}", exit_code(error)
     if isinstance(error, click.ClickException):
-        said = error.format_message().rstrip(".")
-        return f"{said}; lookalike VERB --help shows the options", error.exit_code
+        message = error.format_message().rstrip(".")
+        return f"{message}; lookalike VERB --help shows the options", error.exit_code
     if isinstance(error, LookalikeError):
         return str(error), error.exit_code
     if isinstance(error, FileNotFoundError) and str(error.strerror).startswith(_NO_TEMPORARY):
@@ -204,10 +214,10 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1
 
 
-_NO_TEMPORARY = "No usable temporary directory"  # what Python's tempfile says
+_NO_TEMPORARY = "No usable temporary directory"  # start of the message of Python's tempfile
 
 
-def _say(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     if "--debug" in sys.argv:
         with suppress(OSError):
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""The library of lookalike: plain functions and small frozen dataclasses, usable in a notebook.
+"""Library for batch image retrieval: plain functions and frozen dataclasses, usable in a notebook.
 
-Nothing here prints, parses arguments or knows Ray; `jobs/` starts it.
+Nothing here prints, parses arguments or uses Ray; `jobs/` orchestrates it on a cluster.
 """

@@ -1,27 +1,27 @@
-"""Start the command line with the right packages, search path and descriptors.
+"""Entry point of the command line: set up descriptors, the search path and the packages.
 
-The current folder, which Python or Ray may put before everything else on the path, belongs to the
-user: a package `jobs`, or a file `torch.py`, that lies there is not what we import. Where such a
-folder is named on PYTHONPATH as well, both packages are imported past it, and their modules are
-then found through them. This is not in `jobs`, which it has to find first, and imports nothing of
-ours at the top, since `claim_packages` travels to the workers by value.
+Python or Ray may put the current folder first on the search path; a package `jobs` or a file
+`torch.py` of the user there must not shadow ours. It is removed from the path, and where PYTHONPATH
+names it as well, both packages are imported past it. This module is outside `jobs`, which it has to
+find first, and imports nothing of this project at the top, since `claim_packages` is sent to the
+workers by value.
 """
 
 from __future__ import annotations
 
 
 def holds_packages(folder: str) -> bool:
-    """Return whether a folder of the path holds this project's packages."""
+    """Return whether a folder of the search path contains this project's packages."""
     import os
 
     return os.path.isfile(os.path.join(folder, "retrieval", "entry.py"))
 
 
 def without_current_folder(entries: list[str]) -> list[str]:
-    """Return the entries of a search path but the current folder, unless it holds our packages.
+    """Return a search path without the current folder, unless that holds our packages.
 
-    Only those before the standard library, which hide other modules: the installed packages stay
-    even for who works in their folder.
+    Only entries before the standard library are removed, which shadow other modules: site-packages
+    stays even where it is the current folder.
     """
     import os
 
@@ -40,7 +40,7 @@ def without_current_folder(entries: list[str]) -> list[str]:
 
 
 def claim_packages() -> None:
-    """Take the current folder off the path, and import both packages past others of their name."""
+    """Remove the current folder from the path; import both packages past others of their name."""
     import importlib
     import os
     import sys
@@ -61,7 +61,7 @@ def claim_packages() -> None:
 
 
 def open_descriptors() -> None:
-    """Open the standard descriptors that are closed, so that no other file gets their numbers."""
+    """Open closed standard descriptors on the null device, so that no file gets their numbers."""
     import os
     import sys
 
@@ -79,12 +79,12 @@ def open_descriptors() -> None:
 
 
 def main() -> None:
-    """Start the command line."""
+    """Run the command line."""
     import importlib
     import os
 
     open_descriptors()
     claim_packages()
-    if path := os.environ.get("PYTHONPATH"):  # what is started here inherits it
+    if path := os.environ.get("PYTHONPATH"):  # inherited by the processes started here
         os.environ["PYTHONPATH"] = os.pathsep.join(without_current_folder(path.split(os.pathsep)))
     importlib.import_module("jobs.cli").main()

@@ -62,7 +62,7 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """One small Ray for all tests that need it; starting one takes seconds."""
-    from jobs.cluster import Cluster
+    from jobs.cluster.resources import Cluster
 
     where = Cluster("local", None)
     where.connect()

@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from retrieval.embeddings.finish import finish_store
-from retrieval.embeddings.segment import claim_segment
-from retrieval.images.sources.folder import FolderSource
-from retrieval.model.bundle import write_bundle
-from retrieval.model.embed_chunk import embed_chunk
-from retrieval.model.embed_items import Decoding
-from retrieval.model.embedding import Embedder
-from retrieval.model.plan import EnginePlan
-from retrieval.model.resolve import resolve_bundle
-from retrieval.storage import commit, finished
-from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import LISTING
+from retrieval.core.schemas import LISTING
+from retrieval.embedding.embed_batch import DecodeSettings
+from retrieval.embedding.embed_chunk import embed_chunk
+from retrieval.models.bundle import write_bundle
+from retrieval.models.embedder import Embedder
+from retrieval.models.engine_plan import EnginePlan
+from retrieval.models.resolve import resolve_bundle
+from retrieval.sources.folder import FolderSource
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import checksummed_parquet
+from retrieval.store.finalize import finish_store
+from retrieval.store.segment import claim_segment
 from tests.conftest import draw_photos
 
 
@@ -64,7 +64,7 @@ class StoreFlow:
             {"row": n, **{c: getattr(item, c) for c in columns}} for n, item in enumerate(items)
         ]
         table = pa.Table.from_pylist(rows, LISTING.schema)
-        target.write_bytes(sealed_parquet(table, row_group=self.chunk_rows))
+        target.write_bytes(checksummed_parquet(table, row_group=self.chunk_rows))
         return len(rows)
 
     def __call__(self, folder):
@@ -72,13 +72,13 @@ class StoreFlow:
         with tempfile.TemporaryDirectory() as scratch:
             listing = Path(scratch, "listing.parquet")
             images = self._list(listing)
-            commit.begin(folder, "store", {"bundle": embedder.bundle.digest})
+            transaction.claim_output(folder, "store", {"bundle": embedder.bundle.digest})
             nothing = np.empty(0, np.int64)
             segment = claim_segment(folder, 0, 0, listing, self.chunk_rows, images, nothing)
-        if finished.is_finished(folder):
+        if finished_output.is_finished(folder):
             return
         write_bundle(folder, embedder.bundle)
-        decoding = Decoding(max_pixels=10**6, embedding_dtype="float16", options=self.options)
+        decoding = DecodeSettings(max_pixels=10**6, embedding_dtype="float16", options=self.options)
         known = []
         for chunk in segment.chunks():
             known += embed_chunk(chunk, folder, embedder, decoding).files

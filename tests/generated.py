@@ -1,4 +1,7 @@
-"""The pages that are made from the code: `make docs` writes them, a test compares them."""
+"""Generate the documentation pages that are made from the code.
+
+`make docs` writes them; a test compares them with the committed ones.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,25 @@ from pathlib import Path
 
 import click
 
-from benchmarks import scale
-from benchmarks.claims import phrases, with_phrases, with_tables
+from benchmarks import results, scale
 from jobs.cli import VERBS, command_line
-from jobs.options import OPTIONS, REQUIRED, Option
+from jobs.config.options import OPTIONS, REQUIRED, Option
+from retrieval.core.schemas import TABLES, part_table
 from retrieval.evaluation.measures import MEASURES
-from retrieval.tables import TABLES, part_table
 from tests.retrieval.coverage import CASES, SIZES, covered
 
 ROOT = Path(__file__).parents[1]
 
 
 def options_page() -> str:
-    """Every option once, then each verb's own help."""
+    """Return the page of all options, followed by the help of each verb."""
     lines = [
         "# Options",
         "",
-        "Made from `jobs/options.py` by `make docs`. *Content* shapes what comes out and stands in",
-        "job.json; *run* says how it is done and never changes a byte of the result.",
+        "Generated from `jobs/config/options.py` by `make docs`. *Content* options shape the",
+        "output and stand in job.json; *run* options never change a byte of it.",
         "",
-        "| option | default | shapes | means |",
+        "| option | default | affects | meaning |",
         "|---|---|---|---|",
         *(_option_row(option) for option in OPTIONS.values()),
     ]
@@ -45,7 +47,7 @@ def options_page() -> str:
 def _option_row(option: Option) -> str:
     default = "required" if option.default is REQUIRED else _value(option.default)
     choices = f" ({', '.join(option.choices)})" if option.choices else ""
-    return f"| `{option.flag}` | {default} | {option.shapes} | {option.help}{choices} |"
+    return f"| `{option.flag}` | {default} | {option.affects} | {option.help}{choices} |"
 
 
 def _value(default: object) -> str:
@@ -55,17 +57,18 @@ def _value(default: object) -> str:
 
 
 def measures_section() -> str:
-    """Every measure, one line each."""
-    lines = ["| name | key | printed | says | source |", "|---|---|---|---|---|"]
-    for one in MEASURES:
-        name, key, meaning = (text.replace("{k}", "K") for text in (one.name, one.key, one.meaning))
-        printed = "yes" if one.usual else ""
-        lines.append(f"| `{name}` | `{key}` | {printed} | {meaning} | {one.source} |")
+    """Return a table of all measures."""
+    lines = ["| name | key | printed | meaning | source |", "|---|---|---|---|---|"]
+    for measure in MEASURES:
+        texts = (measure.name, measure.key, measure.meaning)
+        name, key, meaning = (text.replace("{k}", "K") for text in texts)
+        printed = "yes" if measure.shown_by_default else ""
+        lines.append(f"| `{name}` | `{key}` | {printed} | {meaning} | {measure.source} |")
     return "\n".join(lines) + "\n"
 
 
 def coverage_section() -> str:
-    """How often intervals hold the truth, by simulation."""
+    """Return a table of the simulated coverage of confidence intervals."""
     lines = ["| values | " + " | ".join(f"{size} queries" for size in SIZES) + " |"]
     lines.append("|---|" + "---|" * len(SIZES))
     for case in CASES:
@@ -76,7 +79,7 @@ def coverage_section() -> str:
 
 
 def tables_section() -> str:
-    """Every table on disk, a line a column."""
+    """Return a table per table on disk, with a row per column."""
     lines = []
     for table in (*TABLES, part_table(512, "float16")):
         lines += [f"**{table.name}**, ordered by {table.order}", "", "| column | type | meaning |"]
@@ -87,7 +90,7 @@ def tables_section() -> str:
 
 
 def with_sections(page: str, sections: dict[str, Callable[[], str]]) -> Callable[[], str]:
-    """Return what makes a page with its generated tables brought up to date."""
+    """Return a function that returns a page with its generated sections brought up to date."""
 
     def make() -> str:
         text = (ROOT / page).read_text()
@@ -100,21 +103,17 @@ def with_sections(page: str, sections: dict[str, Callable[[], str]]) -> Callable
     return make
 
 
-def claiming(page: str) -> Callable[[], str]:
-    """Give what makes a page with the tables and figures of benchmarks/claims.yaml as they are."""
-    return lambda: with_phrases(with_tables((ROOT / page).read_text()), phrases().get(page, []))
-
-
 PAGES = {
     "docs/options.md": options_page,
     "docs/measures.md": with_sections(
         "docs/measures.md", {"measures": measures_section, "coverage": coverage_section}
     ),
-    "ARCHITECTURE.md": with_sections(
-        "ARCHITECTURE.md", {"tables": tables_section, "scale": scale.table}
+    "docs/tables.md": with_sections("docs/tables.md", {"tables": tables_section}),
+    "docs/scale.md": with_sections("docs/scale.md", {"scale": scale.table}),
+    "benchmarks/README.md": with_sections(
+        "benchmarks/README.md",
+        {"benchmarks": results.format_descriptions, "results": results.format_table},
     ),
-    "README.md": claiming("README.md"),
-    "benchmarks/README.md": claiming("benchmarks/README.md"),
 }
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from retrieval.errors import LookalikeError
-from retrieval.storage import files, patience
-from retrieval.storage.files import LocalFolder, RemoteFolder
+from retrieval.core.errors import LookalikeError
+from retrieval.storage import local, retry
+from retrieval.storage.local import LocalFolder, RemoteFolder
 from retrieval.storage.verify import verify
-from tests.retrieval.storage.faults import FailAt, Killed, broken, operations, seam
+from tests.retrieval.storage.faults import FailAt, Killed, broken, inject_faults, operations
 from tests.retrieval.storage.s3 import new_prefix, options
 from tests.trees import tree
 
@@ -34,14 +34,14 @@ def contents(folder):
 @contextmanager
 def dead_names():
     """Let temporary files be named as those of a process that is no more."""
-    name = files.temporary_name
+    name = local.temporary_name
 
     def named():
         host, pid, _, serial = name().rsplit("-", 3)
         return f"{host}-{pid}-1-{serial}"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "temporary_name", named)
+        patch.setattr(local, "temporary_name", named)
         yield
 
 
@@ -61,7 +61,7 @@ class FailsOnce(Fault):
     """One error, as of a lost connection."""
 
     def at(self, number):
-        return seam(FailAt(number, broken))
+        return inject_faults(FailAt(number, broken))
 
 
 class StaysAway(Fault):
@@ -75,7 +75,7 @@ class StaysAway(Fault):
             if left[0] < 0:
                 broken(*moment)
 
-        return seam(fail)
+        return inject_faults(fail)
 
 
 class Dies(Fault):
@@ -92,8 +92,8 @@ class Dies(Fault):
             if left[0] < 0:
                 raise Killed
 
-        with dead_names(), pytest.MonkeyPatch.context() as patch, seam(die):
-            patch.setattr(files, "unlink", _unless(lambda: left[0] < 0))
+        with dead_names(), pytest.MonkeyPatch.context() as patch, inject_faults(die):
+            patch.setattr(local, "unlink", _unless(lambda: left[0] < 0))
             yield
 
     def stops(self):
@@ -102,7 +102,7 @@ class Dies(Fault):
 
 def _unless(dead):
     """Remove nothing once the process is dead: its `finally` blocks never run."""
-    unlink = files.unlink
+    unlink = local.unlink
 
     def alive(name):
         if not dead():
@@ -201,5 +201,5 @@ def bucket_of(endpoint):
 def no_waits():
     """Let nobody wait before another attempt at storage; whoever else sleeps still does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patience, "wait", lambda seconds: None)
+        patch.setattr(retry, "wait", lambda seconds: None)
         yield

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retrieval.records import Certificate
-from retrieval.storage import commit
-from retrieval.storage.files import open_folder
-from retrieval.storage.finished import Manifest
-from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import FAILURES, GALLERY_LABELS, MATCHES
+from retrieval.core.records import Certificate
+from retrieval.core.schemas import FAILURES, GALLERY_LABELS, MATCHES
+from retrieval.storage import transaction
+from retrieval.storage.checksum import checksummed_parquet
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import open_folder
 
 BLOCK = 4096  # queries a part
 _STEP = 104729  # a prime number: the images of a query are this far apart
@@ -38,7 +38,7 @@ def put_matches(
     folder, generator = open_folder(str(where)), np.random.default_rng(seed)
     settings = {"queries": "/made/up", "index": "/made/up/index", "index_sha256": "",
                 "top_k": top_k, "filter": None}  # fmt: skip
-    commit.begin(folder, "matches", settings)
+    transaction.claim_output(folder, "matches", settings)
     labels = pa.array([f"class {number:05d}" for number in range(classes)])
     images = pa.array([f"{number:07d}.jpg" for number in range(len(gallery))])
     paths = pa.array(gallery, pa.string())
@@ -58,18 +58,20 @@ def put_matches(
              labels.take(pa.array(np.repeat(own, top_k))), labels.take(pa.array(chosen % classes))],
             names=MATCHES.schema.names,
         ).cast(MATCHES.schema)  # fmt: skip
-        commit.put_once(folder, f"matches/part-{part:05d}.parquet", sealed_parquet(table))
+        transaction.put_if_absent(
+            folder, f"matches/part-{part:05d}.parquet", checksummed_parquet(table)
+        )
     if failed:
         rows = [{"row": number, "image_id": name, "path": name, "stage": "decode", "label": None,
                  "error": "UnidentifiedImageError", "message": "cannot identify image file"}
                 for number, name in enumerate(failed)]  # fmt: skip
-        data = sealed_parquet(pa.Table.from_pylist(rows, schema=FAILURES.schema))
-        commit.put_once(folder, "failures/00000000.parquet", data)
+        data = checksummed_parquet(pa.Table.from_pylist(rows, schema=FAILURES.schema))
+        transaction.put_if_absent(folder, "failures/00000000.parquet", data)
     counted = np.bincount(np.arange(len(gallery)) % classes, minlength=classes)
     table = pa.table([labels, pa.array(counted, pa.int64())], schema=GALLERY_LABELS.schema)
-    commit.put_once(folder, "labels.parquet", sealed_parquet(table))
+    transaction.put_if_absent(folder, "labels.parquet", checksummed_parquet(table))
     counts = {
         "queries": len(queries), "failures": len(failed), "unmatched": 0, "gallery": len(gallery),
         "metric": "cosine", "certificate": asdict(Certificate(4, 4, 0.95, 1.0, 1.0, 1.0, 0, 1)),
     }  # fmt: skip
-    return commit.finish(folder, "matches", counts) if finish else None
+    return transaction.finish_output(folder, "matches", counts) if finish else None

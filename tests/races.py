@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from retrieval.storage import folder, patience
+from retrieval.storage import folder, retry
 
 LOCKED = 3.0
 """Seconds without an operation after which the other one is taken to wait for a lock: threads share
@@ -66,8 +66,8 @@ class Race:
     @contextmanager
     def _seam(self):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(folder, "seam", lambda *moment: self._moment())
-            patch.setattr(patience, "wait", lambda seconds: self._pass_on())
+            patch.setattr(folder, "fault_hook", lambda *moment: self._moment())
+            patch.setattr(retry, "wait", lambda seconds: self._pass_on())
             yield
 
     def _moment(self):

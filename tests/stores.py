@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retrieval.embeddings import store
-from retrieval.embeddings.finish import finish_store
-from retrieval.embeddings.segment import claim_segment
-from retrieval.images.listing import write_listing
-from retrieval.model.bundle import Bundle, pack, write_bundle
-from retrieval.records import Item, Transform
-from retrieval.storage import commit
-from retrieval.storage.files import open_folder
-from retrieval.storage.seal import sealed_parquet
-from retrieval.tables import Vectors, part_table
+from retrieval.core.records import Item, Transform
+from retrieval.core.schemas import Vectors, part_table
+from retrieval.listing.listing import write_listing
+from retrieval.models.bundle import Bundle, serialize_state, write_bundle
+from retrieval.storage import transaction
+from retrieval.storage.checksum import checksummed_parquet
+from retrieval.storage.local import open_folder
+from retrieval.store import reader
+from retrieval.store.finalize import finish_store
+from retrieval.store.segment import claim_segment
 
 
 def write_store(
@@ -32,9 +32,9 @@ def write_store(
     rows, dimension = vectors.shape
     folder = open_folder(str(path))
     transform = Transform("crop", 32 + model, 32, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    bundle = Bundle("scratch", "avg", False, transform, dimension, pack({}))
+    bundle = Bundle("scratch", "avg", False, transform, dimension, serialize_state({}))
     settings = {"input": "nowhere", "embedding_dtype": str(vectors.dtype), "bundle": bundle.digest}
-    commit.begin(folder, "store", settings)
+    transaction.claim_output(folder, "store", settings)
     listing = path.with_suffix(".listing")
     names = [f"a{row:05d}.jpg" for row in range(rows)]
     items = (
@@ -47,7 +47,7 @@ def write_store(
     for chunk in segment.chunks():
         own = slice(chunk.first, chunk.last)
         sums = sha256[own] if sha256 is not None else ["0"] * (chunk.last - chunk.first)
-        store.put_part(folder, chunk, _part(vectors, names, own, sums), None)
+        reader.put_part(folder, chunk, _part(vectors, names, own, sums), None)
     finish_store(folder, dimension, (), 0.0)
 
 
@@ -60,5 +60,5 @@ def _part(vectors: Vectors, names: list[str], own: slice, sums: Sequence[str | N
         "label": [f"class{row % 7}" for row in numbers],
     }  # fmt: skip
     arrays = [pa.array(columns[f.name], f.type) for f in schema if f.name != "embedding"]
-    arrays.append(store.embedding_column(np.ascontiguousarray(vectors[own])))
-    return sealed_parquet(pa.table(arrays, schema=schema))
+    arrays.append(reader.embedding_column(np.ascontiguousarray(vectors[own])))
+    return checksummed_parquet(pa.table(arrays, schema=schema))

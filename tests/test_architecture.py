@@ -13,47 +13,37 @@ from tests.generated import PAGES
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("jobs/**/*.py"), *ROOT.glob("retrieval/**/*.py")])
 
-FLOORS = [
-    {
-        "retrieval",
-        "retrieval.entry",
-        "retrieval.tables",
-        "retrieval.kinds",
-        "retrieval.errors",
-        "retrieval.intervals",
-    },
-    {"retrieval.records", "retrieval.conversions"},
-    {"retrieval.scoring", "retrieval.candidates", "retrieval.storage"},
-    {"retrieval.products"},
-    {"retrieval.closest", "retrieval.int8"},
-    {"retrieval.images", "retrieval.embeddings"},
-    {"retrieval.model", "retrieval.index", "retrieval.ranking", "retrieval.evaluation"},
-    {
-        "retrieval.report",
-        "retrieval.training",
-        "retrieval.costs",
-        "retrieval.samples",
-        "retrieval.combinations",
-    },
-    {"jobs"},
+LAYERS = [
+    ["retrieval", "retrieval.entry", "retrieval.core"],
+    ["retrieval.storage", "retrieval.vectors"],
+    ["retrieval.images"],
+    ["retrieval.sources"],
+    ["retrieval.listing", "retrieval.store"],
+    ["retrieval.models"],
+    ["retrieval.embedding", "retrieval.index"],
+    ["retrieval.search"],
+    ["retrieval.evaluation"],
+    ["retrieval.report", "retrieval.training", "retrieval.planning", "retrieval.samples"],
+    ["jobs"],
 ]
+"""Packages; each may import from those in earlier lines, and from itself."""
 
 
-def room_of(module: str) -> str:
-    """Give the room a module belongs to."""
-    rooms = {room for floor in FLOORS for room in floor}
+def package_of(module: str) -> str:
+    """Return the entry of LAYERS that a module belongs to."""
+    packages = {package for layer in LAYERS for package in layer}
     parts = module.split(".")
     names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next(name for name in names if name in rooms)
+    return next(name for name in names if name in packages)
 
 
 def module_of(path: Path) -> str:
-    """Give the dotted name of a file."""
+    """Return the dotted name of a file."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports_of(path: Path) -> set[str]:
-    """Give the modules of ours that a file imports, wherever in it."""
+    """Return the modules of the project that a file imports, at any depth."""
     known = {module_of(file) for file in FILES}
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -68,15 +58,17 @@ def imports_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_each_file_imports_only_from_floors_below_or_its_own_room(path):
-    floor = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-    own = room_of(module_of(path))
+def test_packages_import_only_from_earlier_layers(path):
+    level = {package: number for number, layer in enumerate(LAYERS) for package in layer}
+    importing = package_of(module_of(path))
     for module in imports_of(path):
-        room = room_of(module)
-        assert room == own or floor[room] < floor[own], f"{own} imports {module}"
+        imported = package_of(module)
+        assert imported == importing or level[imported] < level[importing], (
+            f"{importing} imports {module}"
+        )
 
 
-def test_there_are_no_circles():
+def test_there_are_no_import_cycles():
     graph = {module_of(path): imports_of(path) for path in FILES}
     done: set[str] = set()
 
@@ -91,7 +83,7 @@ def test_there_are_no_circles():
         visit(module, ())
 
 
-def test_the_library_knows_no_ray_and_prints_nothing():
+def test_the_library_imports_no_ray_and_prints_nothing():
     for path in FILES:
         if path.parts[len(ROOT.parts)] == "retrieval":
             text = path.read_text()
@@ -110,10 +102,11 @@ def test_generated_pages_are_as_the_code_says(path):
 
 
 def test_links_and_paths_in_the_pages_exist():
-    for page in ("README.md", "ARCHITECTURE.md"):
+    pages = ("outputs", "running", "scale")
+    for page in ("README.md", "ARCHITECTURE.md", *(f"docs/{name}.md" for name in pages)):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-            assert (ROOT / target).exists(), f"{page} links {target}"
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links {target}"
         for named in re.findall(r"`((?:jobs|retrieval|tests|deploy|benchmarks)/[\w/.-]+)`", text):
             assert (ROOT / named).exists(), f"{page} names {named}"
 

@@ -5,7 +5,7 @@
 
 import pytest
 
-from retrieval.storage.files import LocalFolder, RemoteFolder
+from retrieval.storage.local import LocalFolder, RemoteFolder
 from tests.flows import StoreFlow, draw_source
 from tests.loops import Loop, harm_all, no_waits
 from tests.retrieval.storage.s3 import new_prefix, options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retrieval.storage.temporary import TEMPORARY
+from retrieval.storage.temporary import TEMPORARY_PREFIX
 
 
 def tree(
@@ -19,5 +19,5 @@ def tree(
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name not in but
-        if half or not path.name.startswith(TEMPORARY)
+        if half or not path.name.startswith(TEMPORARY_PREFIX)
     }

@@ -1,4 +1,4 @@
-"""Two rankings of the same queries: the paired difference, and which queries changed most."""
+"""Compare two rankings of the same queries: paired differences and most changed queries."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from retrieval.evaluation.measures import measure_of
-from retrieval.evaluation.results import Over, Results, independent
-from retrieval.intervals import difference_intervals
+from retrieval.core.confidence import difference_intervals
+from retrieval.evaluation.measures import find_measure
+from retrieval.evaluation.results import IntervalUnit, Results, independent_samples
 
 CHANGE = "map"
-"""The measure by which a query has changed."""
+"""The measure by which changed queries are ranked."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more of a measure one ranking has than the other, a query at a time, on average.
+    """The mean paired difference of a measure between two rankings, with its 95 % interval.
 
-    The 95 % interval is of pairs of values, mostly far narrower than those of the two means;
-    nan where there are too few pairs for one. `key` is that of `Definition`.
+    The interval is computed from paired values, usually far narrower than those of the two means;
+    nan where there are too few pairs. `key` is that of `MeasureDefinition`.
     """
 
     key: str
@@ -30,54 +30,57 @@ class Difference:
 
     @property
     def name(self) -> str:
-        """The name that ir-measures has for it."""
-        return measure_of(self.key).name
+        """The name of the measure in ir-measures."""
+        return find_measure(self.key).name
 
     @property
-    def usual(self) -> bool:
-        """Whether it is printed without being asked for."""
-        return measure_of(self.key).usual
+    def shown_by_default(self) -> bool:
+        """Whether the measure is printed without `--all-measures`."""
+        return find_measure(self.key).shown_by_default
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """This ranking against another one.
+    """The paired differences of two rankings, first minus second.
 
-    `changed` is (query_id, label, here, there), by how much `CHANGE` differs, most first; those
-    that did not change are not in it. `only_here` and `only_there` count queries without a partner.
+    `queries` counts the queries that both rankings judge; `only_first` and `only_second` count the
+    others. `changed` has the columns query_id, label, here and there (the values of `CHANGE` in the
+    first and second ranking), most changed first, without unchanged queries.
     """
 
     differences: tuple[Difference, ...]
     queries: int
-    only_here: int
-    only_there: int
+    only_first: int
+    only_second: int
     changed: pa.Table
 
 
-def compare(here: Results, there: Results, over: Over = "queries") -> Comparison:
-    """Compare two rankings on the queries that both judge; positive is better here."""
-    columns = ["query_id", "label", *here.measures]
-    both = here.queries.select(columns).join(
-        there.queries.select(["query_id", *here.measures]), "query_id", join_type="inner",
+def compare_results(first: Results, second: Results, over: IntervalUnit = "queries") -> Comparison:
+    """Compare two rankings on the queries that both judge; positive means `first` is better."""
+    columns = ["query_id", "label", *first.measures]
+    both = first.queries.select(columns).join(
+        second.queries.select(["query_id", *first.measures]), "query_id", join_type="inner",
         right_suffix=" there", use_threads=False,
     ).sort_by("query_id")  # fmt: skip
-    ours = np.stack([both[name].to_numpy() for name in here.measures], axis=1)
-    theirs = np.stack([both[f"{name} there"].to_numpy() for name in here.measures], axis=1)
-    # 0.0 is added since a mean of nothing but -0.0 would be printed as such
-    means = (ours - theirs).mean(0) + 0.0 if len(both) else np.full(len(here.measures), np.nan)
-    (first, weights), (second, _) = (
-        independent(values, both["label"], over) for values in (ours, theirs)
+    first_values = np.stack([both[name].to_numpy() for name in first.measures], axis=1)
+    second_values = np.stack([both[f"{name} there"].to_numpy() for name in first.measures], axis=1)
+    # adding 0.0 turns -0.0, which would be printed with its sign, into 0.0
+    means = np.full(len(first.measures), np.nan)
+    if len(both):
+        means = (first_values - second_values).mean(0) + 0.0
+    (first_samples, weights), (second_samples, _) = (
+        independent_samples(values, both["label"], over) for values in (first_values, second_values)
     )
-    low, high = difference_intervals(first, second, weights)
+    low, high = difference_intervals(first_samples, second_samples, weights)
     differences = tuple(
-        Difference(key, float(means[place]), float(low[place]), float(high[place]))
-        for place, key in enumerate(here.measures)
+        Difference(key, float(means[column]), float(low[column]), float(high[column]))
+        for column, key in enumerate(first.measures)
     )
     change = both[CHANGE].to_numpy() - both[f"{CHANGE} there"].to_numpy()
     order = np.argsort(-np.abs(change), kind="stable")
     changed = both.select(["query_id", "label", CHANGE, f"{CHANGE} there"]).take(order)
     changed = changed.rename_columns(["query_id", "label", "here", "there"])
     return Comparison(
-        differences, len(both), len(here.queries) - len(both), len(there.queries) - len(both),
+        differences, len(both), len(first.queries) - len(both), len(second.queries) - len(both),
         changed.slice(0, int(np.count_nonzero(change))),
     )  # fmt: skip

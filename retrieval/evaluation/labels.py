@@ -1,4 +1,4 @@
-"""Truth by labels: an image is relevant to a query if it has the query's label."""
+"""Ground truth by labels: an image is relevant to a query if both have the same label."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval.evaluation.truth import UNKNOWN, Asked, Grades
+from retrieval.evaluation.ground_truth import UNKNOWN, Grades, QueryRelevance
 
 DISTRACTOR = "distractor"
-"""A label that matches nothing: a query of it is not judged, a gallery image of it is wrong."""
+"""A label that matches nothing: such a query is not judged, such a gallery image is wrong."""
 
 _UNKNOWN = pa.array(["", None], pa.string())
 _NOT_JUDGED = pa.array(["", DISTRACTOR, None], pa.string())
@@ -20,69 +20,78 @@ _NOT_JUDGED = pa.array(["", DISTRACTOR, None], pa.string())
 
 @dataclass(frozen=True)
 class Labels:
-    """Truth by the labels in the matches, or by those of a file.
+    """Ground truth by the labels in the matches, or by the labels of a file.
 
-    `gallery`, (label, images), counts the gallery images that could be a match. `of_queries` and
-    `of_images`, (image_id, label), replace the labels in the matches. `barred`, (query_id,
-    image_id, label), are gallery images that could not be a match of that one query, as its own.
+    `gallery`, (label, images), counts the gallery images that could be a match. `query_labels` and
+    `image_labels`, (image_id, label), replace the labels in the matches. `excluded_pairs`,
+    (query_id, image_id, label), are gallery images that could not match that query.
     """
 
     gallery: pa.Table
-    of_queries: pa.Table | None = None
-    of_images: pa.Table | None = None
-    barred: pa.Table | None = None
+    query_labels: pa.Table | None = None
+    image_labels: pa.Table | None = None
+    excluded_pairs: pa.Table | None = None
 
     @property
     def levels(self) -> Grades:
-        """Give the one grade there is."""
+        """Return the only relevance grade, 1."""
         return np.ones(1, np.int16)
 
     def grades(self, matches: pa.Table) -> Grades:
-        """Grade rows: 1 where both labels are the same; UNKNOWN where there is none to compare."""
-        queries = _labels(matches, "query_id", "query_label", self.of_queries)
-        images = _labels(matches, "image_id", "label", self.of_images)
+        """Return 1 where both labels are equal, WRONG where not, UNKNOWN where one is missing."""
+        queries = _labels(matches, "query_id", "query_label", self.query_labels)
+        images = _labels(matches, "image_id", "label", self.image_labels)
         grades = _flags(pc.equal(queries, images)).astype(np.int16)
-        grades[_among(queries, _NOT_JUDGED) | _among(images, _UNKNOWN)] = UNKNOWN
+        grades[_is_in(queries, _NOT_JUDGED) | _is_in(images, _UNKNOWN)] = UNKNOWN
         return grades
 
-    def asked(self, queries: pa.Table) -> Asked:
-        """Tell what is known of queries: all that have a label are judged."""
-        labels = _labels(queries, "query_id", "query_label", self.of_queries)
-        judged = ~_among(labels, _NOT_JUDGED)
-        images = _taken(self.gallery["images"], labels, self.gallery["label"])
-        counts = pc.fill_null(images, 0).to_numpy() - self._barred(queries["query_id"], labels)
-        return Asked(judged, np.where(judged, counts, 0)[:, None], labels)
+    def query_relevance(self, queries: pa.Table) -> QueryRelevance:
+        """Return the relevance of queries; those with a label are judged."""
+        labels = _labels(queries, "query_id", "query_label", self.query_labels)
+        judged = ~_is_in(labels, _NOT_JUDGED)
+        images = _look_up(self.gallery["images"], labels, self.gallery["label"])
+        counts = pc.fill_null(images, 0).to_numpy() - self._count_excluded(
+            queries["query_id"], labels
+        )
+        return QueryRelevance(judged, np.where(judged, counts, 0)[:, None], labels)
 
-    def _barred(self, query_ids: pa.ChunkedArray, labels: pa.Array) -> NDArray[np.int64]:
-        """Count the relevant images that could not be a match of each query."""
+    def _count_excluded(self, query_ids: pa.ChunkedArray, labels: pa.Array) -> NDArray[np.int64]:
+        """Count, for each query, the relevant images among its excluded pairs."""
         counts = np.zeros(len(query_ids), np.int64)
-        if self.barred is None:
+        if self.excluded_pairs is None:
             return counts
-        place = _whole(pc.index_in(self.barred["query_id"], value_set=_whole(query_ids)))
-        barred, place = self.barred.filter(pc.is_valid(place)), place.drop_null()
-        same = pc.equal(_labels(barred, "image_id", "label", self.of_images), labels.take(place))
-        np.add.at(counts, place.to_numpy()[_flags(same)], 1)
+        position = _combined(
+            pc.index_in(self.excluded_pairs["query_id"], value_set=_combined(query_ids))
+        )
+        excluded_pairs, position = (
+            self.excluded_pairs.filter(pc.is_valid(position)),
+            position.drop_null(),
+        )
+        same = pc.equal(
+            _labels(excluded_pairs, "image_id", "label", self.image_labels), labels.take(position)
+        )
+        np.add.at(counts, position.to_numpy()[_flags(same)], 1)
         return counts
 
 
-def _labels(table: pa.Table, ids: str, own: str, file: pa.Table | None) -> pa.Array:
-    """Give the labels of images: those in the table, or those that a file has for their ids."""
+def _labels(table: pa.Table, id_column: str, label_column: str, file: pa.Table | None) -> pa.Array:
+    """Return the labels in the table, or those that a labels file has for the table's ids."""
     if file is None:
-        return _whole(table[own])
-    return _taken(file["label"], _whole(table[ids]), file["image_id"])
+        return _combined(table[label_column])
+    return _look_up(file["label"], _combined(table[id_column]), file["image_id"])
 
 
-def _taken(values: pa.ChunkedArray, keys: pa.Array, known: pa.ChunkedArray) -> pa.Array:
-    """Give the value that stands beside each key; null for what is not known.
+def _look_up(values: pa.ChunkedArray, keys: pa.Array, value_keys: pa.ChunkedArray) -> pa.Array:
+    """Return the value of each key, null for a key that `value_keys` does not contain.
 
-    Keys repeat, as the images of a gallery do in its matches: each is looked up once.
+    Keys repeat (a gallery image occurs in many matches), so each distinct key is looked up once.
     """
     distinct = keys.dictionary_encode()
-    place = pc.index_in(distinct.dictionary, value_set=_whole(known))
-    return _whole(values).take(place).take(distinct.indices)
+    place = pc.index_in(distinct.dictionary, value_set=_combined(value_keys))
+    return _combined(values).take(place).take(distinct.indices)
 
 
-def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
@@ -91,5 +100,5 @@ def _flags(column: pa.Array) -> NDArray[np.bool_]:
     return flags
 
 
-def _among(labels: pa.Array, values: pa.Array) -> NDArray[np.bool_]:
+def _is_in(labels: pa.Array, values: pa.Array) -> NDArray[np.bool_]:
     return _flags(pc.is_in(labels, value_set=values))

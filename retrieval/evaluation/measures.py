@@ -1,7 +1,7 @@
-"""Measures of a ranking: each a function of what is judged, one value per query.
+"""Retrieval measures: functions from a `RankingRelevance` to one value per query.
 
-`MEASURES` lists them; docs/measures.md is made from it. Those of trec_eval are compared with it in
-`tests/retrieval/evaluation`, under the names of ir-measures.
+`MEASURES` lists them, and docs/measures.md is generated from it. The measures that trec_eval has
+are compared with it in `tests/retrieval/evaluation`, under the names of ir-measures.
 """
 
 from __future__ import annotations
@@ -14,209 +14,218 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.evaluation.judged import Judged
+from retrieval.evaluation.relevance import RankingRelevance
 
 Values = NDArray[np.float64]
 
 
-def top(judged: Judged, k: int) -> Values:
-    """1 where a relevant image is among the first k matches."""
-    return np.asarray(judged.hits[:, :k].any(1), np.float64)
+def success(relevance: RankingRelevance, k: int) -> Values:
+    """Return 1 where a relevant image is among the first k matches, else 0."""
+    return np.asarray(relevance.hits[:, :k].any(1), np.float64)
 
 
-def precision(judged: Judged, k: int) -> Values:
-    """Share of the first k places that hold a relevant image."""
-    return np.asarray(judged.hits[:, :k].sum(1) / k)
+def precision(relevance: RankingRelevance, k: int) -> Values:
+    """Return the share of the first k ranks that hold a relevant image."""
+    return np.asarray(relevance.hits[:, :k].sum(1) / k)
 
 
-def recall(judged: Judged, k: int) -> Values:
-    """Share of the gallery's relevant images that are among the first k matches."""
-    return np.asarray(judged.hits[:, :k].sum(1) / np.maximum(judged.relevant, 1))
+def recall(relevance: RankingRelevance, k: int) -> Values:
+    """Return the share of the gallery's relevant images that are among the first k matches."""
+    return np.asarray(relevance.hits[:, :k].sum(1) / np.maximum(relevance.relevant, 1))
 
 
-def average_precision(judged: Judged, k: int | None = None) -> Values:
-    """Mean, over all relevant images of the gallery, of the precision at the rank of each.
+def average_precision(relevance: RankingRelevance, k: int | None = None) -> Values:
+    """Return the mean precision at the rank of each relevant image of the gallery.
 
-    One that is not among the (first k) matches counts 0, so the value depends on `--top-k`. 0 where
-    the gallery holds no relevant image.
+    A relevant image that is not among the (first k) matches counts 0, so the value depends on
+    `--top-k`. 0 where the gallery holds no relevant image.
     """
-    return _precisions(judged, k) / np.maximum(judged.relevant, 1)
+    return _precision_sums(relevance, k) / np.maximum(relevance.relevant, 1)
 
 
-def average_precision_within(judged: Judged, k: int) -> Values:
-    """Average precision of the first k matches over the best that k matches can have.
+def average_precision_within(relevance: RankingRelevance, k: int) -> Values:
+    """Return the average precision of the first k matches over the best possible with k matches.
 
     That is the sum of the precisions at the rank of each relevant image, divided by min(R, k) of R
     relevant images: 1 where all k are relevant, or all R come first.
     """
-    return _precisions(judged, k) / np.clip(judged.relevant, 1, k)
+    return _precision_sums(relevance, k) / np.clip(relevance.relevant, 1, k)
 
 
-def _precisions(judged: Judged, k: int | None) -> Values:
-    """Sum the precisions at the ranks of the relevant images among the (first k) matches."""
-    hits = judged.hits[:, :k]
+def _precision_sums(relevance: RankingRelevance, k: int | None) -> Values:
+    """Return the sum of precisions at the ranks of relevant images among the (first k) matches."""
+    hits = relevance.hits[:, :k]
     precisions = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
     return np.asarray((precisions * hits).sum(1))
 
 
-def gain(judged: Judged, k: int | None = None) -> Values:
-    """Discounted gain of the (first k) matches over that of the best order there could be.
+def ndcg(relevance: RankingRelevance, k: int | None = None) -> Values:
+    """Return the discounted cumulative gain of the (first k) matches over that of the ideal order.
 
-    A match gains its grade over log2(1 + rank). The best order has all relevant images of the
-    gallery, also beyond the matches there are. Source: Järvelin, Kekäläinen, "Cumulated gain-based
-    evaluation of IR techniques" (2002), as trec_eval's ndcg and ndcg_cut.
+    The gain of a match is its grade / log2(1 + rank). The ideal order contains all relevant images
+    of the gallery, including those that are not among the matches. Source: Järvelin, Kekäläinen,
+    "Cumulated gain-based evaluation of IR techniques" (2002), as trec_eval's ndcg and ndcg_cut.
     """
-    grades = judged.grades[:, :k]
+    grades = relevance.grades[:, :k]
     gained = np.maximum(grades, 0) / np.log2(np.arange(2, grades.shape[1] + 2))
-    most = int(judged.relevant.max(initial=0))
+    most = int(relevance.relevant.max(initial=0))
     sums = np.append(0.0, np.cumsum(1 / np.log2(np.arange(2, most + 2))))
-    upto = np.minimum(judged.counts.cumsum(1), most if k is None else k)
-    best = (np.diff(sums[upto], axis=1, prepend=0.0) * judged.levels).sum(1)
+    upto = np.minimum(relevance.counts.cumsum(1), most if k is None else k)
+    best = (np.diff(sums[upto], axis=1, prepend=0.0) * relevance.levels).sum(1)
     return np.asarray(gained.sum(1) / np.where(best > 0, best, 1.0))
 
 
-def reciprocal_rank(judged: Judged, k: int | None = None) -> Values:
-    """1 / rank of the first relevant match; 0 where there is none among the (first k) matches."""
-    hits = judged.hits[:, :k]
+def reciprocal_rank(relevance: RankingRelevance, k: int | None = None) -> Values:
+    """Return 1 / rank of the first relevant match; 0 if none is among the (first k) matches."""
+    hits = relevance.hits[:, :k]
     return np.where(hits.any(1), 1 / (hits.argmax(1) + 1), 0.0)
 
 
 @dataclass(frozen=True)
-class Definition:
-    """A measure of all matches, or with {k} in its texts one of the first k matches.
+class MeasureDefinition:
+    """A measure of all matches or, with {k} in its texts, of the first k matches.
 
-    `key` is its name on the command line and as a column of a table, where SQL takes it without
-    quotes; `name` is that of ir-measures, in --json and for readers, or the usual one where
-    ir-measures has none; `title` heads a card of the report. `usual` measures are printed, the
-    others with `--all-measures`.
+    `key` is the name on the command line and of a table column (valid SQL without quotes). `name`
+    is that of ir-measures, used in --json and output, or the customary one where ir-measures has
+    none. `title` heads a card of the report. Measures that are not `shown_by_default` are printed
+    with `--all-measures`.
     """
 
     key: str
     name: str
     title: str
-    values: Callable[[Judged, Any], Values]
+    values: Callable[[RankingRelevance, Any], Values]
     meaning: str
     source: str
-    usual: bool = False
+    shown_by_default: bool = False
 
     @property
-    def cut(self) -> bool:
-        """Whether it is of the first k matches."""
+    def has_cutoff(self) -> bool:
+        """Whether the measure takes a cutoff k."""
         return "{k}" in self.key
 
 
 _TREC = "trec_eval"
 
 MEASURES = (
-    Definition(
-        "top{k}", "Success@{k}", "Top-{k}", top,
-        "Share of queries with a right match among the first {k}.", f"{_TREC}: success", usual=True,
+    MeasureDefinition(
+        "top{k}", "Success@{k}", "Top-{k}", success,
+        "Share of queries with a right match among the first {k}.", f"{_TREC}: success",
+        shown_by_default=True,
     ),
-    Definition(
+    MeasureDefinition(
         "p{k}", "P@{k}", "Precision@{k}", precision,
-        "Share of the first {k} places that hold a right match.", f"{_TREC}: P", usual=True,
+        "Share of the first {k} places that hold a right match.", f"{_TREC}: P",
+        shown_by_default=True,
     ),
-    Definition(
+    MeasureDefinition(
         "recall{k}", "R@{k}", "Recall@{k}", recall,
         "Share of all right images of the gallery that stand in the first {k} places.",
         f"{_TREC}: recall",
     ),
-    Definition(
+    MeasureDefinition(
         "map{k}", "mAP@{k}", "mAP@{k}", average_precision_within,
         "How early right images come in the first {k} places: 1 if all of these are right, or all "
         "right images come first.",
         "Weyand et al., Google Landmarks Dataset v2 (2020): divided by min(R, K) of R right images",
-        usual=True,
+        shown_by_default=True,
     ),
-    Definition(
+    MeasureDefinition(
         "map", "AP", "mAP", average_precision,
         "How early all right images come (mAP): 1 if all come first.",
         f"{_TREC}: map; Manning et al., Introduction to Information Retrieval (2008), 8.4",
-        usual=True,
+        shown_by_default=True,
     ),
-    Definition(
+    MeasureDefinition(
         "map_cut_{k}", "AP@{k}", "mAP, cut at {k}", average_precision,
         "As AP, but all right images beyond the first {k} places count as missed.",
         f"{_TREC}: map_cut, divided by all right images",
     ),
-    Definition(
-        "ndcg", "nDCG", "nDCG", gain,
+    MeasureDefinition(
+        "ndcg", "nDCG", "nDCG", ndcg,
         "How good the order is, late places counting less: 1 is the best there could be.",
         f"{_TREC}: ndcg; Järvelin, Kekäläinen, Cumulated gain-based evaluation (2002)",
     ),
-    Definition(
-        "ndcg{k}", "nDCG@{k}", "nDCG@{k}", gain,
+    MeasureDefinition(
+        "ndcg{k}", "nDCG@{k}", "nDCG@{k}", ndcg,
         "nDCG of the first {k} matches.", f"{_TREC}: ndcg_cut",
     ),
-    Definition(
+    MeasureDefinition(
         "mrr", "RR", "MRR", reciprocal_rank,
         "1 / rank of the first right match, on average (MRR).", f"{_TREC}: recip_rank",
     ),
 )  # fmt: skip
-"""In the order in which they are told."""
+"""All measures, in the order in which they are reported."""
 
-TOPS = (1, 3, 10)
-"""Always told, whatever cuts are asked for: the original project's three."""
+SUCCESS_CUTOFFS = (1, 3, 10)
+"""Success cutoffs that are always reported, whatever `--cutoffs` says."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure, with its cut filled in: see `Definition`."""
+    """A measure whose cutoff, if it has one, is filled in; see `MeasureDefinition`."""
 
     key: str
     name: str
     title: str
-    values: Callable[[Judged], Values]
+    values: Callable[[RankingRelevance], Values]
     meaning: str
-    usual: bool
+    shown_by_default: bool
 
 
-def measure_of(text: str) -> Measure:
-    """Return the measure of a key or name: `map`, `AP`, `map10`, `mAP@10`.
+def find_measure(text: str) -> Measure:
+    """Return the measure with a key or name such as `map`, `AP`, `map10` or `mAP@10`.
 
-    Raises KeyError where there is none such.
+    Raises KeyError for an unknown measure.
     """
-    found = re.fullmatch(r"(.*?)([1-9]\d{0,6})?", text)
-    kind, cut = found.groups() if found else (text, None)
-    pattern = kind if cut is None else kind + "{k}"
+    parsed = re.fullmatch(r"(.*?)([1-9]\d{0,6})?", text)
+    kind, cutoff = parsed.groups() if parsed else (text, None)
+    pattern = kind if cutoff is None else kind + "{k}"
     for definition in MEASURES:
-        if pattern in (definition.key, definition.name) and definition.cut == (cut is not None):
-            return _filled(definition, None if cut is None else int(cut))
+        if pattern in (definition.key, definition.name) and definition.has_cutoff == (
+            cutoff is not None
+        ):
+            return _with_cutoff(definition, None if cutoff is None else int(cutoff))
     raise KeyError(text)
 
 
-def _filled(definition: Definition, k: int | None) -> Measure:
+def _with_cutoff(definition: MeasureDefinition, k: int | None) -> Measure:
     texts = (definition.key, definition.name, definition.title, definition.meaning)
     key, name, title, meaning = (text.format(k=k) for text in texts)
     if key == "top1":
         meaning = "Share of queries whose first match is right."
     return Measure(
-        key, name, title, lambda judged: definition.values(judged, k), meaning, definition.usual
+        key,
+        name,
+        title,
+        lambda relevance: definition.values(relevance, k),
+        meaning,
+        definition.shown_by_default,
     )
 
 
-def keys(cuts: Collection[int] = (10,)) -> tuple[str, ...]:
-    """Return the keys of the measures that are told for these cuts, in their order."""
-    found: list[str] = []
+def measure_keys(cutoffs: Collection[int] = (10,)) -> tuple[str, ...]:
+    """Return the keys of the measures reported for these cutoffs, in reporting order."""
+    keys: list[str] = []
     for definition in MEASURES:
-        at = {*cuts, *TOPS} if definition.values is top else set(cuts)
-        each = [_filled(definition, k) for k in sorted(at)] if definition.cut else [
-            _filled(definition, None)
+        ks = {*cutoffs, *SUCCESS_CUTOFFS} if definition.values is success else set(cutoffs)
+        measures = [_with_cutoff(definition, k) for k in sorted(ks)] if definition.has_cutoff else [
+            _with_cutoff(definition, None)
         ]  # fmt: skip
-        found += [measure.key for measure in each]
-    return tuple(found)
+        keys += [measure.key for measure in measures]
+    return tuple(keys)
 
 
 _CELLS = 1 << 22
-"""Of grades measured at once, so that what is made of them stays within some 100 MB."""
+"""Grades measured at once, which bounds temporary arrays to about 100 MB."""
 
 
-def values_of(judged: Judged, wanted: Sequence[str]) -> Values:
-    """Give the (q, m) values of the measures of these names."""
-    measures = [measure_of(name) for name in wanted]
-    step = max(1, _CELLS // judged.grades.shape[1])
-    blocks = [np.empty((0, len(wanted)))]
-    for first in range(0, len(judged.grades), step):
-        some = judged.slice(first, first + step)
-        blocks.append(np.stack([each.values(some) for each in measures], axis=1))
+def compute_measures(relevance: RankingRelevance, names: Sequence[str]) -> Values:
+    """Return the (q, m) float64 values of the named measures."""
+    measures = [find_measure(name) for name in names]
+    step = max(1, _CELLS // relevance.grades.shape[1])
+    blocks = [np.empty((0, len(names)))]
+    for first in range(0, len(relevance.grades), step):
+        block = relevance.slice(first, first + step)
+        blocks.append(np.stack([each.values(block) for each in measures], axis=1))
     return np.concatenate(blocks)

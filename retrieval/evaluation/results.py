@@ -1,4 +1,4 @@
-"""What rankings come to: a line a judged query, and means over them with intervals."""
+"""Measure rankings: one row per judged query, and means over queries with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.errors import InputError
-from retrieval.evaluation.judged import SCORED, Judged
-from retrieval.evaluation.measures import Values, measure_of, values_of
-from retrieval.intervals import class_means, score_intervals
+from retrieval.core.confidence import class_means, score_intervals
+from retrieval.core.errors import InputError
+from retrieval.evaluation.measures import Values, compute_measures, find_measure
+from retrieval.evaluation.relevance import SCORED_MATCHES, RankingRelevance
 
-OF_A_CLASS = ("top1", "map")
-"""What is told of each class."""
+CLASS_MEASURES = ("top1", "map")
+"""The measures reported for each class."""
 
-Over = Literal["queries", "classes"]
-"""What an interval speaks of: further queries of the same classes, or further classes."""
+IntervalUnit = Literal["queries", "classes"]
+"""The population of an interval: further queries of the same classes, or further classes."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """The judged queries of a ranking.
+    """The measured queries of a ranking.
 
-    `queries` has query_id, label (null where unknown), relevant (images in the gallery), matches
-    (judged places that were filled: 0 is a query without an answer) and a float64 column a measure.
-    `scored` is SCORED; its `query` is the line of `queries`.
+    `queries` has the columns query_id, label (null where unknown), relevant (images in the
+    gallery), matches (0 for a query without an answer) and one float64 column per measure. `scored`
+    is a table SCORED_MATCHES whose `query` is the row of `queries`. `left_out` counts the queries
+    that are not judged, `junk` the matches that were removed as junk.
     """
 
     queries: pa.Table
@@ -39,27 +40,29 @@ class Results:
     junk: int
 
     def values(self, *names: str) -> Values:
-        """Give the (q, m) values of some measures, all if none is named."""
+        """Return the (q, m) values of the named measures, of all measures if none is named."""
         columns = [self.queries[name].to_numpy() for name in names or self.measures]
         return np.stack(columns, axis=1)
 
     def of_labels(self, labels: Iterable[str]) -> Results:
-        """Give the results of the queries of some classes alone."""
-        chosen = pc.is_in(self.queries["label"], value_set=pa.array(list(labels), pa.string()))
-        kept = pc.is_in(self.scored["query"], value_set=pc.indices_nonzero(chosen).cast(pa.int64()))
-        queries = self.queries.filter(chosen)
+        """Return the results restricted to queries of the given classes."""
+        in_classes = pc.is_in(self.queries["label"], value_set=pa.array(list(labels), pa.string()))
+        kept = pc.is_in(
+            self.scored["query"], value_set=pc.indices_nonzero(in_classes).cast(pa.int64())
+        )
+        queries = self.queries.filter(in_classes)
         left_out = self.left_out + len(self.queries) - len(queries)
         return Results(queries, self.scored.filter(kept), self.measures, left_out, self.junk)
 
 
-def gather(parts: Iterable[Judged], measures: Sequence[str]) -> Results:
-    """Measure the parts of a ranking one after another; their grades are not kept."""
+def measure_rankings(parts: Iterable[RankingRelevance], measures: Sequence[str]) -> Results:
+    """Compute measures of a ranking, one part at a time, without keeping the grades."""
     names = [("query_id", pa.string()), ("label", pa.string()), ("relevant", pa.int64()),
              ("matches", pa.int64()), *((name, pa.float64()) for name in measures)]  # fmt: skip
-    tables, scored = [pa.schema(names).empty_table()], [SCORED.empty_table()]
-    lines = left_out = junk = 0
+    tables, scored = [pa.schema(names).empty_table()], [SCORED_MATCHES.empty_table()]
+    row_count = left_out = junk = 0
     for part in parts:
-        values = values_of(part, measures)
+        values = compute_measures(part, measures)
         columns = dict(zip(measures, values.T, strict=True))
         tables.append(
             pa.table({
@@ -67,19 +70,23 @@ def gather(parts: Iterable[Judged], measures: Sequence[str]) -> Results:
                 "relevant": part.relevant, "matches": part.filled, **columns,
             })
         )  # fmt: skip
-        moved = pc.add(part.scored["query"], lines)
-        scored.append(part.scored.set_column(1, SCORED.field("query"), moved))
-        lines, left_out, junk = lines + len(values), left_out + part.left_out, junk + part.junk
+        query_rows = pc.add(part.scored["query"], row_count)
+        scored.append(part.scored.set_column(1, SCORED_MATCHES.field("query"), query_rows))
+        row_count, left_out, junk = (
+            row_count + len(values),
+            left_out + part.left_out,
+            junk + part.junk,
+        )
     return Results(
         pa.concat_tables(tables), pa.concat_tables(scored), tuple(measures), left_out, junk
     )
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A measure over queries, with its 95 % interval; nan where there are too few for one.
+class MeasureResult:
+    """The mean of a measure over queries, with its 95 % interval (nan where too few queries).
 
-    `key` is that of `Definition`.
+    `key` is that of `MeasureDefinition`.
     """
 
     key: str
@@ -91,68 +98,70 @@ class Measured:
 
     @property
     def name(self) -> str:
-        """The name that ir-measures has for it."""
-        return measure_of(self.key).name
+        """The name of the measure in ir-measures."""
+        return find_measure(self.key).name
 
     @property
-    def usual(self) -> bool:
-        """Whether it is printed without being asked for."""
-        return measure_of(self.key).usual
+    def shown_by_default(self) -> bool:
+        """Whether the measure is printed without `--all-measures`."""
+        return find_measure(self.key).shown_by_default
 
     @property
     def has_interval(self) -> bool:
-        """Tell whether both ends are known."""
+        """Whether both ends of the interval are finite."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 @dataclass(frozen=True)
-class ClassMeasured:
-    """What the queries of one class come to."""
+class ClassResult:
+    """The measures over the queries of one class."""
 
     label: str
     queries: int
-    measures: tuple[Measured, ...]
+    measures: tuple[MeasureResult, ...]
 
 
-def measured(results: Results, over: Over = "queries") -> tuple[Measured, ...]:
-    """Return each measure over all queries."""
+def summarize(results: Results, over: IntervalUnit = "queries") -> tuple[MeasureResult, ...]:
+    """Return the mean of each measure over all queries, with its interval."""
     values = results.values()
-    low, high = score_intervals(*independent(values, results.queries["label"], over))
-    return _measured(results.measures, values.mean(0), low, high)
+    low, high = score_intervals(*independent_samples(values, results.queries["label"], over))
+    return _measure_results(results.measures, values.mean(0), low, high)
 
 
-def by_class(results: Results) -> tuple[ClassMeasured, ...]:
-    """Return the measures `OF_A_CLASS` of each class, the worst first by mAP.
+def summarize_by_class(results: Results) -> tuple[ClassResult, ...]:
+    """Return the measures `CLASS_MEASURES` of each class, ascending by mAP.
 
-    Their intervals speak of further queries of that class.
+    Their intervals are about further queries of the same class.
     """
-    values = results.values(*OF_A_CLASS)
+    values = results.values(*CLASS_MEASURES)
     encoded = results.queries["label"].combine_chunks().dictionary_encode()
     codes = pc.fill_null(encoded.indices, -1).to_numpy()
     counts = np.bincount(codes[codes >= 0], minlength=len(encoded.dictionary))
     order = np.argsort(codes, kind="stable")[int((codes < 0).sum()) :]
     begins = np.cumsum(counts) - counts
-    found = []
-    for size in np.unique(counts):  # classes of one size at once: there may be many
+    class_results = []
+    for size in np.unique(counts):  # vectorised over classes of equal size: there may be many
         classes = np.flatnonzero(counts == size)
         rows = values[order[begins[classes] + np.arange(size)[:, None]]]  # (size, classes, m)
         low, high = (
             ends.reshape(rows.shape[1:]) for ends in score_intervals(rows.reshape(size, -1))
         )
         for place, number in enumerate(classes):
-            measures = _measured(OF_A_CLASS, rows[:, place].mean(0), low[place], high[place])
+            measures = _measure_results(
+                CLASS_MEASURES, rows[:, place].mean(0), low[place], high[place]
+            )
             label = encoded.dictionary[int(number)].as_py()
-            found.append(ClassMeasured(label, int(size), measures))
-    return tuple(sorted(found, key=lambda each: (each.measures[-1].value, each.label)))
+            class_results.append(ClassResult(label, int(size), measures))
+    return tuple(sorted(class_results, key=lambda each: (each.measures[-1].value, each.label)))
 
 
-def independent(
-    values: Values, labels: pa.ChunkedArray, over: Over
+def independent_samples(
+    values: Values, labels: pa.ChunkedArray, over: IntervalUnit
 ) -> tuple[Values, Values | None]:
-    """Return what is independent for an interval, rows and their weights, of (n, m) values.
+    """Return the independent samples of (n, m) values, and their weights, for an interval.
 
-    The queries, or the means of their classes: where an interval is to speak of classes that were
-    not seen, queries of one class are no independent witnesses.
+    These are the queries, or for `over="classes"` the class means: queries of one class are not
+    independent samples of further classes. Raises InputError where a query has no class.
     """
     if over == "queries":
         return values, None
@@ -165,12 +174,14 @@ def independent(
     return class_means(values, codes)
 
 
-def _measured(
+def _measure_results(
     keys: Sequence[str], means: Values, low: Values, high: Values
-) -> tuple[Measured, ...]:
-    found = []
-    for place, key in enumerate(keys):
-        each = measure_of(key)
-        ends = float(low[place]), float(high[place])
-        found.append(Measured(key, each.title, float(means[place]), *ends, each.meaning))
-    return tuple(found)
+) -> tuple[MeasureResult, ...]:
+    results = []
+    for column, key in enumerate(keys):
+        measure = find_measure(key)
+        ends = float(low[column]), float(high[column])
+        results.append(
+            MeasureResult(key, measure.title, float(means[column]), *ends, measure.meaning)
+        )
+    return tuple(results)

@@ -1,4 +1,4 @@
-"""Which `--min-score` gives which precision: right matches among all that are as close."""
+"""Find the loosest `--min-score` that reaches each of several precision targets."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval.intervals import score_intervals
-from retrieval.scoring import Float64, keys_of
-from retrieval.tables import Metric
+from retrieval.core.confidence import score_intervals
+from retrieval.core.schemas import Metric
+from retrieval.vectors.scoring import Float64, scores_to_keys
 
-WANTED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+PRECISION_TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The loosest score that gives the precision `wanted`, and what is then kept.
+    """The loosest score that reaches the precision `wanted`, and the matches that it keeps.
 
-    `precision` is over matches, not over queries; its interval is over the queries that keep any,
-    each weighing what it keeps, and nan where they are too few. `kept` is the share of all matches,
-    `matches` their number, `found` the share of the right ones. All were measured on the matches
-    that the score was chosen by, so expect a little less of others.
+    `precision` is over matches, not over queries; its 95 % interval is over the queries that keep
+    any match, each weighted by the number it keeps, and nan where they are too few. `kept` is the
+    share of all matches that are kept, `matches` their number, `found` the share of the right ones.
+    All are measured on the matches that the score was chosen on, so they are slightly optimistic.
     """
 
     wanted: float
@@ -37,34 +37,34 @@ class Threshold:
     found: float
 
 
-def thresholds(
-    scored: pa.Table, metric: Metric, *, wanted: Sequence[float] = WANTED
+def find_thresholds(
+    scored: pa.Table, metric: Metric, *, wanted: Sequence[float] = PRECISION_TARGETS
 ) -> tuple[Threshold, ...]:
-    """Find the thresholds of matches SCORED; a precision that no score gives is left out.
+    """Return the thresholds of a table SCORED_MATCHES, one per precision target that is reached.
 
-    Of several that the same score gives, the highest stands.
+    Of several targets that the same score reaches, only the highest is returned.
     """
     right = scored["right"].to_numpy()
-    keys = keys_of(scored["score"].to_numpy(), metric)
-    order = np.argsort(-keys)  # of equal keys any is last
+    keys = scores_to_keys(scored["score"].to_numpy(), metric)
+    order = np.argsort(-keys)
     sorted_keys = keys[order]
     cuts = np.flatnonzero(np.diff(sorted_keys, append=-np.inf))  # the last of equal keys
     kept = cuts + 1
     hits = np.cumsum(right[order])[cuts]
     chosen: dict[int, float] = {}
     for share in sorted(wanted):
-        enough = np.flatnonzero(hits >= share * kept)
-        if len(enough):
-            chosen[int(enough[-1])] = share
+        reached = np.flatnonzero(hits >= share * kept)
+        if len(reached):
+            chosen[int(reached[-1])] = share
     if not chosen:
         return ()
     places = np.array(list(chosen))
-    least = sorted_keys[cuts[places]]
-    low, high = _intervals(scored, keys, right, least)
-    nexts = np.append(sorted_keys[cuts], -np.inf)[places + 1]
+    min_keys = sorted_keys[cuts[places]]
+    low, high = _intervals(scored, keys, right, min_keys)
+    next_keys = np.append(sorted_keys[cuts], -np.inf)[places + 1]
     return tuple(
         Threshold(
-            chosen[place], _score(float(least[i]), float(nexts[i]), metric),
+            chosen[place], _score(float(min_keys[i]), float(next_keys[i]), metric),
             float(hits[place] / kept[place]), float(low[i]), float(high[i]),
             float(kept[place] / len(keys)),
             int(kept[place]), float(hits[place] / max(1, hits[-1])),
@@ -74,13 +74,14 @@ def thresholds(
 
 
 def _intervals(
-    scored: pa.Table, keys: Float64, right: NDArray[np.bool_], least: Float64
+    scored: pa.Table, keys: Float64, right: NDArray[np.bool_], min_keys: Float64
 ) -> tuple[Float64, Float64]:
     query = scored["query"].to_numpy()
     count = int(query.max(initial=-1)) + 1
     kept, hits = (
         np.stack(
-            [np.bincount(query[chosen & (keys >= key)], minlength=count) for key in least], axis=1
+            [np.bincount(query[chosen & (keys >= key)], minlength=count) for key in min_keys],
+            axis=1,
         ).astype(np.float64)
         for chosen in (np.ones(len(keys), np.bool_), right)
     )
@@ -88,7 +89,7 @@ def _intervals(
 
 
 def _score(key: float, following: float, metric: Metric) -> float:
-    """Give the shortest decimal that keeps what `key` keeps, and not the `following` one."""
+    """Return the shortest decimal score that keeps `key` and drops the next key, `following`."""
     short = key
     for places in range(2, 17):
         power = 10.0**places
@@ -96,4 +97,4 @@ def _score(key: float, following: float, metric: Metric) -> float:
         if following < rounded <= key:
             short = rounded
             break
-    return float(keys_of(np.array([short]), metric)[0])
+    return float(scores_to_keys(np.array([short]), metric)[0])

@@ -1,1 +1,4 @@
-"""From a place that holds images to uint8 arrays of one shape."""
+"""Decode, check, repair and resize images: from encoded bytes to uint8 arrays.
+
+It imports `core` and `storage`; `sources` and all later packages may import it.
+"""

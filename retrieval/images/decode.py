@@ -1,8 +1,8 @@
-"""The bytes of an image to a uint8 array of the shape a network reads.
+"""Decoding of encoded images to the uint8 arrays that networks read.
 
-JPEG goes through libjpeg-turbo in torchvision and its uint8 antialiased resize, about twice as fast
-as Pillow with pixels that are equal in practice; all other formats, and JPEGs it does not take, go
-through Pillow. The header is judged before anything is decoded.
+JPEG is decoded by libjpeg-turbo in torchvision, about twice as fast as by Pillow, with practically
+equal pixels; all other formats, and JPEGs that it rejects, are decoded by Pillow. The header is
+checked before anything is decoded. Resizing is antialiased, on uint8.
 """
 
 from __future__ import annotations
@@ -20,23 +20,28 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch.nn import functional
 
-from retrieval.images.headers import judge
-from retrieval.images.levels import bands, colours_of, is_deep, levels_of
-from retrieval.images.repair import END, from_start, with_end, without_large_texts
-from retrieval.images.unread import CONVERT_HEIC, is_heic
-from retrieval.records import Transform
+from retrieval.core.records import Transform
+from retrieval.images.header_limits import check_header
+from retrieval.images.intensity_levels import (
+    find_levels,
+    is_deep,
+    rescale_deep_colours,
+    split_into_bands,
+)
+from retrieval.images.repair import JPEG_END, add_end_mark, drop_large_texts, strip_leading_bytes
+from retrieval.images.unsupported import CONVERT_HEIC, is_heic
 
-Image.init()  # the formats beyond the first few are registered by this
+Image.init()  # registers the formats beyond the first few
 FORMATS = tuple(name for name in (
     "JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "ICO", "TGA", "PPM",
     "JPEG2000",
 ) if name in Image.OPEN)  # fmt: skip
-"""What Pillow may try, of what this build has: its EPS reader would start a program. A JPEG of
-several pictures (MPO) is opened as a JPEG."""
+"""Formats that Pillow may try, as far as this build has them; its EPS reader, for example, would
+start a program. A JPEG of several pictures (MPO) is opened as a JPEG."""
 
 MAX_ASPECT = 8
-"""Beyond this ratio of the sides only the middle that the crop can see is resized: a photo of
-3000 x 2 pixels would otherwise become 384,000 x 256 on the way (295 MB)."""
+"""Above this aspect ratio only the centre that the crop covers is resized: a photo of 3000 x 2
+pixels would otherwise be resized to 384,000 x 256 (295 MB)."""
 
 Pixels = torch.Tensor  # uint8 (3, H, W)
 _RGB = 3
@@ -45,7 +50,7 @@ _RGB = 3
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image ready for the network, and its true size in pixels after EXIF orientation."""
+    """Preprocessed pixels of an image, and its original size in pixels after EXIF orientation."""
 
     pixels: Pixels
     width: int
@@ -53,33 +58,34 @@ class Decoded:
 
 
 def decode(data: bytes, transform: Transform, *, max_pixels: int) -> Decoded:
-    """Decode, orient, and bring to uint8 (3, image_size, image_size).
+    """Decode an image, apply its orientation, and resize it to uint8 (3, image_size, image_size).
 
-    Raises whatever the decoders raise on broken bytes (OSError, ValueError, SyntaxError, …) and
-    DecompressionBombError, judged by the header; the caller writes it into the ledger.
+    Raises what the decoders raise on damaged data (OSError, ValueError, SyntaxError, …), and
+    DecompressionBombError where the header claims more than `max_pixels`; callers record it in the
+    ledger.
     """
     pixels = decode_full(data, max_pixels=max_pixels)
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
-    return Decoded(apply(pixels, transform), width, height)
+    return Decoded(apply_transform(pixels, transform), width, height)
 
 
 def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
-    """Decode and orient, without resizing: uint8 (3, H, W)."""
+    """Decode an image and apply its orientation, without resizing: uint8 (3, H, W)."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    # Pillow raises from twice this on; it warns before, and what it then opens is judged below
+    # Pillow raises above twice this; below it only warns, and check_header decides
     Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _decode_oriented(data, max_pixels)
         except UnidentifiedImageError:
-            repaired = from_start(data)
+            repaired = strip_leading_bytes(data)
             if repaired is None and is_heic(data):
                 raise UnidentifiedImageError(f"this is a HEIC image; {CONVERT_HEIC}") from None
             if repaired is None:
                 raise
         except ValueError:
-            repaired = without_large_texts(data)
+            repaired = drop_large_texts(data)
             if repaired is None:
                 raise
         return _decode_oriented(repaired, max_pixels)
@@ -87,31 +93,33 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
 
 def _decode_oriented(data: bytes, max_pixels: int) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        judge(image, data, max_pixels)
-        if image.format == "JPEG" and not data.endswith(END):
-            ended = with_end(data)
+        check_header(image, data, max_pixels)
+        if image.format == "JPEG" and not data.endswith(JPEG_END):
+            ended = add_end_mark(data)
             if ended is not data:
                 return _decode_oriented(ended, max_pixels)
-        pixels = _jpeg(data) if image.format == "JPEG" and image.mode in ("L", "RGB") else None
+        pixels = (
+            _decode_jpeg(data) if image.format == "JPEG" and image.mode in ("L", "RGB") else None
+        )
         raw = _raw_mode(image)
         if pixels is None:
-            image.load()  # before EXIF is asked for, which in a PNG loads and hides the error
+            image.load()  # before EXIF is read, which in a PNG loads and hides the error
         orientation = _orientation(image)
         if pixels is None:
-            pixels = _pillow(colours_of(image, raw, partial(_read_as, data)))
+            pixels = _to_rgb_pixels(rescale_deep_colours(image, raw, partial(_read_as, data)))
     return _orient(pixels, orientation)
 
 
 @cache
 def _libjpeg() -> Any:
-    """Give torchvision's decoder without importing torchvision.
+    """Return torchvision's JPEG decoder, loaded without importing torchvision.
 
-    Its Python costs each worker 1.5 s and 170 MB (it brings torch.compile), and none of it is
-    needed here. Where its library is not where it was, it is imported after all.
+    Importing it costs each worker 1.5 s and 170 MB (it imports torch.compile). It is imported only
+    where its library is not in the expected place.
     """
     spec = find_spec("torchvision")
-    places = (spec and spec.submodule_search_locations) or []
-    libraries = [file for place in places for file in Path(place).glob("image*.so")]
+    folders = (spec and spec.submodule_search_locations) or []
+    libraries = [file for folder in folders for file in Path(folder).glob("image*.so")]
     if len(libraries) == 1:
         torch.ops.load_library(libraries[0])  # type: ignore[no-untyped-call]
     else:
@@ -119,24 +127,25 @@ def _libjpeg() -> Any:
     return torch.ops.image.decode_jpeg
 
 
-def _jpeg(data: bytes) -> Pixels | None:
+def _decode_jpeg(data: bytes) -> Pixels | None:
+    """Decode a JPEG by torchvision; None where it rejects it."""
     try:
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         pixels: Pixels = _libjpeg()(buffer, _RGB, False)
-    except RuntimeError:  # Pillow decides: it takes some that this does not, and says what is wrong
+    except RuntimeError:  # Pillow accepts some of these, and describes the error of the others
         return None
     return pixels
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return how Pillow is going to read the samples; nothing where that has no name."""
+    """Return the raw mode in which Pillow will read the samples; empty where it has none."""
     args = getattr(image, "tile", None) and image.tile[0].args  # type: ignore[attr-defined]
     raw = args[0] if isinstance(args, tuple) and args else args
     return raw if isinstance(raw, str) else ""
 
 
 def _read_as(data: bytes, old: str, new: str) -> Image.Image:
-    """Load an image with another raw mode."""
+    """Load an image with raw mode `new` in place of `old`."""
     image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
     image.tile = [
         tile._replace(args=new if tile.args == old else (new, *tile.args[1:]))
@@ -146,29 +155,30 @@ def _read_as(data: bytes, old: str, new: str) -> Image.Image:
     return image  # type: ignore[no-any-return]
 
 
-def _pillow(image: Image.Image) -> Pixels:
-    """Bring any mode to RGB, some rows at a time: whole copies would take 20 bytes a pixel."""
+def _to_rgb_pixels(image: Image.Image) -> Pixels:
+    """Convert a loaded image of any mode to RGB, in bands: whole copies take 20 bytes per pixel."""
     pixels = torch.empty((image.height, image.width, 3), dtype=torch.uint8)
-    levels = levels_of(image) if is_deep(image) else None
+    levels = find_levels(image) if is_deep(image) else None
     top = 0
-    for band in bands(image):
-        shallow = band if levels is None else Image.fromarray(levels.to_bytes(band))
-        pixels[top : top + band.height] = torch.from_numpy(np.array(_rgb(shallow)))
+    for band in split_into_bands(image):
+        band_8_bits = band if levels is None else Image.fromarray(levels.to_bytes(band))
+        pixels[top : top + band.height] = torch.from_numpy(np.array(_to_rgb(band_8_bits)))
         top += band.height
     return pixels.permute(2, 0, 1)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB, transparent pixels on white."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        seen = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001 - broken EXIF must not lose a sound photo: it is shown as it lies
+    except Exception:  # noqa: BLE001 - a valid photo with broken EXIF is kept, unrotated
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -180,54 +190,56 @@ def _orient(pixels: Pixels, orientation: int) -> Pixels:
     return pixels.flip(flips) if flips else pixels
 
 
-def apply(pixels: Pixels, transform: Transform) -> Pixels:
-    """Resize (antialiased, on uint8) and crop, squash or pad to (3, image_size, image_size)."""
+def apply_transform(pixels: Pixels, transform: Transform) -> Pixels:
+    """Resize (3, H, W) pixels and crop, squash or pad them to (3, image_size, image_size)."""
     side = transform.image_size
     if transform.resize == "squash":
         return _resize(pixels, side, side, transform)
     if transform.resize == "squash-crop":
         squashed = _resize(pixels, transform.resize_size, transform.resize_size, transform)
-        return _middle(squashed, side, side)
+        return _center_crop(squashed, side, side)
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     if transform.resize == "pad":
         scale = side / max(height, width)
-        tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
         square = torch.empty((3, side, side), dtype=torch.uint8)
         square[:] = torch.tensor([round(255 * value) for value in transform.mean])[:, None, None]
-        top, left = (side - tall) // 2, (side - wide) // 2
-        resized = _resize(pixels, tall, wide, transform)
-        square[:, top : top + tall, left : left + wide] = resized
+        top, left = (side - new_height) // 2, (side - new_width) // 2
+        resized = _resize(pixels, new_height, new_width, transform)
+        square[:, top : top + new_height, left : left + new_width] = resized
         return square
-    return _crop(pixels, transform)
+    return _resize_and_crop(pixels, transform)
 
 
-def _crop(pixels: Pixels, transform: Transform) -> Pixels:
+def _resize_and_crop(pixels: Pixels, transform: Transform) -> Pixels:
+    """Resize the shorter side to `resize_size` and crop the centre to `image_size`."""
     short, side = transform.resize_size, transform.image_size
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     if max(height, width) > MAX_ASPECT * min(height, width):
-        keep = MAX_ASPECT * min(height, width)
-        pixels = _middle(pixels, min(height, keep), min(width, keep))
+        max_side = MAX_ASPECT * min(height, width)
+        pixels = _center_crop(pixels, min(height, max_side), min(width, max_side))
         height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
-    # torchvision's own rounding: the longer side is cut to a whole number
-    tall = short if height <= width else int(short * height / width)
-    wide = short if width <= height else int(short * width / height)
-    return _middle(_resize(pixels, tall, wide, transform), side, side)
+    # as torchvision rounds: the longer side is truncated to a whole number
+    new_height = short if height <= width else int(short * height / width)
+    new_width = short if width <= height else int(short * width / height)
+    return _center_crop(_resize(pixels, new_height, new_width, transform), side, side)
 
 
-def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Cut the middle out as torchvision's centre crop does; what is smaller gets a black rim."""
-    tall, wide = int(pixels.shape[-2]), int(pixels.shape[-1])
-    if tall < height or wide < width:
-        left, top = max(0, (width - wide) // 2), max(0, (height - tall) // 2)
-        right, bottom = max(0, (width - wide + 1) // 2), max(0, (height - tall + 1) // 2)
+def _center_crop(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Crop the centre as torchvision's CenterCrop does; smaller images are padded with black."""
+    old_height, old_width = int(pixels.shape[-2]), int(pixels.shape[-1])
+    if old_height < height or old_width < width:
+        left, top = max(0, (width - old_width) // 2), max(0, (height - old_height) // 2)
+        right = max(0, (width - old_width + 1) // 2)
+        bottom = max(0, (height - old_height + 1) // 2)
         pixels = functional.pad(pixels, [left, right, top, bottom])
-        tall, wide = int(pixels.shape[-2]), int(pixels.shape[-1])
-    top, left = round((tall - height) / 2), round((wide - width) / 2)
+        old_height, old_width = int(pixels.shape[-2]), int(pixels.shape[-1])
+    top, left = round((old_height - height) / 2), round((old_width - width) / 2)
     return pixels[:, top : top + height, left : left + width]
 
 
 def _resize(pixels: Pixels, height: int, width: int, transform: Transform) -> Pixels:
-    """Resize as torchvision's v2 does, on uint8; layouts as decoders leave them are the fastest."""
+    """Resize as torchvision.transforms.v2 does, on uint8; the memory layout is kept for speed."""
     if (height, width) == tuple(pixels.shape[-2:]):
         return pixels
     resized: Pixels = functional.interpolate(

@@ -1,7 +1,7 @@
-"""Whole pictures in bytes that decoders refuse, brought to bytes that they take.
+"""Repair of complete images that decoders reject.
 
-A JPEG after a line break, or without its end mark, as some cameras write them; a PNG with more text
-or a larger colour profile than Pillow reads. A JPEG that is cut off stays refused.
+These are JPEGs after a line break, or without an end mark, as some cameras write them, and PNGs
+with more text or a larger colour profile than Pillow reads. Truncated JPEGs are still rejected.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-END = b"\xff\xd9"
+JPEG_END = b"\xff\xd9"
 _START = re.compile(rb"(?:[\s\0]{1,4096}|.{1,16}?)(?=\xff\xd8\xff)", re.DOTALL)
-"""What may stand before a JPEG: more than that is rather another kind of file, that holds one."""
+"""Bytes that may precede a JPEG; with more it is another kind of file that contains one."""
 
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-"""In a JPEG: neither a stuffed nor a fill byte nor a restart."""
+"""JPEG markers other than stuffed bytes, fill bytes and restarts."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _SCAN = 0xDA
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT, _TEXTS = 1 << 20, 1 << 25
-"""Bytes of one text or profile of a PNG, and of all of them, that are kept: below what Pillow takes
-(an orientation may stand in one)."""
+"""Largest text or profile of a PNG, and largest total, that are kept, in bytes: below the limits of
+Pillow (a text may hold the orientation)."""
 
 
-def from_start(data: bytes) -> bytes | None:
-    """Return a JPEG without the bytes before it; None where there are none, or it is no JPEG."""
+def strip_leading_bytes(data: bytes) -> bytes | None:
+    """Return a JPEG without the bytes before it; None where there are none or it is no JPEG."""
     before = _START.match(data)
     return data[before.end() :] if before else None
 
 
-def with_end(data: bytes) -> bytes:
-    """Return a JPEG that lacks its end mark with one; OSError if it lacks more than that.
+def add_end_mark(data: bytes) -> bytes:
+    """Return a JPEG with an end mark added where it is missing; OSError if it is truncated.
 
-    It is whole if its headers announce all coefficients of all components, and if what is put
-    behind it changes no pixel: the samples of a picture that is cut off are read from there.
+    It is complete if its scans announce all coefficients of all components, and if random bytes
+    appended to it change no pixel: a decoder reads the missing samples of a truncated one from
+    these.
     """
     body = data.rstrip(b"\0")
     if body.endswith(b"\xff"):  # a stuffed byte, or the first half of the mark
@@ -50,26 +51,27 @@ def with_end(data: bytes) -> bytes:
         return data
     restart = _next_restart(body)
     fillers = (_filler(seed, restart) for seed in range(3))
-    if not announced or len({_pixels(body + filler + END) for filler in fillers}) > 1:
+    if not announced or len({_pixels(body + filler + JPEG_END) for filler in fillers}) > 1:
         raise OSError("the JPEG ends before its picture does")
-    return body + END
+    return body + JPEG_END
 
 
 def _announced(data: bytes) -> bool | None:
-    """Return whether the scans of a JPEG hold all it consists of; None where its end mark is there.
+    """Return whether the scans of a JPEG announce all its data; None where it has an end mark.
 
-    A progressive one is whole when the last bit of each of its 64 coefficients was sent.
+    A progressive one is complete when the last bit of each of its 64 coefficients was sent.
     """
-    missing: dict[int, set[int]] = {}  # of each component: coefficients that are still to come
-    progressive, at = False, 2
-    while found := _MARKER.search(data, at):
-        code, at = found[1][0], found.end()
-        if code == END[1]:
+    missing: dict[int, set[int]] = {}  # coefficients still to come, per component
+    progressive, position = False, 2
+    while match := _MARKER.search(data, position):
+        code, position = match[1][0], match.end()
+        if code == JPEG_END[1]:
             return None
         if code in (0x01, 0xD8):  # these have no length
             continue
-        body = data[at + 2 : at + int.from_bytes(data[at : at + 2], "big")]
-        at += 2 + len(body)
+        length = int.from_bytes(data[position : position + 2], "big")
+        body = data[position + 2 : position + length]
+        position += 2 + len(body)
         if code in _FRAMES and len(body) > 5:
             progressive = code in _PROGRESSIVE
             missing = {number: set(range(64)) for number in body[6 : 6 + 3 * body[5] : 3]}
@@ -84,16 +86,17 @@ def _announced(data: bytes) -> bool | None:
 
 
 def _filler(seed: int, restart: int) -> bytes:
-    """Return what a decoder may take for samples, and for the restarts that are due then."""
-    drawn = random.Random(seed)  # noqa: S311 - nothing is hidden
-    made = b""
+    """Return random bytes that decode as samples, with the restart markers that are due."""
+    generator = random.Random(seed)  # noqa: S311 - not for security
+    filler = b""
     for number in range(restart, restart + 8):
-        made += bytes(drawn.randrange(255) for _ in range(64)) + bytes([0xFF, 0xD0 + number % 8])
-    return made
+        samples = bytes(generator.randrange(255) for _ in range(64))
+        filler += samples + bytes([0xFF, 0xD0 + number % 8])
+    return filler
 
 
 def _next_restart(data: bytes) -> int:
-    """Return the number that the next restart has in the last scan of a JPEG."""
+    """Return the number of the next restart marker in the last scan of a JPEG."""
     marks = re.findall(rb"\xff([\xd0-\xd7])", data[data.rfind(b"\xff\xda") :])
     return (marks[-1][0] - 0xD0 + 1) % 8 if marks else 0
 
@@ -104,8 +107,8 @@ def _pixels(data: bytes) -> bytes:
         return image.tobytes()
 
 
-def without_large_texts(data: bytes) -> bytes | None:
-    """Return a PNG without texts and profiles that are too large; None where it has none such."""
+def drop_large_texts(data: bytes) -> bytes | None:
+    """Return a PNG without its too large texts and profiles; None where it has none."""
     if not data.startswith(_PNG):
         return None
     kept, left, dropped = [_PNG], _TEXTS, False
@@ -120,16 +123,16 @@ def without_large_texts(data: bytes) -> bytes | None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Cut a PNG into chunks, each with its name; what cannot be cut is the last one."""
-    at = len(_PNG)
-    while at < len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        yield data[at + 4 : at + 8], data[at:end]
-        at = end
+    """Iterate over the chunks of a PNG as (name, bytes); a malformed rest is the last one."""
+    start = len(_PNG)
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        yield data[start + 4 : start + 8], data[start:end]
+        start = end
 
 
 def _text_size(name: bytes, body: bytes) -> int:
-    """Return the bytes of a text or profile, or one more than is kept; 0 of other chunks."""
+    """Return the uncompressed size of a text or profile, above `_TEXT` inexactly; else 0."""
     if name == b"tEXt":
         return len(body)
     packed = body.partition(b"\0")[2]

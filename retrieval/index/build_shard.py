@@ -1,9 +1,8 @@
-"""A shard made of some parts of a store: two passes, so that it is in memory once.
+"""Building one shard of an index from some extents of the store, in two passes.
 
-First the parts are read one by one, each vector gets its list, and the vectors go to a file in a
-scratch folder; then FAISS' lists are given their final sizes and filled from that file. (A list
-that grows as rows come doubles, and so would the memory.) What is put was written straight to a
-file.
+The first pass reads the parts one by one, assigns each vector to its list and writes the vectors to
+a temporary file. The second pass reserves the final size of each FAISS list and fills it from that
+file, so that memory holds the shard once: lists that grow row by row double their capacity.
 """
 
 from __future__ import annotations
@@ -23,59 +22,59 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.closest import nearest
-from retrieval.embeddings.store import Store, vectors_of
-from retrieval.errors import Damaged
-from retrieval.index import lossy
+from retrieval.core.errors import Damaged
+from retrieval.core.records import FileRecord, Spread
+from retrieval.core.schemas import Metric, Vectors
+from retrieval.index import quantized_codes
 from retrieval.index.coverage import Extents
-from retrieval.index.drift import spread_from
-from retrieval.index.faiss_files import centroids_of, from_bytes
-from retrieval.index.kmeans import distances, list_metric
-from retrieval.index.rows_file import RowsFile, rows_file
-from retrieval.index.shards import (
-    Note,
+from retrieval.index.drift import measure_spread
+from retrieval.index.faiss_io import deserialize_index, read_centroids
+from retrieval.index.kmeans import assignment_metric, distances_to_centroids
+from retrieval.index.rows_file import ShardRowsWriter, open_rows_file
+from retrieval.index.shard import (
     Shard,
-    note_path,
-    read_index,
-    read_note,
-    read_streamed,
-    rows_path,
+    ShardRecord,
+    read_faiss_index,
+    read_shard_record,
+    read_via_local_file,
     shard_path,
+    shard_record_path,
+    shard_rows_path,
 )
-from retrieval.products import product_for
-from retrieval.records import FileRecord, Spread
-from retrieval.scoring import block
-from retrieval.storage import commit
-from retrieval.storage.commit import record_of
-from retrieval.storage.files import Folder
-from retrieval.tables import Metric, Vectors
+from retrieval.storage import transaction
+from retrieval.storage.local import Folder
+from retrieval.storage.transaction import read_file_record
+from retrieval.store.reader import Store, read_vectors
+from retrieval.vectors.matmul import choose_product
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import nearest_centroids
 
 
-def nothing() -> None:
-    """Give no sign of life."""
+def do_nothing() -> None:
+    """Do nothing (default heartbeat)."""
 
 
 _FILL = 1 << 24  # bytes of vectors that are added to the lists at once
-_SPREAD_STEP = 64  # of so many rows one tells how far the shard lies from its centroids,
-_SPREAD_ROWS = 4096  # but so many tell it at least, or all
+_SPREAD_STEP = 64  # one row in so many is measured for the shard's distance to its centroids,
+_SPREAD_ROWS = 4096  # but at least so many rows, or all
 
 
 @dataclass(frozen=True)
-class Making:
-    """What every shard of an index is made with."""
+class ShardBuildContext:
+    """The inputs that all shards of an index share."""
 
     folder: Folder
     store: Store
     metric: Metric
     trained: bytes
-    codes: str | None  # None: they are not the vectors, and FAISS adds
-    scratch: str | None = None  # a folder for vectors on their way
-    tell: Callable[[], None] = nothing  # called for each part, as a sign of life
+    codes: str | None  # float16 or float32; None for lossy codes, which FAISS encodes
+    scratch: str | None = None  # folder for temporary files
+    on_part: Callable[[], None] = do_nothing  # called for each part that is read, as a heartbeat
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Rows that have their lists; their vectors and what is known of them lie in scratch files."""
+class AssignedRows:
+    """Rows with their assigned lists; vectors and metadata are in temporary files."""
 
     rows: NDArray[np.int64]
     lists: NDArray[np.int32]
@@ -84,68 +83,78 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Put:
-    """A shard that lies in its place, and that the task still holds."""
+class BuiltShard:
+    """A shard that has been written and is still in memory."""
 
     files: tuple[FileRecord, ...]
-    shard: Shard  # of whose table of rows it has only the column `row`
-    labels: Counter[str]  # of live images a class
+    shard: Shard  # its metadata has only the column `row`
+    labels: Counter[str]  # live images per label
     spread: Spread
 
 
-def put_shard(making: Making, number: int, extents: Extents) -> Put:
-    """Put one shard, or find it put by an earlier run."""
-    there = _put_before(making, number, extents)
-    if there is not None:
-        return there
-    index = from_bytes(making.trained)
-    with tempfile.TemporaryDirectory(dir=making.scratch) as scratch:
+def write_shard(context: ShardBuildContext, number: int, extents: Extents) -> BuiltShard:
+    """Build and write one shard, or return the one that an earlier run wrote."""
+    existing = _read_existing(context, number, extents)
+    if existing is not None:
+        return existing
+    index = deserialize_index(context.trained)
+    with tempfile.TemporaryDirectory(dir=context.scratch) as scratch:
         vectors, rows = Path(scratch, "vectors"), Path(scratch, "rows")
-        with open(vectors, "wb") as file, rows_file(rows, making.store.more) as table:
-            placed = _place(making, extents, index, file, table)
-        _fill(making, index, placed, vectors)
+        with (
+            open(vectors, "wb") as file,
+            open_rows_file(rows, context.store.metadata_columns) as table,
+        ):
+            assigned_rows = _assign_rows(context, extents, index, file, table)
+        _fill(context, index, assigned_rows, vectors)
         vectors.unlink()
-        files = (
-            _put(making.folder, shard_path(number), lambda name: faiss.write_index(index, name),
-                 scratch),
-            _put(making.folder, rows_path(number), lambda name: _copy(rows, name), scratch),
-        )  # fmt: skip
-    note = Note(extents, placed.spread, {file.path: file.sha256 for file in files})
-    noted = commit.put_once(making.folder, note_path(number), note.to_json())
-    shard = _shard(making, index, pa.table({"row": placed.rows}))
-    return Put((*files, noted), shard, placed.labels, placed.spread)
+        writers: tuple[tuple[str, Callable[[str], None]], ...] = (
+            (shard_path(number), lambda name: faiss.write_index(index, name)),
+            (shard_rows_path(number), lambda name: _copy(rows, name)),
+        )
+        files = tuple(_write_once(context.folder, path, write, scratch) for path, write in writers)
+    shard_record = ShardRecord(
+        extents, assigned_rows.spread, {file.path: file.sha256 for file in files}
+    )
+    record_file = transaction.put_if_absent(
+        context.folder, shard_record_path(number), shard_record.to_json()
+    )
+    shard = _shard(context, index, pa.table({"row": assigned_rows.rows}))
+    return BuiltShard((*files, record_file), shard, assigned_rows.labels, assigned_rows.spread)
 
 
-def _shard(making: Making, index: Any, metadata: pa.Table) -> Shard:
-    return Shard(index, metadata, making.metric, making.codes, making.store.deleted)
+def _shard(context: ShardBuildContext, index: Any, metadata: pa.Table) -> Shard:
+    return Shard(index, metadata, context.metric, context.codes, context.store.deleted)
 
 
 def _copy(source: Path, name: str) -> None:
     shutil.copyfile(source, name)
 
 
-def _put_before(making: Making, number: int, extents: Extents) -> Put | None:
-    """Find a shard that an earlier run put; its note vouches for the other two files."""
-    folder = making.folder
+def _read_existing(context: ShardBuildContext, number: int, extents: Extents) -> BuiltShard | None:
+    """Return a shard that an earlier run completed, checked against its record, or None."""
+    folder = context.folder
     try:
-        note = read_note(folder, number)
+        shard_record = read_shard_record(folder, number)
     except FileNotFoundError:
         return None
-    if note.extents != extents:
-        raise _altered(folder, note_path(number))
+    if shard_record.extents != extents:
+        raise _altered(folder, shard_record_path(number))
     opened = {}
     files = []
-    for path, read in ((shard_path(number), read_index), (rows_path(number), _rows_and_labels)):
-        opened[path], record = read_streamed(folder, path, read, making.scratch)
-        if note.files.get(path) != record.sha256:
+    for path, read in (
+        (shard_path(number), read_faiss_index),
+        (shard_rows_path(number), _rows_and_labels),
+    ):
+        opened[path], record = read_via_local_file(folder, path, read, context.scratch)
+        if shard_record.files.get(path) != record.sha256:
             raise _altered(folder, path)
         files.append(record)
-    table = opened[rows_path(number)]
-    noted = commit.record(note_path(number), note.to_json())
-    shard = _shard(making, opened[shard_path(number)], table)
+    table = opened[shard_rows_path(number)]
+    record_file = transaction.file_record(shard_record_path(number), shard_record.to_json())
+    shard = _shard(context, opened[shard_path(number)], table)
     labels = table["label"].filter(pa.array(shard.alive)).drop_null()
-    counted = Counter(str(label) for label in labels.to_pylist())
-    return Put((*files, noted), shard, counted, note.spread)
+    label_counts = Counter(str(label) for label in labels.to_pylist())
+    return BuiltShard((*files, record_file), shard, label_counts, shard_record.spread)
 
 
 def _rows_and_labels(name: str) -> pa.Table:
@@ -156,33 +165,41 @@ def _altered(folder: Folder, path: str) -> Damaged:
     return Damaged(f"{folder.uri(path)} was altered; remove the index and run again")
 
 
-def _place(making: Making, extents: Extents, index: Any, file: BinaryIO, known: RowsFile) -> Placed:
-    """Give each row its list, decided by us, so that FAISS' own rounding has no say."""
-    coarse = lossy.coarse_of(index)
-    centroids = block(centroids_of(index), list_metric(making.metric)) if coarse.is_plain else None
+def _assign_rows(
+    context: ShardBuildContext,
+    extents: Extents,
+    index: Any,
+    file: BinaryIO,
+    rows_writer: ShardRowsWriter,
+) -> AssignedRows:
+    """Assign each row to its list, without FAISS, whose rounding depends on the batch."""
+    coarse = quantized_codes.find_coarse_quantizer(index)
+    centroids = (
+        block(read_centroids(index), assignment_metric(context.metric)) if coarse.is_plain else None
+    )
     lists, measured = [np.empty(0, np.int32)], []
     count = sum(extent.last - extent.first for extent in extents)
-    product = product_for("cpu", float(count) * coarse.ivf.nlist * making.store.dimension)
-    step, before = max(1, min(_SPREAD_STEP, count // _SPREAD_ROWS)), 0
-    for table in _tables(making.store, extents):
-        making.tell()
-        values = vectors_of(table)
+    product = choose_product("cpu", float(count) * coarse.ivf.nlist * context.store.dimension)
+    step, rows_read = max(1, min(_SPREAD_STEP, count // _SPREAD_ROWS)), 0
+    for table in _tables(context.store, extents):
+        context.on_part()
+        values = read_vectors(table)
         file.write(np.ascontiguousarray(values).tobytes())
-        rows = block(values, list_metric(making.metric))
-        known.add(table, rows.squared_norms)
+        rows = block(values, assignment_metric(context.metric))
+        rows_writer.add(table, rows.squared_norms)
         if centroids is None:
             continue
-        some = np.arange(-before % step, len(rows), step)
-        before += len(rows)
-        if making.codes:
-            own = nearest(rows, centroids, product)
-            lists.append(own.astype(np.int32))
-            own = own[some]
+        sampled = np.arange(-rows_read % step, len(rows), step)
+        rows_read += len(rows)
+        if context.codes:
+            assigned = nearest_centroids(rows, centroids, product)
+            lists.append(assigned.astype(np.int32))
+            assigned = assigned[sampled]
         else:
-            own = nearest(rows.take(some), centroids)
-        measured.append(distances(rows.take(some), centroids, own))
-    spread = spread_from(measured)
-    return Placed(known.close(), np.concatenate(lists), known.labels, spread)
+            assigned = nearest_centroids(rows.take(sampled), centroids)
+        measured.append(distances_to_centroids(rows.take(sampled), centroids, assigned))
+    spread = measure_spread(measured)
+    return AssignedRows(rows_writer.close(), np.concatenate(lists), rows_writer.labels, spread)
 
 
 def _tables(store: Store, extents: Extents) -> Iterator[pa.Table]:
@@ -192,66 +209,71 @@ def _tables(store: Store, extents: Extents) -> Iterator[pa.Table]:
             yield table
 
 
-def _fill(making: Making, index: Any, placed: Placed, name: Path) -> None:
-    """Add the vectors in the order of their rows; to lists that have room where we decide them."""
-    if making.codes:
-        make_room(index, placed.lists)
-    stored = np.dtype(making.store.dtype)
-    dimension = making.store.dimension
+def _fill(context: ShardBuildContext, index: Any, assigned_rows: AssignedRows, name: Path) -> None:
+    """Add the vectors in row order; lossless codes go to lists of reserved size."""
+    if context.codes:
+        reserve_list_space(index, assigned_rows.lists)
+    stored = np.dtype(context.store.dtype)
+    dimension = context.store.dimension
     step = max(1, _FILL // (dimension * stored.itemsize))
-    with open(name, "rb") as file:  # not mapped: pages that were read would count as ours
-        for first in range(0, len(placed.rows), step):
+    with open(name, "rb") as file:  # not mapped: pages read would count as memory
+        for first in range(0, len(assigned_rows.rows), step):
             part = slice(first, first + step)
             values = np.fromfile(file, stored, step * dimension).reshape(-1, dimension)
-            if making.codes:
-                values = values.astype(making.codes, copy=False)
-                add_codes(index, values, placed.rows[part], placed.lists[part])
+            if context.codes:
+                values = values.astype(context.codes, copy=False)
+                append_codes(index, values, assigned_rows.rows[part], assigned_rows.lists[part])
             else:
-                wide = lossy.wide_of(values, making.metric)
-                lossy.add_rows(index, wide, placed.rows[part])
+                faiss_vectors = quantized_codes.to_faiss_vectors(values, context.metric)
+                quantized_codes.add_rows(index, faiss_vectors, assigned_rows.rows[part])
 
 
-def make_room(index: Any, lists: NDArray[np.integer[Any]]) -> None:
-    """Let each list hold what will come, so that none is moved as it grows."""
+def reserve_list_space(index: Any, lists: NDArray[np.integer[Any]]) -> None:
+    """Reserve the final size of each list, so that none is reallocated as it grows."""
     sizes = np.bincount(lists, minlength=index.nlist)
     for number in np.flatnonzero(sizes):
         index.invlists.resize(int(number), int(sizes[number]))
-        index.invlists.resize(int(number), 0)  # the room stays
+        index.invlists.resize(int(number), 0)  # the capacity remains
 
 
-def add_codes(
+def append_codes(
     index: Any, values: Vectors, rows: NDArray[np.int64], lists: NDArray[np.integer[Any]]
 ) -> None:
-    """Add (n, d) vectors of the index's own dtype to the lists that were decided for them.
+    """Append (n, d) vectors of the index's dtype, which are the codes, to their assigned lists.
 
-    They are the codes as they are: nothing is left for FAISS to encode or to decide. They are
-    brought together list by list: all at once, memory that is new each time costs more than adding.
+    Vectors are gathered list by list: gathering all at once allocates new memory each time, which
+    costs more than appending.
     """
     order = np.argsort(lists, kind="stable")
     sizes = np.bincount(lists, minlength=index.nlist)
     ends = np.cumsum(sizes)
     for number in np.flatnonzero(sizes).tolist():
-        its = order[ends[number] - sizes[number] : ends[number]]
-        codes, ids = values[its], rows[its]
+        members = order[ends[number] - sizes[number] : ends[number]]
+        codes, ids = values[members], rows[members]
         index.invlists.add_entries(
-            number, len(its), faiss.swig_ptr(ids), faiss.swig_ptr(codes.view(np.uint8))
+            number, len(members), faiss.swig_ptr(ids), faiss.swig_ptr(codes.view(np.uint8))
         )
     index.ntotal += len(order)
 
 
-def _put(folder: Folder, path: str, write: Callable[[str], None], scratch: str) -> FileRecord:
-    """Put a file that `write` makes; one that a killed run left is kept if it is the same."""
-    made: list[FileRecord] = []
+def _write_once(
+    folder: Folder, path: str, write: Callable[[str], None], scratch: str
+) -> FileRecord:
+    """Write a file with `write`; one that an interrupted run left must be the same.
+
+    Raises Damaged where it differs.
+    """
+    records: list[FileRecord] = []
 
     def write_and_note(name: str) -> None:
         write(name)
         with open(name, "rb") as file:
-            made.append(record_of(path, file))
+            records.append(read_file_record(path, file))
 
     if not folder.put_new_file(path, write_and_note):
-        if not made:
+        if not records:
             write_and_note(os.path.join(scratch, "again"))
         with folder.open(path) as file:
-            if record_of(path, file) != made[0]:
+            if read_file_record(path, file) != records[0]:
                 raise _altered(folder, path)
-    return made[0]
+    return records[0]

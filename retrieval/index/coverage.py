@@ -1,8 +1,8 @@
-"""Which of a store's parts lie in which shard, and which are still to be indexed.
+"""Extents: the row ranges of store parts that each shard covers.
 
-Each shard notes the extents it was made of. So an index that is run again knows what it lacks,
-however it was stopped and whatever was appended to the store since; parts that the store no longer
-has (it was compacted) show that the shards are of no use any more.
+Each shard records the extents it was built from. A continued or updated index compares them with
+the parts of the store to find the rows that no shard covers, and to detect parts that the store no
+longer has (it was compacted), which makes the shards invalid.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from retrieval.records import FileRecord
+from retrieval.core.records import FileRecord
 
 
 @dataclass(frozen=True, order=True)
 class Extent:
-    """Places first <= place < last of a part of a store."""
+    """The rows `first` <= position < `last` of one part of a store."""
 
     path: str
     sha256: str
@@ -26,69 +26,69 @@ class Extent:
 Extents = tuple[Extent, ...]
 
 
-def is_of(covered: Iterable[Extent], parts: Sequence[Iterable[FileRecord]]) -> bool:
-    """Tell whether a store still holds all that some shards were made of."""
-    there = {record.path: record for run in parts for record in run}
+def extents_exist(covered: Iterable[Extent], parts: Sequence[Iterable[FileRecord]]) -> bool:
+    """Return whether the store still holds all extents that the shards were built from."""
+    records = {record.path: record for run in parts for record in run}
     return all(
-        extent.path in there
-        and extent.sha256 == there[extent.path].sha256
-        and extent.last <= (there[extent.path].rows or 0)
+        extent.path in records
+        and extent.sha256 == records[extent.path].sha256
+        and extent.last <= (records[extent.path].rows or 0)
         for extent in covered
     )
 
 
-def missing(
+def missing_extents(
     parts: Sequence[Iterable[FileRecord]], covered: Iterable[Extent], rows_per_shard: int
 ) -> list[Extents]:
-    """Cut what no shard covers into the extents of new shards, by number of rows.
+    """Return the extents of new shards, of `rows_per_shard` rows each, for all uncovered rows.
 
-    `parts` are runs of parts in the order of their rows. What lies between two shards that are
-    there is cut by itself, so that a killed build goes on with the shards of an unharmed one.
+    `parts` are runs of parts in row order. Each gap between covered extents is cut separately, so
+    that an interrupted build continues with the same shards as an uninterrupted one.
     """
-    done: dict[str, list[tuple[int, int]]] = {}
+    covered_ranges: dict[str, list[tuple[int, int]]] = {}
     for extent in covered:
-        done.setdefault(extent.path, []).append((extent.first, extent.last))
+        covered_ranges.setdefault(extent.path, []).append((extent.first, extent.last))
     return [
         extents
         for run in parts
-        for gap in _gaps(run, done)
+        for gap in _gaps(run, covered_ranges)
         for extents in _cut(gap, rows_per_shard)
     ]
 
 
 def _gaps(
-    run: Iterable[FileRecord], done: dict[str, list[tuple[int, int]]]
+    run: Iterable[FileRecord], covered_ranges: dict[str, list[tuple[int, int]]]
 ) -> Iterator[list[Extent]]:
-    """Give what is not done as stretches that nothing done interrupts."""
+    """Iterate over the maximal uncovered stretches of a run of parts."""
     gap: list[Extent] = []
     for record in run:
-        place, rows = 0, record.rows or 0
-        for first, last in sorted(done.get(record.path, [])):
-            if place < first:
-                gap.append(Extent(record.path, record.sha256, place, first))
+        position, rows = 0, record.rows or 0
+        for first, last in sorted(covered_ranges.get(record.path, [])):
+            if position < first:
+                gap.append(Extent(record.path, record.sha256, position, first))
             if gap:
                 yield gap
                 gap = []
-            place = last
-        if place < rows:
-            gap.append(Extent(record.path, record.sha256, place, rows))
+            position = last
+        if position < rows:
+            gap.append(Extent(record.path, record.sha256, position, rows))
     if gap:
         yield gap
 
 
 def _cut(gap: Iterable[Extent], size: int) -> Iterator[Extents]:
-    """Cut a stretch into pieces of `size` rows, the last one shorter."""
+    """Cut a stretch into extents of `size` rows in all, the last one shorter."""
     piece: list[Extent] = []
-    held = 0
+    piece_rows = 0
     for extent in gap:
         first = extent.first
         while first < extent.last:
-            last = min(extent.last, first + size - held)
+            last = min(extent.last, first + size - piece_rows)
             piece.append(Extent(extent.path, extent.sha256, first, last))
-            held += last - first
+            piece_rows += last - first
             first = last
-            if held == size:
+            if piece_rows == size:
                 yield tuple(piece)
-                piece, held = [], 0
+                piece, piece_rows = [], 0
     if piece:
         yield tuple(piece)

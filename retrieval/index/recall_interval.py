@@ -1,13 +1,12 @@
-"""Intervals of a mean recall, and the looks at a growing sample that decide whether it is enough.
+"""Confidence intervals of mean recall, and sequential decisions on a growing sample of queries.
 
-A query's recall is a number between 0 and 1, mostly 1, now and then far below: the percentile
-bootstrap of such values holds the true mean much less often than it claims. Here the sampled values
-get one value more, the worst there can be (0 for the lower end, 1 for the upper), and random
-weights, uniform among all that sum to one; the ends are quantiles of the weighted mean. For values
-that are 0 or 1 this is the interval of Clopper and Pearson, for others Gaffke conjectured that it
-holds as often. Queries are drawn without replacement from a finite number of them, so what remains
-unseen is drawn value by value from Pólya's urn instead: for values of 0 or 1 that is the exact
-hypergeometric interval, and a point where every query was sampled.
+A query's recall lies between 0 and 1, mostly at 1 and sometimes far below; the percentile bootstrap
+of such values covers the true mean much less often than it claims. Here the worst possible value (0
+for the lower end, 1 for the upper) is added to the sample, and the ends are quantiles of the mean
+under uniformly random weights. For values 0 or 1 this is the Clopper-Pearson interval; for others
+Gaffke conjectured the same coverage. Queries are drawn without replacement from a finite set, so
+the unseen ones are drawn from Pólya's urn: for values 0 or 1 that is the exact hypergeometric
+interval, and a single point once every query was sampled.
 
 Measured (`python -m tests.retrieval.index.test_recall_interval` prints the table): of 1,000 samples
 of 15, 250, 1,000 and 2,000 of 10,000 queries, of four kinds of recall around 0.95 and 0.99, the
@@ -35,24 +34,27 @@ TAIL = 0.025
 """Chance that an end of a 95 % interval lies beyond the true mean."""
 
 DRAWS = 10_000
-"""Enough that the smallest tail, a fifth of `TAIL`, is known to within a seventh of itself."""
+"""Random draws: the smallest tail, a fifth of `TAIL`, is then known to within one seventh."""
 
-LOOKS = (250, 500, 1000, 2000, 4000)
-"""Sampled queries at which the recall of a ranking is looked at."""
+LOOK_SIZES = (250, 500, 1000, 2000, 4000)
+"""Sample sizes at which the recall of a ranking is evaluated."""
 
 _SURE_LOOKS = 3
-"""Looks that there are however dear: 1,000 queries show a recall of 0.95 to within 0.01."""
+"""Looks made at any cost: 1,000 queries determine a recall of 0.95 to within 0.01."""
 
 
 def look_sizes(queries: int, nprobe: int, nlist: int) -> tuple[int, ...]:
-    """Return the sample sizes, ascending, at which the recall of a search may be looked at.
+    """Return the ascending sample sizes at which the recall of a search may be evaluated.
 
-    All lists are read for a sampled query, which costs nlist / nprobe as much as another: more than
-    1,000 are drawn only as far as they take no longer than the whole search. Where that is nearly
-    all queries the last look is at every one.
+    A sampled query reads all lists, nlist / nprobe times the cost of another query: more than 1,000
+    are drawn only if they take no longer than the whole search. If that includes nearly all queries
+    the last look is at every one.
     """
     affordable = queries * nprobe // nlist
-    sizes = [*LOOKS[:_SURE_LOOKS], *(size for size in LOOKS[_SURE_LOOKS:] if size <= affordable)]
+    sizes = [
+        *LOOK_SIZES[:_SURE_LOOKS],
+        *(size for size in LOOK_SIZES[_SURE_LOOKS:] if size <= affordable),
+    ]
     if queries <= sizes[-1]:
         return (*(size for size in sizes if size < queries), queries)
     return tuple(sizes)
@@ -61,10 +63,10 @@ def look_sizes(queries: int, nprobe: int, nlist: int) -> tuple[int, ...]:
 def sampled_interval(
     recalls: Values, queries: int, *, looks: int = 1, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the ends of the 95 % interval of the mean of `queries` values of which (n,) are known.
+    """Return the ends of the 95 % interval of the mean of `queries` values, given (n,) of them.
 
-    The known ones are a simple random sample without replacement, n > 0. Of `looks` looks at
-    growing samples all intervals hold together with 95 % (Bonferroni).
+    The known values are a simple random sample without replacement, n > 0. With `looks` looks at
+    growing samples, all their intervals hold jointly with 95 % (Bonferroni).
     """
     unseen = queries - len(recalls)
     total = float(recalls.sum())
@@ -85,7 +87,7 @@ def sampled_interval(
 def mean_intervals(recalls: Values, *, seed: int = 0) -> tuple[Values, Values]:
     """Return the ends, (m,) each, of the 95 % intervals of the means of m columns of (n, m) values.
 
-    Of samples from so many that they are as good as infinite. All columns share their weights.
+    The population is taken as infinite. All columns share the random weights.
     """
     weights = np.random.default_rng(seed).standard_exponential((DRAWS, len(recalls) + 1))
     weights /= weights.sum(1, keepdims=True)
@@ -94,16 +96,16 @@ def mean_intervals(recalls: Values, *, seed: int = 0) -> tuple[Values, Values]:
     return low, np.quantile(means + weights[:, -1:], 1 - TAIL, axis=0)
 
 
-def delivered(recall: float, sampled: int, queries: int) -> float:
-    """Return the mean recall of all queries once `sampled` of them have their exact answers.
+def delivered_recall(recall: float, sampled: int, queries: int) -> float:
+    """Return the mean recall of all queries once the `sampled` ones get their exact matches.
 
-    `recall` is that of the search; the sampled queries, of which it is known, then count as 1.
+    `recall` is the mean of the search; the sampled queries then count as 1.
     """
     return (sampled + (queries - sampled) * recall) / queries
 
 
-def verdict_of(low: float, high: float, target: float) -> Verdict:
-    """Return whether an interval shows that the target is met, or missed, or neither."""
+def interval_verdict(low: float, high: float, target: float) -> Verdict:
+    """Return whether an interval shows the target as met, as missed, or leaves it undecided."""
     if low >= target:
         return "met"
     return "missed" if high < target else "undecided"
@@ -112,16 +114,16 @@ def verdict_of(low: float, high: float, target: float) -> Verdict:
 def sequential_verdict(
     recalls: Values, target: float, sizes: Sequence[int], *, seed: int = 0
 ) -> tuple[Verdict, int]:
-    """Return the verdict over a search, and how many queries were sampled until it was reached.
+    """Return the verdict on a search and the number of queries sampled to reach it.
 
-    `recalls` are those of all queries in the order in which they are sampled. This is what a
-    ranking does look by look (`certificate.py`), where each look costs a search.
+    `recalls` are those of all queries in sampling order. A ranking does the same look by look
+    (`search/recall_check.py`), where each look costs a search.
     """
     verdict: Verdict = "undecided"
     for size in sizes:
         low, high = sampled_interval(recalls[:size], len(recalls), looks=len(sizes), seed=seed)
         gained = float((1 - recalls[:size]).sum()) / len(recalls)
-        verdict = verdict_of(low + gained, high + gained, target)
+        verdict = interval_verdict(low + gained, high + gained, target)
         if verdict != "undecided":
             break
     return verdict, size

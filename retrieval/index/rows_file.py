@@ -1,4 +1,4 @@
-"""The table of a shard's rows, written while they stream by: it is never in memory as a whole."""
+"""Streaming writer of a shard's table of rows, which is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.storage.seal import parquet_writer, seal_file
-from retrieval.tables import SHARD_ROWS
+from retrieval.core.schemas import SHARD_ROWS
+from retrieval.storage.checksum import fill_file_checksum, parquet_writer
 
 _GROUP = 1 << 16  # rows of a row group
 
 
-class RowsFile:
-    """A table SHARD_ROWS with further columns, being written in row groups of one size."""
+class ShardRowsWriter:
+    """Writer of a table SHARD_ROWS with further columns, in row groups of equal size."""
 
     def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
         self._writer, self._schema = writer, schema
         self._waiting = schema.empty_table()
         self._rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self.labels: Counter[str] = Counter()
-        """Images a class."""
+        """Images per label."""
 
     def add(self, table: pa.Table, squared_norms: NDArray[np.float64]) -> None:
-        """Add rows of a part; a further column that it lacks is null."""
-        known = table.append_column("squared_norm", pa.array(squared_norms))
+        """Append the rows of a part with their (n,) squared norms; missing columns become null."""
+        extended = table.append_column("squared_norm", pa.array(squared_norms))
         columns = [
-            known[field.name].cast(field.type)
-            if field.name in known.column_names
-            else pa.nulls(len(known), field.type)
+            extended[field.name].cast(field.type)
+            if field.name in extended.column_names
+            else pa.nulls(len(extended), field.type)
             for field in self._schema
         ]
         self._rows.append(table["row"].to_numpy().astype(np.int64))
@@ -42,15 +42,14 @@ class RowsFile:
         added = pa.table(columns, schema=self._schema)
         self._waiting = pa.concat_tables([self._waiting, added])
         if len(self._waiting) >= _GROUP:
-            whole = len(self._waiting) // _GROUP * _GROUP
-            self._write(self._waiting.slice(0, whole))
-            rest = self._waiting.slice(whole)
-            self._waiting = rest.take(
-                pa.array(range(len(rest)), pa.int64())
-            )  # lets go of what was written
+            complete_rows = len(self._waiting) // _GROUP * _GROUP
+            self._write(self._waiting.slice(0, complete_rows))
+            rest = self._waiting.slice(complete_rows)
+            # a copy, so that the memory of the written rows is released
+            self._waiting = rest.take(pa.array(range(len(rest)), pa.int64()))
 
     def close(self) -> NDArray[np.int64]:
-        """Write what is left, and give the rows in their order."""
+        """Write the remaining rows and return all row numbers in order, (n,)."""
         self._write(self._waiting)
         return np.concatenate(self._rows)
 
@@ -59,9 +58,9 @@ class RowsFile:
 
 
 @contextmanager
-def rows_file(path: Path, more: pa.Schema) -> Iterator[RowsFile]:
-    """Open a table of rows for writing; it is sealed at the end. `more` are further columns."""
-    schema = pa.schema([*SHARD_ROWS.schema, *more])
+def open_rows_file(path: Path, extra_columns: pa.Schema) -> Iterator[ShardRowsWriter]:
+    """Open a table of rows for writing and checksum it at the end; `more` are further columns."""
+    schema = pa.schema([*SHARD_ROWS.schema, *extra_columns])
     with open(path, "wb") as file, parquet_writer(file, schema) as writer:
-        yield RowsFile(writer, schema)
-    seal_file(path)
+        yield ShardRowsWriter(writer, schema)
+    fill_file_checksum(path)

@@ -1,4 +1,7 @@
-"""Where a step of training is done: here, one after another, or wherever `jobs` sends it."""
+"""The interface by which index training runs functions in parallel, and its serial implementation.
+
+The Ray implementation is in `jobs/indexing/training_workers.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +10,33 @@ from typing import Any, Protocol
 
 
 class Workers(Protocol):
-    """Does plain functions. Answers come in the order of the items, whoever made them."""
+    """Runs plain functions; results come in the order of the items."""
 
-    def keep(self, value: Any) -> Any:
-        """Put a value where all workers can read it; what is given back stands for it in `map`."""
+    def broadcast(self, value: Any) -> Any:
+        """Share a value with all workers; return a reference that the map methods resolve."""
 
     def map(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Call the function with each item's values, kept ones among them."""
+        """Iterate over the results of the function called with each item's values."""
 
-    def hold(
+    def map_stored(
         self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]
     ) -> list[tuple[Any, Any]]:
-        """Call the function, which gives (large, small); give each as (kept large, small)."""
+        """Call the function, which returns (large, small); return (reference to large, small)."""
 
 
-class Here:
-    """This process."""
+class InProcessWorkers:
+    """Runs everything in this process, one item after another."""
 
-    def keep(self, value: Any) -> Any:
-        """Give the value itself."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the value itself."""
         return value
 
     def map(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Call one after another."""
+        """Iterate over the results, calling the function item by item."""
         return (function(*item) for item in items)
 
-    def hold(
+    def map_stored(
         self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]
     ) -> list[tuple[Any, Any]]:
-        """Call one after another."""
+        """Return all results."""
         return list(self.map(function, items))

@@ -1,4 +1,4 @@
-"""A chart as a page needs it: drawn twice, for a light and for a dark ground."""
+"""The chart type that pages embed: one drawing for light and one for dark colour schemes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: two whole SVG documents of the same size, and what they show.
+    """A chart as two complete SVG documents of the same size; `alt` is its text alternative."""
 
-    `alt` is a sentence for whoever does not see them.
-    """
-
-    name: str  # of its file, without an ending: "recall"
+    name: str  # file name without extension, such as "recall"
     title: str
     alt: str
     light: bytes

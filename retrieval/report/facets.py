@@ -1,7 +1,7 @@
-"""What do filters and sort need of every query? A script of a few bytes a query.
+"""Write the script with the state, class and margin rank of every query, for filters and sorting.
 
-10^5 queries make 1.2 MB: a letter for the state, and two int32 in base64 for the class and for the
-place by lead. Scripts hold names of files as text; `script_safe` keeps them text.
+10^5 queries take 1.2 MB: one letter for the state, and two int32 in base64 for the class and the
+margin rank. Scripts contain file names, which `script_safe` escapes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.report.names import PER_CHUNK, PER_PAGE, Names
+from retrieval.report.names import PER_CHUNK, PER_PAGE, ReportFiles
 from retrieval.report.page import STATES
-from retrieval.report.rows import Shown
+from retrieval.report.rows import ShownQueries
 
 LETTERS = "".join(state[0] for state in STATES)  # r, w, u, f
 
 
-def facets_script(shown: Shown, names: Names | None) -> str:
-    """Write the script of all queries' facets; without names for a page that holds them all.
+def facets_script(shown: ShownQueries, names: ReportFiles | None) -> str:
+    """Return the script with all queries' facets; `names` is None for a single-file report.
 
-    `states` has a letter a query, `classes` the labels by name, `of` the number of each query's
-    label there (-1: none), `lead` the place of its margin among the different ones, smallest first
-    (-1: none).
+    `states` has one letter per query, `classes` the sorted labels, `of` the position of each
+    query's label in `classes` (-1: none), `margin` the rank of its margin, smallest first (-1:
+    none).
     """
     labels = shown.queries["label"].to_pylist()
     classes = sorted({label for label in labels if label})
@@ -36,7 +36,7 @@ def facets_script(shown: Shown, names: Names | None) -> str:
         "states": "".join(LETTERS[state] for state in states),
         "classes": classes,
         "of": _packed(np.array([numbers.get(label, -1) for label in labels], np.int32)),
-        "lead": _packed(places(shown.queries["margin"].to_numpy())),
+        "margin": _packed(rank_margins(shown.queries["margin"].to_numpy())),
         "page": PER_PAGE if names else max(1, len(shown)),
         "chunk": PER_CHUNK,
         "chunks": names.link(f"{names.folder}/chunks/") if names else None,
@@ -45,26 +45,25 @@ def facets_script(shown: Shown, names: Names | None) -> str:
 
 
 def chunk_script(number: int, fragments: Sequence[str]) -> str:
-    """Write the script that hands over the drawn queries of one chunk."""
+    """Return the script that passes the rendered queries of one chunk to the page."""
     return f"lookalike.chunk({number}, {script_safe(list(fragments))});\n"
 
 
-def places(margins: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Give each margin its place among the different ones, smallest first; -1 where there is none.
+def rank_margins(margins: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Return the dense rank of each margin, (q,) int32, smallest first; -1 where it is not finite.
 
-    Equal ones have the same, so that whoever sorts by it needs no floats.
+    Equal margins have equal ranks, so that the page can sort without floats.
     """
-    known = np.isfinite(margins)
-    found = np.full(len(margins), -1, np.int32)
-    found[known] = np.unique(margins[known], return_inverse=True)[1]
-    return found
+    finite = np.isfinite(margins)
+    ranks = np.full(len(margins), -1, np.int32)
+    ranks[finite] = np.unique(margins[finite], return_inverse=True)[1]
+    return ranks
 
 
 def script_safe(value: Any) -> str:
-    """Write a literal for a script, of ASCII alone, that nothing in it can end.
+    """Return a value as an ASCII JavaScript literal that cannot end the surrounding script.
 
-    Not by `</script>` or `<!--`, were it inlined, nor by U+2028; a lone surrogate is written out,
-    as on the page.
+    `</script>`, `<!--` and U+2028 are escaped; a lone surrogate is written as text.
     """
     text = json.dumps(_readable(value), separators=(",", ":"))
     return text.replace("</", "<\\/").replace("<!", "\\u003c!")

@@ -1,24 +1,24 @@
-"""Which images of a gallery stand on its map: a seeded sample of bounded cost."""
+"""Sample the gallery images that the map shows, with a seed and at bounded cost."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 
-from retrieval.embeddings.store import Store
-from retrieval.index.sampling import hashes_of
+from retrieval.index.sampling import hash_image_ids
+from retrieval.store.reader import Store
 
 _COLUMNS = ("image_id", "path", "label", "embedding")
 _CHUNKS = 64
-"""Parts that are read at most: a gallery of millions is looked at in places, each of them drawn."""
+"""Most chunks that are read; of larger stores a random sample of chunks is read."""
 
 
-def gallery_sample(store: Store, count: int, seed: int) -> pa.Table:
-    """Give `count` live rows of a store, or all if there are fewer, in the order of their hashes.
+def sample_gallery(store: Store, count: int, seed: int) -> pa.Table:
+    """Return `count` live rows of a store, or all if there are fewer, in the order of their hashes.
 
-    The columns are image_id, path, label and embedding. The images of the smallest hashes are drawn
-    (by image_id and seed, as `index/sampling.py` has them), so that a store that grew gives what
-    one made at once gives, as long as all its parts are read.
+    The columns are image_id, path, label and embedding. Rows with the smallest hashes of image_id
+    and seed (`index/sampling.py`) are taken, so the sample does not depend on how the store grew,
+    as long as all its chunks are read.
     """
     chunks = store.chunks
     if len(chunks) > _CHUNKS:
@@ -28,7 +28,7 @@ def gallery_sample(store: Store, count: int, seed: int) -> pa.Table:
     for chunk in chunks:
         table = store.chunk_rows(chunk).select(_COLUMNS)
         kept = table if kept is None else pa.concat_tables([kept, table])
-        hashes = hashes_of(kept["image_id"].to_pylist(), seed, "map")
+        hashes = hash_image_ids(kept["image_id"].to_pylist(), seed, "map")
         order = np.argsort(hashes, kind="stable")
         kept = kept.take(order[:count])
     assert kept is not None, "a finished store has a chunk"

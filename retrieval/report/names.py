@@ -1,12 +1,12 @@
-"""The names of a report's files, and how they link to each other.
+"""Names of the files of a report, and the links between them.
 
 report.html                            the summary and the first queries
-report_files/report.json               what the rest was made from; put first
-report_files/facets.js facets.json     what filters and sort need of all queries
+report_files/report.json               digests of the report's input; written first
+report_files/facets.js facets.json     state, class and margin rank of all queries
 report_files/pages/00002.html          further queries, without JavaScript
-report_files/chunks/00000.js           queries for the filters, PER_CHUNK a file
+report_files/chunks/00000.js           queries loaded by the script, PER_CHUNK per file
 report_files/chunks/00000.json         the checksums of a slice of pages and chunks
-report_files/thumbnails/0012/345.jpg   pictures by number, 345.json those of a slice of them
+report_files/thumbnails/0012/345.jpg   thumbnails by number; 345.json: checksums of a slice
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from retrieval.kinds import REPORT_FOLDERS, REPORT_MARK
+from retrieval.core.output_layout import REPORT_FOLDERS, REPORT_MARK
 
 PER_PAGE = 50
 PER_CHUNK = 25
-"""Queries a chunk script. A page that is sorted by lead takes one query each of up to 50 chunks:
-at 25 that is some 8 MB of script, at 100 it would be 30."""
+"""Queries per chunk script. A page sorted by margin loads up to 50 chunks for one query each: about
+8 MB of script with 25 queries per chunk, 30 MB with 100."""
 PER_SLICE = 500
-"""Queries whose pages and chunks are one piece of work; a multiple of the two above."""
+"""Queries per work item of pages and chunks; a multiple of PER_PAGE and PER_CHUNK."""
 PER_THUMBNAILS = 250
-"""Thumbnails that are one piece of work; a divisor of 1000."""
+"""Thumbnails per work item; a divisor of 1000."""
 
-_OURS = re.compile(
+_REPORT_FILE = re.compile(
     r"report\.json|facets\.(js|json)|pages/\d{5,}\.html|chunks/\d{5,}\.(js|json)"
     r"|thumbnails/\d{4,}/\d{3}\.(jpg|json)"
 )
 
 
 @dataclass(frozen=True)
-class Names:
-    """The names of a report's files, below the folder in which its page lies."""
+class ReportFiles:
+    """The file names of a report, relative to the folder of its page."""
 
     page: str
 
@@ -44,32 +44,32 @@ class Names:
         stem = self.page.removesuffix(".html").removesuffix(".htm")
         return f"{stem}{REPORT_FOLDERS[0]}"
 
-    def is_ours(self, path: str) -> bool:
-        """Tell a further file of a report from what somebody else has put there."""
-        return bool(_OURS.fullmatch(path.removeprefix(f"{self.folder}/")))
+    def is_report_file(self, path: str) -> bool:
+        """Return whether a path below the report's folder is a file that reports write."""
+        return bool(_REPORT_FILE.fullmatch(path.removeprefix(f"{self.folder}/")))
 
-    def claim(self) -> str:
-        """Say what the further files are made from."""
+    def origin(self) -> str:
+        """Return the name of the file with the digests of the report's input."""
         return f"{self.folder}/{REPORT_MARK}"
 
     def facets(self, ending: str = "js") -> str:
-        """Name the script of all queries' facets, or its checksum."""
+        """Return the name of the script with all queries' facets, or of its checksum."""
         return f"{self.folder}/facets.{ending}"
 
-    def further(self, number: int) -> str:
-        """Name a page from the second on."""
+    def further_page(self, number: int) -> str:
+        """Return the name of a page from the second on."""
         return f"{self.folder}/pages/{number:05d}.html"
 
     def chunk(self, number: int, ending: str = "js") -> str:
-        """Name a chunk script, or the checksums of the slice that begins with it."""
+        """Return the name of a chunk script, or of the checksums of its slice."""
         return f"{self.folder}/chunks/{number:05d}.{ending}"
 
     def thumbnail(self, number: int, ending: str = "jpg") -> str:
-        """Name a thumbnail, or the checksums of the slice that begins with it."""
+        """Return the name of a thumbnail, or of the checksums of its slice."""
         return f"{self.folder}/thumbnails/{picture_file(number, ending)}"
 
     def link(self, path: str, *, from_further: bool = False) -> str:
-        """Write a relative link to one of these files, from the page or from a further one."""
+        """Return a relative link to one of these files, from the first page or a further one."""
         if not from_further:
             return _quoted(path)
         inside = path.startswith(f"{self.folder}/")
@@ -77,15 +77,15 @@ class Names:
 
 
 def picture_file(number: int, ending: str = "jpg") -> str:
-    """Name a picture below the folder of thumbnails: a thousand a folder."""
+    """Return the path of a thumbnail below the thumbnail folder, a thousand per subfolder."""
     return f"{number // 1000:04d}/{number % 1000:03d}.{ending}"
 
 
 def _quoted(path: str) -> str:
-    """Write a path as a link; what is no Unicode by its bytes. A first `a:` is no scheme then."""
+    """Return a path percent-encoded, so that a leading `a:` is not read as a URL scheme."""
     return quote(path.encode("utf-8", "surrogateescape"))
 
 
-def pages_of(queries: int) -> int:
-    """Count the pages that so many queries take; at least one."""
+def page_count(queries: int) -> int:
+    """Return the number of pages for a number of queries, at least 1."""
     return max(1, -(-queries // PER_PAGE))

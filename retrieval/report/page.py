@@ -1,7 +1,4 @@
-"""What a report says, as plain data: the figures over all queries, and a row a query.
-
-`retrieval/report` draws it and knows nothing of where it comes from.
-"""
+"""The content of a report page as plain data: figures over all queries, and one row per query."""
 
 from __future__ import annotations
 
@@ -9,37 +6,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from retrieval.evaluation.results import ClassMeasured, Measured
+from retrieval.evaluation.ground_truth import JUNK, UNKNOWN
+from retrieval.evaluation.results import ClassResult, MeasureResult
 from retrieval.evaluation.thresholds import Threshold
-from retrieval.evaluation.truth import JUNK, UNKNOWN
 from retrieval.report.chart import Chart
 
 State = Literal["right", "wrong", "unknown", "failed"]
 STATES: tuple[State, ...] = ("right", "wrong", "unknown", "failed")
-"""How a query stands: by its first match that counts, or failed. Columns hold the position here."""
+"""The state of a query, by its first graded match, or failed; table columns hold the index."""
 
 CellState = Literal["right", "wrong", "skipped", "unknown"]
 
 HEADLINE = ("top1", "top3", "top10", "map")
-"""The measures that get a card of their own, those of them that there are."""
+"""Keys of the measures that are shown as cards."""
 
-SCORES = {
+SCORE_MEANINGS = {
     "cosine": "The cosine between query and match: 1 is the same direction, 0 has nothing in "
     "common. Larger is closer.",
     "ip": "The dot product of query and match, on no fixed scale: compare it within one query "
     "only. Larger is closer.",
     "l2": "The squared distance between query and match: 0 is the same point. Smaller is closer.",
 }
-"""What a score says, by metric."""
+"""Explanations of the score, by metric."""
 
-RECALL = "The share of the truly closest images that the search finds; at 1 it misses none."
+RECALL_MEANING = "The share of the truly closest images that the search finds; at 1 it misses none."
 
-LEAD = (
-    "How far the first match's score is ahead of the best match of another class, of the last one "
-    "shown where all are of its class, or of the second match where classes are not known. "
-    "The smaller the lead, the less sure the answer."
+MARGIN_MEANING = (
+    "The score difference between the first match and the best match of another class (the last "
+    "match shown if all have its class, the second match if classes are not known). The smaller "
+    "the margin, the less certain the answer."
 )
-"""What the page calls a lead, and the code a margin (`margin.py`)."""
+"""Explanation of the margin (`margin.py`)."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,12 @@ class MatchCell:
 
     @property
     def name(self) -> str:
-        """What stands below the picture: the label, or else the file's name."""
+        """The caption of the picture: the label, or else the file name."""
         return self.label or self.image_id.rsplit("/", 1)[-1]
 
     @property
     def state(self) -> CellState:
-        """Say how it is marked."""
+        """How the match is marked."""
         if self.grade in (JUNK, UNKNOWN):
             return "skipped" if self.grade == JUNK else "unknown"
         return "right" if self.grade > 0 else "wrong"
@@ -69,14 +66,14 @@ class MatchCell:
 
 @dataclass(frozen=True)
 class QueryRow:
-    """A query with its matches, best first, or with the reason why it has none."""
+    """A query with its matches, best first, or with the reason of its failure."""
 
-    number: int  # its place on the page, from 0: by name, the failed ones last
+    number: int  # position on the page from 0: by name, failed queries last
     query_id: str
     path: str
     label: str | None
     state: State
-    margin: float  # not finite where there is none
+    margin: float  # nan where there is none
     matches: tuple[MatchCell, ...]
     failure: str | None
     picture: int | None
@@ -84,19 +81,19 @@ class QueryRow:
 
 @dataclass(frozen=True)
 class Page:
-    """All that stands above the queries. The measures speak of all queries, shown or not.
+    """The summary above the queries. The measures are over all queries, shown or not.
 
-    `classes` stand worst first. `counts` are those of the queries shown.
+    `classes` are ordered worst first. `counts` are by state, over the queries shown.
     """
 
     title: str
     metric: str
-    facts: tuple[tuple[str, str], ...]  # what it was made from: ("gallery", "600 images in …")
+    facts: tuple[tuple[str, str], ...]  # origin, such as ("gallery", "600 images in …")
     recall: str  # the certificate, as a sentence
     counts: Mapping[State, int]
     shown_of: tuple[int, int]  # queries on the page, queries in all
-    measures: tuple[Measured, ...] = ()
-    classes: tuple[ClassMeasured, ...] = ()
+    measures: tuple[MeasureResult, ...] = ()
+    classes: tuple[ClassResult, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     notes: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()

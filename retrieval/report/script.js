@@ -1,13 +1,13 @@
-// Filters, order, pages and keys of the report. What is chosen stands in location.hash alone, so
-// that a reload, a link that is sent, and the way back all lead to the same queries. The rows of a
-// single file are all in the page; those of a folder come from chunk scripts, as they are wanted.
+// Filters, order, pages and keys of the report. The selection is kept in location.hash alone, so
+// that reload, shared links and the back button show the same queries. A single-file report has all
+// rows in the page; a report with a folder loads rows from chunk scripts on demand.
 (() => {
   "use strict";
   const byId = (id) => document.getElementById(id);
   const facets = typeof lookalike === "object" ? lookalike.facets : null;
-  if (!facets) {  // the page was sent without its folder: what is in it can still be read
+  if (!facets) {  // the page was copied without its folder: its own queries are still readable
     byId("filter").hidden = false;
-    byId("filter").textContent = "Only the first page can be shown: the folder beside it is missing.";
+    byId("filter").textContent = "Only the first page is available: the folder beside it is missing.";
     return;
   }
   const list = byId("list"), bar = byId("filter"), status = byId("status");
@@ -16,34 +16,34 @@
   const numbers = (text) =>
     new Int32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
   const { states, classes } = facets;
-  const classOf = numbers(facets.of), lead = numbers(facets.lead);
+  const classOf = numbers(facets.of), margin = numbers(facets.margin);
   const classNumber = new Map(classes.map((name, number) => [name, number]));
   const letters = { right: "r", wrong: "w", failed: "f" };
   const grouped = (number) => number.toLocaleString("en");
-  const inPage = [...list.children];  // the first queries by name; of a single file, all
+  const inPage = [...list.children];  // the first queries by name; in a single-file report, all
 
-  // --- what is chosen
+  // --- selection
   const plain = { show: "all", class: "", sort: "name", page: "1" };
   function link(changes) {
     const wanted = { ...chosen, page: "1", ...changes };
-    const told = Object.entries(wanted).filter(([key, value]) => String(value) !== plain[key]);
-    return "#" + (new URLSearchParams(told) || "");
+    const changed = Object.entries(wanted).filter(([key, value]) => String(value) !== plain[key]);
+    return "#" + (new URLSearchParams(changed) || "");
   }
   function read() {
-    const told = new URLSearchParams(location.hash.slice(1));
-    return Object.fromEntries(Object.keys(plain).map((key) => [key, told.get(key) ?? plain[key]]));
+    const params = new URLSearchParams(location.hash.slice(1));
+    return Object.fromEntries(Object.keys(plain).map((key) => [key, params.get(key) ?? plain[key]]));
   }
-  let chosen = read(), found = [], pages = 1, page = 1;
+  let chosen = read(), selected = [], pages = 1, page = 1;
 
-  const orders = {};  // by sort, each made once
+  const orders = {};  // cached by sort
   function order(sort) {
     if (orders[sort]) return orders[sort];
     const all = Array.from({ length: states.length }, (_, query) => query);
     const sign = { least: 1, most: -1 }[sort];
     if (!sign) return (orders[sort] = all);
-    const known = all.filter((query) => lead[query] >= 0);
-    known.sort((one, other) => sign * (lead[one] - lead[other]) || one - other);
-    return (orders[sort] = known.concat(all.filter((query) => lead[query] < 0)));
+    const known = all.filter((query) => margin[query] >= 0);
+    known.sort((one, other) => sign * (margin[one] - margin[other]) || one - other);
+    return (orders[sort] = known.concat(all.filter((query) => margin[query] < 0)));
   }
   function find() {
     const group = chosen.class ? classNumber.get(chosen.class) ?? -2 : null;
@@ -57,7 +57,7 @@
     return by[chosen.show] || (letters[chosen.show] ? having(letters[chosen.show]) : inClass);
   }
 
-  // --- where rows come from
+  // --- loading rows
   const chunks = new Map(), arrived = new Map(), KEPT = 400;
   lookalike.chunk = (number, rows) => arrived.set(number, rows);
   function chunk(number) {
@@ -81,32 +81,32 @@
     return drawn.content.firstElementChild;
   }
 
-  // --- what is shown
+  // --- rendering
   let turn = 0, current = null, arriveAt = null;
   async function show() {
     const mine = ++turn;
     chosen = read();
-    found = find();
-    pages = Math.max(1, Math.ceil(found.length / facets.page));
+    selected = find();
+    pages = Math.max(1, Math.ceil(selected.length / facets.page));
     page = Math.min(pages, Math.max(1, parseInt(chosen.page, 10) || 1));
     controls();
     const first = (page - 1) * facets.page;
     let rows;
     try {
-      rows = await Promise.all(found.slice(first, first + facets.page).map(row));
+      rows = await Promise.all(selected.slice(first, first + facets.page).map(row));
     } catch {
-      status.textContent = "These queries could not be loaded: is the folder beside the page whole?";
+      status.textContent = "These queries could not be loaded; check that the folder beside the page is complete.";
       return;
     }
-    if (mine !== turn) return;  // something else was chosen meanwhile
+    if (mine !== turn) return;  // the selection changed meanwhile
     if (rows.length !== list.children.length || rows.some((each, at) => each !== list.children[at])) {
       list.replaceChildren(...rows);
     }
     list.removeAttribute("aria-busy");
     byId("empty").hidden = rows.length > 0;
     status.textContent = pages > 1
-      ? `${grouped(first + 1)}–${grouped(first + rows.length)} of ${grouped(found.length)} queries`
-      : `${grouped(found.length)} of ${grouped(states.length)} queries`;
+      ? `${grouped(first + 1)}–${grouped(first + rows.length)} of ${grouped(selected.length)} queries`
+      : `${grouped(selected.length)} of ${grouped(states.length)} queries`;
     arrive();
   }
   function controls() {
@@ -170,7 +170,7 @@
     const top = (query) => query.getBoundingClientRect().top;
     let next = all.indexOf(current) + by;
     if (next === by - 1 || top(current) > innerHeight
-        || current.getBoundingClientRect().bottom < edge) {  // go on from where the eye is
+        || current.getBoundingClientRect().bottom < edge) {  // continue from the visible queries
       const below = all.findIndex((query) => top(query) >= edge);
       next = by > 0 ? (below < 0 ? all.length : below) : (below < 0 ? all.length : below) - 1;
     }
@@ -190,13 +190,13 @@
     if (event.key === "Escape") document.activeElement.blur();
   });
 
-  // --- choices
+  // --- controls
   for (const button of buttons) {
     button.addEventListener("click", () => go({ show: button.value }, "top"));
   }
   if (sortBy) sortBy.addEventListener("change", () => go({ sort: sortBy.value }, "top"));
   if (classBy) {
-    classBy.addEventListener("input", () => {  // of 20,000 classes a list shows some that fit
+    classBy.addEventListener("input", () => {  // limit the list, since there may be 20,000 classes
       const typed = classBy.value.toLowerCase();
       const fit = classes.filter((name) => name.toLowerCase().includes(typed)).slice(0, 40);
       byId("classes").replaceChildren(...fit.map((name) => new Option("", name)));
@@ -224,7 +224,7 @@
   addEventListener("hashchange", () => {
     if (!location.hash || location.hash.includes("=") || location.hash === "#") show();
   });
-  document.addEventListener("error", (event) => {  // a picture that was moved or removed since
+  document.addEventListener("error", (event) => {  // a picture that was moved or deleted
     if (event.target.matches?.(".picture > img")) event.target.replaceWith(missing(event.target.alt));
   }, true);
   function missing(alt) {

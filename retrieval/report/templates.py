@@ -1,10 +1,9 @@
-"""The one renderer: every page and fragment of a report is drawn here, and all names are escaped.
+"""Render all pages and fragments from templates, with escaping and a content security policy.
 
-A content security policy lets nothing run or load but the page's own style and script, by hash (a
-nonce that the same page always has could be known beforehand), its charts, and what the mode needs:
-a single file has pictures within, a folder loads pictures and chunk scripts from its own place.
-Chromium takes 'self' for that over http and from disk; file: says the same to browsers to which a
-page from disk is nobody.
+The policy allows the page's own style and scripts by hash (a nonce would be the same in every copy
+of the page), embedded charts and pictures and, for a report with a folder, pictures and chunk
+scripts from the same place. Chromium accepts 'self' for that over http and from disk; file: is for
+browsers that give pages from disk no origin.
 """
 
 from __future__ import annotations
@@ -20,48 +19,49 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from retrieval.evaluation.results import Measured
+from retrieval.evaluation.results import MeasureResult
 from retrieval.report.names import picture_file
 from retrieval.report.page import QueryRow
-from retrieval.storage.seal import SEAL, seal
+from retrieval.storage.checksum import CHECKSUM_PLACEHOLDER, fill_checksum
 
-_BESIDE = "'self' file:"
-_FOLDER = "<thumbnails>"  # no name can look like it: each < of one is escaped
-
-
-def draw(template: str, **values: Any) -> bytes:
-    """Draw a whole page, sealed."""
-    html = _environment().get_template(template).render(seal=SEAL, style=text_of("style.css"),
-                                                        **values)  # fmt: skip
-    # a name that is no Unicode (a lone surrogate) shows as \udcXX instead of stopping the page
-    return seal(html.encode("utf-8", "backslashreplace"))
+_SAME_PLACE = "'self' file:"
+_FOLDER = "<thumbnails>"  # cannot collide with a name, whose < is escaped
 
 
-def fragments(queries: list[QueryRow], *, inside: bool) -> list[str]:
-    """Draw queries, each as one element; their pictures lie inside the page, or in a folder.
+def render_page(template: str, **values: Any) -> bytes:
+    """Return a whole page as HTML with its checksum."""
+    html = _environment().get_template(template).render(
+        seal=CHECKSUM_PLACEHOLDER, style=read_text("style.css"), **values
+    )  # fmt: skip
+    # a lone surrogate of an undecodable file name is shown as \udcXX instead of raising
+    return fill_checksum(html.encode("utf-8", "backslashreplace"))
 
-    Where that folder is, seen from the page, is for `placed` to say: a fragment is drawn once.
+
+def render_queries(queries: list[QueryRow], *, inside: bool) -> list[str]:
+    """Return each query as one HTML element, with pictures inside the page or in a folder.
+
+    For a folder, `insert_thumbnail_link` inserts its link, which differs between pages.
     """
-    pictures = None if inside else Markup(_FOLDER)  # noqa: S704 - ours
+    pictures = None if inside else Markup(_FOLDER)  # noqa: S704 - a constant
     return [str(_macros().query(query, pictures)).strip() for query in queries]
 
 
-def placed(fragment: str, thumbnails: str) -> str:
-    """Say where the folder of thumbnails is, as a link."""
+def insert_thumbnail_link(fragment: str, thumbnails: str) -> str:
+    """Return a fragment with the link to the folder of thumbnails inserted."""
     return fragment.replace(_FOLDER, thumbnails)
 
 
 @cache
-def text_of(name: str) -> str:
-    """Give a file of the package, wherever it is installed, a zip included."""
+def read_text(name: str) -> str:
+    """Return the text of a file of this package, also when it is installed in a zip file."""
     return resources.files("retrieval.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def digest() -> str:
-    """Name what pages are drawn by: another version of the files draws them anew."""
+def template_digest() -> str:
+    """Return a digest of the templates, style and script; pages are rewritten when it changes."""
     names = ("contact_sheet.html", "further.html", "queries.html", "summary.html", "style.css",
              "script.js")  # fmt: skip
-    return hashlib.sha256("\0".join(map(text_of, names)).encode()).hexdigest()
+    return hashlib.sha256("\0".join(map(read_text, names)).encode()).hexdigest()
 
 
 @cache
@@ -71,10 +71,10 @@ def _environment() -> Environment:
         loader=PackageLoader("retrieval.report", "."),
     )  # fmt: skip
     environment.filters |= {
-        "number": number, "share": share, "bar": _bar, "base64": _base64, "file": picture_file,
-        "quoted": _quoted,
+        "number": format_number, "share": format_share, "bar": _bar, "base64": _base64,
+        "file": picture_file, "quoted": _quoted,
     }  # fmt: skip
-    environment.globals |= {"policy": policy, "isfinite": math.isfinite}
+    environment.globals |= {"policy": security_policy, "isfinite": math.isfinite}
     return environment
 
 
@@ -83,12 +83,12 @@ def _macros() -> Any:
     return _environment().get_template("queries.html").module
 
 
-def policy(style: str, scripts: tuple[str, ...] = (), *, beside: bool) -> str:
-    """Write the content security policy of a page; `beside` allows files from its own place."""
-    own = [*map(_hash, scripts), *([_BESIDE] if beside and scripts else [])]
-    allowed = " ".join(own) or "'none'"
+def security_policy(style: str, scripts: tuple[str, ...] = (), *, with_folder: bool) -> str:
+    """Return the content security policy of a page; `with_folder` allows files beside it."""
+    sources = [*map(_hash, scripts), *([_SAME_PLACE] if with_folder and scripts else [])]
+    allowed = " ".join(sources) or "'none'"
     return (
-        f"default-src 'none'; img-src data:{' ' + _BESIDE if beside else ''}; "
+        f"default-src 'none'; img-src data:{' ' + _SAME_PLACE if with_folder else ''}; "
         f"style-src {_hash(style)}; script-src {allowed}; "
         "base-uri 'none'; form-action 'none'"
     )
@@ -103,14 +103,14 @@ def _base64(data: bytes) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Write a name as part of a link, as the page shows it."""
+    """Return a name percent-encoded, with surrogates escaped as on the page."""
     return quote(name.encode("utf-8", "backslashreplace"), safe="")
 
 
-def number(value: float, places: int = 4) -> str:
-    """Write a score or measure: fixed places up to 1000, so that columns align, then powers.
+def format_number(value: float, places: int = 4) -> str:
+    """Format a score or measure with fixed decimals below 1000, else with four significant digits.
 
-    Four places for scores, since near duplicates differ in the third and fourth.
+    Scores have four decimals, since near duplicates differ in the third and fourth.
     """
     if not math.isfinite(value):
         return "–"
@@ -118,13 +118,13 @@ def number(value: float, places: int = 4) -> str:
     return "−" + text[1:] if text.startswith("-") and float(text) else text.removeprefix("-")
 
 
-def share(value: float) -> str:
-    """Write a share as a percentage."""
-    return f"{number(100 * value, 1)} %" if math.isfinite(value) else "–"
+def format_share(value: float) -> str:
+    """Format a share as a percentage."""
+    return f"{format_number(100 * value, 1)} %" if math.isfinite(value) else "–"
 
 
-def _bar(measure: Measured) -> dict[str, float] | None:
-    """Place a share and its interval on a bar from 0 to 100; None for what is no share."""
+def _bar(measure: MeasureResult) -> dict[str, float] | None:
+    """Return the position of a share and its interval on a bar of 0 to 100; None if not a share."""
     low, high = measure.low, measure.high
     if not 0 <= low <= measure.value <= high <= 1:
         return None

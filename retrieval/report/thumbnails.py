@@ -1,8 +1,7 @@
-"""Small pictures for the report: read once, decoded as for the network, shrunk, written as JPEG.
+"""Make JPEG thumbnails for reports, decoded as for the network but not cropped.
 
-At 160 pixels and quality 80 a photo takes 4 to 6 kB, so that a page of two thousand matches opens
-at once and can still be sent. The decoder is the one that fed the network (orientation, alpha,
-bounds): what the page shows is what was embedded, but whole, without the crop.
+At 160 pixels and quality 80 a photo takes 4 to 6 kB, so a page of two thousand matches is about
+10 MB. The decoder is the one used for embedding (orientation, alpha, size limits).
 """
 
 from __future__ import annotations
@@ -15,26 +14,25 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from torch import Tensor
 
-from retrieval.errors import LookalikeError
-from retrieval.images.containers import reading_order
+from retrieval.core.errors import LookalikeError
 from retrieval.images.decode import decode_full
-from retrieval.images.opening import Opener
+from retrieval.sources.container_paths import reading_order
+from retrieval.sources.item_reader import ItemReader
 
 QUALITY = 80
-"""Below it the edges of small pictures ring visibly; above it the bytes grow and the eye gains
-nothing."""
+"""JPEG quality: below it edges ring visibly, above it files grow without a visible gain."""
 
 
-def thumbnail(data: bytes, *, side: int = 160, max_pixels: int) -> bytes:
-    """Give a JPEG of the whole image, oriented, its longer side `side` pixels.
+def make_thumbnail(data: bytes, *, side: int = 160, max_pixels: int) -> bytes:
+    """Return a JPEG of the whole image, oriented, with its longer side `side` pixels.
 
-    A smaller image is enlarged, so that all stand equally large. Raises what the decoders raise.
+    Smaller images are enlarged, so that all have equal size. Raises what the decoders raise.
     """
-    return thumbnail_of(decode_full(data, max_pixels=max_pixels), side=side)
+    return pixels_to_thumbnail(decode_full(data, max_pixels=max_pixels), side=side)
 
 
-def thumbnail_of(pixels: Tensor, *, side: int = 160) -> bytes:
-    """Give such a JPEG of (3, h, w) uint8 pixels."""
+def pixels_to_thumbnail(pixels: Tensor, *, side: int = 160) -> bytes:
+    """Return a JPEG of (3, h, w) uint8 pixels with its longer side `side` pixels."""
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     longer = max(height, width)
     size = (max(1, round(side * width / longer)), max(1, round(side * height / longer)))
@@ -46,27 +44,27 @@ def thumbnail_of(pixels: Tensor, *, side: int = 160) -> bytes:
     return sink.getvalue()
 
 
-def thumbnails(paths: Iterable[str], *, max_pixels: int, threads: int = 2) -> dict[str, bytes]:
-    """Give the thumbnail of each image that can be read, by path, in the order of the paths' bytes.
+def read_thumbnails(paths: Iterable[str], *, max_pixels: int, threads: int = 2) -> dict[str, bytes]:
+    """Return the thumbnails of readable images by path, in the order of the paths' bytes.
 
-    What cannot be read is left out: the page says so in its place. A disk or bucket that fails for
-    now still raises `StorageFailure`, since the same page would show more in an hour.
+    Unreadable images are left out. Raises StorageFailure on a temporary failure of disk or bucket,
+    since a later run would read more images.
     """
 
     def make(path: str) -> bytes | None:
         try:
-            return thumbnail(opener.read(path), max_pixels=max_pixels)
+            return make_thumbnail(opener.read(path), max_pixels=max_pixels)
         except LookalikeError:
             raise
         except (MemoryError, Exception):  # noqa: BLE001 - decoders raise anything on broken bytes
             return None
 
     names = sorted(set(paths), key=reading_order)
-    # the decoder's own catch_warnings is not made for threads: two that overlap would leave their
-    # filters behind in the process, so those of before are put back here, once all are through
+    # the decoder's own catch_warnings is not thread-safe: overlapping uses would leave
+    # their filters in the process, so the previous filters are restored here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Opener() as opener, ThreadPoolExecutor(threads, "thumbnail") as pool:
-            made = list(pool.map(make, names))
-    found = dict(zip(names, made, strict=True))
-    return {name: data for name, data in sorted(found.items()) if data is not None}
+        with ItemReader() as opener, ThreadPoolExecutor(threads, "thumbnail") as pool:
+            jpegs = list(pool.map(make, names))
+    by_path = dict(zip(names, jpegs, strict=True))
+    return {name: data for name, data in sorted(by_path.items()) if data is not None}

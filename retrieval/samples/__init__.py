@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 from retrieval.samples.pen import Pen, Rng
 from retrieval.samples.scenery import FRAMES, backdrop, expose, lay, scatter, set_apart
 from retrieval.samples.species import DRAWERS

@@ -1,1 +1,4 @@
-"""How bytes reach a disk or a bucket, and how a folder of them becomes a finished output."""
+"""Reading and writing files, locally and on object stores, and publishing folders atomically.
+
+It imports `core` only; every package but `core` may import it.
+"""

@@ -1,10 +1,9 @@
-"""Name a finished file only if that name is free, on file systems with and without hard links.
+"""Rename a finished file only if the target does not exist, with or without hard links.
 
-`os.link` decides that on most file systems. exFAT, FAT, many FUSE mounts and some network shares
-have no hard links; there Linux's `renameat2` with RENAME_NOREPLACE decides it, and where the file
-system does not know that flag either, a lock on the folder, under which one process at a time looks
-and renames. Each way the name appears with the whole file behind it or not at all, and a process
-that is killed leaves no lock, since the kernel releases it.
+Most file systems support this through `os.link`. exFAT, FAT, many FUSE mounts and some network
+shares have no hard links; there Linux's `renameat2` with RENAME_NOREPLACE is used, and where that
+flag is not supported either, a lock on the folder. In each case the rename is atomic, and a killed
+process leaves no lock behind, since the kernel releases it.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ _UNSUPPORTED = (
     errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK,
     errno.ENOLCK, errno.EBADF,
 )  # fmt: skip
-"""What file systems answer to a link, a flag or a lock that they do not have."""
+"""Error numbers of file systems that do not support a link, a flag or a lock."""
 
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux' fcntl.h and fs.h
 
 
-def name_if_free(source: str, target: str) -> None:
-    """Rename a file within its folder; raise FileExistsError where the new name is taken."""
-    for way in (os.link, _rename_without_replacing, _rename_under_lock):
+def rename_if_absent(source: str, target: str) -> None:
+    """Rename `source` to `target` in the same folder; FileExistsError where the target exists."""
+    for rename in (os.link, _rename_without_replacing, _rename_under_lock):
         try:
-            way(source, target)
+            rename(source, target)
             return
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
@@ -35,8 +34,8 @@ def name_if_free(source: str, target: str) -> None:
             last = error
     raise OSError(
         last.errno,
-        f"{last.strerror}: the file system has no hard links, and neither a rename that replaces "
-        "nothing nor locks",
+        f"{last.strerror}: the file system supports neither hard links, nor a rename without "
+        "replacing, nor locks",
         target,
     )
 

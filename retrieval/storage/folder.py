@@ -1,11 +1,12 @@
-"""What may be done in a folder, wherever it lies, and the seam that every operation passes.
+"""Interface of a folder, local or remote, and the hook that every storage operation calls.
 
-`seam` is the ONE place where tests inject faults: it is called before and after every operation,
-and where an operation is tried again, for each attempt.
+Tests replace `fault_hook` to inject faults: it is called before and after every operation, and once
+per attempt where an operation is retried.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +14,19 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 
-def _nothing(when: Literal["before", "after"], operation: str, path: str) -> None:
-    """Let every operation pass."""
+def _do_nothing(when: Literal["before", "after"], operation: str, path: str) -> None:
+    """Inject no fault (default hook)."""
 
 
-seam: Callable[[Literal["before", "after"], str, str], None] = _nothing
+fault_hook: Callable[[Literal["before", "after"], str, str], None] = _do_nothing
 
 
 @contextmanager
 def operation(name: str, path: str) -> Iterator[None]:
-    """Surround one operation on storage by the seam."""
-    seam("before", name, path)
+    """Call the fault hook before and after one storage operation."""
+    fault_hook("before", name, path)
     yield
-    seam("after", name, path)
+    fault_hook("after", name, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,54 +38,63 @@ class Entry:
 
 
 class Folder(ABC):
-    """A folder and what may be done in it; paths are relative to it, '/'-separated."""
+    """A local or remote folder; paths are relative to it and '/'-separated."""
 
     @abstractmethod
     def uri(self, path: str = "") -> str:
-        """Give the absolute path or URI of a file in it."""
+        """Return the absolute path or URI of a file in it; of the folder itself by default."""
 
     @abstractmethod
     def child(self, path: str) -> Folder:
-        """Give the folder at `path` below this one, there or not."""
+        """Return the folder at `path` below this one, whether or not it exists."""
 
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
-        """Open a file for reading, seekable; FileNotFoundError where there is none."""
+        """Open a file as a seekable binary stream; FileNotFoundError where there is none."""
 
     @abstractmethod
     def entries(self, below: str = "") -> Iterator[Entry]:
-        """Yield every file in it, at any depth, temporary ones included; none if it is absent.
+        """Iterate over all files below a path, at any depth, temporary ones included.
 
-        What a desktop or file system left there counts as absent (`ignored_files.py`).
+        Files left by desktops and file systems are skipped (`ignored_files.py`). A folder that
+        does not exist has no entries.
         """
 
     @abstractmethod
     def put(self, path: str, data: bytes) -> None:
-        """Write a file as a whole, replacing what is there."""
+        """Write a file atomically, replacing an existing one."""
 
     @abstractmethod
     def put_new(self, path: str, data: bytes) -> bool:
-        """Write a file as a whole if nothing is there; False where something is."""
+        """Write a file atomically if it does not exist; return whether it was written.
+
+        On object stores an existing file of the same content also counts as written.
+        """
 
     @abstractmethod
     def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
-        """Let `write` fill a local file of a given name, then put it as `put_new` does."""
+        """Call `write` with the name of a local file to fill, then put that as `put_new` does."""
 
     @abstractmethod
     def delete(self, path: str) -> None:
-        """Remove a file; nothing happens where there is none."""
+        """Remove a file if it exists."""
 
     def sweep(self) -> None:
-        """Remove what dead processes of this host, or anyone a day ago, left half-written."""
+        """Remove temporary files of dead processes of this host, and those older than a day."""
         return
 
     def read(self, path: str) -> bytes:
-        """Give a file's bytes."""
+        """Return the bytes of a file."""
         with self.open(path) as file:
             return file.read()
 
+    def sha256(self, path: str) -> str:
+        """Return the hex SHA-256 of a file, which may be larger than memory."""
+        with self.open(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
     def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
+        """Return whether there is a file at `path`."""
         try:
             self.open(path).close()
         except (FileNotFoundError, NotADirectoryError):

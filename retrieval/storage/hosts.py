@@ -1,9 +1,9 @@
-"""Reads from hosts that a URL names: one that does not answer is no reason to stop the job.
+"""Reading from web hosts named by URLs, where a failing host must not stop the job.
 
-A bucket or a disk that fails is the store of all images, and stops the job. A list of URLs spans
-hosts that nobody vouches for: what one of them refuses, or does not answer, is an error of that
-image, tried a few times and then recorded. A host in trouble is asked once per image and no more,
-and one that stays silent is left alone for a while, so that its images cost no minutes each.
+A failing bucket or disk holds all images and stops the job. In a list of URLs, a refusal or a
+timeout is an error of that image, which is retried a few times and then recorded. A host that has
+failed gets one attempt per image, and one that stays silent is skipped for a while, so that its
+images do not take minutes each.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from retrieval.errors import AccessRefused, StorageFailure
-from retrieval.storage.patience import ATTEMPTS, status_of
+from retrieval.core.errors import AccessRefused, StorageFailure
+from retrieval.storage.retry import ATTEMPTS, http_status
 
 _SCHEMES = ("http", "https", "ftp", "ftps", "sftp", "ssh", "smb")
-_SILENT = 2
-"""Single attempts without an answer after which a host is left alone."""
+_MAX_TIMEOUTS = 2
+"""Consecutive single attempts without an answer after which a host is skipped."""
 
-_REST = 60.0
-"""Seconds for which it is."""
+_SKIP_SECONDS = 60.0
+"""Time for which an unresponsive host is skipped."""
 
-_TIMES = {"total": 300.0, "sock_connect": 10.0, "sock_read": 30.0}
-"""Seconds that a web host may take; aiohttp would wait 30 for a connection and 300 for a byte."""
+_TIMEOUTS = {"total": 300.0, "sock_connect": 10.0, "sock_read": 30.0}
+"""Timeouts of web hosts in seconds; aiohttp's defaults are 30 to connect and 300 for a byte."""
 
 
 class HostError(OSError):
-    """A host refuses an image or does not answer; of an answer `status` is the HTTP status."""
+    """A host refused an image or did not answer; `status` is the HTTP status if there is one."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -40,58 +40,62 @@ class HostError(OSError):
 
 
 @dataclass
-class _Trouble:
+class _HostFailure:
     reason: str
-    silent: int = 0  # times in a row that it did not answer, since its attempts were used up
-    since: float = 0.0
+    timeouts: int = 0  # consecutive reads without an answer since the first failed read
+    since: float = 0.0  # time.monotonic() of the last failure
 
 
 @dataclass
-class Hosts:
-    """What is known of the hosts that images are read from; threads may share it."""
+class HostHealth:
+    """Failures of the hosts that images are read from, per host; thread-safe."""
 
-    _troubled: dict[str, _Trouble] = field(default_factory=dict)
+    _failures: dict[str, _HostFailure] = field(default_factory=dict)
     _lock: Any = field(default_factory=Lock, repr=False, compare=False)
 
-    def __reduce__(self) -> tuple[type[Hosts], tuple[()]]:
-        """Travel to another process without what is known here, which a lock cannot anyway."""
-        return Hosts, ()
+    def __reduce__(self) -> tuple[type[HostHealth], tuple[()]]:
+        """Pickle as an empty object, since the lock cannot be pickled."""
+        return HostHealth, ()
 
     def read(self, url: str, action: Callable[[int], bytes]) -> bytes:
-        """Let `action` read with so many attempts at most; HostError where its host is at fault."""
+        """Return what `action` reads, given the number of attempts; HostError if the host fails."""
         host = host_of(url)
         if host is None:
             return action(ATTEMPTS)
-        trouble = self._troubled.get(host)
-        if trouble and trouble.silent >= _SILENT and time.monotonic() - trouble.since < _REST:
-            raise HostError(trouble.reason)
+        failure = self._failures.get(host)
+        if (
+            failure
+            and failure.timeouts >= _MAX_TIMEOUTS
+            and time.monotonic() - failure.since < _SKIP_SECONDS
+        ):
+            raise HostError(failure.reason)
         try:
-            data = action(1 if trouble else ATTEMPTS)
+            data = action(1 if failure else ATTEMPTS)
         except (AccessRefused, StorageFailure) as error:
             cause = error.__cause__ or error
-            status = status_of(cause)
-            reason = _reason(host, cause, status)
+            status = http_status(cause)
+            reason = _format_reason(host, cause, status)
             if isinstance(error, StorageFailure):
-                self._note(host, reason, silent=status is None)
+                self._record_failure(host, reason, timed_out=status is None)
             raise HostError(reason, status) from cause
         except Exception as error:
             self._forget(host)
-            status = status_of(error)
+            status = http_status(error)
             if status is None and type(error).__name__ != "TooManyRedirects":
                 raise
-            raise HostError(_reason(host, error, status), status) from error
+            raise HostError(_format_reason(host, error, status), status) from error
         self._forget(host)
         return data
 
-    def _note(self, host: str, reason: str, *, silent: bool) -> None:
+    def _record_failure(self, host: str, reason: str, *, timed_out: bool) -> None:
         with self._lock:
-            before = self._troubled.get(host)
-            times = before.silent + 1 if before and silent else 0
-            self._troubled[host] = _Trouble(reason, times, time.monotonic())
+            before = self._failures.get(host)
+            timeouts = before.timeouts + 1 if before and timed_out else 0
+            self._failures[host] = _HostFailure(reason, timeouts, time.monotonic())
 
     def _forget(self, host: str) -> None:
         with self._lock:
-            self._troubled.pop(host, None)
+            self._failures.pop(host, None)
 
 
 def host_of(url: str) -> str | None:
@@ -103,10 +107,10 @@ def host_of(url: str) -> str | None:
     return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
 
 
-def within_time(url: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return options with which a web host is not waited for longer than an image is worth.
+def with_timeouts(url: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return fsspec options with timeouts for web hosts that suit single images.
 
-    What a person has set, here or in fsspec's configuration, stays.
+    Timeouts set by the user, here or in fsspec's configuration, are kept.
     """
     scheme = url.partition("://")[0].lower()
     settings = [options, *(fsspec.config.conf.get(name, {}) for name in ("http", "https"))]
@@ -114,11 +118,11 @@ def within_time(url: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         return options
     from aiohttp import ClientTimeout
 
-    return {**options, "client_kwargs": {"timeout": ClientTimeout(**_TIMES)}}
+    return {**options, "client_kwargs": {"timeout": ClientTimeout(**_TIMEOUTS)}}
 
 
-def _reason(host: str, error: BaseException, status: int | None) -> str:
-    """Return the reason of a failure, in the same words for every image of a host."""
+def _format_reason(host: str, error: BaseException, status: int | None) -> str:
+    """Describe a failure, with the same text for every image of a host."""
     if status is not None:
         meaning = getattr(error, "message", "")
         return f"{host} answered {status} ({meaning})" if meaning else f"{host} answered {status}"

@@ -1,8 +1,7 @@
-"""Names of files and folders that nobody put there on purpose, and which names are hidden.
+"""Recognise files left by desktops, file systems and NAS devices, and hidden files.
 
-Desktops, file systems and NAS boxes leave files of their own in every folder that is opened or
-copied. An output of ours counts them as absent: they are neither checked nor removed. Inputs are
-read without them and without anything else that is hidden, unless a list names it.
+In an output such files are ignored: they are neither checked nor removed. In an input they are
+skipped, and so is everything else that is hidden, unless a list names it.
 """
 
 from __future__ import annotations

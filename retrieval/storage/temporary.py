@@ -1,7 +1,7 @@
-"""Files that are not whole yet: where they lie, their names, and how one is told as abandoned.
+"""Names of temporary files, detection of abandoned ones, and the folder of --temp-dir.
 
-A name carries host, process and the process' start, so that a later run of the same host knows
-whether whoever wrote it is still at it.
+A name contains the host, the process id and the start time of the process, so that a later run on
+the same host knows whether its writer is still alive.
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ import time
 
 import psutil
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 
-TEMPORARY = ".tmp-"
+TEMPORARY_PREFIX = ".tmp-"
 _STALE_SECONDS = 24 * 3600
 _serial = iter(range(1 << 62))
 
 
 def temporary_name() -> str:
-    """Give a name that no other process and no other call gives."""
+    """Return a name that is unique across processes and calls."""
     process = psutil.Process()
     host = socket.gethostname()
-    return f"{TEMPORARY}{host}-{process.pid}-{int(process.create_time())}-{next(_serial)}"
+    return f"{TEMPORARY_PREFIX}{host}-{process.pid}-{int(process.create_time())}-{next(_serial)}"
 
 
-def make_scratch(folder: str | None) -> None:
-    """Make the folder of `--scratch` on this node, if one is named, or refuse it."""
+def make_temp_dir(folder: str | None) -> None:
+    """Create the folder of `--temp-dir` on this node, if given; UsageError where that fails."""
     if folder is None:
         return
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--scratch {folder} cannot be made on {socket.gethostname()} ({error.strerror}); name "
-            "a local folder that can, or leave it away"
+            f"--temp-dir {folder} cannot be made on {socket.gethostname()} ({error.strerror}); "
+            "name another local folder, or omit the option"
         ) from error
 
 
 def is_abandoned(path: str) -> bool:
-    """Tell whether the process that made a temporary file is dead, or the file a day old."""
+    """Return whether the writer of a temporary file is dead, or the file older than a day."""
     try:
         if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
             return True
     except FileNotFoundError:
         return False
-    parts = os.path.basename(path)[len(TEMPORARY) :].rsplit("-", 3)
+    parts = os.path.basename(path)[len(TEMPORARY_PREFIX) :].rsplit("-", 3)
     if len(parts) != 4 or parts[0] != socket.gethostname():
         return False
     try:

@@ -1,7 +1,7 @@
-"""Is an output sound, and how far is it? Every byte is read and checked.
+"""Verification of outputs: every byte is read and checked, and the progress is reported.
 
-A finished output is held against its inventory. An unfinished one has none; there each file carries
-its own checksum (`seal.py`) or is named with its checksum by one that does.
+The files of a finished output are compared with its inventory. An unfinished output has none; each
+of its files carries its own checksum (`checksum.py`), or is named with one by a file that does.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from retrieval.errors import Damaged, InputError, LookalikeError
-from retrieval.kinds import KINDS
-from retrieval.storage import commit, finished
-from retrieval.storage.files import Folder
-from retrieval.storage.seal import is_sealed, read_json
-from retrieval.storage.temporary import TEMPORARY
-from retrieval.tables import COMPACTED, WORK
+from retrieval.core.errors import Damaged, InputError, LookalikeError
+from retrieval.core.output_layout import OUTPUT_LAYOUTS
+from retrieval.core.schemas import COMPACTION_MARKER, WORK_FOLDER
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import has_valid_checksum, parse_checksummed_json
+from retrieval.storage.local import Folder
+from retrieval.storage.temporary import TEMPORARY_PREFIX
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found in one output: its state, how far it is, and what is wrong."""
+    """Result of verifying one output: its state, its progress, and its problems."""
 
     path: str
     kind: str
@@ -35,64 +35,67 @@ class Verdict:
 
 
 def verify(folder: Folder) -> list[Verdict]:
-    """Judge an output and every output inside it, outermost first."""
+    """Verify an output and every output nested in it, outermost first.
+
+    Raises InputError where the folder does not exist; problems in it are part of the verdicts.
+    """
     paths = [entry.path for entry in folder.entries()]
-    if not paths and not _there(folder):
+    if not paths and not os.path.isdir(folder.uri()):
         raise InputError(f"{folder.uri()} does not exist; name an output of lookalike")
-    nested = "/" + finished.JOB
+    nested = "/" + finished_output.JOB
     inner = sorted(path.removesuffix(nested) for path in paths if path.endswith(nested))
-    return [_judge(folder), *(_judge(folder.child(path)) for path in inner)]
+    return [_verify_one(folder), *(_verify_one(folder.child(path)) for path in inner)]
 
 
-def _there(folder: Folder) -> bool:
-    return os.path.isdir(folder.uri())
-
-
-def _judge(folder: Folder) -> Verdict:
-    """Judge one output: whatever its files resemble, the answer is a verdict."""
-    entries = finished.own_entries(folder)
+def _verify_one(folder: Folder) -> Verdict:
+    """Verify one output; whatever its files contain, return a verdict."""
+    entries = finished_output.list_output_files(folder)
     kind, done = "unknown", ""
     state: Literal["finished", "unfinished"] = "unfinished"
     problems: list[str] = []
     try:
         if not len(entries) and not any(
-            folder.exists(p) for p in (finished.MANIFEST, finished.INVENTORY)
+            folder.exists(p) for p in (finished_output.MANIFEST, finished_output.INVENTORY)
         ):
             return Verdict(folder.uri(), kind, state, 0, "nothing yet")
-        kind = _kind(folder)
+        kind = _read_kind(folder)
         problems += [
-            f"{folder.uri(path)} does not belong there" for path in commit.foreign(folder, [kind])
+            f"{folder.uri(path)} does not belong there"
+            for path in transaction.find_foreign_files(folder, [kind])
         ]
-        if finished.is_finished(folder):
+        if finished_output.is_finished(folder):
             state = "finished"
-            manifest = finished.read_manifest(folder)
+            manifest = finished_output.read_manifest(folder)
             for expected in manifest.files.values():
-                problems += _problem(lambda e=expected: finished.read_checked(folder, e))
-            if finished.beyond(manifest, entries):
+                problems += _catch_damage(
+                    lambda e=expected: finished_output.read_verified(folder, e)
+                )
+            if finished_output.files_after_manifest(manifest, entries):
                 state = "unfinished"
-                problems += _unsealed(folder)
+                problems += _verify_unfinished(folder)
         else:
-            problems += _unsealed(folder)
-        done = _progress(folder, kind)
+            problems += _verify_unfinished(folder)
+        done = _format_progress(folder, kind)
     except LookalikeError as error:
         problems.append(str(error))
-    except Exception as error:  # noqa: BLE001 - rubbish raises anything at all
+    except Exception as error:  # noqa: BLE001 - damaged files may raise any exception
         problems.append(f"{folder.uri()} holds what cannot be read ({error})")
     return Verdict(
         folder.uri(), kind, "damaged" if problems else state, len(entries), done, tuple(problems)
     )
 
 
-def _kind(folder: Folder) -> str:
-    if not folder.exists(finished.JOB):
-        raise Damaged(f"{folder.uri(finished.JOB)} is missing")
-    kind = finished.read_job(folder, folder.read(finished.JOB))["kind"]
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise Damaged(f"{folder.uri(finished.JOB)} names no kind of output")
+def _read_kind(folder: Folder) -> str:
+    if not folder.exists(finished_output.JOB):
+        raise Damaged(f"{folder.uri(finished_output.JOB)} is missing")
+    kind = finished_output.read_job(folder, folder.read(finished_output.JOB))["kind"]
+    if not isinstance(kind, str) or kind not in OUTPUT_LAYOUTS:
+        raise Damaged(f"{folder.uri(finished_output.JOB)} names no kind of output")
     return kind
 
 
-def _problem(check: Any) -> list[str]:
+def _catch_damage(check: Any) -> list[str]:
+    """Return the message of the Damaged that a check raises, in a list; empty without one."""
     try:
         check()
     except Damaged as error:
@@ -100,32 +103,36 @@ def _problem(check: Any) -> list[str]:
     return []
 
 
-def _unsealed(folder: Folder) -> list[str]:
-    """Check the files of an unfinished output: those without a seal are vouched for by another."""
+def _verify_unfinished(folder: Folder) -> list[str]:
+    """Verify the files of an unfinished output by their own checksum, or that named by another."""
     problems = []
     named: dict[str, str] = {}
-    found: dict[str, str] = {}
-    compacting = folder.exists(COMPACTED)
+    actual: dict[str, str] = {}
+    compacting = folder.exists(COMPACTION_MARKER)
     entries = [
-        e for e in finished.own_entries(folder) if not e.path.endswith("/" + finished.MANIFEST)
+        e
+        for e in finished_output.list_output_files(folder)
+        if not e.path.endswith("/" + finished_output.MANIFEST)
     ]
-    entries += [e for e in folder.entries(WORK.rstrip("/")) if TEMPORARY not in e.path]
+    entries += [
+        e for e in folder.entries(WORK_FOLDER.rstrip("/")) if TEMPORARY_PREFIX not in e.path
+    ]
     for entry in entries:
         data = folder.read(entry.path)
-        if commit.seals_itself(entry.path) and not is_sealed(io.BytesIO(data)):
+        if transaction.has_own_checksum(entry.path) and not has_valid_checksum(io.BytesIO(data)):
             problems.append(f"{folder.uri(entry.path)} was altered")
             continue
-        found[entry.path] = hashlib.sha256(data).hexdigest()
+        actual[entry.path] = hashlib.sha256(data).hexdigest()
         if not (compacting and entry.path.startswith("segments/")):
-            named |= commit.checksums_in(entry.path, data)
-    differing = sorted(path for path in named.keys() & found.keys() if found[path] != named[path])
+            named |= transaction.listed_checksums(entry.path, data)
+    differing = sorted(path for path in named.keys() & actual.keys() if actual[path] != named[path])
     return problems + [f"{folder.uri(path)} was altered" for path in differing]
 
 
-def _progress(folder: Folder, kind: str) -> str:
-    paths = [entry.path for entry in folder.entries() if TEMPORARY not in entry.path]
+def _format_progress(folder: Folder, kind: str) -> str:
+    paths = [entry.path for entry in folder.entries() if TEMPORARY_PREFIX not in entry.path]
     if kind == "store":
-        return _progress_of_store(folder, paths)
+        return _format_store_progress(folder, paths)
     if kind == "index":
         done = sum(1 for path in paths if path.startswith("shards/") and path.endswith(".json"))
         return f"{done} shards"
@@ -136,11 +143,13 @@ def _progress(folder: Folder, kind: str) -> str:
     return f"{len(paths)} files"
 
 
-def _progress_of_store(folder: Folder, paths: list[str]) -> str:
+def _format_store_progress(folder: Folder, paths: list[str]) -> str:
     done = sum(1 for path in paths if re.fullmatch(r"segments/\d{5}/parts/\d{8}\.parquet", path))
-    cuts = [path for path in paths if re.fullmatch(r"segments/\d{5}/segment\.json", path)]
-    if not cuts:
+    segments = [path for path in paths if re.fullmatch(r"segments/\d{5}/segment\.json", path)]
+    if not segments:
         return "listing not finished"
-    chunks = sum(int((read_json(folder.read(path)) or {}).get("chunks", 0)) for path in cuts)
-    grown = f" in {len(cuts)} segments" if len(cuts) > 1 else ""
-    return f"{done} of {chunks} chunks{grown}"
+    chunks = sum(
+        int((parse_checksummed_json(folder.read(path)) or {}).get("chunks", 0)) for path in segments
+    )
+    suffix = f" in {len(segments)} segments" if len(segments) > 1 else ""
+    return f"{done} of {chunks} chunks{suffix}"

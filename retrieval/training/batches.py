@@ -1,4 +1,4 @@
-"""Which photos make a batch: all once an epoch in any order, or several of each class together."""
+"""Sampling of training batches: shuffled, or balanced with several photos per class."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PER_CLASS = 4
 """Photos of a class in a balanced batch: enough for pairs, few enough for many classes."""
 
 
-def batches(
+def draw_batches(
     classes: Tensor, size: int, generator: torch.Generator, *, balanced: bool
 ) -> list[Tensor]:
-    """Give the places, int64, of each batch of an epoch; every photo is in one.
+    """Return the places, int64, of each batch of an epoch; every photo is in one.
 
     Plain batches differ by one photo at most: a last one of a single photo has no variance to
     normalise by. Balanced ones are made of groups of `PER_CLASS` photos of one class (a class may
@@ -25,11 +25,11 @@ def batches(
         return list(order.tensor_split(-(-len(classes) // size)))
     groups: list[Tensor] = []
     for number in range(int(classes.max()) + 1):
-        own = torch.nonzero(classes == number).ravel()
-        if len(own) == 0:
+        members = torch.nonzero(classes == number).ravel()
+        if len(members) == 0:
             continue
-        own = own[torch.randperm(len(own), generator=generator)]
-        groups += list(own.tensor_split(-(-len(own) // PER_CLASS)))
+        members = members[torch.randperm(len(members), generator=generator)]
+        groups += list(members.tensor_split(-(-len(members) // PER_CLASS)))
     drawn: list[int] = torch.randperm(len(groups), generator=generator).tolist()
     each = max(2, size // PER_CLASS)
     count = max(1, round(len(groups) / each))

@@ -1,10 +1,10 @@
-"""What a trained bundle says of an image in words: a linear classifier of its vectors.
+"""The linear classifier of a trained bundle, which predicts classes from unit vectors.
 
     classifier.safetensors   weight (classes, d) and bias (classes,), float32, of unit vectors
     classifier.json          the classes in their order, and the checksum of the other
 
-It is learnt anew on the finished embeddings, whatever the objective was, so that it reads what a
-store holds.
+It is fitted on the finished embeddings, whatever the objective was, so that it fits the vectors of
+a store.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from safetensors.numpy import save as save_safetensors
 from torch import Tensor
 from torch.nn import functional
 
-from retrieval.errors import Damaged, InputError
-from retrieval.storage.files import Folder
-from retrieval.storage.seal import read_json, sealed_json
-from retrieval.tables import CONFUSION
-from retrieval.training.loop import learn_classifier
+from retrieval.core.errors import Damaged, InputError
+from retrieval.core.schemas import CONFUSION
+from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
+from retrieval.storage.local import Folder
+from retrieval.training.loop import fit_linear_classifier
 from retrieval.training.objectives import CrossEntropy
 
 NOTE, WEIGHTS = "classifier.json", "classifier.safetensors"
@@ -43,7 +43,7 @@ class Classifier:
     bias: NDArray[np.float32]
 
     def shares(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Give (n, c) confidences of (n, d) vectors of unit length: each row adds up to 1."""
+        """Return (n, c) confidences of (n, d) vectors of unit length: each row adds up to 1."""
         logits = vectors.astype(np.float64) @ self.weight.astype(np.float64).T + self.bias
         logits -= logits.max(axis=1, keepdims=True)
         powers = np.exp(logits)
@@ -51,10 +51,10 @@ class Classifier:
         return found
 
     def files(self) -> dict[str, bytes]:
-        """Give its files: the sealed note last."""
+        """Return its files: the sealed note last."""
         data = save_safetensors({"weight": self.weight, "bias": self.bias})
         digest = hashlib.sha256(data).hexdigest()
-        note = sealed_json({"classes": list(self.names), "files": {WEIGHTS: digest}})
+        note = checksummed_json({"classes": list(self.names), "files": {WEIGHTS: digest}})
         return {WEIGHTS: data, NOTE: note}
 
 
@@ -65,7 +65,7 @@ def fit_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         learner = CrossEntropy(embeddings.shape[1], len(names))
-    learn_classifier(learner, _SCALE * functional.normalize(embeddings), classes, seed)
+    fit_linear_classifier(learner, _SCALE * functional.normalize(embeddings), classes, seed)
     told = learner.classifier
     weight, bias = (one.detach().numpy().copy() for one in (told.weight, told.bias))
     return Classifier(names, np.float32(_SCALE) * weight, bias)
@@ -79,14 +79,14 @@ def read_classifier(bundle: Folder) -> Classifier:
         raise InputError(
             f"{bundle.uri()} holds no classifier ({NOTE}); name what `lookalike train` wrote"
         ) from None
-    values = read_json(note)
+    values = parse_checksummed_json(note)
     if values is None or hashlib.sha256(data).hexdigest() != values["files"][WEIGHTS]:
         raise Damaged(f"{bundle.uri(WEIGHTS)} or {NOTE} was altered; train again")
     arrays = load_safetensors(data)
     return Classifier(tuple(values["classes"]), arrays["weight"], arrays["bias"])
 
 
-def confusion_of(
+def count_confusions(
     told: NDArray[np.int64], classes: NDArray[np.int64], names: tuple[str, ...]
 ) -> pa.Table:
     """Count which classes were taken for which others: table CONFUSION."""

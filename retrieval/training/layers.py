@@ -1,4 +1,4 @@
-"""The layers of a network as a person reading it counts them, and which of them learn.
+"""Enumeration of the layers of a network, and freezing of all but the last.
 
 A layer is what has a weight matrix: a convolution, a linear map, an attention. Norms and scales
 after it belong to it. They are counted in the order in which an image passes them; of timm's
@@ -12,18 +12,22 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 
 _LAST = re.compile(r"last:([1-9]\d{0,4})")
 
 
-def layers_of(body: nn.Module) -> list[list[nn.Parameter]]:
-    """Give the parameters of each layer of an extractor, whose `body` is a graph or a model."""
+def list_layers(body: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the parameters of each layer of an extractor, whose `body` is a graph or a model."""
     inner = body.body
     assert isinstance(inner, nn.Module)
     layers: list[list[nn.Parameter]] = [[]]
     seen: set[int] = set()
-    for parameters in _by_node(inner) if isinstance(inner, fx.GraphModule) else _by_part(inner):
+    for parameters in (
+        _parameters_by_node(inner)
+        if isinstance(inner, fx.GraphModule)
+        else _parameters_by_module(inner)
+    ):
         own = [one for one in parameters if id(one) not in seen]
         seen |= {id(one) for one in own}
         if any(one.ndim > 1 for one in own) and any(one.ndim > 1 for one in layers[-1]):
@@ -32,8 +36,8 @@ def layers_of(body: nn.Module) -> list[list[nn.Parameter]]:
     return [layer for layer in layers if layer]
 
 
-def _by_node(graph: fx.GraphModule) -> Iterator[list[nn.Parameter]]:
-    """Give the parameters that each step of a graph uses."""
+def _parameters_by_node(graph: fx.GraphModule) -> Iterator[list[nn.Parameter]]:
+    """Return the parameters that each step of a graph uses."""
     for node in graph.graph.nodes:
         if node.op == "call_module":
             yield list(graph.get_submodule(node.target).parameters())
@@ -44,8 +48,8 @@ def _by_node(graph: fx.GraphModule) -> Iterator[list[nn.Parameter]]:
                 yield [value]
 
 
-def _by_part(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Give the parameters that each part of a model has beside those of the parts within it."""
+def _parameters_by_module(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Return the parameters that each part of a model has beside those of the parts within it."""
     for part in model.modules():
         yield list(part.parameters(recurse=False))
 
@@ -55,15 +59,15 @@ def unfreeze(body: nn.Module, which: str) -> int:
 
     Raises UsageError where there are fewer.
     """
-    layers = layers_of(body)
-    count = _count(which, len(layers))
+    layers = list_layers(body)
+    count = _parse_layer_count(which, len(layers))
     for number, layer in enumerate(layers):
         for parameter in layer:
             parameter.requires_grad_(number >= len(layers) - count)
     return count
 
 
-def _count(which: str, layers: int) -> int:
+def _parse_layer_count(which: str, layers: int) -> int:
     found = _LAST.fullmatch(which)
     if found is None and which not in ("none", "all"):
         raise UsageError(f"--unfreeze {which!r}: write none, all or last:N")

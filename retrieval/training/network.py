@@ -1,4 +1,4 @@
-"""What is trained: a backbone without its classifier, in and out of a bundle's parameters."""
+"""Trainable backbones: built from a bundle's parameters and exported to them."""
 
 from __future__ import annotations
 
@@ -8,47 +8,46 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from retrieval.model import backbones
-from retrieval.records import Transform
-from retrieval.tables import Pooling
+from retrieval.core.records import Transform
+from retrieval.core.schemas import Pooling
+from retrieval.models import registry
 
 Normalisations = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
-class Body:
-    """A backbone that learns: its name, all its parameters, and the extractor made of them."""
+class TrainableBackbone:
+    """A backbone in training: its name, its initial parameters, and the extractor built of them."""
 
     backbone: str
-    state: backbones.State
+    state: registry.State
     extractor: nn.Module
     transform: Transform
     pretrained: bool
 
     @property
     def device(self) -> torch.device:
-        """Give where it is: the processor, or a GPU."""
+        """Return the device of the parameters."""
         return next(self.extractor.parameters()).device
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Give those that learn."""
-        return (one for one in self.extractor.parameters() if one.requires_grad)
+        """Iterate over the parameters that are not frozen."""
+        return (p for p in self.extractor.parameters() if p.requires_grad)
 
     def learn(self) -> None:
-        """Make ready for learning.
+        """Switch to training mode, except for the batch norms of a pretrained backbone.
 
-        The statistics of batch norms stay what pretraining made them: small batches of few classes
-        would replace those of a million photos.
+        Small batches of few classes would replace the statistics of a million photos.
         """
         self.extractor.train()
         for module in self.extractor.modules():
             if isinstance(module, Normalisations) and self.pretrained:
                 module.eval()
 
-    def trained_state(self) -> backbones.State:
-        """Give all parameters as they are now, as a bundle takes them.
+    def trained_state(self) -> registry.State:
+        """Return the current parameters in the layout of a bundle.
 
-        What the extractor does not use stays as it was.
+        Parameters that the extractor does not use keep their initial values.
         """
         learnt = {
             key.removeprefix("body."): value.detach().cpu().clone()
@@ -57,25 +56,25 @@ class Body:
         return {key: learnt.get(key, value) for key, value in self.state.items()}
 
 
-def make_body(
+def build_trainable_backbone(
     backbone: str,
-    source: backbones.Source,
+    source: registry.WeightSource,
     pooling: Pooling,
     *,
     pretrained: bool,
     device: str = "cpu",
-) -> Body:
+) -> TrainableBackbone:
     """Make a backbone of parameters ready to learn, on a device; nothing is frozen."""
-    state = backbones.fit_state(source.state, backbone)
-    extractor = backbones.extractor(backbone, dict(state), pooling)
+    state = registry.fit_state(source.state, backbone)
+    extractor = registry.build_extractor(backbone, dict(state), pooling)
     extractor = extractor.to(memory_format=torch.channels_last).to(device)
     for parameter in extractor.parameters():
         parameter.requires_grad_(True)
-    return Body(backbone, state, extractor, source.transform, pretrained)
+    return TrainableBackbone(backbone, state, extractor, source.transform, pretrained)
 
 
-def normalised(images: Tensor, transform: Transform) -> Tensor:
-    """Bring values from 0 to 255 to what the network reads, channels last."""
+def normalise_pixels(images: Tensor, transform: Transform) -> Tensor:
+    """Normalise pixel values from 0 to 255 by the transform's mean and std, channels last."""
     mean = torch.tensor(transform.mean, device=images.device).view(3, 1, 1) * 255
     scale = 1 / (torch.tensor(transform.std, device=images.device).view(3, 1, 1) * 255)
     return ((images - mean) * scale).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What a network is asked for while it learns: a loss of embeddings and their classes.
+"""Training objectives: losses of embeddings and their classes.
 
 Cross-entropy is ours; the others are pytorch-metric-learning's, which an extra installs.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 
 SMOOTHING = 0.05
 """Of labels: keeps the classes from being pushed apart for ever."""
@@ -32,7 +32,7 @@ class Objective(nn.Module):
         self.miner = miner
 
     def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
-        """Give the mean loss of (n, d) embeddings of (n,) classes."""
+        """Return the mean loss of (n, d) embeddings of (n,) classes."""
         found = (embeddings, classes)
         mined = () if self.miner is None else (self.miner(*found),)
         loss: Tensor = self.loss(*found, *mined)
@@ -49,7 +49,7 @@ class CrossEntropy(Objective):
         self.classifier = nn.Linear(dimension, classes)
 
     def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
-        """Give the mean loss of (n, d) embeddings of (n,) classes."""
+        """Return the mean loss of (n, d) embeddings of (n,) classes."""
         logits = self.classifier(embeddings)
         return functional.cross_entropy(logits, classes, label_smoothing=SMOOTHING)
 

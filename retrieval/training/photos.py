@@ -1,4 +1,4 @@
-"""Labelled photos, decoded once into arrays that lie on disk and are read as they are needed.
+"""Training photos, decoded once into memory-mapped arrays.
 
 A network sees each photo dozens of times, and decoding would take longest. So each is decoded once,
 in threads, and kept as uint8 twice: as a bundle sees it, and with a margin that crops are cut from
@@ -24,21 +24,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.errors import InputError, LookalikeError, StorageFailure, UsageError
-from retrieval.images.decode import apply, decode_full
-from retrieval.images.opening import Opener
-from retrieval.records import Item, Transform
-from retrieval.storage.files import digest_here
-from retrieval.storage.seal import read_json, sealed_json
-from retrieval.training.augment import MARGIN
-from retrieval.training.labelled import digest
-from retrieval.training.split import SplitBy, validates
+from retrieval.core.errors import InputError, LookalikeError, StorageFailure, UsageError
+from retrieval.core.records import Item, Transform
+from retrieval.images.decode import apply_transform, decode_full
+from retrieval.sources.item_reader import ItemReader
+from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
+from retrieval.storage.local import sha256_of_file
+from retrieval.training.augmentation import MARGIN
+from retrieval.training.dataset import dataset_digest
+from retrieval.training.split import SplitBy, choose_validation
 
 _EXACT, _WIDE, _NOTE = "exact.npy", "wide.npy", "photos.json"
 
 
 @dataclass(frozen=True)
-class Part:
+class PhotoSubset:
     """The photos of one part of the split: places `rows` of `pixels`, which both parts share.
 
     `pixels` is uint8 (all, 3, side, side), mapped from disk; `classes` int64 (n,), places in
@@ -61,33 +61,33 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Photos:
-    """All that is trained from. Where whole classes are held out, the two parts share no name."""
+class PhotoSplit:
+    """Training and validation photos; split by class, the two subsets share no class name."""
 
-    training: Part
-    plain: Part  # those that train, as a bundle sees them
-    validation: Part
+    training: PhotoSubset
+    plain: PhotoSubset  # those that train, as a bundle sees them
+    validation: PhotoSubset
     failures: tuple[str, ...]  # "image_id: why", of photos that could not be read
 
     @property
     def same_classes(self) -> bool:
-        """Tell whether what validates is of the classes that train."""
+        """Return whether what validates is of the classes that train."""
         return self.training.names == self.validation.names
 
 
 @contextmanager
-def decoded(
+def decode_photos(
     items: Sequence[Item], transform: Transform, *, max_pixels: int, cache: str | None,
     threads: int, options: Mapping[str, Any] | None = None,
-) -> Iterator[Decoded]:  # fmt: skip
-    """Decode photos into a folder below `cache`, or find them there; without one for this run."""
+) -> Iterator[DecodedPhotos]:  # fmt: skip
+    """Decode photos into a folder below `cache`, or reuse them; without a cache, temporarily."""
     with TemporaryDirectory(prefix="lookalike-photos-") as scratch:
-        name = _name(items, transform, max_pixels)
+        name = _cache_name(items, transform, max_pixels)
         folder = Path(cache or scratch, f"photos-{name}")
-        found = _there(folder, items)
+        found = _find_decoded(folder, items)
         if found is None:
             _make_folder(folder)
-            with Opener(options) as opener:
+            with ItemReader(options) as opener:
                 found = _decode(items, opener, transform, max_pixels, folder, threads)
         yield found
 
@@ -105,7 +105,7 @@ def _make_folder(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedPhotos:
     """Photos as arrays; of item n the row n, which is blank where `failures` names the item."""
 
     folder: Path
@@ -114,66 +114,78 @@ class Decoded:
     wide: Tensor
     failures: Mapping[int, str]  # by place: why
 
-    def parted(self, *, by: SplitBy, share: float, seed: int) -> Photos:
-        """Part the readable photos in those that train and those that validate."""
+    def parted(self, *, by: SplitBy, share: float, seed: int) -> PhotoSplit:
+        """Split the readable photos into training and validation subsets."""
         rows = np.array([n for n in range(len(self.items)) if n not in self.failures], np.int64)
         labels = [str(self.items[row].label) for row in rows]
-        held = validates(labels, by=by, share=share, seed=seed) if len(rows) else np.zeros(0, bool)
+        held = (
+            choose_validation(labels, by=by, share=share, seed=seed)
+            if len(rows)
+            else np.zeros(0, bool)
+        )
         failures = sorted(f"{self.items[n].image_id}: {why}" for n, why in self.failures.items())
         training = self._part(self.wide, rows[~held])
         plain = dataclasses.replace(training, pixels=self.exact)
-        return Photos(training, plain, self._part(self.exact, rows[held]), tuple(failures))
+        return PhotoSplit(training, plain, self._part(self.exact, rows[held]), tuple(failures))
 
-    def _part(self, pixels: Tensor, rows: NDArray[np.int64]) -> Part:
+    def _part(self, pixels: Tensor, rows: NDArray[np.int64]) -> PhotoSubset:
         items = [self.items[row] for row in rows]
         names = sorted({str(item.label) for item in items})
         classes = torch.from_numpy(np.searchsorted(names, [str(item.label) for item in items]))
-        return Part(pixels, rows, classes, tuple(names), tuple(item.image_id for item in items))
+        return PhotoSubset(
+            pixels, rows, classes, tuple(names), tuple(item.image_id for item in items)
+        )
 
 
-def _name(items: Sequence[Item], transform: Transform, max_pixels: int) -> str:
+def _cache_name(items: Sequence[Item], transform: Transform, max_pixels: int) -> str:
     """Name photos by all that shapes their pixels."""
-    shape = [digest(items), [item.path for item in items], transform.to_json(), max_pixels, MARGIN]
+    shape = [
+        dataset_digest(items),
+        [item.path for item in items],
+        transform.to_json(),
+        max_pixels,
+        MARGIN,
+    ]
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
 
 
-def decoded_in(folder: Path, items: Sequence[Item]) -> Decoded:
+def open_decoded(folder: Path, items: Sequence[Item]) -> DecodedPhotos:
     """Open photos that another process has decoded into a folder."""
-    found = _there(folder, items)
+    found = _find_decoded(folder, items)
     if found is None:
         raise InputError(f"{folder} holds no photos; --cache must be seen by all workers")
     return found
 
 
-def _there(folder: Path, items: Sequence[Item]) -> Decoded | None:
+def _find_decoded(folder: Path, items: Sequence[Item]) -> DecodedPhotos | None:
     """Find what an earlier run has decoded, if it is whole and unaltered."""
     try:
-        note = read_json((folder / _NOTE).read_bytes())
+        note = parse_checksummed_json((folder / _NOTE).read_bytes())
         if note is None or any(
-            digest_here(folder / n) != note["files"][n] for n in (_EXACT, _WIDE)
+            sha256_of_file(folder / n) != note["files"][n] for n in (_EXACT, _WIDE)
         ):
             return None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    exact, wide = (torch.from_numpy(_mapped(folder / name)) for name in (_EXACT, _WIDE))
-    return Decoded(
+    exact, wide = (torch.from_numpy(_map_array(folder / name)) for name in (_EXACT, _WIDE))
+    return DecodedPhotos(
         folder, tuple(items), exact, wide, {int(n): w for n, w in note["failures"].items()}
     )
 
 
-def _mapped(path: Path) -> NDArray[np.uint8]:
+def _map_array(path: Path) -> NDArray[np.uint8]:
     """Map an array; for writing, though nobody does, since torch asks for it."""
     found: NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
     return found
 
 
 def _decode(
-    items: Sequence[Item], opener: Opener, transform: Transform, max_pixels: int, folder: Path,
+    items: Sequence[Item], opener: ItemReader, transform: Transform, max_pixels: int, folder: Path,
     threads: int,
-) -> Decoded:  # fmt: skip
-    transforms = (transform, _margined(transform))
+) -> DecodedPhotos:  # fmt: skip
+    transforms = (transform, _with_margin(transform))
     arrays = [
-        _made(folder / name, (len(items), 3, each.image_size, each.image_size))
+        _allocate_array(folder / name, (len(items), 3, each.image_size, each.image_size))
         for name, each in zip((_EXACT, _WIDE), transforms, strict=True)
     ]
     failures: dict[int, str] = {}
@@ -188,13 +200,13 @@ def _decode(
 
     with ThreadPoolExecutor(threads, "decode") as pool:
         list(pool.map(read, range(len(items))))
-    note = {"files": {name: digest_here(folder / name) for name in (_EXACT, _WIDE)},
+    note = {"files": {name: sha256_of_file(folder / name) for name in (_EXACT, _WIDE)},
             "failures": {str(place): failures[place] for place in sorted(failures)}}  # fmt: skip
-    (folder / _NOTE).write_bytes(sealed_json(note))
-    return decoded_in(folder, items)
+    (folder / _NOTE).write_bytes(checksummed_json(note))
+    return open_decoded(folder, items)
 
 
-def _made(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _allocate_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Make an array on disk, with all its room: a full disk would end the process later."""
     try:
         array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
@@ -209,8 +221,8 @@ def _made(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return array
 
 
-def _margined(transform: Transform) -> Transform:
-    """Give the transform of a training photo: the same view of it, larger."""
+def _with_margin(transform: Transform) -> Transform:
+    """Return the transform of a training photo: the same view of it, larger."""
     return dataclasses.replace(
         transform,
         resize_size=round(transform.resize_size * MARGIN),
@@ -219,15 +231,15 @@ def _margined(transform: Transform) -> Transform:
 
 
 def _read(
-    item: Item, opener: Opener, transforms: Sequence[Transform], max_pixels: int
+    item: Item, opener: ItemReader, transforms: Sequence[Transform], max_pixels: int
 ) -> list[Tensor] | str:
-    """Give the pixels of a photo by each transform, or why there are none."""
+    """Return the pixels of a photo by each transform, or why there are none."""
     if item.problem is not None:
         return item.problem
     try:
         data = opener.read(item.path, item.place, item.size)
         whole = decode_full(data, max_pixels=max_pixels)
-        return [apply(whole, transform) for transform in transforms]
+        return [apply_transform(whole, transform) for transform in transforms]
     except LookalikeError:  # a disk that fails for now is no broken photo
         raise
     except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all

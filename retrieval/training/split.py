@@ -1,4 +1,4 @@
-"""What is held out to judge by: three images of ten of each class, or three classes of ten."""
+"""The split into training and validation photos, by image or by whole classes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import InputError
+from retrieval.core.errors import InputError
 
 SplitBy = Literal["image", "class"]
 
 
-def validates(labels: Sequence[str], *, by: SplitBy, share: float, seed: int) -> NDArray[np.bool_]:
-    """Tell which of n images, given by their classes, validate; `share` of them, 0 < share < 1.
+def choose_validation(
+    labels: Sequence[str], *, by: SplitBy, share: float, seed: int
+) -> NDArray[np.bool_]:
+    """Return a mask (n,) of the validation images, a `share` (0 to 1) of n images with `labels`.
 
     By image, each class is parted by its own seed, so that leaving one out does not part the others
     anew; at least one image of each trains, and one of each validates. By class, whole classes are
@@ -38,7 +40,7 @@ def validates(labels: Sequence[str], *, by: SplitBy, share: float, seed: int) ->
         if len(places) < 2:
             raise InputError(
                 f"of class {name} of --data {len(places)} image can be read and training needs "
-                "two; add some or --leave-out the class"
+                "two; add some or --exclude-classes the class"
             )
         order = np.random.default_rng((seed, *name.encode())).permutation(len(places))
         count = min(max(1, round(share * len(places))), len(places) - 1)

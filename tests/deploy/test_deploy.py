@@ -22,9 +22,9 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from yamllint import linter
 from yamllint.config import YamlLintConfig
 
-from jobs import options
 from jobs.cli import command_line
-from jobs.settings import RunSettings
+from jobs.config import options
+from jobs.config.settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -79,7 +79,7 @@ def parse_command(command):
     with group.make_context(program, [verb, *arguments]) as context:
         parsed = group.get_command(context, verb).make_context(verb, arguments, parent=context)
     settings = RunSettings(**parsed.params)
-    options.check(settings)
+    options.validate_settings(settings)
     return settings
 
 

@@ -24,4 +24,4 @@ def held(when, operation, path):
 
 
 if "HELD" in os.environ:
-    folder.seam = held
+    folder.fault_hook = held

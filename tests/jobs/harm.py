@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jobs import embed_chunks
-from jobs.pool import Make
+from jobs.cluster.actor_pool import MakeWork
+from jobs.embedding import embed_chunks
 
 KILLS, KILLS_ONCE, SLOW = b"<kills>", b"<kills once>", b"<slow>"
 
@@ -22,19 +22,19 @@ KILLS, KILLS_ONCE, SLOW = b"<kills>", b"<kills once>", b"<slow>"
 class Harmed:
     """Makes the same work, in a process that does what the marks say when it decodes them."""
 
-    make: Make
+    make: MakeWork
     once: Path  # a file that tells that the one death has been, or that a slow image is at hand
 
     def __call__(self, shared):
-        from retrieval.model import embed_items
+        from retrieval.embedding import embed_batch
 
-        decode = embed_items.decode
+        decode = embed_batch.decode
 
         def marked(data, *transform, **options):
             self.suffer(data)
             return decode(data, *transform, **options)
 
-        embed_items.decode = marked
+        embed_batch.decode = marked
         return self.make(shared)
 
     def suffer(self, data):

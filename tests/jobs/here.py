@@ -14,23 +14,24 @@ from pathlib import Path
 
 import pytest
 
-from jobs import pool, projection, tasks
-from jobs.cluster import Cluster
-from jobs.embed import embed
-from jobs.index import build
-from jobs.prepare import Prepared
-from jobs.rank import rank
-from jobs.settings import EmbedSettings, IndexSettings, RankSettings
-from retrieval.model import engines
-from retrieval.model.attempt import FIRST
-from retrieval.model.plan import EnginePlan
-from retrieval.model.resolve import resolve_bundle
+from jobs.cluster import actor_pool, tasks
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import EmbedSettings, IndexSettings, RankSettings
+from jobs.embedding import fit_projection
+from jobs.embedding.embed import embed
+from jobs.embedding.prepare_model import PreparedModel
+from jobs.indexing.index import build_index
+from jobs.ranking.rank import rank
+from retrieval.embedding.attempt import FIRST_ATTEMPT
+from retrieval.models import engines
+from retrieval.models.engine_plan import EnginePlan
+from retrieval.models.resolve import resolve_bundle
 
 
 def _stream(where, make, items, shared, device, called):
     work = make(shared)
     for item in items:
-        yield json.loads(json.dumps(work(item, FIRST)))
+        yield json.loads(json.dumps(work(item, FIRST_ATTEMPT)))
 
 
 def _tasks(where, function, items, *, gpu=False):
@@ -40,7 +41,7 @@ def _tasks(where, function, items, *, gpu=False):
 _traced = {}  # networks by the digest of their bundle
 
 
-def _network_of(bundle, make=engines.network_of):
+def _network_of(bundle, make=engines.build_network):
     """Trace and fold a network once: a third of a small run otherwise."""
     if bundle.digest not in _traced:
         _traced[bundle.digest] = make(bundle)
@@ -51,10 +52,10 @@ def _network_of(bundle, make=engines.network_of):
 def without_ray():
     """Let the work of any stage be done here and now, as if on a cluster of two CPUs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "network_of", _network_of)
-        patch.setattr(pool, "stream", _stream)
-        patch.setattr(projection, "stream", _stream)
-        patch.setattr(tasks, "tasks", _tasks)
+        patch.setattr(engines, "build_network", _network_of)
+        patch.setattr(actor_pool, "stream", _stream)
+        patch.setattr(fit_projection, "stream", _stream)
+        patch.setattr(tasks, "run_tasks", _tasks)
         patch.setattr(Cluster, "connect", lambda self: None)
         patch.setattr(Cluster, "connect_while", lambda self, action: action())
         patch.setattr(Cluster, "_resource", lambda self, name: {"CPU": 2}.get(name, 0))
@@ -64,7 +65,7 @@ def without_ray():
 def index_here(store: Path | str, output: Path | str, **settings):
     """Run the index stage in this process; gives the manifest."""
     with without_ray():
-        return build(
+        return build_index(
             IndexSettings(embeddings=str(store), output=str(output), **settings),
             Cluster("nowhere", 1),
         )
@@ -80,13 +81,13 @@ def rank_here(index: Path | str, queries: Path | str, output: Path | str, **sett
 
 
 @cache
-def prepared() -> Prepared:
+def prepared() -> PreparedModel:
     """A network that embeds a photo in a millisecond."""
     bundle = resolve_bundle(
         backbone="scratch", weights="random", bundle=None, pooling="avg", normalize=True,
         image_size=32, resize="crop", seed=0,
     )  # fmt: skip
-    return Prepared(bundle, EnginePlan("torch", "fp32", "cpu", 2))
+    return PreparedModel(bundle, EnginePlan("torch", "fp32", "cpu", 2))
 
 
 def embed_here(source: Path | str, output: Path | str, **settings):
@@ -104,4 +105,4 @@ def embed_now(source: Path | str, output: Path | str, **settings):
         ),
         Cluster("nowhere", 1),
         prepared=prepared(),
-    )
+    ).manifest

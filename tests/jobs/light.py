@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from retrieval.errors import InputError, UsageError
+from retrieval.core.errors import InputError, UsageError
 
 
 def doubled(shared):

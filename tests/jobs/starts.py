@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import Cluster
-from jobs.index import build
-from jobs.rank import rank
-from jobs.settings import IndexSettings, RankSettings
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import IndexSettings, RankSettings
+from jobs.indexing.index import build_index
+from jobs.ranking.rank import rank
 from tests.flows import draw_source
+from tests.jobs.embedding.test_store_sync import BROKEN, Source, picture
 from tests.jobs.here import embed_now
-from tests.jobs.test_growth import BROKEN, Source, picture
-from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
+from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, operations
 
 
 @dataclass
@@ -51,7 +51,7 @@ def killed_half_way(root):
     def kill(*moment):
         raise Killed
 
-    with seam(FailAt(moments * 2 // 3, kill)), pytest.raises(Killed):
+    with inject_faults(FailAt(moments * 2 // 3, kill)), pytest.raises(Killed):
         start.run(root / "before")
     return start
 
@@ -80,7 +80,7 @@ def mended(root):
         if operation == "read" and Path(path).name in unreadable:
             raise PermissionError(13, "Permission denied", path)
 
-    with seam(denied):
+    with inject_faults(denied):
         embed_now(source.root, root / "before")
     return Start(root, {"retry_failed": True})
 
@@ -103,7 +103,9 @@ class Searching(Start):
     def run(self, output):
         nowhere, store = Cluster("nowhere", 1), str(self.root / "before")
         if self.verb == "index":
-            build(IndexSettings(embeddings=store, output=str(output), rows_per_shard=3), nowhere)
+            build_index(
+                IndexSettings(embeddings=store, output=str(output), rows_per_shard=3), nowhere
+            )
         else:
             made = str(self.root / "index")
             rank(RankSettings(index=made, queries=store, output=str(output), top_k=3), nowhere)

@@ -8,9 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from jobs import options, parsing, settings
 from jobs.cli import VERBS, command_line
-from jobs.result import Result
+from jobs.config import options, settings
+from jobs.runtime.result import Result
 from tests.commands import lookalike
 
 
@@ -74,13 +74,13 @@ def test_what_cannot_be_read_is_a_usage_error(words):
     ("text", "size"), [("1", 1), ("512M", 512 << 20), ("1.5G", 3 << 29), ("2k", 2048)]
 )
 def test_parse_size(text, size):
-    assert parsing.parse_size(text) == size
+    assert options.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "0.5", "0.0001K", "-1G", "G", "1.5.1M", "many"])
 def test_what_is_less_than_a_byte_or_no_size_is_refused(text):
     with pytest.raises(ValueError, match="is not a size; write 512M or 16G"):
-        parsing.parse_size(text)
+        options.parse_size(text)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,9 @@ def test_what_is_less_than_a_byte_or_no_size_is_refused(text):
 )
 def test_values_out_of_range_name_the_option(given, said):
     with pytest.raises(options.UsageError, match=f"^{said}$"):
-        options.check(settings.RankSettings(index="i", queries="q", output="o", **given))
+        options.validate_settings(
+            settings.RankSettings(index="i", queries="q", output="o", **given)
+        )
 
 
 def test_every_option_is_used_and_marked():
@@ -112,9 +114,9 @@ def test_every_option_is_used_and_marked():
 def test_content_leaves_out_how_it_runs():
     one = settings.EmbedSettings(input="i", output="a", workers=1)
     two = settings.EmbedSettings(input="i", output="b", workers=9, overwrite=True, json=True)
-    assert settings.content_of(one) == settings.content_of(two)
+    assert settings.content_settings(one) == settings.content_settings(two)
     other = settings.EmbedSettings(input="i", output="a", chunk_rows=300)
-    assert settings.content_of(one) != settings.content_of(other)
+    assert settings.content_settings(one) != settings.content_settings(other)
 
 
 def test_a_result_is_one_json_object_on_one_line():

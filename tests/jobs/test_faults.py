@@ -1,6 +1,6 @@
 """Nodes that die, links that break, memory that runs out: the same bytes in the end, and in time.
 
-What was done, what was seen and how long it took stands in ARCHITECTURE.md, "Faults tried".
+What was done, what was seen and how long it took stands in docs/running.md, "Faults tried".
 """
 
 import json
@@ -148,7 +148,7 @@ def test_the_head_is_killed_and_started_anew(there, whole, tmp_path):
         there.mend()
         ended = running.ended(WAIT)
     assert ended.code == 3, ended.err
-    assert "knows nothing of lookalike-embed" in ended.error
+    assert "does not know lookalike-embed" in ended.error
     with timed("the same command again"):
         ended = submitted(there, whole.words("embed", tmp_path / "out")).ended(WAIT)
     assert ended.code == 0, ended.err

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.storage.files import open_folder
+from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
+from tests.jobs.embedding.test_store_sync import BROKEN, Source, picture
 from tests.jobs.here import embed_here, index_here, rank_here
-from tests.jobs.test_growth import BROKEN, Source, picture
 
 SAMPLE, ALL = 150, 10_000
 

@@ -11,21 +11,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from retrieval.candidates import best_of
-from retrieval.closest import top_k
-from retrieval.embeddings.store import open_store
-from retrieval.errors import InputError
-from retrieval.index.faiss_files import centroids_of, from_bytes
-from retrieval.index.search import Asked, Searcher
-from retrieval.index.shards import open_shard
-from retrieval.index.training import TRAINED, TRAINED_JSON
-from retrieval.scoring import block
-from retrieval.storage import finished
-from retrieval.storage.files import open_folder
+from retrieval.core.errors import InputError
+from retrieval.index.faiss_io import deserialize_index, read_centroids
+from retrieval.index.shard import open_shard
+from retrieval.index.train import TRAINED, TRAINED_JSON
+from retrieval.search.candidates import top_candidates
+from retrieval.search.ivf_search import QueryBatch, ShardSearcher
+from retrieval.storage import finished_output
+from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
+from retrieval.store.reader import open_store
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import top_k
+from tests.jobs.embedding.test_store_sync import PICTURES, QUICK, Growing, Source, picture, vector
 from tests.jobs.here import embed_here, index_here
-from tests.jobs.test_growth import PICTURES, QUICK, Growing, Source, picture, vector
-from tests.retrieval.storage.faults import FailAt, Killed, operations, seam
+from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, operations
 
 ASKED = {"index_factory": "IVF3,SQfp16", "rows_per_shard": 2}
 
@@ -33,22 +33,22 @@ ASKED = {"index_factory": "IVF3,SQfp16", "rows_per_shard": 2}
 def answers(index, nprobe):
     """Rank some pictures against an index: (query, image_id, key), best first."""
     folder = open_folder(str(index))
-    manifest = finished.read_manifest(folder, kind="index")
+    manifest = finished_output.read_manifest(folder, kind="index")
     asked = np.stack([vector(picture(number)) for number in PICTURES])
-    trained = from_bytes(finished.read_checked(folder, manifest.files[TRAINED]))
-    probes = top_k(block(asked, "ip"), block(centroids_of(trained), "ip"), nprobe).positions
+    trained = deserialize_index(finished_output.read_verified(folder, manifest.files[TRAINED]))
+    probes = top_k(block(asked, "ip"), block(read_centroids(trained), "ip"), nprobe).positions
     parts = []
     for number in range(manifest.counts["shards"]):
         shard = open_shard(folder, manifest, number, "cosine", "float16")
-        queries = Asked(block(asked, "cosine"), np.arange(len(asked)))
-        parts.append(Searcher(shard).search(queries, probes, 5))
-    found, _ = best_of(parts, 5)
+        queries = QueryBatch(block(asked, "cosine"), np.arange(len(asked)))
+        parts.append(ShardSearcher(shard).search(queries, probes, 5))
+    found, _ = top_candidates(parts, 5)
     return list(zip(*(found[c].to_pylist() for c in ("query", "image_id", "key")), strict=True))
 
 
 def check(store, index, scratch):
     """The index equals one made from scratch around its own centroids."""
-    counts = finished.read_manifest(open_folder(str(index)), kind="index").counts
+    counts = finished_output.read_manifest(open_folder(str(index)), kind="index").counts
     opened = open_store(open_folder(str(store)))
     assert counts["rows"] == opened.rows
     assert counts["embeddings_sha256"] == opened.manifest.sha256
@@ -85,7 +85,7 @@ class Following(Growing):
             raise Killed(moment)
 
         try:
-            with seam(FailAt(at, kill)):
+            with inject_faults(FailAt(at, kill)):
                 index_here(self.output, self.index_at, **ASKED)
         except (Killed, InputError):
             states = {verdict.state for verdict in verify(open_folder(str(self.output)))}
@@ -161,7 +161,7 @@ def test_killed_at_any_moment_of_following_it_is_sound_and_ends_the_same(grown, 
         def kill(*moment):
             raise Killed(moment)
 
-        with seam(FailAt(number, kill)), pytest.raises(Killed):
+        with inject_faults(FailAt(number, kill)), pytest.raises(Killed):
             index_here(store, index, **ASKED)
         states = {verdict.state for verdict in verify(open_folder(str(index)))}
         assert states <= {"finished", "unfinished"}, moments[number]

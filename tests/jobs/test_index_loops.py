@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.cluster import Cluster
-from jobs.index import build
-from jobs.settings import IndexSettings
-from retrieval.index import training
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import IndexSettings
+from jobs.indexing.index import build_index
+from retrieval.index import train
+from tests.jobs.embedding.test_store_sync import Source, picture
 from tests.jobs.here import embed_now, without_ray
-from tests.jobs.test_growth import Source, picture
 from tests.loops import harm_all, loop_in_bucket, loop_on_disk
 from tests.trees import tree
 
@@ -24,7 +24,7 @@ LOCAL_LEAST, S3_LEAST = 200, 60
 
 def index(store, output):
     asked = {"index_factory": "IVF3,SQfp16", "rows_per_shard": 2}
-    build(IndexSettings(embeddings=str(store), output=output, **asked), Cluster("nowhere", 1))
+    build_index(IndexSettings(embeddings=str(store), output=output, **asked), Cluster("nowhere", 1))
 
 
 def grow(source, store):
@@ -50,7 +50,7 @@ def start(request, tmp_path_factory):
             grow(source, store)
             before = tree(root / "before")
         if request.param == "two levels":
-            patch.setattr(training, "FLAT_LISTS", 1)
+            patch.setattr(train, "FLAT_LISTS", 1)
         yield SimpleNamespace(before=before, run=lambda folder: index(store, folder.uri()))
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jobs import submit
-from jobs.settings import EmbedSettings, RunSettings, VerifySettings
-from retrieval.errors import UsageError
+from jobs.cluster import submit
+from jobs.config.settings import EmbedSettings, RunSettings, VerifySettings
+from retrieval.core.errors import UsageError
 from tests import nodes
 from tests.commands import LOOKALIKE, SMALL, lookalike_here
 from tests.jobs.here import without_ray
@@ -133,7 +133,7 @@ def test_only_a_dashboard_is_submitted_to(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def asked(address):
-        return submit.dashboard_of(EmbedSettings(input="i", output="o", ray_address=address))
+        return submit.dashboard_address(EmbedSettings(input="i", output="o", ray_address=address))
 
     assert asked("https://there:8265") == "https://there:8265"
     assert asked("there:6379") is asked(None) is asked("auto") is None
@@ -141,7 +141,7 @@ def test_only_a_dashboard_is_submitted_to(monkeypatch):
         asked("ray://there:10001")
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere")
     assert asked(None) == "http://elsewhere"
-    assert submit.dashboard_of(VerifySettings(path="p")) is None
+    assert submit.dashboard_address(VerifySettings(path="p")) is None
 
 
 def test_a_log_is_told_from_the_answer_however_it_is_cut(capsys):

@@ -12,13 +12,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import book, embed, watch
-from jobs.cli import _sentence
-from jobs.cluster import Cluster
-from jobs.pool import stream
-from jobs.settings import EmbedSettings
-from retrieval.errors import Stalled
-from retrieval.storage.files import open_folder
+from jobs.cli import _describe_error
+from jobs.cluster import stall_detector, worker_failures
+from jobs.cluster.actor_pool import stream
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import EmbedSettings
+from jobs.embedding import embed
+from retrieval.core.errors import Stalled
+from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
 from tests.conftest import draw_photos
 from tests.jobs.harm import KILLS, KILLS_ONCE, SLOW, harm, mark
@@ -61,7 +62,7 @@ def harmed(ray_here, tmp_path_factory):
     said, run = [], Cluster(None, 2)
     with pytest.MonkeyPatch.context() as patch:
         harm(patch, root / "once")
-        patch.setattr(watch, "say", said.append)
+        patch.setattr(stall_detector, "say", said.append)
         embed.embed(settings(photos, root / "store"), run, prepared=prepared())
     return Harmed(poison, tree(root / "whole"), root / "store", said, run)
 
@@ -72,8 +73,8 @@ def test_an_image_that_kills_each_time_is_found_in_three_deaths(harmed):
         "a worker died in chunk 1 (rows 4 to 7): trying again, one image at a time",
         f"a worker died at {harmed.poison} (chunk 1 (rows 4 to 7)): trying again, one image at a "
         "time",
-        f"a worker died again at {harmed.poison} (chunk 1 (rows 4 to 7)): it goes to the ledger "
-        "unread",
+        f"a worker died again at {harmed.poison} (chunk 1 (rows 4 to 7)): the image is "
+        "skipped and recorded in the ledger",
     ]
     (line,) = pq.read_table(harmed.store / LEDGER).to_pylist()
     assert line["path"] == str(harmed.poison)
@@ -119,7 +120,7 @@ def let_go(ray_here, tmp_path):
     yield tmp_path / "let go"
     (tmp_path / "let go").touch()
     for thread in threading.enumerate():
-        if thread.name == watch.THREAD:
+        if thread.name == stall_detector.ANSWER_THREAD:
             thread.join(60)
 
 
@@ -127,19 +128,19 @@ def let_go(ray_here, tmp_path):
 def test_a_book_that_is_lost_does_no_harm(let_go, monkeypatch):
     import ray
 
-    books, open_book = [], book.open_book
+    books, open_book = [], worker_failures.start_failure_log
 
     def kept(given_up):
         books.append(open_book(given_up))
         return books[-1]
 
     def kill():
-        while not ray.get(books[0].told.remote()).begun:
+        while not ray.get(books[0].summary.remote()).begun:
             time.sleep(0.1)
         ray.kill(books[0], no_restart=False)
         let_go.touch()
 
-    monkeypatch.setattr(book, "open_book", kept)
+    monkeypatch.setattr(worker_failures, "start_failure_log", kept)
     answers = stream(Cluster(None, 1), waits, [1, 2], let_go, "cpu")
     killer = threading.Timer(3, kill)  # when the book is open
     killer.start()
@@ -149,7 +150,7 @@ def test_a_book_that_is_lost_does_no_harm(let_go, monkeypatch):
 
 def test_an_image_that_does_not_answer_is_named(let_go, monkeypatch):
     """Ray may keep the answer of the first until the second is there."""
-    monkeypatch.setattr(watch, "STALL_SECONDS", 20.0)  # starting takes some
+    monkeypatch.setattr(stall_detector, "STALL_SECONDS", 20.0)  # starting takes some
     answers = stream(Cluster(None, 1), hangs_in_2, [1, 2], let_go, "cpu")
     why = r"item 2 waits for /photos/x.jpg, .* since \d+ s"
     given = []
@@ -157,7 +158,7 @@ def test_an_image_that_does_not_answer_is_named(let_go, monkeypatch):
         given.extend(answers)
     assert given in ([], [{"item": 1}])
     assert "what is finished is kept, run the same command again" in str(stalled.value)
-    assert _sentence(stalled.value) == (str(stalled.value), 8)
+    assert _describe_error(stalled.value) == (str(stalled.value), 8)
 
 
 def test_a_cluster_that_others_have_booked_is_named(let_go, monkeypatch):
@@ -170,7 +171,7 @@ def test_a_cluster_that_others_have_booked_is_named(let_go, monkeypatch):
 
     other = Other.remote()
     assert ray.get(other.is_there.remote(), timeout=60)
-    monkeypatch.setattr(watch, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(stall_detector, "STALL_SECONDS", 3.0)
     said = (
         r"no worker has begun, 1 workers of 0.5 CPU wait for a place \(of the cluster's (\d+) "
         r"CPUs \1 are booked\)"

@@ -11,15 +11,15 @@ from functools import partial
 import pytest
 
 from retrieval.storage import exclusive
-from retrieval.storage.files import open_folder
+from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
+from tests.jobs.embedding.test_store_sync import Source, check, picture
 from tests.jobs.here import without_ray
 from tests.jobs.starts import STARTS, grown
-from tests.jobs.test_growth import Source, check, picture
 from tests.loops import bucket_of
 from tests.races import Race, schedules
 from tests.retrieval.storage.faults import operations
-from tests.retrieval.storage.test_files import refuse
+from tests.retrieval.storage.test_local import refuse
 from tests.trees import tree
 
 SAMPLE, ALL = 5, 240

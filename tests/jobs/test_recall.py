@@ -1,4 +1,4 @@
-"""Where not every list is read: nprobe from the curve, the certificate, the wider pass, exit 5."""
+"""Tests of approximate ranking: nprobe from the recall curve, certificate, second pass, exit 5."""
 
 import dataclasses
 
@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import index, rank
-from jobs.cluster import Cluster
-from jobs.settings import IndexSettings, RankSettings
-from retrieval.index import recall_interval, sizing
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import IndexSettings, RankSettings
+from jobs.indexing import index
+from jobs.ranking import rank
+from retrieval.index import plan, recall_interval
 from tests.stores import write_store
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -20,38 +21,38 @@ DIMENSION, ROWS = 16, 3000
 
 @pytest.fixture
 def ranking(tmp_path, monkeypatch):
-    """A gallery in some hundred lists that are not all read, and queries unlike the gallery."""
-    monkeypatch.setattr(sizing, "PROBE_ALL_ROWS", 0)
-    monkeypatch.setattr(sizing, "LIST_ROWS", 24)
-    monkeypatch.setattr(recall_interval, "LOOKS", (40, 80, 120))
+    """Return a function that ranks unlike queries against a gallery in about a hundred lists."""
+    monkeypatch.setattr(plan, "PROBE_ALL_ROWS", 0)
+    monkeypatch.setattr(plan, "LIST_ROWS", 24)
+    monkeypatch.setattr(recall_interval, "LOOK_SIZES", (40, 80, 120))
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(60, DIMENSION))
     rows = centres[generator.integers(0, 60, ROWS)] + 0.3 * generator.normal(size=(ROWS, DIMENSION))
     write_store(tmp_path / "gallery", rows.astype(np.float16))
     write_store(tmp_path / "queries", generator.normal(size=(200, DIMENSION)).astype(np.float16))
-    where = Cluster("local", None)
-    index.build(
+    cluster = Cluster("local", None)
+    index.build_index(
         IndexSettings(
             embeddings=str(tmp_path / "gallery"), output=str(tmp_path / "index"),
             rows_per_shard=1100,
         ),
-        where,
+        cluster,
     )  # fmt: skip
 
-    def go(name, **options):
+    def run_rank(name, **options):
         settings = RankSettings(
             index=str(tmp_path / "index"), queries=str(tmp_path / "queries"),
             output=str(tmp_path / name), **options,
         )  # fmt: skip
-        manifest = rank.rank(settings, where)
+        manifest = rank.rank(settings, cluster)
         matches = pq.read_table(tmp_path / name / "matches/part-00000.parquet")
         return rank.summary(settings.output, manifest), matches
 
-    return go
+    return run_rank
 
 
-def found(matches: pa.Table) -> dict[str, set[str]]:
-    """Give the set of images each query got."""
+def matched_images(matches: pa.Table) -> dict[str, set[str]]:
+    """Return the set of matched images of each query."""
     sets: dict[str, set[str]] = {}
     pairs = zip(matches["query_id"].to_pylist(), matches["image_id"].to_pylist(), strict=True)
     for query, image in pairs:
@@ -59,40 +60,42 @@ def found(matches: pa.Table) -> dict[str, set[str]]:
     return sets
 
 
-def measured(matches: pa.Table, exact: pa.Table) -> float:
-    """Count recall from the matches themselves."""
-    one, other = found(matches), found(exact)
-    return float(np.mean([len(one[query] & other[query]) / len(other[query]) for query in other]))
+def measure_recall(matches: pa.Table, exact: pa.Table) -> float:
+    """Return the recall counted on the matches."""
+    matched, expected = matched_images(matches), matched_images(exact)
+    return float(
+        np.mean(
+            [len(matched[query] & expected[query]) / len(expected[query]) for query in expected]
+        )
+    )
 
 
-def test_the_recall_asked_for_is_the_recall_got(ranking):
-    """The interval holds the recall of the matches, and lies above what was asked for."""
+def test_the_target_recall_is_reached(ranking):
+    """The interval holds the recall of the matches, and lies above the target."""
     _, exact = ranking("exact", recall=1.0)
     result, matches = ranking("asked", recall=0.9)
     assert result.exit_code == 0
     assert result.values["nprobe"] < result.values["nlist"]
-    assert 0.9 <= result.values["recall_low"] <= measured(matches, exact)
-    assert measured(matches, exact) <= result.values["recall_high"]
+    assert 0.9 <= result.values["recall_low"] <= measure_recall(matches, exact)
+    assert measure_recall(matches, exact) <= result.values["recall_high"]
     assert result.values["recall_sample"] in (40, 80, 120)
 
 
-def test_a_sample_that_does_not_decide_grows_and_its_exact_answers_are_the_matches(
-    ranking, monkeypatch
-):
+def test_an_undecided_sample_grows_and_gets_exact_matches(ranking, monkeypatch):
     _, exact = ranking("exact", recall=1.0)
     monkeypatch.setattr(rank_recall(), "choose_nprobe", lambda *_: 6)
     _, by_hand = ranking("hand", nprobe=6)
-    target = measured(by_hand, exact)
+    target = measure_recall(by_hand, exact)
     result, matches = ranking("close", recall=target)
     assert result.values["recall_sample"] > 40
-    wanted, got = found(exact), found(matches)
+    wanted, got = matched_images(exact), matched_images(matches)
     assert sum(wanted[query] == got[query] for query in wanted) >= result.values["recall_sample"]
     assert result.values["recall_low"] >= target
-    assert measured(matches, exact) >= target
+    assert measure_recall(matches, exact) >= target
 
 
-def test_so_few_queries_that_all_would_be_sampled_read_all_lists(ranking, monkeypatch):
-    monkeypatch.setattr(recall_interval, "LOOKS", (200, 400, 800))
+def test_few_queries_search_all_lists(ranking, monkeypatch):
+    monkeypatch.setattr(recall_interval, "LOOK_SIZES", (200, 400, 800))
     _, exact = ranking("exact", recall=1.0)
     result, matches = ranking("few", recall=0.9)
     assert matches == exact
@@ -100,7 +103,7 @@ def test_so_few_queries_that_all_would_be_sampled_read_all_lists(ranking, monkey
     assert "recall 1.000: all" in result.lines[1]
 
 
-def test_one_wider_pass_where_the_gallerys_curve_misleads(ranking, monkeypatch):
+def test_a_second_pass_corrects_a_misleading_curve(ranking, monkeypatch):
     monkeypatch.setattr(rank_recall(), "choose_nprobe", lambda *_: 1)
     result, _ = ranking("misled", recall=0.9)
     assert result.values["passes"] == 2
@@ -108,46 +111,50 @@ def test_one_wider_pass_where_the_gallerys_curve_misleads(ranking, monkeypatch):
     assert result.exit_code == 0
 
 
-def test_below_the_recall_asked_for_is_exit_5_again_and_again(ranking, monkeypatch):
+def test_recall_below_the_target_is_exit_5_in_every_run(ranking, monkeypatch):
     monkeypatch.setattr(rank_recall(), "choose_nprobe", lambda *_: 1)
-    monkeypatch.setattr(rank_recall(), "wider_nprobe", lambda *_: 2)
+    monkeypatch.setattr(rank_recall(), "smallest_sufficient_nprobe", lambda *_: 2)
     for _ in range(2):
         result, matches = ranking("below", recall=0.99)
         assert result.exit_code == 5
         assert 0 < result.values["recall_low"] < 0.99
-        assert len(found(matches)) == 200
+        assert len(matched_images(matches)) == 200
 
 
-def test_nprobe_by_hand_is_measured_and_not_gated(ranking):
+def test_recall_of_explicit_nprobe_is_measured_without_exit_5(ranking):
     _, exact = ranking("exact", recall=1.0)
     result, matches = ranking("hand", nprobe=2)
     assert result.exit_code == 0
     assert result.values["passes"] == 1
     assert result.values["recall_sample"] == 40
-    assert result.values["recall_low"] <= measured(matches, exact) <= result.values["recall_high"]
+    assert (
+        result.values["recall_low"]
+        <= measure_recall(matches, exact)
+        <= result.values["recall_high"]
+    )
     recall = result.values["search_recall"]
     assert result.values["recall"] == pytest.approx((40 + 160 * recall) / 200, abs=1e-12)
 
 
-def test_more_matches_than_100_do_not_read_all_lists(ranking):
+def test_top_k_above_100_does_not_search_all_lists(ranking):
     _, exact = ranking("exact", recall=1.0, top_k=101)
     result, matches = ranking("deep", recall=0.8, top_k=101)
     assert result.values["nprobe"] < result.values["nlist"]
-    assert measured(matches, exact) >= 0.8
+    assert measure_recall(matches, exact) >= 0.8
     assert result.values["recall_extrapolated"] == 0
 
 
-def test_beyond_what_was_measured_lists_are_extrapolated_and_it_is_said(ranking, monkeypatch):
+def test_top_k_beyond_the_curve_is_extrapolated_and_reported(ranking, monkeypatch):
     _, exact = ranking("exact", recall=1.0, top_k=1001)
     result, matches = ranking("beyond", recall=0.5, top_k=1001)
     assert result.values["nprobe"] < result.values["nlist"]
-    assert measured(matches, exact) >= 0.5
+    assert measure_recall(matches, exact) >= 0.5
     assert result.values["recall_extrapolated"] == 1000
     assert "extrapolated from the 1000 closest" in result.lines[1]
 
 
-def test_a_second_query_store_of_another_length_is_refused(ranking, tmp_path):
-    from retrieval.errors import Mismatch
+def test_query_store_of_another_dimension_is_refused(ranking, tmp_path):
+    from retrieval.core.errors import Mismatch
 
     write_store(tmp_path / "other", np.ones((3, 8), np.float16), model=1)
     settings = RankSettings(
@@ -158,7 +165,7 @@ def test_a_second_query_store_of_another_length_is_refused(ranking, tmp_path):
 
 
 def rank_recall():
-    """The module whose choice the tests mislead."""
-    from retrieval.index import recall
+    """Return the module whose choice the tests patch."""
+    from retrieval.index import recall_curve
 
-    return recall
+    return recall_curve

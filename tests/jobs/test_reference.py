@@ -4,12 +4,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import rank, run
-from jobs.cluster import cluster
-from jobs.judging import evaluate_by_labels
-from jobs.settings import RankSettings, RunSettings
-from retrieval.embeddings.store import open_store, vectors_of
-from retrieval.storage.files import open_folder
+from jobs.cluster.resources import open_cluster
+from jobs.commands import run
+from jobs.config.settings import RankSettings, RunSettings
+from jobs.evaluation.evaluate_matches import evaluate_by_labels
+from jobs.ranking import rank
+from retrieval.storage.local import open_folder
+from retrieval.store.reader import open_store, read_vectors
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -69,7 +70,7 @@ def _expanded(root):
         index=str(root / "out/index"), queries=str(root / "out/queries"),
         output=str(root / "expanded"), top_k=1372, expand_queries="5", workers=1,
     )  # fmt: skip
-    with cluster(settings) as where:
+    with open_cluster(settings) as where:
         manifest = rank.rank(settings, where)
     found, _ = evaluate_by_labels(open_folder(str(root / "expanded")), manifest)
     return next(one.value for one in found.measures if one.key == "map")
@@ -99,6 +100,6 @@ def _exact_ranking(out):
 def _vectors(path):
     found = {}
     for table in open_store(open_folder(str(path))).blocks():
-        vectors = vectors_of(table).astype(np.float64)
+        vectors = read_vectors(table).astype(np.float64)
         found |= dict(zip(table["image_id"].to_pylist(), vectors, strict=True))
     return found

@@ -6,16 +6,16 @@ import subprocess
 import fsspec
 import pytest
 
-from retrieval.embeddings.store import open_store
-from retrieval.errors import AccessRefused, InputError, StorageFailure
-from retrieval.storage.files import open_folder
+from retrieval.core.errors import AccessRefused, InputError, StorageFailure
+from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
+from retrieval.store.reader import open_store
 from tests.commands import SMALL, lookalike
 from tests.conftest import draw_photos
+from tests.jobs.embedding.test_store_sync import Source, check, live, picture
 from tests.jobs.here import embed_here
-from tests.jobs.test_growth import Source, check, live, picture
 from tests.loops import no_waits
-from tests.retrieval.storage.faults import seam
+from tests.retrieval.storage.faults import inject_faults
 from tests.retrieval.storage.s3 import new_prefix, options
 from tests.trees import tree
 from tests.web import closed_port, serving
@@ -101,7 +101,7 @@ def when_read(name, action):
         if left and operation == "read" and path.endswith(name):
             left.pop()()
 
-    return seam(note)
+    return inject_faults(note)
 
 
 def test_a_photo_that_vanishes_after_it_was_listed_stands_in_the_ledger(source, tmp_path):
@@ -160,7 +160,7 @@ def forbidden(*names):
         if operation == "read" and path.endswith(names):
             raise PermissionError("Access Denied")
 
-    return seam(deny)
+    return inject_faults(deny)
 
 
 def test_a_bucket_that_shows_nothing_is_refused_before_anything_is_written(bucket, tmp_path):
@@ -245,5 +245,5 @@ def test_one_host_of_several_that_refuses_all_is_no_reason_to_stop(web, tmp_path
         manifest = embed_here(source, tmp_path / "out", max_error_rate=1.0)
     assert manifest.counts["rows"] == 1
     put_list(source, *urls)
-    with pytest.raises(AccessRefused, match=r"shows its images to nobody.*answered 403"):
+    with pytest.raises(AccessRefused, match=r"access to the images .* is denied.*answered 403"):
         embed_here(source, tmp_path / "closed")

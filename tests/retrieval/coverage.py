@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from retrieval.intervals import difference_intervals, score_intervals
+from retrieval.core.confidence import difference_intervals, score_intervals
 
 SIZES = (15, 50, 200)
 RUNS = 4000

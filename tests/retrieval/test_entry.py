@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.entry import claim_packages, without_current_folder
-from retrieval.storage.files import LocalFolder
+from retrieval.storage.local import LocalFolder
 from tests.commands import LOOKALIKE
 from tests.retrieval.storage.outputs import made
 
@@ -88,4 +88,4 @@ def test_help_and_answers_that_nobody_reads_are_no_error(output):
     assert (ended.stdout, ended.stderr) == ("0\n0\n", "")
     ended = shell("{lookalike} verify out > /dev/full")
     assert ended.returncode == 1
-    assert "error: the answer could not be written to stdout (No space left" in ended.stderr
+    assert "error: the result could not be written to stdout (No space left" in ended.stderr

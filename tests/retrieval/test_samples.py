@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.errors import UsageError
+from retrieval.core.errors import UsageError
 from retrieval.samples import HELD_OUT, SPECIES, draw, write_samples
 from retrieval.samples.pen import Pen
 from retrieval.samples.species import DRAWERS

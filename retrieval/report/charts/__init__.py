@@ -1,1 +1,4 @@
-"""The pictures of the tool: pure functions from tables and arrays to SVG and PNG."""
+"""Charts and picture grids: pure functions from tables and arrays to SVG and PNG.
+
+Imported by `retrieval.report` and by the commands in `jobs` that draw pictures.
+"""

@@ -1,9 +1,8 @@
-"""What every chart is drawn on: two themes, one quiet style, the same bytes for the same input.
+"""Shared drawing of charts: themes, style, and deterministic SVG and PNG output.
 
-A chart is one function that draws onto a figure for a theme. From it come the two SVG documents of
-the page (no heading: the page has its own; no ground: the card shows through) and a PNG that stands
-by itself. Text is drawn as paths of the font that comes with matplotlib, so it looks the same
-everywhere. Sizes are inches of 72 points; the page shows a point as 1.2 to 1.5 pixels.
+A chart is a function that draws onto a matplotlib figure for a theme. It is rendered to two SVG
+documents for the page (without title and background) and to a PNG with title. Text is drawn as
+paths of matplotlib's own font, so it looks the same everywhere. Sizes are in inches of 72 points.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PNG_DPI = 200
-"""Pixels an inch of a PNG: twice those of a page."""
+"""Resolution of a PNG, twice that of a page."""
 
-_LAYER_DPI = 132  # of what is too dense for an SVG: 1.8 pixels a point
+_LAYER_DPI = 132  # of rasterised layers, too dense for vectors
 _LAYER_QUALITY, _ALPHA_QUALITY = 68, 50
 SMALL, TEXT, TITLE = 8.0, 9.0, 11.0
-"""Sizes of type in points; the smallest is 10 pixels high on a card of 420."""
+"""Font sizes in points; the smallest is 10 pixels high on a card of 420 pixels."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of the page (`:root` in style.css), and those of eight classes."""
+    """The colours of the page (`:root` in style.css) and of eight classes."""
 
     ink: str
     soft: str
@@ -63,29 +62,29 @@ DARK = Theme(
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A chart that is not drawn yet; `draw` puts it onto an empty figure of `size` (inches)."""
+class ChartDrawing:
+    """A chart before rendering; `draw` draws it onto an empty figure of `size` (inches)."""
 
-    name: str  # of its file, without an ending
+    name: str  # file name without extension
     title: str
-    alt: str  # a sentence for whoever does not see it
+    alt: str  # text alternative
     draw: Callable[[Figure, Theme], None]
     size: tuple[float, float] = (4.4, 2.9)
 
     def chart(self) -> Chart:
-        """Draw it for the page: two SVG documents of about 20 to 60 kB."""
+        """Render the chart for a page: two SVG documents of about 20 to 60 kB."""
         light, dark = (_svg(self, theme) for theme in (LIGHT, DARK))
         return Chart(self.name, self.title, self.alt, light, dark)
 
     def png(self) -> bytes:
-        """Draw it by itself, light, with its title, at `PNG_DPI`."""
-        with drawing():
+        """Render the chart as a PNG file: light theme, with title, at `PNG_DPI`."""
+        with matplotlib_style():
             figure = _figure(self.size, self.title)
             self.draw(figure, LIGHT)
-            return png_of(pixels_of(figure, LIGHT))
+            return encode_png(render_pixels(figure, LIGHT))
 
 
-_ONE_AT_A_TIME = threading.Lock()
+_STYLE_LOCK = threading.Lock()
 _STYLE = {
     "font.family": "DejaVu Sans", "font.size": TEXT, "axes.unicode_minus": True,
     "text.parse_math": False, "text.usetex": False, "svg.fonttype": "path",
@@ -94,23 +93,23 @@ _STYLE = {
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Set matplotlib's own defaults and our style, whatever the user's matplotlibrc says.
+def matplotlib_style() -> Iterator[None]:
+    """Apply matplotlib's defaults and this module's style, ignoring the user's matplotlibrc.
 
-    Both are state of the process, so charts are drawn one at a time; they are put back afterwards.
+    The style is process-wide state, so a lock allows one chart at a time; it is restored after.
     """
     import matplotlib.style
 
-    with _ONE_AT_A_TIME, matplotlib.style.context(["default", _STYLE]):
+    with _STYLE_LOCK, matplotlib.style.context(["default", _STYLE]):
         yield
 
 
 HEADING = 0.36
-"""Inches that the title of a PNG takes."""
+"""Height of the title of a PNG, in inches."""
 
 
 def _figure(size: tuple[float, float], title: str | None = None) -> Figure:
-    """Make an empty figure; with a title it is as much higher as that takes."""
+    """Return an empty figure; with a title it is higher by `HEADING`."""
     from matplotlib.figure import Figure
 
     width, height = size
@@ -124,17 +123,17 @@ def _figure(size: tuple[float, float], title: str | None = None) -> Figure:
     return figure
 
 
-def inset(
+def add_axes(
     figure: Figure, size: tuple[float, float], left: float, bottom: float, right: float, top: float
 ) -> Axes:
-    """Add axes with margins in inches; what the figure is higher than `size` is its title's."""
+    """Add axes with margins in inches within the lower `size` inches of the figure."""
     width, height = figure.get_figwidth(), figure.get_figheight()
     wide, high = size[0] - left - right, size[1] - bottom - top
     return figure.add_axes((left / width, bottom / height, wide / width, high / height))
 
 
-def quiet(axes: Axes, theme: Theme, grid: str | None = "y") -> None:
-    """Leave of the frame the line below, and of the grid what guides the eye."""
+def style_axes(axes: Axes, theme: Theme, grid: str | None = "y") -> None:
+    """Style axes: only the bottom spine, no tick marks, and a grid if `grid` is "y"."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set(color=theme.line, linewidth=1)
@@ -145,22 +144,23 @@ def quiet(axes: Axes, theme: Theme, grid: str | None = "y") -> None:
         axes.grid(visible=True, axis="y", color=theme.line, linewidth=0.8)
 
 
-def key(axes: Axes, handles: Sequence[Artist], said: Sequence[str], theme: Theme) -> None:
-    """Say above the axes, in one line from their left, what lines and markers mean."""
+def draw_legend(axes: Axes, handles: Sequence[Artist], labels: Sequence[str], theme: Theme) -> None:
+    """Draw the legend in one line above the axes, left-aligned."""
     axes.legend(
-        handles, said, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=len(said), frameon=False,
+        handles, labels, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=len(labels),
+        frameon=False,
         fontsize=SMALL, labelcolor=theme.ink, borderpad=0, borderaxespad=0.2, handlelength=1.6,
         handletextpad=0.6, columnspacing=1.4,
     )  # fmt: skip
 
 
-def ground(theme: Theme) -> dict[str, object]:
-    """Give text a ground of the card's colour (`bbox`), so that it can be read over lines."""
+def text_background(theme: Theme) -> dict[str, object]:
+    """Return a `bbox` in the card's colour that keeps text readable over lines."""
     return {"facecolor": theme.card, "alpha": 0.85, "linewidth": 0, "pad": 1}
 
 
-def pixels_of(figure: Figure, theme: Theme, dpi: int = PNG_DPI) -> NDArray[np.uint8]:
-    """Give a figure as (height, width, 3) pixels, on the colour of a card."""
+def render_pixels(figure: Figure, theme: Theme, dpi: int = PNG_DPI) -> NDArray[np.uint8]:
+    """Return a figure as (height, width, 3) uint8 pixels on the card's colour."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set(facecolor=theme.card, dpi=dpi)
@@ -169,38 +169,38 @@ def pixels_of(figure: Figure, theme: Theme, dpi: int = PNG_DPI) -> NDArray[np.ui
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
 
 
-def png_of(pixels: NDArray[np.uint8]) -> bytes:
-    """Write (height, width, 3) pixels as PNG, which says nothing of date or software.
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return (height, width, 3) uint8 pixels as PNG, without metadata on date or software.
 
-    At level 4 of zlib: photos hardly become smaller by more, and it takes twice the time.
+    zlib level 4 is used: higher levels hardly shrink photos and take twice the time.
     """
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", compress_level=4)
     return sink.getvalue()
 
 
-_NOTHING = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-def _svg(chart: Drawing, theme: Theme) -> bytes:
+def _svg(chart: ChartDrawing, theme: Theme) -> bytes:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     sink = io.BytesIO()
-    with drawing():
+    with matplotlib_style():
         figure = _figure(chart.size)
         figure.patch.set_visible(False)
         chart.draw(figure, theme)
         FigureCanvasSVG(figure).print_figure(
-            sink, format="svg", dpi=_LAYER_DPI, metadata=_NOTHING, facecolor="none"
+            sink, format="svg", dpi=_LAYER_DPI, metadata=_NO_METADATA, facecolor="none"
         )
     return re.sub(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", _as_webp, sink.getvalue())
 
 
-def _as_webp(found: re.Match[bytes]) -> bytes:
-    """Write a layer of dots and photos as WebP, which takes a fifth of the bytes of PNG."""
+def _as_webp(match: re.Match[bytes]) -> bytes:
+    """Re-encode a rasterised layer as WebP, a fifth of the size of PNG."""
     if not features.check("webp"):
-        return found[0]
+        return match[0]
     sink = io.BytesIO()
-    layer = Image.open(io.BytesIO(base64.b64decode(found[1])))
+    layer = Image.open(io.BytesIO(base64.b64decode(match[1])))
     layer.save(sink, "WEBP", quality=_LAYER_QUALITY, alpha_quality=_ALPHA_QUALITY, method=6)
     return b"data:image/webp;base64," + base64.b64encode(sink.getvalue())

@@ -1,42 +1,53 @@
-"""The classes that are taken for one another, with photos: those mistaken beside those meant."""
+"""Picture of the most frequent confusions of a classifier, with photos of both classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from retrieval.report.charts.contact_print import BESIDE, Ranking, Row, Shown, contact_print
+from retrieval.report.charts.contact_print import (
+    SIDE_BY_SIDE_MATCHES,
+    Photo,
+    Ranking,
+    Row,
+    draw_contact_print,
+)
 
 PAIRS = 10
-"""Pairs of classes that are shown: the most frequent mistakes."""
+"""Most class pairs shown."""
 
 
-def confusion_print(
+def draw_confusion_print(
     pairs: Sequence[Mapping[str, object]], typical: Sequence[Sequence[bytes]],
     mistaken: Sequence[Sequence[bytes]], others: Sequence[Sequence[bytes]],
 ) -> bytes:  # fmt: skip
-    """Draw pairs of table CONFUSION as PNG, each with photos (JPEG) of both classes.
+    """Return a PNG of pairs of table CONFUSION, each with JPEG photos of both classes.
 
-    Of pair n, `typical[n]` are photos of its class that were told right, `mistaken[n]` those that
-    were told wrong, `others[n]` photos of the class they were taken for.
+    For pair n, `typical[n]` are correctly classified photos of the class, `mistaken[n]` photos that
+    were misclassified, `others[n]` photos of the class that was predicted.
     """
     heads = [
-        Ranking("taken for another class", "cosine", BESIDE),
-        Ranking("photos of that class", "cosine", BESIDE),
+        Ranking("misclassified photos", "cosine", SIDE_BY_SIDE_MATCHES),
+        Ranking("photos of the predicted class", "cosine", SIDE_BY_SIDE_MATCHES),
     ]
     rows = [
         Row(
-            Shown(
+            Photo(
                 f"{pair['label']}", right[0] if right else None, f"{pair['images']} of {pair['of']}"
             ),
             (
-                tuple(Shown(f"{pair['label']}", photo, grade=0) for photo in wrong[:BESIDE]),
-                tuple(Shown(f"{pair['predicted']}", photo) for photo in other[:BESIDE]),
+                tuple(
+                    Photo(f"{pair['label']}", photo, grade=0)
+                    for photo in wrong[:SIDE_BY_SIDE_MATCHES]
+                ),
+                tuple(
+                    Photo(f"{pair['predicted']}", photo) for photo in other[:SIDE_BY_SIDE_MATCHES]
+                ),
             ),
         )
         for pair, right, wrong, other in zip(pairs, typical, mistaken, others, strict=True)
     ]
-    said = "Validation photos that the classifier told wrong, and photos of the class they were "
-    return contact_print(
-        "What is taken for what, most frequent first", heads, rows, said=said + "taken for.",
-        first="Told right",
+    caption = "Misclassified validation photos beside photos of the predicted class."
+    return draw_contact_print(
+        "Most frequent confusions", heads, rows, caption=caption,
+        first_heading="Correct",
     )  # fmt: skip

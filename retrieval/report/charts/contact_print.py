@@ -1,4 +1,4 @@
-"""Queries with their matches as one picture: photos, what each is, and how far from the query."""
+"""Picture of queries with their matches: photos, captions, distances and right or wrong marks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from retrieval.report.charts.canvas import LIGHT, TITLE, drawing, pixels_of, png_of
-from retrieval.report.charts.names import fitted
-from retrieval.tables import Metric
+from retrieval.core.schemas import Metric
+from retrieval.report.charts.canvas import LIGHT, TITLE, encode_png, matplotlib_style, render_pixels
+from retrieval.report.charts.text_fitting import fit_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-QUERIES, MATCHES, BESIDE = 12, 10, 5
-"""Most queries of a picture, most matches of each, and most of each of two rankings."""
+MAX_QUERIES, MAX_MATCHES, SIDE_BY_SIDE_MATCHES = 12, 10, 5
+"""Most queries per picture, most matches per query, and most matches of each of two rankings."""
 
 DISTANCES = {
-    "cosine": "distance: 1 − cosine, less is closer",
-    "ip": "dot product, more is closer",
-    "l2": "Euclidean distance, less is closer",
+    "cosine": "distance 1 − cosine, smaller is closer",
+    "ip": "dot product, larger is closer",
+    "l2": "Euclidean distance, smaller is closer",
 }
-"""What the number below a match says, by metric."""
+"""The meaning of the number below a match, by metric."""
 
 _DPI = 160  # a photo is 128 pixels wide, a dozen queries with ten matches some 3 MB
 _SIDE, _STEP, _GAP, _MARGIN = 0.8, 0.88, 0.26, 0.22  # inches: a photo, to the next, to a block
@@ -38,10 +38,10 @@ _SIGNS = {1: ("✓ ", LIGHT.right, "-"), 0: ("✗ ", LIGHT.wrong, (0, (3, 1.6)))
 
 
 @dataclass(frozen=True)
-class Shown:
+class Photo:
     """One photo: its JPEG (None: not readable), the two lines below it, and its grade.
 
-    The grade is that of `Truth.grades`: above 0 right, 0 wrong, below it neither.
+    Grades are those of `GroundTruth.grades`: above 0 right, 0 wrong, negative neither.
     """
 
     name: str
@@ -52,29 +52,29 @@ class Shown:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One block of columns: its heading, the metric of its scores, the most matches it shows."""
+    """A block of columns: heading, metric of the scores, and most matches shown."""
 
     title: str
     metric: Metric
-    columns: int = MATCHES
+    columns: int = MAX_MATCHES
 
 
 @dataclass(frozen=True)
 class Row:
-    """A query, and of each ranking its matches, best first."""
+    """A query and, for each ranking, its matches, best first."""
 
-    query: Shown
-    matches: tuple[tuple[Shown, ...], ...]
+    query: Photo
+    matches: tuple[tuple[Photo, ...], ...]
 
 
-def contact_print(
-    title: str, rankings: Sequence[Ranking], rows: Sequence[Row], *, said: str | None = None,
-    first: str = "Query",
+def draw_contact_print(
+    title: str, rankings: Sequence[Ranking], rows: Sequence[Row], *, caption: str | None = None,
+    first_heading: str = "Query",
 ) -> bytes:  # fmt: skip
     """Draw at most `QUERIES` rows as PNG, on light ground: one ranking, or two side by side.
 
-    `said` stands below the title; without it, what signs and numbers mean. `first` heads the photos
-    at the left.
+    `caption` is the line below the title, by default the meaning of marks and numbers.
+    `first_heading` is the heading of the left column.
     """
     from matplotlib.figure import Figure
 
@@ -84,12 +84,14 @@ def contact_print(
     size = (lefts[-1] - _GAP - (_STEP - _SIDE) + _MARGIN, _TOP + len(rows) * _ROW + 0.06)
     pixels = [round(length * _DPI) for length in size]
     tiles: list[tuple[float, float, bytes]] = []
-    with drawing():
+    with matplotlib_style():
         figure = Figure((pixels[0] / _DPI, pixels[1] / _DPI), dpi=_DPI)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, pixels[0] / _DPI), ylim=(pixels[1] / _DPI, 0))
         axes.set_axis_off()
-        _heading(axes, (title, said or _signs(rankings), first), rankings, lefts, size[0])
+        _heading(
+            axes, (title, caption or _legend(rankings), first_heading), rankings, lefts, size[0]
+        )
         for number, row in enumerate(rows):
             top = _TOP + number * _ROW
             axes.plot((_MARGIN, size[0] - _MARGIN), (top - 0.12,) * 2, color=LIGHT.line, lw=0.8)
@@ -98,16 +100,16 @@ def contact_print(
                 for place, match in enumerate(matches[: ranking.columns]):
                     _photo(axes, tiles, match, left + place * _STEP, top)
                 if not matches:
-                    _say(axes, left, top + _SIDE / 2, "no match", LIGHT.soft)
-        ground = pixels_of(figure, LIGHT, _DPI)
+                    _write_text(axes, left, top + _SIDE / 2, "no match", LIGHT.soft)
+        ground = render_pixels(figure, LIGHT, _DPI)
     for left, top, picture in tiles:
         _paste(ground, left, top, picture)
-    return png_of(ground)
+    return encode_png(ground)
 
 
-def _signs(rankings: Sequence[Ranking]) -> str:
-    said = list(dict.fromkeys(DISTANCES[ranking.metric] for ranking in rankings))
-    numbers = said[0] if len(said) == 1 else f"left {said[0]}; right {said[1]}"
+def _legend(rankings: Sequence[Ranking]) -> str:
+    meanings = list(dict.fromkeys(DISTANCES[ranking.metric] for ranking in rankings))
+    numbers = meanings[0] if len(meanings) == 1 else f"left {meanings[0]}; right {meanings[1]}"
     return f"Below each match: ✓ right, ✗ wrong; {numbers}"
 
 
@@ -115,30 +117,30 @@ def _heading(
     axes: Axes, words: tuple[str, str, str], rankings: Sequence[Ranking], lefts: Sequence[float],
     width: float,
 ) -> None:  # fmt: skip
-    title, said, first = words
+    title, caption, first_heading = words
     room = (width - 2 * _MARGIN) * 72
     axes.text(
-        _MARGIN, 0.22, fitted(title, 0.9 * room, TITLE + 1), size=TITLE + 1, weight="bold",
+        _MARGIN, 0.22, fit_text(title, 0.9 * room, TITLE + 1), size=TITLE + 1, weight="bold",
         color=LIGHT.ink, va="top",
     )  # fmt: skip
-    _say(axes, _MARGIN, 0.46, said, LIGHT.soft)
-    _say(axes, _MARGIN, 0.72, first, LIGHT.ink, bold=True)
+    _write_text(axes, _MARGIN, 0.46, caption, LIGHT.soft)
+    _write_text(axes, _MARGIN, 0.72, first_heading, LIGHT.ink, bold=True)
     for ranking, left in zip(rankings, lefts, strict=False):
-        name = fitted(ranking.title, 0.88 * ranking.columns * _STEP * 72, _TYPE)
-        _say(axes, left, 0.72, name, LIGHT.ink, bold=True)
+        name = fit_text(ranking.title, 0.88 * ranking.columns * _STEP * 72, _TYPE)
+        _write_text(axes, left, 0.72, name, LIGHT.ink, bold=True)
 
 
-def _say(
-    axes: Axes, left: float, top: float, said: str, colour: str, *, bold: bool = False
+def _write_text(
+    axes: Axes, left: float, top: float, text: str, colour: str, *, bold: bool = False
 ) -> None:
     weight = "bold" if bold else "normal"
-    axes.text(left, top, said, size=_TYPE, color=colour, va="top", weight=weight)
+    axes.text(left, top, text, size=_TYPE, color=colour, va="top", weight=weight)
 
 
 def _photo(
-    axes: Axes, tiles: list[tuple[float, float, bytes]], shown: Shown, left: float, top: float
+    axes: Axes, tiles: list[tuple[float, float, bytes]], shown: Photo, left: float, top: float
 ) -> None:
-    """Draw what stands around a photo, which is put into its tile when all is drawn."""
+    """Draw tile, frame and captions of a photo; the photo itself is pasted after rendering."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((left, top), _SIDE, _SIDE, facecolor=LIGHT.tile, lw=0))
@@ -154,14 +156,14 @@ def _photo(
         corner, side = (left - _FRAME, top - _FRAME), _SIDE + 2 * _FRAME
         axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, ls=line, lw=1.6))
     width = (_STEP - 0.06) * 72
-    name = fitted(shown.name, width - (9 if sign else 0), _TYPE)
-    _say(axes, left, top + _SIDE + 0.06, sign + name, colour if sign else LIGHT.ink)
+    name = fit_text(shown.name, width - (9 if sign else 0), _TYPE)
+    _write_text(axes, left, top + _SIDE + 0.06, sign + name, colour if sign else LIGHT.ink)
     if shown.below:
-        _say(axes, left, top + _SIDE + 0.2, fitted(shown.below, width, _TYPE), LIGHT.soft)
+        _write_text(axes, left, top + _SIDE + 0.2, fit_text(shown.below, width, _TYPE), LIGHT.soft)
 
 
 def _paste(ground: NDArray[np.uint8], left: float, top: float, picture: bytes) -> None:
-    """Put the whole photo into the middle of its tile, as large as fits."""
+    """Paste the whole photo into the middle of its tile, as large as fits."""
     side = round(_SIDE * _DPI)
     photo = Image.open(io.BytesIO(picture)).convert("RGB")
     small = np.asarray(ImageOps.contain(photo, (side, side), Image.Resampling.LANCZOS))
@@ -171,8 +173,8 @@ def _paste(ground: NDArray[np.uint8], left: float, top: float, picture: bytes) -
     ground[y : y + high, x : x + wide] = small
 
 
-def distance(score: float, metric: Metric) -> str:
-    """Write how far a match is: 1 − cosine, the root of the squared distance; for ip the score."""
+def format_distance(score: float, metric: Metric) -> str:
+    """Format the distance of a match: 1 − cosine, Euclidean distance, or for ip the score."""
     value = {
         "cosine": max(0.0, 1 - score), "ip": score, "l2": math.sqrt(max(0.0, score)),
     }[metric]  # fmt: skip

@@ -1,22 +1,22 @@
-"""Where vectors lie in the plane that shows most of them: their first two principal axes."""
+"""Project vectors onto their first two principal axes, deterministically."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.tables import Vectors
+from retrieval.core.schemas import Vectors
 
 Plane = NDArray[np.float64]
-_TIE = 1e-6  # numbers of an axis that are as large as the largest, but for rounding
+_TIE = 1e-6  # relative; entries this close to the largest count as equal
 
 
 def principal_plane(vectors: Vectors | Plane) -> tuple[Plane, tuple[float, float]]:
-    """Project (n, d) vectors onto their first two principal axes: (n, 2), and each one's share.
+    """Project (n, d) vectors onto their first two principal axes.
 
-    The mean is the origin; a share is of the whole variance, 0 where there is none. The sign of an
-    axis is that which makes its largest number (of equal ones the first) positive, so the same
-    vectors give the same plane. What does not vary along an axis lies at 0.
+    Returns (n, 2) float64 coordinates around the mean, and the share of the variance of each axis
+    (0 where there is none). The sign of an axis makes its largest entry (the first of equal ones)
+    positive, so that equal vectors give equal coordinates. Axes without variance give 0.
     """
     values = vectors.astype(np.float64)
     values -= values.mean(0)
@@ -41,8 +41,8 @@ def principal_plane(vectors: Vectors | Plane) -> tuple[Plane, tuple[float, float
     return plane, (shares[0], shares[1])
 
 
-def apart(points: Plane, side: float, most: int) -> list[int]:
-    """Choose of (n, 2) points, in their order, those whose squares of `side` do not overlap."""
+def select_separated(points: Plane, side: float, most: int) -> list[int]:
+    """Return the first at most `most` of (n, 2) points whose squares do not overlap."""
     chosen: list[int] = []
     for number, point in enumerate(points):
         if len(chosen) == most:

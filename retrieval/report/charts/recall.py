@@ -1,4 +1,4 @@
-"""Recall against the lists read: what the index promised, what was chosen, what came of it."""
+"""Chart of recall against lists read: measured curve, target, and the nprobe that was used."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval.records import Certificate
-from retrieval.report.charts.canvas import SMALL, Drawing, Theme, ground, inset, key, quiet
+from retrieval.core.records import Certificate
+from retrieval.report.charts.canvas import (
+    SMALL,
+    ChartDrawing,
+    Theme,
+    add_axes,
+    draw_legend,
+    style_axes,
+    text_background,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,33 +29,33 @@ Curve = dict[str, NDArray[np.float64]]
 _SIZE = (4.4, 2.9)
 
 
-def recall_drawing(table: pa.Table, certificate: Certificate, k: int) -> Drawing | None:
-    """Draw the curve of an index (table RECALL) at the measured k that counts for matches of k.
+def draw_recall(table: pa.Table, certificate: Certificate, k: int) -> ChartDrawing | None:
+    """Return the chart of the recall curve of an index (table RECALL) for k matches.
 
-    That is the smallest one measured that is not below k, or else the largest. None where all lists
-    were read, and recall is no question of their number, or nothing was measured.
+    The curve is that of the smallest measured k that is not below `k`, or else of the largest. None
+    where all lists were read, or nothing was measured.
     """
     if certificate.nprobe >= certificate.nlist or len(table) == 0:
         return None
     measured = sorted(set(table["k"].to_pylist()))
-    at = next((one for one in measured if one >= k), measured[-1])
+    at = next((value for value in measured if value >= k), measured[-1])
     rows = table.filter(pc.equal(table["k"], at)).sort_by("nprobe")
     curve = {name: rows[name].to_numpy().astype(np.float64) for name in rows.schema.names}
     alt = (
         f"Recall of the {at} closest images rises from {curve['recall'][0]:.3f} where "
-        f"{curve['nprobe'][0]:.0f} list is read to {curve['recall'][-1]:.3f} where "
+        f"{curve['nprobe'][0]:.0f} list is read, to {curve['recall'][-1]:.3f} where "
         f"{curve['nprobe'][-1]:.0f} are; {certificate.nprobe} were read, "
-        f"{certificate.target:g} was asked for."
+        f"the target is {certificate.target:g}."
     )
     if certificate.sample:
         alt = f"{alt[:-1]}, and {certificate.search_recall:.3f} was measured."
     draw = partial(_draw, curve=curve, certificate=certificate)
-    return Drawing("recall", f"Recall@{at} against lists read", alt, draw, _SIZE)
+    return ChartDrawing("recall", f"Recall@{at} against lists read", alt, draw, _SIZE)
 
 
 def _draw(figure: Figure, theme: Theme, curve: Curve, certificate: Certificate) -> None:
-    axes = inset(figure, _SIZE, 0.5, 0.52, 0.16, 0.4)
-    quiet(axes, theme)
+    axes = add_axes(figure, _SIZE, 0.5, 0.52, 0.16, 0.4)
+    style_axes(axes, theme)
     nprobe, ends = curve["nprobe"], certificate
     axes.set_xscale("log", base=2)
     axes.fill_between(nprobe, curve["low"], curve["high"], color=theme.accent, alpha=0.2, lw=0)
@@ -60,7 +68,7 @@ def _draw(figure: Figure, theme: Theme, curve: Curve, certificate: Certificate) 
     axes.axhline(ends.target, color=theme.soft, lw=1, ls=(0, (5, 3)))
     axes.axvline(ends.nprobe, color=theme.ink, lw=1, ls=(0, (1.5, 2)))
     _ticks(axes, nprobe)
-    axes.set_xlabel("lists read a query (nprobe)", color=theme.soft, size=SMALL, labelpad=5)
+    axes.set_xlabel("lists read per query (nprobe)", color=theme.soft, size=SMALL, labelpad=5)
     if ends.sample:
         middle, low, high = ends.search_recall, ends.search_low, ends.search_high
         error = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
@@ -72,7 +80,7 @@ def _draw(figure: Figure, theme: Theme, curve: Curve, certificate: Certificate) 
 
 
 def _ticks(axes: Axes, nprobe: NDArray[np.float64]) -> None:
-    """Mark powers of two, at most seven, written as numbers."""
+    """Set ticks at no more than seven powers of two, labelled as numbers."""
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     last = int(np.log2(max(nprobe[-1], 2)))
@@ -84,30 +92,28 @@ def _ticks(axes: Axes, nprobe: NDArray[np.float64]) -> None:
 
 
 def _labels(axes: Axes, theme: Theme, curve: Curve, ends: Certificate) -> None:
-    """Name the lines where the curve leaves room.
-
-    It lies below the target on the left, if it begins low, and above it on the right.
-    """
+    """Label the lines where the curve leaves room: below the target left, above it right."""
     from matplotlib.lines import Line2D
 
     place = np.log2(ends.nprobe) / np.log2(curve["nprobe"][-1])  # 0 to 1, along the axis
     left = place > 0.6
     free = place > 0.4 and curve["recall"][0] < ends.target - 0.3 * (1 - curve["recall"][0])
     axes.annotate(
-        f"asked for {ends.target:g}", (0 if free else 1, ends.target), (2 if free else -2, -3),
+        f"target {ends.target:g}", (0 if free else 1, ends.target), (2 if free else -2, -3),
         va="top", ha="left" if free else "right", xycoords=("axes fraction", "data"),
-        textcoords="offset points", size=SMALL, color=theme.soft, bbox=ground(theme), zorder=1.5,
+        textcoords="offset points", size=SMALL, color=theme.soft, bbox=text_background(theme),
+        zorder=1.5,
     )  # fmt: skip
     axes.annotate(
         f"{ends.nprobe:,} of {ends.nlist:,} lists read", (ends.nprobe, 0), (-4 if left else 4, 3),
         va="bottom", ha="right" if left else "left", xycoords=("data", "axes fraction"),
-        textcoords="offset points", size=SMALL, color=theme.ink, bbox=ground(theme),
+        textcoords="offset points", size=SMALL, color=theme.ink, bbox=text_background(theme),
     )  # fmt: skip
     handles = [Line2D([], [], color=theme.accent, lw=1.8, marker="o", ms=3)]
-    said = ["gallery sample, 95 % band"]
+    labels = ["gallery sample, 95 % band"]
     if ends.sample:
         handles.append(Line2D([], [], color=theme.ink, ls="none", marker="D", ms=5))
-        said.append(
+        labels.append(
             f"queries {ends.search_recall:.3f} [{ends.search_low:.3f}, {ends.search_high:.3f}]"
         )
-    key(axes, handles, said, theme)
+    draw_legend(axes, handles, labels, theme)

@@ -1,4 +1,4 @@
-"""How the scores of right matches lie to those of wrong ones: where they part, a threshold can."""
+"""Chart of the score distributions of right, wrong and ungraded matches."""
 
 from __future__ import annotations
 
@@ -9,71 +9,81 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.report.charts.canvas import SMALL, Drawing, Theme, inset, key, quiet
-from retrieval.tables import Metric
+from retrieval.core.schemas import Metric
+from retrieval.report.charts.canvas import (
+    SMALL,
+    ChartDrawing,
+    Theme,
+    add_axes,
+    draw_legend,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Scores = NDArray[np.float64]
 _SIZE = (4.4, 2.9)
-_SAID = {
-    "cosine": "cosine (more is closer →)",
-    "ip": "dot product (more is closer →)",
-    "l2": "(← less is closer) squared distance",
+_AXIS_LABELS = {
+    "cosine": "cosine (larger is closer →)",
+    "ip": "dot product (larger is closer →)",
+    "l2": "(← smaller is closer) squared distance",
 }
-_ORDER = ("unknown", "wrong", "right")  # the last one is drawn above the others
-_FEWEST, _MOST = 9, 51  # bins
-_WIDEST = 1e300  # beyond it, the width of a range is no float64 any more
+_ORDER = ("unknown", "wrong", "right")  # drawing order
+_MIN_BINS, _MAX_BINS = 9, 51  # bins
+_WIDEST = 1e300  # beyond it, the width of a range overflows float64
 
 
-def scores_drawing(groups: Mapping[str, Scores], metric: Metric) -> Drawing | None:
-    """Draw the densities of the scores, (n,) each, of `right`, `wrong` and `unknown` matches.
+def draw_scores(groups: Mapping[str, Scores], metric: Metric) -> ChartDrawing | None:
+    """Return the chart of the score densities of `right`, `wrong` and `unknown` matches.
 
-    Each group that has finite scores is a histogram of area 1 over bins that all share, so that few
-    right matches are compared with many wrong ones by form and place. None where there is no score.
+    Each group of (n,) scores is a histogram of area 1 over common bins, which compares shapes
+    whatever the group sizes. None where there is no finite score.
     """
-    there: dict[str, Scores] = {}
+    finite_groups: dict[str, Scores] = {}
     for name in ("right", "wrong", "unknown"):
         scores = np.asarray(groups.get(name, ()), np.float64)
         if not (finite := np.isfinite(scores)).all():
             scores = scores[finite]
         if len(scores):
-            far = max(abs(scores.min()), abs(scores.max())) > _WIDEST
-            there[name] = np.clip(scores, -_WIDEST, _WIDEST) if far else scores  # 80 MB a copy
-    if not there:
+            too_wide = max(abs(scores.min()), abs(scores.max())) > _WIDEST
+            finite_groups[name] = np.clip(scores, -_WIDEST, _WIDEST) if too_wide else scores
+    if not finite_groups:
         return None
-    edges = _edges(there)
-    bars = {name: _density(scores, edges) for name, scores in there.items()}
-    counts = {name: len(scores) for name, scores in there.items()}
-    said = "; ".join(
-        f"{count:,} {name}, median {np.median(there[name]):z.3g}" for name, count in counts.items()
+    edges = _edges(finite_groups)
+    bars = {name: _density(scores, edges) for name, scores in finite_groups.items()}
+    counts = {name: len(scores) for name, scores in finite_groups.items()}
+    summary = "; ".join(
+        f"{count:,} {name}, median {np.median(finite_groups[name]):z.3g}"
+        for name, count in counts.items()
     )
     draw = partial(_draw, edges=edges, bars=bars, counts=counts, metric=metric)
-    alt = f"Distribution of the scores of matches, {_SAID[metric]}: {said}."
-    return Drawing("scores", "Scores of right and wrong matches", alt, draw, _SIZE)
+    alt = f"Distribution of the scores of matches, {_AXIS_LABELS[metric]}: {summary}."
+    return ChartDrawing("scores", "Scores of right and wrong matches", alt, draw, _SIZE)
 
 
 def _edges(groups: Mapping[str, Scores]) -> Scores:
-    """Give the ends of equal bins over all scores: more of them, the more of each group there are.
+    """Return the edges of equal-width bins over all scores, (bins + 1,).
 
-    By Rice's rule, twice the cube root of the smaller of the groups that are known.
+    Their number follows Rice's rule, 2 n^(1/3), for the smaller of the graded groups.
     """
     low = min(float(scores.min()) for scores in groups.values())
     high = max(float(scores.max()) for scores in groups.values())
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # all equal: a bin with room about it
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # all scores are equal
         room = 0.05 * max(abs(low), 1e-3)
         low, high = low - room, high + room
-    known = [len(scores) for name, scores in groups.items() if name != "unknown"]
-    least = min(known, default=len(groups.get("unknown", ())))
-    bins = int(np.clip(2 * least ** (1 / 3), _FEWEST, _MOST)) | 1  # one of them in the middle
+    graded_sizes = [len(scores) for name, scores in groups.items() if name != "unknown"]
+    size = min(graded_sizes, default=len(groups.get("unknown", ())))
+    bins = (
+        int(np.clip(2 * size ** (1 / 3), _MIN_BINS, _MAX_BINS)) | 1
+    )  # odd, so that one is central
     return np.linspace(low, high, bins + 1)
 
 
 def _density(scores: Scores, edges: Scores) -> Scores:
-    """Give the share of the scores in each bin, by its width: relative to the mean over the axis.
+    """Return the density of the scores in each bin, relative to the mean over the axis.
 
-    The axis has no scale, so the width of a bin (which may be 1e-300) is left out.
+    The axis has no scale, so the bin width (which may be 1e-300) is left out.
     """
     counts, _ = np.histogram(scores, edges)
     return counts / len(scores) * (len(edges) - 1)
@@ -86,8 +96,8 @@ def _draw(
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
-    axes = inset(figure, _SIZE, 0.36, 0.52, 0.2, 0.4)
-    quiet(axes, theme, grid=None)
+    axes = add_axes(figure, _SIZE, 0.36, 0.52, 0.2, 0.4)
+    style_axes(axes, theme, grid=None)
     handles = []
     for name in sorted(bars, key=_ORDER.index):
         look = _look(name, theme)
@@ -103,14 +113,14 @@ def _draw(
     axes.set(xlim=(edges[0] - room, edges[-1] + room), ylim=(0, top * 1.06))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_yticks([])
-    axes.set_xlabel(_SAID[metric], color=theme.soft, size=SMALL, labelpad=5)
+    axes.set_xlabel(_AXIS_LABELS[metric], color=theme.soft, size=SMALL, labelpad=5)
     axes.set_ylabel("density", color=theme.soft, size=SMALL, labelpad=4)
-    said = [f"{name} ({counts[name]:,})" for name in sorted(bars, key=_ORDER.index)]
-    key(axes, handles[::-1], said[::-1], theme)
+    labels = [f"{name} ({counts[name]:,})" for name in sorted(bars, key=_ORDER.index)]
+    draw_legend(axes, handles[::-1], labels[::-1], theme)
 
 
 def _look(name: str, theme: Theme) -> dict[str, Any]:
-    """Tell groups apart by line and filling, and not by colour alone."""
+    """Return the line and fill style of a group, distinct without colour."""
     looks: dict[str, dict[str, Any]] = {
         "right": {"facecolor": theme.right + "38", "edgecolor": theme.right, "ls": "-"},
         "wrong": {

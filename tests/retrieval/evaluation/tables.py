@@ -1,8 +1,8 @@
-"""Small tables of matches, from tuples that a reader sees whole."""
+"""Build small tables of matches from tuples, for the tests of the evaluation."""
 
 import pyarrow as pa
 
-from retrieval.tables import BARRED, GALLERY_LABELS, MATCHES
+from retrieval.core.schemas import EXCLUSIONS, GALLERY_LABELS, MATCHES
 
 
 def matches(*rows):
@@ -38,6 +38,6 @@ def queries(**named):
     return labels(**named).rename_columns(["query_id", "query_label"])
 
 
-def barred(*rows):
+def excluded_pairs(*rows):
     """Make pairs that are kept apart, from (query, image, the image's label)."""
-    return pa.table([list(c) for c in zip(*rows, strict=True)], schema=BARRED.schema)
+    return pa.table([list(c) for c in zip(*rows, strict=True)], schema=EXCLUSIONS.schema)

@@ -1,12 +1,12 @@
-"""Truth by labels: what is right, what is not known, and how much there was to be found."""
+"""Test ground truth by labels: grades, unknown labels, excluded pairs, relevant counts."""
 
 import pytest
 
-from retrieval.errors import Damaged
-from retrieval.evaluation.judged import judge, judge_unanswered
+from retrieval.core.errors import Damaged
+from retrieval.evaluation.ground_truth import UNKNOWN
 from retrieval.evaluation.labels import Labels
-from retrieval.evaluation.truth import UNKNOWN
-from tests.retrieval.evaluation.tables import barred, gallery, labels, matches, queries
+from retrieval.evaluation.relevance import grade_rankings, grade_unanswered
+from tests.retrieval.evaluation.tables import excluded_pairs, gallery, labels, matches, queries
 
 RANKED = matches(
     ("q1", "cat", 1, "a", "cat"),
@@ -19,8 +19,8 @@ RANKED = matches(
 GALLERY = gallery(cat=3, dog=1)
 
 
-def judged(table=RANKED, truth=None):
-    return judge(table, truth or Labels(GALLERY))
+def judged(table=RANKED, ground_truth=None):
+    return grade_rankings(table, ground_truth or Labels(GALLERY))
 
 
 def test_labels_in_the_matches_decide_and_the_unlabelled_are_left_out_and_counted():
@@ -34,8 +34,10 @@ def test_labels_in_the_matches_decide_and_the_unlabelled_are_left_out_and_counte
 
 
 def test_labels_of_a_file_replace_them():
-    truth = Labels(gallery(cat=1, dog=1), labels(q1="dog", q2=None, q3="cat"), labels(a="cat"))
-    found = judged(truth=truth)
+    ground_truth = Labels(
+        gallery(cat=1, dog=1), labels(q1="dog", q2=None, q3="cat"), labels(a="cat")
+    )
+    found = judged(ground_truth=ground_truth)
     assert found.query_ids.to_pylist() == ["q1", "q3"]
     assert found.hits[:, 0].tolist() == [False, True]  # b has no label in the file
     assert found.relevant.tolist() == [1, 1]
@@ -43,7 +45,7 @@ def test_labels_of_a_file_replace_them():
 
 
 def test_a_file_that_labels_no_image_leaves_no_label_of_the_matches():
-    found = judged(truth=Labels(GALLERY, labels(), labels()))
+    found = judged(ground_truth=Labels(GALLERY, labels(), labels()))
     assert len(found.query_ids) == 0
     assert found.left_out == 4
 
@@ -52,9 +54,9 @@ def test_a_file_that_labels_no_image_leaves_no_label_of_the_matches():
 def test_distractors_and_empty_labels_match_nothing_on_either_side(nothing, of_q1):
     """Of an image without a label nobody knows; a distractor is known to be wrong."""
     table = matches(("q1", "cat", 1, "a", nothing), ("q2", nothing, 1, "b", nothing))
-    truth = Labels(gallery(cat=1, distractor=5))
-    assert truth.grades(table).tolist() == [of_q1, UNKNOWN]
-    found = judged(table, truth)
+    ground_truth = Labels(gallery(cat=1, distractor=5))
+    assert ground_truth.grades(table).tolist() == [of_q1, UNKNOWN]
+    found = judged(table, ground_truth)
     assert found.query_ids.to_pylist() == ["q1"]
     assert found.hits.tolist() == [[False]]
     assert found.scored.num_rows == (of_q1 == 0)
@@ -93,17 +95,18 @@ def test_a_class_the_gallery_lacks_has_nothing_relevant_and_still_counts():
 
 def test_images_kept_from_being_a_match_are_not_missed():
     """Of three cats one is the query itself and one is barred from another query."""
-    truth = Labels(
-        GALLERY, barred=barred(("q1", "a", "cat"), ("q1", "x", "dog"), ("qq", "b", "cat"))
+    ground_truth = Labels(
+        GALLERY,
+        excluded_pairs=excluded_pairs(("q1", "a", "cat"), ("q1", "x", "dog"), ("qq", "b", "cat")),
     )
-    assert judged(truth=truth).relevant.tolist() == [3 - 1, 1]
+    assert judged(ground_truth=ground_truth).relevant.tolist() == [3 - 1, 1]
     file = labels(a="dog", x="cat", b="dog")
-    relabelled = Labels(GALLERY, labels(q1="cat"), file, truth.barred)
-    assert judged(truth=relabelled).relevant.tolist() == [3 - 1]  # x, which is a cat there
+    relabelled = Labels(GALLERY, labels(q1="cat"), file, ground_truth.excluded_pairs)
+    assert judged(ground_truth=relabelled).relevant.tolist() == [3 - 1]  # x, which is a cat there
 
 
 def test_queries_without_an_answer_are_all_wrong_if_they_have_a_label():
-    found = judge_unanswered(queries(q7="cat", q8=None, q9="dog"), Labels(GALLERY))
+    found = grade_unanswered(queries(q7="cat", q8=None, q9="dog"), Labels(GALLERY))
     assert found.query_ids.to_pylist() == ["q7", "q9"]
     assert found.hits.tolist() == [[False], [False]]
     assert found.relevant.tolist() == [3, 1]

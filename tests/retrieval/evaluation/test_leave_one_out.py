@@ -1,4 +1,4 @@
-"""Each image against all others, held against a plain loop: order, ties, and who is asked."""
+"""Test leave-one-out rankings against a plain loop: order, ties, eligible queries."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.evaluation import leave_one_out as module
-from retrieval.evaluation.leave_one_out import askable, classes_of, leave_one_out
-from retrieval.evaluation.results import gather
-from retrieval.scoring import block
-from tests.retrieval.vectors import METRICS, quick, seeds
+from retrieval.evaluation.leave_one_out import class_numbers, eligible_queries, leave_one_out
+from retrieval.evaluation.results import measure_rankings
+from retrieval.vectors.scoring import block
+from tests.retrieval.sample_vectors import METRICS, quick, seeds
 
 MEASURES = ("top1", "top3", "top10", "map")
 NAMES = ["cat", "dog", "owl", "distractor", "", None]
@@ -47,12 +47,12 @@ def test_measures_equal_a_plain_loop_whatever_the_blocks(metric, seed, count, di
     if metric == "cosine":  # lengths that no rounding blurs, so that the loop ties where we do
         vectors = np.sign(vectors) * 2
     labels = pa.array(names, pa.string())
-    queries = askable(classes_of(labels))
+    queries = eligible_queries(class_numbers(labels))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_CELLS", cells)
         ids = pa.array([f"{place}.jpg" for place in range(count)])
         parts = list(leave_one_out(block(vectors, metric), ids, labels, queries))
-    results = gather(parts, MEASURES)
+    results = measure_rankings(parts, MEASURES)
     assert results.queries["query_id"].to_pylist() == [f"{place}.jpg" for place in queries]
     expected = [by_hand(vectors, names, int(query), metric) for query in queries]
     if expected:
@@ -74,18 +74,18 @@ def test_near_ties_are_decided_by_the_score(metric):
     ready = block(vectors, metric)
     for query in range(24):
         others = np.array([place for place in range(24) if place != query])
-        scores = module.pair_scores(ready, ready, np.full(23, query), others)
-        keys = module.keys_of(scores, metric)
+        scores = module.score_pairs(ready, ready, np.full(23, query), others)
+        keys = module.scores_to_keys(scores, metric)
         order = others[np.lexsort((others, -keys))]
         assert judged.grades[query].tolist() == [int((o - query) % 2 == 0) for o in order]
 
 
 def test_who_is_asked_and_what_counts():
     labels = pa.array(["cat", "dog", "cat", "owl", None, "distractor", ""])
-    classes = classes_of(labels)
+    classes = class_numbers(labels)
     assert classes[0] == classes[2]
     assert classes.tolist()[4:] == [-1, -1, -1]
-    assert askable(classes).tolist() == [0, 2]  # of dogs and owls there is one
+    assert eligible_queries(classes).tolist() == [0, 2]  # of dogs and owls there is one
     vectors = np.eye(7, dtype=np.float32)
     [judged] = leave_one_out(block(vectors, "ip"), pa.array("abcdefg"), labels, np.array([2]))
     assert judged.relevant.tolist() == [1]
@@ -93,5 +93,8 @@ def test_who_is_asked_and_what_counts():
 
 
 def test_images_without_any_label_ask_nothing():
-    assert askable(classes_of(pa.array([None, "", "distractor"], pa.string()))).tolist() == []
-    assert askable(classes_of(pa.nulls(3, pa.string()))).tolist() == []
+    assert (
+        eligible_queries(class_numbers(pa.array([None, "", "distractor"], pa.string()))).tolist()
+        == []
+    )
+    assert eligible_queries(class_numbers(pa.nulls(3, pa.string()))).tolist() == []

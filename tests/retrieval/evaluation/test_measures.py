@@ -1,4 +1,4 @@
-"""Measures, each against arithmetic that a reader can check by eye, and against trec_eval."""
+"""Test measures against hand-checked arithmetic and against trec_eval."""
 
 from math import log2
 
@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.evaluation import measures
-from retrieval.evaluation.judged import SCORED, Judged, judge
 from retrieval.evaluation.measures import (
     MEASURES,
     average_precision,
-    keys,
-    measure_of,
-    values_of,
+    compute_measures,
+    find_measure,
+    measure_keys,
 )
-from retrieval.evaluation.qrels import QRELS, qrels_of
+from retrieval.evaluation.qrels import QRELS, build_qrels
+from retrieval.evaluation.relevance import SCORED_MATCHES, RankingRelevance, grade_rankings
 from tests.retrieval.evaluation.tables import matches
 
 
@@ -28,14 +28,14 @@ def judged(*rankings, counts, levels=(1,)):
     ids = pa.array([f"q{number}" for number in range(len(rankings))])
     filled = np.array([len(row) for row in rankings])
     table = np.array(counts, np.int64).reshape(len(rankings), -1)
-    return Judged(
+    return RankingRelevance(
         ids, pa.nulls(len(ids), pa.string()), grades, filled, np.array(levels, np.int16), table,
-        SCORED.empty_table(), 0, 0,
+        SCORED_MATCHES.empty_table(), 0, 0,
     )  # fmt: skip
 
 
 def mean(name, rankings):
-    return measure_of(name).values(rankings).mean()
+    return find_measure(name).values(rankings).mean()
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_gain_counts_grades_and_the_best_order_of_all_there_is():
 def test_all_right_ones_first_is_perfect():
     rankings = judged("11000", "11100", counts=[2, 3])
     for name in ("map", "ndcg", "mrr", "recall10"):
-        assert measure_of(name).values(rankings).tolist() == pytest.approx([1, 1], abs=1e-12)
+        assert find_measure(name).values(rankings).tolist() == pytest.approx([1, 1], abs=1e-12)
 
 
 def test_a_gallery_without_a_relevant_image_gives_nothing():
     rankings = judged("000", counts=[0])
-    assert values_of(rankings, keys()).tolist() == [[0] * len(keys())]
+    assert compute_measures(rankings, measure_keys()).tolist() == [[0] * len(measure_keys())]
 
 
 def test_fewer_matches_than_k_count_as_wrong_places():
@@ -112,7 +112,7 @@ def test_ten_right_places_are_perfect_however_many_more_there_are():
     """9.4 of the first ten are right on average and 50 are relevant: map10 was 0.18."""
     rankings = judged("1111111111", "1111101111", counts=[50, 50])
     assert mean("map10", rankings) > 0.9
-    assert measure_of("map10").values(rankings)[0] == 1
+    assert find_measure("map10").values(rankings)[0] == 1
     assert mean("map_cut_10", rankings) == pytest.approx(mean("map10", rankings) * 10 / 50)
 
 
@@ -120,8 +120,8 @@ OURS_ALONE = {"map{k}"}
 """What ir-measures has no name for."""
 
 THEIRS = {
-    measure_of(key).name: key
-    for key in keys((5, 10)) if key not in ("map5", "map10")
+    find_measure(key).name: key
+    for key in measure_keys((5, 10)) if key not in ("map5", "map10")
 }  # fmt: skip
 """Keys by the names that ir-measures has for them."""
 
@@ -144,9 +144,9 @@ def test_measures_equal_those_of_trec_eval(data):
     graded["q0"]["x0"] = 1
     ranked = {q: data.draw(st.lists(st.sampled_from(images), unique=True)) for q in graded}
     pairs = [(q, x, g) for q, named in graded.items() for x, g in named.items()]
-    truth = qrels_of(pa.table([list(c) for c in zip(*pairs, strict=True)], schema=QRELS))
+    ground_truth = build_qrels(pa.table([list(c) for c in zip(*pairs, strict=True)], schema=QRELS))
     rows = [(q, None, r, x, None, 0.5) for q in ranked for r, x in enumerate(ranked[q], 1)]
-    found = judge(matches(*rows), truth)
+    found = grade_rankings(matches(*rows), ground_truth)
     run = [
         ir_measures.ScoredDoc(q, x, float(-rank))
         for q, order in ranked.items()
@@ -155,7 +155,9 @@ def test_measures_equal_those_of_trec_eval(data):
     ]
     qrels = [ir_measures.Qrel(q, x, max(g, 0)) for q, x, g in pairs]
     ours = dict(
-        zip(found.query_ids.to_pylist(), values_of(found, list(THEIRS.values())), strict=True)
+        zip(
+            found.query_ids.to_pylist(), compute_measures(found, list(THEIRS.values())), strict=True
+        )
     )
     for place, theirs in enumerate(THEIRS):
         of_theirs = ir_measures.parse_measure(theirs).iter_calc(qrels, run)
@@ -171,40 +173,40 @@ def test_all_measures_lie_between_0_and_1_and_rise_with_a_better_ranking():
     relevant = hits.sum(1) + 1
     texts = ["".join(map(str, row.astype(int))) for row in hits]
     better = ["".join(sorted(text, reverse=True)) for text in texts]
-    wanted = keys((1, 5, 10))
-    values = values_of(judged(*texts, counts=relevant), wanted)
-    best = values_of(judged(*better, counts=relevant), wanted)
+    wanted = measure_keys((1, 5, 10))
+    values = compute_measures(judged(*texts, counts=relevant), wanted)
+    best = compute_measures(judged(*better, counts=relevant), wanted)
     assert ((values >= 0) & (values <= best + 1e-12) & (best <= 1 + 1e-12)).all()
 
 
 def test_blocks_of_queries_do_not_matter(monkeypatch):
     rankings = judged("1010", "0001", "1111", "0000", "0110", counts=[2, 3, 4, 1, 2])
-    whole = values_of(rankings, keys())
+    whole = compute_measures(rankings, measure_keys())
     monkeypatch.setattr(measures, "_CELLS", 8)
-    assert values_of(rankings, keys()).tolist() == whole.tolist()
+    assert compute_measures(rankings, measure_keys()).tolist() == whole.tolist()
 
 
 def test_names_say_what_is_told_and_each_has_a_meaning():
-    assert keys((10,)) == (
+    assert measure_keys((10,)) == (
         "top1", "top3", "top10", "p10", "recall10", "map10", "map", "map_cut_10", "ndcg", "ndcg10",
         "mrr",
     )  # fmt: skip
-    assert [measure_of(key).name for key in keys((10,))] == [
+    assert [find_measure(key).name for key in measure_keys((10,))] == [
         "Success@1", "Success@3", "Success@10", "P@10", "R@10", "mAP@10", "AP", "AP@10", "nDCG",
         "nDCG@10", "RR",
     ]  # fmt: skip
-    assert len(set(keys((1, 10, 5)))) == len(keys((1, 10, 5))) == 3 + 1 + 3 * 5 + 3
-    for key in keys((1, 100)):
-        measure = measure_of(key)
+    assert len(set(measure_keys((1, 10, 5)))) == len(measure_keys((1, 10, 5))) == 3 + 1 + 3 * 5 + 3
+    for key in measure_keys((1, 100)):
+        measure = find_measure(key)
         assert (measure.key, measure.title != "") == (key, True)
         assert measure.meaning.endswith(".")
-        assert measure_of(measure.name).key == key
+        assert find_measure(measure.name).key == key
     assert all(definition.source for definition in MEASURES)
 
 
 def test_a_person_is_told_six():
-    usual = [key for key in keys() if measure_of(key).usual]
-    assert usual == ["top1", "top3", "top10", "p10", "map10", "map"]
+    shown_by_default = [key for key in measure_keys() if find_measure(key).shown_by_default]
+    assert shown_by_default == ["top1", "top3", "top10", "p10", "map10", "map"]
 
 
 def test_names_are_those_of_ir_measures():
@@ -221,4 +223,4 @@ def test_names_are_those_of_ir_measures():
 )
 def test_there_is_no_measure_of_another_name(name):
     with pytest.raises(KeyError):
-        measure_of(name)
+        find_measure(name)

@@ -1,4 +1,4 @@
-"""Means with intervals, by class, compared, and by score: each against a plain loop."""
+"""Test means, intervals, classes, comparison and thresholds against plain loops."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,17 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.errors import InputError
+from retrieval.core.confidence import (
+    MIN_SAMPLE_SIZE,
+    class_means,
+    difference_intervals,
+    score_intervals,
+)
+from retrieval.core.errors import InputError
 from retrieval.evaluation import results as results_of
-from retrieval.evaluation.comparison import compare
-from retrieval.evaluation.judged import SCORED, judge, judge_unanswered
+from retrieval.evaluation.comparison import compare_results
 from retrieval.evaluation.labels import Labels
-from retrieval.evaluation.measures import keys
-from retrieval.evaluation.results import by_class, gather, measured
-from retrieval.evaluation.thresholds import thresholds
-from retrieval.intervals import FEWEST, class_means, difference_intervals, score_intervals
+from retrieval.evaluation.measures import measure_keys
+from retrieval.evaluation.relevance import SCORED_MATCHES, grade_rankings, grade_unanswered
+from retrieval.evaluation.results import measure_rankings, summarize, summarize_by_class
+from retrieval.evaluation.thresholds import find_thresholds
 from tests.retrieval.evaluation.tables import gallery, matches, queries
-from tests.retrieval.vectors import METRICS, quick
+from tests.retrieval.sample_vectors import METRICS, quick
 
 GALLERY = Labels(gallery(cat=2, dog=1))
 
@@ -29,16 +34,16 @@ def ranked(**rankings):
         for q, order in rankings.items()
         for rank, kind in enumerate(order, 1)
     ]
-    return judge(matches(*rows), GALLERY)
+    return grade_rankings(matches(*rows), GALLERY)
 
 
-ONE = gather([ranked(c1="cdc", c2="ddc", d1="dcc")], keys())
+ONE = measure_rankings([ranked(c1="cdc", c2="ddc", d1="dcc")], measure_keys())
 
 
 def test_parts_are_put_together_and_unanswered_queries_are_among_them():
-    parts = [ranked(c1="cdc"), ranked(c2="ddc", d1="dcc"), judge_unanswered(
+    parts = [ranked(c1="cdc"), ranked(c2="ddc", d1="dcc"), grade_unanswered(
         queries(c9="cat", x=None), GALLERY)]  # fmt: skip
-    whole = gather(parts, keys())
+    whole = measure_rankings(parts, measure_keys())
     assert whole.queries["query_id"].to_pylist() == ["c1", "c2", "d1", "c9"]
     assert whole.queries["matches"].to_pylist() == [3, 3, 3, 0]
     assert whole.queries["relevant"].to_pylist() == [2, 2, 1, 2]
@@ -57,7 +62,9 @@ def drawn(sizes, seed=0):
         "top1": (generator.random(len(labels)) < 0.6).astype(float)[order],
         "map": generator.random(len(labels))[order],
     }  # fmt: skip
-    return results_of.Results(pa.table(columns), SCORED.empty_table(), ("top1", "map"), 0, 0)
+    return results_of.Results(
+        pa.table(columns), SCORED_MATCHES.empty_table(), ("top1", "map"), 0, 0
+    )
 
 
 def ends_of(*values, weights=None):
@@ -67,8 +74,8 @@ def ends_of(*values, weights=None):
 
 
 def test_a_handful_of_queries_has_means_and_no_interval():
-    found = {one.key: one for one in measured(ONE)}
-    assert tuple(found) == keys()
+    found = {one.key: one for one in summarize(ONE)}
+    assert tuple(found) == measure_keys()
     assert found["top1"].value == 2 / 3
     assert not any(one.has_interval for one in found.values())
     assert np.isnan(found["map"].low)
@@ -76,7 +83,7 @@ def test_a_handful_of_queries_has_means_and_no_interval():
 
 def test_means_have_intervals_over_queries():
     results = drawn([20, 10])
-    for one in measured(results):
+    for one in summarize(results):
         values = results.values(one.key).ravel()
         assert one.value == pytest.approx(values.mean())
         assert (one.low, one.high) == ends_of(values)
@@ -85,21 +92,21 @@ def test_means_have_intervals_over_queries():
 def test_over_classes_a_class_is_what_is_drawn():
     results = drawn([3, 9, 5, 5, 8, 12, 4, 6, 7, 5, 9, 2])
     codes = results.queries["label"].combine_chunks().dictionary_encode().indices.to_numpy()
-    for one in measured(results, over="classes"):
+    for one in summarize(results, over="classes"):
         values = results.values(one.key)
         means, sizes = class_means(values, codes.astype(int))
         assert one.value == pytest.approx(values.mean())
         assert (one.low, one.high) == ends_of(means.ravel(), weights=sizes)
-    few = measured(drawn([20] * (FEWEST - 1)), over="classes")
+    few = summarize(drawn([20] * (MIN_SAMPLE_SIZE - 1)), over="classes")
     assert not any(one.has_interval for one in few)
 
 
 def test_over_classes_queries_need_a_class():
     results = drawn([3, 9])
     table = results.queries.set_column(1, "label", pa.array(["cat", None] * 6))
-    unlabelled = results_of.Results(table, SCORED.empty_table(), ("top1", "map"), 0, 0)
+    unlabelled = results_of.Results(table, SCORED_MATCHES.empty_table(), ("top1", "map"), 0, 0)
     with pytest.raises(InputError, match="--intervals-over classes: 6 queries have no class"):
-        measured(unlabelled, over="classes")
+        summarize(unlabelled, over="classes")
 
 
 def test_classes_come_worst_first_and_have_the_intervals_they_have_alone():
@@ -109,7 +116,9 @@ def test_classes_come_worst_first_and_have_the_intervals_they_have_alone():
     values = generator.random((len(labels), 2))
     order = generator.permutation(len(labels))
     table = pa.table({"label": labels[order], "top1": values[order, 0], "map": values[order, 1]})
-    found = by_class(results_of.Results(table, SCORED.empty_table(), ("top1", "map"), 0, 0))
+    found = summarize_by_class(
+        results_of.Results(table, SCORED_MATCHES.empty_table(), ("top1", "map"), 0, 0)
+    )
     assert [one.measures[1].value for one in found] == sorted(
         one.measures[1].value for one in found
     )
@@ -120,7 +129,7 @@ def test_classes_come_worst_first_and_have_the_intervals_they_have_alone():
             alone = own[measure.key].to_numpy()
             assert measure.value == pytest.approx(alone.mean())
             assert (measure.low, measure.high) == ends_of(alone)
-            assert measure.has_interval == (len(alone) >= FEWEST)
+            assert measure.has_interval == (len(alone) >= MIN_SAMPLE_SIZE)
 
 
 def test_some_classes_alone():
@@ -131,9 +140,9 @@ def test_some_classes_alone():
 
 
 def test_a_comparison_is_paired_by_query_and_signed():
-    other = gather([ranked(c2="cdd", c1="cdc", d7="d")], keys())
-    found = compare(ONE, other)
-    assert (found.queries, found.only_here, found.only_there) == (2, 1, 1)
+    other = measure_rankings([ranked(c2="cdd", c1="cdc", d7="d")], measure_keys())
+    found = compare_results(ONE, other)
+    assert (found.queries, found.only_first, found.only_second) == (2, 1, 1)
     difference = {one.key: one for one in found.differences}
     assert difference["top1"].value == (0 - 1) / 2
     change = (1 / 3) / 2 - (1 / 1) / 2
@@ -146,7 +155,7 @@ def test_a_comparison_is_paired_by_query_and_signed():
 
 def test_a_ranking_differs_in_nothing_from_itself():
     results = drawn([20, 20])
-    found = compare(results, results)
+    found = compare_results(results, results)
     assert len(found.changed) == 0
     for one in found.differences:
         assert (one.value, f"{one.value}") == (0, "0.0")
@@ -159,17 +168,17 @@ def test_differences_have_paired_intervals():
         there.queries.set_column(1, "label", here.queries["label"]), there.scored,
         there.measures, 0, 0,
     )  # fmt: skip
-    for one in compare(here, there).differences:
+    for one in compare_results(here, there).differences:
         values = here.values(one.key).ravel(), there.values(one.key).ravel()
         assert one.value == pytest.approx((values[0] - values[1]).mean())
         assert (one.low, one.high) == ends_of(*values)
-    over = compare(here, there, "classes").differences
+    over = compare_results(here, there, "classes").differences
     assert np.isnan([one.low for one in over]).all(), "two classes are too few"
 
 
 def test_rankings_without_a_common_query_are_not_compared():
-    found = compare(ONE, gather([ranked(d8="d")], keys()))
-    assert (found.queries, found.only_here, found.only_there) == (0, 3, 1)
+    found = compare_results(ONE, measure_rankings([ranked(d8="d")], measure_keys()))
+    assert (found.queries, found.only_first, found.only_second) == (0, 3, 1)
 
 
 scores = st.sampled_from([0.1, 0.25, 0.251, 0.3, 0.50001, 0.50002, 0.7, 0.9])
@@ -181,8 +190,8 @@ scored = st.lists(st.tuples(scores, st.integers(0, 4), st.booleans()), min_size=
 def test_a_threshold_is_the_loosest_that_gives_the_precision(rows, metric):
     wanted = (0.5, 0.75, 1.0)
     columns = [list(column) for column in zip(*rows, strict=True)]
-    table = pa.table(columns, schema=SCORED)
-    found = {one.wanted: one for one in thresholds(table, metric, wanted=wanted)}
+    table = pa.table(columns, schema=SCORED_MATCHES)
+    found = {one.wanted: one for one in find_thresholds(table, metric, wanted=wanted)}
 
     def kept(cut):
         return [r for s, _, r in rows if (s <= cut if metric == "l2" else s >= cut)]
@@ -211,13 +220,13 @@ def test_the_precision_at_a_threshold_has_an_interval_over_queries():
     sizes = np.resize([1, 2, 3, 4], 20)
     right = np.resize([True, True, False], 20)
     rows = [np.full(sizes.sum(), 0.5), np.repeat(np.arange(20), sizes), np.repeat(right, sizes)]
-    [one] = thresholds(pa.table(rows, schema=SCORED), "cosine", wanted=(0.5,))
+    [one] = find_thresholds(pa.table(rows, schema=SCORED_MATCHES), "cosine", wanted=(0.5,))
     assert one.precision == (sizes * right).sum() / sizes.sum()
     assert (one.low, one.high) == ends_of(right.astype(float), weights=sizes[:, None].astype(float))
     assert one.high - one.low > 0.35, "as wide as 17 witnesses are, not 50"
 
 
 def test_nothing_right_gives_no_threshold():
-    table = pa.table([[0.5, 0.6], [0, 1], [False, False]], schema=SCORED)
-    assert thresholds(table, "cosine") == ()
-    assert thresholds(SCORED.empty_table(), "cosine") == ()
+    table = pa.table([[0.5, 0.6], [0, 1], [False, False]], schema=SCORED_MATCHES)
+    assert find_thresholds(table, "cosine") == ()
+    assert find_thresholds(SCORED_MATCHES.empty_table(), "cosine") == ()

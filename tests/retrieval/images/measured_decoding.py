@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from retrieval.core.records import Transform
 from retrieval.images.decode import decode
-from retrieval.records import Transform
-from tests.retrieval.images.odd_wholes import sounds
+from tests.retrieval.images.odd_files_valid import sounds
 
 ADDRESS_SPACE = 6 << 30
 PLAIN = Transform("crop", 40, 32, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.retrieval.images.odd_lies import BEYOND, WITHIN, bombs, claims
-from tests.retrieval.images.odd_wholes import encoded, oriented, photo, sounds
+from tests.retrieval.images.odd_files_false_claims import BEYOND, WITHIN, bombs, claims
+from tests.retrieval.images.odd_files_valid import encoded, oriented, photo, sounds
 
 ROW, LEDGER, EITHER = "row", "ledger", "either"
 

@@ -1,4 +1,4 @@
-"""Bytes to pixels: every kind of image a folder holds, upright, bounded, and never a crash."""
+"""Tests of decoding: formats, modes, orientation, limits, and damaged images."""
 
 import csv
 import io
@@ -18,10 +18,10 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import v2
 
+from retrieval.core.records import Transform
 from retrieval.images import decode as module
-from retrieval.images.decode import FORMATS, MAX_ASPECT, apply, decode, decode_full
-from retrieval.records import Transform
-from tests.retrieval.images.odd_wholes import chunk, png, tiff
+from retrieval.images.decode import FORMATS, MAX_ASPECT, apply_transform, decode, decode_full
+from tests.retrieval.images.odd_files_valid import chunk, png, tiff
 
 BOUND = 10**7
 PLAIN = Transform("crop", 40, 32, "bilinear", (0.5, 0.25, 0.75), (0.2, 0.2, 0.2))
@@ -634,14 +634,14 @@ def test_crop_is_torchvision_s_own_preprocessing(height, width, resize_size, sid
         width = height
     transform = Transform("crop", resize_size, side, interpolation, PLAIN.mean, PLAIN.std)
     assert torch.equal(
-        apply(noise(height, width), transform), oracle(noise(height, width), transform)
+        apply_transform(noise(height, width), transform), oracle(noise(height, width), transform)
     )
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 3000), (3000, 2), (5, 1000), (9, 90)])
 def test_a_long_picture_is_cropped_as_if_it_had_been_resized_whole(height, width):
     image = noise(height, width)
-    error = apply(image, PLAIN).int() - oracle(image, PLAIN).int()
+    error = apply_transform(image, PLAIN).int() - oracle(image, PLAIN).int()
     assert error.abs().float().mean() < 1
 
 
@@ -650,7 +650,7 @@ def test_a_long_picture_is_cropped_as_if_it_had_been_resized_whole(height, width
 def test_squash_fits_the_whole_picture_into_the_square(height, width):
     image = noise(height, width)
     wanted = v2.functional.resize(image, [32, 32], antialias=True)
-    assert torch.equal(apply(image, replace(PLAIN, resize="squash")), wanted)
+    assert torch.equal(apply_transform(image, replace(PLAIN, resize="squash")), wanted)
 
 
 @settings(deadline=None)
@@ -658,7 +658,7 @@ def test_squash_fits_the_whole_picture_into_the_square(height, width):
 def test_squash_crop_takes_the_middle_of_the_squashed_picture(height, width):
     image = noise(height, width)
     squashed = v2.functional.resize(image, [40, 40], antialias=True)
-    found = apply(image, replace(PLAIN, resize="squash-crop"))
+    found = apply_transform(image, replace(PLAIN, resize="squash-crop"))
     assert torch.equal(found, squashed[:, 4:36, 4:36])
 
 
@@ -666,7 +666,7 @@ def test_squash_crop_takes_the_middle_of_the_squashed_picture(height, width):
 @given(st.integers(1, 90), st.integers(1, 90))
 def test_pad_shows_the_whole_picture_in_its_proportions_on_the_mean(height, width):
     image = noise(height, width)
-    padded = apply(image, replace(PLAIN, resize="pad"))
+    padded = apply_transform(image, replace(PLAIN, resize="pad"))
     scale = 32 / max(height, width)
     tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (32 - tall) // 2, (32 - wide) // 2

@@ -1,4 +1,4 @@
-"""Bad and odd images by the thousand: one row or one line each, bounded, the same every time."""
+"""Tests on thousands of damaged and unusual images: each becomes a row or a ledger entry."""
 
 import io
 import json
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from retrieval.core.records import Item
+from retrieval.embedding.embed_batch import DecodeSettings, embed_items
 from retrieval.images.decode import decode_full
-from retrieval.model.embed_items import Decoding, embed_items
-from retrieval.model.embedding import Embedder
-from retrieval.model.plan import EnginePlan
-from retrieval.model.resolve import resolve_bundle
-from retrieval.records import Item
-from tests.retrieval.images.odd_wholes import oriented, sounds
+from retrieval.models.embedder import Embedder
+from retrieval.models.engine_plan import EnginePlan
+from retrieval.models.resolve import resolve_bundle
+from tests.retrieval.images.odd_files_valid import oriented, sounds
 from tests.retrieval.images.oddities import EITHER, LEDGER, ROW, lies, oddities
 
 SMALL, DEFAULT = 10**6, 178_956_970
@@ -64,7 +64,7 @@ def runs(odd, folder, embedder):
     grid = [items[first : first + CHUNK] for first in range(0, len(items), CHUNK)]
     made = []
     for threads, order in ((0, 1), (2, -1)):
-        decoding = Decoding(max_pixels=4 * SMALL, embedding_dtype="float16", threads=threads)
+        decoding = DecodeSettings(max_pixels=4 * SMALL, embedding_dtype="float16", threads=threads)
         done = [list(embed_items(chunk, embedder, decoding)) for chunk in grid[::order]]
         made.append([batch for batches in done[::order] for batch in batches])
     return made

@@ -1,4 +1,4 @@
-"""What checksums cannot tell of an index is told by looking into it."""
+"""Tests of the index audit, which finds errors that checksums cannot detect."""
 
 from __future__ import annotations
 
@@ -7,49 +7,55 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.index.audit import audit, curve_again
-from retrieval.index.faiss_files import from_bytes, to_bytes
-from retrieval.index.shards import note_path, read_note, rows_path, shard_path
-from retrieval.storage import commit, finished
-from retrieval.storage.seal import sealed_json, sealed_parquet
+from retrieval.index.audit import audit_index, verify_recall_curve
+from retrieval.index.faiss_io import deserialize_index, serialize_index
+from retrieval.index.shard import read_shard_record, shard_path, shard_record_path, shard_rows_path
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import checksummed_json, checksummed_parquet
 from retrieval.storage.verify import verify
-from tests.retrieval.index.test_shards import make_index
-from tests.retrieval.vectors import METRICS, Index
+from tests.retrieval.index.test_shard import make_index
+from tests.retrieval.sample_vectors import METRICS, FinishedIndex
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 @every_metric
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_right_index_has_no_problems(tmp_path, metric, dtype):
+def test_correct_index_has_no_problems(tmp_path, metric, dtype):
     index = make_index(tmp_path, metric, dtype)
-    assert audit(index.folder) == []
+    assert audit_index(index.folder) == []
 
 
-def forge(index: Index, **files: bytes) -> None:
+def forge(index: FinishedIndex, **files: bytes) -> None:
     """Put other files, and seal everything as if they were meant."""
     folder = index.folder
     counts = dict(index.manifest.counts)
     for path, data in files.items():
         folder.put(path, data)
     for number in range(counts["shards"]):
-        note = read_note(folder, number)
-        digests = {path: commit.record(path, folder.read(path)).sha256 for path in note.files}
-        folder.put(note_path(number), type(note)(note.extents, note.spread, digests).to_json())
-    folder.delete(finished.MANIFEST)
-    commit.finish(folder, "index", counts)
+        note = read_shard_record(folder, number)
+        digests = {
+            path: transaction.file_record(path, folder.read(path)).sha256 for path in note.files
+        }
+        folder.put(
+            shard_record_path(number), type(note)(note.extents, note.spread, digests).to_json()
+        )
+    folder.delete(finished_output.MANIFEST)
+    transaction.finish_output(folder, "index", counts)
     assert [verdict.state for verdict in verify(folder)] == ["finished"]
 
 
-def shard(index: Index, number: int = 1) -> faiss.IndexIVF:
-    return from_bytes(index.folder.read(shard_path(number)))
+def shard(index: FinishedIndex, number: int = 1) -> faiss.IndexIVF:
+    return deserialize_index(index.folder.read(shard_path(number)))
 
 
 def test_a_row_in_two_shards_is_found(tmp_path):
     index = make_index(tmp_path, "cosine")
     read = index.folder.read
-    forge(index, **{shard_path(1): read(shard_path(0)), rows_path(1): read(rows_path(0))})
-    (problem,) = audit(index.folder)
+    forge(
+        index, **{shard_path(1): read(shard_path(0)), shard_rows_path(1): read(shard_rows_path(0))}
+    )
+    (problem,) = audit_index(index.folder)
     assert problem.endswith("shard 1: holds rows of another shard")
 
 
@@ -58,8 +64,8 @@ def test_ids_that_are_not_in_the_table_are_found(tmp_path):
     forged = shard(index)
     number = next(n for n in range(8) if forged.invlists.list_size(n))
     faiss.rev_swig_ptr(forged.invlists.get_ids(number), 1)[0] += 1000
-    forge(index, **{shard_path(1): to_bytes(forged)})
-    assert "the ids in its lists are not the rows" in audit(index.folder)[0]
+    forge(index, **{shard_path(1): serialize_index(forged)})
+    assert "the ids in its lists are not the rows" in audit_index(index.folder)[0]
 
 
 @every_metric
@@ -72,39 +78,39 @@ def test_a_vector_in_another_list_is_found(tmp_path, metric):
         left = faiss.rev_swig_ptr(get(one), width)
         right = faiss.rev_swig_ptr(get(other), width)
         left[:], right[:] = right.copy(), left.copy()
-    forge(index, **{shard_path(1): to_bytes(forged)})
-    assert any("lie nearer to another list" in problem for problem in audit(index.folder))
+    forge(index, **{shard_path(1): serialize_index(forged)})
+    assert any("lie nearer to another list" in problem for problem in audit_index(index.folder))
 
 
-def test_another_length_than_noted_is_found(tmp_path):
+def test_wrong_recorded_norm_is_found(tmp_path):
     index = make_index(tmp_path, "cosine")
     table = index.shards[1].metadata
     name = "squared_norm"
     changed = pa.array(table[name].to_numpy() * 1.001)
     forged = table.set_column(table.schema.get_field_index(name), name, changed)
-    forge(index, **{rows_path(1): sealed_parquet(forged)})
-    assert any("have other lengths than noted" in problem for problem in audit(index.folder))
+    forge(index, **{shard_rows_path(1): checksummed_parquet(forged)})
+    assert any("have other lengths than noted" in problem for problem in audit_index(index.folder))
 
 
 def test_a_wrong_count_is_found(tmp_path):
     index = make_index(tmp_path, "cosine")
     index.manifest.counts["rows"] += 1
     forge(index)
-    assert audit(index.folder)[0].endswith("holds 150 rows, its manifest says otherwise")
+    assert audit_index(index.folder)[0].endswith("holds 150 rows, its manifest says otherwise")
 
 
 @every_metric
-def test_the_curve_comes_out_the_same_again(tmp_path, metric):
+def test_recall_curve_is_reproduced(tmp_path, metric):
     index = make_index(tmp_path, metric)
     index.folder.delete("job.json")
-    index.folder.put("job.json", sealed_json(
+    index.folder.put("job.json", checksummed_json(
         {"format": 1, "kind": "index", "settings": {"seed": 0}}
     ))  # fmt: skip
     forge(index)
-    assert curve_again(index.folder) == []
+    assert verify_recall_curve(index.folder) == []
     table = index.folder.read("recall.parquet")
     other = make_index(tmp_path / "other", "l2" if metric != "l2" else "ip")
     forge(index, **{"recall.parquet": other.folder.read("recall.parquet")})
     assert table != index.folder.read("recall.parquet")
-    assert "when recall is measured again" in curve_again(index.folder)[0]
-    np.testing.assert_equal(audit(index.folder), [])
+    assert "when recall is measured again" in verify_recall_curve(index.folder)[0]
+    np.testing.assert_equal(audit_index(index.folder), [])

@@ -1,4 +1,4 @@
-"""Centroids are Lloyd's, the same however they are computed, and as good as FAISS'."""
+"""Tests of k-means: Lloyd's centroids, independent of slicing and workers, as good as FAISS'."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval import closest, scoring
-from retrieval.closest import nearest
+from retrieval.core.schemas import Metric
 from retrieval.index import kmeans
-from retrieval.index.kmeans import ITERATIONS, distances, list_metric
-from retrieval.products import Half
-from retrieval.scoring import block
-from retrieval.tables import Metric
-from tests.retrieval.index.training import train_centroids
-from tests.retrieval.vectors import METRICS, cases, exact_keys, flushing, metrics, quick, seeds
+from retrieval.index.kmeans import ITERATIONS, assignment_metric, distances_to_centroids
+from retrieval.vectors import scoring, topk
+from retrieval.vectors.matmul import HalfPrecisionProduct
+from retrieval.vectors.scoring import block
+from retrieval.vectors.topk import nearest_centroids
+from tests.retrieval.index.training_cases import train_centroids
+from tests.retrieval.sample_vectors import (
+    METRICS,
+    call_with_flushed_subnormals,
+    cases,
+    exact_keys,
+    metrics,
+    quick,
+    seeds,
+)
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
@@ -40,20 +48,20 @@ def unit(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def loss(sample: NDArray[np.float32], centroids: NDArray[np.float32], metric: Metric) -> float:
     """Give what k-means makes small: squared distances, or for a sphere the dots missed."""
     values = unit(sample.astype(np.float64)).astype(np.float32) if metric == "cosine" else sample
-    return float(-exact_keys(values, centroids, list_metric(metric)).max(1).mean())
+    return float(-exact_keys(values, centroids, assignment_metric(metric)).max(1).mean())
 
 
 def lloyd(
     sample: NDArray[np.float32], nlist: int, metric: Metric, seed: int
 ) -> NDArray[np.float32]:
     """Run the textbook's algorithm, for samples in which no list loses all its rows."""
-    values = scoring.block(sample, metric).cheap  # of unit length for cosine
+    values = scoring.block(sample, metric).matmul_input  # of unit length for cosine
     start = np.argsort(np.random.default_rng(seed).permutation(len(values)))[:nlist]
     centroids = values[start].astype(np.float64)
     for turn in range(ITERATIONS + 1):
         centroids = (centroids if metric == "l2" else unit(centroids)).astype(np.float32)
         if turn < ITERATIONS:
-            own = exact_keys(values, centroids, list_metric(metric)).argmax(1)
+            own = exact_keys(values, centroids, assignment_metric(metric)).argmax(1)
             assert len(np.unique(own)) == nlist
             wide = values.astype(np.float64)
             centroids = np.stack([wide[own == number].mean(0) for number in range(nlist)])
@@ -62,7 +70,7 @@ def lloyd(
 
 @every_metric
 @pytest.mark.parametrize("seed", [0, 1])
-def test_it_is_the_algorithm_of_the_textbook(metric, seed):
+def test_kmeans_equals_a_textbook_implementation(metric, seed):
     expected = lloyd(clouds(), 20, metric, seed)
     np.testing.assert_array_equal(train_centroids(clouds(), 20, metric, seed=seed), expected)
 
@@ -75,8 +83,8 @@ def test_centroids_do_not_depend_on_how_they_are_computed(case, metric, seed, si
     pairs, product = sizes
     with (
         mock.patch.object(scoring, "_PAIRS", pairs),
-        mock.patch.multiple(closest, _PRODUCT=product, _NEAR=product, _FEW=1),
-        mock.patch.object(kmeans, "product_for", return_value=Half("cpu")),
+        mock.patch.multiple(topk, _PRODUCT=product, _NEAR=product, _FEW=1),
+        mock.patch.object(kmeans, "product_for", return_value=HalfPrecisionProduct("cpu")),
     ):
         again = train_centroids(case.rows, nlist, metric, seed=seed)
     assert again.tobytes() == plain.tobytes()
@@ -95,11 +103,14 @@ def test_slices_are_as_good_as_the_whole(metric, cuts):
 
 
 @every_metric
-def test_distances_are_what_kmeans_makes_small(metric):
+def test_distances_are_the_kmeans_objective(metric):
     sample = clouds()
     centroids = train_centroids(sample, 20, metric, seed=0)
-    rows, lists = block(sample, list_metric(metric)), block(centroids, list_metric(metric))
-    found = distances(rows, lists, nearest(rows, lists))
+    rows, lists = (
+        block(sample, assignment_metric(metric)),
+        block(centroids, assignment_metric(metric)),
+    )
+    found = distances_to_centroids(rows, lists, nearest_centroids(rows, lists))
     far = loss(sample, centroids, metric)
     if metric == "ip":  # a cosine there: lengths differ
         far = loss(unit(sample.astype(np.float64)).astype(np.float32), centroids, metric)
@@ -120,7 +131,7 @@ def test_centroids_are_the_same_where_subnormal_numbers_are_zero(case, metric, s
     nlist = 1 + seed % len(case.rows)
     plain, flushed = (
         call(lambda: train_centroids(case.rows, nlist, metric, seed=seed).tobytes())
-        for call in (lambda make: make(), flushing)
+        for call in (lambda make: make(), call_with_flushed_subnormals)
     )
     assert flushed == plain
 
@@ -183,13 +194,13 @@ def test_fewer_distinct_rows_than_lists_leave_each_row_near_a_centroid(metric, d
 
 
 @every_metric
-def test_rows_without_length_are_no_trouble(metric):
+def test_zero_vectors_are_supported(metric):
     assert not train_centroids(np.zeros((9, 3), np.float32), 4, metric, seed=0).any()
 
 
 @every_metric
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_the_largest_numbers_of_all_are_no_trouble(metric, dtype):
+def test_largest_finite_numbers_are_supported(metric, dtype):
     largest = np.finfo(dtype).max
     sample = np.repeat(np.array([[largest, -largest]], dtype), 9, axis=0)
     centroids = train_centroids(sample, 4, metric, seed=0)

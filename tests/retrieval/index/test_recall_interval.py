@@ -1,4 +1,4 @@
-"""Intervals of a mean recall hold it as often as they say, and the gate hardly ever errs."""
+"""Tests of the coverage of recall intervals and of the error rate of sequential verdicts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from retrieval.index import recall_interval
 from retrieval.index.recall_interval import (
     TAIL,
-    delivered,
+    delivered_recall,
+    interval_verdict,
     look_sizes,
     mean_intervals,
     sampled_interval,
     sequential_verdict,
-    verdict_of,
 )
-from tests.retrieval.vectors import quick, seeds
+from tests.retrieval.sample_vectors import quick, seeds
 
 Values = NDArray[np.float64]
 KINDS = ("all or nothing", "now and then nothing", "tenths", "hundredths")
@@ -56,7 +56,7 @@ def missed(values: Values, sampled: int, runs: int, seed: int = 0) -> tuple[floa
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("sampled", "queries"), [(15, 10_000), (250, 400), (500, 10_000)])
-def test_each_end_lies_beyond_the_mean_as_rarely_as_is_said(kind, sampled, queries, monkeypatch):
+def test_interval_ends_miss_the_mean_as_rarely_as_stated(kind, sampled, queries, monkeypatch):
     monkeypatch.setattr(recall_interval, "DRAWS", 1000)
     runs = 80
     allowed = runs * TAIL + 3 * math.sqrt(runs * TAIL * (1 - TAIL))
@@ -68,7 +68,7 @@ def test_each_end_lies_beyond_the_mean_as_rarely_as_is_said(kind, sampled, queri
     ("right", "sampled", "queries"),
     [(40, 40, 41), (38, 40, 60), (240, 250, 260), (95, 100, 400)],
 )
-def test_of_all_or_nothing_it_is_the_exact_hypergeometric_interval(right, sampled, queries):
+def test_interval_of_zeros_and_ones_is_exact_hypergeometric(right, sampled, queries):
     """The fewest right ones of all of which so many or more of the sample are right in 2.5 %."""
 
     def at_least(total: int) -> float:
@@ -87,12 +87,12 @@ def test_of_all_or_nothing_it_is_the_exact_hypergeometric_interval(right, sample
 
 @quick
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40).map(np.array), seeds)
-def test_where_all_were_sampled_the_interval_is_a_point(recalls, seed):
+def test_interval_of_a_complete_sample_is_a_point(recalls, seed):
     point = pytest.approx((recalls.mean(), recalls.mean()), abs=1e-12)
     assert sampled_interval(recalls, len(recalls), seed=seed) == point
 
 
-def test_the_more_of_all_are_sampled_the_narrower_it_is():
+def test_interval_narrows_as_the_sample_grows():
     sample = population("tenths", 0.95, 250)
     widths = [np.diff(sampled_interval(sample, queries))[0] for queries in (250, 260, 400, 10**6)]
     assert widths == sorted(widths)
@@ -100,12 +100,12 @@ def test_the_more_of_all_are_sampled_the_narrower_it_is():
     assert widths[2] == pytest.approx(widths[3] * math.sqrt(1 - 250 / 400), rel=0.2)
 
 
-def test_all_found_in_a_sample_does_not_mean_all_found():
+def test_perfect_sample_recall_does_not_imply_perfect_recall():
     low, high = sampled_interval(np.ones(250), 10**6)
     assert (low, high) == pytest.approx((TAIL ** (1 / 250), 1), abs=1e-3)
 
 
-def test_of_several_looks_each_has_a_part_of_the_error():
+def test_several_looks_share_the_error():
     sample = population("tenths", 0.95, 250)
     one, five = (sampled_interval(sample, 10_000, looks=looks) for looks in (1, 5))
     assert five[0] < one[0] < one[1] < five[1]
@@ -113,7 +113,7 @@ def test_of_several_looks_each_has_a_part_of_the_error():
     assert low == pytest.approx((TAIL / 5) ** (1 / 250), abs=2e-3)
 
 
-def test_columns_of_many_have_the_interval_of_a_sample_of_very_many():
+def test_column_intervals_match_those_of_a_huge_population():
     columns = np.stack([population(kind, 0.95, 300) for kind in KINDS], axis=1)
     low, high = mean_intervals(columns)
     for place, column in enumerate(columns.T):
@@ -135,20 +135,20 @@ def test_columns_of_many_have_the_interval_of_a_sample_of_very_many():
         (10**6, 10, 200, (250, 500, 1000, 2000, 4000)),
     ],
 )
-def test_a_sample_grows_as_far_as_it_costs_no_more_than_the_search(queries, nprobe, nlist, sizes):
+def test_sample_grows_while_it_costs_no_more_than_the_search(queries, nprobe, nlist, sizes):
     assert look_sizes(queries, nprobe, nlist) == sizes
 
 
-def test_an_interval_shows_that_a_target_is_met_or_missed_or_neither():
-    assert verdict_of(0.95, 0.97, 0.95) == "met"
-    assert verdict_of(0.93, 0.949, 0.95) == "missed"
-    assert verdict_of(0.93, 0.95, 0.95) == "undecided"
+def test_interval_verdict_is_met_missed_or_undecided():
+    assert interval_verdict(0.95, 0.97, 0.95) == "met"
+    assert interval_verdict(0.93, 0.949, 0.95) == "missed"
+    assert interval_verdict(0.93, 0.95, 0.95) == "undecided"
 
 
 def test_sampled_queries_count_as_found():
-    assert delivered(0.9, 0, 100) == 0.9
-    assert delivered(0.9, 50, 100) == 0.95
-    assert delivered(0.9, 100, 100) == 1
+    assert delivered_recall(0.9, 0, 100) == 0.9
+    assert delivered_recall(0.9, 50, 100) == 0.95
+    assert delivered_recall(0.9, 100, 100) == 1
 
 
 # --- the gate -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Reports for tests: queries written by hand, names that want to do something, and a reader."""
+"""Hand-written reports with hostile names, and an HTML reader, for the tests of the report."""
 
 import io
 from dataclasses import replace
@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from retrieval.evaluation.results import Measured
+from retrieval.evaluation.results import MeasureResult
 from retrieval.report.page import STATES, MatchCell, Page, QueryRow
-from retrieval.report.rows import Shown
-from retrieval.storage.seal import SEAL
+from retrieval.report.rows import ShownQueries
+from retrieval.storage.checksum import CHECKSUM_PLACEHOLDER
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>.jpg",
@@ -22,7 +22,7 @@ HOSTILE = (
     "javascript:alert(1)//猫\u202egpj.exe",
     "{{ 7 * 7 }}{% raw %}",
     "\u2028</script><thumbnails>\\u003c",
-    SEAL,
+    CHECKSUM_PLACEHOLDER,
     "\x00\udc80",
 )
 VOID = {"meta", "path", "use", "image", "rect", "circle", "img", "input", "link", "source"}
@@ -67,7 +67,7 @@ def shown_of(queries):
             for name, column in zip(names, columns, strict=True)
         })  # fmt: skip
 
-    return Shown(
+    return ShownQueries(
         table(("query_id", "path", "label", "failure", "state", "margin"), heads),
         table(("rank", "image_id", "path", "score", "label", "grade"), cells),
         np.concatenate([[0], np.cumsum([len(q.matches) for q in queries], dtype=np.int64)]),
@@ -93,9 +93,11 @@ QUERIES = (
     query("lonely"),
 )
 MEASURES = (
-    Measured("top1", "Top-1", 0.5, 0.25, 0.75, "Share of queries whose best match is right."),
-    Measured("map", "mAP", 2 / 3, float("nan"), float("nan"), "How early the right ones come."),
-    Measured("mrr", "MRR", 0.75, 0.5, 1.0, "One over the first right rank."),
+    MeasureResult("top1", "Top-1", 0.5, 0.25, 0.75, "Share of queries whose best match is right."),
+    MeasureResult(
+        "map", "mAP", 2 / 3, float("nan"), float("nan"), "How early the right ones come."
+    ),
+    MeasureResult("mrr", "MRR", 0.75, 0.5, 1.0, "One over the first right rank."),
 )
 PAGE = Page(
     title="Cats & dogs",

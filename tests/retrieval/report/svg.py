@@ -1,4 +1,4 @@
-"""What stands in a chart: its texts (drawn as paths, each with a comment), parts and layers."""
+"""Read texts, parts and layers of SVG charts (texts are paths with a comment)."""
 
 import base64
 import io

@@ -3,21 +3,23 @@ JavaScript; whatever names say, nothing of theirs runs."""
 
 import functools
 import http.server
+import os
 import re
 import shutil
 import threading
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from retrieval.evaluation.results import ClassMeasured
-from retrieval.report import slices
-from retrieval.report.contact_sheet import Frame, render, render_first
+from retrieval.evaluation.results import ClassResult
+from retrieval.report import page_slices
+from retrieval.report.contact_sheet import PageFrame, render, render_first_page
 from retrieval.report.facets import facets_script
-from retrieval.report.names import Names, pages_of
-from retrieval.storage.files import open_folder
+from retrieval.report.names import ReportFiles, page_count
+from retrieval.storage.local import open_folder
 from tests.retrieval.report.pages import (
     HOSTILE,
     MEASURES,
@@ -40,9 +42,11 @@ LONG = "2026/11/" + "Aufnahmen aus dem Zoologischen Garten, Gehege 14 " * 3 + "x
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     reason = "needs selenium, chromium and chromedriver (make browser)"
-    webdriver = pytest.importorskip("selenium.webdriver", reason=reason)
-    if not (CHROMIUM and DRIVER):
-        pytest.skip(reason)
+    if not (CHROMIUM and DRIVER and find_spec("selenium")):
+        unavailable = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        unavailable(reason)
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
@@ -76,7 +80,7 @@ SINGLE = (
 
 def whole(queries, **other):
     return page_of(queries, title=HOSTILE[0], recall=LONG, facts=((LONG, LONG),),
-                   classes=(ClassMeasured(LONG, 3, MEASURES), ClassMeasured("dog", 1, MEASURES)),
+                   classes=(ClassResult(LONG, 3, MEASURES), ClassResult("dog", 1, MEASURES)),
                    notes=(LONG,), **other)  # fmt: skip
 
 
@@ -103,7 +107,7 @@ def many():
 
 
 MANY = tuple(many())
-NAMES = Names("my report#1.html")
+NAMES = ReportFiles("my report#1.html")
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +125,14 @@ def root(tmp_path_factory):
     folder, shown = open_folder(str(where)), shown_of(rows)
     paths = shown.paths()
     missing = []
-    for work in slices.picture_slices(folder, NAMES, paths, max_pixels=10**7):
-        missing += slices.put_pictures(work)
+    for work in page_slices.thumbnail_slices(folder, NAMES, paths, max_pixels=10**7):
+        missing += page_slices.write_thumbnails(work)
     assert str(photos / "7.jpg") in [paths[number] for number in missing]
     shown = shown.with_pictures(paths, missing)
-    frame = Frame(HOSTILE[1], NAMES, pages_of(len(shown)))
-    slices.put_pages(slices.PageSlice(folder, frame, shown))
-    slices.put_facets(folder, NAMES, facets_script(shown, NAMES))
-    folder.put(NAMES.page, render_first(whole(rows), shown, NAMES))
+    frame = PageFrame(HOSTILE[1], NAMES, page_count(len(shown)))
+    page_slices.write_pages(page_slices.PageSlice(folder, frame, shown))
+    page_slices.write_facets(folder, NAMES, facets_script(shown, NAMES))
+    folder.put(NAMES.page, render_first_page(whole(rows), shown, NAMES))
     return where
 
 
@@ -225,7 +229,7 @@ def test_nothing_overflows(quiet, single, root, kind, width, scheme):
     wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     quiet.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
     page = {"single": single, "folder": (root / NAMES.page).as_uri(),
-            "further": (root / NAMES.further(3)).as_uri()}[kind]  # fmt: skip
+            "further": (root / NAMES.further_page(3)).as_uri()}[kind]  # fmt: skip
     quiet.get(page)
     for first in ("document.body", "document.querySelector('.matches figure')"):
         quiet.execute_script(
@@ -477,9 +481,9 @@ def test_the_class_can_be_found_among_many(quiet, tmp_path):
     rows = [query(f"q{n}", True, label=f"class {n:05}") for n in range(3000)]
     shown = shown_of(rows)
     folder = open_folder(str(tmp_path))
-    slices.put_facets(folder, NAMES, facets_script(shown, NAMES))
+    page_slices.write_facets(folder, NAMES, facets_script(shown, NAMES))
     shown = shown.with_pictures([], [])
-    folder.put(NAMES.page, render_first(page_of(rows), shown, NAMES))
+    folder.put(NAMES.page, render_first_page(page_of(rows), shown, NAMES))
     opened(quiet, (tmp_path / NAMES.page).as_uri())
     offered = quiet.execute_script(
         "const field = document.getElementById('class'); field.value = 'CLASS 000';"

@@ -1,4 +1,4 @@
-"""Charts: what they say stands in them, in both themes, the same bytes each time."""
+"""Test charts: texts, both themes, and deterministic bytes."""
 
 import threading
 
@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.records import Certificate
-from retrieval.report.charts.canvas import DARK, LIGHT, drawing
-from retrieval.report.charts.curves import _apart, curves_drawing
-from retrieval.report.charts.recall import recall_drawing
-from retrieval.report.charts.scores import scores_drawing
-from retrieval.tables import HISTORY, RECALL
+from retrieval.core.records import Certificate
+from retrieval.core.schemas import HISTORY, RECALL
+from retrieval.report.charts.canvas import DARK, LIGHT, matplotlib_style
+from retrieval.report.charts.curves import _spread, draw_curves
+from retrieval.report.charts.recall import draw_recall
+from retrieval.report.charts.scores import draw_scores
 from tests.retrieval.report.svg import opened, parts, size, styles, texts
 
 RANDOM = np.random.default_rng(0)
@@ -49,9 +49,9 @@ def history(epochs, **more):
 def drawings():
     scores = {"right": RANDOM.normal(0.8, 0.05, 300), "wrong": RANDOM.normal(0.6, 0.1, 500)}
     return [
-        recall_drawing(curve(), certificate(), 10),
-        scores_drawing(scores, "cosine"),
-        curves_drawing(history(20), 15),
+        draw_recall(curve(), certificate(), 10),
+        draw_scores(scores, "cosine"),
+        draw_curves(history(20), 15),
     ]
 
 
@@ -89,7 +89,7 @@ def test_settings_of_matplotlib_are_put_back_and_threads_draw_one_at_a_time():
         thread.join()
     assert made[0] == made[1] == made[2]
     assert len(whole.light) == pytest.approx(len(made[0].light), rel=0.2)
-    with drawing():
+    with matplotlib_style():
         assert mpl.rcParams["svg.hashsalt"]
     assert dict(mpl.rcParams) == before
 
@@ -98,10 +98,10 @@ def test_settings_of_matplotlib_are_put_back_and_threads_draw_one_at_a_time():
 
 
 def test_recall_names_what_was_chosen_asked_for_and_measured():
-    one = recall_drawing(curve(), certificate(), 10)
+    one = draw_recall(curve(), certificate(), 10)
     said = texts(one.chart().light)
     assert one.title == "Recall@10 against lists read"
-    assert {"4 of 64 lists read", "asked for 0.95", "queries 0.910 [0.890, 0.930]"} <= set(said)
+    assert {"4 of 64 lists read", "target 0.95", "queries 0.910 [0.890, 0.930]"} <= set(said)
     assert [t for t in said if t.isdigit()] == ["1", "2", "4", "8", "16", "32", "64"]
     for number in ("0.600", "0.994", "0.95", "0.910"):
         assert number in one.alt
@@ -109,23 +109,23 @@ def test_recall_names_what_was_chosen_asked_for_and_measured():
 
 @pytest.mark.parametrize(("k", "measured"), [(1, 1), (2, 10), (11, 100), (1000, 100)])
 def test_recall_is_that_of_the_next_larger_k_measured(k, measured):
-    assert recall_drawing(curve(), certificate(), k).title.startswith(f"Recall@{measured} ")
+    assert draw_recall(curve(), certificate(), k).title.startswith(f"Recall@{measured} ")
 
 
 def test_recall_without_a_sample_shows_no_measured_point():
-    said = texts(recall_drawing(curve(), certificate(sample=0), 10).chart().light)
+    said = texts(draw_recall(curve(), certificate(sample=0), 10).chart().light)
     assert not [text for text in said if text.startswith("queries")]
 
 
 def test_there_is_no_curve_where_all_lists_were_read_or_nothing_was_measured():
-    assert recall_drawing(curve(), certificate(nprobe=64), 10) is None
-    assert recall_drawing(RECALL.schema.empty_table(), certificate(), 10) is None
+    assert draw_recall(curve(), certificate(nprobe=64), 10) is None
+    assert draw_recall(RECALL.schema.empty_table(), certificate(), 10) is None
 
 
 @pytest.mark.parametrize("nlist", [2, 3, 1000, 65536])
 def test_recall_has_few_ticks_for_any_number_of_lists(nlist):
     probes = tuple(sorted({1, *(2**n for n in range(17) if 2**n < nlist), nlist}))
-    one = recall_drawing(curve(probes=probes), certificate(nprobe=1, nlist=nlist), 10)
+    one = draw_recall(curve(probes=probes), certificate(nprobe=1, nlist=nlist), 10)
     ticks = [text for text in texts(one.chart().light) if text.replace(",", "").isdigit()]
     assert 2 <= len(ticks) <= 8
 
@@ -153,33 +153,33 @@ def groups_of(kind):
 )
 def test_any_scores_are_drawn_and_each_group_is_counted(kind):
     groups = groups_of(kind)
-    said = texts(scores_drawing(groups, "ip").chart().light)
+    said = texts(draw_scores(groups, "ip").chart().light)
     there = {f"{name} ({len(scores)})" for name, scores in groups.items() if len(scores)}
     assert there == {text for text in said if text.endswith(")") and "→" not in text}
 
 
 def test_scores_that_are_no_numbers_are_not_counted():
-    said = texts(scores_drawing(groups_of("not finite"), "ip").chart().light)
+    said = texts(draw_scores(groups_of("not finite"), "ip").chart().light)
     assert "right (1)" in said
     assert not [text for text in said if text.startswith("wrong")]
-    assert scores_drawing({"right": np.array([np.nan])}, "ip") is None
-    assert scores_drawing({}, "ip") is None
+    assert draw_scores({"right": np.array([np.nan])}, "ip") is None
+    assert draw_scores({}, "ip") is None
 
 
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
-        ("cosine", "cosine (more is closer →)"),
-        ("ip", "dot product (more is closer →)"),
-        ("l2", "(← less is closer) squared distance"),
+        ("cosine", "cosine (larger is closer →)"),
+        ("ip", "dot product (larger is closer →)"),
+        ("l2", "(← smaller is closer) squared distance"),
     ],
 )
 def test_the_axis_says_what_is_closer(metric, said):
-    assert said in texts(scores_drawing(groups_of("one"), metric).chart().dark)
+    assert said in texts(draw_scores(groups_of("one"), metric).chart().dark)
 
 
 def test_right_and_wrong_differ_by_more_than_colour():
-    style = styles(scores_drawing(groups_of("all equal"), "cosine").chart().light)
+    style = styles(draw_scores(groups_of("all equal"), "cosine").chart().light)
     assert "stroke-dasharray: 6,2.25" in style  # wrong
     assert "fill: url(#h" in style  # wrong, hatched
     assert f"fill: {LIGHT.right}" in style
@@ -187,7 +187,7 @@ def test_right_and_wrong_differ_by_more_than_colour():
 
 def test_groups_share_their_bins_and_have_one_area():
     many, few = RANDOM.normal(0, 1, 20_000), RANDOM.normal(0, 1, 200)
-    draw = scores_drawing({"right": few, "wrong": many}, "ip").draw.keywords
+    draw = draw_scores({"right": few, "wrong": many}, "ip").draw.keywords
     assert draw["edges"][0] == min(many.min(), few.min())
     assert draw["edges"][-1] == max(many.max(), few.max())
     for name, scores in (("right", few), ("wrong", many)):
@@ -199,7 +199,7 @@ def test_groups_share_their_bins_and_have_one_area():
 
 def test_ten_million_scores_are_no_more_than_a_histogram():
     scores = np.linspace(-1, 1, 10**7)
-    chart = scores_drawing({"right": scores, "wrong": scores[:3]}, "cosine").chart()
+    chart = draw_scores({"right": scores, "wrong": scores[:3]}, "cosine").chart()
     assert "right (10,000,000)" in texts(chart.light)
 
 
@@ -207,7 +207,7 @@ def test_ten_million_scores_are_no_more_than_a_histogram():
 
 
 def test_training_names_each_curve_at_its_end_and_the_epoch_kept():
-    one = curves_drawing(history(20), 15)
+    one = draw_curves(history(20), 15)
     said = texts(one.chart().light)
     assert {"accuracy 0.50", "top-1 0.95", "loss 0.15", "epoch 15 kept"} <= set(said)
     assert "mAP" not in " ".join(said)
@@ -216,23 +216,23 @@ def test_training_names_each_curve_at_its_end_and_the_epoch_kept():
 
 
 def test_a_column_map_is_drawn_where_there_is_one():
-    one = curves_drawing(history(3, map=[0.1, 0.2, 0.3]), 3)
+    one = draw_curves(history(3, map=[0.1, 0.2, 0.3]), 3)
     assert "mAP 0.30" in texts(one.chart().light)
 
 
 def test_an_accuracy_that_nobody_knows_is_not_drawn():
-    one = curves_drawing(history(3, accuracy=pa.nulls(3, pa.float64())), 3)
+    one = draw_curves(history(3, accuracy=pa.nulls(3, pa.float64())), 3)
     assert "accuracy" not in one.alt + " ".join(texts(one.chart().light))
 
 
 def test_one_epoch_is_a_point_and_none_is_no_chart():
-    assert "epoch 1 kept" in texts(curves_drawing(history(1), 1).chart().light)
-    assert curves_drawing(HISTORY.schema.empty_table(), 1) is None
+    assert "epoch 1 kept" in texts(draw_curves(history(1), 1).chart().light)
+    assert draw_curves(HISTORY.schema.empty_table(), 1) is None
 
 
 def test_names_of_curves_that_end_together_are_moved_apart():
     for heights in ([0.0, 0.0, 0.0], [1.0, 1.0, 0.99], [0.5, 0.2, 0.51], [0.3], []):
-        moved = _apart(heights, 0.1)
+        moved = _spread(heights, 0.1)
         assert all(0 <= one <= 1 for one in moved)
         gaps = np.diff(sorted(moved))
         assert (gaps >= 0.1 - 1e-9).all()

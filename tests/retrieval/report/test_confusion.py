@@ -1,4 +1,4 @@
-"""What is taken for what, drawn: a row a pair, those mistaken framed as wrong."""
+"""Test the picture of confused classes: one row per pair, mistakes framed as wrong."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from retrieval.report.charts.canvas import LIGHT
-from retrieval.report.charts.confusion import confusion_print
+from retrieval.report.charts.confusion import draw_confusion_print
 
 
 def photo(colour):
@@ -25,7 +25,7 @@ def test_each_pair_is_a_row_of_photos_of_both_classes():
         {"label": "<b>$x$</b>\n猫", "predicted": "crab", "images": 1, "of": 3},
     ]
     red, green, blue = (photo(c) for c in ((250, 0, 0), (0, 250, 0), (0, 0, 250)))
-    data = confusion_print(pairs, [[red], []], [[green, green], [green]], [[blue] * 9, [blue]])
+    data = draw_confusion_print(pairs, [[red], []], [[green, green], [green]], [[blue] * 9, [blue]])
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     one = near(pixels, (250, 0, 0))
     assert one > 5000
@@ -33,6 +33,6 @@ def test_each_pair_is_a_row_of_photos_of_both_classes():
     assert 5.5 * one < near(pixels, (0, 0, 250)) < 6.5 * one, "five of the first, one of the second"
     wrong = tuple(int(LIGHT.wrong[n : n + 2], 16) for n in (1, 3, 5))
     assert near(pixels, wrong) > 100
-    assert data == confusion_print(
+    assert data == draw_confusion_print(
         pairs, [[red], []], [[green, green], [green]], [[blue] * 9, [blue]]
     )

@@ -1,4 +1,4 @@
-"""The contact print: which photo stands where, framed how, and what is said below it."""
+"""Test the picture of queries and matches: positions, frames and captions."""
 
 import io
 
@@ -10,12 +10,12 @@ from PIL import Image
 from retrieval.report.charts import contact_print as prints
 from retrieval.report.charts.canvas import LIGHT
 from retrieval.report.charts.contact_print import (
-    BESIDE,
+    SIDE_BY_SIDE_MATCHES,
+    Photo,
     Ranking,
     Row,
-    Shown,
-    contact_print,
-    distance,
+    draw_contact_print,
+    format_distance,
 )
 from tests.retrieval.report.svg import opened
 
@@ -50,7 +50,7 @@ def close(pixel, colour, by=12):
 
 
 def shown(number, grade=-2):
-    return Shown(f"m{number}", jpeg(COLOURS[number]), "0.125", grade)
+    return Photo(f"m{number}", jpeg(COLOURS[number]), "0.125", grade)
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ def said(monkeypatch):
 
 def test_each_photo_stands_in_its_place():
     rows = [
-        Row(Shown("q", jpeg("white")), (tuple(shown((n + row) % 10) for n in range(10)),))
+        Row(Photo("q", jpeg("white")), (tuple(shown((n + row) % 10) for n in range(10)),))
         for row in range(2)
     ]
-    image = opened(contact_print("t", [Ranking("Matches", "cosine")], rows))
+    image = opened(draw_contact_print("t", [Ranking("Matches", "cosine")], rows))
     for row in range(2):
         for number in range(10):
             assert close(image.getpixel(middle(row, 0, number, 10)), COLOURS[(number + row) % 10])
@@ -81,20 +81,25 @@ def test_each_photo_stands_in_its_place():
 
 
 def test_two_rankings_stand_side_by_side_each_with_its_name(said):
-    rows = [Row(Shown("q", None), tuple(tuple(map(shown, part)) for part in ((0, 1, 2), (3, 4))))]
-    heads = [Ranking("before $1$", "cosine", BESIDE), Ranking("after", "l2", BESIDE)]
-    image = opened(contact_print("t", heads, rows))
+    rows = [Row(Photo("q", None), tuple(tuple(map(shown, part)) for part in ((0, 1, 2), (3, 4))))]
+    heads = [
+        Ranking("before $1$", "cosine", SIDE_BY_SIDE_MATCHES),
+        Ranking("after", "l2", SIDE_BY_SIDE_MATCHES),
+    ]
+    image = opened(draw_contact_print("t", heads, rows))
     for block, numbers in enumerate(((0, 1, 2), (3, 4))):
         for at, number in enumerate(numbers):
-            assert close(image.getpixel(middle(0, block, at, BESIDE)), COLOURS[number])
-    assert close(image.getpixel(middle(0, 1, 2, BESIDE)), "white")
+            assert close(
+                image.getpixel(middle(0, block, at, SIDE_BY_SIDE_MATCHES)), COLOURS[number]
+            )
+    assert close(image.getpixel(middle(0, 1, 2, SIDE_BY_SIDE_MATCHES)), "white")
     assert said.index("before $1$") < said.index("after")
-    assert "left distance: 1 − cosine, less is closer; right Euclidean" in " ".join(said)
+    assert "left distance 1 − cosine, smaller is closer; right Euclidean" in " ".join(said)
 
 
 def test_right_and_wrong_differ_by_colour_sign_and_line(said):
-    rows = [Row(Shown("q", None), ((shown(0, 1), shown(1, 0), shown(2, -1), shown(3, 3)),))]
-    image = opened(contact_print("t", [Ranking("", "cosine")], rows))
+    rows = [Row(Photo("q", None), ((shown(0, 1), shown(1, 0), shown(2, -1), shown(3, 3)),))]
+    image = opened(draw_contact_print("t", [Ranking("", "cosine")], rows))
     assert {"✓ m0", "✗ m1", "m2", "✓ m3"} <= set(said)
     frames = []
     for number in range(4):
@@ -110,10 +115,10 @@ def test_right_and_wrong_differ_by_colour_sign_and_line(said):
 
 def test_what_cannot_be_read_says_so_and_the_whole_of_a_photo_is_shown(said):
     rows = [
-        Row(Shown("q", None), ((Shown("wide", jpeg("red", (160, 20)), "1"),),)),
+        Row(Photo("q", None), ((Photo("wide", jpeg("red", (160, 20)), "1"),),)),
         Row(shown(0), ((),)),
     ]
-    image = opened(contact_print("t", [Ranking("", "ip")], rows))
+    image = opened(draw_contact_print("t", [Ranking("", "ip")], rows))
     assert {"not\nreadable", "no match"} <= set(said)
     left, top = place(0, 0, 0, 10)
     tile = tuple(bytes.fromhex(LIGHT.tile[1:]))
@@ -124,19 +129,19 @@ def test_what_cannot_be_read_says_so_and_the_whole_of_a_photo_is_shown(said):
 
 def test_hostile_names_neither_warn_nor_leave_their_cell(said):
     names = ["$x^2$", "中文\n🐼", "x" * 300, "\u202e\0", "", "a\u0336" * 99]
-    matches = tuple(Shown(name, None, name, 0) for name in names)
-    made = contact_print(
-        "$t$ " + "W" * 999, [Ranking("中$" * 200, "l2")], [Row(Shown("$", None), (matches,))]
+    matches = tuple(Photo(name, None, name, 0) for name in names)
+    made = draw_contact_print(
+        "$t$ " + "W" * 999, [Ranking("中$" * 200, "l2")], [Row(Photo("$", None), (matches,))]
     )
-    assert made == contact_print(
-        "$t$ " + "W" * 999, [Ranking("中$" * 200, "l2")], [Row(Shown("$", None), (matches,))]
+    assert made == draw_contact_print(
+        "$t$ " + "W" * 999, [Ranking("中$" * 200, "l2")], [Row(Photo("$", None), (matches,))]
     )
     assert {"✗ $x^2$", "✗ □□ □", "✗ –"} <= set(said)
     assert all(len(text) < 20 for text in said if text.startswith("✗ "))
 
 
 def test_a_print_without_queries_is_a_heading():
-    assert opened(contact_print("t", [Ranking("", "cosine")], [])).height == 170
+    assert opened(draw_contact_print("t", [Ranking("", "cosine")], [])).height == 170
 
 
 @pytest.mark.parametrize(
@@ -148,4 +153,4 @@ def test_a_print_without_queries_is_a_heading():
     ],
 )  # fmt: skip
 def test_the_distance_below_a_match(score, metric, written):
-    assert distance(score, metric) == written
+    assert format_distance(score, metric) == written

@@ -1,4 +1,4 @@
-"""The page: says what it is given, whatever it is given, and does nothing else."""
+"""Test the report page: content, hostile names, files, links and security policy."""
 
 import base64
 import functools
@@ -11,22 +11,22 @@ from dataclasses import replace
 
 import pytest
 
-from retrieval.evaluation.results import ClassMeasured, Measured
+from retrieval.evaluation.results import ClassResult, MeasureResult
 from retrieval.evaluation.thresholds import Threshold
 from retrieval.report.chart import Chart
 from retrieval.report.contact_sheet import (
-    MOST_CELLS,
-    Frame,
+    MAX_SINGLE_FILE_IMAGES,
+    PageFrame,
     fits_one_file,
     links,
     render,
-    render_first,
-    render_further,
+    render_first_page,
+    render_further_pages,
 )
-from retrieval.report.names import PER_CHUNK, PER_PAGE, Names
-from retrieval.report.page import LEAD, SCORES
-from retrieval.report.templates import number, share
-from retrieval.storage.seal import SEAL, is_sealed
+from retrieval.report.names import PER_CHUNK, PER_PAGE, ReportFiles
+from retrieval.report.page import MARGIN_MEANING, SCORE_MEANINGS
+from retrieval.report.templates import format_number, format_share
+from retrieval.storage.checksum import CHECKSUM_PLACEHOLDER, has_valid_checksum
 from tests.retrieval.report.pages import (
     HOSTILE,
     MEASURES,
@@ -57,12 +57,12 @@ def drawn(queries, **other):
 
 def test_the_page_is_sealed_and_ends_with_the_mark():
     data = render(PAGE, SHOWN, PICTURES)
-    assert is_sealed(io.BytesIO(data))
+    assert has_valid_checksum(io.BytesIO(data))
     assert re.search(rb"<!-- lookalike-sha256:[0-9a-f]{64} -->\s*\Z", data)
-    assert SEAL.encode() not in data
+    assert CHECKSUM_PLACEHOLDER.encode() not in data
     for at in (10, len(data) // 2, data.index(b"Cats")):
         altered = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-        assert not is_sealed(io.BytesIO(altered))
+        assert not has_valid_checksum(io.BytesIO(altered))
 
 
 def test_the_same_page_gives_the_same_bytes():
@@ -75,16 +75,16 @@ def test_the_same_page_gives_the_same_bytes():
 def test_the_summary_says_what_came_out():
     assert page().texts("h1") == ["Cats & dogs"]
     assert page().texts("title") == ["Cats & dogs"]
-    lead = page().texts("p")[0]
-    assert lead.startswith("5 of 1,234 queries, each with its most similar gallery images")
+    introduction = page().texts("p")[0]
+    assert introduction.startswith("5 of 1,234 queries, each with its most similar gallery images")
     cards = page().texts("div", **{"class": "card"})
     assert cards[0] == f"Top-1 0.500 95 % interval 0.250 to 0.750 {MEASURES[0].meaning}"
     assert cards[1] == f"mAP 0.667 {MEASURES[1].meaning}"
     assert cards[2] == "Failed queries 1 of the 5 shown have no matches. See why"
-    assert cards[3] == "Made from gallery 600 images in /photos backbone resnet50, avg pooling"
+    assert cards[3] == "Source data gallery 600 images in /photos backbone resnet50, avg pooling"
     notes = page().texts("div", **{"class": "card notes"})[0]
     assert notes.startswith(f"Recall {PAGE.recall}")
-    assert notes.endswith(f"Score {SCORES['cosine']} Lead {LEAD}")
+    assert notes.endswith(f"Score {SCORE_MEANINGS['cosine']} Margin {MARGIN_MEANING}")
     rows = [row for row in page().texts("tr") if row.startswith("MRR")]
     assert rows == [f"MRR RR0.750 0.500 to 1.000{MEASURES[2].meaning}"]
 
@@ -97,10 +97,10 @@ def test_the_interval_is_drawn():
 @pytest.mark.parametrize(
     "measure",
     [
-        Measured("top1", "loss", 2.5, 2.0, 3.0, "no share"),
-        Measured("top1", "top-1", 0.5, NAN, NAN, "no interval"),
-        Measured("top1", "top-1", NAN, NAN, NAN, "nothing measured"),
-        Measured("top1", "odd", 0.9, 0.1, 0.2, "outside its interval"),
+        MeasureResult("top1", "loss", 2.5, 2.0, 3.0, "no share"),
+        MeasureResult("top1", "top-1", 0.5, NAN, NAN, "no interval"),
+        MeasureResult("top1", "top-1", NAN, NAN, NAN, "nothing measured"),
+        MeasureResult("top1", "odd", 0.9, 0.1, 0.2, "outside its interval"),
     ],
 )
 def test_what_is_no_share_with_an_interval_is_not_drawn(measure):
@@ -110,14 +110,16 @@ def test_what_is_no_share_with_an_interval_is_not_drawn(measure):
         assert found.texts("dd", **{"class": "value"})[0] == "–"
 
 
-@pytest.mark.parametrize("metric", SCORES)
+@pytest.mark.parametrize("metric", SCORE_MEANINGS)
 def test_the_score_is_explained_by_metric(metric):
-    assert SCORES[metric] in Reader(render(replace(PAGE, metric=metric), SHOWN, {})).texts("p")
+    assert SCORE_MEANINGS[metric] in Reader(render(replace(PAGE, metric=metric), SHOWN, {})).texts(
+        "p"
+    )
 
 
 def test_classes_stand_in_a_table_whose_names_filter_and_the_rest_is_folded():
     def of(place):
-        return ClassMeasured(f"a & {place}", place + 1, MEASURES[:2])
+        return ClassResult(f"a & {place}", place + 1, MEASURES[:2])
 
     found = drawn(QUERIES, classes=tuple(map(of, range(23))))
     assert found.texts("details", **{"class": "rest"})[0].startswith("3 more ClassQueries Top-1")
@@ -145,7 +147,7 @@ def test_least_scores_notes_and_charts_are_shown():
     rows = found.texts("tr")
     assert "90.0 % 0.610090.5 % 88.0 % to 93.0 % 12075.0 %" in rows
     assert "95.0 % 0.7200100.0 % 925.0 %" in rows, "of few queries there is no interval"
-    assert "99.9 % No score reaches it." in rows
+    assert "99.9 % No score reaches this precision." in rows
     assert found.texts("ul", **{"class": "said"}) == ["3 queries <have> no label."]
     ((image, _),) = found.all("img")
     ((dark, _),) = found.all("source")
@@ -158,7 +160,7 @@ def test_least_scores_notes_and_charts_are_shown():
 
 def test_without_labels_the_page_says_so():
     found = drawn((query("a", None, label=None),), measures=())
-    assert "No labels are known" in found.texts("div", **{"class": "card"})[0]
+    assert "There are no labels" in found.texts("div", **{"class": "card"})[0]
     assert found.texts("p")[0].startswith("1 query, each")
     assert not found.all("input", id="class")
     assert not found.all("select")
@@ -168,7 +170,7 @@ def test_without_labels_the_page_says_so():
 
 def test_without_any_query_the_page_says_so():
     found = drawn((), measures=())
-    assert found.texts("p", id="empty") == ["These matches hold no query."]
+    assert found.texts("p", id="empty") == ["There are no queries."]
     assert not found.all("article")
 
 
@@ -195,7 +197,7 @@ def test_matches_stand_in_order_with_rank_score_and_path():
     tips = page().texts("div", **{"class": "tip"})
     assert tips[:2] == ["/queries/good.jpg", "cat · /photos/cat/1.jpg"]
     assert all(attributes["tabindex"] == "0" for attributes, _ in page().all("figure"))
-    assert page().texts("span", **{"class": "small lead"}) == ["lead 0.1000", "lead 0.0200"]
+    assert page().texts("span", **{"class": "small margin"}) == ["margin 0.1000", "margin 0.0200"]
 
 
 def test_an_identity_that_the_path_does_not_show_is_shown_beside_it():
@@ -214,7 +216,7 @@ def test_failures_are_listed_with_their_reason():
     whole = drawn(QUERIES[:1])
     assert not whole.all("a", **{"class": "why"})
     cards = whole.texts("div", **{"class": "card"})
-    assert "Failed queries 0 Every query shown was read and searched." in cards
+    assert "Failed queries 0 No query failed." in cards
 
 
 def test_a_path_without_a_thumbnail_gets_a_placeholder():
@@ -295,13 +297,13 @@ def test_a_hostile_name_stays_text(text):
     def all_of(text):
         return replace(
             page_of(hostile(text)), title=text, facts=((text, text),), recall=text, notes=(text,),
-            measures=(Measured("top1", text, 0.5, 0.4, 0.6, text),),
-            classes=(ClassMeasured(text, 1, ()),),
+            measures=(MeasureResult("top1", text, 0.5, 0.4, 0.6, text),),
+            classes=(ClassResult(text, 1, ()),),
             charts=(Chart("x", text, text, b"", b""),),
         )  # fmt: skip
 
     data = render(all_of(text), shown_of(hostile(text)), {})
-    assert is_sealed(io.BytesIO(data))
+    assert has_valid_checksum(io.BytesIO(data))
     found = Reader(data)
     tame = Reader(render(all_of("tame"), shown_of(hostile("tame")), {}))
     assert [tag for tag, _, _ in found.elements] == [tag for tag, _, _ in tame.elements]
@@ -333,19 +335,19 @@ def literal(script):
 
 # --- a folder ----------------------------------------------------------------------------------
 
-NAMES = Names("my report.html")
+NAMES = ReportFiles("my report.html")
 MANY = [query(f"q{place:03}", place % 3 != 0, True, margin=0.01) for place in range(120)]
 FOLDER = shown_of(MANY).with_pictures(["/photos/cat/1.jpg", "/photos/cat/2.jpg"], [1])
 
 
 def test_a_report_is_one_file_up_to_a_number_of_cells():
     row = query("x", True, True)
-    assert fits_one_file(shown_of([row] * (MOST_CELLS // 3)))
-    assert not fits_one_file(shown_of([row] * (MOST_CELLS // 3) + [query("y")]))
+    assert fits_one_file(shown_of([row] * (MAX_SINGLE_FILE_IMAGES // 3)))
+    assert not fits_one_file(shown_of([row] * (MAX_SINGLE_FILE_IMAGES // 3) + [query("y")]))
 
 
 def test_the_first_page_of_a_folder_has_the_summary_and_its_queries():
-    found = Reader(render_first(page_of(MANY), FOLDER, NAMES))
+    found = Reader(render_first_page(page_of(MANY), FOLDER, NAMES))
     assert len(found.all("article")) == PER_PAGE
     first = "my%20report_files/thumbnails/0000/000.jpg"
     assert {image["src"] for image, _ in found.all("img")} == {first}
@@ -363,12 +365,12 @@ def test_the_first_page_of_a_folder_has_the_summary_and_its_queries():
 
 
 def test_further_pages_and_chunks_are_drawn_alike():
-    frame = Frame("Cats & dogs", NAMES, 3)
-    files = render_further(frame, FOLDER)
+    frame = PageFrame("Cats & dogs", NAMES, 3)
+    files = render_further_pages(frame, FOLDER)
     pages = {name: data for name, data in files.items() if name.endswith(".html")}
     assert list(pages) == ["my report_files/pages/00002.html", "my report_files/pages/00003.html"]
     found = Reader(pages["my report_files/pages/00002.html"])
-    assert is_sealed(io.BytesIO(pages["my report_files/pages/00002.html"]))
+    assert has_valid_checksum(io.BytesIO(pages["my report_files/pages/00002.html"]))
     assert [a["href"] for a, text in found.all("a") if text == "Back to the summary"] == [
         "../../my%20report.html"
     ]
@@ -390,7 +392,9 @@ def test_further_pages_and_chunks_are_drawn_alike():
     last = Reader(pages["my report_files/pages/00003.html"])
     assert not any("href" in a for a, _ in last.all("a", rel="next"))
     # cut elsewhere, the same bytes
-    again = render_further(frame, FOLDER.cut(0, 50)) | render_further(frame, FOLDER.cut(50, 120))
+    again = render_further_pages(frame, FOLDER.cut(0, 50)) | render_further_pages(
+        frame, FOLDER.cut(50, 120)
+    )
     assert again == files
 
 
@@ -399,7 +403,7 @@ def test_a_hostile_name_stays_text_in_chunks_and_further_pages(text):
 
     def further(text):
         shown = replace(shown_of(hostile(text)), first=PER_PAGE).with_pictures([], [])
-        return render_further(Frame(text, Names("r.html"), 2), shown)
+        return render_further_pages(PageFrame(text, ReportFiles("r.html"), 2), shown)
 
     files, tame = further(text), further("tame")
     assert list(files) == list(tame) == ["r_files/chunks/00002.js", "r_files/pages/00002.html"]
@@ -415,7 +419,7 @@ def test_a_hostile_name_stays_text_in_chunks_and_further_pages(text):
 
 def test_failures_beyond_the_first_page_are_linked():
     many = [*MANY, query("broken", failure="x: y")]
-    found = Reader(render_first(page_of(many), shown_of(many).with_pictures([], []), NAMES))
+    found = Reader(render_first_page(page_of(many), shown_of(many).with_pictures([], []), NAMES))
     assert found.all("a", **{"class": "why"})[0][0]["href"] == (
         "my%20report_files/pages/00003.html#q120"
     )
@@ -423,16 +427,16 @@ def test_failures_beyond_the_first_page_are_linked():
 
 def test_links_lead_to_the_neighbours():
     assert links(None, 1, 1) == {"prev": None, "next": None}
-    assert links(Names("r.html"), 1, 2)["next"] == "r_files/pages/00002.html"
-    assert links(Names("r.html"), 3, 3) == {"prev": "../pages/00002.html", "next": None}
+    assert links(ReportFiles("r.html"), 1, 2)["next"] == "r_files/pages/00002.html"
+    assert links(ReportFiles("r.html"), 3, 3) == {"prev": "../pages/00002.html", "next": None}
 
 
 def test_numbers_align_and_never_lie_about_their_sign():
-    assert [number(value) for value in (0.5, 1, -0.25, 0.00004, -0.00004, 0)] == [
+    assert [format_number(value) for value in (0.5, 1, -0.25, 0.00004, -0.00004, 0)] == [
         "0.5000", "1.0000", "−0.2500", "0.0000", "0.0000", "0.0000",
     ]  # fmt: skip
-    assert [number(value) for value in (999.5, 1234567.0, float("nan"), float("inf"))] == [
+    assert [format_number(value) for value in (999.5, 1234567.0, float("nan"), float("inf"))] == [
         "999.5000", "1.235e+06", "–", "–",
     ]  # fmt: skip
-    assert number(2 / 3, 3) == "0.667"
-    assert [share(0.905), share(float("nan"))] == ["90.5 %", "–"]
+    assert format_number(2 / 3, 3) == "0.667"
+    assert [format_share(0.905), format_share(float("nan"))] == ["90.5 %", "–"]

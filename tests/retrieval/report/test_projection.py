@@ -1,4 +1,4 @@
-"""The plane of the map against numpy's SVD, and photos that do not overlap."""
+"""Test the principal plane against numpy's SVD, and the selection of separated points."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from retrieval.report.charts.projection import apart, principal_plane
+from retrieval.report.charts.projection import principal_plane, select_separated
 
 
 def by_svd(vectors):
@@ -69,7 +69,7 @@ def test_two_vectors_lie_on_one_axis():
 @settings(max_examples=100, deadline=None)
 @given(arrays(np.float64, st.tuples(st.integers(0, 40), st.just(2)), elements=st.floats(0, 4)))
 def test_chosen_squares_do_not_overlap_and_none_is_left_that_would_fit(points):
-    chosen = apart(points, 0.5, 60)
+    chosen = select_separated(points, 0.5, 60)
     assert chosen == sorted(set(chosen))
     for one in range(len(points)):
         near = [
@@ -81,4 +81,4 @@ def test_chosen_squares_do_not_overlap_and_none_is_left_that_would_fit(points):
 
 def test_no_more_are_chosen_than_asked_for():
     points = np.arange(20.0)[:, None] * np.ones(2)
-    assert apart(points, 0.5, 7) == [0, 1, 2, 3, 4, 5, 6]
+    assert select_separated(points, 0.5, 7) == [0, 1, 2, 3, 4, 5, 6]

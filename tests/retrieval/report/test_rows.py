@@ -1,14 +1,14 @@
-"""What the page shows of all matches: chosen, judged and ordered as columns, as a loop would."""
+"""Test the selection, grading and order of shown queries against a loop."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.report.facets import LETTERS, facets_script, places
-from retrieval.report.margin import margins
+from retrieval.core.schemas import FAILURES, MATCHES
+from retrieval.report.facets import LETTERS, facets_script, rank_margins
+from retrieval.report.margin import compute_margins
 from retrieval.report.page import STATES
-from retrieval.report.rows import SHOWN_MATCHES, gather
-from retrieval.tables import FAILURES, MATCHES
+from retrieval.report.rows import SHOWN_MATCHES, select_queries
 
 LABELS = ("cat", "dog", "emu", "", "distractor", None)
 
@@ -77,7 +77,9 @@ def test_queries_are_gathered_judged_and_ordered_as_a_loop_would(metric, parts):
     names = [f"q{number:03}é.jpg" for number in generator.permutation(60)]
     blocks = [sorted(block) for block in np.array_split(names, parts)]
     rows = [made(generator, block, 30, metric) for block in blocks]
-    shown, count = gather(lambda: map(table, rows), failures("q999", "a"), Graded(), metric, 1000)
+    shown, count = select_queries(
+        lambda: map(table, rows), failures("q999", "a"), Graded(), metric, 1000
+    )
     found = shown.cut(0, len(shown)).rows()
     assert count == 60
     of = {}
@@ -101,15 +103,15 @@ def test_queries_are_gathered_judged_and_ordered_as_a_loop_would(metric, parts):
 def test_a_bound_keeps_all_failed_ones_and_then_the_first_by_name():
     rows = [table(made(np.random.default_rng(1), [name], 3, "cosine")) for name in "dbca"]
     for most, expected in ((4, "abxy"), (3, "axy"), (2, "xy"), (1, "x"), (9, "abcdxy")):
-        shown, _ = gather(lambda: rows, failures("x", "y"), None, "cosine", most)
+        shown, _ = select_queries(lambda: rows, failures("x", "y"), None, "cosine", most)
         assert "".join(shown.queries["query_id"].to_pylist()) == expected
     assert set(shown.matches["grade"].to_pylist()) == {-2}
-    assert not len(gather(list, failures(), None, "cosine", 5)[0])
+    assert not len(select_queries(list, failures(), None, "cosine", 5)[0])
 
 
 def test_pictures_are_numbered_once_and_the_missing_have_none():
     rows = [table(made(np.random.default_rng(1), ["b", "a"][::-1], 9, "cosine"))]
-    shown, _ = gather(lambda: rows, failures("x"), None, "cosine", 9)
+    shown, _ = select_queries(lambda: rows, failures("x"), None, "cosine", 9)
     paths = shown.paths()
     assert paths == sorted({*shown.queries["path"].to_pylist(), *shown.matches["path"].to_pylist()})
     gone = paths.index("/q/a")
@@ -127,22 +129,22 @@ def test_pictures_are_numbered_once_and_the_missing_have_none():
 
 def test_margins_of_nothing_and_of_one():
     empty = np.zeros(0)
-    assert len(margins(empty, empty.astype(np.int64), np.zeros(1, np.int64), "cosine")) == 0
-    lone = margins(np.array([0.5]), np.array([0]), np.array([0, 1]), "l2")
+    assert len(compute_margins(empty, empty.astype(np.int64), np.zeros(1, np.int64), "cosine")) == 0
+    lone = compute_margins(np.array([0.5]), np.array([0]), np.array([0, 1]), "l2")
     assert np.isnan(lone).all()
-    odd = margins(np.array([np.inf, 0.5]), np.array([0, 1]), np.array([0, 2]), "ip")
+    odd = compute_margins(np.array([np.inf, 0.5]), np.array([0, 1]), np.array([0, 2]), "ip")
     assert np.isnan(odd).all()
 
 
 def test_places_order_margins_exactly():
     values = np.array([0.3, np.nan, 0.1, 0.3, np.nextafter(0.3, 1), -0.0, 0.0])
-    assert places(values).tolist() == [2, -1, 1, 2, 3, 0, 0]
-    assert places(np.array([np.nan])).tolist() == [-1]
+    assert rank_margins(values).tolist() == [2, -1, 1, 2, 3, 0, 0]
+    assert rank_margins(np.array([np.nan])).tolist() == [-1]
 
 
 def test_facets_are_a_few_bytes_a_query():
     rows = [table(made(np.random.default_rng(1), [f"q{i}" for i in range(2000)], 2, "cosine"))]
-    shown, _ = gather(lambda: rows, failures(), None, "cosine", 2000)
+    shown, _ = select_queries(lambda: rows, failures(), None, "cosine", 2000)
     assert len(facets_script(shown, None)) < 13 * 2000
     assert LETTERS == "rwuf"
     assert len(STATES) == 4

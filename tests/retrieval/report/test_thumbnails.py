@@ -1,4 +1,4 @@
-"""Thumbnails: whole, upright, on white, and never a reason to have no page."""
+"""Test thumbnails: size, orientation, background, and unreadable images."""
 
 import io
 import os
@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from retrieval.errors import StorageFailure
-from retrieval.report.thumbnails import thumbnail, thumbnails
-from retrieval.storage import folder, patience
+from retrieval.core.errors import StorageFailure
+from retrieval.report.thumbnails import make_thumbnail, read_thumbnails
+from retrieval.storage import folder, retry
 
 BOUND = 10**7
 
@@ -54,7 +54,7 @@ def close(pixel, colour):
     ],
 )
 def test_the_longer_side_is_as_asked_and_nothing_is_cropped(size, expected):
-    small = opened(thumbnail(encoded(halves(*size)), max_pixels=BOUND))
+    small = opened(make_thumbnail(encoded(halves(*size)), max_pixels=BOUND))
     assert small.size == expected
     if size[0] > 3:
         assert close(small.getpixel((2, small.height // 2)), (255, 0, 0))
@@ -62,7 +62,10 @@ def test_the_longer_side_is_as_asked_and_nothing_is_cropped(size, expected):
 
 
 def test_another_side():
-    assert opened(thumbnail(encoded(halves(64, 32)), side=48, max_pixels=BOUND)).size == (48, 24)
+    assert opened(make_thumbnail(encoded(halves(64, 32)), side=48, max_pixels=BOUND)).size == (
+        48,
+        24,
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_exif_orientation_is_obeyed(orientation, red):
     exif = Image.Exif()
     exif[0x0112] = orientation
     small = opened(
-        thumbnail(encoded(halves(400, 200), "JPEG", exif=exif, quality=95), max_pixels=BOUND)
+        make_thumbnail(encoded(halves(400, 200), "JPEG", exif=exif, quality=95), max_pixels=BOUND)
     )
     assert small.size == ((160, 80) if red in ("left", "right") else (80, 160))
     across, down = small.size
@@ -92,7 +95,7 @@ def test_exif_orientation_is_obeyed(orientation, red):
 def test_what_is_transparent_stands_on_white():
     image = Image.new("RGBA", (100, 100), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (50, 0, 100, 100))
-    small = opened(thumbnail(encoded(image), max_pixels=BOUND))
+    small = opened(make_thumbnail(encoded(image), max_pixels=BOUND))
     assert close(small.getpixel((20, 80)), (255, 255, 255))
     assert close(small.getpixel((140, 80)), (0, 0, 255))
 
@@ -101,22 +104,22 @@ def test_what_is_transparent_stands_on_white():
 def test_every_mode_becomes_a_colour_jpeg(mode):
     image = Image.new(mode, (80, 60))
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    assert opened(thumbnail(encoded(image, kind), max_pixels=BOUND)).size == (160, 120)
+    assert opened(make_thumbnail(encoded(image, kind), max_pixels=BOUND)).size == (160, 120)
 
 
 def test_the_decoder_s_own_errors_come_through():
     for bound in (100, 9999):
         with pytest.raises(Image.DecompressionBombError, match=r"10000 pixels|100 x 100 pixels"):
-            thumbnail(encoded(halves(100, 100)), max_pixels=bound)
+            make_thumbnail(encoded(halves(100, 100)), max_pixels=bound)
     with pytest.raises(OSError, match="cannot identify"):
-        thumbnail(b"not an image", max_pixels=BOUND)
+        make_thumbnail(b"not an image", max_pixels=BOUND)
 
 
 def test_a_photo_stays_small():
     generator = np.random.default_rng(0)
     grain = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
     photo = Image.fromarray(grain).resize((1600, 1200), Image.Resampling.BICUBIC)
-    assert 1000 < len(thumbnail(encoded(photo, "JPEG"), max_pixels=BOUND)) < 9000
+    assert 1000 < len(make_thumbnail(encoded(photo, "JPEG"), max_pixels=BOUND)) < 9000
 
 
 def test_unreadable_ones_are_left_out(tmp_path):
@@ -127,7 +130,7 @@ def test_unreadable_ones_are_left_out(tmp_path):
     (tmp_path / "huge.png").write_bytes(encoded(Image.new("1", (4000, 4000))))
     (tmp_path / "folder.png").mkdir()
     names = [*(str(path) for path in tmp_path.iterdir()), str(tmp_path / "gone.jpg")]
-    found = thumbnails(names, max_pixels=BOUND)
+    found = read_thumbnails(names, max_pixels=BOUND)
     assert [os.path.basename(path) for path in found] == ["good.png", "ünï ' & code.png"]
     assert opened(found[str(tmp_path / "good.png")]).size == (160, 128)
 
@@ -142,13 +145,13 @@ def test_each_is_read_once_and_the_answer_depends_on_nothing_else(tmp_path, monk
         if when == "before":
             read.append(path)
 
-    monkeypatch.setattr(folder, "seam", note)
-    one = thumbnails([*paths, *reversed(paths)], max_pixels=BOUND, threads=1)
+    monkeypatch.setattr(folder, "fault_hook", note)
+    one = read_thumbnails([*paths, *reversed(paths)], max_pixels=BOUND, threads=1)
     assert sorted(read) == paths
-    four = thumbnails(iter(reversed(paths)), max_pixels=BOUND, threads=4)
+    four = read_thumbnails(iter(reversed(paths)), max_pixels=BOUND, threads=4)
     assert list(one.items()) == list(four.items())
     assert list(one) == paths
-    assert thumbnails([], max_pixels=BOUND) == {}
+    assert read_thumbnails([], max_pixels=BOUND) == {}
 
 
 def test_images_in_containers_are_shown_too(tmp_path):
@@ -161,21 +164,21 @@ def test_images_in_containers_are_shown_too(tmp_path):
             tar.addfile(member, io.BytesIO(photo))
     paths = [f"parquet://image/{number}::{tmp_path}/x.parquet" for number in range(12)]
     paths += [f"tar://{number}.png::{tmp_path}/x.tar" for number in range(12)]
-    found = thumbnails([*paths, f"tar://gone.png::{tmp_path}/x.tar"], max_pixels=BOUND)
+    found = read_thumbnails([*paths, f"tar://gone.png::{tmp_path}/x.tar"], max_pixels=BOUND)
     assert list(found) == sorted(paths)
     for number in range(12):
         assert found[paths[number]] == found[paths[12 + number]]
-        assert found[paths[number]] == thumbnail(photos[number], max_pixels=BOUND)
+        assert found[paths[number]] == make_thumbnail(photos[number], max_pixels=BOUND)
 
 
 def test_a_store_that_fails_for_now_is_not_an_unreadable_image(tmp_path, monkeypatch):
     def fail(when, what, path):
         raise OSError("the network is gone")
 
-    monkeypatch.setattr(folder, "seam", fail)
-    monkeypatch.setattr(patience, "wait", lambda seconds: None)
+    monkeypatch.setattr(folder, "fault_hook", fail)
+    monkeypatch.setattr(retry, "wait", lambda seconds: None)
     with pytest.raises(StorageFailure):
-        thumbnails([str(tmp_path / "any.png")], max_pixels=BOUND)
+        read_thumbnails([str(tmp_path / "any.png")], max_pixels=BOUND)
 
 
 def test_threads_leave_the_filters_of_warnings_as_they_were(tmp_path):
@@ -183,5 +186,5 @@ def test_threads_leave_the_filters_of_warnings_as_they_were(tmp_path):
     for path in paths:
         halves(30, 30).save(path)
     before = list(warnings.filters)
-    thumbnails(paths, max_pixels=BOUND, threads=8)
+    read_thumbnails(paths, max_pixels=BOUND, threads=8)
     assert warnings.filters == before

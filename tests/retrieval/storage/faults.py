@@ -1,4 +1,4 @@
-"""Faults at the one seam of the storage: an operation that fails, or at which the process dies."""
+"""Fault injection for storage operations: failing operations and simulated process deaths."""
 
 from contextlib import contextmanager
 
@@ -12,17 +12,17 @@ class Killed(BaseException):
 
 
 @contextmanager
-def seam(function):
+def inject_faults(function):
     """Let `function(when, operation, path)` see every storage operation."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, "seam", function)
+        patch.setattr(folder, "fault_hook", function)
         yield
 
 
 def operations(action):
     """Name every moment that `action` passes at the seam: (when, operation, path)."""
     seen = []
-    with seam(lambda *moment: seen.append(moment)):
+    with inject_faults(lambda *moment: seen.append(moment)):
         action()
     return seen
 

@@ -1,4 +1,4 @@
-"""Small outputs of every kind, made by the library as the jobs make them."""
+"""Small outputs of every kind, written by the library in the same way as by the jobs."""
 
 import hashlib
 import shutil
@@ -6,10 +6,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from retrieval.storage import commit, finished
-from retrieval.storage.files import LocalFolder
-from retrieval.storage.seal import sealed_json, sealed_parquet
-from retrieval.tables import (
+from retrieval.core.schemas import (
     COMPARISON,
     FAILURES,
     GALLERY_LABELS,
@@ -22,6 +19,9 @@ from retrieval.tables import (
     Table,
     part_table,
 )
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import checksummed_json, checksummed_parquet
+from retrieval.storage.local import LocalFolder
 
 
 def sha256(data):
@@ -30,7 +30,7 @@ def sha256(data):
 
 def rows_of(table: Table, count=3):
     """A sealed Parquet file of a table, filled with whatever its types allow."""
-    return sealed_parquet(filled(table.schema, count))
+    return checksummed_parquet(filled(table.schema, count))
 
 
 def filled(schema, count):
@@ -46,7 +46,7 @@ def put_model(folder):
     weights = bytes(range(97))
     folder.put_new("model/weights.safetensors", weights)
     files = {"weights.safetensors": sha256(weights)}
-    folder.put_new("model/bundle.json", sealed_json({"format": 1, "files": files}))
+    folder.put_new("model/bundle.json", checksummed_json({"format": 1, "files": files}))
 
 
 def put_bundle(folder):
@@ -55,7 +55,7 @@ def put_bundle(folder):
     told = b"weights" * 9
     folder.put_new("classifier.safetensors", told)
     folder.put_new(
-        "classifier.json", sealed_json({"files": {"classifier.safetensors": sha256(told)}})
+        "classifier.json", checksummed_json({"files": {"classifier.safetensors": sha256(told)}})
     )
 
 
@@ -65,7 +65,7 @@ def put_store(folder):
     folder.put_new("segments/00000/listing.parquet", listing)
     segment = {"images": 6, "chunk_rows": 3, "chunks": 2, "base": 0, "deleted": 0}
     segment["files"] = {"segments/00000/listing.parquet": sha256(listing)}
-    folder.put_new("segments/00000/segment.json", sealed_json(segment))
+    folder.put_new("segments/00000/segment.json", checksummed_json(segment))
     folder.put_new("segments/00000/failures/00000000.parquet", rows_of(FAILURES, 1))
     for number in range(2):
         part = rows_of(part_table(2, "float16"), 2 + number)
@@ -76,7 +76,7 @@ def put_index(folder):
     put_model(folder)
     trained = b"centroids" * 9
     folder.put_new("trained.faiss", trained)
-    folder.put_new("trained.json", sealed_json({"files": {"trained.faiss": sha256(trained)}}))
+    folder.put_new("trained.json", checksummed_json({"files": {"trained.faiss": sha256(trained)}}))
     folder.put_new("recall.parquet", rows_of(RECALL))
     folder.put_new("labels.parquet", rows_of(GALLERY_LABELS))
     shard = b"lists" * 9
@@ -84,7 +84,7 @@ def put_index(folder):
     rows = rows_of(SHARD_ROWS, 2)
     folder.put_new("shards/00000.rows.parquet", rows)
     files = {"shards/00000.faiss": sha256(shard), "shards/00000.rows.parquet": sha256(rows)}
-    folder.put_new("shards/00000.json", sealed_json({"files": files}))
+    folder.put_new("shards/00000.json", checksummed_json({"files": files}))
 
 
 def put_matches(folder):
@@ -99,7 +99,7 @@ def put_predictions(folder):
 
 
 def put_comparison(folder):
-    folder.put_new("backbones/one.json", sealed_json({"rows": []}))
+    folder.put_new("backbones/one.json", checksummed_json({"rows": []}))
     folder.put_new("compare.parquet", rows_of(COMPARISON, 2))
 
 
@@ -122,34 +122,36 @@ RUN_JSON = b'{"seconds": 1.5}'
 
 
 def begin(folder, kind, **settings):
-    commit.begin(folder, kind, settings)
+    transaction.claim_output(folder, kind, settings)
     PUT[kind](folder)
     return folder
 
 
 def made(folder, kind, **settings):
     """A finished output of a kind, with its run.json."""
-    commit.finish(begin(folder, kind, **settings), kind, {"rows": 5, "segments": 1, "shards": 1})
-    folder.put(finished.RUN, RUN_JSON)
+    transaction.finish_output(
+        begin(folder, kind, **settings), kind, {"rows": 5, "segments": 1, "shards": 1}
+    )
+    folder.put(finished_output.RUN, RUN_JSON)
     return folder
 
 
 def job(folder):
     """A finished run: the outputs of its stages lie in it."""
-    commit.begin(folder, "run", {"top_k": 10})
+    transaction.claim_output(folder, "run", {"top_k": 10})
     made(folder.child("gallery"), "store")
     made(folder.child("index"), "index")
     matches = begin(folder.child("matches"), "matches")
     made(matches.child("queries"), "store")
-    commit.finish(matches, "matches", {"rows": 5})
-    commit.finish(folder, "run", {"queries": 5})
-    folder.put(finished.RUN, RUN_JSON)
+    transaction.finish_output(matches, "matches", {"rows": 5})
+    transaction.finish_output(folder, "run", {"queries": 5})
+    folder.put(finished_output.RUN, RUN_JSON)
     return folder
 
 
 def paths(folder):
     """Every file of an output but run.json, outputs inside it included."""
-    return sorted(e.path for e in folder.entries() if not e.path.endswith(finished.RUN))
+    return sorted(e.path for e in folder.entries() if not e.path.endswith(finished_output.RUN))
 
 
 def flip(data, position, bit):

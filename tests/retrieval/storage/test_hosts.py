@@ -1,16 +1,16 @@
-"""Hosts that URLs name: what they refuse or do not answer is an error of an image, soon told."""
+"""Tests of web hosts: a refusal or a timeout is an error of one image and costs little time."""
 
 import pickle
 
 import fsspec
 import pytest
 
-from retrieval.errors import AccessRefused, StorageFailure
-from retrieval.images.opening import Opener
-from retrieval.storage import hosts, patience
-from retrieval.storage.hosts import HostError, Hosts, host_of, within_time
-from retrieval.storage.patience import is_refusal
-from retrieval.storage.reading import read_uri
+from retrieval.core.errors import AccessRefused, StorageFailure
+from retrieval.sources.item_reader import ItemReader
+from retrieval.storage import hosts, retry
+from retrieval.storage.hosts import HostError, HostHealth, host_of, with_timeouts
+from retrieval.storage.input_files import read_uri
+from retrieval.storage.retry import is_access_denied
 from tests.web import closed_port, serving
 
 
@@ -18,7 +18,7 @@ from tests.web import closed_port, serving
 def waits(monkeypatch):
     """Seconds that would have been slept."""
     slept = []
-    monkeypatch.setattr(patience, "wait", slept.append)
+    monkeypatch.setattr(retry, "wait", slept.append)
     return slept
 
 
@@ -34,17 +34,17 @@ def web():
 )
 def test_what_a_host_answers_is_said_after_bounded_attempts(web, status, times):
     web.statuses["x.jpg"] = status
-    with Opener() as opener:
+    with ItemReader() as opener:
         with pytest.raises(HostError, match=rf"127\.0\.0\.1:\d+ answered {status} \(") as raised:
             opener.read(web.url("x.jpg"))
         assert raised.value.status == status
-        assert is_refusal(raised.value) == (status in (401, 403))
+        assert is_access_denied(raised.value) == (status in (401, 403))
         assert web.asked["x.jpg"] == times
         assert opener.read(web.url("a.jpg")) == b"photo"
 
 
 def test_a_missing_page_and_a_circle_of_redirects(web, waits):
-    with Opener() as opener:
+    with ItemReader() as opener:
         with pytest.raises(FileNotFoundError):
             opener.read(web.url("none.jpg"))
         with pytest.raises(HostError, match="redirects in a circle"):
@@ -55,7 +55,7 @@ def test_a_missing_page_and_a_circle_of_redirects(web, waits):
 def test_a_host_in_trouble_is_asked_once_an_image_until_it_answers(web):
     for name in ("1", "2"):
         web.statuses[name] = 500
-    with Opener() as opener:
+    with ItemReader() as opener:
         for name, times in (("1", 4), ("2", 1)):
             with pytest.raises(HostError, match="answered 500"):
                 opener.read(web.url(name))
@@ -74,7 +74,7 @@ def test_a_silent_host_costs_each_image_nothing_and_all_say_the_same(url, waits,
     port, said, asked = closed_port(), [], []
     plain = fsspec.core.url_to_fs
     monkeypatch.setattr(fsspec.core, "url_to_fs", lambda *a, **k: asked.append(a) or plain(*a, **k))
-    with Opener() as opener:
+    with ItemReader() as opener:
         for number in range(20):
             with pytest.raises(HostError, match="cannot be reached") as raised:
                 opener.read(url.format(port, number))
@@ -88,7 +88,7 @@ def test_a_silent_host_costs_each_image_nothing_and_all_say_the_same(url, waits,
 def test_a_silent_host_is_asked_again_after_a_while(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(hosts.time, "monotonic", lambda: now[0])
-    known, answers = Hosts(), []
+    known, answers = HostHealth(), []
 
     def silent(attempts):
         answers.append(attempts)
@@ -105,8 +105,8 @@ def test_a_silent_host_is_asked_again_after_a_while(monkeypatch):
 
 
 def test_a_host_that_takes_a_connection_and_never_answers(web, monkeypatch):
-    monkeypatch.setitem(hosts._TIMES, "sock_read", 0.2)
-    with Opener() as opener, pytest.raises(HostError, match="did not answer in time"):
+    monkeypatch.setitem(hosts._TIMEOUTS, "sock_read", 0.2)
+    with ItemReader() as opener, pytest.raises(HostError, match="did not answer in time"):
         opener.read(web.url("hang"))
     assert web.asked["hang"] == 4
 
@@ -117,7 +117,7 @@ def test_buckets_and_disks_still_stop_the_job():
 
     for url in ("s3://bucket/x.jpg", "/photos/x.jpg", "gs://bucket/x.jpg", "memory://x.jpg"):
         with pytest.raises(StorageFailure, match="away"):
-            Hosts().read(url, failing)
+            HostHealth().read(url, failing)
 
 
 def test_other_reads_of_a_web_host_still_stop_it(web):
@@ -136,14 +136,14 @@ def test_the_host_of_a_url():
 
 
 def test_what_a_person_sets_for_the_web_stays(monkeypatch):
-    assert "timeout" in within_time("http://h/x", {})["client_kwargs"]
-    assert within_time("s3://b/x", {}) == {}
-    assert within_time("http://h/x", {"client_kwargs": {}}) == {"client_kwargs": {}}
+    assert "timeout" in with_timeouts("http://h/x", {})["client_kwargs"]
+    assert with_timeouts("s3://b/x", {}) == {}
+    assert with_timeouts("http://h/x", {"client_kwargs": {}}) == {"client_kwargs": {}}
     monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"auth": None}})
-    assert within_time("https://h/x", {"a": 1}) == {"a": 1}
+    assert with_timeouts("https://h/x", {"a": 1}) == {"a": 1}
 
 
-def test_what_is_known_does_not_travel():
-    known = Hosts()
-    known._note("h", "no", silent=True)
-    assert pickle.loads(pickle.dumps(known)) == Hosts()
+def test_host_failures_are_not_pickled():
+    hosts_health = HostHealth()
+    hosts_health._record_failure("h", "no", timed_out=True)
+    assert pickle.loads(pickle.dumps(hosts_health)) == HostHealth()

@@ -1,4 +1,4 @@
-"""What desktops and file systems leave in folders is absent from outputs, on every store."""
+"""Tests that files left by desktops and file systems are ignored in outputs, on every store."""
 
 import shutil
 import uuid
@@ -7,10 +7,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from retrieval.errors import UsageError
-from retrieval.storage import commit, finished
-from retrieval.storage.files import LocalFolder, open_folder
+from retrieval.core.errors import UsageError
+from retrieval.storage import finished_output, transaction
 from retrieval.storage.ignored_files import hidden_part, is_hidden, is_system_name
+from retrieval.storage.local import LocalFolder, open_folder
 from retrieval.storage.verify import verify
 from tests.retrieval.storage.outputs import PUT, job, made
 
@@ -75,27 +75,27 @@ def test_what_lies_in_a_system_folder_is_absent_too(folder):
 def test_a_copy_with_a_companion_beside_every_file_is_finished(folder, kind):
     """As macOS copies to a disk that has no room for its attributes."""
     made(folder, kind)
-    manifest = finished.read_manifest(folder)
+    manifest = finished_output.read_manifest(folder)
     for entry in list(folder.entries()):
         head, slash, name = entry.path.rpartition("/")
         folder.put(f"{head}{slash}._{name}", b"\0\5\x16\7")
         folder.put(f"{head}{slash}.DS_Store", b"x")
     (verdict,) = verify(folder)
     assert (verdict.state, verdict.problems) == ("finished", ())
-    assert finished.read_manifest(folder) == manifest
-    commit.begin(folder, kind, {})
-    assert finished.read_manifest(folder) == manifest
-    commit.begin(folder, kind, {"other": 1}, overwrite=True)
-    assert finished.read_settings(folder) == {"other": 1}
+    assert finished_output.read_manifest(folder) == manifest
+    transaction.claim_output(folder, kind, {})
+    assert finished_output.read_manifest(folder) == manifest
+    transaction.claim_output(folder, kind, {"other": 1}, overwrite=True)
+    assert finished_output.read_settings(folder) == {"other": 1}
 
 
 def test_an_unfinished_one_with_companions_goes_on_and_names_none_of_them(folder):
-    commit.begin(folder, "matches", {})
+    transaction.claim_output(folder, "matches", {})
     PUT["matches"](folder)
     for path in ("._job.json", "matches/._part-00000.parquet", "matches/Thumbs.db", ".DS_Store"):
         folder.put(path, b"x")
     assert [verdict.state for verdict in verify(folder)] == ["unfinished"]
-    manifest = commit.finish(folder, "matches", {})
+    manifest = transaction.finish_output(folder, "matches", {})
     assert not [path for path in manifest.files if hidden_part(path) or "Thumbs" in path]
 
 
@@ -114,17 +114,17 @@ def test_a_job_moved_or_copied_is_finished_all_through(tmp_path):
 def test_a_folder_that_holds_only_such_files_is_empty(folder):
     for name in SYSTEM:
         folder.put(name, b"x")
-    commit.check_claim(folder, "store")
-    commit.begin(folder, "store", {"a": 1})
-    assert finished.read_settings(folder) == {"a": 1}
+    transaction.check_output_claim(folder, "store")
+    transaction.claim_output(folder, "store", {"a": 1})
+    assert finished_output.read_settings(folder) == {"a": 1}
     assert folder.read(".DS_Store") == b"x"
 
 
 def test_a_folder_that_holds_a_hidden_file_of_somebody_is_not(folder):
     folder.put(".git/config", b"x")
     for claim in (
-        lambda: commit.check_claim(folder, "store"),
-        lambda: commit.begin(folder, "store", {}),
+        lambda: transaction.check_output_claim(folder, "store"),
+        lambda: transaction.claim_output(folder, "store", {}),
     ):
         with pytest.raises(UsageError, match=r"not lookalike's \(\.git/config\)"):
             claim()
@@ -134,34 +134,37 @@ def test_a_folder_that_holds_a_hidden_file_of_somebody_is_not(folder):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_job_json_of_somebody_else_is_neither_ours_nor_removed(folder, data, overwrite):
     folder.put("job.json", data)
-    for claim in (commit.check_claim, lambda *a, **k: commit.begin(*a, {}, **k)):
+    for claim in (
+        transaction.check_output_claim,
+        lambda *a, **k: transaction.claim_output(*a, {}, **k),
+    ):
         with pytest.raises(UsageError, match=r"not lookalike's \(job\.json\)"):
             claim(folder, "store", overwrite=overwrite)
     assert folder.read("job.json") == data
-    assert not finished.is_output(folder)
+    assert not finished_output.is_output(folder)
 
 
 def test_an_output_is_told_by_its_job_or_its_manifest(folder):
     made(folder, "store")
-    assert finished.is_output(folder)
+    assert finished_output.is_output(folder)
     folder.put("job.json", b"rubbish")
-    assert finished.is_output(folder)
+    assert finished_output.is_output(folder)
     folder.delete("manifest.json")
-    assert not finished.is_output(folder)
+    assert not finished_output.is_output(folder)
 
 
 def test_a_claim_is_checked_without_writing(folder):
-    commit.check_claim(folder, "store")
+    transaction.check_output_claim(folder, "store")
     assert not list(folder.entries())
     made(folder, "store")
-    commit.check_claim(folder, "store")
+    transaction.check_output_claim(folder, "store")
     with pytest.raises(Exception, match="kind store and format 1, not index"):
-        commit.check_claim(folder, "index")
-    commit.check_claim(folder, "index", overwrite=True)
+        transaction.check_output_claim(folder, "index")
+    transaction.check_output_claim(folder, "index", overwrite=True)
     folder.put("photo.jpg", b"x")
     with pytest.raises(UsageError, match=r"photo\.jpg"):
-        commit.check_claim(folder, "index", overwrite=True)
-    assert finished.is_finished(folder)
+        transaction.check_output_claim(folder, "index", overwrite=True)
+    assert finished_output.is_finished(folder)
 
 
 def test_an_output_in_an_output_is_refused_but_for_those_that_belong_there(tmp_path):
@@ -169,11 +172,11 @@ def test_an_output_in_an_output_is_refused_but_for_those_that_belong_there(tmp_p
     (tmp_path / "link").symlink_to(tmp_path / "out")
     for name in ("out/more", "out/gallery/more", "link/more"):
         with pytest.raises(UsageError, match="an output of lookalike"):
-            commit.check_claim(open_folder(f"{tmp_path}/{name}"), "bundle")
-    commit.check_claim(open_folder(f"{tmp_path}/out/gallery"), "store")
-    assert finished.enclosing_output(f"{tmp_path}/out/page.html") == f"{tmp_path}/out"
-    assert finished.enclosing_output(f"{tmp_path}/page.html") is None
-    assert finished.enclosing_output("memory://somewhere/page.html") is None
+            transaction.check_output_claim(open_folder(f"{tmp_path}/{name}"), "bundle")
+    transaction.check_output_claim(open_folder(f"{tmp_path}/out/gallery"), "store")
+    assert finished_output.enclosing_output(f"{tmp_path}/out/page.html") == f"{tmp_path}/out"
+    assert finished_output.enclosing_output(f"{tmp_path}/page.html") is None
+    assert finished_output.enclosing_output("memory://somewhere/page.html") is None
 
 
 def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path, monkeypatch):
@@ -181,7 +184,7 @@ def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path, monkeypatch):
     Path(tmp_path, "nowhere").symlink_to("gone")
     for name in ("file/out", "nowhere/out"):
         with pytest.raises(UsageError, match="cannot be written"):
-            commit.check_claim(open_folder(f"{tmp_path}/{name}"), "store")
-    monkeypatch.setattr(commit.os, "access", lambda *_: False)
+            transaction.check_output_claim(open_folder(f"{tmp_path}/{name}"), "store")
+    monkeypatch.setattr(transaction.os, "access", lambda *_: False)
     with pytest.raises(UsageError, match=r"cannot be written \(Permission denied\)"):
-        commit.check_claim(open_folder(f"{tmp_path}/a/b"), "store")
+        transaction.check_output_claim(open_folder(f"{tmp_path}/a/b"), "store")

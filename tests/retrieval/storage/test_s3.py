@@ -1,15 +1,15 @@
-"""A folder in a real bucket: what every folder promises, refusals, delays and lost answers."""
+"""Tests of folders in an S3 bucket: the folder contract, refusals, delays and lost responses."""
 
 from contextlib import nullcontext
 
 import pytest
 
-from retrieval.errors import AccessRefused, StorageFailure
-from retrieval.storage import patience
-from retrieval.storage.files import RemoteFolder, open_folder
-from retrieval.storage.reading import read_uri
+from retrieval.core.errors import AccessRefused, StorageFailure
+from retrieval.storage import retry
+from retrieval.storage.input_files import read_uri
+from retrieval.storage.local import RemoteFolder, open_folder
 from tests.retrieval.storage.s3 import at_rate, new_prefix, nth, options
-from tests.retrieval.storage.test_files import FolderTests, copy_of, every_write
+from tests.retrieval.storage.test_local import FolderTests, copy_of, every_write
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(180)
 def impatient(monkeypatch):
     """No waits, and no attempts of s3fs' own: ours are what is tested."""
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
-    monkeypatch.setattr(patience, "wait", lambda seconds: None)
+    monkeypatch.setattr(retry, "wait", lambda seconds: None)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
 
 

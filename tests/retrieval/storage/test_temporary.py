@@ -1,4 +1,4 @@
-"""What killed processes left half-written is swept away, and nothing that may still be written."""
+"""Tests that temporary files of dead processes are removed, and those of live ones kept."""
 
 import os
 import socket
@@ -9,10 +9,10 @@ import time
 import psutil
 import pytest
 
-from retrieval.errors import UsageError
-from retrieval.storage.files import LocalFolder
-from retrieval.storage.temporary import TEMPORARY, make_scratch
-from tests.retrieval.storage.faults import seam
+from retrieval.core.errors import UsageError
+from retrieval.storage.local import LocalFolder
+from retrieval.storage.temporary import TEMPORARY_PREFIX, make_temp_dir
+from tests.retrieval.storage.faults import inject_faults
 
 
 def mine():
@@ -28,7 +28,7 @@ def dead_process():
 
 def lay(folder, owner, *, age=0.0):
     """Lay a temporary file of an owner into a folder; give its path below it."""
-    path = f"parts/{TEMPORARY}{owner}"
+    path = f"parts/{TEMPORARY_PREFIX}{owner}"
     folder.put(path, b"half")
     os.utime(folder.uri(path), (time.time() - age, time.time() - age))
     return path
@@ -99,16 +99,18 @@ def test_hosts_may_have_hyphens(folder, monkeypatch):
 
 
 def test_a_writer_at_work_is_not_swept(folder):
-    with seam(lambda *moment: moment[1] == "link" and folder.sweep()):
+    with inject_faults(lambda *moment: moment[1] == "link" and folder.sweep()):
         assert folder.put_new("parts/x", b"1")
     assert folder.read("parts/x") == b"1"
 
 
 def test_the_folder_of_scratch_is_made_or_refused_by_name(tmp_path):
-    make_scratch(None)
-    make_scratch(f"{tmp_path}/fast/disk")
-    make_scratch(f"{tmp_path}/fast/disk")
+    make_temp_dir(None)
+    make_temp_dir(f"{tmp_path}/fast/disk")
+    make_temp_dir(f"{tmp_path}/fast/disk")
     assert (tmp_path / "fast/disk").is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=f"--scratch {tmp_path}/file/x cannot be made on .*; name"):
-        make_scratch(f"{tmp_path}/file/x")
+    with pytest.raises(
+        UsageError, match=f"--temp-dir {tmp_path}/file/x cannot be made on .*; name"
+    ):
+        make_temp_dir(f"{tmp_path}/file/x")

@@ -1,4 +1,4 @@
-"""verify: sound and finished, sound but unfinished, or damaged, whatever the damage resembles."""
+"""Tests of `verify`: finished, unfinished and damaged outputs are told apart."""
 
 import os
 import shutil
@@ -8,12 +8,17 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from retrieval.errors import InputError
-from retrieval.storage import commit, finished
-from retrieval.storage.files import LocalFolder, open_folder
-from retrieval.storage.seal import SEAL, seal, sealed_json, sealed_parquet
+from retrieval.core.errors import InputError
+from retrieval.core.schemas import FILES
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import (
+    CHECKSUM_PLACEHOLDER,
+    checksummed_json,
+    checksummed_parquet,
+    fill_checksum,
+)
+from retrieval.storage.local import LocalFolder, open_folder
 from retrieval.storage.verify import verify
-from retrieval.tables import FILES
 from tests.retrieval.storage.outputs import PUT, VOUCHED, begin, instead, job, made, paths, rows_of
 
 every_kind = pytest.mark.parametrize("kind", PUT)
@@ -55,7 +60,7 @@ def test_an_unfinished_output_says_how_far_it_is(folder, kind):
 
 
 def test_a_store_whose_listing_is_not_finished_or_has_a_chunk_left(folder):
-    commit.begin(folder, "store", {})
+    transaction.claim_output(folder, "store", {})
     assert only(verify(folder)).done == "listing not finished"
     begin(folder, "store")
     folder.delete("segments/00000/parts/00000001.parquet")
@@ -70,7 +75,7 @@ def test_a_claimed_and_an_empty_folder_are_unfinished(folder):
     folder.put("run.json", b"{}")
     folder.put(".tmp-elsewhere-1-1-0", b"half")
     assert only(verify(folder)).state == "unfinished"
-    commit.begin(folder, "store", {})
+    transaction.claim_output(folder, "store", {})
     assert only(verify(folder)).state == "unfinished"
 
 
@@ -201,18 +206,18 @@ def odd(path, other):
     yield from (b"", b"\0" * 64, b"{", b"null", b"[]", b"{}", b"PAR1", b"\xff\xfe", b"[" * 9999)
     yield other
     yield from (other[:-1], other[1:], other[: len(other) // 2])
-    yield seal(SEAL.encode())
-    yield seal(f'"{SEAL}"'.encode())
-    yield seal(f'["{SEAL}"]'.encode())
-    yield seal(b'\xff"' + SEAL.encode())
-    yield sealed_json({})
+    yield fill_checksum(CHECKSUM_PLACEHOLDER.encode())
+    yield fill_checksum(f'"{CHECKSUM_PLACEHOLDER}"'.encode())
+    yield fill_checksum(f'["{CHECKSUM_PLACEHOLDER}"]'.encode())
+    yield fill_checksum(b'\xff"' + CHECKSUM_PLACEHOLDER.encode())
+    yield checksummed_json({})
     shapes = (1, {"x": {}}, [["x"]])
     for key in ("kind", "format", "settings", "files", "counts", "files_sha256", "chunks"):
         for shape in shapes:
-            yield sealed_json({"format": 1, "kind": "store", "settings": {}, key: shape})
-    yield sealed_parquet(pa.table({}))
-    yield sealed_parquet(pa.table({"path": ["x"], "more": [1]}))
-    yield sealed_parquet(FILES.schema.empty_table())
+            yield checksummed_json({"format": 1, "kind": "store", "settings": {}, key: shape})
+    yield checksummed_parquet(pa.table({}))
+    yield checksummed_parquet(pa.table({"path": ["x"], "more": [1]}))
+    yield checksummed_parquet(FILES.schema.empty_table())
 
 
 def laid(data):
@@ -289,14 +294,14 @@ def test_folders_and_links_where_files_were_are_judged(folder, kind, make, chang
 def test_a_manifest_that_fits_an_empty_inventory_only(folder):
     """Both sealed, each naming the other: but there are files nobody names."""
     made(folder, "matches")
-    manifest = finished.read_manifest(folder)
-    inventory = sealed_parquet(FILES.schema.empty_table())
+    manifest = finished_output.read_manifest(folder)
+    inventory = checksummed_parquet(FILES.schema.empty_table())
     folder.put("files.parquet", inventory)
     values = {"format": 1, "kind": "matches", "counts": {}, "job_sha256": manifest.job_sha256}
     from hashlib import sha256
 
     values["files_sha256"] = sha256(inventory).hexdigest()
-    folder.put("manifest.json", sealed_json(values))
+    folder.put("manifest.json", checksummed_json(values))
     verdict = only(verify(folder))
     assert verdict.state == "damaged"
     assert "does not belong there" in verdict.problems[0]

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from retrieval.images.sources.folder import FolderSource
-from retrieval.model import backbones
-from retrieval.records import Item
-from retrieval.training.labelled import labelled
-from retrieval.training.photos import Part, Photos
+from retrieval.core.records import Item
+from retrieval.models import registry
+from retrieval.sources.folder import FolderSource
+from retrieval.training.dataset import select_training_images
+from retrieval.training.photos import PhotoSplit, PhotoSubset
 
 SIDE = 32
-TRANSFORM = backbones.first_preset("scratch", image_size=SIDE, resize="crop")
+TRANSFORM = registry.default_transform("scratch", image_size=SIDE, resize="crop")
 CLASSES = ("disc", "square", "triangle")
 STRIPES = ("across", "along", "plain")
 
@@ -38,10 +38,10 @@ def draw(root: Path, *counts: int) -> Path:
 
 
 def items_of(root: Path) -> tuple[Item, ...]:
-    return labelled(FolderSource(str(root)).items(), None, ()).items
+    return select_training_images(FolderSource(str(root)).items(), None, ()).items
 
 
-def stripes(each: int, side: int, seed: int, names=STRIPES) -> Part:
+def stripes(each: int, side: int, seed: int, names=STRIPES) -> PhotoSubset:
     """Draw stripes that run across or along, or none, in any colours, with noise."""
     rng = np.random.default_rng(seed)
     pixels, classes = [], []
@@ -54,10 +54,10 @@ def stripes(each: int, side: int, seed: int, names=STRIPES) -> Part:
         classes.append(number % 3)
     ids = tuple(str(number) for number in range(len(pixels)))
     rows = np.arange(len(pixels))
-    return Part(torch.stack(pixels), rows, torch.tensor(classes), tuple(names), ids)
+    return PhotoSubset(torch.stack(pixels), rows, torch.tensor(classes), tuple(names), ids)
 
 
-def photos_of(training: int, validation: int) -> Photos:
-    return Photos(
+def photos_of(training: int, validation: int) -> PhotoSplit:
+    return PhotoSplit(
         stripes(training, 36, 0), stripes(training, SIDE, 0), stripes(validation, SIDE, 1), ()
     )

@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.errors import LookalikeError
-from retrieval.model import backbones
-from retrieval.model.bundle import pack
-from retrieval.model.embedding import Embedder
-from retrieval.model.plan import EnginePlan
-from retrieval.model.resolve import make_bundle
+from retrieval.core.errors import LookalikeError
+from retrieval.models import registry
+from retrieval.models.bundle import serialize_state
+from retrieval.models.embedder import Embedder
+from retrieval.models.engine_plan import EnginePlan
+from retrieval.models.resolve import make_bundle
 from retrieval.training import loop
-from retrieval.training.augment import VARIATIONS
-from retrieval.training.batches import PER_CLASS, batches
-from retrieval.training.judge import retrieval_of
-from retrieval.training.loop import Epoch, Progress, Recipe
-from retrieval.training.network import make_body
+from retrieval.training.augmentation import VARIATIONS
+from retrieval.training.batches import PER_CLASS, draw_batches
+from retrieval.training.loop import EpochResult, TrainingProgress, TrainingRecipe
+from retrieval.training.network import build_trainable_backbone
 from retrieval.training.objectives import OBJECTIVES, make_objective
-from retrieval.training.schedule import is_over, plateaus, rate
+from retrieval.training.schedule import count_plateaus, learning_rate_factor, should_stop_early
+from retrieval.training.validation import evaluate_retrieval
 from tests.retrieval.training.shapes import TRANSFORM, photos_of, stripes
 
 PHOTOS, SMALL = photos_of(16, 8), photos_of(2, 2)
-RECIPE = Recipe(
-    epochs=2, batch=16, learning_rate=1e-3, body_rate=0.1, schedule="cosine", patience=None,
+RECIPE = TrainingRecipe(
+    epochs=2, batch=16, learning_rate=1e-3, backbone_lr_scale=0.1, schedule="cosine", patience=None,
     unfreeze="all", varied=VARIATIONS, seed=0,
 )  # fmt: skip
 
@@ -46,11 +46,11 @@ def train(
     recipe = replace(RECIPE, **given)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        state = dict(backbones.network("scratch").state_dict())
-    source = backbones.Source(state, TRANSFORM)
-    body = make_body("scratch", source, "avg", pretrained=pretrained, device=device)
+        state = dict(registry.build_network("scratch").state_dict())
+    source = registry.WeightSource(state, TRANSFORM)
+    body = build_trainable_backbone("scratch", source, "avg", pretrained=pretrained, device=device)
     asked = make_objective(objective, 192, 3, recipe.seed)
-    said: list[Progress] = []
+    said: list[TrainingProgress] = []
     found = loop.train(body, asked, photos, recipe, before=before, on_epoch=said.append)
     assert not said or found is said[-1]
     train.said = said
@@ -58,7 +58,7 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def learnt() -> Progress:
+def learnt() -> TrainingProgress:
     return train(epochs=10, learning_rate=2e-3)
 
 
@@ -88,18 +88,18 @@ def test_every_objective_learns(name):
 
 
 def test_a_bundle_of_it_embeds_as_was_measured(learnt):
-    bundle = make_bundle("scratch", backbones.Source(learnt.best, TRANSFORM), "avg", True)
+    bundle = make_bundle("scratch", registry.WeightSource(learnt.best, TRANSFORM), "avg", True)
     part = PHOTOS.validation
     plan = EnginePlan("torch", "fp32", "cpu", len(part))
     vectors = Embedder(bundle, plan).embed(list(part.take(torch.arange(len(part)))))
     assert vectors.shape == (24, 192)
-    found = retrieval_of(torch.from_numpy(vectors), part.classes, seed=0)
+    found = evaluate_retrieval(torch.from_numpy(vectors), part.classes, seed=0)
     assert found == pytest.approx((learnt.best_epoch.top1, learnt.best_epoch.map), abs=1e-6)
 
 
 def test_the_kept_parameters_are_those_of_the_best_epoch_by_map(monkeypatch):
     qualities = iter([(0.9, 0.2), (0.1, 0.9), (0.5, 0.9), (0.4, 0.5)])
-    monkeypatch.setattr(loop, "retrieval_of", lambda *_, **__: next(qualities))
+    monkeypatch.setattr(loop, "evaluate_retrieval", lambda *_, **__: next(qualities))
     found = train(epochs=4)
     assert found.best_epoch.epoch == 3  # of equal mAP the one of more top-1
     states = [
@@ -113,9 +113,9 @@ def test_the_kept_parameters_are_those_of_the_best_epoch_by_map(monkeypatch):
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others():
     first, again, other = train(), train(), train(seed=1)
-    assert pack(first.best) == pack(again.best)
+    assert serialize_state(first.best) == serialize_state(again.best)
     assert first.history == again.history
-    assert pack(first.best) != pack(other.best)
+    assert serialize_state(first.best) != serialize_state(other.best)
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
@@ -127,8 +127,8 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(pretrained, schedule):
     rest = train(before=halfway, **asked)
     assert len(train.said) == 2
     assert rest.history == whole.history
-    assert pack(rest.best) == pack(whole.best)
-    assert pack(rest.state) == pack(whole.state)
+    assert serialize_state(rest.best) == serialize_state(whole.best)
+    assert serialize_state(rest.state) == serialize_state(whole.state)
 
 
 def test_a_finished_run_that_goes_on_does_nothing():
@@ -148,14 +148,14 @@ def test_a_frozen_body_stays_and_its_head_learns_first():
     found = train(pretrained=True, unfreeze="none", epochs=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        before = backbones.network("scratch").state_dict()
+        before = registry.build_network("scratch").state_dict()
     assert all(torch.equal(value, before[key]) for key, value in found.best.items())
     assert found.history[0].accuracy > 0.5  # of random features a head tells some
 
 
 def test_patience_ends_it(monkeypatch):
     qualities = iter([(0, 0.2), (0, 0.5), (0, 0.4), (0, 0.5), (0, 0.3), (0, 0.9)])
-    monkeypatch.setattr(loop, "retrieval_of", lambda *_, **__: next(qualities))
+    monkeypatch.setattr(loop, "evaluate_retrieval", lambda *_, **__: next(qualities))
     assert len(train(epochs=6, patience=3).history) == 5
 
 
@@ -177,14 +177,16 @@ def test_held_out_classes_are_judged_by_retrieval_alone():
 
 @pytest.mark.parametrize("count", [2, 16, 17, 33, 100])
 def test_plain_batches_hold_every_photo_once_and_none_is_a_single_one(count):
-    found = batches(torch.zeros(count, dtype=torch.int64), 16, torch.Generator(), balanced=False)
+    found = draw_batches(
+        torch.zeros(count, dtype=torch.int64), 16, torch.Generator(), balanced=False
+    )
     assert sorted(torch.cat(found).tolist()) == list(range(count))
     assert all(2 <= len(one) <= 16 for one in found)
 
 
 def test_balanced_batches_give_each_photo_company():
     classes = torch.tensor([n for n in range(12) for _ in range(2 + n)])
-    found = batches(classes, 16, torch.Generator().manual_seed(0), balanced=True)
+    found = draw_batches(classes, 16, torch.Generator().manual_seed(0), balanced=True)
     assert sorted(torch.cat(found).tolist()) == list(range(len(classes)))
     for one in found:
         counts = np.bincount(classes[one].numpy())
@@ -199,7 +201,7 @@ def test_balanced_batches_give_each_photo_company():
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 100])
 def test_the_cosine_rises_and_falls_to_nothing(steps):
-    rates = [rate("cosine", step, steps, ()) for step in range(steps)]
+    rates = [learning_rate_factor("cosine", step, steps, ()) for step in range(steps)]
     top = rates.index(max(rates))
     assert rates[top] == 1
     assert top <= max(0, steps // 10)
@@ -221,15 +223,15 @@ def test_the_cosine_rises_and_falls_to_nothing(steps):
     ],
 )
 def test_a_plateau_multiplies_the_rate_once(qualities, decays):
-    assert plateaus(qualities) == decays
-    assert rate("plateau", 50, 100, qualities) == pytest.approx(0.85**decays)
+    assert count_plateaus(qualities) == decays
+    assert learning_rate_factor("plateau", 50, 100, qualities) == pytest.approx(0.85**decays)
 
 
 def test_patience_counts_from_the_first_of_the_best():
-    assert not is_over([0.5, 0.4], None)
-    assert not is_over([0.5, 0.4], 2)
-    assert is_over([0.5, 0.5, 0.4], 2)
-    assert not is_over([], 1)
+    assert not should_stop_early([0.5, 0.4], None)
+    assert not should_stop_early([0.5, 0.4], 2)
+    assert should_stop_early([0.5, 0.5, 0.4], 2)
+    assert not should_stop_early([], 1)
 
 
 # --- judged -------------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def test_patience_counts_from_the_first_of_the_best():
 def test_retrieval_by_hand():
     angles = torch.tensor([0.0, 0.1, 0.25, 3.0])  # nearest: 1, 0, 1, 2
     embeddings = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0], [9], [2], [5]])
-    top1, precision = retrieval_of(embeddings, torch.tensor([0, 0, 1, 1]), seed=0)
+    top1, precision = evaluate_retrieval(embeddings, torch.tensor([0, 0, 1, 1]), seed=0)
     assert top1 == (1 + 1 + 0 + 1) / 4
     # the one right image of each is at rank 1, 1, 3 and 1
     assert precision == pytest.approx((1 + 1 + 1 / 3 + 1) / 4)
@@ -246,15 +248,19 @@ def test_retrieval_by_hand():
 
 def test_an_equal_photo_is_another_photo():
     embeddings = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1], [0, 1]])
-    assert retrieval_of(embeddings, torch.tensor([0, 0, 1, 1, 1]), seed=0) == (1, 1)
+    assert evaluate_retrieval(embeddings, torch.tensor([0, 0, 1, 1, 1]), seed=0) == (1, 1)
 
 
 def test_one_of_its_kind_does_not_look():
     embeddings = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
-    assert retrieval_of(embeddings, torch.tensor([0, 0, 1]), seed=0) == (1, 1)
-    assert retrieval_of(embeddings, torch.tensor([0, 1, 2]), seed=0) == (0, 0)
+    assert evaluate_retrieval(embeddings, torch.tensor([0, 0, 1]), seed=0) == (1, 1)
+    assert evaluate_retrieval(embeddings, torch.tensor([0, 1, 2]), seed=0) == (0, 0)
 
 
 def test_epochs_are_ordered_by_map_then_top1():
-    epochs = [Epoch(1, 0, 0, 0.9, 0.5), Epoch(2, 0, 0, 0.1, 0.6), Epoch(3, 0, 0, 0.1, 0.6)]
-    assert Progress(tuple(epochs), {}, {}).best_epoch.epoch == 2
+    epochs = [
+        EpochResult(1, 0, 0, 0.9, 0.5),
+        EpochResult(2, 0, 0, 0.1, 0.6),
+        EpochResult(3, 0, 0, 0.1, 0.6),
+    ]
+    assert TrainingProgress(tuple(epochs), {}, {}).best_epoch.epoch == 2

@@ -3,17 +3,19 @@
 import pytest
 import torch
 
-from retrieval.errors import UsageError
-from retrieval.model import backbones
-from retrieval.training.layers import layers_of, unfreeze
-from retrieval.training.network import make_body
+from retrieval.core.errors import UsageError
+from retrieval.models import registry
+from retrieval.training.layers import list_layers, unfreeze
+from retrieval.training.network import build_trainable_backbone
 
 
 def body_of(name, *, pretrained=True):
     torch.manual_seed(0)
-    state = backbones.network(name).state_dict()
-    transform = backbones.first_preset(name, image_size=None, resize=None)
-    return make_body(name, backbones.Source(state, transform), "avg", pretrained=pretrained)
+    state = registry.build_network(name).state_dict()
+    transform = registry.default_transform(name, image_size=None, resize=None)
+    return build_trainable_backbone(
+        name, registry.WeightSource(state, transform), "avg", pretrained=pretrained
+    )
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def body_of(name, *, pretrained=True):
     ],
 )
 def test_layers_are_counted_as_a_person_reads_them(name, layers, last):
-    found = layers_of(body_of(name).extractor)
+    found = list_layers(body_of(name).extractor)
     assert len(found) == layers
     assert last in {tuple(one.shape) for one in found[-1]}
     every = [id(one) for layer in found for one in layer]
@@ -40,7 +42,7 @@ def test_layers_are_counted_as_a_person_reads_them(name, layers, last):
 )
 def test_so_are_those_of_timm(name, layers, last):
     pytest.importorskip("timm", reason="timm is not installed")
-    found = layers_of(body_of(name).extractor)
+    found = list_layers(body_of(name).extractor)
     assert (len(found), tuple(found[-1][0].shape)) == (layers, last)
 
 
@@ -74,7 +76,7 @@ def test_a_body_goes_back_into_a_bundle_as_it_came(name):
     if ":" in name:
         pytest.importorskip("timm", reason="timm is not installed")
     body = body_of(name)
-    before = backbones.fit_state(body.state, name)
+    before = registry.fit_state(body.state, name)
     after = body.trained_state()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval.errors import InputError, StorageFailure, UsageError
+from retrieval.core.errors import InputError, StorageFailure, UsageError
 from retrieval.images.decode import decode
 from retrieval.training import photos as photos_of
-from retrieval.training.photos import decoded
-from retrieval.training.split import validates
+from retrieval.training.photos import decode_photos
+from retrieval.training.split import choose_validation
 from tests.retrieval.training.shapes import CLASSES, TRANSFORM, draw, items_of
 
 LARGE = 10**8
@@ -22,7 +22,7 @@ LARGE = 10**8
 @contextmanager
 def loaded(root, *, seed=0, by="image", max_pixels=LARGE, cache=None, items=None):
     items = items_of(root) if items is None else items
-    with decoded(items, TRANSFORM, max_pixels=max_pixels, cache=cache, threads=2) as found:
+    with decode_photos(items, TRANSFORM, max_pixels=max_pixels, cache=cache, threads=2) as found:
         yield found.parted(by=by, share=0.3, seed=seed)
 
 
@@ -43,20 +43,20 @@ def test_three_tenths_of_each_class_validate(tmp_path):
 
 def test_whole_classes_may_validate():
     labels = [f"k{n % 10}" for n in range(50)]
-    held = validates(labels, by="class", share=0.3, seed=0)
+    held = choose_validation(labels, by="class", share=0.3, seed=0)
     out = {label for label, validating in zip(labels, held, strict=True) if validating}
     assert len(out) == 3
     assert not out & {label for label, v in zip(labels, held, strict=True) if not v}
-    assert held.tolist() == validates(labels, by="class", share=0.3, seed=0).tolist()
-    assert held.tolist() != validates(labels, by="class", share=0.3, seed=1).tolist()
+    assert held.tolist() == choose_validation(labels, by="class", share=0.3, seed=0).tolist()
+    assert held.tolist() != choose_validation(labels, by="class", share=0.3, seed=1).tolist()
     with pytest.raises(InputError, match="--split-by class needs four classes"):
-        validates(labels[:3], by="class", share=0.3, seed=0)
+        choose_validation(labels[:3], by="class", share=0.3, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
 def test_any_number_of_photos_has_both_parts(share):
     for count in range(2, 60):
-        held = validates(["a"] * count, by="image", share=share, seed=0)
+        held = choose_validation(["a"] * count, by="image", share=share, seed=0)
         assert 1 <= held.sum() < count
         assert abs(held.sum() - share * count) <= 1
 

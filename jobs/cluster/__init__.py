@@ -1,0 +1,1 @@
+"""Ray: connection, resources, pools of workers, tasks, worker failures and stalls."""

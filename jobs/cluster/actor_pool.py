@@ -1,0 +1,129 @@
+"""A pool of Ray actors that process work items and are watched for stalls and crashes.
+
+The actors run plain functions of the library. Work items (chunk numbers) and answers are small, and
+both are streamed through Ray Data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jobs.cluster.resources import Cluster
+from jobs.cluster.stall_detector import PoolActivity, watch_for_stalls
+from jobs.cluster.worker_failures import begin_item, failure_log_for_step
+from jobs.runtime.run_metadata import peak_memory
+from retrieval.core import errors
+from retrieval.core.errors import LookalikeError
+from retrieval.embedding.attempt import Attempt
+
+ACTOR_CPUS = 0.5
+"""CPUs reserved per worker, though it uses a whole one: Ray's own reading tasks reserve a whole CPU
+and would wait silently for ever if actors had reserved them all. It also leaves room for the
+workers of a lost node to move to the others."""
+
+_MAX_BLOCKS = 4096  # of Ray Data, over which the work items are spread
+
+
+Work = Callable[[int, Attempt], dict[str, Any]]
+MakeWork = Callable[[Any], Work]
+NameItem = Callable[[int], str]
+
+
+class _Worker:
+    """A Ray Data actor: prepares its work function once, then processes item after item.
+
+    An expected error is returned as an answer, since Ray Data keeps only the text of exceptions.
+    """
+
+    def __init__(self, make: MakeWork, shared: Any, failure_log: Any, item_name: NameItem) -> None:
+        import ray
+
+        self._failure_log, self._item_name = failure_log, item_name
+        try:
+            self._work = make(ray.get(shared))
+        except LookalikeError as refusal:
+            self._work = _raise_for_each_item(refusal)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"answer": [json.dumps(self._answer(item)) for item in batch["item"].tolist()]}
+
+    def _answer(self, item: int) -> dict[str, Any]:
+        try:
+            attempt = begin_item(self._failure_log, item, self._item_name(item))
+            done = self._work(item, attempt)
+        except LookalikeError as refusal:
+            return {"refused": type(refusal).__name__, "message": str(refusal)}
+        self._failure_log.end.remote(item)
+        return {"done": done, "peak": peak_memory()}
+
+
+def _raise_for_each_item(refusal: LookalikeError) -> Work:
+    """Return a work function that raises the error of the preparation."""
+
+    def work(_: int, __: Attempt) -> dict[str, Any]:
+        raise refusal
+
+    return work
+
+
+def stream(
+    cluster: Cluster,
+    make: MakeWork,
+    items: list[int],
+    shared: Any,
+    device: str,
+    item_name: NameItem = "item {}".format,
+) -> Iterator[dict[str, Any]]:
+    """Process items on a pool of actors through Ray Data; yield answers in any order.
+
+    Args:
+        cluster: the cluster to run on.
+        make: called once in each actor with `shared`; returns the function that processes one item
+            and returns JSON values. It must be idempotent: if an actor dies, it is replaced and the
+            item is processed again, as a further attempt.
+        items: the numbers of the work items.
+        shared: any value; one copy per node, however many actors it has.
+        device: cpu, or cuda, where each actor has a GPU or its share of one.
+        item_name: returns the name of an item in messages.
+
+    Raises LookalikeError as the work function does, and Stalled if nothing moves.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    gpus = cluster.gpu_share if device == "cuda" else 0
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    cluster.require(ACTOR_CPUS, gpus)
+    max_size = len(items)
+    if gpus and not cluster.may_grow:  # an actor without a GPU would wait for ever
+        max_size = min(max_size, int(cluster.gpus / gpus))
+    size = max(1, min(cluster.requested_workers or cluster.cpus, max_size))
+    failure_log = failure_log_for_step(cluster)
+    dataset = ray.data.from_items(
+        [{"item": item} for item in items], override_num_blocks=min(len(items), _MAX_BLOCKS)
+    ).map_batches(
+        _Worker,
+        fn_constructor_args=(make, ray.put(shared), failure_log, item_name),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=size),
+        num_cpus=ACTOR_CPUS,
+        num_gpus=gpus or None,
+    )
+    workers = f"{size} workers of {ACTOR_CPUS:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+    activity = PoolActivity(cluster, failure_log, item_name, len(items), workers)
+    yield from watch_for_stalls(read_answers(cluster, dataset), activity)
+
+
+def read_answers(cluster: Cluster, dataset: Any) -> Iterator[Any]:
+    """Yield the answers of a Ray data set as they come; raise the first error among them."""
+    for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
+        for answer in map(json.loads, batch["answer"]):
+            if "refused" in answer:
+                raise getattr(errors, answer["refused"])(answer["message"])
+            cluster.peak = max(cluster.peak, answer["peak"])
+            yield answer["done"]

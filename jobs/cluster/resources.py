@@ -1,0 +1,183 @@
+"""The Ray cluster of a run: its resources, the late connection to it, and its release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jobs.cluster import session
+from jobs.cluster.connection import connect, is_connected, limit_connection_retries, resolve_address
+from jobs.cluster.shared_paths import SharedPath, check_shared_paths, list_shared_paths
+from retrieval.core.errors import InputError, Stalled
+
+if TYPE_CHECKING:
+    from jobs.config.settings import RayOptions
+
+Value = TypeVar("Value")
+
+
+class Cluster:
+    """A Ray cluster that is connected, or started, when it is first used.
+
+    So a job that finds everything done never starts Ray.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        workers: int | None,
+        *,
+        gpus_per_worker: float = 1.0,
+        shared_paths: Sequence[SharedPath] = (),
+    ) -> None:
+        self._option, self._address = address, resolve_address(address)
+        limit_connection_retries(address)
+        self._shared_paths = shared_paths  # which all nodes must see
+        self.requested_workers = workers
+        self.gpu_share = gpus_per_worker
+        self._connected = self._paths_checked = False
+        self._connection_error: InputError | None = None
+        self.given_up: set[str] = set()
+        """Quarantined images: each killed its worker twice in this run, in whichever step."""
+        self.failure_log: Any = None
+        """Handle of the actor that counts attempts (`worker_failures.py`), once it is started."""
+        self.at_work = 0
+        """Number of busy workers at the last check."""
+        self.peak = 0
+        """Largest memory of a worker in bytes since a stage reset this to 0."""
+
+    @property
+    def workers(self) -> int:
+        """Return how many workers may run at once; connects to the cluster."""
+        return self.requested_workers or self.cpus
+
+    @property
+    def cpus(self) -> int:
+        """Return the number of CPUs; connects to the cluster."""
+        return max(1, self._resource("CPU"))
+
+    @property
+    def gpus(self) -> int:
+        """Return the number of GPUs; connects to the cluster."""
+        return self._resource("GPU")
+
+    def _resource(self, name: str) -> int:
+        return int(sum(node.get(name, 0) for node in self._nodes()))
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """Return the resources of each node that is alive now."""
+        import ray
+
+        self.connect()
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def threads_beside(self, device: str) -> int:
+        """Return the number of threads that decode images ahead of one worker.
+
+        0 on CPUs, which the worker uses itself. On GPUs the CPUs per worker of the node that has
+        the fewest.
+        """
+        if device != "cuda":
+            return 0
+        ratios = [n.get("CPU", 0) / n["GPU"] for n in self._nodes() if n.get("GPU", 0)]
+        return max(1, int(min(ratios, default=1) * self.gpu_share))
+
+    @property
+    def may_grow(self) -> bool:
+        """Return whether nodes may still join: a named cluster with --workers may be autoscaling.
+
+        An autoscaler starts nodes for workers that wait for resources; the request ends with the
+        job, while what `ray.autoscaler.sdk.request_resources` asks for would outlive a killed one.
+        """
+        return self.requested_workers is not None and self._address not in (None, "local")
+
+    def require(self, cpus: float, gpus: float = 0) -> None:
+        """Raise Stalled if no node could ever run such a worker; Ray would wait silently."""
+        nodes = self._nodes()
+        fits = any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes)
+        if not fits and not self.may_grow:
+            max_cpus = max((n.get("CPU", 0) for n in nodes), default=0)
+            wanted = f"{cpus:g} CPU" + (" and a GPU" if gpus else "")
+            raise Stalled(
+                f"a worker wants {wanted} of one node, and no node of the cluster has that: of "
+                f"{len(nodes)} nodes the largest has {max_cpus:g} CPUs, and all together "
+                f"{self.gpus} GPUs; add nodes, or start them with more --num-cpus"
+            )
+
+    def format_usage(self) -> str:
+        """Return how many of the CPUs and GPUs are booked, by any job, as text."""
+        import ray
+
+        free = ray.available_resources()
+        parts = []
+        for name, total in (("CPU", ray.cluster_resources().get("CPU", 0)), ("GPU", self.gpus)):
+            if total or name == "CPU":
+                booked = total - free.get(name, 0)
+                parts.append(f"of the cluster's {total:g} {name}s {booked:g} are booked")
+        return ", ".join(parts)
+
+    def connect(self) -> None:
+        """Connect to the cluster, or start one on this machine.
+
+        Must be called by the main thread: Linux ends the processes of a Ray that is started here
+        together with the thread that started them.
+        """
+        if not is_connected():  # a notebook or a test may have connected already
+            if self._connection_error:  # do not wait a second time
+                raise self._connection_error
+            try:
+                connect(self._option)
+            except InputError as refusal:
+                self._connection_error = refusal
+                raise
+            self._connected = True
+        if not self._paths_checked:
+            self._paths_checked = True
+            check_shared_paths(self._shared_paths)
+
+    def connect_while(self, action: Callable[[], Value]) -> Value:
+        """Connect to the cluster while another thread runs `action`; return its result.
+
+        Ray's start mostly waits for its processes while importing torch computes, so that both
+        together take less time than one after the other.
+        """
+        with ThreadPoolExecutor(1) as executor:
+            future = executor.submit(action)
+            self.connect()
+            import ray.data  # noqa: F401 - half a second that the pool will need
+
+            return future.result()
+
+    def close(self) -> None:
+        """Disconnect from the cluster; end it if it was started here."""
+        if self.failure_log is None and not self._connected:
+            return
+        import ray
+
+        if self.failure_log is not None:
+            ray.kill(self.failure_log)
+            self.failure_log = None
+        if self._connected:
+            if started := session.running_session():
+                started.end(ray.shutdown)
+            else:
+                ray.shutdown()
+            self._connected = False
+
+
+@contextmanager
+def open_cluster(settings: RayOptions) -> Iterator[Cluster]:
+    """Yield the cluster of --ray-address, $RAY_ADDRESS or this machine, and close it afterwards.
+
+    After an error it is not closed: a thread may still wait for an answer, and Ray's native code
+    would then end the process with exit code 1. What was started here is ended by force
+    (`session.py`) as the last act of the command line.
+    """
+    cluster = Cluster(
+        settings.ray_address, settings.workers, gpus_per_worker=settings.gpus_per_worker,
+        shared_paths=list_shared_paths(settings),
+    )  # fmt: skip
+    yield cluster
+    cluster.close()

@@ -1,0 +1,219 @@
+"""Submission of a command as a job of a Ray cluster through its dashboard.
+
+With `--ray-address http://HEAD:8265` the command runs on the head node. Its log goes to stderr, its
+result to stdout, and its exit code is returned. A job has only one log, so it gets a random mark
+and writes its result as one line after that mark (`result.py`). No files, environment or secrets of
+this machine are sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from jobs.cluster.connection import (
+    describe_address_source,
+    is_refused_token,
+    resolve_address,
+    token_advice,
+)
+from jobs.runtime.interrupts import INTERRUPTED, TERMINATED, describe_interrupt, exit_code
+from jobs.runtime.progress import say
+from jobs.runtime.result import RESULT_MARK_VARIABLE
+from retrieval.core.errors import InputError, LookalikeError, UsageError
+
+CONNECTION_TIMEOUT = 60.0  # seconds that a dashboard may be unreachable while a job runs
+REPLY_TIMEOUT = 20.0  # seconds for the first reply of a dashboard
+_EXIT_CODES = {*range(9), INTERRUPTED, TERMINATED}  # those of the command itself
+_COMMAND_NOT_FOUND = 127  # exit code of a shell
+
+
+def dashboard_address(settings: Any) -> str | None:
+    """Return the dashboard's URL if --ray-address is one, else None; refuse ray:// addresses."""
+    if not hasattr(settings, "ray_address"):
+        return None
+    address = resolve_address(settings.ray_address) or ""
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"{describe_address_source(settings.ray_address)}: Ray's client is not supported; "
+            "http://HEAD:8265 submits the command as a job of that cluster"
+        )
+    return address if address.startswith(("http://", "https://")) else None
+
+
+def submit(dashboard: str, verb: str, settings: Any, answers: TextIO) -> int:
+    """Run a verb as a job, log to stderr, result to `answers`; return its exit code."""
+    words = ["lookalike", verb, *_arguments(settings)]
+    log = _Log(f"answer-{os.urandom(8).hex()}-")
+    job = f"lookalike-{verb}-{os.urandom(4).hex()}"
+    source = describe_address_source(settings.ray_address)
+    client = _client(dashboard, source)
+    try:
+        mark = f"{RESULT_MARK_VARIABLE}={log.mark}"
+        entrypoint = shlex.join(["exec", "env", mark, *words])
+        _request(source, lambda: client.submit_job(entrypoint=entrypoint, submission_id=job))
+        say(f"{job} runs on {dashboard}")
+        details = _follow(client, job, log, source)
+    except KeyboardInterrupt as error:
+        say(
+            f"error: {describe_interrupt(error)}, but the job goes on; to stop it: "
+            f"ray job stop {job} --address {shlex.quote(dashboard)}"
+        )
+        return exit_code(error)
+    return _finish(job, details, log, answers)
+
+
+def _arguments(settings: Any) -> list[str]:
+    """Return the settings as command-line arguments, except --ray-address."""
+    words = []
+    for field in dataclasses.fields(settings):
+        option, value = field.metadata["option"], getattr(settings, field.name)
+        if value == field.default or value is None or option.name == "ray_address":
+            continue
+        if option.type == "path" and not _is_portable(option.name, value):
+            raise UsageError(
+                f"{option.flag} {value}: a job of another machine does not know this folder; "
+                "write a URI, or an absolute path that all nodes of the cluster have"
+            )
+        if option.type is bool:
+            words.append(option.flag if value else f"--no-{option.flag[2:]}")
+        else:
+            words.append(f"{option.flag}={value}")
+    return words
+
+
+def _is_portable(name: str, path: str) -> bool:
+    """Return whether a path means the same on another machine."""
+    return os.path.isabs(path) or "://" in path or (name, path) == ("weights", "random")
+
+
+def _client(dashboard: str, source: str) -> Any:
+    os.environ["RAY_API_SERVER_ADDRESS"] = dashboard  # Ray's client prefers it to its argument
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # sets its own
+    _request(source, lambda: _wait_for_reply(dashboard))
+    return _request(source, lambda: JobSubmissionClient(dashboard))
+
+
+def _wait_for_reply(dashboard: str) -> None:
+    """Wait for any reply of a dashboard; Ray's client would wait for ever."""
+    import requests
+
+    requests.get(f"{dashboard.rstrip('/')}/api/version", timeout=REPLY_TIMEOUT, stream=True).close()
+
+
+def _request(source: str, call: Callable[[], Any]) -> Any:
+    """Return what `call` returns; raise InputError if the dashboard refuses or does not reply."""
+    from ray.exceptions import RayError
+
+    try:
+        return call()
+    except (OSError, RuntimeError, ValueError, KeyError, RayError) as error:
+        if is_refused_token(error):
+            raise InputError(f"{source}: {token_advice()}") from error
+        raise InputError(
+            f"{source}: no dashboard of a Ray cluster accepts a job there ({error})"
+        ) from error
+
+
+class _Log:
+    """Log of a job: prints its lines on stderr and keeps the result, the line after the mark."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+        self.answer: str | None = None
+        self._processed = 0
+        self._rest = ""
+
+    def take(self, text: str, at: int) -> None:
+        """Process the text at position `at` of the log, except what was processed before."""
+        new = text[max(0, self._processed - at) :]
+        self._processed += len(new)
+        *lines, self._rest = (self._rest + new).split("\n")
+        for line in lines:
+            self._take_line(line)
+
+    def end(self) -> None:
+        """Process the last line, which may have no newline."""
+        if self._rest:
+            self._take_line(self._rest)
+        self._rest = ""
+
+    def _take_line(self, line: str) -> None:
+        before, mark, answer = line.partition(f'{self.mark}"')  # not the command line
+        if mark:
+            self.answer = json.loads(f'"{answer}')
+        if before or not mark:
+            say(before)
+
+
+def _follow(client: Any, job: str, log: _Log, source: str) -> Any:
+    """Print the log of a job until it ends, reconnecting if necessary; return the job's details."""
+    import asyncio
+
+    import aiohttp
+    from ray.exceptions import RayError
+
+    connection_errors = (OSError, RuntimeError, aiohttp.ClientError, RayError)
+    goes_on = "the same command goes on with what is finished"
+    last_contact = time.monotonic()
+    while True:
+        trouble: Exception | None = None
+        try:
+            asyncio.run(_tail(client, job, log))
+        except connection_errors as error:
+            trouble = error
+        try:
+            details = client.get_job_info(job)
+            if details.status.is_terminal() and trouble is None:
+                return details
+        except connection_errors as error:
+            trouble = error
+        if "does not exist" in str(trouble):
+            raise InputError(
+                f"{source}: it does not know {job} any more, as if its head "
+                f"had been restarted; {goes_on}"
+            )
+        if trouble is None:
+            last_contact = time.monotonic()
+        elif time.monotonic() - last_contact > CONNECTION_TIMEOUT:
+            raise InputError(
+                f"{source}: no news of {job} for {CONNECTION_TIMEOUT:.0f} s "
+                f"({trouble}); the job may go on, and {goes_on}"
+            )
+        time.sleep(1)
+
+
+async def _tail(client: Any, job: str, log: _Log) -> None:
+    at = 0
+    async for text in client.tail_job_logs(job):
+        log.take(text, at)
+        at += len(text)
+
+
+def _finish(job: str, details: Any, log: _Log, answers: TextIO) -> int:
+    """Write the result and return the exit code; raise LookalikeError if the job itself failed."""
+    log.end()
+    code = details.driver_exit_code
+    if log.answer is not None:
+        answers.write(log.answer)
+        answers.flush()
+    if details.status == "STOPPED":
+        say(f"error: {job} was stopped; what is finished is kept, the same command goes on")
+        return INTERRUPTED
+    if code not in _EXIT_CODES:
+        message = str(details.message).partition("\n")[0]
+        why = message if code is None else f"it ended with {code}"
+        if code == _COMMAND_NOT_FOUND:
+            why = "the head node does not find the command lookalike; install it on all nodes"
+        raise LookalikeError(f"{job}: {why}; what is finished is kept, the same command goes on")
+    return int(code)

@@ -1,0 +1,56 @@
+"""Single Ray tasks, as for shards, blocks and copies, run once each and watched for stalls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from jobs.cluster.resources import Cluster
+from jobs.cluster.stall_detector import TaskActivity, watch_for_stalls
+from jobs.runtime.run_metadata import peak_memory
+
+_CPUS = 1
+
+
+def run_tasks(
+    cluster: Cluster, function: Callable[[Any], Any], items: Iterable[Any], *, gpu: bool = False
+) -> Iterator[Any]:
+    """Run `function` on each item as a Ray task, one per worker at a time; yield the answers.
+
+    Answers come in any order and should be small; large results belong in files. With `gpu` each
+    task has a GPU, or the share of one that a worker has.
+    """
+    cluster.require(_CPUS, cluster.gpu_share if gpu else 0)
+    yield from watch_for_stalls(_tasks(cluster, function, items, gpu), TaskActivity(cluster, _CPUS))
+
+
+def _tasks(
+    cluster: Cluster, function: Callable[[Any], Any], items: Iterable[Any], gpu: bool
+) -> Iterator[Any]:
+    import ray
+
+    options = {"num_gpus": cluster.gpu_share} if gpu else {}
+    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(_measured)
+    # a remote function must not hold 100 MB, the size of 65,536 centroids
+    function_reference = ray.put(function)
+    running: list[Any] = []
+
+    def next_answer() -> Any:
+        nonlocal running
+        cluster.at_work = len(running)
+        ready, running = ray.wait(running, num_returns=1)
+        answer, peak = ray.get(ready[0])
+        cluster.peak = max(cluster.peak, peak)
+        return answer
+
+    for item in items:
+        running.append(remote.remote(function_reference, item))
+        if len(running) >= cluster.workers:
+            yield next_answer()
+    while running:
+        yield next_answer()
+
+
+def _measured(function: Callable[[Any], Any], item: Any) -> tuple[Any, int]:
+    """Return the result and the peak memory of this process in bytes."""
+    return function(item), peak_memory()

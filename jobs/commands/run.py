@@ -1,0 +1,180 @@
+"""The `run` command: list, embed, index, search, evaluate and report in one job.
+
+Each stage writes its own output below OUT: gallery and queries (stores), index, matches and
+report.html. A stage whose output is finished and unchanged is skipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from jobs.cluster.resources import Cluster, open_cluster
+from jobs.config.settings import (
+    EmbedSettings,
+    IndexSettings,
+    RankSettings,
+    RunSettings,
+    content_settings,
+    derive_settings,
+)
+from jobs.embedding import embed
+from jobs.embedding.listing import open_input, read_labels_file
+from jobs.embedding.prepare_model import PreparedModel, prepare_model
+from jobs.evaluation.evaluate_matches import Evaluation, evaluate_by_labels
+from jobs.evaluation.format_results import evaluation_json, format_measures
+from jobs.indexing import index
+from jobs.ranking import rank
+from jobs.reporting.write_report import build_report_source, write_report
+from jobs.runtime.check_output import check_output
+from jobs.runtime.progress import say
+from jobs.runtime.result import Result
+from jobs.runtime.run_metadata import Stopwatch, read_stage_metadata
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder, open_folder
+
+REPORT = "report.html"
+_STAGES = ("gallery", "queries", "index", "matches")
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """The outputs of a finished run, and the summary for the user."""
+
+    folder: Folder
+    matches: Manifest
+    evaluation: Evaluation | None
+    result: Result
+
+
+@dataclass(frozen=True)
+class _RunContext:
+    """What all stages share: the settings, the cluster, and the folder that holds the outputs."""
+
+    settings: RunSettings
+    cluster: Cluster
+    folder: Folder
+
+    def uri(self, stage: str) -> str:
+        return self.folder.child(stage).uri()
+
+    def invalidate(self) -> None:
+        """Mark the run as unfinished; a stage calls this when its own output has changed."""
+        self.folder.delete(finished_output.MANIFEST)
+
+
+def start(settings: RunSettings) -> Result:
+    """Run all stages and return the summary."""
+    return run(settings).result
+
+
+def run(settings: RunSettings) -> RunOutcome:
+    """Run all stages, reusing finished outputs of an earlier run."""
+    watch = Stopwatch()
+    check_output(settings, "run")
+    open_input(settings, settings.gallery).check()
+    open_input(settings, settings.queries).check()
+    if settings.labels is not None:
+        read_labels_file(settings.labels, "gallery")
+    with open_cluster(settings) as cluster:
+        folder = open_folder(settings.output)
+        prepared = prepare_model(settings, cluster, folder)
+        dtype = prepared.resolve_dtype(settings.embedding_dtype)
+        settings = replace(settings, embedding_dtype=dtype)
+        transaction.claim_output(
+            folder, "run", _job_content(settings, prepared), overwrite=settings.overwrite,
+            reuse_if_same=True,
+        )  # fmt: skip
+        context = _RunContext(settings, cluster, folder)
+        prepared = _embed_gallery(context, prepared)
+        _index_gallery(context)
+        _embed_queries(context, prepared)
+        matches = _search(context)
+        finished = finished_output.is_finished(folder)
+        if finished:
+            say(f"nothing to do: {settings.output} is finished and its inputs are unchanged")
+        evaluation, why_not = evaluate_by_labels(folder.child("matches"), matches)
+        if not finished:
+            _report(context, matches, evaluation)
+            transaction.finish_output(folder, "run", {"queries": matches.counts["queries"]})
+            watch.write(folder, settings, stages=read_stage_metadata(folder, _STAGES))
+    measures = why_not
+    if evaluation is not None:
+        measures = format_measures(evaluation, all_measures=settings.all_measures)
+    summary = _summary(settings.output, matches, evaluation, measures)
+    return RunOutcome(folder, matches, evaluation, summary)
+
+
+def _job_content(settings: RunSettings, prepared: PreparedModel) -> dict[str, Any]:
+    """Return everything that shapes the outputs, as recorded in job.json."""
+    inputs = {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
+    plan = asdict(prepared.plan)
+    return {**content_settings(settings), **plan, "bundle": prepared.bundle.digest, **inputs}
+
+
+def _embed_gallery(context: _RunContext, prepared: PreparedModel) -> PreparedModel:
+    """Embed the gallery; return the model for the queries, with the projection fitted by --pca."""
+    settings = context.settings
+    gallery = derive_settings(
+        settings, EmbedSettings, input=settings.gallery, output=context.uri("gallery")
+    )
+    embed.embed(
+        gallery, context.cluster, prepared=prepared, split="gallery", stage="embed gallery",
+        invalidate=context.invalidate, reuse_if_same=True,
+    )  # fmt: skip
+    if not settings.pca:
+        return prepared
+    from retrieval.models.bundle import read_bundle
+
+    return replace(prepared, bundle=read_bundle(context.folder.child("gallery")))
+
+
+def _index_gallery(context: _RunContext) -> Manifest:
+    """Build the index of the gallery store."""
+    settings = derive_settings(
+        context.settings, IndexSettings, embeddings=context.uri("gallery"),
+        output=context.uri("index"), overwrite=True,
+    )  # fmt: skip
+    return index.build_index(settings, context.cluster, reuse_if_same=True)
+
+
+def _embed_queries(context: _RunContext, prepared: PreparedModel) -> Manifest:
+    """Embed the queries with the model of the gallery."""
+    settings = derive_settings(
+        context.settings, EmbedSettings, input=context.settings.queries,
+        output=context.uri("queries"), pca=None,
+    )  # fmt: skip
+    return embed.embed(
+        settings, context.cluster, prepared=prepared, split="queries", stage="embed queries",
+        invalidate=context.invalidate, reuse_if_same=True,
+    ).manifest  # fmt: skip
+
+
+def _search(context: _RunContext) -> Manifest:
+    """Search the index for the matches of the query store."""
+    settings = derive_settings(
+        context.settings, RankSettings, index=context.uri("index"),
+        queries=context.uri("queries"), output=context.uri("matches"), overwrite=True,
+        limit=None,  # already applied when the queries were embedded
+    )  # fmt: skip
+    return rank.rank(settings, context.cluster, invalidate=context.invalidate, reuse_if_same=True)
+
+
+def _report(context: _RunContext, matches: Manifest, evaluation: Evaluation | None) -> None:
+    """Write the HTML report of the matches."""
+    source = build_report_source(
+        context.folder.child("matches"), matches, evaluation, context.settings.seed
+    )
+    write_report(context.cluster, source, context.folder, REPORT)
+
+
+def _summary(
+    output: str, matches: Manifest, evaluation: Evaluation | None, measured: tuple[str, ...]
+) -> Result:
+    ranked = rank.summary(f"{output}/matches", matches)
+    report = f"{output}/{REPORT}"
+    values = {**ranked.values, "output": output, "report": report}
+    if evaluation is not None:
+        values = {**evaluation_json(evaluation), **values}
+    return Result(values, (*ranked.lines, *measured, f"report: {report}"), ranked.exit_code)

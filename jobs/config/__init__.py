@@ -1,0 +1,1 @@
+"""Command-line options, the settings of each command, and the parsing of typed values."""

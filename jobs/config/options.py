@@ -1,0 +1,352 @@
+"""Every command-line option once, and how typed text becomes a value.
+
+The settings classes (`settings.py`), the command line and docs/options.md are made from `OPTIONS`.
+An option affects either the *content* of an output, and is then part of job.json and of the job's
+fingerprint, or only how the command *runs*, which never changes a byte of the output. Sizes,
+recalls and other structured values are parsed here, so that the rest of the code sees numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from retrieval.core.errors import UsageError
+
+MAX_PIXELS = 178956970
+"""Default of --max-pixels: Pillow's own limit; reports and pictures show no larger images."""
+
+AUTO = "auto"
+"""Value of --embedding-dtype that is resolved from the input; job.json holds the resolved type."""
+
+REQUIRED = object()
+"""Default of an option that has none and must be typed."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line."""
+
+    name: str
+    type: type | str  # int, float, str, bool, "path", "size" or "recall"
+    default: Any
+    affects: Literal["content", "run"]
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None  # smallest value allowed
+    high: float | None = None  # largest value allowed
+    access: Literal["read", "written"] | None = None  # how workers use this path or URI
+
+    @property
+    def flag(self) -> str:
+        """Return the option as it is typed: `--top-k`."""
+        return "--" + self.name.replace("_", "-")
+
+
+_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Parse `16G`, `512M` or a number of bytes into bytes; raise ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * _SIZE_UNITS[match[2].upper()]) if match else 0
+    if not size:
+        raise ValueError(f"{text!r} is not a size; write 512M or 16G")
+    return size
+
+
+def parse_recall(text: str) -> float:
+    """Parse a recall in (0, 1], or `exact`, which is 1.0; raise ValueError for anything else."""
+    if text == "exact":
+        return 1.0
+    try:
+        recall = float(text)
+    except ValueError:
+        recall = -1.0
+    if not 0 < recall <= 1:
+        raise ValueError(f"{text!r} is not a recall; write 0.95 or exact")
+    return recall
+
+
+VALUE_PARSERS: dict[Any, Callable[[str], Any]] = {"size": parse_size, "recall": parse_recall}
+"""Parser of each option type that is typed as text and stored as a number."""
+
+
+def parse_cluster(text: str) -> list[tuple[int, int, int]]:
+    """Parse `20x(16cpu,1gpu)+4x(32cpu)` into (nodes, CPUs per node, GPUs per node) per group.
+
+    Raises ValueError for anything else.
+    """
+    groups = []
+    for group in text.lower().replace(" ", "").split("+"):
+        match = re.fullmatch(r"(\d+)x\((\d+)cpus?(?:,(\d+)gpus?)?\)", group)
+        nodes, cpus, gpus = (int(digits or 0) for digits in match.groups()) if match else (0, 0, 0)
+        if not nodes or not cpus:
+            raise ValueError(f"{text!r} is not a cluster; write 20x(16cpu,1gpu), more kinds with +")
+        groups.append((nodes, cpus, gpus))
+    return groups
+
+
+_EXPANSION_ALPHA = 3.0  # the value of the paper cited in retrieval/search/query_expansion.py
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Value of --expand-queries: add the `count` best matches, weighted by score ** alpha."""
+
+    count: int  # at least 1
+    alpha: float = _EXPANSION_ALPHA  # at least 0, which weights all matches equally
+
+
+def parse_query_expansion(text: str) -> Expansion:
+    """Parse `10`, or `10,2.5` with an alpha; raise ValueError for anything else."""
+    match = re.fullmatch(r"([0-9]+)(?:,([0-9]+(?:\.[0-9]+)?))?", text.strip())
+    alpha = _EXPANSION_ALPHA if not match or match[2] is None else float(match[2])
+    if not match or not int(match[1]) or not math.isfinite(alpha):
+        raise ValueError(f"{text!r} is not an expansion; write 10 or 10,3 (neighbours, alpha)")
+    return Expansion(int(match[1]), alpha)
+
+
+def parse_comma_list(text: str | None) -> list[str]:
+    """Return the stripped, non-empty parts of a comma-separated list in their order."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _by_name(*options: Option) -> dict[str, Option]:
+    return {option.name: option for option in options}
+
+
+OPTIONS = _by_name(
+    # inputs and outputs
+    Option("gallery", "path", REQUIRED, "content",
+           "Images to search in: a folder, a list file (.txt, .csv, .parquet), .tar archives or "
+           "Parquet files; a path or URI.", access="read"),
+    Option("queries", "path", REQUIRED, "content",
+           "Images to search for, in the same forms as --gallery.", access="read"),
+    Option("input", "path", REQUIRED, "content",
+           "Images: a folder, a list file (.txt, .csv, .parquet), .tar archives or Parquet files; "
+           "or precomputed vectors (Parquet, .npy).", access="read"),
+    Option("output", "path", REQUIRED, "run", "Folder or URI to write to; created if absent.",
+           access="written"),
+    Option("embeddings", "path", REQUIRED, "content",
+           "Store written by embed, or precomputed vectors (Parquet, .npy).", access="read"),
+    Option("index", "path", REQUIRED, "content", "Index written by index.", access="read"),
+    Option("matches", "path", REQUIRED, "content", "Matches written by rank.", access="read"),
+    Option("data", "path", REQUIRED, "content", "Labelled images: one subfolder per class.",
+           access="read"),
+    # reading sources
+    Option("image_column", str, None, "content",
+           "Column of a list or Parquet file with the paths or bytes of the images; default: "
+           "recognized by its name."),
+    Option("id_column", str, None, "content",
+           "Column of a list, Parquet or --ids file with the image ids; default: image_id (or id), "
+           "else the path or position."),
+    Option("embedding_column", str, None, "content",
+           "Parquet column with precomputed vectors; default: embedding, or the only column of "
+           "vectors."),
+    Option("ids", "path", None, "content",
+           "File with the ids of the vectors of a .npy file: .txt, .npy, .csv or .parquet; "
+           "default: row numbers."),
+    Option("labels", "path", None, "content",
+           "CSV or Parquet file with image_id, label and optionally split; default: the name of an "
+           "image's parent folder."),
+    # evaluation
+    Option("qrels", "path", None, "content",
+           "TREC file of relevant images (query_id 0 image_id grade), used instead of labels."),
+    Option("junk_grade", int, -1, "content",
+           "Grade in --qrels that marks images to ignore, as if they were not ranked."),
+    Option("cutoffs", str, "10", "content",
+           "Cutoffs K,K,... for P@K, R@K, mAP@K, AP@K, nDCG@K and Success@K."),
+    Option("intervals_over", str, "queries", "content",
+           "What the 95 % intervals generalize to: further queries of these classes, or further "
+           "classes (for a backbone that was not trained on them).",
+           choices=("queries", "classes")),
+    Option("all_measures", bool, False, "run",
+           "Print every measure (docs/measures.md); --json always contains all of them."),
+    Option("compare", "path", None, "content",
+           "Other matches of the same queries: report the paired difference and the queries that "
+           "changed most."),
+    Option("exact_matches", "path", None, "content",
+           "The same ranking made with --recall exact: split the loss of quality between backbone "
+           "and index."),
+    Option("fail_below", str, None, "run",
+           "Lower bounds MEASURE=BOUND,..., as map=0.6,top1=0.8 or AP=0.6; a measure below its "
+           "bound ends with exit code 5."),
+    Option("per_query", "path", None, "run",
+           "Also write one line per query to this .csv or .parquet file."),
+    # model
+    Option("backbone", str, "resnet50", "content",
+           "Torchvision classification model, timm:NAME, or scratch, the small network of train."),
+    Option("backbones", str, None, "content",
+           "Comma-separated backbones to list or compare; all: every torchvision model, and "
+           "scratch with --weights."),
+    Option("weights", "path", None, "content",
+           "State dict (.safetensors or .pth; path or URI), or random; default: the published "
+           "weights of the backbone."),
+    Option("bundle", "path", None, "content",
+           "Bundle to use instead of a backbone: written by train, or taken from a store."),
+    Option("pooling", str, "avg", "content", "How the feature map is pooled into one vector.",
+           choices=("avg", "max", "gem")),
+    Option("normalize", bool, True, "content", "Scale vectors to unit length before storing them."),
+    Option("image_size", int, None, "content",
+           "Width and height of the network's input in pixels; default: that of the weights.",
+           low=16, high=4096),
+    Option("resize", str, None, "content",
+           "crop: scale the shorter side and cut out the centre; squash: scale both sides; pad: "
+           "scale the longer side and fill; default: that of the weights, crop for torchvision.",
+           choices=("crop", "squash", "pad")),
+    Option("embedding_dtype", str, AUTO, "content",
+           "Number type of stored vectors; auto: float16 for images, unchanged for precomputed "
+           "vectors (float64 and integers become float32).", choices=(AUTO, "float16", "float32")),
+    Option("pca", int, None, "content",
+           "Project vectors to this many dimensions by a PCA fitted on a sample of the gallery; "
+           "default: no projection.", low=1),
+    # inference
+    Option("engine", str, None, "content",
+           "Library that runs the network; default: openvino on CPUs, torch on GPUs.",
+           choices=("openvino", "torch")),
+    Option("precision", str, None, "content",
+           "Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.",
+           choices=("fp32", "bf16")),
+    Option("device", str, None, "content",
+           "Where the network runs; default: cuda if the cluster has a GPU, else cpu.",
+           choices=("cpu", "cuda")),
+    Option("batch_size", int, None, "content",
+           "Images per forward pass; default: 2 on CPUs, 256 on GPUs.", low=1, high=4096),
+    # listing and failures
+    Option("chunk_rows", int, None, "content",
+           "Images per part file; default: 256 to 4096, by the number of images.",
+           low=1, high=1 << 20),
+    Option("max_pixels", int, MAX_PIXELS, "content",
+           "Largest width x height, read from the header; larger images go to the ledger.", low=1),
+    Option("limit", int, None, "content", "Use only the first N images; default: all.", low=1),
+    Option("max_error_rate", float, 0.01, "run",
+           "Share of images that may fail, 0 to 1; more failures end with exit code 4.",
+           low=0, high=1),
+    Option("retry_failed", bool, False, "run",
+           "Try the images in the ledger again; a recovered image keeps its row."),
+    Option("compact", bool, False, "run",
+           "Rewrite a store of several segments as one; rows are numbered anew."),
+    # index
+    Option("metric", str, "cosine", "content",
+           "Similarity of vectors: cosine, inner product (ip) or Euclidean distance (l2).",
+           choices=("cosine", "ip", "l2")),
+    Option("max_index_memory", "size", "4G", "content",
+           "Memory that one task may use for a shard and a block of queries."),
+    Option("rows_per_shard", int, None, "content",
+           "Vectors per index shard; default: planned from --max-index-memory.", low=1),
+    Option("index_factory", str, None, "content",
+           "FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a planned n."),
+    Option("temp_dir", "path", None, "run",
+           "Local folder on each node for the shard being processed; default: the node's "
+           "temporary folder."),
+    Option("export_faiss", "path", None, "run",
+           "Also write all live rows as one FAISS index to this local file."),
+    # search
+    Option("top_k", int, 10, "content", "Number of matches per query.", low=1, high=1 << 20),
+    Option("recall", "recall", "0.95", "content",
+           "Share of the exact top-k that must be found, 0 to 1, or exact; a lower measured "
+           "recall ends with exit code 5."),
+    Option("nprobe", int, None, "content",
+           "Inverted lists searched per query; the recall is then measured but not required; "
+           "default: as many as --recall needs.", low=1),
+    Option("filter", str, None, "content",
+           "SQL condition on gallery images: \"label = 'cat' and width > 200\"."),
+    Option("exclude_self", bool, False, "content",
+           "Exclude the query image itself: its own row when a store is searched against itself, "
+           "else images with the same bytes."),
+    Option("min_score", float, None, "content",
+           "Lowest score of a match; for l2 the largest distance; default: no limit."),
+    Option("expand_queries", str, None, "content",
+           "N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA (ALPHA is 3 "
+           "by default), and search again; scores are then those of the expanded queries."),
+    Option("unique_pairs", bool, False, "run",
+           "For a store searched against itself: also write each pair once, closest first, to "
+           "pairs.parquet."),
+    Option("format", str, None, "run",
+           "Also write the matches in these formats, comma-separated: jsonl, csv, trec, "
+           "submission, html, png."),
+    # training
+    Option("epochs", int, 30, "content", "Maximum number of passes over the training images.",
+           low=1),
+    Option("patience", int, None, "content",
+           "Stop after this many epochs without improvement; default: never.", low=1),
+    Option("exclude_classes", str, None, "content",
+           "Comma-separated classes that are not used at all; default: none."),
+    Option("validation_fraction", float, 0.3, "content",
+           "Share of the images, or classes (--split-by), held out to choose the best epoch.",
+           low=0.01, high=0.9),
+    Option("split_by", str, "image", "content",
+           "Hold out images of each class, or whole classes.", choices=("image", "class")),
+    Option("objective", str, "cross-entropy", "content",
+           "Training loss; all but cross-entropy need lookalike[metric].",
+           choices=("cross-entropy", "arcface", "supcon", "proxy-anchor", "triplet")),
+    Option("unfreeze", str, "all", "content",
+           "Layers of a pretrained backbone that are trained: none, all or last:N."),
+    Option("learning_rate", float, 0.001, "content", "Peak learning rate of AdamW.", low=0),
+    Option("backbone_lr_scale", float, 0.1, "content",
+           "Learning rate of a pretrained backbone, relative to --learning-rate.", low=0, high=1),
+    Option("schedule", str, "cosine", "content",
+           "Learning-rate schedule; cosine: decay to zero; plateau: multiply by 0.85 after two "
+           "epochs without improvement.", choices=("cosine", "plateau")),
+    Option("augment", str, "flip,crop,zoom,rotate,shear,colour", "content",
+           "Comma-separated random augmentations of the training images, or none."),
+    Option("cache", "path", None, "run",
+           "Local folder that keeps decoded images for later trainings; default: none."),
+    # how a command runs
+    Option("seed", int, 0, "content", "Seed of all random choices.", low=0, high=(1 << 32) - 1),
+    Option("workers", int, None, "run",
+           "Number of workers, on an autoscaling cluster the maximum; default: the CPUs available "
+           "at the start.", low=1),
+    Option("gpus_per_worker", float, 1.0, "run",
+           "Share of a GPU per worker; 0.5 lets two workers use one GPU.", low=0.05, high=1),
+    Option("ray_address", str, None, "run",
+           "Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the command as a "
+           "job; default: $RAY_ADDRESS, else this machine."),
+    Option("overwrite", bool, False, "run",
+           "Replace an output that was made with other settings (run: only the stages that "
+           "differ)."),
+    Option("json", bool, False, "run", "Print one JSON object on stdout."),
+    Option("debug", bool, False, "run", "Print the traceback of an error."),
+    # verify, plan and report
+    Option("measure_recall", bool, False, "run",
+           "Measure the recall curve of an index again and require the same result."),
+    Option("cluster", str, None, "run",
+           "Cluster to estimate for, as 20x(16cpu,1gpu)+4x(32cpu); default: the one measured on."),
+    Option("sample", int, 200, "run", "Number of images embedded to measure the speed.", low=16),
+    Option("title", str, "lookalike", "content", "Heading of the page."),
+    Option("max_queries", int, 100_000, "content",
+           "Maximum number of queries in the report, failed ones first; run and rank --format "
+           "html: 1000.", low=1),
+)  # fmt: skip
+
+
+def option_field(name: str, **changes: Any) -> Any:
+    """Return a dataclass field for the option `name`, with `changes` made for one command."""
+    option = dataclasses.replace(OPTIONS[name], **changes)
+    if option.default is REQUIRED:
+        return dataclasses.field(metadata={"option": option})
+    parse = VALUE_PARSERS.get(option.type)
+    default = parse(option.default) if parse else option.default
+    return dataclasses.field(default=default, metadata={"option": option})
+
+
+def validate_settings(settings: Any) -> None:
+    """Raise UsageError for a value outside its option's range or choices."""
+    for field in dataclasses.fields(settings):
+        option = field.metadata.get("option")
+        value = getattr(settings, field.name)
+        if option is None or value is None:
+            continue
+        if option.choices and value not in option.choices:
+            raise UsageError(f"{option.flag} {value!r}: write one of {', '.join(option.choices)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{option.flag} {value}: write a number")
+        if option.low is not None and value < option.low:
+            raise UsageError(f"{option.flag} {value}: write at least {option.low:.10g}")
+        if option.high is not None and value > option.high:
+            raise UsageError(f"{option.flag} {value}: write at most {option.high:.10g}")

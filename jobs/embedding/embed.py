@@ -1,0 +1,169 @@
+"""The embed stage: turn a source of images, or of precomputed vectors, into a vector store.
+
+It lists the source, prepares the model (with a fitted projection for `--pca`), claims the output
+and lets `StoreSync` embed what the store lacks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster.resources import Cluster, open_cluster
+from jobs.config.settings import EmbedSettings, ModelOptions, VectorSourceOptions, content_settings
+from jobs.embedding.fit_projection import fit_projection, projection_job_fields
+from jobs.embedding.listing import list_source, open_input
+from jobs.embedding.precomputed_vectors import (
+    DEFAULT_CHUNK_ROWS,
+    PrecomputedVectors,
+    add_rounding,
+    is_vector_source,
+    open_precomputed_vectors,
+    vector_job_settings,
+)
+from jobs.embedding.prepare_model import PreparedModel, prepare_model
+from jobs.embedding.store_sync import StoreSync
+from jobs.runtime.check_output import check_output
+from jobs.runtime.progress import say
+from jobs.runtime.result import Result
+from jobs.runtime.run_metadata import Stopwatch
+from retrieval.sources.base import Source
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder, is_remote, open_folder
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """What the embed stage produced."""
+
+    manifest: Manifest
+    other_files: int  # files of the source that are not images
+
+
+def start(settings: EmbedSettings) -> Result:
+    """Run `lookalike embed` and summarize the store it wrote."""
+    check_output(settings, "store")
+    with open_cluster(settings) as cluster:
+        result = embed(settings, cluster)
+    return _summarize(settings, result)
+
+
+def embed(
+    settings: EmbedSettings,
+    cluster: Cluster,
+    *,
+    prepared: PreparedModel | PrecomputedVectors | None = None,
+    split: str | None = None,
+    reuse_if_same: bool = False,
+    stage: str = "embed",
+    invalidate: Callable[[], None] = lambda: None,
+) -> EmbedResult:
+    """Write a store, or continue and update the one at the output.
+
+    Args:
+        settings: What to embed, how, and where to.
+        cluster: The Ray cluster that does the work.
+        prepared: The model, or the opened vectors; by default the settings choose it.
+        split: Rows of the labels file that count: "gallery" or "queries"; all by default.
+        reuse_if_same: Whether `--overwrite` keeps a store that has the same settings.
+        stage: Name shown by the progress bar.
+        invalidate: Called before the store changes; deletes the manifests of outputs that depend
+            on it.
+    """
+    stopwatch = Stopwatch(cluster)
+    folder = open_folder(settings.output)
+    with tempfile.TemporaryDirectory() as temp_dir:
+        if prepared is None and is_vector_source(settings.input, settings):
+            prepared = open_precomputed_vectors(settings.input, settings, metric=None)
+        if isinstance(prepared, PrecomputedVectors):
+            chunk_rows = settings.chunk_rows or DEFAULT_CHUNK_ROWS
+            settings = dataclasses.replace(settings, chunk_rows=chunk_rows)
+            source: Source = prepared.source
+        else:
+            source = open_input(settings, settings.input)
+        listing = list_source(settings, source, Path(temp_dir) / "listing.parquet", split)
+        prepared = prepared or prepare_model(settings, cluster, folder)
+        dtype = prepared.resolve_dtype(settings.embedding_dtype)
+        settings = dataclasses.replace(settings, embedding_dtype=dtype)
+        if settings.pca and isinstance(prepared, PreparedModel):
+            bundle = fit_projection(settings, cluster, folder, prepared, listing.path)
+            prepared = dataclasses.replace(prepared, bundle=bundle)
+        transaction.claim_output(
+            folder, "store", _job_settings(settings, prepared), overwrite=settings.overwrite,
+            reuse_if_same=reuse_if_same,
+        )  # fmt: skip
+        if prepared.bundle is not None and not finished_output.is_finished(folder):
+            from retrieval.models.bundle import write_bundle
+
+            write_bundle(folder, prepared.bundle)
+        sync = StoreSync(settings, cluster, folder, prepared, listing, stage, invalidate)
+        manifest = sync.synchronize()
+    if sync.changed:
+        _report_run(stopwatch, settings, folder, manifest, sync)
+    return EmbedResult(manifest, listing.other_files)
+
+
+def _report_run(
+    stopwatch: Stopwatch, settings: EmbedSettings, folder: Folder, manifest: Manifest,
+    sync: StoreSync,
+) -> None:  # fmt: skip
+    """Log the failures and write run.json."""
+    images, failed = manifest.counts["images"], manifest.counts["failures"]
+    if failed:
+        say(f"{failed} of {images} {sync.prepared.unit} failed and stand in the ledger")
+    rounding = {"rounding": asdict(sync.rounding)} if sync.rounding.vectors else {}
+    stopwatch.write(
+        folder, settings, done=sync.embedded, files=manifest.files.values(), images=images,
+        failures=failed, embedded=sync.embedded, worker_seconds=round(sync.seconds, 3),
+        **rounding,
+    )  # fmt: skip
+
+
+def _job_settings(
+    settings: EmbedSettings, prepared: PreparedModel | PrecomputedVectors
+) -> dict[str, Any]:
+    """Return the settings for job.json.
+
+    The bundle's digest replaces the model options, which it was resolved from.
+    """
+    source = {"input": open_folder(settings.input).uri()}
+    if isinstance(prepared, PrecomputedVectors):
+        return {**vector_job_settings(settings, prepared), **source}
+    resolved = {
+        field.name
+        for options in (ModelOptions, VectorSourceOptions)
+        for field in dataclasses.fields(options)
+    }
+    content = {k: v for k, v in content_settings(settings).items() if k not in resolved}
+    return {
+        **content,
+        **source,
+        **prepared.job_fields(),
+        **projection_job_fields(settings),
+        "bundle": prepared.bundle.digest,
+    }
+
+
+def _summarize(settings: EmbedSettings, result: EmbedResult) -> Result:
+    counts = result.manifest.counts
+    what = "vectors imported" if is_vector_source(settings.input, settings) else "images embedded"
+    lines = [
+        f"{counts['rows']} of {counts['images']} {what} in {counts['dimension']} "
+        f"dimensions, {counts['failures']} failed: {settings.output}",
+    ]
+    if result.other_files:
+        lines.append(f"{result.other_files} other files in {settings.input} are not read")
+    values = {"output": settings.output, **counts, "others": result.other_files}
+    return add_rounding(Result(values, tuple(lines)), open_folder(settings.output))
+
+
+def is_output_path(path: str) -> bool:
+    """Return whether a path is an output of lookalike, finished or begun, and not a source."""
+    if not is_remote(path) and not Path(path).is_dir():
+        return False
+    return finished_output.is_output(open_folder(path))

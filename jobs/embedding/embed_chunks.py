@@ -1,0 +1,72 @@
+"""Embed chunks of a listing on the cluster, with a pool of actors that each load the model once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.cluster import actor_pool
+from jobs.cluster.actor_pool import MakeWork, Work
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import EmbedSettings
+from jobs.embedding.precomputed_vectors import PrecomputedVectors
+from jobs.embedding.prepare_model import PreparedModel
+from jobs.runtime.progress import progress
+from retrieval.core.records import Chunk, ChunkResult, FileRecord, Rounding
+from retrieval.embedding.attempt import Attempt
+from retrieval.storage.local import Folder
+
+
+@dataclass(frozen=True)
+class EmbedContext:
+    """What all chunks of a store share."""
+
+    settings: EmbedSettings
+    cluster: Cluster
+    folder: Folder
+    prepared: PreparedModel | PrecomputedVectors  # with its engine ready
+
+
+def embed_chunks(
+    context: EmbedContext, chunks: list[Chunk], images: int, stage: str
+) -> Iterator[ChunkResult]:
+    """Embed chunks on the cluster and yield their results in the order they finish.
+
+    A chunk whose part exists is only read and checked. `images` is the total of the progress bar,
+    `stage` its name.
+    """
+    cluster, prepared = context.cluster, context.prepared
+    device = prepared.device
+    make = _chunk_worker(context.folder, chunks, context.settings, cluster.threads_beside(device))
+
+    def describe(number: int) -> str:
+        chunk = chunks[number]
+        first, last = chunk.base + chunk.first, chunk.base + chunk.last - 1
+        return f"chunk {chunk.number} (rows {first} to {last})"
+
+    numbers = list(range(len(chunks)))
+    answers = actor_pool.stream(cluster, make, numbers, prepared.for_workers(), device, describe)
+    with progress(stage, images, prepared.unit, cluster) as bar:
+        for answer in answers:
+            bar.advance(answer["rows"] + answer["failures"], answer["failures"])
+            files = tuple(FileRecord(**record) for record in answer.pop("files"))
+            rounding = Rounding(**answer.pop("rounding"))
+            yield ChunkResult(**answer, files=files, rounding=rounding)
+
+
+def _chunk_worker(
+    folder: Folder, chunks: list[Chunk], settings: EmbedSettings, threads: int
+) -> MakeWork:
+    """Return what an actor runs once to create the function that embeds a chunk."""
+
+    def make(prepared: PreparedModel | PrecomputedVectors) -> Work:
+        embed_chunk = prepared.make_chunk_function(folder, settings, threads)
+
+        def work(number: int, attempt: Attempt) -> dict[str, Any]:
+            return dataclasses.asdict(embed_chunk(chunks[number], attempt))
+
+        return work
+
+    return make

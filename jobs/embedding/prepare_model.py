@@ -1,0 +1,199 @@
+"""Resolve the model options to a bundle and an inference engine, once, on the driver.
+
+The result, `PreparedModel`, is sent to all workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.cluster.resources import Cluster
+from jobs.config.options import AUTO, OPTIONS
+from jobs.config.settings import EmbedSettings, EngineOptions, ModelOptions
+from jobs.runtime.progress import say
+from retrieval.core.errors import LookalikeError, UsageError
+from retrieval.core.records import Chunk, ChunkResult
+from retrieval.embedding.attempt import Attempt
+from retrieval.models.engine_plan import OPENVINO, TORCH, EnginePlan, plan_engine
+from retrieval.storage import finished_output
+from retrieval.storage.local import Folder
+
+if TYPE_CHECKING:  # torch comes with these
+    from retrieval.models.bundle import Bundle
+    from retrieval.models.openvino import IR, ConversionFailed
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model and its engine, ready to be sent to workers."""
+
+    bundle: Bundle
+    plan: EnginePlan
+    ir: IR | None = None  # where OpenVINO runs it
+    unit = "images"
+
+    @property
+    def dimension(self) -> int:
+        """Return the length of the embeddings."""
+        return self.bundle.dimension
+
+    @property
+    def device(self) -> str:
+        """Return "cpu" or "cuda"."""
+        return self.plan.device
+
+    def resolve_dtype(self, embedding_dtype: str) -> str:
+        """Resolve `--embedding-dtype`."""
+        return resolve_embedding_dtype(embedding_dtype)
+
+    def job_fields(self) -> dict[str, Any]:
+        """Return what job.json records of the engine."""
+        return dataclasses.asdict(self.plan)
+
+    def with_engine(self) -> PreparedModel:
+        """Return a copy whose network is converted for the engine, if it is not yet."""
+        if self.ir is not None or self.plan.engine != OPENVINO:
+            return self
+        ir = _convert(self.bundle, self.plan)
+        if isinstance(ir, Exception):
+            raise _conversion_refusal(self.bundle, ir)
+        return dataclasses.replace(self, ir=ir)
+
+    def for_workers(self) -> PreparedModel:
+        """Return a copy without the weights if the IR holds them: no worker has them twice."""
+        if self.ir is None:
+            return self
+        return dataclasses.replace(self, bundle=dataclasses.replace(self.bundle, weights=b""))
+
+    def make_chunk_function(
+        self, folder: Folder, settings: EmbedSettings, threads: int
+    ) -> Callable[[Chunk, Attempt], ChunkResult]:
+        """Return the function that embeds a chunk; called once in each worker."""
+        from retrieval.embedding.embed_batch import DecodeSettings
+        from retrieval.embedding.embed_chunk import embed_chunk
+        from retrieval.models.embedder import Embedder
+
+        embedder = Embedder(self.bundle, self.plan, self.ir)
+        decoding = DecodeSettings(settings.max_pixels, settings.embedding_dtype, threads)
+        return lambda chunk, attempt: embed_chunk(chunk, folder, embedder, decoding, attempt)
+
+
+def prepare_model(
+    settings: Any, cluster: Cluster, folder: Folder, *, bundle: Bundle | None = None
+) -> PreparedModel:
+    """Resolve model and engine, and convert the network for the engine while Ray starts.
+
+    Args:
+        settings: Those of a stage with the engine options, and with the model options unless
+            `bundle` is given.
+        cluster: Connected while the network is converted.
+        folder: The output. One that was begun continues with its engine; if it is finished, or if
+            another engine is requested (which the caller will refuse), nothing is converted.
+        bundle: The model, if the settings do not choose it.
+    """
+    requested = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EngineOptions)}
+    begun = None if settings.overwrite else _read_begun_plan(folder)
+    if begun is not None:
+        chosen = {name: value for name, value in requested.items() if value is not None}
+        plan = dataclasses.replace(begun, **chosen)
+        if plan != begun or finished_output.is_finished(folder):
+            return PreparedModel(bundle or load_bundle(settings), plan)
+        requested = dataclasses.asdict(begun)
+
+    def resolve() -> tuple[Bundle, IR | ConversionFailed | None]:
+        resolved = bundle or load_bundle(settings)
+        plan = plan_engine(**requested, gpus=requested["device"] == "cuda")
+        return resolved, _convert(resolved, plan) if plan.engine == OPENVINO else None
+
+    resolved, ir = cluster.connect_while(resolve)
+    plan = plan_engine(**requested, gpus=cluster.gpus > 0)
+    if plan.engine != OPENVINO:
+        if requested["engine"] is None and plan.device == "cpu":
+            say("OpenVINO is not installed: torch runs the network, more slowly")
+        return PreparedModel(resolved, plan)
+    if isinstance(ir, Exception):
+        return PreparedModel(resolved, _fall_back_to_torch(settings, plan, resolved, ir))
+    return PreparedModel(resolved, plan, ir)
+
+
+def resolve_embedding_dtype(embedding_dtype: str) -> str:
+    """Resolve `--embedding-dtype` for embeddings of images: float16 by default."""
+    return "float16" if embedding_dtype == AUTO else embedding_dtype
+
+
+def load_bundle(settings: Any) -> Bundle:
+    """Return the bundle that the model options describe.
+
+    Raises:
+        UsageError: If an option contradicts the bundle that `--bundle` names.
+    """
+    from retrieval.models.resolve import resolve_bundle
+
+    names = {field.name for field in dataclasses.fields(ModelOptions)} - {"pca"}
+    bundle = resolve_bundle(**{name: getattr(settings, name) for name in names})
+    if settings.bundle is not None:
+        _refuse_contradictions(settings, bundle)
+    return bundle
+
+
+def _refuse_contradictions(settings: Any, bundle: Bundle) -> None:
+    """Raise if a model option is given beside `--bundle` and differs from what the bundle has."""
+    bundle_values = {
+        "backbone": bundle.backbone, "pooling": bundle.pooling, "normalize": bundle.normalize,
+        "image_size": bundle.transform.image_size, "resize": bundle.transform.resize,
+    }  # fmt: skip
+    for name, stored in bundle_values.items():
+        value, option = getattr(settings, name), OPTIONS[name]
+        if value not in (option.default, stored):
+            choice = f"{option.flag} {value}" if option.type is not bool else f"--no-{name}"
+            raise UsageError(
+                f"{choice} does not go with --bundle {settings.bundle}, which has {stored}; "
+                "leave one of the two out"
+            )
+
+
+def read_begun_settings(folder: Folder) -> dict[str, Any] | None:
+    """Read the settings of an output that was begun; None if there are none that can be read.
+
+    What is wrong with unreadable ones is reported when the output is claimed.
+    """
+    try:
+        return finished_output.read_settings(folder)
+    except (OSError, LookalikeError):
+        return None
+
+
+def _read_begun_plan(folder: Folder) -> EnginePlan | None:
+    """Read the engine that an output was begun with; None if it was not begun."""
+    values = read_begun_settings(folder) or {}
+    names = [field.name for field in dataclasses.fields(EnginePlan)]
+    return EnginePlan(**{name: values[name] for name in names}) if names[0] in values else None
+
+
+def _convert(bundle: Bundle, plan: EnginePlan) -> IR | ConversionFailed:
+    from retrieval.models.engines import convert_bundle
+    from retrieval.models.openvino import ConversionFailed
+
+    try:
+        return convert_bundle(bundle, plan)
+    except ConversionFailed as unfit:
+        return unfit
+
+
+def _fall_back_to_torch(
+    settings: Any, plan: EnginePlan, bundle: Bundle, reason: Exception
+) -> EnginePlan:
+    """Return a plan with torch for a network that OpenVINO cannot convert; raise if required."""
+    if settings.engine is not None or plan.precision != "fp32":
+        raise _conversion_refusal(bundle, reason)
+    say(f"OpenVINO cannot convert {bundle.backbone} ({reason}): torch runs it instead")
+    return dataclasses.replace(plan, engine=TORCH)
+
+
+def _conversion_refusal(bundle: Bundle, reason: Exception) -> UsageError:
+    return UsageError(
+        f"--engine openvino cannot convert {bundle.backbone} ({reason}); use --engine torch"
+    )

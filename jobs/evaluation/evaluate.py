@@ -1,0 +1,216 @@
+"""The `evaluate` command: compute measures with intervals from finished matches and labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from jobs.config.options import parse_comma_list
+from jobs.config.settings import EvaluateSettings
+from jobs.evaluation.evaluate_matches import Evaluation, evaluate_matches, measure_matches
+from jobs.evaluation.format_results import (
+    evaluation_json,
+    format_classes,
+    format_comparison,
+    format_interval,
+    format_measures,
+    format_thresholds,
+    nan_to_none,
+    tables_json,
+)
+from jobs.evaluation.ground_truth import open_ground_truth
+from jobs.runtime.check_output import check_file
+from jobs.runtime.result import Result
+from retrieval.core.errors import BelowBound, InputError, Mismatch, UsageError
+from retrieval.core.records import Certificate
+from retrieval.evaluation import measures
+from retrieval.evaluation.comparison import compare_results
+from retrieval.evaluation.ground_truth import GroundTruth
+from retrieval.evaluation.results import Results
+from retrieval.storage import finished_output
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder, open_folder, split_file_url
+
+_MAX_CUTOFFS = 20
+_COMPARED_SETTINGS = ("queries", "queries_sha256", "top_k", "filter", "exclude_self", "min_score",
+                 "expand_queries")  # fmt: skip
+_LOSS_MEASURES = ("top1", "map")
+
+
+def start(settings: EvaluateSettings) -> Result:
+    """Evaluate finished matches; exit code 5 where a measure is below its `--fail-below` bound."""
+    cutoffs = _parse_cutoffs(settings.cutoffs)
+    bounds = _parse_bounds(settings.fail_below, cutoffs)
+    if settings.per_query is not None and not settings.per_query.endswith((".csv", ".parquet")):
+        raise UsageError(
+            f"--per-query {settings.per_query}: name a file that ends with .csv or .parquet"
+        )
+    if settings.per_query is not None:
+        check_file("--per-query", settings.per_query)
+    folder = open_folder(settings.matches)
+    manifest = finished_output.read_manifest(folder, kind="matches")
+    ground_truth = open_ground_truth(folder, manifest, settings)
+    evaluation = evaluate_matches(folder, manifest, ground_truth, cutoffs, settings.intervals_over)
+    text_lines = [
+        *format_measures(evaluation, all_measures=settings.all_measures),
+        Certificate(**manifest.counts["certificate"]).sentence(),
+        *format_classes(evaluation), *format_thresholds(evaluation, manifest.counts["metric"]),
+    ]  # fmt: skip
+    values = {**evaluation_json(evaluation), **tables_json(evaluation)}
+    for section_values, section_lines in (
+        _compare(settings, evaluation.results, cutoffs),
+        _split_loss(settings, folder, evaluation.results, ground_truth, cutoffs),
+    ):
+        values |= section_values
+        text_lines += section_lines
+    if settings.per_query is not None:
+        _write_per_query(settings.per_query, evaluation.results)
+        text_lines.append(f"measures per query: {settings.per_query}")
+    missed_bounds = _missed_bounds(evaluation, bounds)
+    return Result(
+        values, (*text_lines, *missed_bounds), BelowBound.exit_code if missed_bounds else 0
+    )
+
+
+def _parse_cutoffs(text: str) -> list[int]:
+    parts = parse_comma_list(text)
+    if not parts or not all(part.isdecimal() and 0 < int(part) < 10**6 for part in parts):
+        raise UsageError(
+            f"--cutoffs {text!r}: use ranks of 1 or more, separated by commas, as in 1,10,100"
+        )
+    if len(parts) > _MAX_CUTOFFS:
+        raise UsageError(f"--cutoffs has {len(parts)} ranks; use at most {_MAX_CUTOFFS}")
+    return sorted({int(part) for part in parts})
+
+
+def _parse_bounds(text: str | None, cutoffs: list[int]) -> dict[str, float]:
+    """Parse --fail-below into lower bounds by measure key."""
+    bounds = {}
+    available = [measures.find_measure(key) for key in measures.measure_keys(cutoffs)]
+    keys = {text: each.key for each in available for text in (each.key, each.name)}
+    for part in parse_comma_list(text):
+        name, _, bound = (piece.strip() for piece in part.partition("="))
+        if (key := keys.get(name)) is None:
+            raise UsageError(
+                f"--fail-below {part!r}: write MEASURE=BOUND with one of "
+                f"{', '.join(each.key for each in available)} (--cutoffs adds ranks), or a "
+                "printed measure name"
+            )
+        try:
+            bounds[key] = float(bound)
+        except ValueError:
+            bounds[key] = -1.0
+        if not 0 <= bounds[key] <= 1:
+            raise UsageError(f"--fail-below {part!r}: write a bound between 0 and 1")
+    if text is not None and not bounds:
+        raise UsageError(f"--fail-below {text!r}: write MEASURE=BOUND, as map=0.6")
+    return bounds
+
+
+def _missed_bounds(evaluation: Evaluation, bounds: dict[str, float]) -> list[str]:
+    return [
+        f"{each.name} {each.value:.4f} is below {bounds[each.key]:g}, which --fail-below asks for"
+        for each in evaluation.measures
+        if each.key in bounds and not each.value >= bounds[each.key]
+    ]
+
+
+def _compare(
+    settings: EvaluateSettings, results: Results, cutoffs: list[int]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Compare with the matches of --compare, which rank the same queries."""
+    if settings.compare is None:
+        return {}, ()
+    other = _other_results(settings.compare, settings, cutoffs)
+    comparison = compare_results(results, other, settings.intervals_over)
+    if comparison.queries == 0:
+        raise Mismatch(
+            f"--compare {settings.compare} has none of the queries of {settings.matches}; compare "
+            "rankings of the same queries"
+        )
+    values: dict[str, Any] = {"compared": comparison.queries}
+    for each in comparison.differences:
+        values |= {
+            f"{each.name}_diff": each.value, f"{each.name}_diff_low": nan_to_none(each.low),
+            f"{each.name}_diff_high": nan_to_none(each.high),
+        }  # fmt: skip
+    values["changed"] = comparison.changed.slice(0, 100).to_pylist()
+    return values, format_comparison(
+        comparison, settings.matches, settings.compare, all_measures=settings.all_measures
+    )
+
+
+def _other_results(path: str, settings: EvaluateSettings, cutoffs: list[int]) -> Results:
+    """Measure other matches by the same ground truth options."""
+    folder, manifest = _open_matches(path, "--compare")
+    return measure_matches(folder, manifest, open_ground_truth(folder, manifest, settings), cutoffs)
+
+
+def _open_matches(path: str, option: str) -> tuple[Folder, Manifest]:
+    """Open the finished matches given with an option; errors name the option."""
+    folder = open_folder(path)
+    try:
+        return folder, finished_output.read_manifest(folder, kind="matches")
+    except (InputError, Mismatch) as error:
+        raise type(error)(f"{option}: {error}") from error
+
+
+def _split_loss(
+    settings: EvaluateSettings,
+    folder: Folder,
+    results: Results,
+    ground_truth: GroundTruth,
+    cutoffs: list[int],
+) -> tuple[dict[str, Any], list[str]]:
+    """Split the loss in each measure between the backbone and the approximate index."""
+    if settings.exact_matches is None:
+        return {}, []
+    exact, manifest = _open_matches(settings.exact_matches, "--exact-matches")
+    ann_settings = finished_output.read_settings(folder)
+    exact_settings = finished_output.read_settings(exact)
+    if different := [
+        name for name in _COMPARED_SETTINGS if ann_settings[name] != exact_settings[name]
+    ]:
+        raise Mismatch(
+            f"--exact-matches {settings.exact_matches} differs from {settings.matches} in "
+            f"{', '.join(different)}; "
+            "rank the same with --recall exact"
+        )
+    if manifest.counts["certificate"]["low"] < 1:
+        raise Mismatch(
+            f"--exact-matches {settings.exact_matches} is not exact; rank again with --recall exact"
+        )
+    best = measure_matches(exact, manifest, ground_truth, cutoffs)
+    comparison = compare_results(best, results, settings.intervals_over)
+    values: dict[str, Any] = {}
+    text_lines = ["loss (difference to 1) caused by the backbone and by the index:"]
+    for difference in comparison.differences:
+        name, lost = difference.name, 1 - float(best.values(difference.key).mean())
+        values |= {f"{name}_lost_by_backbone": lost, f"{name}_lost_by_index": difference.value}
+        if difference.key in _LOSS_MEASURES:
+            ends = format_interval(difference.low, difference.high)
+            text_lines.append(
+                f"  {name}: {lost:z.4f} by the backbone, "
+                f"{' '.join((f'{difference.value:z.4f}', ends)).rstrip()} by the index"
+            )
+    return values, text_lines
+
+
+def _write_per_query(path: str, results: Results) -> None:
+    """Write the measures of each query as CSV or Parquet; raise UsageError where that fails."""
+    sink = pa.BufferOutputStream()
+    if path.endswith(".parquet"):
+        pq.write_table(results.queries.combine_chunks(), sink)
+    else:
+        pa.csv.write_csv(results.queries.combine_chunks(), sink)
+    try:
+        folder, name = split_file_url(path)
+        folder.put(name, sink.getvalue().to_pybytes())
+    except OSError as error:
+        raise UsageError(
+            f"--per-query {path} cannot be written ({error.strerror or error}); choose a writable "
+            "file"
+        ) from error

@@ -1,0 +1,223 @@
+"""The index stage: build a sharded IVF index of a store, or add what the store gained to it.
+
+The index is trained once; shards are built as tasks on the cluster, and the recall curve is
+measured on sampled rows meanwhile.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.cluster import tasks
+from jobs.cluster.resources import Cluster, open_cluster
+from jobs.cluster.stall_detector import send_heartbeat
+from jobs.config.settings import IndexSettings, content_settings
+from jobs.embedding.embed import is_output_path
+from jobs.embedding.precomputed_vectors import add_rounding, import_option_names
+from jobs.indexing.import_vectors import (
+    EMBEDDINGS,
+    format_skipped_vectors,
+    import_into_index,
+    refuse_import_options,
+)
+from jobs.indexing.training_workers import RayWorkers
+from jobs.runtime.check_output import check_file, check_output
+from jobs.runtime.progress import progress
+from jobs.runtime.result import Result
+from jobs.runtime.run_metadata import Stopwatch, read_rounding
+from retrieval.core.errors import InputError, Mismatch
+from retrieval.core.records import ShardResult
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder, open_folder
+from retrieval.storage.temporary import make_temp_dir
+from retrieval.store.reader import Store, open_store
+
+RETRAIN_THRESHOLD = 1.25
+"""Retraining is advised when vectors lie this many times as far from their centroids as those of
+the training, beyond what chance explains."""
+
+
+def start(settings: IndexSettings) -> Result:
+    """Run `lookalike index` and summarize the index it wrote."""
+    check_output(settings, "index")
+    folder = open_folder(settings.output)
+    refuse_import_options(settings)
+    file = settings.export_faiss
+    if file is not None:
+        from retrieval.index.export_faiss import check_export_path
+
+        check_file("--export-faiss", file)
+        file = check_export_path(file, folder, overwrite=settings.overwrite)
+    with open_cluster(settings) as cluster:
+        manifest = build_index(settings, cluster)
+    result = _summary(settings.output, manifest)
+    if left_out := format_skipped_vectors(folder):
+        result = Result(result.values, (*result.lines, left_out))
+    result = add_rounding(result, folder.child(EMBEDDINGS))
+    return result if file is None else _merged(settings, folder, manifest, file, result)
+
+
+def _merged(
+    settings: IndexSettings, folder: Folder, manifest: Manifest, file: str, result: Result
+) -> Result:
+    """Write the whole index into one FAISS file, and add what it holds to the result."""
+    from retrieval.index.export_faiss import export_index
+
+    with progress("merge", manifest.counts["shards"], "shards") as bar:
+        merged = export_index(
+            folder, manifest, file, settings.max_index_memory, lambda: bar.advance(1)
+        )
+    values = {**result.values, "merged_into": file, "merged_rows": merged.rows}
+    return Result(values, (*result.lines, merged.sentence()))
+
+
+def build_index(
+    settings: IndexSettings, cluster: Cluster, *, reuse_if_same: bool = False
+) -> Manifest:
+    """Build an index, or continue and update the one at the output.
+
+    Args:
+        settings: What to index, how, and where to.
+        cluster: The Ray cluster that does the work.
+        reuse_if_same: Whether `--overwrite` keeps an index that has the same settings.
+    """
+    stopwatch = Stopwatch(cluster)
+    folder = open_folder(settings.output)
+    if is_output_path(settings.embeddings):
+        store = open_store(open_folder(settings.embeddings))
+        if store.rows == 0:
+            raise InputError(f"{settings.embeddings} holds no vectors; embed readable images")
+        job = _job_settings(settings, store)
+        transaction.claim_output(
+            folder, "index", job, overwrite=settings.overwrite, reuse_if_same=reuse_if_same
+        )
+    else:
+        store = import_into_index(settings, cluster, folder)
+    finished = (
+        finished_output.read_manifest(folder, kind="index")
+        if finished_output.is_finished(folder)
+        else None
+    )
+    if finished and finished.counts["embeddings_sha256"] == store.manifest.sha256:
+        return finished
+
+    def make() -> Manifest:
+        _copy_bundle(folder, store)
+        manifest = _build_missing_shards(settings, cluster, folder, store)
+        rounding = read_rounding(store.folder)
+        stopwatch.write(
+            folder, settings, done=store.rows, files=manifest.files.values(), rows=store.rows,
+            **({"rounding": asdict(rounding)} if rounding else {}),
+        )  # fmt: skip
+        return manifest
+
+    manifest = transaction.make_unless_finished(folder, "index", make)
+    if (
+        manifest.counts["embeddings_sha256"] != store.manifest.sha256
+    ):  # of an older state of the store
+        manifest = transaction.make_unless_finished(folder, "index", make)
+    return manifest
+
+
+def _job_settings(settings: IndexSettings, store: Store) -> dict[str, Any]:
+    content = {
+        k: v for k, v in content_settings(settings).items() if k not in import_option_names()
+    }
+    return {
+        **content,
+        "embeddings": store.folder.uri(),
+        "embedding_dtype": store.dtype,
+        "bundle": store.bundle,
+    }
+
+
+def _copy_bundle(folder: Folder, store: Store) -> None:
+    from retrieval.models.bundle import read_bundle, write_bundle
+
+    if store.bundle is None:
+        return
+    bundle = read_bundle(store.folder)
+    if bundle.digest != store.bundle:
+        raise Mismatch(f"{store.folder.uri()} holds another bundle than its job.json names")
+    write_bundle(folder, bundle)
+
+
+def _build_missing_shards(
+    settings: IndexSettings, cluster: Cluster, folder: Folder, store: Store
+) -> Manifest:
+    """Train if necessary, build the missing shards, measure recall, and finish the index."""
+    from retrieval.index import finalize
+    from retrieval.index.plan import Gallery, plan_index
+    from retrieval.index.recall_curve import SAMPLE_SIZE
+    from retrieval.index.sample_neighbors import make_recall_samples
+    from retrieval.index.sampling import draw_sample
+    from retrieval.index.train import train_index
+
+    plan = plan_index(
+        Gallery(store.rows, store.dimension, store.dtype, settings.metric),
+        settings.max_index_memory, rows_per_shard=settings.rows_per_shard,
+        factory=settings.index_factory,
+    )  # fmt: skip
+    workers = RayWorkers(cluster)
+    trained = train_index(folder, store, plan, settings.metric, settings.seed, workers)
+    work = finalize.plan_shards(folder, store, trained.plan)
+    vectors, rows = draw_sample(store, SAMPLE_SIZE, settings.seed, "curve", workers)
+    samples = make_recall_samples(vectors, rows, store.rows, trained.plan.codes)
+    build_one = _shard_builder(settings, folder, store, trained, samples)
+    done: list[ShardResult] = []
+    with progress("index", len(work), "shards", cluster) as bar:
+        for result in tasks.run_tasks(cluster, build_one, work):
+            done.append(result)
+            bar.advance(1)
+    done.sort(key=lambda result: result.number)
+    return finalize.finish_index(
+        folder, store, trained, samples, done, settings.metric, settings.seed
+    )
+
+
+def _shard_builder(
+    settings: IndexSettings, folder: Folder, store: Store, trained: Any, samples: Any
+) -> Callable[[Any], ShardResult]:
+    metric, scratch = settings.metric, settings.temp_dir
+    _ = (
+        store.metadata_columns
+    )  # cached before the store is sent, so that no task reads the listings
+
+    def build_one(work: Any) -> ShardResult:
+        from retrieval.index.build_shard import ShardBuildContext
+        from retrieval.index.sample_neighbors import build_measured_shard
+
+        make_temp_dir(scratch)
+        making = ShardBuildContext(
+            folder, store, metric, trained.faiss, trained.plan.codes, scratch, send_heartbeat
+        )
+        return build_measured_shard(making, samples, *work)
+
+    return build_one
+
+
+def read_table(folder: Folder, manifest: Manifest, path: str) -> pa.Table:
+    """Read a small Parquet file of a finished output and verify its checksum."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(io.BytesIO(finished_output.read_verified(folder, manifest.files[path])))
+
+
+def _summary(output: str, manifest: Manifest) -> Result:
+    counts = manifest.counts
+    lines = [
+        f"{counts['rows']} vectors of {counts['dimension']} dimensions in {counts['shards']} "
+        f"shards of {counts['factory']}: {output}",
+    ]
+    if counts["drift_low"] > RETRAIN_THRESHOLD:
+        lines.append(
+            f"vectors lie {counts['drift']:.2f} times as far from their centroids as those that "
+            "the index had at first: --overwrite trains anew, so that fewer lists need be read"
+        )
+    return Result({"output": output, **counts}, tuple(lines))

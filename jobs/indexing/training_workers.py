@@ -1,0 +1,83 @@
+"""Run the steps of index training as Ray tasks.
+
+`RayWorkers` implements the interface of `retrieval.index.workers`: results in the order of the
+inputs, and values that stay in the object store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from jobs.cluster import tasks
+from jobs.cluster.resources import Cluster
+from jobs.cluster.stall_detector import TaskActivity, watch_for_stalls
+
+
+class RayWorkers:
+    """Implement `retrieval.index.workers` with Ray tasks."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def broadcast(self, value: Any) -> Any:
+        """Put a value into the object store, once for all workers of a machine.
+
+        The result may stand for the value among the arguments of `map` and `map_stored`.
+        """
+        import ray
+
+        self._cluster.connect()
+        return _StoredValue(ray.put(value))
+
+    def map(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Call the function with the arguments in each item, as tasks; results in order."""
+
+        def call(numbered: tuple[int, tuple[Any, ...]]) -> tuple[int, Any]:
+            number, item = numbered
+            return number, function(*map(_resolve, item))
+
+        waiting: dict[int, Any] = {}
+        expected = 0
+        for number, answer in tasks.run_tasks(self._cluster, call, enumerate(items)):
+            waiting[number] = answer
+            while expected in waiting:
+                yield waiting.pop(expected)
+                expected += 1
+
+    def map_stored(
+        self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]
+    ) -> list[tuple[Any, Any]]:
+        """Call the function, which returns a large and a small value, as tasks.
+
+        The large values stay in the object store; the small ones are fetched.
+        """
+        import ray
+
+        self._cluster.require(1)
+
+        def call(*item: Any) -> tuple[Any, Any]:
+            return function(*map(_resolve, item))  # type: ignore[no-any-return]
+
+        remote = ray.remote(num_cpus=1, max_retries=3, num_returns=2)(call)
+
+        def answers() -> Iterator[tuple[Any, Any]]:
+            for large, small in [remote.remote(*item) for item in items]:
+                yield _StoredValue(large), ray.get(small)
+
+        return list(watch_for_stalls(answers(), TaskActivity(self._cluster, 1)))
+
+
+class _StoredValue:
+    """A reference to a value in the object store."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+
+def _resolve(argument: Any) -> Any:
+    if isinstance(argument, _StoredValue):
+        import ray
+
+        return ray.get(argument.reference)
+    return argument

@@ -1,0 +1,110 @@
+"""Read and check the options that restrict which gallery images may match which query."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.config.options import Expansion, parse_query_expansion
+from jobs.config.settings import RankSettings
+from retrieval.core.errors import UsageError
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder
+from retrieval.store.reader import Store
+
+
+@dataclass(frozen=True)
+class MatchConstraints:
+    """Which gallery images may match which query, and how queries are expanded."""
+
+    row_filter: Callable[[Any], Any] | None  # mask of a shard's metadata rows that pass --filter
+    exclude_by: str | None  # the column that --exclude-self compares
+    min_key: float  # the key of --min-score; -inf without it
+    expansion: Expansion | None
+
+
+def read_match_constraints(
+    settings: RankSettings, index: Folder, manifest: Manifest
+) -> MatchConstraints:
+    """Return the constraints, checked against an index; UsageError where they do not fit it.
+
+    `exclude_by` assumes that the queries are not the store of the index; see
+    `select_exclusion_column`.
+    """
+    import numpy as np
+
+    from retrieval.search.exclusions import SAME_BYTES
+    from retrieval.search.query_expansion import check_expansion
+    from retrieval.vectors.scoring import scores_to_keys
+
+    metric = manifest.counts["metric"]
+    row_filter = None
+    if settings.filter is not None:
+        from retrieval.search.filters import matching_rows, parse_filter
+
+        row_filter = functools.partial(
+            matching_rows, parse_filter(settings.filter, _read_schema(index))
+        )
+    expansion = _expansion(settings)
+    if expansion is not None:
+        check_expansion(expansion.alpha, metric)
+        if settings.unique_pairs:
+            raise UsageError(
+                "--unique-pairs and --expand-queries are mutually exclusive: the score of an "
+                "expanded query is not the score of a pair"
+            )
+    min_key = -np.inf
+    if settings.min_score is not None:
+        min_key = float(scores_to_keys(np.array([settings.min_score]), metric)[0])
+    return MatchConstraints(
+        row_filter, SAME_BYTES if settings.exclude_self else None, min_key, expansion
+    )
+
+
+def _expansion(settings: RankSettings) -> Expansion | None:
+    if settings.expand_queries is None:
+        return None
+    try:
+        return parse_query_expansion(settings.expand_queries)
+    except ValueError as error:
+        raise UsageError(f"--expand-queries: {error}") from error
+
+
+def _read_schema(index: Folder) -> Any:
+    """Return the schema of the row metadata of an index."""
+    import pyarrow.parquet as pq
+
+    from retrieval.index.shard import shard_rows_path
+
+    with index.open(shard_rows_path(0)) as file:
+        return pq.read_read_schema(file)
+
+
+def is_index_store(queries: Store, index: Manifest) -> bool:
+    """Return whether the query store is the store that the index was built from."""
+    return bool(queries.manifest.sha256 == index.counts["embeddings_sha256"])
+
+
+def select_exclusion_column(
+    constraints: MatchConstraints, queries: Store, index: Manifest
+) -> MatchConstraints:
+    """Return the constraints with `exclude_by` set for these queries, if --exclude-self is given.
+
+    Compare rows where the queries are the store of the index, else checksums of the images.
+    """
+    from retrieval.search.exclusions import SAME_ROW
+
+    if constraints.exclude_by is None:
+        return constraints
+    if is_index_store(queries, index):
+        return dataclasses.replace(constraints, exclude_by=SAME_ROW)
+    first = next(iter(queries.blocks()), None)
+    if first is not None and len(first) and first["sha256"].null_count == len(first):
+        raise UsageError(
+            "--exclude-self needs checksums, and the queries have none: omit it, or rank the store "
+            "that the index was built from"
+        )
+    return constraints

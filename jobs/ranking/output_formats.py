@@ -1,0 +1,159 @@
+"""Write matches in further formats beside them: export formats, pairs, a report, pictures.
+
+Each file is written once, with its checksum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.cluster.resources import Cluster
+from jobs.config.options import parse_comma_list
+from jobs.config.settings import RankSettings
+from jobs.runtime.progress import say
+from retrieval.core.errors import UsageError
+from retrieval.core.records import FileRecord
+from retrieval.storage import transaction
+from retrieval.storage.checksum import checksummed_json
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder
+from retrieval.storage.temporary import TEMPORARY_PREFIX
+
+PAIRS, REPORT, PICTURES = "pairs.parquet", "report.html", "pictures"
+
+
+def parse_formats(settings: RankSettings) -> tuple[str, ...]:
+    """Return the formats of --format without parquet, each once; UsageError for an unknown one."""
+    from retrieval.search.export_formats import FORMAT_WRITERS
+
+    known = ("parquet", *FORMAT_WRITERS, "html", "png")
+    names = parse_comma_list(settings.format)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--format {name!r}: write one or more of {','.join(known)}")
+    return tuple(dict.fromkeys(name for name in names if name != "parquet"))
+
+
+@dataclass(frozen=True)
+class ExtraFiles:
+    """The files requested beside the matches, by --format and --unique-pairs."""
+
+    formats: tuple[str, ...]
+    pairs: bool
+
+    def missing(self, existing: Container[str]) -> bool:
+        """Return whether one of the files is not among the existing paths."""
+        wanted = [REPORT if name == "html" else _checksum_path(name) for name in self.formats]
+        return any(path not in existing for path in [*wanted, *([PAIRS] if self.pairs else [])])
+
+    def write(self, folder: Folder, counts: dict[str, Any], cluster: Cluster) -> None:
+        """Write the files that are missing, from the matches in the folder."""
+        if self.pairs and not folder.exists(PAIRS):
+            _write_pairs(folder, counts["metric"])
+        for name in self.formats:
+            if name == "html":
+                _write_report(folder, counts, cluster)
+            elif name == "png":
+                _write_pictures(folder, counts)
+            elif not folder.exists(_checksum_path(name)):
+                _write_format(folder, name, counts["metric"])
+
+
+def format_extra_files(files: Mapping[str, FileRecord]) -> tuple[str, ...]:
+    """Return result lines that name the further files beside the matches."""
+    from retrieval.search.export_formats import FORMAT_FILES
+
+    existing = [path for path in (*FORMAT_FILES.values(), REPORT) if path in files]
+    lines = [f"further files: {', '.join(existing)}"] if existing else []
+    if pictures := sum(path.startswith(f"{PICTURES}/") for path in files):
+        lines.append(f"{pictures} pictures: {PICTURES}/")
+    if PAIRS in files:
+        lines.append(f"{files[PAIRS].rows} pairs, closest first: {PAIRS}")
+    return tuple(lines)
+
+
+def _checksum_path(name: str) -> str:
+    return f"{name}.sum.json"
+
+
+def _table_reader(folder: Folder, prefix: str) -> Callable[[], Iterator[pa.Table]]:
+    """Return a function that iterates over the tables below `prefix`, anew at each call."""
+    from retrieval.storage.checksum import read_checksummed_parquet
+
+    def tables() -> Iterator[pa.Table]:
+        paths = sorted(entry.path for entry in folder.entries(prefix))
+        for path in paths:
+            if TEMPORARY_PREFIX not in path:
+                yield read_checksummed_parquet(folder, path)
+
+    return tables
+
+
+def _write_format(folder: Folder, name: str, metric: Any) -> None:
+    from retrieval.search.export_formats import FORMAT_FILES, FinishedMatches, write_matches
+
+    finished = FinishedMatches(
+        _table_reader(folder, "matches"), _table_reader(folder, "failures"), metric
+    )
+
+    def write(local: str) -> None:
+        with open(local, "wb") as file:
+            write_matches(name, finished, file)
+
+    path = FORMAT_FILES[name]
+    folder.delete(path)  # left by a run that was killed before it wrote the checksum
+    folder.put_new_file(path, write)
+    with folder.open(path) as file:
+        record = transaction.read_file_record(path, file)
+    transaction.put_if_absent(
+        folder, _checksum_path(name), checksummed_json({"files": {path: record.sha256}})
+    )
+
+
+def _write_pairs(folder: Folder, metric: Any) -> None:
+    from retrieval.search.pairs import write_pairs
+    from retrieval.storage.checksum import fill_file_checksum
+
+    def write(local: str) -> None:
+        with open(local, "wb") as file:
+            write_pairs(_table_reader(folder, "matches")(), metric, file)
+        fill_file_checksum(Path(local))
+
+    folder.put_new_file(PAIRS, write)
+
+
+def _write_report(folder: Folder, counts: dict[str, Any], cluster: Cluster) -> None:
+    from jobs.evaluation.evaluate_matches import evaluate_by_labels
+    from jobs.reporting.write_report import build_report_source, write_report
+
+    matches = _expected_manifest(folder, counts)
+    evaluation, _ = evaluate_by_labels(folder, matches)
+    write_report(cluster, build_report_source(folder, matches, evaluation), folder, REPORT)
+
+
+def _write_pictures(folder: Folder, counts: dict[str, Any]) -> None:
+    from jobs.config.settings import RelevanceOptions
+    from jobs.evaluation.ground_truth import open_ground_truth
+    from jobs.reporting.pictures import draw_pictures
+
+    if folder.exists(_checksum_path("png")):
+        return
+    # left by a run that was killed before it wrote the checksums
+    for entry in list(folder.entries(PICTURES)):
+        folder.delete(entry.path)
+    matches = _expected_manifest(folder, counts)
+    pictures = draw_pictures(
+        folder, matches, open_ground_truth(folder, matches, RelevanceOptions()), note=say
+    )
+    named = {f"{PICTURES}/{name}": data for name, data in pictures.items()}
+    transaction.put_with_checksums(folder, named, _checksum_path("png"))
+
+
+def _expected_manifest(folder: Folder, counts: dict[str, Any]) -> Manifest:
+    """Return the manifest that these matches will have, with the fields that reports read."""
+    return Manifest("matches", "", "", counts, "", transaction.collect_records(folder))

@@ -1,0 +1,229 @@
+"""The `rank` command: search an index for queries, write matches and certify their recall.
+
+Queries are a store, images, or vectors in files; the latter two are first written to a store beside
+the matches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.cluster.resources import Cluster, open_cluster
+from jobs.config.settings import EngineOptions, RankSettings, VectorSourceOptions, content_settings
+from jobs.embedding.precomputed_vectors import PrecomputedVectors, add_rounding
+from jobs.embedding.prepare_model import PreparedModel
+from jobs.indexing.index import read_table
+from jobs.ranking.match_constraints import (
+    MatchConstraints,
+    is_index_store,
+    read_match_constraints,
+    select_exclusion_column,
+)
+from jobs.ranking.output_formats import ExtraFiles, format_extra_files, parse_formats
+from jobs.ranking.queries import QUERIES, embed_queries, open_query_store, prepare_queries
+from jobs.ranking.search_passes import open_gallery_vectors, search_queries
+from jobs.ranking.write_matches import failures_path
+from jobs.runtime.check_output import check_output
+from jobs.runtime.result import Result
+from jobs.runtime.run_metadata import Stopwatch
+from retrieval.core.errors import BelowBound, UsageError
+from retrieval.core.records import Certificate, FileRecord
+from retrieval.core.schemas import FAILURES
+from retrieval.storage import finished_output, transaction
+from retrieval.storage.checksum import checksummed_json, checksummed_parquet, read_checksummed_json
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder, open_folder
+from retrieval.store.reader import Store
+
+_LOSSY_CODES_HINT = (
+    "all lists were read: the missing recall is lost by the compressed codes, build an index with "
+    "--index-factory IVFn,Flat (IVFn,SQfp16 for float16 vectors) to lose nothing"
+)
+CERTIFICATE = "certificate.json"
+_RECALL_FIELDS = ("target", "low", "high", "sample", "extrapolated")
+_CERTIFIED_FOLDERS = ("matches", "failures", "barred")
+"""Folders whose files are listed with their checksums in the certificate."""
+
+
+def start(settings: RankSettings) -> Result:
+    """Run the command and return its result."""
+    check_output(settings, "matches")
+    with open_cluster(settings) as cluster:
+        manifest = rank(settings, cluster)
+    result = summary(settings.output, manifest)
+    return add_rounding(result, open_folder(settings.output).child(QUERIES), "query vectors")
+
+
+def rank(
+    settings: RankSettings, cluster: Cluster, *, reuse_if_same: bool = False,
+    invalidate: Callable[[], None] | None = None,
+) -> Manifest:  # fmt: skip
+    """Write matches to the output, continuing an unfinished run, and return their manifest.
+
+    `reuse_if_same` keeps finished matches of the same settings in spite of --overwrite;
+    `invalidate` is called before a file is added to finished matches.
+    """
+    stopwatch = Stopwatch(cluster)
+    index_folder = open_folder(settings.index)
+    index = finished_output.read_manifest(index_folder, kind="index")
+    folder = open_folder(settings.output)
+    extra_files = ExtraFiles(parse_formats(settings), settings.unique_pairs)
+    constraints = read_match_constraints(settings, index_folder, index)
+    query_store = open_query_store(settings, index_folder)
+    _check_unique_pairs(settings, query_store, index)
+    prepared = None if query_store else prepare_queries(settings, cluster, folder, index_folder)
+    job = _job(settings, index, constraints, query_store, prepared)
+    transaction.claim_output(
+        folder, "matches", job, overwrite=settings.overwrite, reuse_if_same=reuse_if_same
+    )
+    if not finished_output.is_finished(folder):
+        open_gallery_vectors(settings, index_folder, index)  # before any query is embedded
+    queries = query_store or embed_queries(
+        settings,
+        cluster,
+        index_folder,
+        prepared,
+        invalidate=lambda: transaction.remove_results(folder),
+    )
+    if finished_output.is_finished(folder):
+        manifest = finished_output.read_manifest(folder, kind="matches")
+        if not extra_files.missing(manifest.files):
+            return manifest
+        if invalidate:
+            invalidate()
+        folder.delete(
+            finished_output.MANIFEST
+        )  # a run that is killed now goes on, and is not refused
+
+    def search_and_finish() -> Manifest:
+        certified = _read_certificate(folder) or search_queries(
+            settings, cluster, folder, index_folder, index, queries,
+            select_exclusion_column(constraints, queries, index),
+        )  # fmt: skip
+        manifest = _finish(cluster, folder, index_folder, index, queries, *certified, extra_files)
+        stopwatch.write(
+            folder, settings, done=queries.rows, files=manifest.files.values(),
+            queries=queries.rows,
+        )  # fmt: skip
+        return manifest
+
+    return transaction.make_unless_finished(folder, "matches", search_and_finish)
+
+
+def _check_unique_pairs(settings: RankSettings, query_store: Store | None, index: Manifest) -> None:
+    if settings.unique_pairs and (query_store is None or not is_index_store(query_store, index)):
+        raise UsageError(
+            "--unique-pairs needs a gallery ranked against itself: set --queries to the store that "
+            f"{settings.index} was built from, or omit it"
+        )
+
+
+def _read_certificate(folder: Folder) -> tuple[Certificate, int] | None:
+    """Return the certificate and the number of unmatched queries; None if matches are missing."""
+    try:
+        values = read_checksummed_json(folder, CERTIFICATE)
+    except FileNotFoundError:
+        return None
+    existing = {entry.path for name in _CERTIFIED_FOLDERS for entry in folder.entries(name)}
+    if not values["files"].keys() <= existing:
+        return None
+    return Certificate(**values["certificate"]), values["unmatched"]
+
+
+def _write_certificate(
+    folder: Folder, certificate: Certificate, unmatched: int
+) -> list[FileRecord]:
+    """Write the recall and the checksums of all files of the matches; return their records."""
+    records = transaction.collect_records(folder).values()
+    parts = [record for record in records if record.path.partition("/")[0] in _CERTIFIED_FOLDERS]
+    files = {record.path: record.sha256 for record in parts}
+    values = {"certificate": asdict(certificate), "unmatched": unmatched, "files": files}
+    transaction.put_if_absent(folder, CERTIFICATE, checksummed_json(values))
+    return parts
+
+
+def _job(
+    settings: RankSettings,
+    index: Manifest,
+    constraints: MatchConstraints,
+    queries: Store | None,
+    prepared: PreparedModel | PrecomputedVectors | None,
+) -> dict[str, Any]:
+    """Return the content of job.json.
+
+    Options of engines and vector sources are left out here; `prepared` adds those that apply.
+    """
+    names = {f.name for s in (EngineOptions, VectorSourceOptions) for f in dataclasses.fields(s)}
+    content = {k: v for k, v in content_settings(settings).items() if k not in names}
+    return {
+        **content,
+        "expand_queries": asdict(constraints.expansion) if constraints.expansion else None,
+        **(prepared.job_fields() if prepared else {}),
+        "index": open_folder(settings.index).uri(),
+        "index_sha256": index.sha256,
+        "queries": open_folder(settings.queries).uri(),
+        "queries_sha256": queries.manifest.sha256 if queries else None,
+    }
+
+
+def _finish(
+    cluster: Cluster,
+    folder: Folder,
+    index_folder: Folder,
+    index: Manifest,
+    queries: Store,
+    certificate: Certificate,
+    unmatched: int,
+    extra_files: ExtraFiles,
+) -> Manifest:
+    """Write failures, labels, certificate and extra files beside the matches, then the manifest."""
+    from retrieval.index.shard import LABELS
+
+    failed = pa.concat_tables([FAILURES.schema.empty_table(), *queries.failures()])
+    if len(failed):
+        transaction.put_if_absent(
+            folder, failures_path(0), checksummed_parquet(failed.combine_chunks())
+        )
+    if not folder.exists(LABELS):  # options that restrict the matches have written their own counts
+        labels = read_table(index_folder, index, LABELS)
+        transaction.put_if_absent(folder, LABELS, checksummed_parquet(labels))
+    parts = _write_certificate(folder, certificate, unmatched)
+    counts = {
+        "queries": queries.rows,
+        "failures": len(failed),
+        "unmatched": unmatched,
+        "gallery": index.counts["rows"],
+        "metric": index.counts["metric"],
+        "certificate": asdict(certificate),
+    }
+    extra_files.write(folder, counts, cluster)
+    return transaction.finish_output(folder, "matches", counts, parts)
+
+
+def summary(output: str, manifest: Manifest) -> Result:
+    """Return the result of finished matches; exit code 5 if the target recall is not certified."""
+    counts = manifest.counts
+    certificate = Certificate(**counts["certificate"])
+    lines: tuple[str, ...] = (
+        f"{counts['queries']} queries ranked against {counts['gallery']} gallery images, "
+        f"{counts['failures']} queries failed: {output}",
+        certificate.sentence(),
+    )
+    if counts["unmatched"]:
+        lines += (f"{counts['unmatched']} queries have no match under the options of the ranking",)
+    lines += format_extra_files(manifest.files)
+    settings = finished_output.read_settings(open_folder(output))
+    below = certificate.low < certificate.target
+    code = BelowBound.exit_code if settings["nprobe"] is None and below else 0
+    if below and certificate.nprobe == certificate.nlist:
+        lines += (_LOSSY_CODES_HINT,)
+    values = {key: value for key, value in counts.items() if key != "certificate"}
+    for key, value in asdict(certificate).items():
+        if key != "queries":
+            values[f"recall_{key}" if key in _RECALL_FIELDS else key] = value
+    return Result({"output": output, **values}, lines, code)

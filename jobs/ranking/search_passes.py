@@ -1,0 +1,262 @@
+"""Run the search of a ranking on the cluster: one task per shard or block, one or two passes.
+
+A second pass reads more lists where a sample of queries shows that the recall is too low.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jobs.cluster import tasks
+from jobs.cluster.resources import Cluster
+from jobs.cluster.stall_detector import send_heartbeat
+from jobs.config.options import Expansion
+from jobs.config.settings import RankSettings
+from jobs.indexing.index import read_table
+from jobs.ranking.match_constraints import MatchConstraints
+from jobs.ranking.write_matches import write_eligible_counts, write_matches
+from jobs.runtime.progress import progress, say
+from retrieval.core.records import Certificate
+from retrieval.core.schemas import WORK_FOLDER
+from retrieval.storage import finished_output
+from retrieval.storage.checksum import checksummed_parquet
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder
+from retrieval.store.reader import Store
+
+FIRST = WORK_FOLDER + "first"
+"""Folder of the search that finds the neighbors by which queries are expanded."""
+
+
+def search_queries(
+    settings: RankSettings,
+    cluster: Cluster,
+    folder: Folder,
+    index_folder: Folder,
+    index: Manifest,
+    queries: Store,
+    constraints: MatchConstraints,
+) -> tuple[Certificate, int]:
+    """Search all shards for all queries and write the matches.
+
+    Return the certificate of the recall reached, and the number of queries without a match.
+    """
+    task, extrapolated = _make_task(
+        settings, cluster, folder, index_folder, index, queries, constraints
+    )
+    if constraints.expansion is not None:
+        task = _expand_queries(cluster, task, constraints.expansion)
+    task, certificate = _search_until_certified(settings, cluster, task)
+    _fill_incomplete(cluster, task)
+    matched = write_matches(cluster, task)
+    write_eligible_counts(cluster, task)
+    return dataclasses.replace(certificate, extrapolated=extrapolated), queries.rows - matched
+
+
+def _search_until_certified(
+    settings: RankSettings, cluster: Cluster, task: Any
+) -> tuple[Any, Certificate]:
+    """Search, and certify the recall on a growing sample until it is decided.
+
+    Where the recall is too low, or still undecided at the largest sample, search once more with a
+    larger nprobe. Each look continues from the files on disk, so a resumed run repeats the same
+    looks.
+    """
+    from retrieval.index.recall_interval import interval_verdict
+    from retrieval.search.recall_check import certify
+
+    passes = 1
+    while True:
+        _run_pass(cluster, task)
+        certificate, wider = certify(task, settings.recall, settings.seed)
+        verdict = interval_verdict(certificate.low, certificate.high, settings.recall)
+        if verdict == "met" or settings.nprobe is not None:
+            break
+        measured = (
+            f"recall {certificate.recall:.3f} [{certificate.low:.3f}, {certificate.high:.3f}] "
+            f"of {certificate.sample} sampled queries"
+        )
+        if verdict == "undecided" and task.look + 1 < len(task.looks):
+            task = dataclasses.replace(task, look=task.look + 1)
+            say(
+                f"{measured} does not decide whether {settings.recall:g} is met: "
+                f"sampling {len(task.sampled_queries)}"
+            )
+        elif passes == 1 and wider > task.nprobe:
+            say(f"{measured} does not reach {settings.recall:g}: reading {wider} lists per query")
+            task = dataclasses.replace(task, nprobe=wider)
+            passes = 2
+        else:
+            break
+    return task, dataclasses.replace(certificate, passes=passes)
+
+
+def _make_task(
+    settings: RankSettings,
+    cluster: Cluster,
+    folder: Folder,
+    index_folder: Folder,
+    index: Manifest,
+    queries: Store,
+    constraints: MatchConstraints,
+) -> tuple[Any, int]:
+    """Return the search task, and the depth of the recall curve if `top_k` exceeds it, else 0."""
+    from retrieval.index import recall_curve
+    from retrieval.index.recall_interval import LOOK_SIZES, look_sizes
+    from retrieval.index.sampling import rows_in_hash_order
+    from retrieval.index.shard import RECALL_TABLE
+    from retrieval.search.shard_search import SearchTask, queries_per_block
+
+    nlist, k = index.counts["nlist"], settings.top_k
+    codes, metric = index.counts["codes"], index.counts["metric"]
+    if k > index.counts["rows"]:
+        say(f"--top-k {k} exceeds the size of the gallery: each query gets {index.counts['rows']}")
+    nprobe, extrapolated = nlist, 0
+    reads_all_lists = index.counts["probe_all"] or settings.recall == 1 or k >= index.counts["rows"]
+    if settings.nprobe is not None:
+        nprobe = min(settings.nprobe, nlist)
+    elif codes and queries.rows <= LOOK_SIZES[0]:
+        pass  # all queries would be sampled and searched exactly anyway
+    elif not reads_all_lists:
+        curve = read_table(index_folder, index, RECALL_TABLE)
+        nprobe = recall_curve.choose_nprobe(curve, k, settings.recall, nlist)
+        depth = recall_curve.measured_depth(curve)
+        extrapolated = depth if k > depth else 0
+    looks: list[Any] = []
+    if queries.rows and (nprobe < nlist or codes is None):
+        sizes = look_sizes(queries.rows, nprobe, nlist)
+        if settings.nprobe is not None:  # recall is measured, but nothing depends on it
+            sizes = sizes[:1]
+        sampled = rows_in_hash_order(queries, sizes[-1], settings.seed, "certificate")
+        looks = np.split(sampled, sizes[:-1])
+    memory = finished_output.read_settings(index_folder)["max_index_memory"]
+    neighbors = constraints.expansion.count if constraints.expansion else 0
+    task = SearchTask(
+        index_folder, index, codes, metric, queries, folder, nprobe, k, tuple(looks),
+        heartbeat=send_heartbeat,
+        vector_store=open_gallery_vectors(settings, index_folder, index),
+        device="cuda" if settings.device != "cpu" and cluster.gpus else "cpu",
+        row_filter=constraints.row_filter, exclude_by=constraints.exclude_by,
+        min_key=constraints.min_key,
+        queries_per_block=queries_per_block(queries.dimension, max(k, neighbors), memory),
+        memory=memory,
+        temp_dir=settings.temp_dir,
+    )  # fmt: skip
+    return task, extrapolated
+
+
+def open_gallery_vectors(
+    settings: RankSettings, index_folder: Folder, index: Manifest
+) -> Store | None:
+    """Open the store of the gallery vectors if the codes of the index are lossy, else None."""
+    from retrieval.search.rescore import open_vector_store
+
+    if index.counts["codes"]:
+        return None
+    return open_vector_store(index_folder, index, settings.embeddings)
+
+
+def _run_pass(cluster: Cluster, task: Any) -> None:
+    """Search every shard for every block; with lossy codes, propose candidates and rescore them."""
+    from retrieval.search import propose, rescore, shard_search
+
+    shards, blocks = len(task.shards), len(task.query_chunks)
+    if task.codes:
+        if task.nprobe < task.manifest.counts["nlist"]:
+            _run_tasks(cluster, "lists", shard_search.write_probed_lists, task, blocks, "blocks")
+        _search_shards(cluster, task)
+        return
+    _run_tasks(cluster, "propose", propose.propose_candidates, task, shards, "shards")
+    _run_tasks(cluster, "compare", propose.merge_proposals, task, blocks, "blocks")
+    _run_tasks(cluster, "rank", rescore.rescore_shard, task, shards, "shards")
+
+
+def _search_shards(cluster: Cluster, task: Any) -> None:
+    """Search all shards; where they are fewer than workers, several tasks share a shard."""
+    from retrieval.search import shard_search
+
+    workers = int(cluster.gpus / cluster.gpu_share) if task.device == "cuda" else cluster.workers
+    shares, shards = shard_search.shares_per_shard(task, workers), len(task.shards)
+
+    def step(task: Any, number: int) -> int:
+        return shard_search.search_shard(task, number % shards, number // shards, shares)
+
+    unit = "shards" if shares == 1 else "shares of shards"
+    _run_tasks(cluster, "rank", step, task, shards * shares, unit, gpu=True)
+
+
+def _expand_queries(cluster: Cluster, task: Any, expansion: Expansion) -> Any:
+    """Search by the unexpanded queries, expand them, and return the task for the expanded ones."""
+    from retrieval.search import neighbor_vectors
+    from retrieval.search.shard_search import expanded_queries_path
+
+    blocks, shards = len(task.query_chunks), len(task.shards)
+    first = dataclasses.replace(
+        task, output=task.output.child(FIRST), top_k=expansion.count, looks=()
+    )
+    if not all(task.output.exists(expanded_queries_path(number)) for number in range(blocks)):
+        _run_pass(cluster, first)
+        _run_tasks(cluster, "choose", neighbor_vectors.choose_neighbors, first, blocks, "blocks")
+        _run_tasks(
+            cluster, "fetch", neighbor_vectors.fetch_neighbor_vectors, first, shards, "shards"
+        )
+        expand_block = _make_expand_step(task, first, expansion.alpha)
+        _run_tasks(cluster, "expand", expand_block, None, blocks, "blocks")
+    return dataclasses.replace(task, expanded=True)
+
+
+def _make_expand_step(task: Any, first: Any, alpha: float) -> Callable[[Any, int], int]:
+    def expand_block(_: Any, number: int) -> int:
+        import pyarrow as pa
+
+        from retrieval.search.neighbor_vectors import iterate_neighborhoods
+        from retrieval.search.query_expansion import expand_queries
+        from retrieval.search.shard_search import expanded_queries_path
+        from retrieval.store.reader import embedding_column
+
+        parts = [np.empty((0, task.queries.dimension), np.float32)]
+        neighborhoods = iterate_neighborhoods(first, number)
+        parts += [expand_queries(*vectors, alpha, task.metric) for vectors in neighborhoods]
+        table = pa.table({"embedding": embedding_column(np.concatenate(parts))})
+        task.output.put_new(expanded_queries_path(number), checksummed_parquet(table))
+        return number
+
+    return expand_block
+
+
+def _fill_incomplete(cluster: Cluster, task: Any) -> None:
+    """Search all lists for queries with fewer than k candidates, unless --min-score cuts them."""
+    from retrieval.search import fill_matches
+
+    if not task.codes or task.nprobe >= task.manifest.counts["nlist"] or task.min_key > -np.inf:
+        return
+    blocks = range(len(task.query_chunks))
+    counts = list(
+        tasks.run_tasks(
+            cluster, lambda number: fill_matches.find_incomplete_queries(task, number), blocks
+        )
+    )
+    if incomplete := sum(count for _, count in counts):
+        say(
+            f"{incomplete} queries have fewer than {task.top_k} matches in their lists: "
+            "searching all lists"
+        )
+        shards = len(task.shards)
+        _run_tasks(cluster, "fill", fill_matches.search_all_lists, task, shards, "shards", gpu=True)
+
+
+def _run_tasks(
+    cluster: Cluster, title: str, step: Callable[[Any, int], int], task: Any, count: int, unit: str,
+    *, gpu: bool = False,
+) -> None:  # fmt: skip
+    def run_step(number: int) -> int:
+        return step(task, number)
+
+    gpu = gpu and task.device == "cuda"
+    with progress(title, count, unit, cluster) as bar:
+        for _ in tasks.run_tasks(cluster, run_step, range(count), gpu=gpu):
+            bar.advance(1)

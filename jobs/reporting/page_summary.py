@@ -1,0 +1,100 @@
+"""Build the summary of a report page: figures over all queries, and facts about their origin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.evaluation.evaluate_matches import Evaluation
+from retrieval.core.errors import LookalikeError
+from retrieval.core.records import Certificate
+from retrieval.report.chart import Chart
+from retrieval.report.page import Page
+from retrieval.report.rows import SHOWN_MATCHES, ShownQueries
+from retrieval.storage import finished_output
+from retrieval.storage.checksum import parse_checksummed_json
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder, open_folder
+
+
+def build_page(
+    folder: Folder,
+    manifest: Manifest,
+    evaluation: Evaluation | None,
+    charts: tuple[Chart, ...],
+    *,
+    title: str,
+    shown: ShownQueries,
+    queries: int,
+) -> Page:
+    """Return what the page shows above its queries; `queries` is the number of queries in all."""
+    return Page(
+        title=title,
+        metric=manifest.counts["metric"],
+        facts=_facts(folder, manifest),
+        recall=Certificate(**manifest.counts["certificate"]).sentence(),
+        counts=shown.counts(),
+        shown_of=(len(shown), queries),
+        measures=evaluation.measures if evaluation else (),
+        classes=evaluation.classes if evaluation else (),
+        thresholds=evaluation.thresholds if evaluation else (),
+        notes=evaluation.notes if evaluation else (),
+        charts=charts,
+    )
+
+
+def _images_of(queries: str) -> str:
+    """Return the image folder that the queries were embedded from, or `queries` if unknown."""
+    try:
+        return str(finished_output.read_settings(open_folder(queries))["input"])
+    except (OSError, KeyError, LookalikeError):
+        return queries
+
+
+def _shown(top_k: int) -> str:
+    return (
+        f"{top_k}, of which this page shows {SHOWN_MATCHES}"
+        if top_k > SHOWN_MATCHES
+        else f"{top_k}"
+    )
+
+
+def _conditions(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the settings that restrict matches or change queries, as (name, value)."""
+    conditions = []
+    if settings.get("filter") is not None:
+        conditions.append(("filter", settings["filter"]))
+    if settings.get("exclude_self"):
+        conditions.append(("excluded", "each query's own image"))
+    if settings.get("min_score") is not None:
+        conditions.append(("minimum score", f"{settings['min_score']:g}"))
+    if expansion := settings.get("expand_queries"):
+        conditions.append((
+            "queries expanded",
+            f"with the top {expansion['count']} matches, weighted by score to the power "
+            f"{expansion['alpha']:g}",
+        ))  # fmt: skip
+    return conditions
+
+
+def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """Return the origin of the matches as (name, value): gallery, queries, network, settings."""
+    counts, settings = manifest.counts, finished_output.read_settings(folder)
+    facts = [
+        ("gallery", f"{counts['gallery']} images"),
+        ("queries", f"{counts['queries']} images in {_images_of(settings['queries'])}"),
+        ("failed queries", str(counts["failures"])),
+        ("matches per query", _shown(settings["top_k"])),
+        ("index", settings["index"]),
+        *_conditions(settings),
+    ]
+    index = open_folder(settings["index"])
+    try:
+        store = open_folder(finished_output.read_settings(index)["embeddings"])
+        source = finished_output.read_settings(store)["input"]
+        facts[0] = ("gallery", f"{counts['gallery']} images in {source}")
+        bundle = parse_checksummed_json(index.child("model").read("bundle.json")) or {}
+        network = f"{bundle['backbone']}, {bundle['pooling']} pooling"
+        facts.insert(2, ("network", f"{network}, {bundle['dimension']} dimensions"))
+    except (OSError, KeyError, LookalikeError):  # the index may have been moved or deleted since
+        pass
+    return tuple(facts)

@@ -1,0 +1,117 @@
+"""Progress and messages on stderr: a bar on a terminal, a line per interval in a log."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from jobs.runtime.metrics import Counters
+
+INTERVAL = 10.0  # seconds between lines in a log
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tabs and newlines
+
+
+class HasBusyWorkers(Protocol):
+    """Anything that knows the number of busy workers, such as a Cluster."""
+
+    at_work: int
+
+
+class Progress:
+    """Progress of a stage of `total` units, printed as lines in a log."""
+
+    def __init__(
+        self, stage: str, total: int, unit: str, cluster: HasBusyWorkers | None = None
+    ) -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self._cluster, self._counters = cluster, Counters(stage, unit, total)
+        self.done = 0
+        self.failed = 0
+        self._started = self._last_line = time.monotonic()
+        self._first: tuple[float, int] | None = None
+
+    def advance(self, done: int, failed: int = 0) -> None:
+        """Count finished units; print a line if the last one was `INTERVAL` seconds ago."""
+        self._count(done, failed)
+        now = time.monotonic()
+        if now - self._last_line >= INTERVAL and self.done < self.total:
+            self._last_line = now
+            say(self.format_line())
+
+    def _count(self, done: int, failed: int) -> None:
+        if self._first is None:  # the start-up before it would distort the estimate
+            self._first = (time.monotonic(), done)
+        self.done += done
+        self.failed += failed
+        self._counters.add(done, failed)
+
+    def format_line(self) -> str:
+        """Return a line with stage, done of total, rate, time left, failures and workers."""
+        now = time.monotonic()
+        rate = self.done / max(now - self._started, 1e-9)
+        left = f"{now - self._started:.0f} s"
+        if self.done < self.total:
+            start, done_before = self._first or (now, 0)
+            steady = (self.done - done_before) / max(now - start, 1e-9)
+            left = f"{(self.total - self.done) / steady:.0f} s left" if steady else "starting"
+        failures = f", {self.failed} failed" if self.failed else ""
+        at_work = self._cluster.at_work if self._cluster and self.done < self.total else 0
+        workers = f", {at_work} at work" if at_work else ""
+        done = f"{self.done}/{self.total} {self.unit}"
+        return f"{self.stage}: {done}, {rate:.1f}/s, {left}{failures}{workers}"
+
+
+class _ProgressBar(Progress):
+    """Progress of a stage, drawn as a bar on a terminal."""
+
+    def __init__(
+        self, stage: str, total: int, unit: str, cluster: HasBusyWorkers | None = None
+    ) -> None:
+        super().__init__(stage, total, unit, cluster)
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        # a name may hold [brackets], which are no markup
+        description = TextColumn("{task.description}", markup=False)
+        columns = (BarColumn(bar_width=24), description)
+        self.bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task(visible(stage), total=total)
+
+    def advance(self, done: int, failed: int = 0) -> None:
+        """Count finished units and redraw the bar."""
+        self._count(done, failed)
+        self.bar.update(self.task, completed=self.done, description=visible(self.format_line()))
+
+
+@contextmanager
+def progress(
+    stage: str, total: int, unit: str, cluster: HasBusyWorkers | None = None
+) -> Iterator[Progress]:
+    """Show the progress of a stage while it runs, and one line about it at the end."""
+    if sys.stderr.isatty():
+        bar = _ProgressBar(stage, total, unit, cluster)
+        with bar.bar:
+            yield bar
+        shown: Progress = bar
+    else:
+        shown = Progress(stage, total, unit, cluster)
+        yield shown
+    if shown.done:
+        say(shown.format_line())
+
+
+def say(message: str) -> None:
+    """Print one message for a person on stderr."""
+    with suppress(OSError):  # if the reader of stderr is gone, the job goes on
+        print(visible(message), file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """Return text with control characters escaped, since names of files may contain them."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

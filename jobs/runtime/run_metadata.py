@@ -1,0 +1,113 @@
+"""run.json: times, memory, versions and settings of a run, part of no fingerprint or checksum."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from retrieval.core.records import FileRecord, Rounding
+from retrieval.storage.finished_output import RUN, read_if_exists
+from retrieval.storage.local import Folder
+
+if TYPE_CHECKING:
+    from jobs.cluster.resources import Cluster
+
+_PACKAGES = (
+    "lookalike",
+    "ray",
+    "torch",
+    "torchvision",
+    "openvino",
+    "faiss-cpu",
+    "pyarrow",
+    "numpy",
+)
+
+_STAGE_KEYS = ("seconds", "per_second", "bytes", "peak_memory_bytes", "worker_peak_memory_bytes")
+
+
+class Stopwatch:
+    """Times a stage from its creation on and records the peak memory of its workers."""
+
+    def __init__(self, cluster: Cluster | None = None) -> None:
+        self._began = datetime.now(UTC)
+        self._started = time.monotonic()
+        self._cluster = cluster
+        if cluster is not None:
+            cluster.peak = 0
+
+    def write(
+        self, folder: Folder, settings: Any, *, done: int | None = None,
+        files: Iterable[FileRecord] | None = None, **counts: Any,
+    ) -> None:  # fmt: skip
+        """Write run.json into an output.
+
+        `done` is the number of processed items, for the rate; `files` are the output's files.
+
+        Unknown values are left out; the settings are recorded as they were typed.
+        """
+        seconds = time.monotonic() - self._started
+        optional = {
+            "per_second": None if done is None else round(done / seconds, 3),
+            "bytes": None if files is None else sum(record.size for record in files),
+            "worker_peak_memory_bytes": None if self._cluster is None else self._cluster.peak,
+        }
+        values = {
+            "began": self._began.isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            **{key: value for key, value in optional.items() if value is not None},
+            "host": socket.gethostname(),
+            "processor": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "packages": _versions(),
+            "peak_memory_bytes": peak_memory(),
+            "settings": {
+                field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
+            },
+            **counts,
+        }
+        folder.put(RUN, json.dumps(values, indent=1, sort_keys=True).encode())
+
+
+def read_stage_metadata(folder: Folder, names: Iterable[str]) -> dict[str, Any]:
+    """Return time, rate, bytes and memory of each stage from the run.json in its subfolder."""
+    stages = {}
+    for name in names:
+        data = read_if_exists(folder.child(name), RUN)
+        if data is not None:
+            values = json.loads(data)
+            stages[name] = {key: values.get(key) for key in _STAGE_KEYS}
+    return stages
+
+
+def read_rounding(store: Folder) -> Rounding | None:
+    """Return what rounding changed when vectors were last imported into a store, if measured."""
+    data = read_if_exists(store, RUN)
+    measured = json.loads(data).get("rounding") if data else None
+    return Rounding(**measured) if measured else None
+
+
+def _versions() -> dict[str, str | None]:
+    """Return the version of each package that affects a result; None if not installed."""
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def peak_memory() -> int:
+    """Return the largest resident set size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,200 @@
+"""Training in this process or in several processes of the cluster, with a checkpoint per epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.cluster.actor_pool import ACTOR_CPUS
+from jobs.cluster.connection import resolve_address
+from jobs.cluster.resources import Cluster, open_cluster
+from jobs.runtime.progress import say
+from retrieval.core import errors
+from retrieval.core.errors import LookalikeError, Stalled, UsageError
+from retrieval.core.schemas import WORK_FOLDER, Pooling
+from retrieval.models.bundle import serialize_state
+from retrieval.models.registry import WeightSource
+from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
+from retrieval.storage.local import Folder
+from retrieval.training.checkpoint import read_checkpoint, write_checkpoint
+from retrieval.training.distributed import ProcessGroup
+from retrieval.training.loop import TrainingProgress, TrainingRecipe, train
+from retrieval.training.network import build_trainable_backbone
+from retrieval.training.objectives import make_objective
+from retrieval.training.photos import DecodedPhotos, PhotoSplit, open_decoded
+
+_WORKER_ERROR = f"{WORK_FOLDER}refused.json"
+
+_MAX_RESTARTS = 3
+"""Lost processes that are replaced in a run; one more ends it, with its epochs kept."""
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """The backbone, weights, objective and recipe of a training."""
+
+    backbone: str
+    source: WeightSource
+    pooling: Pooling
+    pretrained: bool
+    objective: str
+    recipe: TrainingRecipe
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the parameters that it begins with."""
+        return hashlib.sha256(serialize_state(self.source.state)).hexdigest()
+
+
+def choose_and_train(
+    folder: Folder, learning: TrainingSetup, found: DecodedPhotos, photos: PhotoSplit, settings: Any
+) -> tuple[TrainingProgress, str]:
+    """Train in this process, or on the cluster for several workers or its GPUs.
+
+    Returns the final progress and the device, `cpu` or `cuda`.
+    """
+    local, workers = local_device(settings.device), settings.workers or 1
+    use_cluster = (
+        local == "cpu" and settings.device != "cpu" and resolve_address(settings.ray_address)
+    )
+    if workers > 1 or use_cluster:
+        with open_cluster(settings) as cluster:
+            device = "cuda" if settings.device != "cpu" and cluster.gpus >= workers else "cpu"
+            _check_device(settings.device, device)
+            if workers > 1 or device == "cuda":
+                return train_distributed(cluster, folder, learning, found, settings, device), device
+    _check_device(settings.device, local)
+    return train_here(folder, learning, photos, local), local
+
+
+def local_device(requested: str | None) -> str:
+    """Return what this process computes on: cuda where it has a GPU, unless `cpu` is asked for."""
+    import torch
+
+    return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _check_device(requested: str | None, device: str) -> None:
+    if requested == "cuda" and device != "cuda":
+        raise UsageError(
+            "--device cuda: there are fewer GPUs than --workers, here or on the cluster of "
+            "--ray-address; leave the option out to learn on CPUs"
+        )
+
+
+def train_here(
+    folder: Folder, learning: TrainingSetup, photos: PhotoSplit, device: str
+) -> TrainingProgress:
+    """Train in this process, alone or as one of several, on `cpu` or `cuda`."""
+    together = ProcessGroup()
+    body = build_trainable_backbone(
+        learning.backbone, learning.source, learning.pooling, pretrained=learning.pretrained,
+        device=device,
+    )  # fmt: skip
+    recipe = learning.recipe
+    dimension = _measure_dimension(body.extractor, learning.source.transform.image_size)
+    classes = len(photos.training.names)
+    objective = make_objective(learning.objective, dimension, classes, recipe.seed)
+
+    def on_epoch(progress: TrainingProgress) -> None:
+        if together.rank == 0:
+            write_checkpoint(folder, progress)
+            _log_epoch(progress, recipe)
+
+    return train(
+        body, objective, photos, recipe, before=read_checkpoint(folder), together=together,
+        on_epoch=on_epoch,
+    )  # fmt: skip
+
+
+def _measure_dimension(extractor: Any, side: int) -> int:
+    import torch
+
+    extractor.eval()
+    with torch.inference_mode():
+        device = next(extractor.parameters()).device
+        return int(extractor(torch.zeros(1, 3, side, side, device=device)).shape[1])
+
+
+def _log_epoch(progress: TrainingProgress, recipe: TrainingRecipe) -> None:
+    epoch = progress.history[-1]
+    accuracy = "" if epoch.accuracy is None else f"accuracy {epoch.accuracy:.3f}, "
+    say(
+        f"train: epoch {epoch.epoch}/{recipe.epochs}, loss {epoch.loss:.3f}, {accuracy}"
+        f"top-1 {epoch.top1:.3f}, mAP {epoch.map:.3f}"
+    )
+
+
+def train_distributed(
+    cluster: Cluster, folder: Folder, learning: TrainingSetup, found: DecodedPhotos, settings: Any,
+    device: str,
+) -> TrainingProgress:  # fmt: skip
+    """Train in processes started by Ray Train; lost ones are replaced and resume from checkpoints.
+
+    The photos are read from the folder they were decoded into, which all nodes must see. On the
+    device cuda each process has a GPU of its own. Ray Train would try a refusal again as if a
+    process had died: so it is put down, the next try ends at once, and it is raised here.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    cluster.connect()
+    split = {"by": settings.split_by, "share": settings.validation_fraction, "seed": settings.seed}
+    place, items = found.folder, found.items
+
+    def work(_: dict[str, Any]) -> None:
+        if _read_worker_error(folder) is not None:
+            return
+        try:
+            train_here(folder, learning, open_decoded(place, items).parted(**split), device)
+        except LookalikeError as refusal:
+            folder.put(
+                _WORKER_ERROR,
+                checksummed_json({"error": type(refusal).__name__, "said": str(refusal)}),
+            )
+            raise
+
+    own = place / "ray"  # Ray Train's files would else lie in the user's home
+    folder.delete(_WORKER_ERROR)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.workers or 1, use_gpu=device == "cuda",
+            resources_per_worker={"CPU": ACTOR_CPUS, **({"GPU": 1} if device == "cuda" else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=str(own),
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
+        ),
+    )  # fmt: skip
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _read_worker_error(folder) or Stalled(
+            f"a process of `train` was lost more than {_MAX_RESTARTS} times "
+            f"({_first_line(error)}); finished epochs are kept, run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    refused, progress = _read_worker_error(folder), read_checkpoint(folder)
+    if refused is not None:
+        raise refused
+    assert progress is not None, "an epoch is put before the workers end"
+    return progress
+
+
+def _read_worker_error(folder: Folder) -> LookalikeError | None:
+    """Read the error that ended a worker process, if any."""
+    with suppress(FileNotFoundError):
+        note = parse_checksummed_json(folder.read(_WORKER_ERROR))
+        if note is not None:
+            refusal: LookalikeError = getattr(errors, note["error"])(note["said"])
+            return refusal
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,171 @@
+"""Read, decode and embed items in batches.
+
+An image that would fail again goes to the ledger, and so does one whose host does not answer; a
+disk or bucket that fails stops the job. At most two batches are in memory. After an attempt that
+killed its worker, images are processed one at a time, so that the noted image is the one in work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from retrieval.core.errors import LookalikeError
+from retrieval.embedding.attempt import FIRST_ATTEMPT, Attempt
+from retrieval.embedding.outcome import (
+    EmbeddedBatch,
+    Failure,
+    WorkerDied,
+    failure_record,
+    part_row,
+    vector_problem,
+)
+from retrieval.images.decode import decode
+from retrieval.models.embedder import Embedder, Vectors
+from retrieval.sources.item_reader import ItemReader
+from retrieval.storage.hosts import HostHealth
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How images are read and decoded, and how embeddings are stored."""
+
+    max_pixels: int
+    embedding_dtype: str
+    threads: int = 0
+    """Threads that decode ahead of the engine, or 0 to decode between its batches. They pay off
+    beside a GPU; on CPUs each core has a worker of its own, which they would only slow down."""
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    hosts: HostHealth = field(default_factory=HostHealth, compare=False)
+    """State of the hosts of URLs, kept from one chunk to the next."""
+
+
+@dataclass(frozen=True)
+class _Image:
+    item: dict[str, Any]
+    pixels: torch.Tensor
+    width: int
+    height: int
+    sha256: str
+    size: int  # bytes that were read
+
+
+class NotAnImage(Exception):
+    """The source reported already that this item cannot be read."""
+
+
+def embed_items(
+    items: list[dict[str, Any]],
+    embedder: Embedder,
+    decoding: DecodeSettings,
+    attempt: Attempt = FIRST_ATTEMPT,
+) -> Iterator[EmbeddedBatch]:
+    """Embed items (rows of a listing) in their order; each ends as one row or one failure.
+
+    A vector does not depend on the batch it is in, so later attempts get the same vectors.
+    """
+    in_flight: deque[tuple[list[_Image], list[Failure], Callable[[], Vectors]]] = deque()
+    size, ahead = (1, 0) if attempt.one_at_a_time else (embedder.batch_size, embedder.ahead)
+    with ItemReader(decoding.options, decoding.hosts) as opener:
+
+        def load(item: dict[str, Any]) -> _Image | Failure:
+            return _load_image(item, embedder, decoding, opener, attempt)
+
+        threads = 0 if attempt.one_at_a_time else decoding.threads
+        decoded = _decode_ahead(load, items, threads, 2 * size) if threads else map(load, items)
+        for images, failures in _batches(decoded, size):
+            answer = embedder.submit([image.pixels for image in images])
+            in_flight.append((images, failures, answer))
+            if len(in_flight) > ahead:
+                yield _collect(*in_flight.popleft(), decoding.embedding_dtype)
+    while in_flight:
+        yield _collect(*in_flight.popleft(), decoding.embedding_dtype)
+    attempt.note(None)
+
+
+def _batches(
+    decoded: Iterable[_Image | Failure], size: int
+) -> Iterator[tuple[list[_Image], list[Failure]]]:
+    """Yield full batches of images, each with the failures met on the way."""
+    images: list[_Image] = []
+    failures: list[Failure] = []
+    for result in decoded:
+        if isinstance(result, _Image):
+            images.append(result)
+        else:
+            failures.append(result)
+        if len(images) == size:
+            yield images, failures
+            images, failures = [], []
+    if images or failures:
+        yield images, failures
+
+
+def _decode_ahead(
+    load: Callable[[dict[str, Any]], _Image | Failure],
+    items: list[dict[str, Any]],
+    threads: int,
+    limit: int,
+) -> Iterator[_Image | Failure]:
+    """Decode items on threads, in order, at most `limit` ahead of the consumer."""
+    ahead: deque[Future[_Image | Failure]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            ahead.append(pool.submit(load, item))
+            if len(ahead) > limit:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _load_image(
+    item: dict[str, Any],
+    embedder: Embedder,
+    decoding: DecodeSettings,
+    opener: ItemReader,
+    attempt: Attempt,
+) -> _Image | Failure:
+    if item.get("problem") is not None:
+        return failure_record(item, "list", NotAnImage(item["problem"]))
+    if item["path"] in attempt.given_up:
+        return failure_record(item, "embed", WorkerDied())
+    attempt.note(item["path"])
+    stage = "read"
+    try:
+        data = opener.read(item["path"], item.get("place"), item.get("size"))
+        stage = "decode"
+        decoded = decode(data, embedder.bundle.transform, max_pixels=decoding.max_pixels)
+    except LookalikeError:
+        raise
+    except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all
+        return failure_record(item, stage, error)
+    digest = hashlib.sha256(data).hexdigest()
+    return _Image(item, decoded.pixels, decoded.width, decoded.height, digest, len(data))
+
+
+def _collect(
+    images: list[_Image], failures: list[Failure], answer: Callable[[], Vectors], dtype: str
+) -> EmbeddedBatch:
+    size = sum(image.size for image in images)
+    with np.errstate(over="ignore"):  # checked below
+        vectors = answer().astype(dtype)
+    problems = [vector_problem(vector) for vector in vectors]
+    rows = [_row(i) for i, problem in zip(images, problems, strict=True) if not problem]
+    unusable = [
+        failure_record(image.item, "embed", ValueError(problem))
+        for image, problem in zip(images, problems, strict=True)
+        if problem
+    ]
+    usable = np.array([not problem for problem in problems], bool)
+    return EmbeddedBatch(rows, vectors[usable], failures + unusable, size)
+
+
+def _row(image: _Image) -> dict[str, Any]:
+    return part_row(image.item, image.sha256, image.width, image.height)

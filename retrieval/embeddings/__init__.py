@@ -1,1 +1,0 @@
-"""Vectors on disk, streamed, and brute force over them."""

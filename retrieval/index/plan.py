@@ -1,0 +1,144 @@
+"""Planning of an index: number of lists, codes and shards for a gallery, with a reason for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from retrieval.core.errors import UsageError
+from retrieval.core.records import IndexPlan
+from retrieval.core.schemas import Metric
+from retrieval.index.faiss_io import IndexKind, describe_factory
+
+PROBE_ALL_ROWS = 50_000
+"""Up to this many rows every list is read and recall is 1 by construction: in a batch a product
+over 50,000 x 512 takes less than a millisecond per query."""
+
+LIST_ROWS = 256
+"""Minimum average rows per list, so that a product with many queries is worth the call."""
+
+SHARD_LIST_ROWS = 16
+"""Minimum average rows per list within one shard: with fewer the calls cost more than the products
+(`benchmarks/README.md`)."""
+
+MAX_LISTS = 1 << 16
+SAMPLE_ROWS_PER_LIST = 64
+"""Between FAISS' warning at 39 and its ceiling of 256 training rows a centroid."""
+
+SMALL_SHARD = 1 << 14
+"""Rows of the smallest shard that is worth a task. If memory holds fewer vectors, codes of one byte
+per number (SQ8) replace them, and matches are scored from the store."""
+
+_ROW_BYTES = 8 + 8 + 200  # id, norm, and about 200 bytes of names and checksum
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The size, type and metric of the vectors to index."""
+
+    rows: int
+    dimension: int
+    dtype: str  # float16 or float32
+    metric: Metric
+
+
+def plan_index(
+    gallery: Gallery,
+    memory: int,
+    *,
+    rows_per_shard: int | None = None,
+    factory: str | None = None,
+) -> IndexPlan:
+    """Return the plan of an index; a pure function.
+
+    `memory` is what one task may use, in bytes: half for the shard, the rest for queries, results
+    and input. `rows_per_shard` and `factory` override the automatic choice.
+    """
+    if factory is None:
+        codes_name, reason = _kind_for(gallery, memory, rows_per_shard)
+        per_vector = _vector_bytes(gallery, codes_name)
+        fitting = rows_per_shard or _fit(gallery, memory, per_vector)
+        nlist = max(1, min(int(4 * gallery.rows**0.5), gallery.rows // LIST_ROWS, MAX_LISTS,
+                           fitting // SHARD_LIST_ROWS))  # fmt: skip
+        factory = f"IVF{nlist},{codes_name}"
+        kind = describe_factory(factory, gallery.dimension, gallery.dtype, gallery.metric)
+        list_reason = (
+            f"{nlist} lists: 4 x the root of {gallery.rows} rows, at least {LIST_ROWS} rows a list "
+            f"and {SHARD_LIST_ROWS} of them in a shard, at most {MAX_LISTS}"
+        )
+    else:
+        kind = describe_factory(factory, gallery.dimension, gallery.dtype, gallery.metric)
+        per_vector = kind.code_bytes + _ROW_BYTES
+        fitting = rows_per_shard or _fit(gallery, memory, per_vector)
+        reason, list_reason = _explain_factory(factory, kind), f"{kind.nlist} lists: asked for"
+        if kind.nlist > gallery.rows:
+            list_reason += f"; there are {gallery.rows} vectors, so the others stay empty"
+    return _plan(
+        gallery, factory, kind, per_vector, fitting, (reason, list_reason), memory, rows_per_shard
+    )
+
+
+def _plan(
+    gallery: Gallery, factory: str, kind: IndexKind, per_vector: int, fitting: int,
+    choices: tuple[str, str], memory: int, requested_rows: int | None,
+) -> IndexPlan:  # fmt: skip
+    rows, metric = gallery.rows, gallery.metric
+    sample = min(rows, SAMPLE_ROWS_PER_LIST * kind.nlist)
+    shards = -(-rows // fitting)
+    per_shard = requested_rows or -(-rows // shards)
+    probe_all = probes_all_lists(rows, kind.codes)
+    reasons = (
+        *choices,
+        f"about {sample} rows train the centroids: {SAMPLE_ROWS_PER_LIST} a list, or all",
+        f"{shards} shards of {per_shard} rows: "
+        + ("asked for" if requested_rows else f"half of {memory} bytes at {per_vector} each"),
+        f"every list is read ({rows} rows are at most {PROBE_ALL_ROWS}), so recall is 1"
+        if probe_all
+        else f"lists read by the recall curve ({rows} rows"
+        + (
+            f" are more than {PROBE_ALL_ROWS})" if kind.codes else ", and the codes lose something)"
+        ),
+        f"metric {metric}: lists by the "
+        + ("nearest centroid" if metric == "l2" else "largest dot with a centroid of unit length"),
+    )
+    return IndexPlan(
+        factory, kind.nlist, kind.codes, sample, per_shard, per_vector, probe_all, reasons
+    )
+
+
+def probes_all_lists(rows: int, codes: str | None) -> bool:
+    """Return whether every query reads every list, so that recall is 1 by construction."""
+    return rows <= PROBE_ALL_ROWS and codes is not None
+
+
+def _kind_for(gallery: Gallery, memory: int, rows_per_shard: int | None) -> tuple[str, str]:
+    exact = "SQfp16" if gallery.dtype == "float16" else "Flat"
+    smallest = min(gallery.rows, SMALL_SHARD)
+    needed = 2 * smallest * _vector_bytes(gallery, exact)
+    if rows_per_shard is None and needed > memory:
+        return "SQ8", (
+            f"SQ8: a byte a number, since {smallest} {gallery.dtype} vectors need {needed} bytes; "
+            "what it loses is made good by scoring the matches from the store"
+        )
+    return exact, f"{exact}: the codes are the {gallery.dtype} vectors themselves, nothing is lost"
+
+
+def _explain_factory(factory: str, kind: IndexKind) -> str:
+    if kind.codes:
+        return f"{factory}: asked for; the codes are the vectors themselves, nothing is lost"
+    return f"{factory}: asked for; what its codes lose is made good by scoring from the store"
+
+
+def _vector_bytes(gallery: Gallery, kind: str) -> int:
+    width = {"SQ8": 1, "SQfp16": 2, "Flat": 4}[kind]
+    return gallery.dimension * width + _ROW_BYTES
+
+
+def _fit(gallery: Gallery, memory: int, per_vector: int) -> int:
+    """Return how many vectors half of the memory holds; raises UsageError if too few."""
+    fitting = memory // 2 // per_vector
+    if fitting < min(LIST_ROWS, gallery.rows):
+        raise UsageError(
+            f"--max-index-memory {memory} holds only {fitting} vectors of {gallery.dimension} "
+            f"dimensions; give at least {2 * LIST_ROWS * per_vector} bytes"
+        )
+    return fitting

@@ -1,1 +1,0 @@
-"""Everything that turns the bytes of an image into a vector."""

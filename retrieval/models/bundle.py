@@ -1,0 +1,198 @@
+"""Model bundles: everything that turns image bytes into a vector, stored with a digest.
+
+`model/bundle.json` names backbone, pooling, normalisation and transform and the checksums of
+`model/weights.safetensors` and, where there is one, `model/projection.safetensors`. Nothing is
+unpickled. The digest of a bundle is the SHA-256 of its bundle.json; vectors are comparable only if
+their bundles have the same digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from retrieval.core.errors import Damaged, InputError, Mismatch, UsageError
+from retrieval.core.records import Transform
+from retrieval.core.schemas import FORMAT_VERSION, Pooling
+from retrieval.models.pca import Projection
+from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
+from retrieval.storage.local import Folder
+
+State = dict[str, torch.Tensor]
+
+BUNDLE, WEIGHTS, PROJECTION = "bundle.json", "weights.safetensors", "projection.safetensors"
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A backbone with its parameters, transform, pooling and optional projection."""
+
+    backbone: str
+    pooling: Pooling
+    normalize: bool
+    transform: Transform
+    dimension: int  # of the vectors, after the projection
+    weights: bytes  # safetensors, without the classifier
+    projection_bytes: bytes | None = None  # safetensors
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Return the files, by name, whose checksums bundle.json records."""
+        files = {WEIGHTS: self.weights}
+        if self.projection_bytes is not None:
+            files[PROJECTION] = self.projection_bytes
+        return files
+
+    @cached_property
+    def json(self) -> bytes:
+        """Return the bytes of bundle.json."""
+        return checksummed_json(
+            {
+                "format": FORMAT_VERSION,
+                "backbone": self.backbone,
+                "pooling": self.pooling,
+                "normalize": self.normalize,
+                "transform": self.transform.to_json(),
+                "dimension": self.dimension,
+                "files": {n: hashlib.sha256(data).hexdigest() for n, data in self.files.items()},
+            }
+        )
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of bundle.json, in hex."""
+        return hashlib.sha256(self.json).hexdigest()
+
+    def state(self) -> State:
+        """Return the state dict of the backbone, without its classifier."""
+        state: State = load_safetensors(self.weights)
+        return state
+
+    @cached_property
+    def projection(self) -> Projection | None:
+        """Return the projection, or None if the bundle has none."""
+        data = self.projection_bytes
+        return None if data is None else Projection.from_bytes(data)
+
+    def with_projection(self, projection: Projection) -> Bundle:
+        """Return a copy of the bundle that also applies `projection` to its vectors.
+
+        Raises UsageError if the bundle has a projection already, Mismatch if dimensions differ.
+        """
+        if self.projection_bytes is not None:
+            raise UsageError("--pca: the bundle has a projection already; leave --pca out")
+        output_dimension, input_dimension = projection.axes.shape
+        if input_dimension != self.dimension:
+            raise Mismatch(
+                f"the projection takes vectors of dimension {input_dimension}, but the bundle has "
+                f"dimension {self.dimension}; fit the projection on vectors of this bundle"
+            )
+        return replace(self, dimension=output_dimension, projection_bytes=projection.to_bytes())
+
+    def without_projection(self) -> Bundle:
+        """Return the bundle without its projection; vectors have the backbone's dimension again."""
+        if self.projection is None:
+            return self
+        return replace(self, dimension=len(self.projection.mean), projection_bytes=None)
+
+
+def serialize_state(state: State) -> bytes:
+    """Serialize parameters as safetensors; equal parameters give equal bytes."""
+    data: bytes = save_safetensors({key: state[key].contiguous() for key in sorted(state)})
+    return data
+
+
+def write_bundle(output: Folder, bundle: Bundle) -> None:
+    """Write a bundle into the `model/` of an output; existing files are kept."""
+    folder = output.child(MODEL)
+    for name, data in bundle.files.items():
+        folder.put_new(name, data)
+    folder.put_new(BUNDLE, bundle.json)
+
+
+def read_bundle(place: Folder) -> Bundle:
+    """Read a bundle from an output (its `model/`) or from the folder that holds bundle.json.
+
+    Raises InputError if there is none, Damaged if a checksum does not match, Mismatch if the format
+    version differs.
+    """
+    try:
+        folder = place if place.exists(BUNDLE) else place.child(MODEL)
+        data, weights = folder.read(BUNDLE), folder.read(WEIGHTS)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _bundle_missing(place, WEIGHTS) from None
+    values = parse_checksummed_json(data)
+    if values is None:
+        raise Damaged(f"{folder.uri(BUNDLE)} was altered; copy the bundle again")
+    if values["format"] != FORMAT_VERSION:
+        raise Mismatch(
+            f"{folder.uri(BUNDLE)} has format {values['format']}, but this version reads format "
+            f"{FORMAT_VERSION}; write the bundle again, or use the version that wrote it"
+        )
+    files = {WEIGHTS: weights}
+    if PROJECTION in values["files"]:
+        try:
+            files[PROJECTION] = folder.read(PROJECTION)
+        except FileNotFoundError:
+            raise _bundle_missing(place, PROJECTION) from None
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != values["files"][name]:
+            raise Damaged(f"{folder.uri(name)} was altered; copy the bundle again")
+    return Bundle(
+        values["backbone"],
+        values["pooling"],
+        values["normalize"],
+        Transform.from_json(values["transform"]),
+        values["dimension"],
+        weights,
+        files.get(PROJECTION),
+    )
+
+
+def _bundle_missing(place: Folder, file: str) -> InputError:
+    return InputError(
+        f"{place.uri()} holds no bundle (model/bundle.json and {file}); "
+        "name an output of `lookalike train` or `lookalike embed`"
+    )
+
+
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training programs store the state dict of the network."""
+
+
+def load_weights(data: bytes, name: str) -> State:
+    """Read a state dict from the bytes of a .safetensors or .pth file without running code.
+
+    `name` is the file name: its extension selects the format. A checkpoint that nests the state
+    dict under one of `_STATE_DICT_KEYS` is accepted. Raises InputError for anything else.
+    """
+    loaded: Any
+    try:
+        if name.lower().endswith(".safetensors"):
+            loaded = load_safetensors(data)
+        else:
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"--weights {name} is neither safetensors nor a state dict that loads without "
+            f"running code ({' '.join(str(error).split())[:200]})"
+        ) from error
+    for _ in _STATE_DICT_KEYS:  # checkpoints may nest one in the other
+        for key in _STATE_DICT_KEYS:
+            if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
+    if (
+        not isinstance(loaded, dict)
+        or not loaded
+        or not all(isinstance(value, torch.Tensor) for value in loaded.values())
+    ):
+        raise InputError(f"--weights {name} holds no state dict of tensors")
+    return dict(loaded)

@@ -1,0 +1,148 @@
+"""Registry of backbones: resolves a name to its provider, weights and feature extractor.
+
+A name with a prefix (`timm:resnet50`) belongs to the provider of that prefix, any other name except
+`scratch` to torchvision. Providers (`providers/`) build a network, fetch its weights and remove its
+classifier; this module holds what all providers share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from retrieval.core.errors import UsageError
+from retrieval.core.records import Transform
+from retrieval.core.schemas import Pooling, Resize
+from retrieval.models.providers.base import BackboneCard, BackboneProvider, State
+from retrieval.models.providers.scratch import SCRATCH, ScratchProvider
+from retrieval.models.providers.timm import TIMM, TimmProvider
+from retrieval.models.providers.torchvision import TorchvisionProvider
+
+__all__ = [
+    "SCRATCH",
+    "BackboneCard",
+    "State",
+    "WeightSource",
+    "build_extractor",
+    "build_network",
+    "default_transform",
+    "describe_backbone",
+    "fetch_pretrained",
+    "find_provider",
+    "fit_state",
+    "list_backbones",
+    "provider_of",
+]
+
+_TORCHVISION, _SCRATCH = TorchvisionProvider(), ScratchProvider()
+_PREFIXED: dict[str, BackboneProvider] = {TIMM: TimmProvider()}
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """The parameters of a backbone and the transform that they were trained with."""
+
+    state: State
+    transform: Transform
+
+
+def list_backbones() -> list[str]:
+    """List the backbones whose names have no prefix: torchvision's, and `scratch`."""
+    return [*_TORCHVISION.names(), *_SCRATCH.names()]
+
+
+def provider_of(name: str) -> BackboneProvider:
+    """Return the provider responsible for a name, whether or not it exists there."""
+    prefix, colon, _ = name.partition(":")
+    if colon:
+        return _PREFIXED.get(prefix + colon, _TORCHVISION)
+    return _SCRATCH if name == SCRATCH else _TORCHVISION
+
+
+def find_provider(name: str, *, flag: str = "--backbone") -> BackboneProvider:
+    """Return the provider of a backbone; raise UsageError with similar names if there is none."""
+    provider = provider_of(name)
+    if not provider.has_name(name):
+        from difflib import get_close_matches
+
+        known = list_backbones() if provider is _TORCHVISION else provider.similar_names(name)
+        near = ", ".join(get_close_matches(name, known, 3, 0.4)) or provider.suggestion
+        raise UsageError(f"{flag} {name} is not known; did you mean {near}?")
+    return provider
+
+
+def build_network(name: str, *, num_classes: int | None = None) -> nn.Module:
+    """Make a network of random parameters, with its classifier."""
+    return find_provider(name).network(name, num_classes=num_classes, state={})
+
+
+def fetch_pretrained(name: str, *, image_size: int | None, resize: Resize | None) -> WeightSource:
+    """Fetch a backbone's own weights, with their own transform; needs the network once."""
+    provider = find_provider(name)
+    state = provider.fetch(name)
+    return WeightSource(state, _resized(provider.pretrained_transform(name, image_size), resize))
+
+
+def default_transform(name: str, *, image_size: int | None, resize: Resize | None) -> Transform:
+    """Return the transform for weights that come without one."""
+    return _resized(find_provider(name).default_transform(name, image_size), resize)
+
+
+def _resized(transform: Transform, resize: Resize | None) -> Transform:
+    return transform if resize is None else dataclasses.replace(transform, resize=resize)
+
+
+def fit_state(state: State, name: str) -> State:
+    """Bring a state dict to the parameters of a backbone without its classifier.
+
+    The prefixes of wrappers (`_unwrapped`), a missing or another classifier and missing batch
+    counters are understood; anything else is refused, naming the keys.
+    """
+    provider = find_provider(name)
+    given = _unwrapped(state)
+    model = provider.skeleton(name, given)
+    aside = provider.classifier_prefixes(model, name)
+    wanted = {key: v for key, v in model.state_dict().items() if not key.startswith(aside)}
+    given = {key: value for key, value in given.items() if not key.startswith(aside)}
+    missing = sorted(k for k in wanted if k not in given and not k.endswith("num_batches_tracked"))
+    extra = sorted(key for key in given if key not in wanted)
+    shaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
+    problems = [
+        f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shaped))
+        if keys
+    ]
+    if problems:
+        raise UsageError(f"--weights do not fit --backbone {name}: {'; '.join(problems)}")
+    return {
+        key: given[key].to(wanted[key].dtype).contiguous() if key in given else torch.tensor(0)
+        for key in sorted(wanted)
+    }
+
+
+def _unwrapped(state: State) -> State:
+    """Return a state dict with its keys as the network itself has them.
+
+    `module.` is put before them by DistributedDataParallel, `_orig_mod.` by torch.compile, `model.`
+    by a LightningModule, which keeps a loss or a measure beside its model: those are left out.
+    """
+    plain = {_without_wrappers(key): value for key, value in state.items()}
+    inner = {k.removeprefix("model."): v for k, v in plain.items() if k.startswith("model.")}
+    return {_without_wrappers(key): value for key, value in (inner or plain).items()}
+
+
+def _without_wrappers(key: str) -> str:
+    return key.replace("_orig_mod.", "").removeprefix("module.")
+
+
+def build_extractor(name: str, state: State, pooling: Pooling) -> nn.Module:
+    """Make the feature extractor of a backbone with the parameters that `fit_state` gave."""
+    return find_provider(name).extractor(name, state, pooling)
+
+
+def describe_backbone(name: str, *, flag: str = "--backbone") -> BackboneCard:
+    """Return the published figures of a backbone without fetching its weights."""
+    return find_provider(name, flag=flag).describe(name)

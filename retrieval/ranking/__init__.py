@@ -1,1 +1,0 @@
-"""From the candidates of many shards to the ranked matches of each query."""

@@ -1,0 +1,58 @@
+"""Turn the candidates of many shards into the ranked matches of each query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrieval.core.errors import Damaged
+from retrieval.core.schemas import FAILURES, MATCHES, Metric
+from retrieval.search.candidates import repeated_match, top_candidates
+from retrieval.vectors.scoring import scores_to_keys
+
+NO_MATCH = "no gallery image may be a match, by the options of the ranking"
+
+
+def rank_candidates(
+    parts: Iterable[pa.Table], k: int, queries: pa.Table, metric: Metric
+) -> pa.Table:
+    """Return the k best matches of each query of a block as a table MATCHES.
+
+    `parts` are tables CANDIDATES, whose column `query` is the row of the query store; `queries` are
+    the block's rows of that store, ordered by row. Raise Damaged if an image occurs twice for a
+    query.
+    """
+    best, ranks = top_candidates(parts, k)
+    place = np.searchsorted(queries["row"].to_numpy(), best["query"].to_numpy())
+    query_rows = queries.take(place)
+    columns = {
+        "query_id": query_rows["image_id"],
+        "rank": ranks + 1,
+        "image_id": best["image_id"],
+        "score": scores_to_keys(best["key"].to_numpy(), metric),
+        "query_path": query_rows["path"],
+        "path": best["path"],
+        "query_label": query_rows["label"],
+        "label": best["label"],
+    }
+    table = pa.table(columns).cast(MATCHES.schema)
+    if repeated := repeated_match(table):
+        query_id, image_id = repeated
+        raise Damaged(
+            f"the index has more than one row with the image_id {image_id}, found for {query_id}; "
+            "build the index again"
+        )
+    return table.sort_by([("query_id", "ascending"), ("rank", "ascending")])
+
+
+def unmatched_queries(queries: pa.Table, matches: pa.Table) -> pa.Table:
+    """Return the queries of a block that have no match, as a table FAILURES."""
+    matched = pc.is_in(queries["image_id"], value_set=matches["query_id"].combine_chunks())
+    rows = queries.filter(pc.invert(matched)).select(["row", "image_id", "path", "label"])
+    constants = {"stage": "rank", "error": "NoMatch", "message": NO_MATCH}
+    for name, value in constants.items():
+        rows = rows.append_column(name, pa.array([value] * len(rows), pa.string()))
+    return rows.select(FAILURES.schema.names).cast(FAILURES.schema)

@@ -1,0 +1,134 @@
+"""Fetch the vectors of each query's best candidates, by which queries are expanded.
+
+    work/chosen/BLOCK.parquet          the best candidates of a block's queries
+    work/vectors/SHARD-BLOCK.parquet   those of them in a shard: row, embedding
+
+They are the neighbours that `query_expansion.py` adds to the queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from retrieval.core.schemas import WORK_FOLDER, Vectors
+from retrieval.index.shard import Shard
+from retrieval.search.candidates import top_candidates
+from retrieval.search.rescore import stream_shard_vectors
+from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
+from retrieval.search.topk_accumulator import equal_runs
+from retrieval.storage.checksum import checksummed_parquet
+from retrieval.store.reader import embedding_column, read_vectors
+from retrieval.vectors.scoring import scores_to_keys, split_range
+
+_MAX_VALUES = 1 << 24  # values of the neighbour vectors that are in memory at once
+
+
+def chosen_neighbors_path(number: int) -> str:
+    """Return the path of the best candidates of a block."""
+    return f"{WORK_FOLDER}chosen/{number:05d}.parquet"
+
+
+def neighbor_vectors_path(shard: int, number: int) -> str:
+    """Return the path of the vectors of those of them that a shard holds."""
+    return f"{WORK_FOLDER}vectors/{shard:05d}-{number:05d}.parquet"
+
+
+def choose_neighbors(task: SearchTask, number: int) -> int:
+    """Write the best candidates of all shards for a block; return the block's number."""
+    if not task.output.exists(chosen_neighbors_path(number)):
+        paths = (candidates_path(task.nprobe, shard, number) for shard in task.shards)
+        parts = (read_intermediate(task.output, path) for path in paths)
+        table, place = top_candidates(parts, task.top_k)
+        table = table.append_column("place", pa.array(place))
+        task.output.put_new(chosen_neighbors_path(number), checksummed_parquet(table))
+    return number
+
+
+def fetch_neighbor_vectors(task: SearchTask, number: int) -> int:
+    """Write a shard's vectors of the chosen candidates, per block; return the count of blocks."""
+    blocks = range(len(task.query_chunks))
+    missing = [b for b in blocks if not task.output.exists(neighbor_vectors_path(number, b))]
+    if not missing:
+        return len(blocks)
+    shard = task.open_shard(number)
+    wanted = {
+        b: _select_rows_of_shard(shard, read_intermediate(task.output, chosen_neighbors_path(b)))
+        for b in missing
+    }
+    all_rows = np.unique(np.concatenate([table["row"].to_numpy() for table in wanted.values()]))
+    if task.codes is None:
+        stored = _vectors_from_store(task, number, all_rows)
+    for block_number, table in wanted.items():
+        rows = table["row"].to_numpy()
+        if task.codes is None:
+            vectors = stored[np.searchsorted(all_rows, rows)]
+        else:
+            vectors = _vectors_from_lists(shard, rows, table["list"].to_numpy())
+        vectors_table = pa.table({"row": rows, "embedding": embedding_column(vectors)})
+        task.output.put_new(
+            neighbor_vectors_path(number, block_number), checksummed_parquet(vectors_table)
+        )
+    return len(blocks)
+
+
+def _select_rows_of_shard(shard: Shard, chosen: pa.Table) -> pa.Table:
+    """Return row and list of the chosen candidates that a shard holds, each once, by list."""
+    held = chosen.filter(pc.is_in(chosen["row"], pa.array(shard.rows)))
+    table = held.select(["row", "list"]).group_by(["row", "list"], use_threads=False).aggregate([])
+    return table.sort_by([("list", "ascending"), ("row", "ascending")])
+
+
+def _vectors_from_lists(shard: Shard, rows: NDArray[np.int64], lists: NDArray[np.int32]) -> Vectors:
+    """Return the vectors of rows that are ordered by list, (n, d)."""
+    vectors = np.empty((len(rows), shard.index.d), str(shard.codes))
+    for number, run in equal_runs(lists):
+        places = shard.list_positions(number)
+        order = np.argsort(places)
+        at = np.searchsorted(places, np.searchsorted(shard.rows, rows[run]), sorter=order)
+        vectors[run] = shard.list_block(number).values[order[at]]
+    return vectors
+
+
+def _vectors_from_store(task: SearchTask, number: int, rows: NDArray[np.int64]) -> Vectors:
+    """Return the vectors of ascending rows, (n, d), from the store that a shard was built from."""
+    assert task.vector_store is not None
+    vectors = np.empty((len(rows), task.vector_store.dimension), task.vector_store.dtype)
+    for shard_rows, values in stream_shard_vectors(task, number):
+        at = np.minimum(np.searchsorted(rows, shard_rows), max(0, len(rows) - 1))
+        hit = rows[at] == shard_rows if len(rows) else np.zeros(len(shard_rows), np.bool_)
+        vectors[at[hit]] = values[hit]
+    return vectors
+
+
+Neighborhood = tuple[Vectors, Vectors, NDArray[np.float64], NDArray[np.bool_]]
+"""Queries (q, d); vectors (q, k, d), scores (q, k) and presence (q, k) of their neighbours."""
+
+
+def iterate_neighborhoods(task: SearchTask, number: int) -> Iterator[Neighborhood]:
+    """Yield a block's queries with their neighbours, some queries at a time, in order."""
+    queries_table = task.query_block(number)
+    paths = [neighbor_vectors_path(shard, number) for shard in task.shards]
+    table = pa.concat_tables([read_intermediate(task.output, path) for path in paths])
+    table = table.sort_by("row")
+    chosen = read_intermediate(task.output, chosen_neighbors_path(number))
+    query = np.searchsorted(queries_table["row"].to_numpy(), chosen["query"].to_numpy())
+    at = np.searchsorted(table["row"].to_numpy(), chosen["row"].to_numpy())
+    place = chosen["place"].to_numpy()
+    vectors, queries = read_vectors(table), read_vectors(queries_table)
+    scores = scores_to_keys(chosen["key"].to_numpy(), task.metric)
+    step = max(1, _MAX_VALUES // (task.top_k * vectors.shape[1]))
+    for part in split_range(len(queries_table), step):
+        part_rows = slice(*np.searchsorted(query, [part.start, part.stop]))
+        cell = query[part_rows] - part.start, place[part_rows]
+        shape = part.stop - part.start, task.top_k
+        neighbour_vectors = np.zeros((*shape, vectors.shape[1]), vectors.dtype)
+        neighbour_scores, present = np.zeros(shape), np.zeros(shape, np.bool_)
+        neighbour_vectors[cell] = vectors[at[part_rows]]
+        neighbour_scores[cell] = scores[part_rows]
+        present[cell] = True
+        yield queries[part], neighbour_vectors, neighbour_scores, present

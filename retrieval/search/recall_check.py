@@ -1,0 +1,127 @@
+"""Certify the recall of a search on a sample of its queries that was also searched exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from retrieval.core.records import Certificate, Neighbours
+from retrieval.index import recall_curve
+from retrieval.index.faiss_io import deserialize_index, read_centroids
+from retrieval.index.kmeans import assignment_metric
+from retrieval.index.quantized_codes import find_coarse_quantizer
+from retrieval.index.recall_interval import Values, delivered_recall, sampled_interval
+from retrieval.index.train import TRAINED
+from retrieval.search.candidates import top_candidates
+from retrieval.search.shard_search import (
+    SearchTask,
+    candidates_path,
+    read_exact_candidates,
+    read_intermediate,
+)
+from retrieval.storage import finished_output
+from retrieval.store.reader import read_vectors
+from retrieval.vectors.scoring import block
+
+_MIN_RECALL = 1e-9  # avoids a division by zero
+
+
+def certify(task: SearchTask, target: float, seed: int) -> tuple[Certificate, int]:
+    """Return the certificate of a search at its current look, and the nprobe that is enough.
+
+    That nprobe is the one of the search if the lower bound of its recall meets `target`, else a
+    larger one. Where all lists were read the recall is 1, unless codes are lossy: then recall is
+    counted on the candidates, and the larger nprobe allows for the loss.
+    """
+    nlist = int(task.manifest.counts["nlist"])
+    if len(task.sampled_queries) == 0 or (task.codes and task.nprobe >= nlist):
+        return Certificate(task.nprobe, nlist, target, 1.0, 1.0, 1.0, 0, 1), task.nprobe
+    needed, exists, is_found = _probes_needed(task)
+    queries, sampled = task.queries.rows, len(needed)
+
+    def recall_lower_bound(values: Values) -> float:
+        low, _ = sampled_interval(values, queries, looks=len(task.looks), seed=seed)
+        return low + _gain_of_exact(values, queries)
+
+    listed = recall_curve.recall_at(needed, exists, task.nprobe)
+    values = listed if task.codes else recall_curve.found_fraction(is_found, exists)
+    low, high = sampled_interval(values, queries, looks=len(task.looks), seed=seed)
+    gained, mean = _gain_of_exact(values, queries), float(values.mean())
+    certificate = Certificate(
+        task.nprobe, nlist, target, delivered_recall(mean, sampled, queries),
+        min(1.0, low + gained), min(1.0, high + gained), sampled, 1, mean, low, high, queries,
+    )  # fmt: skip
+    if certificate.low >= target:
+        return certificate, task.nprobe
+    required = target if task.codes else target * float(listed.mean() / max(mean, _MIN_RECALL))
+    wider = recall_curve.smallest_sufficient_nprobe(
+        needed, exists, nlist, lambda recalls: recall_lower_bound(recalls) >= required
+    )
+    return certificate, max(task.nprobe, wider)
+
+
+def _gain_of_exact(recalls: Values, queries: int) -> float:
+    """Return by how much exact matches of the sampled queries raise the mean recall of all."""
+    return float((1 - recalls).sum()) / queries
+
+
+def _probes_needed(
+    task: SearchTask,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the probes that the exact neighbours of the sampled queries need, (s, k).
+
+    Also which of these neighbours exist, and, for lossy codes, which are among the candidates.
+    """
+    index = deserialize_index(
+        finished_output.read_verified(task.index, task.manifest.files[TRAINED])
+    )
+    measure, coarse = assignment_metric(task.metric), find_coarse_quantizer(index)
+    centroids = block(read_centroids(index), measure) if task.codes else coarse.centroids
+    needed, exists, is_found = [], [], []
+    for number in range(len(task.query_chunks)):
+        if not task.exact_outputs(0, [number]):
+            continue
+        queries = task.query_block(number)
+        queries = queries.filter(pc.is_in(queries["row"], pa.array(task.sampled_queries)))
+        rows = queries["row"].to_numpy()
+        neighbours = _merge_neighbours(task, rows, read_exact_candidates(task, number))
+        vectors = read_vectors(queries)
+        inside = block(vectors, measure) if task.codes else coarse.project(vectors, task.metric)
+        needed_of_block, exists_of_block = recall_curve.required_nprobe(
+            inside, centroids, neighbours
+        )
+        needed.append(needed_of_block)
+        exists.append(exists_of_block)
+        if task.codes is None:
+            paths = [candidates_path(task.nprobe, shard, number) for shard in task.shards]
+            parts = (read_intermediate(task.output, path) for path in paths)
+            is_found.append(_is_among(neighbours.rows, _merge_neighbours(task, rows, parts).rows))
+    return np.concatenate(needed), np.concatenate(exists), np.concatenate(is_found or exists)
+
+
+def _merge_neighbours(
+    task: SearchTask, rows: NDArray[np.int64], parts: Iterable[pa.Table]
+) -> Neighbours:
+    """Return the best candidates of the queries `rows` of a block, merged as the ranking does."""
+    table, rank = top_candidates(parts, task.top_k)
+    keep = np.isin(table["query"].to_numpy(), rows)
+    place = np.searchsorted(rows, table["query"].to_numpy()[keep])
+    shape = (len(rows), task.top_k)
+    neighbours = Neighbours(np.full(shape, -np.inf), np.full(shape, -1), np.full(shape, -1))
+    for target, column in (
+        (neighbours.keys, "key"),
+        (neighbours.rows, "row"),
+        (neighbours.lists, "list"),
+    ):
+        target[place, rank[keep]] = table[column].to_numpy()[keep]
+    return neighbours
+
+
+def _is_among(wanted: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which entries of `wanted` (n, k) are in the same row of `candidates`, (n, k) bool."""
+    pairs = zip(wanted, candidates, strict=True)
+    return np.array([np.isin(row, other) for row, other in pairs], np.bool_).reshape(wanted.shape)

@@ -1,0 +1,198 @@
+"""Score candidates by the vectors of the store, for indexes whose codes are lossy.
+
+The rows of a shard are streamed from the store once, against all queries: they give the exact
+scores of the proposals, and the exact nearest neighbours of the sampled queries.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from retrieval.core.errors import Damaged, InputError
+from retrieval.core.schemas import CANDIDATES_SCHEMA, WORK_FOLDER, Vectors
+from retrieval.index.quantized_codes import QuantizedShard
+from retrieval.index.shard import read_shard_record
+from retrieval.search.candidates import top_candidates
+from retrieval.search.exclusions import is_excluded, max_excluded_per_query
+from retrieval.search.ivf_search import candidates_table
+from retrieval.search.propose import merged_proposals_path
+from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
+from retrieval.storage.checksum import checksummed_parquet
+from retrieval.storage.finished_output import Manifest, read_settings
+from retrieval.storage.local import Folder, open_folder
+from retrieval.store.reader import Store, open_store, read_vectors
+from retrieval.vectors.scoring import block, score_pairs, scores_to_keys
+from retrieval.vectors.topk import TopK
+
+_PAIRS = 1 << 15  # pairs scored at once: 64 MiB of float32 per side at dimension 512
+
+
+def open_vector_store(index: Folder, manifest: Manifest, location: str | None) -> Store:
+    """Open the store that an index was built from, at `location` or where its job.json says.
+
+    Raise InputError if there is no finished store, Damaged if it is another one.
+    """
+    uri = location or str(read_settings(index)["embeddings"])
+    try:
+        store = open_store(open_folder(uri))
+    except InputError as error:
+        raise InputError(
+            f"{uri} holds no finished store, and matches of {index.uri()} are scored by its "
+            "vectors; set --embeddings to the store that the index was built from"
+        ) from error
+    if store.manifest.sha256 != manifest.counts["embeddings_sha256"]:
+        raise Damaged(
+            f"{uri} is not the store that {index.uri()} was built from, or was changed since; "
+            "index it again, or set --embeddings to the right store"
+        )
+    return store
+
+
+def rescore_shard(task: SearchTask, number: int) -> int:
+    """Write scored and exact candidates of a shard for all blocks that lack them.
+
+    Return the count of blocks.
+    """
+    existing = {
+        entry.path for entry in task.output.entries(f"{WORK_FOLDER}candidates/{task.nprobe:07d}")
+    }
+    existing |= {entry.path for entry in task.output.entries(f"{WORK_FOLDER}exact")}
+    blocks = range(len(task.query_chunks))
+    missing = [n for n in blocks if candidates_path(task.nprobe, number, n) not in existing]
+    missing_exact = [
+        output for output in task.exact_outputs(number, blocks) if output[0] not in existing
+    ]
+    if not missing and not missing_exact:
+        return len(blocks)
+    quantized = QuantizedShard(task.open_shard(number))
+    with tempfile.TemporaryFile(dir=task.temp_dir) as vector_file:
+        wanted = _proposed_rows(task, number, missing)
+        sampled = _SampledQueries(task, quantized, missing_exact)
+        for rows, vectors in stream_shard_vectors(task, number):
+            is_wanted = np.isin(rows, wanted, assume_unique=True)
+            vector_file.write(np.ascontiguousarray(vectors[is_wanted]).tobytes())
+            sampled.push(rows, vectors)
+        vector_file.flush()
+        for block_number in missing:
+            task.heartbeat()
+            candidates = _score_block(task, number, block_number, quantized, wanted, vector_file)
+            path = candidates_path(task.nprobe, number, block_number)
+            task.output.put_new(path, checksummed_parquet(candidates))
+    sampled.write()
+    return len(blocks)
+
+
+def _proposed_rows(task: SearchTask, number: int, blocks: Sequence[int]) -> NDArray[np.int64]:
+    """Return the rows of a shard that are proposed for some blocks, each once, ascending."""
+    rows = np.empty(0, np.int64)
+    for block_number in blocks:
+        proposed = read_intermediate(
+            task.output, merged_proposals_path(task.nprobe, number, block_number)
+        )
+        rows = np.union1d(rows, proposed["row"].to_numpy())
+    return rows
+
+
+def stream_shard_vectors(
+    task: SearchTask, number: int
+) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+    """Yield the live rows of a shard and their vectors as stored, part by part."""
+    assert task.vector_store is not None
+    for extent in read_shard_record(task.index, number).extents:
+        task.heartbeat()
+        table = task.vector_store.part_rows(extent.path, extent.first, extent.last)
+        if len(table):
+            yield table["row"].to_numpy(), read_vectors(table)
+
+
+def _score_block(
+    task: SearchTask, number: int, block_number: int, quantized: QuantizedShard,
+    wanted: NDArray[np.int64], vector_file: Any,
+) -> pa.Table:  # fmt: skip
+    """Return the `top_k` best scored proposals of each query of a block as a table CANDIDATES."""
+    proposed = read_intermediate(
+        task.output, merged_proposals_path(task.nprobe, number, block_number)
+    )
+    proposed = proposed.sort_by([("query", "ascending"), ("row", "ascending")])
+    query_table = task.query_block(block_number)
+    vectors = read_vectors(query_table)
+    stored = _map_vector_file(task, wanted, vector_file)
+    keys = np.empty(len(proposed))
+    query = np.searchsorted(query_table["row"].to_numpy(), proposed["query"].to_numpy())
+    place = np.searchsorted(wanted, proposed["row"].to_numpy())
+    for first in range(0, len(proposed), _PAIRS):
+        part = slice(first, first + _PAIRS)
+        queries, q = np.unique(query[part], return_inverse=True)
+        rows, x = np.unique(place[part], return_inverse=True)
+        left, right = block(vectors[queries], task.metric), block(stored[rows], task.metric)
+        keys[part] = scores_to_keys(score_pairs(left, right, q, x), task.metric)
+    metadata = quantized.shard.metadata.take(np.searchsorted(quantized.shard.rows, proposed["row"]))
+    columns = {"query": proposed["query"], "key": keys, "row": proposed["row"],
+               "list": proposed["list"]}  # fmt: skip
+    names = ("image_id", "path", "label")
+    table = pa.table({**columns, **{name: metadata[name] for name in names}}).cast(
+        CANDIDATES_SCHEMA
+    )
+    table = table.filter(pc.greater_equal(table["key"], task.min_key))
+    return top_candidates([table], task.top_k)[0]
+
+
+def _map_vector_file(task: SearchTask, wanted: NDArray[np.int64], vector_file: Any) -> Vectors:
+    """Return the vectors of the wanted rows, (n, d), from the temporary file."""
+    assert task.vector_store is not None
+    shape = (len(wanted), task.vector_store.dimension)
+    if len(wanted) == 0:
+        return np.empty(shape, task.vector_store.dtype)
+    return np.memmap(vector_file, task.vector_store.dtype, "r", shape=shape)
+
+
+class _SampledQueries:
+    """Finds the exact nearest rows of a shard for the sampled queries of some blocks."""
+
+    def __init__(
+        self, task: SearchTask, quantized: QuantizedShard, outputs: Sequence[tuple[str, int, int]]
+    ) -> None:
+        self._task, self._shard, self._lists = task, quantized.shard, quantized.lists
+        self._rows: dict[str, NDArray[np.int64]] = {}
+        tables = []
+        for path, look, number in outputs:
+            queries, self._rows[path] = task.query_block(number), task.sampled_rows(look, number)
+            tables.append(queries.filter(pc.is_in(queries["row"], pa.array(self._rows[path]))))
+        if outputs:
+            self._batch = task.query_batch(self._shard, pa.concat_tables(tables))
+            extra = max_excluded_per_query(self._batch.excluded)
+            self._best = TopK(self._batch.queries, task.top_k + extra)
+
+    def push(self, rows: NDArray[np.int64], vectors: Vectors) -> None:
+        """Compare rows of the gallery and their vectors, (n,) and (n, d), with the queries."""
+        if self._rows:
+            places = np.searchsorted(self._shard.rows, rows)
+            live = self._shard.alive[places]
+            places, shard = places[live], self._shard
+            self._best.push(
+                block(vectors[live], shard.metric), shard.image_id_ranks[places], places
+            )
+
+    def write(self) -> None:
+        """Write the exact candidates, one file per block and look."""
+        if not self._rows:
+            return
+        best, batch = self._best, self._batch
+        places = np.where(best.keys >= batch.min_key, best.positions, -1)
+        if batch.excluded is not None:
+            query = np.repeat(np.arange(len(places)), places.shape[1])
+            dropped = is_excluded(batch.excluded, query, places.ravel()).reshape(places.shape)
+            places = np.where(dropped, -1, places)
+        lists = np.append(self._lists, -1)[places]  # -1 where there is no row
+        table = candidates_table(self._shard.metadata, best.keys, places, lists, batch.rows)
+        table, _ = top_candidates([table], self._task.top_k)
+        for path, rows in self._rows.items():
+            candidates = table.filter(pc.is_in(table["query"], pa.array(rows, pa.int64())))
+            self._task.output.put_new(path, checksummed_parquet(candidates))

@@ -1,0 +1,297 @@
+"""Search one shard of the index for all query blocks and write the candidates it finds.
+
+    work/lists/NPROBE/BLOCK.parquet              the lists that each query of a block probes
+    work/candidates/NPROBE/SHARD-BLOCK.parquet   the candidates of a shard for a block
+    work/exact/LOOK/SHARD-BLOCK.parquet          exact candidates of queries that a look samples
+
+Existing files are kept, so a killed run continues. A shard skips rows that are surely below the
+k-th best key of the shards already searched: a file may depend on those, the merged result does
+not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from retrieval.core.records import Chunk
+from retrieval.core.schemas import WORK_FOLDER, Metric
+from retrieval.index.build_shard import do_nothing
+from retrieval.index.faiss_io import deserialize_index, read_centroids
+from retrieval.index.kmeans import assignment_metric
+from retrieval.index.shard import Shard, open_shard, shard_path
+from retrieval.index.train import TRAINED
+from retrieval.search.candidates import kth_best_keys
+from retrieval.search.exclusions import excluded_pairs
+from retrieval.search.ivf_search import QueryBatch, ShardSearcher
+from retrieval.storage import finished_output
+from retrieval.storage.checksum import checksummed_parquet, read_checksummed_parquet
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder
+from retrieval.store.reader import Store, read_vectors
+from retrieval.vectors.int8_matmul import choose_search_product
+from retrieval.vectors.scoring import Float64, block
+from retrieval.vectors.topk import top_k_positions
+
+Mask = NDArray[np.bool_]
+_BLOCK_BYTES = 1 << 26  # upper limit for the queries and candidates of a block
+_SHARES = (
+    8  # of the memory: half for the shard, an eighth each for a query block and for cached lists
+)
+_CANDIDATE_BYTES = 200  # memory for one candidate while it is collected
+_KNOWN_SHARDS = 4  # other shards whose candidates give lower limits of the keys
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """Inputs, options and output folder of a search, shared by all of its tasks.
+
+    `looks` are the steps of the sequential recall check (`recall_check.py`): each adds rows of
+    queries to the sample that is also searched exactly.
+    """
+
+    index: Folder
+    manifest: Manifest
+    codes: str | None  # dtype of the vectors in the index; None where codes are lossy
+    metric: Metric
+    queries: Store
+    output: Folder
+    nprobe: int
+    top_k: int
+    looks: tuple[NDArray[np.int64], ...]  # rows of queries that each look adds
+    heartbeat: Callable[[], None] = do_nothing  # called once per block
+    vector_store: Store | None = None  # the vectors, where codes are lossy
+    device: str = "cpu"  # of the matrix products: cpu or cuda
+    row_filter: Callable[[pa.Table], Mask] | None = None  # mask of a shard's rows that may match
+    exclude_by: str | None = None  # column whose equal values exclude a match (`exclusions.py`)
+    min_key: float = -np.inf  # candidates with a smaller key are not matches
+    expanded: bool = False  # search by the expanded vectors (`neighbor_vectors.py`)
+    queries_per_block: int = 1  # a block has at least one chunk, even if that has more
+    memory: int = 1 << 32  # bytes that one task may use
+    temp_dir: str | None = None  # local folder for the copy of a remote shard
+    look: int = 0  # current look: queries of all looks up to it are searched exactly
+
+    @cached_property
+    def sampled_queries(self) -> NDArray[np.int64]:
+        """Return the rows, ascending, of the queries that are also searched exactly, (s,) int64."""
+        return np.sort(np.concatenate([np.empty(0, np.int64), *self.looks[: self.look + 1]]))
+
+    def exact_outputs(self, shard: int, blocks: Iterable[int]) -> list[tuple[str, int, int]]:
+        """Return (path, look, block) of each file of exact candidates of a shard up to `look`.
+
+        Blocks without a sampled query have none.
+        """
+        return [
+            (exact_path(look, shard, number), look, number)
+            for number in blocks
+            for look in range(min(self.look + 1, len(self.looks)))
+            if len(self.sampled_rows(look, number))
+        ]
+
+    def sampled_rows(self, look: int, number: int) -> NDArray[np.int64]:
+        """Return the rows, ascending, of the queries of a block that a look adds to the sample."""
+        chunks = self.query_chunks[number]
+        first, last = chunks[0].base + chunks[0].first, chunks[-1].base + chunks[-1].last
+        rows = np.sort(self.looks[look])
+        begin, end = np.searchsorted(rows, [first, last])
+        return rows[begin:end]
+
+    def open_shard(self, number: int) -> Shard:
+        """Return a shard, with the mask of `row_filter` over its rows."""
+        shard = open_shard(
+            self.index, self.manifest, number, self.metric, self.codes, self.temp_dir
+        )
+        if self.row_filter is None:
+            return shard
+        return dataclasses.replace(shard, allowed=self.row_filter(shard.metadata))
+
+    @property
+    def shards(self) -> range:
+        """Return the numbers of the shards."""
+        return range(int(self.manifest.counts["shards"]))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Return the bytes that prepared lists may take in the cache of a searcher."""
+        return self.memory // _SHARES
+
+    @cached_property
+    def query_chunks(self) -> list[list[Chunk]]:
+        """Return the chunks of each query block, by size alone."""
+        blocks: list[list[Chunk]] = []
+        held = self.queries_per_block
+        for chunk in self.queries.chunks:
+            count = chunk.last - chunk.first
+            if held + count > self.queries_per_block:
+                blocks.append([])
+                held = 0
+            blocks[-1].append(chunk)
+            held += count
+        return blocks
+
+    def stored_queries(self, number: int) -> pa.Table:
+        """Return the queries of a block as they are in their store."""
+        return pa.concat_tables(
+            [self.queries.chunk_rows(chunk) for chunk in self.query_chunks[number]]
+        )
+
+    def query_block(self, number: int) -> pa.Table:
+        """Return the queries of a block with the vectors to search by, expanded if `expanded`."""
+        table = self.stored_queries(number)
+        if not self.expanded:
+            return table
+        column = table.column_names.index("embedding")
+        expanded = read_intermediate(self.output, expanded_queries_path(number))
+        return table.set_column(column, "embedding", expanded["embedding"])
+
+    def query_batch(
+        self, shard: Shard, table: pa.Table, min_keys: Float64 | None = None
+    ) -> QueryBatch:
+        """Return the queries of `table` as a batch for a shard, with the pairs to exclude.
+
+        `min_keys` (q,) are lower limits of the k-th best keys, where other shards have set them.
+        """
+        queries = block(read_vectors(table), self.metric)
+        excluded = excluded_pairs(shard.metadata, table, self.exclude_by)
+        return QueryBatch(queries, table["row"].to_numpy(), min_keys, excluded, self.min_key)
+
+
+def queries_per_block(dimension: int, top_k: int, memory: int) -> int:
+    """Return the number of queries per block: 16,000 at dimension 512 and k 10, memory allowing."""
+    available = min(_BLOCK_BYTES, memory // _SHARES)
+    return max(1, available // (4 * dimension + _CANDIDATE_BYTES * top_k))
+
+
+def candidates_path(nprobe: int, shard: int, number: int) -> str:
+    """Return the path of the candidates of a shard for a block."""
+    return f"{WORK_FOLDER}candidates/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
+
+
+def exact_path(look: int, shard: int, number: int) -> str:
+    """Return the path of a shard's exact candidates for the queries of a block that a look adds."""
+    return f"{WORK_FOLDER}exact/{look}/{shard:05d}-{number:05d}.parquet"
+
+
+def read_exact_candidates(task: SearchTask, number: int) -> Iterator[pa.Table]:
+    """Yield the exact candidates of each shard for the sampled queries of a block."""
+    for shard in task.shards:
+        for path, _, _ in task.exact_outputs(shard, [number]):
+            yield read_intermediate(task.output, path)
+
+
+def expanded_queries_path(number: int) -> str:
+    """Return the path of the expanded query vectors of a block."""
+    return f"{WORK_FOLDER}expanded/{number:05d}.parquet"
+
+
+def probed_lists_path(nprobe: int, number: int) -> str:
+    """Return the path of the lists that the queries of a block probe."""
+    return f"{WORK_FOLDER}lists/{nprobe:07d}/{number:05d}.parquet"
+
+
+def write_probed_lists(task: SearchTask, number: int) -> int:
+    """Write the `nprobe` closest lists of each query of a block; return the block's number."""
+    path = probed_lists_path(task.nprobe, number)
+    if not task.output.exists(path):
+        measure = assignment_metric(task.metric)
+        trained = deserialize_index(
+            finished_output.read_verified(task.index, task.manifest.files[TRAINED])
+        )
+        queries = block(read_vectors(task.query_block(number)), measure)
+        lists = top_k_positions(queries, block(read_centroids(trained), measure), task.nprobe)
+        table = pa.table({"list": lists.ravel().astype(np.int32)})
+        task.output.put_new(path, checksummed_parquet(table))
+    return number
+
+
+def shares_per_shard(task: SearchTask, workers: int) -> int:
+    """Return how many tasks search each shard: more than 1 where shards are fewer than workers.
+
+    Each task reads the shard and searches it for some of the blocks. The tasks of a shard together
+    use no more than the memory of one task; vectors count twice, as in one task.
+    """
+    sizes = [task.manifest.files[shard_path(number)].size for number in task.shards]
+    fitting = task.memory // max(1, 2 * max(sizes, default=1))
+    return max(1, min(len(task.query_chunks), workers // max(1, len(sizes)), fitting))
+
+
+def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1) -> int:
+    """Search a shard for every `shares`-th block from `share` on, and write what is missing.
+
+    Return the number of all blocks.
+    """
+    existing = {
+        entry.path for entry in task.output.entries(f"{WORK_FOLDER}candidates/{task.nprobe:07d}")
+    }
+    existing |= {entry.path for entry in task.output.entries(f"{WORK_FOLDER}exact")}
+    searcher: ShardSearcher | None = None
+    for block_number in range(share, len(task.query_chunks), shares):
+        path = candidates_path(task.nprobe, number, block_number)
+        missing_exact = [
+            output
+            for output in task.exact_outputs(number, [block_number])
+            if output[0] not in existing
+        ]
+        if path in existing and not missing_exact:
+            continue
+        task.heartbeat()
+        searcher = searcher or _open_searcher(task, number)
+        queries = task.query_block(block_number)
+        if path not in existing:
+            other_candidates = _known_candidates(task, number, block_number, existing)
+            candidates = _search_block(task, searcher, queries, block_number, other_candidates)
+            task.output.put_new(path, checksummed_parquet(candidates))
+        for exact_file, look, _ in missing_exact:
+            rows = pa.array(task.sampled_rows(look, block_number))
+            sampled = queries.filter(pc.is_in(queries["row"], rows))
+            batch = task.query_batch(searcher.shard, sampled)
+            candidates = searcher.search(batch, None, task.top_k)
+            task.output.put_new(exact_file, checksummed_parquet(candidates))
+    return len(task.query_chunks)
+
+
+def _open_searcher(task: SearchTask, number: int) -> ShardSearcher:
+    """Read a shard and choose the matrix product by the number of multiplications expected."""
+    shard = task.open_shard(number)
+    lists = max(1, shard.index.nlist)
+    queries_per_list = task.queries.rows * (task.nprobe / lists)
+    product = choose_search_product(
+        task.device, queries_per_list, len(shard.rows), shard.index.d, lists
+    )
+    return ShardSearcher(shard, product, task.cache_bytes)
+
+
+def _search_block(
+    task: SearchTask,
+    searcher: ShardSearcher,
+    queries: pa.Table,
+    number: int,
+    other_candidates: list[pa.Table],
+) -> pa.Table:
+    lists = None
+    if task.nprobe < searcher.shard.index.nlist:
+        table = read_intermediate(task.output, probed_lists_path(task.nprobe, number))
+        lists = table["list"].to_numpy().reshape(-1, task.nprobe).astype(np.int64)
+    min_keys = kth_best_keys(other_candidates, task.top_k, queries["row"].to_numpy())
+    return searcher.search(task.query_batch(searcher.shard, queries, min_keys), lists, task.top_k)
+
+
+def _known_candidates(
+    task: SearchTask, shard: int, number: int, existing: set[str]
+) -> list[pa.Table]:
+    """Return the candidates that up to `_KNOWN_SHARDS` other shards have for a block."""
+    paths = [candidates_path(task.nprobe, other, number) for other in task.shards if other != shard]
+    paths = [path for path in paths if path in existing][:_KNOWN_SHARDS]
+    return [read_intermediate(task.output, path, ["query", "key"]) for path in paths]
+
+
+def read_intermediate(output: Folder, path: str, columns: list[str] | None = None) -> pa.Table:
+    """Return a checksummed Parquet file of an earlier step; Damaged if it was altered."""
+    return read_checksummed_parquet(output, path, columns)

@@ -1,0 +1,82 @@
+"""Paths of images and vectors inside containers: formatting and parsing.
+
+`tar://MEMBER::TAR` is fsspec's URL chaining, so that `fsspec.open` opens it too. Its model is
+followed by `parquet://COLUMN/ROW::FILE` for a row of a Parquet file and `npy://ROW::FILE` for a row
+of an array. The container follows the last `::`: a member's name may contain `::`, a container's
+may not (`walk.py` rejects it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_TAR = "tar://"
+_PARQUET = "parquet://"
+_NPY = "npy://"
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """An image in a tar file."""
+
+    member: str
+    container: str
+
+    def __str__(self) -> str:
+        return f"{_TAR}{self.member}::{self.container}"
+
+
+@dataclass(frozen=True)
+class ParquetRow:
+    """An image or a vector in a column of a Parquet file; `row` counts from 0 in that file."""
+
+    column: str
+    row: int
+    container: str
+
+    def __str__(self) -> str:
+        return f"{_PARQUET}{self.column}/{self.row}::{self.container}"
+
+
+@dataclass(frozen=True)
+class NpyRow:
+    """A vector in a .npy file; `row` counts from 0."""
+
+    row: int
+    container: str
+
+    def __str__(self) -> str:
+        return f"{_NPY}{self.row}::{self.container}"
+
+
+ContainerPath = TarMember | ParquetRow | NpyRow
+
+
+def parse_container_path(path: str) -> ContainerPath | None:
+    """Parse the path of an image or vector inside a container; None for other paths."""
+    if not path.startswith((_TAR, _PARQUET, _NPY)):
+        return None
+    member, separator, container = path.rpartition("::")
+    if not separator or not container:
+        return None
+    if member.startswith(_TAR):
+        return TarMember(member.removeprefix(_TAR), container)
+    if member.startswith(_NPY):
+        row = member.removeprefix(_NPY)
+        return NpyRow(int(row), container) if row.isdecimal() else None
+    column, _, row = member.removeprefix(_PARQUET).rpartition("/")
+    return ParquetRow(column, int(row), container) if row.isdecimal() else None
+
+
+def container_of(path: str) -> str | None:
+    """Return the container of an image; None where it is a file of its own."""
+    inside = parse_container_path(path)
+    return None if inside is None else inside.container
+
+
+def reading_order(path: str) -> tuple[str, int, str]:
+    """Return a sort key by which each container is opened once and read from front to back."""
+    inside = parse_container_path(path)
+    if inside is None:
+        return "", 0, path
+    return inside.container, 0 if isinstance(inside, TarMember) else inside.row, path

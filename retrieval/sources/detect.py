@@ -1,0 +1,109 @@
+"""Choice of the source class for a path: by what exists there, then its suffix, then its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from retrieval.core.errors import InputError
+from retrieval.sources.base import Source
+from retrieval.sources.folder import FolderSource
+from retrieval.sources.image_names import is_image
+from retrieval.sources.metadata_columns import is_text, require_column
+from retrieval.sources.parquet import (
+    PARQUET,
+    ParquetSource,
+    holds_images,
+    image_bytes_column,
+    opened_parquet,
+)
+from retrieval.sources.path_list import CSV, TEXT, ListSource
+from retrieval.sources.walk import (
+    find_files,
+    find_readable_files,
+    is_file,
+    is_folder,
+    is_glob,
+    walk_files,
+)
+from retrieval.sources.webdataset import COMPRESSED, TAR, TarSource
+
+_FORMS = "a folder of images, a list (.txt, .csv, .parquet), .tar or Parquet files, or a glob"
+
+
+def open_source(
+    root: str,
+    *,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Source:
+    """Open the source at a path or URI; InputError where there is none, or none that is supported.
+
+    `image_column` and `id_column` apply to lists and Parquet; other sources ignore them. `options`
+    go to the fsspec file system.
+    """
+    plain = options or {}
+    if is_folder(root, plain):
+        suffix = _container_suffix(root, plain)
+    elif is_file(root, plain):
+        suffix = root.lower()
+    elif is_glob(root):
+        suffix = find_files(root, (), plain)[0][0].path.lower()
+        if not suffix.endswith((*TAR, *COMPRESSED, *PARQUET)):
+            raise InputError(f"{root} matches files that are neither .tar nor Parquet; name such")
+    else:
+        raise InputError(f"{root} does not exist; name {_FORMS}")
+    if not suffix:
+        return FolderSource(root, plain)
+    if suffix.endswith((*TAR, *COMPRESSED)):
+        return TarSource(root, plain)
+    if suffix.endswith((*TEXT, *CSV)):
+        source = ListSource(root, image_column, id_column, plain)
+        source.check_columns()
+        return source
+    if suffix.endswith(PARQUET):
+        return _open_parquet_source(root, image_column, id_column, plain)
+    raise InputError(f"{root} is not a folder and no list or container; name {_FORMS}")
+
+
+def _container_suffix(root: str, options: Mapping[str, Any]) -> str:
+    """Return the suffix of the containers in a folder without images, tars first; else empty."""
+    suffix = ""
+    for file in walk_files(root, options):
+        name = file.name.lower()
+        if file.problem is not None:
+            continue
+        if is_image(name):
+            return ""
+        if name.endswith(TAR):
+            suffix = TAR[0]
+        elif name.endswith(PARQUET):
+            suffix = suffix or PARQUET[0]
+    return suffix
+
+
+def _open_parquet_source(
+    root: str, image_column: str | None, id_column: str | None, options: Mapping[str, Any]
+) -> Source:
+    """Open Parquet as images, or as a list of paths, by the type of the image column.
+
+    Where none is named, a column of bytes takes precedence: such files often hold paths as well.
+    """
+    first = find_readable_files(root, PARQUET, options)[0]
+    with opened_parquet(first.path, options) as parquet:
+        schema = parquet.schema_arrow
+    require_column(first.path, "--image-column", image_column, schema.names)
+    column = image_column or image_bytes_column(schema)
+    if column is not None and holds_images(schema.field(column).type):
+        images = ParquetSource(root, image_column, id_column, options)
+        images.check_columns()
+        return images
+    require_column(first.path, "--id-column", id_column, schema.names)
+    if any(holds_images(field.type) for field in schema) and image_column is None:
+        return ParquetSource(root, None, id_column, options)  # which asks for the column
+    if not is_file(root, options):
+        raise InputError(f"{first.path} is a list of paths, and {root} names several; name one")
+    if not any(is_text(field.type) for field in schema):
+        raise InputError(f"{root} has neither images nor paths in it; name {_FORMS}")
+    return ListSource(root, image_column, id_column, options)

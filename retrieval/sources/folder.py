@@ -1,0 +1,50 @@
+"""A folder of images, local or behind an fsspec URI, at any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from retrieval.core.errors import InputError
+from retrieval.core.records import Item
+from retrieval.images.unsupported import CONVERT_HEIC, HEIC
+from retrieval.sources.base import Source
+from retrieval.sources.image_names import is_image, parent_folder_name
+from retrieval.sources.walk import PassedOver, walk_files
+
+
+@dataclass
+class FolderSource(Source):
+    """The images of a folder; an image's label is the name of its parent folder, if it has one."""
+
+    root: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    others: int = field(default=0, init=False, compare=False)
+    passed_over: PassedOver = field(
+        default_factory=PassedOver, init=False, compare=False, repr=False
+    )
+
+    def items(self) -> Iterator[Item]:
+        """Iterate over all images below the root, in no particular order."""
+        self.others, self.passed_over = 0, PassedOver()
+        for file in walk_files(self.root, self.options, self.passed_over):
+            if file.problem is not None and (file.is_folder or is_image(file.name)):
+                yield file.unreadable_item()
+            elif is_image(file.name):
+                label = parent_folder_name(file.name)
+                yield Item(file.name, file.path, file.size, file.mtime_ns, label)
+            else:
+                self.others += 1
+        self.others += self.passed_over.total
+
+    def empty_error(self) -> InputError:
+        """Return the error of a folder without images, naming HEIC files if it has some."""
+        count = sum(
+            file.name.lower().endswith(HEIC) for file in walk_files(self.root, self.options)
+        )
+        if not count:
+            return super().empty_error()
+        return InputError(
+            f"{self.root} holds {count} HEIC files and no images that are read; {CONVERT_HEIC}"
+        )

@@ -1,0 +1,464 @@
+"""Streaming of the files below a root, local or behind an fsspec URI, in no particular order.
+
+Locally only the folders on the path to the current one are open, so that a folder of ten million
+files takes no memory. Remotely fsspec lists one folder at a time: memory is that of the largest.
+fsspec's cache of listings is off, since it would hold all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import fsspec
+
+from retrieval.core.errors import InputError
+from retrieval.core.output_layout import REPORT_FOLDERS, REPORT_MARK
+from retrieval.core.records import Item
+from retrieval.storage.finished_output import JOB, MANIFEST, is_lookalike_json
+from retrieval.storage.ignored_files import hidden_part, is_hidden
+from retrieval.storage.input_files import describe_special_file, escape_non_utf8
+from retrieval.storage.local import is_remote, local_path
+from retrieval.storage.retry import is_transient
+
+_CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+"""Keys of a file's modification time, best first; S3 has the second, Google the fourth."""
+
+_MAX_JSON_BYTES = 1 << 20
+"""Bytes that are read of a job.json; those of lookalike are much smaller."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A listed file: its `name` below the root, '/'-separated, and the `path` that opens it.
+
+    With a `problem` it cannot be read: a folder that may not be listed, a named pipe, a device.
+    """
+
+    name: str
+    path: str
+    size: int | None
+    mtime_ns: int | None
+    problem: str | None = None
+    is_folder: bool = False  # a folder that may not be listed; other folders are not returned
+
+    def unreadable_item(self, columns: int = 0) -> Item:
+        """Return an item for the ledger, with `columns` null metadata values."""
+        return Item(
+            self.name, self.path, None, self.mtime_ns, None, problem=self.problem,
+            more=(None,) * columns,
+        )  # fmt: skip
+
+
+class PassedOver:
+    """Counts of the files and folders that a listing skipped, by kind, with an example of each."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, tuple[int, str]] = {}
+
+    @property
+    def total(self) -> int:
+        """Return the number of files and folders; a folder, which is not opened, counts once."""
+        return sum(count for count, _ in self._kinds.values())
+
+    def add(self, kind: str, name: str, count: int = 1) -> None:
+        """Count one more file or folder of a kind."""
+        before, example = self._kinds.get(kind, (0, name))
+        self._kinds[kind] = before + count, example
+
+    def include(self, other: PassedOver) -> None:
+        """Add the counts of another listing."""
+        for kind, (count, example) in other._kinds.items():
+            self.add(kind, example, count)
+
+    def __str__(self) -> str:
+        """Format as `hidden files: 2 (such as ._a.jpg), hidden folders: 1 (such as .git)`."""
+        kinds = sorted(self._kinds.items())
+        return ", ".join(f"{kind}: {count} (such as {name})" for kind, (count, name) in kinds)
+
+
+HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
+OUTPUT_FOLDERS = "folders that lookalike wrote"
+
+
+def walk_files(
+    root: str, options: Mapping[str, Any], passed: PassedOver | None = None
+) -> Iterator[ListedFile]:
+    """Iterate over all files below a folder, counting in `passed` what is skipped.
+
+    Hidden files and folders are skipped, and so are outputs of lookalike, whose pictures are no
+    photos. The root itself may be hidden. Raises InputError where the root does not exist, is no
+    folder, or is an output of lookalike.
+    """
+    passed = PassedOver() if passed is None else passed
+    return _walk_remote(root, options, passed) if is_remote(root) else _walk_local(root, passed)
+
+
+def find_files(
+    root: str,
+    suffixes: tuple[str, ...],
+    options: Mapping[str, Any],
+    passed: PassedOver | None = None,
+) -> tuple[list[ListedFile], int]:
+    """Return the container files at a path, in a folder or matching a glob, and the others' count.
+
+    The files are sorted by name, and held in memory: containers are few. An existing path is taken
+    literally even if it contains `*` or `[`. Folders that may not be listed, and pipes or devices
+    with such a suffix, are included with a problem.
+    """
+    others = 0
+    passed = PassedOver() if passed is None else passed
+    if is_folder(root, options):
+        files = []
+        for file in walk_files(root, options, passed):
+            if file.is_folder or file.name.lower().endswith(suffixes):
+                files.append(file)
+            else:
+                others += 1
+    elif is_file(root, options):
+        files = [describe_file(root, options)]
+    elif is_glob(root):
+        files = list(_glob_files(root, options, passed))
+    else:
+        raise InputError(f"{root} does not exist; name a file, a folder or a glob of such files")
+    for file in files:
+        if "::" in file.path:
+            raise InputError(
+                f"{file.path} has :: in its path, by which paths are chained; rename it"
+            )
+    return sorted(files, key=lambda file: file.name), others + passed.total
+
+
+def find_readable_files(
+    root: str, suffixes: tuple[str, ...], options: Mapping[str, Any]
+) -> list[ListedFile]:
+    """Return the files of `find_files` that have no problem."""
+    return [file for file in find_files(root, suffixes, options)[0] if file.problem is None]
+
+
+def is_glob(root: str) -> bool:
+    """Return whether a path contains a glob character."""
+    return any(sign in root for sign in "*?[")
+
+
+def is_folder(root: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a folder of exactly this name exists."""
+    if not is_remote(root):
+        return os.path.isdir(local_path(root))
+    system, name = open_filesystem(root, options)
+    return bool(_call_filesystem(root, lambda: system.isdir(name)))
+
+
+def is_file(root: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a file of exactly this name exists."""
+    if not is_remote(root):
+        return os.path.isfile(local_path(root))
+    system, name = open_filesystem(root, options)
+    return bool(_call_filesystem(root, lambda: system.isfile(name)))
+
+
+def describe_file(root: str, options: Mapping[str, Any]) -> ListedFile:
+    """Return the entry of an existing file, named by its base name."""
+    if is_remote(root):
+        system, name = open_filesystem(root, options)
+        info = _call_filesystem(root, lambda: system.info(name))
+        return _describe_remote(system, name.rsplit("/", 1)[-1], name, info)
+    path = local_path(root)
+    return _describe_local(os.path.basename(path), path, os.stat(path))
+
+
+def open_filesystem(root: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the fsspec file system of a URI, without cached listings, and the path in it."""
+    plain = {"use_listings_cache": False, **options}
+    return _call_filesystem(root, lambda: fsspec.core.url_to_fs(root, **plain))  # type: ignore[no-any-return]
+
+
+def _call_filesystem(root: str, action: Callable[[], Any]) -> Any:
+    """Return the result of an fsspec call; InputError, naming the root, where it fails."""
+    try:
+        return action()
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{root} cannot be listed ({error})") from error
+
+
+def _walk_local(root: str, passed: PassedOver) -> Iterator[ListedFile]:
+    top = local_path(root)
+    if not os.path.exists(top):
+        raise InputError(f"{root} does not exist; name a folder with images")
+    if not os.path.isdir(top):
+        raise InputError(f"{root} is not a folder; name a folder with images")
+    if _is_output(top, _read_local_json):
+        raise _output_error(root)
+    for path, info, error in _walk_local_folder(top, frozenset(), passed):
+        name = os.path.relpath(path, top).replace(os.sep, "/")
+        if error is None:
+            yield _describe_local(name, path, info)
+        else:
+            problem = f"the folder cannot be listed ({error.strerror})"
+            yield ListedFile(
+                escape_non_utf8(name), escape_non_utf8(path), None, None, problem, is_folder=True
+            )
+
+
+def _describe_local(name: str, path: str, info: os.stat_result | None) -> ListedFile:
+    if info is None:
+        return ListedFile(escape_non_utf8(name), escape_non_utf8(path), None, None)
+    return ListedFile(
+        escape_non_utf8(name), escape_non_utf8(path), info.st_size, storable_ns(info.st_mtime_ns),
+        describe_special_file(info.st_mode),
+    )  # fmt: skip
+
+
+_LocalEntry = tuple[str, os.stat_result | None, OSError | None]
+"""The path of a file and its status, if that can be read; or of a folder, and why it cannot be
+listed."""
+
+
+def _walk_local_folder(
+    folder: str, above: frozenset[tuple[int, int]], passed: PassedOver
+) -> Iterator[_LocalEntry]:
+    """Walk a local folder, following links to folders except to those that contain it.
+
+    Broken links, and files whose status cannot be read, are returned as files, whose reading fails
+    later. A folder below the root that may not be listed is returned with its error; a transient
+    error of the disk is raised.
+    """
+    try:
+        status = os.stat(folder)
+        here = above | {(status.st_dev, status.st_ino)}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    inside = entry.is_dir(follow_symlinks=False)
+                    passed.add(
+                        HIDDEN_FOLDERS if inside else HIDDEN_FILES, escape_non_utf8(entry.name)
+                    )
+                    continue
+                try:
+                    info = entry.stat()
+                except OSError as error:
+                    yield from _without_status(entry, error)
+                    continue
+                if stat.S_ISDIR(info.st_mode):
+                    if (info.st_dev, info.st_ino) in here:
+                        continue
+                    if _is_written_by_lookalike(entry.path, _read_local_json):
+                        passed.add(OUTPUT_FOLDERS, escape_non_utf8(entry.name))
+                        continue
+                    yield from _walk_local_folder(entry.path, here, passed)
+                else:
+                    yield entry.path, info, None
+    except OSError as error:
+        if not above or is_transient(error):
+            raise InputError(
+                f"{escape_non_utf8(folder)} cannot be listed ({error.strerror})"
+            ) from error
+        yield folder, None, error
+
+
+def _without_status(entry: os.DirEntry[str], error: OSError) -> Iterator[_LocalEntry]:
+    """Yield an entry whose status cannot be read; nothing if it was removed meanwhile."""
+    if entry.is_symlink():
+        yield entry.path, entry.stat(follow_symlinks=False), None
+    elif entry.is_dir(follow_symlinks=False):
+        yield entry.path, None, error
+    elif not isinstance(error, FileNotFoundError):
+        yield entry.path, None, None
+
+
+def _is_output(folder: str, read: Callable[[str], bytes | None]) -> bool:
+    """Return whether a folder is an output of lookalike, finished or not.
+
+    The content of job.json (else manifest.json) decides: other programs use these names too.
+    """
+    job = read(f"{folder}/{JOB}")
+    if job is None:
+        return False
+    return is_lookalike_json(job) or is_lookalike_json(read(f"{folder}/{MANIFEST}") or b"")
+
+
+def _is_written_by_lookalike(folder: str, read: Callable[[str], bytes | None]) -> bool:
+    """Return whether a folder is an output of lookalike, or a folder beside a page of `report`."""
+    if _is_output(folder, read):
+        return True
+    mark = read(f"{folder}/{REPORT_MARK}") if folder.endswith(REPORT_FOLDERS) else None
+    return mark is not None and is_lookalike_json(mark)
+
+
+def _read_local_json(path: str) -> bytes | None:
+    """Return the start of a local file; None where there is none that can be read."""
+    try:
+        if not os.path.isfile(path):  # reading a pipe would not end
+            return None
+        with open(path, "rb") as file:
+            return file.read(_MAX_JSON_BYTES)
+    except OSError:
+        return None
+
+
+def _output_error(root: str) -> InputError:
+    return InputError(
+        f"{root} is a folder that lookalike wrote, and no folder of images (see its {JOB}); name "
+        "one with photos"
+    )
+
+
+def _walk_remote(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[ListedFile]:
+    system, top = open_filesystem(root, options)
+    below = top.rstrip("/") + "/"
+    empty = True
+    try:
+        for folder, folders, files in system.walk(top, detail=True, on_error="raise"):
+            itself = files.pop("", None)
+            if empty and itself and itself["type"] == "file" and not files:
+                raise InputError(f"{root} is not a folder; name a folder with images")
+            if empty and _is_output(folder, _remote_reader(system, files)):
+                raise _output_error(root)
+            at_root, empty = empty, empty and not files and not folders
+            for info in _visible_files(system, folder, folders, files, passed, at_root):
+                path = info["name"]
+                yield _describe_remote(system, path.removeprefix(below), path, info)
+    except FileNotFoundError as error:
+        raise InputError(f"{root} does not exist; name a folder with images") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{root} cannot be listed ({error})") from error
+    if empty and not system.exists(top):
+        raise InputError(f"{root} does not exist; name a folder with images")
+
+
+def _visible_files(
+    system: Any, folder: str, folders: dict[str, Any], files: dict[str, Any], passed: PassedOver,
+    at_root: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return the files of a remote folder that are not skipped.
+
+    Folders that are skipped are removed from `folders`, so that fsspec does not descend into them.
+    """
+    if not at_root and _is_written_by_lookalike(folder, _remote_reader(system, files)):
+        passed.add(OUTPUT_FOLDERS, folder.rsplit("/", 1)[-1])
+        folders.clear()
+        return []
+    for name in list(filter(is_hidden, folders)):
+        passed.add(HIDDEN_FOLDERS, name)
+        del folders[name]
+    for name in filter(is_hidden, files):
+        passed.add(HIDDEN_FILES, name)
+    return [info for name, info in files.items() if not is_hidden(name)]
+
+
+def _remote_reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], bytes | None]:
+    """Return a function that reads the start of a remote file, if it is among the listed ones."""
+
+    def read(path: str) -> bytes | None:
+        info = files.get(path.rsplit("/", 1)[-1])
+        if info is None or info.get("size") == 0:  # stores reject any range of an empty file
+            return None
+        try:
+            return bytes(system.cat_file(path, start=0, end=_MAX_JSON_BYTES))
+        except (FileNotFoundError, PermissionError):  # removed since, or not accessible
+            return None
+
+    return read
+
+
+def _glob_files(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[ListedFile]:
+    """Iterate over the files that match a pattern, named below its last part without a wildcard.
+
+    As in a shell, hidden files match only a part of the pattern that begins with a dot. Files in
+    outputs of lookalike below that last part are skipped.
+    """
+    pattern = root if is_remote(root) else local_path(root)
+    fixed = 0
+    parts = pattern.split("/")
+    while fixed < len(parts) - 1 and not is_glob(parts[fixed]):
+        fixed += 1
+    system, name = open_filesystem(pattern, options if is_remote(root) else {})
+    name_parts = name.split("/")
+    fixed -= len(parts) - len(name_parts)
+    below = "/".join(name_parts[:fixed]) + "/" if fixed > 0 else ""
+    infos = _call_filesystem(root, lambda: system.glob(name, detail=True))
+    include_hidden = any(part.startswith(".") for part in name_parts[max(fixed, 0) :])
+    outputs = _OutputsBelow(system, below)
+    matched = False
+    for path, info in infos.items():
+        if not include_hidden and (part := hidden_part(path.removeprefix(below))):
+            passed.add(HIDDEN_FILES, part)
+            continue
+        if output := outputs.enclosing(path):
+            passed.add(f"files in {OUTPUT_FOLDERS}", output.rsplit("/", 1)[-1])
+            continue
+        matched = matched or info["type"] == "file"
+        if info["type"] == "file" and is_remote(root):
+            yield _describe_remote(system, path.removeprefix(below), path, info)
+        elif info["type"] == "file":
+            yield _describe_local(path.removeprefix(below), path, os.stat(path))
+    if not matched:
+        left_out = f" (passed over: {passed})" if passed.total else ""
+        raise InputError(f"{root} matches no file{left_out}; name a file, a folder or another glob")
+
+
+class _OutputsBelow:
+    """Find the outputs of lookalike that enclose files below a folder; each folder is read once."""
+
+    def __init__(self, system: Any, below: str) -> None:
+        self._system, self._below = system, below
+        self._is_output: dict[str, bool] = {}
+
+    def enclosing(self, path: str) -> str | None:
+        """Return the outermost output that encloses a file, or None."""
+        parts = path.removeprefix(self._below).split("/")[:-1]
+        for count in range(1, len(parts) + 1):
+            folder = self._below + "/".join(parts[:count])
+            if folder not in self._is_output:
+                self._is_output[folder] = _is_written_by_lookalike(folder, self._read)
+            if self._is_output[folder]:
+                return folder
+        return None
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            if not self._system.isfile(path):  # reading a pipe would not end
+                return None
+            return bytes(self._system.cat_file(path, start=0, end=_MAX_JSON_BYTES))
+        except OSError:
+            return None
+
+
+def _describe_remote(system: Any, name: str, path: str, info: Mapping[str, Any]) -> ListedFile:
+    return ListedFile(name, system.unstrip_protocol(path), info.get("size"), modified_ns(info))
+
+
+def storable_ns(nanoseconds: int) -> int | None:
+    """Return a time in ns since 1970 if it fits into int64 (until 2262), else None."""
+    return nanoseconds if abs(nanoseconds) < 1 << 63 else None
+
+
+def seconds_to_ns(seconds: float) -> int | None:
+    """Return seconds since 1970 as nanoseconds; None where these do not fit into int64."""
+    return storable_ns(int(seconds * 1_000_000_000)) if abs(seconds) < 1 << 34 else None
+
+
+def modified_ns(info: Mapping[str, Any]) -> int | None:
+    """Return the modification time of a remote file in ns since 1970; None where unknown.
+
+    Stores report it as a datetime (naive ones are UTC), as ISO text, or as seconds.
+    """
+    for key in _CHANGED:
+        value = info.get(key)
+        if isinstance(value, str):
+            try:
+                value = datetime.fromisoformat(value)
+            except ValueError:
+                continue
+        if isinstance(value, datetime):
+            value = value if value.tzinfo else value.replace(tzinfo=UTC)
+            return storable_ns((value - _EPOCH) // timedelta(microseconds=1) * 1000)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return seconds_to_ns(value)
+    return None

@@ -1,0 +1,220 @@
+"""Source of images in tar files: one, or a folder or glob of them, as WebDataset shards.
+
+Only headers and small `.cls` label files are read, and nothing is unpacked: members that would be
+harmful to unpack are listed with a problem, for the ledger. Concatenated tars are read to their
+last end mark (`tar_members.py`). Duplicate names and labels are resolved at the end of a tar, so
+that memory is some 0.5 KB per image of one tar.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from retrieval.core.errors import InputError
+from retrieval.core.records import Item
+from retrieval.sources.base import Source
+from retrieval.sources.container_paths import TarMember
+from retrieval.sources.image_names import is_image, parent_folder_name
+from retrieval.sources.tar_members import DAMAGE, tar_members
+from retrieval.sources.walk import HIDDEN_FILES, ListedFile, PassedOver, find_files, seconds_to_ns
+from retrieval.storage.ignored_files import hidden_part
+from retrieval.storage.input_files import escape_non_utf8, open_uri
+
+TAR = (".tar",)
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+_BLOCK = 1 << 16
+"""Bytes of a remote tar fetched at a time: several headers of small images, little of large ones.
+fsspec's default of 5 MB would read all of most tars."""
+
+_MAX_LABEL_BYTES = 1 << 10
+"""A larger `.cls` file is not a label."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A tar member with the suffix of an image."""
+
+    name: str  # as written in the tar
+    place: int
+    size: int
+    mtime: float
+    problem: str | None
+
+
+@dataclass
+class _Contents:
+    """Contents of a tar, as far as it could be read; `broken` says why not further."""
+
+    images: list[_Member] = field(default_factory=list)
+    labels: dict[str, str | None] = field(default_factory=dict)  # by the stem of the .cls file
+    contradictions: set[str] = field(default_factory=set)  # stems with two different labels
+    others: int = 0
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    broken: str | None = None
+
+    def add_label(self, stem: str, label: str | None) -> None:
+        if self.labels.setdefault(stem, label) != label:
+            self.contradictions.add(stem)
+
+    def label_of(self, tar: ListedFile, name: str) -> str | None:
+        """Return the label of an image: from `STEM.cls`, `KEY.cls`, or else its parent folder.
+
+        WebDataset's key ends at the first dot, so that `prod.000.jpg` and `prod.001.jpg` share
+        the key `prod`; the stem, which belongs to one image only, takes precedence.
+        """
+        for stem in (_stem(name), _key(name)):
+            if stem in self.contradictions:
+                raise InputError(
+                    f"{tar.path} holds two different labels for {stem} (two files {stem}.cls); "
+                    "keep one of them"
+                )
+            if stem in self.labels:
+                return self.labels[stem]
+        return parent_folder_name(name)
+
+
+@dataclass
+class TarSource(Source):
+    """Images in tars; labels are those of `.cls` files beside them, else the parent folders."""
+
+    root: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    others: int = field(default=0, init=False, compare=False)
+    passed_over: PassedOver = field(
+        default_factory=PassedOver, init=False, compare=False, repr=False
+    )
+
+    def items(self) -> Iterator[Item]:
+        """Iterate over all images, tar by tar; raise InputError after those of a broken tar."""
+        self.passed_over = PassedOver()
+        tars, self.others = find_files(self.root, TAR, self.options, self.passed_over)
+        for tar in tars:
+            if tar.problem is not None:
+                yield tar.unreadable_item()
+                continue
+            contents = self._contents(tar)
+            self.passed_over.include(contents.passed_over)
+            self.others += contents.others + contents.passed_over.total
+            yield from _items(tar, contents)
+            if contents.broken:
+                raise InputError(
+                    f"{tar.path} is broken ({contents.broken}); fetch or make it again, or remove "
+                    "it"
+                )
+
+    def _contents(self, tar: ListedFile) -> _Contents:
+        try:
+            with open_uri(tar.path, self.options, block=_BLOCK) as file:
+                if file.read(6).startswith(_MAGIC):
+                    raise InputError(
+                        f"{tar.path} is compressed, so that no image of it can be read alone; "
+                        "uncompress it to a plain .tar"
+                    )
+                file.seek(0)
+                return _read_contents(file)
+        except OSError as error:
+            raise InputError(f"{tar.path} cannot be read ({error})") from error
+
+
+def _read_contents(file: BinaryIO) -> _Contents:
+    contents = _Contents()
+    try:
+        for member in tar_members(file):
+            _add_member(contents, file, member)
+    except DAMAGE as error:
+        contents.broken = " ".join(str(error).split()) or type(error).__name__
+    return contents
+
+
+def _add_member(contents: _Contents, file: BinaryIO, member: tarfile.TarInfo) -> None:
+    """Add a member as an image, a label, or another file."""
+    if member.isdir():
+        return
+    name = escape_non_utf8(member.name)
+    if hidden := hidden_part(name):
+        contents.passed_over.add(HIDDEN_FILES, hidden)
+    elif is_image(name):
+        place, size = member.offset_data, member.size
+        contents.images.append(_Member(name, place, size, member.mtime, _problem(member)))
+    elif member.isreg() and name.lower().endswith(".cls") and member.size <= _MAX_LABEL_BYTES:
+        file.seek(member.offset_data)
+        text = file.read(member.size).decode("utf-8", "replace").strip()
+        contents.add_label(_stem(_normalise(name)), text or None)
+    else:
+        contents.others += 1
+
+
+def _problem(member: tarfile.TarInfo) -> str | None:
+    """Return why a member cannot be read in place, or None."""
+    if member.issym() or member.islnk():
+        target = escape_non_utf8(member.linkname)
+        return f"it is a link in its tar, to {target}; links are not followed"
+    if not member.isreg():
+        return "it is neither file nor folder in its tar"
+    if member.issparse():
+        return "it is stored with holes in its tar (sparse)"
+    if member.name.startswith("/"):
+        return "its name in the tar is absolute"
+    if ".." in member.name.split("/"):
+        return "its name in the tar leads out of it (..)"
+    return None
+
+
+def _items(tar: ListedFile, contents: _Contents) -> Iterator[Item]:
+    """Iterate over the items of a tar; of members of one name the last counts, as in unpacking."""
+    names = [_normalise(member.name) for member in contents.images]
+    last = {name: number for number, name in enumerate(names)}
+    used_names = set(last)
+    for number, (name, member) in enumerate(zip(names, contents.images, strict=True)):
+        problem = member.problem
+        unique_name = name
+        if last[name] != number:
+            problem = "another image of this name follows in its tar and replaces it"
+            unique_name = _add_free_name(name, used_names)
+        yield Item(
+            image_id=f"{tar.name}/{unique_name}",
+            path=str(TarMember(member.name, tar.path)),
+            size=member.size,
+            mtime_ns=_latest_ns(member.mtime, tar.mtime_ns),
+            label=contents.label_of(tar, name),
+            place=member.place,
+            problem=problem,
+        )
+
+
+def _add_free_name(name: str, used_names: set[str]) -> str:
+    """Return `name (1)`, or with the next free number, and add it to the used names."""
+    number = 1
+    while f"{name} ({number})" in used_names:
+        number += 1
+    used_names.add(f"{name} ({number})")
+    return f"{name} ({number})"
+
+
+def _normalise(name: str) -> str:
+    """Normalise a member's name: `./a//b` is `a/b`; a leading slash and `..` are kept."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return ("/" if name.startswith("/") else "") + "/".join(parts)
+
+
+def _stem(name: str) -> str:
+    """Return a name without its last suffix, the dots of its folders left alone."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.rpartition(".")[0]
+
+
+def _key(name: str) -> str:
+    """Return WebDataset's key of a sample: the name up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]
+
+
+def _latest_ns(mtime: float, tar_mtime_ns: int | None) -> int | None:
+    """Return the later modification time of member and tar in ns; None if neither is valid."""
+    times = [time for time in (seconds_to_ns(mtime), tar_mtime_ns) if time is not None]
+    return max(times, default=None)

@@ -1,0 +1,45 @@
+"""Tests that model options which contradict `--bundle` are refused."""
+
+import pytest
+
+from jobs.config.settings import EmbedSettings
+from jobs.embedding.prepare_model import load_bundle
+from retrieval.core.errors import UsageError
+from retrieval.models.bundle import write_bundle
+from retrieval.models.resolve import resolve_bundle
+from retrieval.storage.local import open_folder
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle")
+    bundle = resolve_bundle(
+        backbone="scratch", weights="random", bundle=None, pooling="gem", normalize=True,
+        image_size=64, resize="pad", seed=0,
+    )  # fmt: skip
+    write_bundle(open_folder(str(path)), bundle)
+    return path
+
+
+def load(stored, **options):
+    return load_bundle(EmbedSettings(input="x", output="y", bundle=str(stored), **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "vgg16"}, "--backbone vgg16 does not go with --bundle .*, which has scratch"),
+        ({"pooling": "max"}, "--pooling max does not go with --bundle .*, which has gem"),
+        ({"image_size": 96}, "--image-size 96 does not go with"),
+        ({"resize": "squash"}, "--resize squash does not go with"),
+        ({"normalize": False}, "--no-normalize does not go with"),
+    ],
+)
+def test_options_that_contradict_the_bundle_are_refused(stored, options, message):
+    with pytest.raises(UsageError, match=message):
+        load(stored, **options)
+
+
+def test_equal_options_and_defaults_are_accepted(stored):
+    same = {"backbone": "scratch", "pooling": "gem", "image_size": 64, "resize": "pad"}
+    assert load(stored, **same).digest == load(stored).digest

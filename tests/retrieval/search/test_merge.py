@@ -1,0 +1,158 @@
+"""Tests of merging candidates: total order, independence of the cut into parts, repeated rows."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval.core.errors import Damaged
+from retrieval.core.schemas import CANDIDATES_SCHEMA, MATCHES
+from retrieval.search.candidates import first_repeated_pair, top_candidates
+from retrieval.search.merge import rank_candidates
+from tests.retrieval.sample_vectors import image_ids, quick, seeds
+
+Candidate = tuple[int, float, str]  # query, key, image_id
+
+
+def candidates(rows: list[Candidate]) -> pa.Table:
+    """Return a table of candidates; row, path and label are derived from the id."""
+    columns = {
+        "query": [query for query, _, _ in rows],
+        "key": [key for _, key, _ in rows],
+        "row": [crc32(name.encode()) for _, _, name in rows],
+        "list": [0] * len(rows),
+        "image_id": [name for _, _, name in rows],
+        "path": [f"/gallery/{name}" for _, _, name in rows],
+        "label": [name[:1] or None for _, _, name in rows],
+    }
+    return pa.table(
+        [pa.array(columns[field.name], field.type) for field in CANDIDATES_SCHEMA],
+        schema=CANDIDATES_SCHEMA,
+    )
+
+
+@st.composite
+def cut_candidates(draw: st.DrawFn) -> tuple[list[Candidate], list[list[Candidate]]]:
+    """Draw candidates with many equal keys, and the same candidates shuffled and cut into parts."""
+    ids = image_ids(draw(st.integers(1, 12)))
+    keys = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 1e-300, 0.5, np.nextafter(0.5, 1)])
+    pairs = draw(st.sets(st.tuples(st.integers(0, 4), st.sampled_from(ids)), max_size=40))
+    rows = [(query, draw(keys), name) for query, name in sorted(pairs)]
+    shuffled = draw(st.permutations(rows))
+    at = sorted(draw(st.lists(st.integers(0, len(rows)), max_size=4)))
+    parts = [shuffled[a:b] for a, b in zip([0, *at], [*at, len(rows)], strict=True)]
+    return rows, parts
+
+
+@quick
+@given(cut_candidates(), st.integers(1, 6))
+def test_top_candidates_are_ordered_by_score_then_bytes_of_image_id(cut, k):
+    rows, parts = cut
+    order = sorted(rows, key=lambda line: (line[0], -line[1], line[2].encode()))
+    expected, ranks = [], []
+    for query in range(5):
+        best = [line for line in order if line[0] == query][:k]
+        expected += best
+        ranks += range(len(best))
+    table, rank = top_candidates([candidates(part) for part in parts], k)
+    result = zip(*(table[name].to_pylist() for name in ("query", "key", "image_id")), strict=True)
+    assert list(result) == expected
+    assert rank.tolist() == ranks
+    assert table["path"].to_pylist() == [f"/gallery/{name}" for _, _, name in expected]
+
+
+@quick
+@given(cut_candidates(), st.integers(1, 6), seeds)
+def test_the_result_does_not_depend_on_parts_or_their_order(cut, k, seed):
+    rows, parts = cut
+    shuffled = np.random.default_rng(seed).permutation(len(parts))
+    table, rank = top_candidates([candidates(parts[place]) for place in shuffled], k)
+    whole, whole_rank = top_candidates([candidates(rows)], k)
+    assert table.drop_columns("key").equals(whole.drop_columns("key"))
+    np.testing.assert_array_equal(table["key"], whole["key"])  # -0.0 is 0.0
+    assert rank.tolist() == whole_rank.tolist()
+
+
+def test_no_candidates_merge_to_an_empty_table():
+    table, rank = top_candidates([], 3)
+    assert table.schema.equals(CANDIDATES_SCHEMA)
+    assert len(table) == len(rank) == 0
+
+
+# --- matches ------------------------------------------------------------------------------------
+
+QUERIES = pa.table(
+    {
+        "row": [3, 5, 8],
+        "image_id": ["b", "a", "c"],
+        "path": ["/queries/b", "/queries/a", "/queries/c"],
+        "label": ["x", None, "z"],
+    }
+)
+FOUND = [
+    candidates([(3, -4.0, "p"), (8, -1.0, "q"), (5, -9.0, "r")]),
+    candidates([(3, -2.0, "s"), (8, -1.0, "p"), (5, -0.0, "t"), (3, -7.0, "u")]),
+]
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("cosine", 1), ("ip", 1), ("l2", -1)])
+def test_matches_have_the_columns_of_query_and_image(metric, sign):
+    table = rank_candidates(FOUND, 2, QUERIES, metric)
+    assert table.schema.equals(MATCHES.schema)
+    names = ("query_id", "query_path", "query_label", "rank", "image_id", "path", "label", "score")
+    rows = list(zip(*(table[name].to_pylist() for name in names), strict=True))
+    assert rows == [
+        ("a", "/queries/a", None, 1, "t", "/gallery/t", "t", 0.0),
+        ("a", "/queries/a", None, 2, "r", "/gallery/r", "r", sign * -9.0),
+        ("b", "/queries/b", "x", 1, "s", "/gallery/s", "s", sign * -2.0),
+        ("b", "/queries/b", "x", 2, "p", "/gallery/p", "p", sign * -4.0),
+        ("c", "/queries/c", "z", 1, "p", "/gallery/p", "p", sign * -1.0),
+        ("c", "/queries/c", "z", 2, "q", "/gallery/q", "q", sign * -1.0),
+    ]
+
+
+def test_a_query_without_candidates_has_no_match():
+    table = rank_candidates([candidates([(3, 1.0, "p")])], 2, QUERIES, "cosine")
+    assert table["query_id"].to_pylist() == ["b"]
+    assert len(rank_candidates([], 2, QUERIES, "cosine")) == 0
+
+
+def test_a_missing_label_is_null():
+    table = rank_candidates([candidates([(3, 1.0, "")])], 2, QUERIES, "cosine")
+    assert table["label"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize("key", [1.0, 0.5])
+def test_a_repeated_row_of_a_query_is_an_error(key):
+    """The rows may come from one shard or from two, with equal or different scores."""
+    candidate, repeated = (3, 1.0, "p"), (3, key, "p")
+    for parts in (
+        [[candidate, repeated]],
+        [[candidate], [repeated]],
+        [[candidate, (3, 2.0, "s")], [(8, 1.0, "p"), repeated]],
+    ):
+        with pytest.raises(RuntimeError, match=r"\(p\) more than once for query row 3, "):
+            rank_candidates([candidates(part) for part in parts], 4, QUERIES, "cosine")
+    assert len(rank_candidates([candidates([candidate, (8, 1.0, "p")])], 4, QUERIES, "cosine")) == 2
+
+
+def test_two_rows_with_the_same_image_id_are_an_error():
+    result = candidates([(3, 1.0, "p"), (3, 0.5, "s")])
+    result = result.set_column(result.column_names.index("image_id"), "image_id", [["p", "p"]])
+    with pytest.raises(Damaged, match="more than one row with the image_id p, found for b"):
+        rank_candidates([result], 4, QUERIES, "cosine")
+
+
+@pytest.mark.parametrize("scale", [1, 2**40, 2**62])
+def test_repeated_pairs_are_found_for_large_numbers(scale):
+    """The combined keys overflow 64 bits here, where different pairs may collide."""
+    query, image = np.array([0, 1, 1, 0, 1]), np.array([1, 0, 1, 0, 1])
+    assert first_repeated_pair(query[:4] * scale, image[:4] * scale) is None
+    assert first_repeated_pair(query * scale, image * scale) == 4
+    assert first_repeated_pair(np.array([scale, 0]), np.array([0, 1])) is None
+    assert first_repeated_pair(query[:0], image[:0]) is None

@@ -1,0 +1,38 @@
+"""Tests that a store in which an image is neither a row nor a failure is refused as damaged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from retrieval.core.errors import Damaged, TooManyFailures
+from retrieval.storage.local import open_folder
+from retrieval.store.finalize import finish_store
+from retrieval.store.layout import segment_json_path
+from retrieval.store.segment import read_segments
+from tests.stores import write_store
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """A store of ten vectors that lacks only its manifest."""
+    write_store(tmp_path / "store", np.ones((10, 4), np.float16))
+    (tmp_path / "store/manifest.json").unlink()
+    return open_folder(str(tmp_path / "store"))
+
+
+def test_images_that_are_neither_row_nor_line_are_damage(unfinished):
+    (segment,) = read_segments(unfinished)
+    unfinished.put(segment_json_path(0), replace(segment, images=11).to_json())
+    with pytest.raises(Damaged, match="10 rows and 0 failures for 11 images"):
+        finish_store(unfinished, 4, (), 1.0)
+
+
+def test_a_store_without_failures_finishes(unfinished):
+    manifest = finish_store(unfinished, 4, (), 0.0)
+    assert (manifest.counts["rows"], manifest.counts["failures"]) == (10, 0)
+
+
+def test_a_store_without_any_vector_never_finishes(tmp_path):
+    with pytest.raises(TooManyFailures, match="0 of 0 images failed"):
+        write_store(tmp_path / "none", np.ones((0, 4), np.float16))
