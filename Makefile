@@ -1,8 +1,11 @@
-# make demo     run everything on drawn sample images; only the package registry is needed
-# make test     lint, types, tests
-# make nightly  the exhaustive versions of tests that `make test` only samples
-# make docs     regenerate the pages and tables that are made from the code
-# make bench    run all benchmarks and compare with benchmarks/results.yaml; bench-quick: ten minutes
+# make demo     run all stages on drawn sample images; needs only the package registry
+# make test     run linter, type checker and tests
+# make nightly  run the exhaustive versions of tests, of which `make test` runs a sample
+# make docs     regenerate the documentation that is derived from the code
+# make bench    run all benchmarks and compare them with benchmarks/results.yaml; bench-quick takes
+#               ten minutes
+# make browser  install Chromium for the browser tests of the report, on Debian
+# make clean    remove the virtual environment and all generated folders
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,14 +35,13 @@ lint: $(VENV)/.tested
 types: $(VENV)/.tested
 	$(BIN)/mypy
 
-# in file order: whole jobs come first, so that no long file is left for the end
+# Files run in order: those with whole jobs come first, so that no long file starts last.
 tests: $(VENV)/.tested
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 nightly: $(VENV)/.tested
 	$(BIN)/pytest -m nightly --timeout=3600
 
-# Chromium and its driver for the browser tests of the report, on Debian
 browser:
 	apt-get update --quiet
 	apt-get install --yes chromium chromium-driver

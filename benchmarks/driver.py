@@ -1,18 +1,18 @@
-"""What does a job of very many chunks cost its driver, in time and memory?
+"""Measure time and memory of the driver for jobs of many chunks.
 
 python -m benchmarks.driver [--chunks 10000 100000 1000000] [--workers 1000]
 
-No Ray, no images and no vectors: the product's own driver lists made-up images, claims a segment,
-hands chunks out, collects the answers and finishes the store. Each process is one run of the
-command: one that is killed when half of the chunks are done, the next that finishes the job, the
-store opened, and the finished job found finished. A chunk has ten images, so that listing 10^6
-chunks takes minutes; apart from the listing the driver's work depends on the number of chunks only.
-The listing's row groups are those of chunks of a usual size: a footer of 62,500 row groups, which
-no job writes, would take half a gigabyte by itself.
+Without Ray, images or vectors: the product's own driver lists made-up images, claims a segment,
+distributes chunks to simulated workers, collects the results and finishes the store. Each step is a
+new process, like a run of the command: one is killed when half of the chunks are done, the next
+finishes the job, then the store is opened, and the finished job is run again. A chunk has ten
+images, so that listing 10^6 chunks takes minutes; apart from the listing, the driver's work depends
+only on the number of chunks. The listing has the row groups of chunks of usual size: a footer of
+62,500 row groups, which no job writes, would take half a gigabyte.
 
-Seconds are processor time: of the driver, of the failure log (a separate actor in a job),
-and of the simulated workers. `listings` counts how often all files of the store were listed, and
-`reads` how many parts and ledgers the driver opened: on a bucket a listing is a request a thousand
+Seconds are processor time: of the driver, of the failure log (a separate actor in a job), and of
+the simulated workers. `listings` counts how often all files of the store were listed, and `reads`
+how many parts and ledgers the driver opened: in a bucket a listing takes one request per thousand
 files, a read one or two requests.
 """
 
@@ -41,48 +41,50 @@ from retrieval.store.reader import open_store
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Run the benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--chunks", type=int, nargs="+", default=[10**4, 10**5, 10**6])
     parser.add_argument("--workers", type=int, default=1000)
-    asked = parser.parse_args()
-    found = [measure(chunks, asked.workers) for chunks in asked.chunks]
-    grown = [_exponents(*two) for two in itertools.pairwise(found)]
-    write_result("driver", sizes=found, by_step=_by_step(found, grown))
+    arguments = parser.parse_args()
+    sizes = [measure(chunks, arguments.workers) for chunks in arguments.chunks]
+    exponents = [_exponents(*pair) for pair in itertools.pairwise(sizes)]
+    write_result("driver", sizes=sizes, by_step=_by_step(sizes, exponents))
 
 
-def _by_step(found: list[dict[str, Any]], grown: list[dict[str, float]]) -> dict[str, Any]:
-    """Give of each step the driver's seconds by chunks, the last exponent and the last peak."""
+def _by_step(sizes: list[dict[str, Any]], exponents: list[dict[str, float]]) -> dict[str, Any]:
+    """Return for each step the driver's seconds by chunks, the last exponent and the last peak."""
     return {
         name: {
-            **{str(size["chunks"]): size["steps"][name]["driver_seconds"] for size in found},
-            **({"exponent": grown[-1][name]} if grown else {}),
+            **{str(size["chunks"]): size["steps"][name]["driver_seconds"] for size in sizes},
+            **({"exponent": exponents[-1][name]} if exponents else {}),
             "peak_bytes": 1e6 * last["peak_mb"],
         }
-        for name, last in found[-1]["steps"].items()
+        for name, last in sizes[-1]["steps"].items()
     }
 
 
 def measure(chunks: int, workers: int) -> dict[str, Any]:
-    """Run one job of so many chunks, each run of its command in a process of its own."""
+    """Measure a job of `chunks` chunks; each run of its command is a separate process."""
     steps: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for run in (_list, _half, _rest, _open, _again):
-            with multiprocessing.get_context("spawn").Pool(1) as alone:
-                steps |= alone.apply(run, (Path(scratch), chunks, workers))
+        for run in (_list, _run_until_half, _resume, _open_store, _run_finished):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                steps |= pool.apply(run, (Path(scratch), chunks, workers))
     return {"chunks": chunks, "chunk_rows": CHUNK_ROWS, "workers": workers, "steps": steps}
 
 
-def _exponents(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """Give the power of the number of chunks that the driver's time of each step grows by."""
-    wider = math.log(other["chunks"] / one["chunks"])
+def _exponents(smaller: dict[str, Any], larger: dict[str, Any]) -> dict[str, float]:
+    """Return the exponent of each step: its driver time grows as chunks ** exponent."""
+    log_ratio = math.log(larger["chunks"] / smaller["chunks"])
     return {
         name: round(
-            math.log(max(step["driver_seconds"], 1e-3) / max(before["driver_seconds"], 1e-3))
-            / wider,
+            math.log(max(step["driver_seconds"], 1e-3) / max(smaller_step["driver_seconds"], 1e-3))
+            / log_ratio,
             2,
         )
-        for (name, before), step in zip(one["steps"].items(), other["steps"].values(), strict=True)
+        for (name, smaller_step), step in zip(
+            smaller["steps"].items(), larger["steps"].values(), strict=True
+        )
     }
 
 
@@ -94,55 +96,55 @@ def _list(scratch: Path, chunks: int, _: int) -> dict[str, Any]:
     return meter.steps()
 
 
-def _half(scratch: Path, chunks: int, workers: int) -> dict[str, Any]:
-    """Begin the job; it is killed as a whole when half of the chunks are done."""
+def _run_until_half(scratch: Path, chunks: int, workers: int) -> dict[str, Any]:
+    """Start the job; the whole job is killed when half of the chunks are done."""
     bucket, meter = Bucket(scratch, chunks), Meter()
-    team = Team(bucket, meter, workers, "collect half", killed_at=chunks // 2)
+    team = Team(bucket, meter, workers, "collect half", kill_after=chunks // 2)
     meter.begin("claim", bucket)
     transaction.claim_output(bucket, "store", {"embedding_dtype": "float16", "bundle": None})
     try:
-        _bring_up(scratch, chunks, bucket, team)
+        _synchronize(scratch, chunks, bucket, team)
     except KeyboardInterrupt:
         bucket.save()
         return meter.steps()
-    raise AssertionError("it was to be killed")
+    raise AssertionError("the job was not killed")
 
 
-def _rest(scratch: Path, chunks: int, workers: int) -> dict[str, Any]:
+def _resume(scratch: Path, chunks: int, workers: int) -> dict[str, Any]:
     bucket, meter = Bucket(scratch, chunks), Meter()
     meter.begin("resume", bucket)
-    counts = _bring_up(scratch, chunks, bucket, Team(bucket, meter, workers, "collect"))
+    counts = _synchronize(scratch, chunks, bucket, Team(bucket, meter, workers, "collect"))
     failed = -(-chunks // LEDGER_EVERY)
     if (counts["rows"], counts["failures"]) != (chunks * CHUNK_ROWS - failed, failed):
-        raise AssertionError(f"{counts} is not what was put")
+        raise AssertionError(f"{counts} differ from what the workers wrote")
     bucket.save()
     return meter.steps()
 
 
-def _open(scratch: Path, chunks: int, _: int) -> dict[str, Any]:
+def _open_store(scratch: Path, chunks: int, _: int) -> dict[str, Any]:
     bucket, meter = Bucket(scratch, chunks), Meter()
     meter.begin("open", bucket)
     store = open_store(bucket)
     meter.begin("parts", bucket)
-    store.parts  # noqa: B018 - what an index asks first
+    store.parts  # noqa: B018 - an index reads it first
     return meter.steps()
 
 
-def _again(scratch: Path, chunks: int, workers: int) -> dict[str, Any]:
+def _run_finished(scratch: Path, chunks: int, workers: int) -> dict[str, Any]:
     bucket, meter = Bucket(scratch, chunks), Meter()
     meter.begin("again", bucket)
-    _bring_up(scratch, chunks, bucket, Team(bucket, meter, workers, "nothing is left"))
+    _synchronize(scratch, chunks, bucket, Team(bucket, meter, workers, "nothing is left"))
     return meter.steps()
 
 
-def _bring_up(scratch: Path, chunks: int, bucket: Bucket, team: Team) -> dict[str, Any]:
-    """Do what `lookalike embed` does once its source is listed and its model ready."""
-    listed = SourceListing(scratch / "listing.parquet", chunks * CHUNK_ROWS, CHUNK_ROWS, 0)
+def _synchronize(scratch: Path, chunks: int, bucket: Bucket, team: Team) -> dict[str, Any]:
+    """Run `lookalike embed` from the point where its source is listed and its model loaded."""
+    listing = SourceListing(scratch / "listing.parquet", chunks * CHUNK_ROWS, CHUNK_ROWS, 0)
     settings = EmbedSettings(input="photos", output=bucket.uri())
-    where, prepared = Cluster(None, team.workers), Prepared(bucket)
-    growth = StoreSync(settings, where, bucket, prepared, listed, "embed", lambda: None)  # type: ignore[arg-type]
+    cluster, prepared = Cluster(None, team.workers), Prepared(bucket)
+    store_sync = StoreSync(settings, cluster, bucket, prepared, listing, "embed", lambda: None)  # type: ignore[arg-type]
     with mock.patch.object(actor_pool, "stream", team.stream):
-        return growth.synchronize().counts
+        return store_sync.synchronize().counts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Baselines of `benchmarks.embed` in eager torch: the original loop, and a DataLoader."""
+"""Baselines of `benchmarks.embed` in eager torch: the original loop, and a DataLoader.
+
+Each baseline puts a list of (time, images finished then) into the queue `marks`.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,23 @@ from typing import Any
 _BATCH = 32
 
 
-def as_it_began(paths: list[str], backbone: str, marks: Any) -> None:
-    """One process: Pillow, then eager torch, batch by batch."""
+def original_loop(paths: list[str], backbone: str, marks: Any) -> None:
+    """Embed in one process, batch by batch, with Pillow and eager torch."""
     import torch
 
-    os.nice(15)  # as Ray's workers are
+    os.nice(15)  # the priority of Ray's workers
     network, photos = _network(backbone), _Photos(paths)
-    seen = []
+    batch_times = []
     for first in range(0, len(paths) - _BATCH + 1, _BATCH):
-        batch = torch.stack([photos[place] for place in range(first, first + _BATCH)])
+        batch = torch.stack([photos[position] for position in range(first, first + _BATCH)])
         with torch.no_grad():
             network(batch)
-        seen.append((time.time(), _BATCH))
-    marks.put(seen)
+        batch_times.append((time.time(), _BATCH))
+    marks.put(batch_times)
 
 
-def by_data_loader(paths: list[str], backbone: str, marks: Any) -> None:
-    """Decode in a process a core by torch's DataLoader; channels last, inference mode."""
+def data_loader(paths: list[str], backbone: str, marks: Any) -> None:
+    """Embed with a DataLoader that decodes in one process per core; channels last."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -39,12 +42,12 @@ def by_data_loader(paths: list[str], backbone: str, marks: Any) -> None:
         num_workers=os.cpu_count() or 1,
         drop_last=True,
     )
-    seen = []
+    batch_times = []
     with torch.inference_mode():
         for batch in loader:
             network(batch.to(memory_format=torch.channels_last))
-            seen.append((time.time(), len(batch)))
-    marks.put(seen)
+            batch_times.append((time.time(), len(batch)))
+    marks.put(batch_times)
 
 
 def _network(backbone: str) -> Any:
@@ -54,7 +57,7 @@ def _network(backbone: str) -> Any:
 
 
 class _Photos:
-    """Photos as torchvision's examples read them."""
+    """Dataset of photos with the transforms of torchvision's examples."""
 
     def __init__(self, paths: list[str]) -> None:
         from torchvision import transforms
@@ -70,8 +73,8 @@ class _Photos:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, place: int) -> Any:
+    def __getitem__(self, position: int) -> Any:
         from PIL import Image
 
-        data = Path(self._paths[place]).read_bytes()
+        data = Path(self._paths[position]).read_bytes()
         return self._steps(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -1,16 +1,17 @@
-"""The embed stage against a plain loop without Ray, a DataLoader, and the way it began.
+"""Measure the embed stage against plain processes, a DataLoader and the original loop.
 
-The plain loop is as many plain processes as Ray has workers, one thread each, that read, decode and
-embed with the same decoder and engine, each its share of the photos, and write nothing. The other
-two run eager torch in fp32 on batches of 32, with as many threads as torch likes: the way it began
-in one process with Pillow, a DataLoader (`benchmarks/eager.py`) with a process a core that decodes,
-and channels last. Steady state is the rate between a quarter and 95 % of the photos, so that
-start-up drops out; whole commands are stated apart. Runs alternate; medians of them.
+The plain loop is as many processes as Ray has workers, with one thread each, that read, decode and
+embed their share of the photos with the same decoder and engine, and write nothing. The other two
+run eager torch in fp32 on batches of 32 with torch's default number of threads: the original loop
+in one process with Pillow, and a DataLoader with one decoding process per core and channels last
+(`benchmarks/eager.py`). Steady state is the rate between 25 % and 95 % of the photos, which
+excludes start-up; times of whole commands are reported separately. Runs alternate; results are
+medians.
 
     python -m benchmarks.embed [--backbone mobilenet_v2] [--photos DIR] [--images 4096] [--runs 5]
                                [--precision bf16] [--alone]
 
-Photos of DIR are repeated until there are enough; without it they are drawn.
+The photos in DIR are repeated as needed; without --photos, images are drawn.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from retrieval.models.resolve import resolve_bundle
 from retrieval.samples import write_samples
 from retrieval.sources.folder import FolderSource
 
-CHUNK_ROWS = 256  # the smallest that a listing's size gives
+CHUNK_ROWS = 256  # the smallest automatic chunk size
 WORKERS = os.cpu_count() or 1
-FIRST, LAST = 0.25, 0.95  # of the photos: the steady state lies between
+FIRST, LAST = 0.25, 0.95  # shares of the photos between which the steady rate is measured
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Run the benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--photos")
@@ -51,87 +52,87 @@ def main() -> None:
     parser.add_argument("--engine")
     parser.add_argument("--precision")
     parser.add_argument("--alone", action="store_true", help="one worker as well")
-    asked = parser.parse_args()
-    plan = plan_engine(asked.engine, asked.precision, "cpu", None, gpus=False)
+    arguments = parser.parse_args()
+    plan = plan_engine(arguments.engine, arguments.precision, "cpu", None, gpus=False)
     runs = []
     with tempfile.TemporaryDirectory() as scratch:
-        source = photos_of(Path(scratch, "photos"), asked.photos, asked.images)
-        for number in range(asked.runs):
+        source = photos_of(Path(scratch, "photos"), arguments.photos, arguments.images)
+        for number in range(arguments.runs):
             runs.append(
                 {
-                    "ray": _with_ray(source, f"{scratch}/ray{number}", asked.backbone, plan),
-                    "loop": plain_loop(source, asked.backbone, plan),
-                    "began": _eager(eager.as_it_began, source, asked.backbone),
-                    "loader": _eager(eager.by_data_loader, source, asked.backbone),
-                    **_alone(asked, source, f"{scratch}/alone{number}", plan),
+                    "ray": _with_ray(source, f"{scratch}/ray{number}", arguments.backbone, plan),
+                    "loop": plain_loop(source, arguments.backbone, plan),
+                    "began": _eager(eager.original_loop, source, arguments.backbone),
+                    "loader": _eager(eager.data_loader, source, arguments.backbone),
+                    **_alone(arguments, source, f"{scratch}/alone{number}", plan),
                 }
             )
             print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-    write_result("embed", **_answer(asked, plan, runs))
+    write_result("embed", **_answer(arguments, plan, runs))
 
 
 def _alone(
-    asked: argparse.Namespace, source: str, output: str, plan: EnginePlan
+    arguments: argparse.Namespace, source: str, output: str, plan: EnginePlan
 ) -> dict[str, dict[str, float]]:
-    """Let one worker do it, if that is asked for."""
-    if not asked.alone:
+    """Measure the stage with one worker, if `--alone` is set."""
+    if not arguments.alone:
         return {}
-    return {"one_worker": _with_ray(source, output, asked.backbone, plan, workers=1)}
+    return {"one_worker": _with_ray(source, output, arguments.backbone, plan, workers=1)}
 
 
-def _answer(asked: argparse.Namespace, plan: EnginePlan, runs: list[Any]) -> dict[str, Any]:
-    def ratio(one: str, other: str, what: str) -> list[float]:
-        values = sorted(run[one][what] / run[other][what] for run in runs)
-        return [round(v, 3) for v in (statistics.median(values), values[0], values[-1])]
+def _answer(arguments: argparse.Namespace, plan: EnginePlan, runs: list[Any]) -> dict[str, Any]:
+    def ratio(name: str, baseline: str, quantity: str) -> list[float]:
+        values = sorted(run[name][quantity] / run[baseline][quantity] for run in runs)
+        return [round(value, 3) for value in (statistics.median(values), values[0], values[-1])]
 
-    def median(who: str, what: str) -> float:
-        return round(float(statistics.median(run[who][what] for run in runs)), 1)
+    def median(name: str, quantity: str) -> float:
+        return round(float(statistics.median(run[name][quantity] for run in runs)), 1)
 
     return {
-        "backbone": asked.backbone, "engine": plan.engine,
+        "backbone": arguments.backbone, "engine": plan.engine,
         "precision": plan.precision, "batch_size": plan.batch_size,
-        "images": asked.images, "workers": WORKERS, "runs": len(runs),
+        "images": arguments.images, "workers": WORKERS, "runs": len(runs),
         "median_min_max_of": "ratios",
         "steady_against_loop": ratio("ray", "loop", "rate"),
         "steady_against_began": ratio("ray", "began", "rate"),
         "steady_against_loader": ratio("ray", "loader", "rate"),
-        **({"steady_against_one": ratio("ray", "one_worker", "rate")} if asked.alone else {}),
+        **({"steady_against_one": ratio("ray", "one_worker", "rate")} if arguments.alone else {}),
         "loop_seconds_against_whole": ratio("loop", "ray", "seconds"),
-        "images_per_second": {who: median(who, "rate") for who in runs[0]},
-        "seconds": {who: median(who, "seconds") for who in ("ray", "loop")},
+        "images_per_second": {name: median(name, "rate") for name in runs[0]},
+        "seconds": {name: median(name, "seconds") for name in ("ray", "loop")},
     }  # fmt: skip
 
 
 def photos_of(folder: Path, photos: str | None, count: int) -> str:
-    """Lay out so many photos, those of a folder over and over or drawn ones; gives the folder."""
+    """Create a folder of `count` photos, links to `photos` or drawn ones; return its path."""
     if photos is None:
         write_samples(folder, gallery=-(-count // 12) * 12, queries=12)
         return str(folder / "gallery")
-    found = [item.path for item in FolderSource(photos).items()]
+    paths = [item.path for item in FolderSource(photos).items()]
     folder.mkdir(parents=True)
     for number in range(count):
-        path = found[number % len(found)]
+        path = paths[number % len(paths)]
         (folder / f"{number:06d}{Path(path).suffix}").symlink_to(path)
     return str(folder)
 
 
 def rate_of(marks: list[tuple[float, int]]) -> float:
-    """Give images a second in the steady state, of (time, images finished then).
+    """Return the steady rate in images per second from (time, images finished at that time) marks.
 
-    The slope of a line through all marks: workers finish chunks in step, and the two outermost
-    marks alone could be half a round apart.
+    It is the slope of a line fitted to all marks: workers finish chunks almost simultaneously, so
+    the first and last mark alone may be off by half a round.
     """
     times, counts = (np.array(column, float) for column in zip(*sorted(marks), strict=True))
-    seen = counts.cumsum()
-    steady = (seen >= FIRST * seen[-1]) & (seen <= LAST * seen[-1])
-    slope: float = np.polyfit(times[steady] - times[0], seen[steady], 1)[0]
+    finished = counts.cumsum()
+    steady = (finished >= FIRST * finished[-1]) & (finished <= LAST * finished[-1])
+    slope: float = np.polyfit(times[steady] - times[0], finished[steady], 1)[0]
     return slope
 
 
 def _with_ray(
     source: str, output: str, backbone: str, plan: EnginePlan, workers: int = WORKERS
 ) -> dict[str, float]:
-    """Run the stage as a command does, in a process of its own, and look at its parts' times."""
+    """Run the stage like a command, in a new process; compute the rate from times of parts."""
     started = time.time()
     process = multiprocessing.get_context("spawn").Process(
         target=_embed, args=(source, output, backbone, plan, workers)
@@ -158,7 +159,7 @@ def _embed(source: str, output: str, backbone: str, plan: EnginePlan, workers: i
 
 
 def bundle_of(backbone: str) -> Any:
-    """Give a network with random parameters."""
+    """Return a bundle of a backbone with random parameters."""
     return resolve_bundle(
         backbone=backbone, weights="random", bundle=None, pooling="avg", normalize=True,
         image_size=None, resize="crop", seed=0,
@@ -166,7 +167,7 @@ def bundle_of(backbone: str) -> Any:
 
 
 def plain_loop(source: str, backbone: str, plan: EnginePlan) -> dict[str, float]:
-    """Embed by plain processes: the steady rate, images a second, and all of the seconds."""
+    """Embed with plain processes; return the steady rate in images per second, and the seconds."""
     started = time.time()
     paths = [item.path for item in FolderSource(source).items()]
     bundle = bundle_of(backbone)
@@ -179,38 +180,38 @@ def plain_loop(source: str, backbone: str, plan: EnginePlan) -> dict[str, float]
     ]
     for process in processes:
         process.start()
-    found = [mark for _ in processes for mark in marks.get()]
+    all_marks = [mark for _ in processes for mark in marks.get()]
     for process in processes:
         process.join()
-    return {"rate": rate_of(found), "seconds": time.time() - started}
+    return {"rate": rate_of(all_marks), "seconds": time.time() - started}
 
 
 def _loop(paths: list[str], bundle: Any, plan: EnginePlan, ir: Any, marks: Any) -> None:
     from retrieval.images.decode import decode
     from retrieval.models.embedder import Embedder
 
-    os.nice(15)  # as Ray's workers are
+    os.nice(15)  # the priority of Ray's workers
     embedder = Embedder(bundle, plan, ir)
-    seen, batch = [], []
+    batch_times, batch = [], []
     for path in paths:
         batch.append(decode(Path(path).read_bytes(), bundle.transform, max_pixels=1 << 30).pixels)
         if len(batch) == plan.batch_size:
             embedder.embed(batch)
-            seen.append((time.time(), len(batch)))
+            batch_times.append((time.time(), len(batch)))
             batch = []
-    marks.put(seen)
+    marks.put(batch_times)
 
 
-def _eager(side: Any, source: str, backbone: str) -> dict[str, float]:
-    """Measure on as many photos as give a steady rate; it has no start-up to speak of."""
+def _eager(baseline: Any, source: str, backbone: str) -> dict[str, float]:
+    """Measure a baseline of `eager.py` on 320 photos, enough for a steady rate without start-up."""
     context = multiprocessing.get_context("spawn")
     marks: Any = context.SimpleQueue()
     paths = [item.path for item in FolderSource(source).items()][:320]
-    process = context.Process(target=side, args=(paths, backbone, marks))
+    process = context.Process(target=baseline, args=(paths, backbone, marks))
     process.start()
-    found = marks.get()
+    batch_times = marks.get()
     process.join()
-    return {"rate": rate_of(found)}
+    return {"rate": rate_of(batch_times)}
 
 
 if __name__ == "__main__":

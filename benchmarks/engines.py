@@ -1,8 +1,8 @@
 """Measure each inference engine on one small network of every torchvision family.
 
-One thread, batches of 2, random weights, images a second of processor time (a busy machine then
-counts less), each relative to torch as it comes (eager, fp32). The error is the largest difference
-from torch over the largest number. ONNX Runtime is the rival: pip install onnxruntime onnx
+One thread, batches of 2, random weights. Rates are images per second of processor time, which other
+load affects less, relative to eager torch in fp32. The error is the largest difference from torch
+over the largest component. ONNX Runtime, the baseline, is optional: pip install onnxruntime onnx
 onnxscript.
 
     python -m benchmarks.engines [--backbones a,b,c]
@@ -44,31 +44,33 @@ FAMILIES = (
     "squeezenet1_0", "swin_t", "swin_v2_t", "vgg11", "vit_b_32", "wide_resnet50_2",
 )  # fmt: skip
 BATCH = 2
-SECONDS = 1.0  # of processor time, for each figure
+SECONDS = 1.0  # processor time of each measurement
 OURS = (("openvino", "fp32"), ("openvino", "bf16"), ("torch", "fp32"), ("torch", "bf16"))
 
 
 def main() -> None:
-    """Measure family by family; print a line each and their geometric means."""
+    """Measure each family; print its figures, then all results with geometric means as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--backbones")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    names = asked.backbones.split(",") if asked.backbones else FAMILIES
-    lines = []
+    names = arguments.backbones.split(",") if arguments.backbones else FAMILIES
+    backbones = []
     for name in names:
-        lines.append(_measured(name))
-        print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
-    ratios = {key for line in lines for key in line if key.endswith("_ratio")}
+        backbones.append(_measure(name))
+        print(json.dumps(backbones[-1]), file=sys.stderr, flush=True)
+    ratios = {key for figures in backbones for key in figures if key.endswith("_ratio")}
     means = {
-        key: round(statistics.geometric_mean(line[key] for line in lines if key in line), 2)
+        key: round(
+            statistics.geometric_mean(figures[key] for figures in backbones if key in figures), 2
+        )
         for key in sorted(ratios)
     }
-    write_result("engines", batch_size=BATCH, backbones=lines, geometric_means=means)
+    write_result("engines", batch_size=BATCH, backbones=backbones, geometric_means=means)
 
 
-def _measured(name: str) -> dict[str, Any]:
+def _measure(name: str) -> dict[str, Any]:
     bundle = resolve_bundle(
         backbone=name, weights="random", bundle=None, pooling="avg", normalize=False,
         image_size=None, resize="crop", seed=0,
@@ -76,51 +78,51 @@ def _measured(name: str) -> dict[str, Any]:
     side = bundle.transform.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 3, side, side), np.uint8)
     eager = _eager(bundle, pixels)
-    line: dict[str, Any] = {"backbone": name, "eager": round(_rate(eager), 1)}
+    figures: dict[str, Any] = {"backbone": name, "eager": round(_rate(eager), 1)}
     expected = eager()
-    began = time.process_time()
+    started = time.process_time()
     ir = convert_bundle(bundle, EnginePlan("openvino", "fp32", "cpu", BATCH))
-    line["openvino_convert_seconds"] = round(time.process_time() - began, 1)
+    figures["openvino_convert_seconds"] = round(time.process_time() - started, 1)
     for engine, precision in OURS:
         plan = EnginePlan(engine, precision, "cpu", BATCH)
-        with contextlib.suppress(UsageError):  # bf16 that the processor lacks
+        with contextlib.suppress(UsageError):  # no bf16 on this processor
             check_processor(plan)
-            ready = load_engine(bundle, plan, ir, threads=1)
-            run = _running(ready, pixels)
-            line |= _compared(f"{engine}_{precision}", run, line, expected)
+            loaded = load_engine(bundle, plan, ir, threads=1)
+            run = _running(loaded, pixels)
+            figures |= _compare(f"{engine}_{precision}", run, figures, expected)
     if find_spec("onnxruntime"):
-        began = time.process_time()
+        started = time.process_time()
         run = _onnxruntime(bundle, pixels)
-        line["onnxruntime_convert_seconds"] = round(time.process_time() - began, 1)
-        line |= _compared("onnxruntime_fp32", run, line, expected)
-    return line
+        figures["onnxruntime_convert_seconds"] = round(time.process_time() - started, 1)
+        figures |= _compare("onnxruntime_fp32", run, figures, expected)
+    return figures
 
 
-def _compared(
-    key: str, run: Callable[[], Any], line: dict[str, Any], expected: Any
+def _compare(
+    key: str, run: Callable[[], Any], figures: dict[str, Any], expected: Any
 ) -> dict[str, Any]:
     error = np.abs(run() - expected).max() / np.abs(expected).max()
     return {
-        f"{key}_ratio": round(_rate(run) / line["eager"], 2),
+        f"{key}_ratio": round(_rate(run) / figures["eager"], 2),
         f"{key}_error": float(f"{error:.0e}"),
     }
 
 
 def _running(engine: Any, pixels: Any) -> Callable[[], Any]:
-    return lambda: engine.submit(pixels)()  # noqa: PLW0108 - a new batch each time
+    return lambda: engine.submit(pixels)()  # noqa: PLW0108 - submits a new batch at each call
 
 
 def _rate(run: Callable[[], Any]) -> float:
     run()
-    count, began = 0, time.process_time()
-    while time.process_time() - began < SECONDS or count < 2:
+    count, started = 0, time.process_time()
+    while time.process_time() - started < SECONDS or count < 2:
         run()
         count += 1
-    return BATCH * count / (time.process_time() - began)
+    return BATCH * count / (time.process_time() - started)
 
 
 def _eager(bundle: Any, pixels: Any) -> Callable[[], Any]:
-    """Give torch as it comes: no folding, the default layout."""
+    """Return a function that runs eager torch: batch norms not folded, default memory layout."""
     network = build_extractor(bundle.backbone, bundle.state(), bundle.pooling)
     mean = torch.tensor(bundle.transform.mean).view(3, 1, 1)
     std = torch.tensor(bundle.transform.std).view(3, 1, 1)

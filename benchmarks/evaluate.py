@@ -2,9 +2,9 @@
 
 python -m benchmarks.evaluate [--queries 100000] [--top-k 100] [--runs 3]
 
-The whole command, from a folder of matches to the printed tables, beside trec_eval (as pytrec_eval,
-from a run and qrels that are in memory already, the same means without any interval); each in a
-process of its own.
+The whole command, from a folder of matches to the printed tables, is compared with trec_eval (as
+pytrec_eval, from a run and qrels in memory; the same means without intervals). Each runs in a
+separate process.
 """
 
 from __future__ import annotations
@@ -27,64 +27,71 @@ _MEASURES = ("map", "ndcg", "recip_rank", "P_10", "recall_10", "success_1")
 
 
 def main() -> None:
+    """Run the benchmark, or one side of it, and print its result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--queries", type=int, default=100_000)
     parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--side")
     parser.add_argument("path", nargs="?", type=Path)
-    asked = parser.parse_args()
-    if asked.side:
-        print(json.dumps({"ours": _ours, "trec_eval": _theirs}[asked.side](asked.path)))
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(
+            json.dumps(
+                {"ours": _run_evaluate, "trec_eval": _run_trec_eval}[arguments.side](arguments.path)
+            )
+        )
         return
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "matches")
-        write_matches(path, asked.queries, asked.top_k)
-        found: dict[str, list[dict[str, Any]]] = {"ours": [], "trec_eval": []}
-        for _ in range(asked.runs):
-            for side, runs in found.items():
+        write_matches(path, arguments.queries, arguments.top_k)
+        results: dict[str, list[dict[str, Any]]] = {"ours": [], "trec_eval": []}
+        for _ in range(arguments.runs):
+            for side, runs in results.items():
                 runs.append(run_side("benchmarks.evaluate", side, 1, path))
-    said: dict[str, Any] = {"queries": asked.queries, "top_k": asked.top_k}
-    for side, runs in found.items():
-        said[side] = {"seconds": spread([run["seconds"] for run in runs]),
+    figures: dict[str, Any] = {"queries": arguments.queries, "top_k": arguments.top_k}
+    for side, runs in results.items():
+        figures[side] = {"seconds": spread([run["seconds"] for run in runs]),
                       "peak_bytes": max(run["peak_bytes"] for run in runs),
                       "map": runs[0]["map"]}  # fmt: skip
-    ours, theirs = ([run["seconds"] for run in runs] for runs in found.values())
-    said["times_faster"] = spread([t / o for o, t in zip(ours, theirs, strict=True)])
-    write_result("evaluate", **said)
+    ours, theirs = ([run["seconds"] for run in runs] for runs in results.values())
+    figures["times_faster"] = spread(
+        [trec_seconds / our_seconds for our_seconds, trec_seconds in zip(ours, theirs, strict=True)]
+    )
+    write_result("evaluate", **figures)
 
 
-def _ours(path: Path) -> dict[str, Any]:
-    """Run the command as a whole process."""
+def _run_evaluate(path: Path) -> dict[str, Any]:
+    """Run `lookalike evaluate` as a subprocess."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "jobs.cli", "evaluate", "--matches", str(path), "--json"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
     return {
         "seconds": time.perf_counter() - started,
         "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
-        "map": json.loads(done.stdout)["AP"],
+        "map": json.loads(process.stdout)["AP"],
     }
 
 
-def _theirs(path: Path) -> dict[str, Any]:
-    """Let pytrec_eval measure what is in memory already; its qrels name each class's images."""
+def _run_trec_eval(path: Path) -> dict[str, Any]:
+    """Evaluate the matches with pytrec_eval, from memory; qrels list the images of each class."""
     import pytrec_eval
 
     run = trec_run(path)
     per_class = 10 * len(run) // CLASSES
     images = [
-        {f"image{kind + CLASSES * place}.jpg": 1 for place in range(per_class)}
+        {f"image{kind + CLASSES * position}.jpg": 1 for position in range(per_class)}
         for kind in range(CLASSES)
     ]
     started = time.perf_counter()
     total = 0.0
     for first in range(0, len(run), 100):  # all qrels at once would take tens of GB
-        some = dict(list(run.items())[first : first + 100]) if first == 0 else {
+        block = dict(list(run.items())[first : first + 100]) if first == 0 else {
             query: run[query] for query in _names(first, min(first + 100, len(run)))
         }  # fmt: skip
-        qrels = {query: images[int(query[5:12]) % CLASSES] for query in some}
-        found = pytrec_eval.RelevanceEvaluator(qrels, set(_MEASURES)).evaluate(some)
-        total += sum(values["map"] for values in found.values())
+        qrels = {query: images[int(query[5:12]) % CLASSES] for query in block}
+        results = pytrec_eval.RelevanceEvaluator(qrels, set(_MEASURES)).evaluate(block)
+        total += sum(values["map"] for values in results.values())
     return {
         "seconds": time.perf_counter() - started,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

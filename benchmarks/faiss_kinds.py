@@ -1,8 +1,8 @@
 """Baselines of `benchmarks.rank`: FAISS index types, each at the required recall.
 
-All have the same centroids. A kind that loses something is refined by the float16 vectors, and
-searched at the cheapest of some settings that has the recall of the plain one (0.002 below it at
-most); a graph at the least efSearch that has. Threads are those of the process.
+All IVF types have the same centroids. Types with lossy codes are refined with the float16 vectors
+and searched with the cheapest of some settings whose recall is at most 0.002 below that of
+IVF,Flat; the graph with the smallest such efSearch. The number of threads is that of the process.
 """
 
 from __future__ import annotations
@@ -20,67 +20,69 @@ from numpy.typing import NDArray
 from benchmarks.sides import recall_of
 
 K = 10
-_SHORT = 0.002  # of recall, at most
+_RECALL_TOLERANCE = 0.002  # recall below the target that is accepted
 _SETTINGS = ((1, 4), (1, 10), (1, 20), (1.5, 20), (2, 20), (2, 40), (4, 40), (4, 80))
-"""What is tried for a kind that loses something: times our nprobe, and candidates a match."""
+"""Settings tried for lossy codes: factor of our nprobe, and candidates per match."""
 _REFINED = {"rabitq": "RaBitQfs", "pq": "PQ{half}x4fs"}
-_GRAPH = "HNSW32,SQfp16"
-_WALKED = 2000  # queries
+_GRAPH_FACTORY = "HNSW32,SQfp16"
+_GRAPH_QUERIES = 2000  # queries of the graph, which is slow
 
 
-def flat(asked: argparse.Namespace) -> dict[str, Any]:
-    """Search the plain kind."""
-    return _plain(asked, "Flat")
+def flat(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Search IVF,Flat."""
+    return _plain(arguments, "Flat")
 
 
-def sqfp16(asked: argparse.Namespace) -> dict[str, Any]:
-    """Search the kind that holds float16, as our shards do."""
-    return _plain(asked, "SQfp16")
+def sqfp16(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Search IVF,SQfp16, whose codes are float16 like those of our shards."""
+    return _plain(arguments, "SQfp16")
 
 
-def _plain(asked: argparse.Namespace, kind: str) -> dict[str, Any]:
-    index, queries, exact = _inverted(asked, kind)
-    index.nprobe = asked.nprobe[0]
-    return timed(lambda some: index.search(some, K)[1], queries, exact)
+def _plain(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
+    index, queries, exact = _inverted(arguments, kind)
+    index.nprobe = arguments.nprobe[0]
+    return timed(lambda batch: index.search(batch, K)[1], queries, exact)
 
 
-def rabitq(asked: argparse.Namespace) -> dict[str, Any]:
-    """Search bits that are refined."""
-    return _refined(asked, "rabitq")
+def rabitq(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Search RaBitQ codes, refined with the float16 vectors."""
+    return _refined(arguments, "rabitq")
 
 
-def pq(asked: argparse.Namespace) -> dict[str, Any]:
-    """Search product codes of 4 bits that are refined."""
-    return _refined(asked, "pq")
+def pq(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Search 4-bit product-quantizer codes, refined with the float16 vectors."""
+    return _refined(arguments, "pq")
 
 
-def _refined(asked: argparse.Namespace, name: str) -> dict[str, Any]:
-    wanted = _wanted(asked)
-    dimension = np.load(f"{asked.place}/centroids.npy").shape[1]
+def _refined(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    target_recall = _target_recall(arguments)
+    dimension = np.load(f"{arguments.place}/centroids.npy").shape[1]
     kind = _REFINED[name].format(half=dimension // 2)
-    index, queries, exact = _inverted(asked, f"{kind},Refine(SQfp16)")
+    index, queries, exact = _inverted(arguments, f"{kind},Refine(SQfp16)")
 
     def settings() -> Iterable[Any]:
         for times, candidates in _SETTINGS:
-            nprobe = min(asked.lists, int(times * asked.nprobe[0]))
+            nprobe = min(arguments.lists, int(times * arguments.nprobe[0]))
             faiss.extract_index_ivf(index).nprobe = nprobe
             index.k_factor = candidates
             yield [nprobe, candidates]
 
-    return _cheapest(index, queries, exact, wanted, settings())
+    return _cheapest(index, queries, exact, target_recall, settings())
 
 
-def hnsw(asked: argparse.Namespace) -> dict[str, Any]:
-    """Search a graph; it is built once, and its time of building told."""
-    path, wanted = Path(asked.place, "hnsw.faiss"), _wanted(asked)
-    vectors, queries, exact = _given(asked)
-    began = time.perf_counter()
+def hnsw(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Search an HNSW graph, which is built at the first call; return the build time as well."""
+    path, target_recall = Path(arguments.place, "hnsw.faiss"), _target_recall(arguments)
+    vectors, queries, exact = _load_arrays(arguments)
+    started = time.perf_counter()
     if not path.exists():
-        built: Any = faiss.index_factory(vectors.shape[1], _GRAPH, faiss.METRIC_INNER_PRODUCT)
-        built.train(vectors[: 1 << 14])
-        built.add(vectors)
-        faiss.write_index(built, str(path))
-    building = time.perf_counter() - began
+        graph: Any = faiss.index_factory(
+            vectors.shape[1], _GRAPH_FACTORY, faiss.METRIC_INNER_PRODUCT
+        )
+        graph.train(vectors[: 1 << 14])
+        graph.add(vectors)
+        faiss.write_index(graph, str(path))
+    build_seconds = time.perf_counter() - started
     index: Any = faiss.read_index(str(path))
 
     def settings() -> Iterable[Any]:
@@ -88,56 +90,66 @@ def hnsw(asked: argparse.Namespace) -> dict[str, Any]:
             index.hnsw.efSearch = 1 << power
             yield 1 << power
 
-    some = queries[:_WALKED]  # a graph takes the same for each query, however many there are
-    found = _cheapest(index, some, exact[:_WALKED], wanted, settings())
-    return {**found, "build_seconds": building}
+    subset = queries[:_GRAPH_QUERIES]  # the time per query does not depend on their number
+    result = _cheapest(index, subset, exact[:_GRAPH_QUERIES], target_recall, settings())
+    return {**result, "build_seconds": build_seconds}
 
 
-def big_batch(asked: argparse.Namespace) -> dict[str, Any]:
-    """Search list by list as FAISS' own contribution does."""
+def big_batch(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Search list by list with `faiss.contrib.big_batch_search`."""
     from faiss.contrib.big_batch_search import big_batch_search
 
-    index, queries, exact = _inverted(asked, "Flat")
-    index.nprobe = asked.nprobe[0]
+    index, queries, exact = _inverted(arguments, "Flat")
+    index.nprobe = arguments.nprobe[0]
     threads = faiss.omp_get_max_threads()
     return timed(
-        lambda some: big_batch_search(index, some, K, method="knn_function", threaded=threads)[1],
+        lambda batch: big_batch_search(index, batch, K, method="knn_function", threaded=threads)[1],
         queries,
         exact,
     )
 
 
-def _wanted(asked: argparse.Namespace) -> float:
-    """Give the recall that the plain kind has."""
-    index, queries, exact = _inverted(asked, "Flat")
-    index.nprobe = asked.nprobe[0]
+def _target_recall(arguments: argparse.Namespace) -> float:
+    """Return the recall of IVF,Flat."""
+    index, queries, exact = _inverted(arguments, "Flat")
+    index.nprobe = arguments.nprobe[0]
     return recall_of(index.search(queries[: len(exact)], K)[1], exact)
 
 
 def _cheapest(
-    index: Any, queries: NDArray[Any], exact: NDArray[Any], wanted: float, settings: Iterable[Any]
+    index: Any,
+    queries: NDArray[Any],
+    exact: NDArray[Any],
+    target_recall: float,
+    settings: Iterable[Any],
 ) -> dict[str, Any]:
-    """Search with the first setting that has the recall, or with the last."""
-    tried = None
+    """Return rate and recall of the first setting that reaches the target, or of the last one."""
+    used_setting = None
     for setting in settings:
-        tried = setting
-        if recall_of(index.search(queries[: len(exact)], K)[1], exact) >= wanted - _SHORT:
+        used_setting = setting
+        if (
+            recall_of(index.search(queries[: len(exact)], K)[1], exact)
+            >= target_recall - _RECALL_TOLERANCE
+        ):
             break
-    return {**timed(lambda some: index.search(some, K)[1], queries, exact), "setting": tried}
+    return {
+        **timed(lambda batch: index.search(batch, K)[1], queries, exact),
+        "setting": used_setting,
+    }
 
 
-def _given(asked: argparse.Namespace) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    vectors = np.load(f"{asked.place}/rows.npy").astype(np.float32)
-    queries = np.load(f"{asked.place}/asked.npy").astype(np.float32)[: asked.queries]
-    return vectors, queries, np.load(f"{asked.place}/exact.npy")[: asked.queries]
+def _load_arrays(arguments: argparse.Namespace) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    vectors = np.load(f"{arguments.place}/rows.npy").astype(np.float32)
+    queries = np.load(f"{arguments.place}/queries.npy").astype(np.float32)[: arguments.queries]
+    return vectors, queries, np.load(f"{arguments.place}/exact.npy")[: arguments.queries]
 
 
-def _inverted(asked: argparse.Namespace, kind: str) -> tuple[Any, NDArray[Any], NDArray[Any]]:
-    vectors, queries, exact = _given(asked)
-    factory = f"IVF{asked.lists},{kind}"
+def _inverted(arguments: argparse.Namespace, kind: str) -> tuple[Any, NDArray[Any], NDArray[Any]]:
+    vectors, queries, exact = _load_arrays(arguments)
+    factory = f"IVF{arguments.lists},{kind}"
     index: Any = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     inverted = faiss.extract_index_ivf(index)
-    inverted.quantizer.add(np.load(f"{asked.place}/centroids.npy"))
+    inverted.quantizer.add(np.load(f"{arguments.place}/centroids.npy"))
     if kind == "SQfp16":
         index.by_residual = False
     index.train(vectors[: 1 << 16])
@@ -148,10 +160,10 @@ def _inverted(asked: argparse.Namespace, kind: str) -> tuple[Any, NDArray[Any], 
 def timed(
     search: Callable[[NDArray[Any]], NDArray[Any]], queries: NDArray[Any], exact: NDArray[Any]
 ) -> dict[str, Any]:
-    """Search twice; the better rate, and the recall of the queries whose neighbours are known."""
-    best, found = float("inf"), exact
+    """Search twice; return the better rate, and the recall on the first queries, given `exact`."""
+    best, neighbours = float("inf"), exact
     for _ in range(2):
         started = time.perf_counter()
-        found = search(queries)
+        neighbours = search(queries)
         best = min(best, time.perf_counter() - started)
-    return {"rate": len(queries) / best, "recall": recall_of(found[: len(exact)], exact)}
+    return {"rate": len(queries) / best, "recall": recall_of(neighbours[: len(exact)], exact)}

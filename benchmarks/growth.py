@@ -2,12 +2,12 @@
 
 python -m benchmarks.growth [--stages embed index rank evaluate report] [--largest 1000000]
 
-Commands as a user gives them, on made-up input of three sizes, each ten times the one before:
-images (small, drawn) for `embed`, vectors of 64 numbers for `index`, which are then asked by 1,000
-queries (`rank`), matches x 10 for `evaluate` and `report`. Told are the seconds of a whole command
-and its peak memory, of the driver and of a worker; and the exponent of the last decade, of what a
-command takes beyond the smallest one, which is nearly all start. Of a cost that is linear it is
-1.04, since the smallest has some work as well.
+Commands run as a user runs them, on made-up input of three sizes, each ten times the previous one:
+small drawn images for `embed`, vectors of dimension 64 for `index`, 1,000 queries on these indexes
+for `rank`, and matches of k = 10 for `evaluate` and `report`. The result has the seconds of the
+whole command, the peak memory of driver and worker, and the exponent of the last decade, computed
+from the time beyond that of the smallest size, which is nearly all start-up. For a linear cost the
+exponent is 1.04, since the smallest size has some work too.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ _QUERIES = 1000
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Run the benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--largest", type=int, default=10**6, help="rows of an index")
-    asked = parser.parse_args()
-    found = {}
-    for name in asked.stages:
+    arguments = parser.parse_args()
+    results = {}
+    for name in arguments.stages:
         with tempfile.TemporaryDirectory() as scratch:
             make, share = STAGES[name]
-            sizes = [asked.largest // share // step for step in (100, 10, 1)]
-            found[name] = _grown([make(Path(scratch, str(size)), size) for size in sizes], sizes)
-    write_result("growth", stages=found)
+            sizes = [arguments.largest // share // step for step in (100, 10, 1)]
+            results[name] = _growth([make(Path(scratch, str(size)), size) for size in sizes], sizes)
+    write_result("growth", stages=results)
 
 
-def _grown(runs: list[dict[str, Any]], sizes: list[int]) -> dict[str, Any]:
-    """Give the figures of each run, and the power by which what the smallest lacks grows."""
+def _growth(runs: list[dict[str, Any]], sizes: list[int]) -> dict[str, Any]:
+    """Return the figures of each run, and the exponent of the time beyond the smallest run."""
     smallest, middle, largest = (run["seconds"] for run in runs)
     return {
         "sizes": sizes,
-        **{f"{what}_{n}": run[what] for n, run in enumerate(runs, 1) for what in run},
+        **{f"{quantity}_{n}": run[quantity] for n, run in enumerate(runs, 1) for quantity in run},
         "exponent": round(math.log10((largest - smallest) / max(middle - smallest, 0.1)), 2),
     }
 
@@ -69,32 +69,35 @@ def _embed(root: Path, size: int) -> dict[str, Any]:
 
 
 def _index(root: Path, size: int) -> dict[str, Any]:
-    return _run("index", _indexed(root, size), root / "index")
+    return _run("index", _index_options(root, size), root / "index")
 
 
 def _rank(root: Path, size: int) -> dict[str, Any]:
-    _run("index", _indexed(root, size), root / "index")
-    _alone(_save_vectors, root / "queries.npy", _QUERIES, 1)
+    _run("index", _index_options(root, size), root / "index")
+    _run_in_process(_save_vectors, root / "queries.npy", _QUERIES, 1)
     words = ["--index", root / "index", "--queries", root / "queries.npy", "--output", root / "m"]
-    found = _run("rank", words, root / "m")
-    told = json.loads((root / "m/manifest.json").read_text())
-    return {**found, **{k: v for k, v in told["counts"].items() if k in ("nprobe", "recall")}}
+    figures = _run("rank", words, root / "m")
+    manifest = json.loads((root / "m/manifest.json").read_text())
+    return {
+        **figures,
+        **{key: value for key, value in manifest["counts"].items() if key in ("nprobe", "recall")},
+    }
 
 
-def _indexed(root: Path, size: int) -> list[Any]:
+def _index_options(root: Path, size: int) -> list[Any]:
     root.mkdir(parents=True, exist_ok=True)
-    _alone(_save_vectors, root / "vectors.npy", size, 0)
+    _run_in_process(_save_vectors, root / "vectors.npy", size, 0)
     return ["--embeddings", root / "vectors.npy", "--output", root / "index"]
 
 
-def _alone(make: Callable[..., None], *words: Any) -> None:
-    """Make input in a process of its own: what a command is started from counts as its peak."""
+def _run_in_process(make: Callable[..., None], *arguments: Any) -> None:
+    """Make input in a separate process: memory of the parent would count in a command's peak."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        pool.apply(make, words)
+        pool.apply(make, arguments)
 
 
 def _save_vectors(path: Path, count: int, seed: int) -> None:
-    """Draw vectors around 1,000 centres, the same whatever is drawn."""
+    """Write vectors drawn around 1,000 centres, which do not depend on `seed`."""
     centres = np.random.default_rng(9).normal(size=(1000, _DIMENSION)).astype(np.float32)
     generator = np.random.default_rng(seed)
     noise = generator.normal(size=(count, _DIMENSION)).astype(np.float32)
@@ -102,18 +105,18 @@ def _save_vectors(path: Path, count: int, seed: int) -> None:
 
 
 def _evaluate(root: Path, size: int) -> dict[str, Any]:
-    _alone(write_matches, root / "m", size, 10)
+    _run_in_process(write_matches, root / "m", size, 10)
     return _run("evaluate", ["--matches", root / "m"], None)
 
 
 def _report(root: Path, size: int) -> dict[str, Any]:
-    _alone(write_matches, root / "m", size, 10)
+    _run_in_process(write_matches, root / "m", size, 10)
     return _run("report", ["--matches", root / "m", "--output", root / "report.html"], None)
 
 
 def _run(verb: str, words: list[Any], output: Path | None) -> dict[str, Any]:
-    """Run a command; its seconds, and what run.json says of its work and memory."""
-    began = time.perf_counter()
+    """Run a command; return its seconds, its peak memory and that of its workers (run.json)."""
+    started = time.perf_counter()
     command = [LOOKALIKE, verb, *map(str, words), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     error = process.stderr.read() if process.stderr else b""
@@ -121,11 +124,14 @@ def _run(verb: str, words: list[Any], output: Path | None) -> dict[str, Any]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{verb} failed: {error.decode()}")
-    found = {"seconds": round(time.perf_counter() - began, 2), "peak_bytes": usage.ru_maxrss * 1024}
+    figures = {
+        "seconds": round(time.perf_counter() - started, 2),
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
     if output is not None:
-        told = json.loads((output / "run.json").read_text())
-        found["worker_peak_bytes"] = told.get("worker_peak_memory_bytes")
-    return found
+        run = json.loads((output / "run.json").read_text())
+        figures["worker_peak_bytes"] = run.get("worker_peak_memory_bytes")
+    return figures
 
 
 STAGES: dict[str, tuple[Callable[[Path, int], dict[str, Any]], int]] = {
@@ -135,7 +141,7 @@ STAGES: dict[str, tuple[Callable[[Path, int], dict[str, Any]], int]] = {
     "evaluate": (_evaluate, 10),
     "report": (_report, 100),
 }
-"""How a stage is run at a size, and how many times smaller that is than `--largest`."""
+"""The function that measures a stage, and the factor by which its size is below `--largest`."""
 
 
 if __name__ == "__main__":

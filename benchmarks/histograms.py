@@ -2,8 +2,9 @@
 
 python -m benchmarks.histograms PHOTOS OUT.parquet
 
-8 x 8 x 8 bins of red, green and blue; square roots of their shares, whose dot product is the
-Bhattacharyya coefficient. `lookalike index --embeddings OUT.parquet` takes them.
+Histograms have 8 x 8 x 8 bins of red, green and blue. Vectors are the square roots of the shares,
+so their dot product is the Bhattacharyya coefficient. `lookalike index --embeddings OUT.parquet`
+reads them.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ BINS = SIDE**3
 
 
 def histogram(path: Path) -> NDArray[np.float32]:
-    """Give the (512,) float32 histogram of a photo, of unit length."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    """Return the histogram of a photo as a (512,) float32 vector of unit length."""
+    with Image.open(path) as photo:
+        image = ImageOps.exif_transpose(photo).convert("RGB")
     bins = np.asarray(image).reshape(-1, 3) // (256 // SIDE)
     counts = np.bincount(bins @ [SIDE * SIDE, SIDE, 1], minlength=BINS)
     shares: NDArray[np.float32] = np.sqrt(counts / counts.sum()).astype(np.float32)
@@ -32,18 +33,18 @@ def histogram(path: Path) -> NDArray[np.float32]:
 
 
 def main() -> None:
-    """Write the histograms of all photos below a folder, named as `lookalike` names them."""
+    """Write the histograms of all JPEG photos below a folder, with the image_ids of `lookalike`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", type=Path)
     parser.add_argument("output")
-    asked = parser.parse_args()
-    paths = sorted(asked.photos.rglob("*.jpg"))
+    arguments = parser.parse_args()
+    paths = sorted(arguments.photos.rglob("*.jpg"))
     vectors = np.concatenate([histogram(path) for path in paths])
     columns = {
-        "image_id": [path.relative_to(asked.photos).as_posix() for path in paths],
+        "image_id": [path.relative_to(arguments.photos).as_posix() for path in paths],
         "embedding": pa.FixedSizeListArray.from_arrays(vectors, BINS),
     }
-    pq.write_table(pa.table(columns), asked.output)
+    pq.write_table(pa.table(columns), arguments.output)
 
 
 if __name__ == "__main__":

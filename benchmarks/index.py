@@ -3,12 +3,12 @@
 python -m benchmarks.index [--rows 200000] [--dimension 512] [--lists 512] [--runs 3]
                            [--autofaiss PYTHON]
 
-Clustered vectors, the same for both, in memory; two threads each, in processes of their own; runs
-alternate. Ours does in two threads what a cluster does in two tasks of a core each. FAISS trains as
-its users do, on up to 256 vectors a list, and once more on the 64 that ours takes. A third figure
-is the product bound: what the matrix products of assigning all rows take by themselves in as many
-threads, in float32 and in the product that was used. Each bound's share of the time to add is given
-by the clock, and by processor time, which other work on the machine hardly changes.
+Both use the same clustered vectors in memory and two threads, in separate processes; runs
+alternate. Our two threads do the work of two cluster tasks with one core each. FAISS trains with
+its default of up to 256 vectors per list, and again with the 64 of ours. The product bound is the
+time of the matrix products alone that assign all rows to lists, in as many threads, in float32 and
+in the product that was used. Each bound is reported as a share of the time to add, in wall time and
+in processor time, which other load hardly changes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from retrieval.vectors.scoring import block
 from retrieval.vectors.topk import nearest_centroids
 
 THREADS = 2
-_BLOCK = 4096  # rows of a part
+_BLOCK = 4096  # rows assigned at once, as in a part
 _FILL = 1 << 14  # rows added at once
 _SLICE = 1 << 13
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Run the benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--dimension", type=int, default=512)
@@ -53,92 +53,108 @@ def main() -> None:
     parser.add_argument("--autofaiss", help="an interpreter that has it")
     parser.add_argument("--side")
     parser.add_argument("--vectors")
-    asked = parser.parse_args()
-    if asked.side:
+    arguments = parser.parse_args()
+    if arguments.side:
         vectors, queries = (
-            np.load(f"{asked.vectors}/rows.npy"),
-            np.load(f"{asked.vectors}/asked.npy"),
+            np.load(f"{arguments.vectors}/rows.npy"),
+            np.load(f"{arguments.vectors}/queries.npy"),
         )
-        print(json.dumps(SIDES[asked.side](vectors, queries, asked.lists)))
+        print(json.dumps(SIDES[arguments.side](vectors, queries, arguments.lists)))
         return
     summary: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as place:
-        vectors, queries = clustered(asked.rows, asked.dimension, 1000)
-        np.save(f"{place}/rows.npy", vectors)
-        np.save(f"{place}/asked.npy", queries)
-        words = ("--lists", asked.lists, "--vectors", place)
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
-        for _ in range(asked.runs):
-            for name, runs in found.items():
-                threads = 1 if name == "ours" else THREADS  # in each of ours two threads
+    with tempfile.TemporaryDirectory() as folder:
+        vectors, queries = clustered(arguments.rows, arguments.dimension, 1000)
+        np.save(f"{folder}/rows.npy", vectors)
+        np.save(f"{folder}/queries.npy", queries)
+        words = ("--lists", arguments.lists, "--vectors", folder)
+        runs_by_side: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+        for _ in range(arguments.runs):
+            for name, runs in runs_by_side.items():
+                threads = 1 if name == "ours" else THREADS  # ours starts two threads itself
                 runs.append(run_side("benchmarks.index", name, threads, *words))
-        if asked.autofaiss:
-            rival = ("benchmarks.by_autofaiss", "autofaiss", THREADS, *words)
-            summary = {"autofaiss": run_side(*rival, python=asked.autofaiss)}
-    told = {name: getattr(asked, name) for name in ("rows", "dimension", "lists", "runs")}
-    write_result("index", **told, **_summary(found), **summary)
+        if arguments.autofaiss:
+            side = ("benchmarks.by_autofaiss", "autofaiss", THREADS, *words)
+            summary = {"autofaiss": run_side(*side, python=arguments.autofaiss)}
+    options = {name: getattr(arguments, name) for name in ("rows", "dimension", "lists", "runs")}
+    write_result("index", **options, **_summary(runs_by_side), **summary)
 
 
-def _summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    ours = found["ours"][0]
-    total = {name: [run["train"] + run["add"] for run in runs] for name, runs in found.items()}
+def _summary(runs_by_side: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    ours = runs_by_side["ours"][0]
+    total = {
+        name: [run["train"] + run["add"] for run in runs] for name, runs in runs_by_side.items()
+    }
     return {
-        "train_seconds": {n: spread([r["train"] for r in runs]) for n, runs in found.items()},
-        "add_seconds": {n: spread([r["add"] for r in runs]) for n, runs in found.items()},
+        "train_seconds": {
+            name: spread([run["train"] for run in runs]) for name, runs in runs_by_side.items()
+        },
+        "add_seconds": {
+            name: spread([run["add"] for run in runs]) for name, runs in runs_by_side.items()
+        },
         **{
             f"times_faster_than_{name}": spread(
-                [t / m for t, m in zip(total[name], total["ours"], strict=True)]
+                [
+                    their_seconds / our_seconds
+                    for their_seconds, our_seconds in zip(total[name], total["ours"], strict=True)
+                ]
             )
             for name in ("faiss", "faiss_64")
         },
         "product": ours["product"],
-        "placed_gflops_a_core": spread([run["placed"] / run["add"] for run in found["ours"]]),
+        "placed_gflops_a_core": spread(
+            [run["placed"] / run["add"] for run in runs_by_side["ours"]]
+        ),
         **{
             f"add_of_{name}_bound{by}": spread(
-                [run[f"bound{by}"][name] / run[f"add{by}"] for run in found["ours"]]
+                [run[f"bound{by}"][name] / run[f"add{by}"] for run in runs_by_side["ours"]]
             )
             for name in ours["bound"]
             for by in ("", "_cpu")
         },
-        "recall_at_10_by_nprobe": {name: runs[0]["recalls"] for name, runs in found.items()},
+        "recall_at_10_by_nprobe": {name: runs[0]["recalls"] for name, runs in runs_by_side.items()},
     }
 
 
 class Threads(InProcessWorkers):
-    """Two threads of this process, as a cluster has tasks."""
+    """Runs functions in two threads of this process, like two tasks of a cluster."""
 
     def map(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Call in threads; answers in the items' order."""
+        """Call the function in threads; yield results in the order of the items."""
         with ThreadPoolExecutor(THREADS) as pool:
             yield from pool.map(lambda item: function(*item), items)
 
 
 def ours(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, Any]:
-    """Train on a sample in slices, then place and add part by part, as `index` does."""
+    """Train on a sample in slices, then assign and add rows by parts, like `lookalike index`."""
     started = time.perf_counter()
     workers = Threads()
     count = SAMPLE_ROWS_PER_LIST * lists
     generator = np.random.default_rng(1)
-    drawn = np.sort(generator.choice(len(vectors), count, replace=False))
+    sample_rows = np.sort(generator.choice(len(vectors), count, replace=False))
     hashes = generator.permutation(count).astype(np.uint64)
     cuts = [slice(first, first + _SLICE) for first in range(0, count, _SLICE)]
-    ready = workers.map(make_slice, [(vectors[drawn[c]], hashes[c], "cosine") for c in cuts])
-    slices = [StoredSlice(part, hashes[cut]) for part, cut in zip(ready, cuts, strict=True)]
+    made = workers.map(
+        make_slice, [(vectors[sample_rows[cut]], hashes[cut], "cosine") for cut in cuts]
+    )
+    slices = [StoredSlice(part, hashes[cut]) for part, cut in zip(made, cuts, strict=True)]
     centroids = fit_kmeans(slices, lists, "cosine", workers)
     trained = time.perf_counter()
-    halves = np.array_split(np.arange(len(vectors)), THREADS)
-    before = time.process_time()
-    indexes = list(workers.map(_filled, [(vectors, half, centroids) for half in halves]))
+    parts = np.array_split(np.arange(len(vectors)), THREADS)
+    cpu_start = time.process_time()
+    indexes = list(workers.map(_fill_index, [(vectors, rows, centroids) for rows in parts]))
     times = {"train": trained - started, "add": time.perf_counter() - trained}
-    cpu = time.process_time() - before
+    cpu = time.process_time() - cpu_start
     indexes[0].merge_from(indexes[1], 0)
-    used = _product(vectors, lists)
-    bounds = {p.name: product_bound(workers, vectors, lists, p) for p in (FLOAT32_PRODUCT, used)}
+    used_product = _product(vectors, lists)
+    bounds = {
+        product.name: product_bound(workers, vectors, lists, product)
+        for product in (FLOAT32_PRODUCT, used_product)
+    }
     return {
-        **times, "add_cpu": cpu, "product": used.name,
+        **times, "add_cpu": cpu, "product": used_product.name,
         "placed": 2e-9 * vectors.size * lists / THREADS,
-        "bound": {name: wall for name, (wall, _) in bounds.items()},
-        "bound_cpu": {name: spent for name, (_, spent) in bounds.items()},
+        "bound": {name: seconds for name, (seconds, _) in bounds.items()},
+        "bound_cpu": {name: cpu_seconds for name, (_, cpu_seconds) in bounds.items()},
         "recalls": recalls(indexes[0], vectors, queries),
     }  # fmt: skip
 
@@ -147,31 +163,35 @@ def _product(vectors: NDArray[Any], lists: int) -> Product:
     return choose_product("cpu", float(vectors.size) * lists)
 
 
-def _filled(vectors: NDArray[Any], rows: NDArray[np.int64], centroids: NDArray[Any]) -> Any:
+def _fill_index(vectors: NDArray[Any], rows: NDArray[np.int64], centroids: NDArray[Any]) -> Any:
     lists = len(centroids)
     plan = IndexPlan(f"IVF{lists},SQfp16", lists, "float16", 1, len(vectors), 0, False, ())
     index = make_empty_index(plan, centroids, "cosine")
-    ready = block(read_centroids(index), "ip")
+    centroid_block = block(read_centroids(index), "ip")
     product = _product(vectors, lists)
-    near = []
+    assigned = []
     for first in range(0, len(rows), _BLOCK):
-        own = rows[first : first + _BLOCK]
-        near.append(nearest_centroids(block(vectors[own[0] : own[-1] + 1], "ip"), ready, product))
-    found = np.concatenate(near)
-    reserve_list_space(index, found)
+        block_rows = rows[first : first + _BLOCK]
+        assigned.append(
+            nearest_centroids(
+                block(vectors[block_rows[0] : block_rows[-1] + 1], "ip"), centroid_block, product
+            )
+        )
+    assigned_lists = np.concatenate(assigned)
+    reserve_list_space(index, assigned_lists)
     for first in range(0, len(rows), _FILL):
         part = slice(first, first + _FILL)
-        append_codes(index, vectors[rows[0] :][part], rows[part], found[part])
+        append_codes(index, vectors[rows[0] :][part], rows[part], assigned_lists[part])
     return index
 
 
-def faiss_as_used(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, Any]:
-    """Do what the documentation does: factory, train, add."""
+def faiss_default(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, Any]:
+    """Build the index as in the FAISS documentation: factory, train on all vectors, add."""
     return _by_faiss(vectors, queries, vectors, lists)
 
 
-def faiss_on_64(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, Any]:
-    """Do the same, trained on a sample as large as ours."""
+def faiss_small_sample(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, Any]:
+    """Build the same index, trained on a sample as large as ours."""
     count = SAMPLE_ROWS_PER_LIST * lists
     drawn = np.random.default_rng(1).choice(len(vectors), count, replace=False)
     return _by_faiss(vectors, queries, vectors[drawn], lists)
@@ -192,26 +212,26 @@ def _by_faiss(
     return {**times, "recalls": recalls(index, vectors, queries)}
 
 
-SIDES = {"ours": ours, "faiss": faiss_as_used, "faiss_64": faiss_on_64}
+SIDES = {"ours": ours, "faiss": faiss_default, "faiss_64": faiss_small_sample}
 
 
 def recalls(index: Any, vectors: NDArray[Any], queries: NDArray[Any]) -> dict[int, float]:
-    """Measure recall@10 against exact search, at some nprobe."""
-    wide, asked = vectors.astype(np.float32), queries.astype(np.float32)
-    _, exact = faiss.knn(asked, wide, 10, faiss.METRIC_INNER_PRODUCT)
-    found = {}
+    """Return recall@10 against exact search, by nprobe."""
+    wide, wide_queries = vectors.astype(np.float32), queries.astype(np.float32)
+    _, exact = faiss.knn(wide_queries, wide, 10, faiss.METRIC_INNER_PRODUCT)
+    recall_by_nprobe = {}
     for nprobe in (1, 2, 4, 8, 16, 32):
         index.nprobe = nprobe
-        found[nprobe] = recall_of(index.search(asked, 10)[1], exact)
-    return found
+        recall_by_nprobe[nprobe] = recall_of(index.search(wide_queries, 10)[1], exact)
+    return recall_by_nprobe
 
 
 def product_bound(
     workers: Threads, vectors: NDArray[Any], lists: int, product: Product
 ) -> tuple[float, float]:
-    """Give the seconds that the products of assigning all rows take, and of processors; of three.
+    """Return wall and processor seconds of the products that assign all rows, the best of three.
 
-    The threads multiply at once, as they do when they assign; each is given the same rows.
+    All threads multiply at the same time, as when assigning; each multiplies the same rows.
     """
     rows = product.prepare(block(vectors[: 1 << 14], "ip")).matrix
     centroids = rows[:lists].T
@@ -222,11 +242,11 @@ def product_bound(
 
     times = []
     for _ in range(3):
-        started, before = time.perf_counter(), time.process_time()
+        started, cpu_start = time.perf_counter(), time.process_time()
         list(workers.map(multiply, [()] * THREADS))
-        times.append((time.perf_counter() - started, time.process_time() - before))
+        times.append((time.perf_counter() - started, time.process_time() - cpu_start))
     share = len(vectors) / (len(rows) * THREADS)
-    wall, cpu = (min(each) * share for each in zip(*times, strict=True))
+    wall, cpu = (min(column) * share for column in zip(*times, strict=True))
     return wall, cpu
 
 

@@ -14,14 +14,14 @@ from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.local import open_folder
 
 CLASSES = 200
-_BLOCK = 4096  # queries a part
+_BLOCK = 4096  # queries per part
 
 
 def write_matches(path: Path, queries: int, top_k: int, images: list[str] | None = None) -> None:
-    """Write matches of a gallery ten times as large, in classes of the same size.
+    """Write matches of a gallery ten times as large as the queries, in classes of equal size.
 
-    A match at a late rank is right less often. `images` are paths that are really there, taken in
-    turn; without them paths lead nowhere.
+    Matches at later ranks are relevant less often. `images` are paths of existing images, which are
+    used in turn; without them, paths do not exist.
     """
     gallery = 10 * queries
     folder = open_folder(str(path))
@@ -37,9 +37,9 @@ def write_matches(path: Path, queries: int, top_k: int, images: list[str] | None
     folder.put("labels.parquet", checksummed_parquet(counts))
     certificate = {"nprobe": 1, "nlist": 1, "target": 0.95, "recall": 1.0, "low": 1.0, "high": 1.0,
                    "sample": 0, "passes": 1}  # fmt: skip
-    said = {"queries": queries, "failures": 0, "unmatched": 0, "gallery": gallery,
+    manifest_counts = {"queries": queries, "failures": 0, "unmatched": 0, "gallery": gallery,
             "metric": "cosine", "certificate": certificate}  # fmt: skip
-    transaction.finish_output(folder, "matches", said)
+    transaction.finish_output(folder, "matches", manifest_counts)
 
 
 def _part(
@@ -49,10 +49,10 @@ def _part(
     query = np.repeat(np.arange(first, last), top_k)
     rank = np.tile(np.arange(1, top_k + 1), last - first)
     step = gallery // CLASSES
-    right = generator.random(len(rank)) < 0.8 / np.sqrt(rank)
-    kind = np.where(right, query % CLASSES, generator.integers(0, CLASSES, len(rank)))
+    is_relevant = generator.random(len(rank)) < 0.8 / np.sqrt(rank)
+    class_number = np.where(is_relevant, query % CLASSES, generator.integers(0, CLASSES, len(rank)))
     # within a query all images differ: ranks are spread over the class
-    image = kind + CLASSES * ((rank * 31 + query) % step)
+    image = class_number + CLASSES * ((rank * 31 + query) % step)
     score = 1 - rank / (2 * top_k) + generator.random(len(rank)) / (4 * top_k)
 
     def path(prefix: str, numbers: np.ndarray, ids: pa.Array) -> pa.Array:
@@ -60,21 +60,25 @@ def _part(
             return pa.compute.binary_join_element_wise(f"/{prefix}/", ids, "")
         return pa.array(images).take(pa.array(numbers % len(images)))
 
-    query_id = pa.array([f"query{n:07d}.jpg" for n in range(first, last)]).take(query - first)
+    query_id = pa.array([f"query{number:07d}.jpg" for number in range(first, last)]).take(
+        query - first
+    )
     image_id = pa.compute.binary_join_element_wise("image", pa.array(image).cast(pa.string()),
                                                    ".jpg", "")  # fmt: skip
     columns = [
         query_id, rank.astype(np.int32), image_id, score, path("queries", query, query_id),
-        path("gallery", image, image_id), names.take(query % CLASSES), names.take(kind),
+        path("gallery", image, image_id), names.take(query % CLASSES), names.take(class_number),
     ]  # fmt: skip
     return pa.table(columns, schema=MATCHES.schema)
 
 
 def trec_run(path: Path) -> dict[str, dict[str, float]]:
-    """Give matches as trec_eval takes them."""
+    """Return matches as the run of pytrec_eval: {query: {image: score}}, scores being -rank."""
     run: dict[str, dict[str, float]] = {}
     for part in sorted(path.glob("matches/*.parquet")):
         table = pq.read_table(part, columns=["query_id", "image_id", "rank"])
-        for query, image, rank in zip(*(c.to_pylist() for c in table.columns), strict=True):
+        for query, image, rank in zip(
+            *(column.to_pylist() for column in table.columns), strict=True
+        ):
             run.setdefault(query, {})[image] = float(-rank)
     return run

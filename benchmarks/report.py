@@ -2,11 +2,11 @@
 
 python -m benchmarks.report [--photos DIR] [--queries 1000 100000] [--top-k 10]
 
-Matches are made up. Up to 2,000 queries all images are copies of the photos in DIR (drawn ones
-without it), each a file of its own, so that reading and shrinking count; beyond that queries share
-2,000 of them and have no picture, so that what is measured is the pages. Memory is the proportional
-share of the command and all its descendants, Ray included, sampled twice a second. "Open" is the
-time until the first page stands, and until one that is sorted over all queries does, in Chromium.
+Matches are made up. With up to 2,000 queries, all images are separate files, copies of the photos
+in DIR (or drawn ones), so that reading and resizing are included. With more queries, matches share
+2,000 images and queries have no picture, so that mostly the pages are measured. Memory is the
+proportional set size of the command and all its descendants, Ray included, sampled twice per
+second. "Open" is the time until Chromium shows the first page, and one sorted over all queries.
 """
 
 from __future__ import annotations
@@ -27,35 +27,37 @@ import psutil
 
 from benchmarks.output import write_result
 from tests.conftest import draw_photos
-from tests.matches import put_matches
+from tests.sample_matches import write_matches
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Run the benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--queries", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--top-k", type=int, default=10)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = [
-            measure(Path(scratch, str(count)), count, asked.top_k, asked.photos)
-            for count in asked.queries
+        reports = [
+            measure(Path(scratch, str(count)), count, arguments.top_k, arguments.photos)
+            for count in arguments.queries
         ]
-    write_result("report", top_k=asked.top_k, reports=found)
+    write_result("report", top_k=arguments.top_k, reports=reports)
 
 
 def measure(root: Path, queries: int, top_k: int, photos: Path | None) -> dict[str, Any]:
-    """Make matches of so many queries, report them, and open the report."""
+    """Write matches of `queries` queries, run `report` on them, and open the report."""
     photos = photos or draw_photos(root / "drawn", 64)
-    kept = sorted(path for path in photos.rglob("*.jpg"))
-    few = queries <= 2000
+    photo_paths = sorted(path for path in photos.rglob("*.jpg"))
+    has_pictures = queries <= 2000
     names = [f"{root}/photos/q{number:06}.jpg" for number in range(queries)]
-    gallery = [f"{root}/photos/g{number:06}.jpg" for number in range(10_000 if few else 2000)]
+    gallery = [
+        f"{root}/photos/g{number:06}.jpg" for number in range(10_000 if has_pictures else 2000)
+    ]
     (root / "photos").mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate([*gallery, *(names if few else ())]):
-        shutil.copyfile(kept[number % len(kept)], name)
-    put_matches(root / "m", names, gallery, top_k=top_k, classes=max(3, queries // 5))
+    for number, name in enumerate([*gallery, *(names if has_pictures else ())]):
+        shutil.copyfile(photo_paths[number % len(photo_paths)], name)
+    write_matches(root / "m", names, gallery, top_k=top_k, classes=max(3, queries // 5))
     command = [sys.executable, "-m", "jobs.cli", "report", "--matches", str(root / "m"),
                "--output", str(root / "out/report.html"), "--json"]  # fmt: skip
     started = time.perf_counter()
@@ -77,20 +79,20 @@ def measure(root: Path, queries: int, top_k: int, photos: Path | None) -> dict[s
         "bytes": sum(sizes.values()),
         "page_bytes": sizes[root / "out/report.html"],
         "facets_bytes": sizes.get(facets),
-        "open_seconds": _opened(root / "out/report.html"),
+        "open_seconds": _open_seconds(root / "out/report.html"),
     }
 
 
 def _memory(pid: int) -> int:
     total = 0
     try:
-        alone = psutil.Process(pid)
-        everyone = [alone, *alone.children(recursive=True)]
+        command = psutil.Process(pid)
+        processes = [command, *command.children(recursive=True)]
     except psutil.NoSuchProcess:
         return 0
-    for each in everyone:
+    for process in processes:
         try:
-            total += each.memory_full_info().pss
+            total += process.memory_full_info().pss
         except (psutil.Error, OSError):
             continue
     return total
@@ -112,8 +114,8 @@ def _browser() -> Iterator[Any]:
         driver.quit()
 
 
-def _opened(page: Path) -> dict[str, float] | None:
-    """Open the page, and then at the least sure of the wrong ones; None without a browser."""
+def _open_seconds(page: Path) -> dict[str, float] | None:
+    """Open the page, and the wrong answers by margin; return seconds, or None without Chromium."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         return None
     settled = (
@@ -122,14 +124,14 @@ def _opened(page: Path) -> dict[str, float] | None:
         "setTimeout(look, 0)"
     )
     with _browser() as driver:
-        found = {}
-        for name, part in (("first", ""), ("sorted", "#show=wrong&sort=least")):
+        seconds = {}
+        for name, fragment in (("first", ""), ("sorted", "#show=wrong&sort=least")):
             driver.get("about:blank")
             started = time.perf_counter()
-            driver.get(page.as_uri() + part)
+            driver.get(page.as_uri() + fragment)
             driver.execute_async_script(settled)
-            found[name] = round(time.perf_counter() - started, 2)
-    return found
+            seconds[name] = round(time.perf_counter() - started, 2)
+    return seconds
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 python -m benchmarks.shard [--rows 100000 300000 1000000] [--dimension 128]
 
-A store of drawn vectors is written, then one shard is made of all of it, each size in a process of
-its own: the step that `lookalike index` does in a task. Memory is the peak beyond what the process
-held before, against the bytes that the plan counts for so many vectors.
+Writes a store of random vectors and builds one shard of it, each size in a separate process, like a
+task of `lookalike index`. Memory is the peak above the initial memory of the process, compared with
+the bytes that the index plan counts for these vectors.
 """
 
 from __future__ import annotations
@@ -33,42 +33,43 @@ from retrieval.storage.local import open_folder
 from retrieval.store.reader import open_store
 from tests.retrieval.sample_vectors import make_store
 
-_LISTS = 512  # the same for all sizes, so that the work a row is the same
+_LISTS = 512  # the same for all sizes, so that the work per row is the same
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Run the benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 3 * 10**5, 10**6])
     parser.add_argument("--dimension", type=int, default=128)
-    asked = parser.parse_args()
-    found = []
-    for rows in asked.rows:
+    arguments = parser.parse_args()
+    results = []
+    for rows in arguments.rows:
         with tempfile.TemporaryDirectory() as scratch:
-            work = (rows, asked.dimension, scratch)
-            for step in (write_store, measure):  # each with memory of its own
-                with multiprocessing.get_context("spawn").Pool(1) as alone:
-                    answer = alone.apply(step, work)
-        found.append(answer)
-    write_result("shard", dimension=asked.dimension, sizes=found)
+            work = (rows, arguments.dimension, scratch)
+            # separate processes, so that memory is measured separately
+            for step in (write_store, measure):
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    result = pool.apply(step, work)
+        results.append(result)
+    write_result("shard", dimension=arguments.dimension, sizes=results)
 
 
 def measure(rows: int, dimension: int, scratch: str) -> dict[str, Any]:
-    """Make one shard of `rows` vectors in this process."""
+    """Build one shard of `rows` vectors in this process; return its time and memory."""
     store, folder = open_store(open_folder(f"{scratch}/store")), open_folder(f"{scratch}/index")
     gallery = Gallery(rows, dimension, store.dtype, "cosine")
     plan = plan_index(gallery, 1 << 40, factory=f"IVF{_LISTS},SQfp16")
     transaction.claim_output(folder, "index", {})
     trained = train_index(folder, store, plan, "cosine", 0, InProcessWorkers())
     ((number, extents),) = plan_shards(folder, store, plan)
-    vectors, own = draw_sample(store, 500, 1, "curve")
-    before, started = psutil.Process().memory_info().rss, time.perf_counter()
+    vectors, sample_rows = draw_sample(store, 500, 1, "curve")
+    initial_bytes, started = psutil.Process().memory_info().rss, time.perf_counter()
     cpu = time.process_time()
-    making = ShardBuildContext(folder, store, "cosine", trained.faiss, store.dtype, scratch)
+    context = ShardBuildContext(folder, store, "cosine", trained.faiss, store.dtype, scratch)
     build_measured_shard(
-        making, make_recall_samples(vectors, own, store.rows, store.dtype), number, extents
+        context, make_recall_samples(vectors, sample_rows, store.rows, store.dtype), number, extents
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - initial_bytes
     planned = rows * plan.bytes_per_vector
     return {
         "rows": rows,

@@ -1,7 +1,7 @@
 """Draw vectors and run the compared programs (sides) in separate processes.
 
-A side is a function of one module. Each run of it is a new process with the threads that it is
-given, so that the sides neither share nor inherit anything; the runs of the sides alternate.
+A side is a function of a benchmark module. Each run of it is a new process with a given number of
+threads, so that sides share no state; benchmarks run the sides alternately.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_HINDERING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-"""They slow the products of FAISS and numpy: left out for both."""
+_SLOWING_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""Environment variables that slow products of FAISS and numpy; removed for all sides."""
 
 
 def run_side(
     module: str, side: str, threads: int, *words: Any, python: str = sys.executable
 ) -> dict[str, Any]:
-    """Call a side in a process of its own, whose libraries use so many threads each."""
-    rest = {name: value for name, value in os.environ.items() if name not in _HINDERING}
-    rest |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    """Run a side in a new process with `threads` threads per library; return the JSON it prints."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in _SLOWING_VARIABLES
+    }
+    environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     command = [python, "-m", module, "--side", side, *map(str, words)]
-    done = subprocess.run(command, env=rest, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
 
 
 def clustered(rows: int, dimension: int, queries: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Draw unit vectors in clusters of very different sizes, and queries like them."""
+    """Draw (rows, d) unit vectors in clusters of very different sizes, and queries, in float16."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(2000, dimension)).astype(np.float32)
     weight = generator.pareto(1.5, 2000) + 0.1
@@ -46,12 +48,12 @@ def clustered(rows: int, dimension: int, queries: int) -> tuple[NDArray[Any], ND
     return values[:rows], values[rows:]
 
 
-def recall_of(found: NDArray[Any], exact: NDArray[Any]) -> float:
-    """Give the mean share of the exact neighbours, (q, k) ids, that were found."""
-    hits = [len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
+def recall_of(neighbours: NDArray[Any], exact: NDArray[Any]) -> float:
+    """Return the share of the exact neighbours, (q, k) ids, that are among `neighbours`."""
+    hits = [len(set(a) & set(b)) for a, b in zip(neighbours.tolist(), exact.tolist(), strict=True)]
     return round(sum(hits) / exact.size, 4)
 
 
 def spread(values: list[float]) -> list[float]:
-    """Give the median, the least and the greatest."""
+    """Return the median, minimum and maximum of values."""
     return [round(value, 3) for value in (statistics.median(values), min(values), max(values))]

@@ -20,45 +20,45 @@ LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Run the benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--backbone", default="mobilenet_v2")
-    asked = parser.parse_args()
-    help_seconds = [_timed("--help") for _ in range(asked.runs)]
-    first, whole, again, verified = [], [], [], []
+    arguments = parser.parse_args()
+    help_seconds = [_timed("--help") for _ in range(arguments.runs)]
+    first_image, embed_seconds, finished_seconds, verify_seconds = [], [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write_samples(root / "samples", gallery=48, queries=12)
-        for number in range(asked.runs):
+        for number in range(arguments.runs):
             output = root / f"out{number}"
             words = [
                 "embed", "--input", str(root / "samples/gallery"), "--output", str(output),
-                "--backbone", asked.backbone, "--weights", "random",
+                "--backbone", arguments.backbone, "--weights", "random",
             ]  # fmt: skip
-            whole.append(_timed(*words))
-            again.append(_timed(*words))
-            verified.append(_timed("verify", str(output)))
-            began = time.time()
+            embed_seconds.append(_timed(*words))
+            finished_seconds.append(_timed(*words))
+            verify_seconds.append(_timed("verify", str(output)))
+            started = time.time()
             _timed(*words, "--overwrite", "--chunk-rows", "1")
             parts = (output / "segments/00000/parts").glob("*.parquet")
-            first.append(min(part.stat().st_mtime for part in parts) - began)
-    answer = {
+            first_image.append(min(part.stat().st_mtime for part in parts) - started)
+    result = {
         "help_seconds": statistics.median(help_seconds),
-        "first_image_seconds": statistics.median(first),
-        "first_image_seconds_range": [min(first), max(first)],
-        "embed_48_images_seconds": statistics.median(whole),
-        "embed_48_images_seconds_range": [min(whole), max(whole)],
-        "finished_again_seconds": statistics.median(again),
-        "verify_seconds": statistics.median(verified),
+        "first_image_seconds": statistics.median(first_image),
+        "first_image_seconds_range": [min(first_image), max(first_image)],
+        "embed_48_images_seconds": statistics.median(embed_seconds),
+        "embed_48_images_seconds_range": [min(embed_seconds), max(embed_seconds)],
+        "finished_again_seconds": statistics.median(finished_seconds),
+        "verify_seconds": statistics.median(verify_seconds),
     }
-    write_result("start", **answer)
+    write_result("start", **result)
 
 
 def _timed(*words: str) -> float:
-    began = time.perf_counter()
+    started = time.perf_counter()
     subprocess.run([LOOKALIKE, *words], check=True, capture_output=True)
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

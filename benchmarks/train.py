@@ -2,9 +2,9 @@
 
 python -m benchmarks.train [--data DIR] [--backbone scratch] [--weights random] [--runs 3]
 
-Images a second of an epoch's learning, photos mapped from disk and varied in each batch, against
-the same steps on batches that are ready in memory, in turn in one process. Without --data photos
-are drawn. One thread, since two that wait for each other measure the waiting.
+Images per second of a training epoch with photos mapped from disk and augmented, against the same
+steps on augmented batches in memory, alternately in one process. Without --data, photos are drawn.
+One thread, since with two the time of synchronisation would be measured too.
 """
 
 from __future__ import annotations
@@ -34,62 +34,75 @@ from tests.conftest import draw_photos
 
 
 def main() -> None:
+    """Run the benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path)
     parser.add_argument("--backbone", default="scratch")
     parser.add_argument("--weights", default="random")
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--runs", type=int, default=3)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        root = asked.data or draw_photos(Path(scratch, "photos"), asked.images)
-        write_result("train", **_measured(asked, str(root), scratch))
+        root = arguments.data or draw_photos(Path(scratch, "photos"), arguments.images)
+        write_result("train", **_measure(arguments, str(root), scratch))
 
 
-def _measured(asked: argparse.Namespace, root: str, cache: str) -> dict[str, Any]:
-    source = resolve_source(asked.backbone, asked.weights, image_size=None, resize=None, seed=0)
-    items = select_training_images(list(open_source(root).items())[: asked.images], None, ()).items
+def _measure(arguments: argparse.Namespace, root: str, cache: str) -> dict[str, Any]:
+    source = resolve_source(
+        arguments.backbone, arguments.weights, image_size=None, resize=None, seed=0
+    )
+    items = select_training_images(
+        list(open_source(root).items())[: arguments.images], None, ()
+    ).items
     recipe = TrainingRecipe(1000, 16, 1e-3, 0.1, "cosine", None, "all", VARIATIONS, 0)
-    with decode_photos(items, source.transform, max_pixels=10**9, cache=cache, threads=2) as found:
-        photos = found.parted(by="image", share=0.1, seed=0)
-        body = build_trainable_backbone(asked.backbone, source, "avg", pretrained=False)
+    with decode_photos(
+        items, source.transform, max_pixels=10**9, cache=cache, threads=2
+    ) as decoded:
+        photos = decoded.split(by="image", share=0.1, seed=0)
+        body = build_trainable_backbone(arguments.backbone, source, "avg", pretrained=False)
         dimension = body.extractor(torch.zeros(2, 3, *photos.plain.pixels.shape[2:])).shape[1]
         objective = make_objective("cross-entropy", dimension, len(photos.training.names), 0)
-        learner = loop.Trainer(body, objective, photos, recipe, ProcessGroup())
-        ready = _ready(photos.training, source.transform)
-        ours, bare = [], []
-        for number in range(1, asked.runs + 2):  # the first of each warms up
+        trainer = loop.Trainer(body, objective, photos, recipe, ProcessGroup())
+        batches = _load_batches(photos.training, source.transform)
+        rates, memory_rates = [], []
+        for number in range(1, arguments.runs + 2):  # the first of each warms up
             started = time.perf_counter()
-            learner.learn(number, [])
-            between = time.perf_counter()
-            _steps(learner, ready)
-            ours.append(len(photos.training) / (between - started))
-            bare.append(len(photos.training) / (time.perf_counter() - between))
-    ratios = [a / b for a, b in zip(ours[1:], bare[1:], strict=True)]
-    return {"backbone": asked.backbone, "images": len(photos.training),
-            "images_per_second": spread(ours[1:]), "ready_in_memory": spread(bare[1:]),
+            trainer.train_epoch(number, [])
+            epoch_end = time.perf_counter()
+            _run_steps(trainer, batches)
+            rates.append(len(photos.training) / (epoch_end - started))
+            memory_rates.append(len(photos.training) / (time.perf_counter() - epoch_end))
+    ratios = [
+        rate / memory_rate for rate, memory_rate in zip(rates[1:], memory_rates[1:], strict=True)
+    ]
+    return {"backbone": arguments.backbone, "images": len(photos.training),
+            "images_per_second": spread(rates[1:]), "ready_in_memory": spread(memory_rates[1:]),
             "ratio": spread(ratios)}  # fmt: skip
 
 
-def _ready(part: Any, transform: Any) -> list[tuple[Any, Any]]:
+def _load_batches(photos: Any, transform: Any) -> list[tuple[Any, Any]]:
     generator = torch.Generator().manual_seed(0)
-    drawn = draw_batches(part.classes, 16, generator, balanced=False)
+    batch_positions = draw_batches(photos.classes, 16, generator, balanced=False)
     return [
-        (normalise_pixels(augment(part.take(w), transform.image_size, generator), transform),
-         part.classes[w])
-        for w in drawn
+        (
+            normalise_pixels(
+                augment(photos.take(positions), transform.image_size, generator), transform
+            ),
+            photos.classes[positions],
+        )
+        for positions in batch_positions
     ]  # fmt: skip
 
 
-def _steps(learner: Any, ready: list[tuple[Any, Any]]) -> None:
-    learner.body.learn()
-    learner.objective.train()
-    for images, classes in ready:
-        loss = learner.objective(learner.body.extractor(images), classes)
-        learner.optimizer.zero_grad()
+def _run_steps(trainer: Any, batches: list[tuple[Any, Any]]) -> None:
+    trainer.body.set_training_mode()
+    trainer.objective.train()
+    for images, classes in batches:
+        loss = trainer.objective(trainer.body.extractor(images), classes)
+        trainer.optimizer.zero_grad()
         loss.backward()
-        learner.optimizer.step()
+        trainer.optimizer.step()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The command line: verbs, their options, error messages and exit codes.
 
-The module of a verb is imported when the verb is called. stdout holds the result only: since Ray
-and its workers print there too, descriptor 1 is set aside for the result at the start, and
-everything else that is written to it goes to stderr.
+The module of a verb is imported when the verb is called. stdout receives the result only: since Ray
+and its workers print there too, the descriptor of stdout is duplicated for the result at the start,
+and everything else that is written to descriptor 1 goes to stderr.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from retrieval.core.errors import InputError, LookalikeError
 
 @dataclass(frozen=True)
 class Verb:
-    """One command: its settings, the module with its `start` function, and its line of help."""
+    """One command: its settings class, the module with its `start` function, and its help text."""
 
     settings: type
     module: str
@@ -89,7 +89,7 @@ def _parameter(option: Option) -> click.Option:
 
 
 def _parse_value(_: click.Context, parameter: click.Parameter, value: str) -> Any:
-    """Parse a size or a recall, so that settings hold numbers only."""
+    """Parse a size or a recall as a click callback, so that settings hold numbers only."""
     parse = VALUE_PARSERS[options.OPTIONS[str(parameter.name)].type]
     try:
         return parse(value)
@@ -107,11 +107,11 @@ def _command(name: str) -> click.Command:
             parameters.append(click.Argument([field.name]))
     parameters.sort(key=lambda parameter: not parameter.required)
 
-    def call(**values: Any) -> None:
+    def callback(**values: Any) -> None:
         _start(name, verb.settings(**values))
 
     return click.Command(
-        name, params=parameters, callback=call, help=verb.help, epilog=_EXIT_CODES,
+        name, params=parameters, callback=callback, help=verb.help, epilog=_EXIT_CODES,
         context_settings={"max_content_width": 100},
     )  # fmt: skip
 
@@ -152,17 +152,16 @@ def _version(ctx: click.Context, _: click.Parameter, requested: bool) -> None:
 
 def _start(name: str, settings: Any) -> None:
     options.validate_settings(settings)
-    aside = redirect_stdout()
+    stdout = redirect_stdout()
     try:
         if dashboard := dashboard_address(settings):
-            raise SystemExit(submit(dashboard, name, settings, aside))
+            raise SystemExit(submit(dashboard, name, settings, stdout))
         start: Callable[[Any], Any] = importlib.import_module(VERBS[name].module).start
         result = start(settings)
-    except (
-        BrokenPipeError
-    ) as error:  # of a connection: outside this function it means that the reader of stdout is gone
+    except BrokenPipeError as error:
+        # of a network connection: `main` takes a BrokenPipeError for a closed stdout
         raise ConnectionError(str(error)) from error
-    write_result(aside, result.as_json() if settings.json else result.as_text())
+    write_result(stdout, result.as_json() if settings.json else result.as_text())
     if result.exit_code:
         raise SystemExit(result.exit_code)
 
@@ -173,30 +172,30 @@ def main() -> None:
     earlier_session = session.running_session()  # a test may have started one
     try:
         code = _run(sys.argv[1:] or ["--help"])
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+    except SystemExit as request:
+        code = request.code if isinstance(request.code, int) else 1
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         code = 0
-    except BaseException as error:  # noqa: BLE001 - each gets its sentence and its code
+    except BaseException as error:  # noqa: BLE001 - reported as a message and an exit code
         code = _print_error(*_describe_error(interrupts.noticed or error))
     interrupts.ignore()
-    started = session.running_session()
-    if started is not None and started is not earlier_session:
-        started.end()
+    current_session = session.running_session()
+    if current_session is not None and current_session is not earlier_session:
+        current_session.end()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
     os._exit(code)  # Ray's threads must neither delay the exit nor change its code
 
 
-def _run(words: list[str]) -> int:
-    """Run the commands without click's `main`, which blames stdout for any broken pipe."""
+def _run(arguments: list[str]) -> int:
+    """Run the command line without click's `main`, which takes any broken pipe for stdout's."""
     commands = command_line()
     try:
-        with commands.make_context("lookalike", words) as context:
+        with commands.make_context("lookalike", arguments) as context:
             commands.invoke(context)
-    except click.exceptions.Exit as end:
-        return end.exit_code
+    except click.exceptions.Exit as request:
+        return request.exit_code
     return 0
 
 

@@ -20,8 +20,8 @@ def holds_packages(folder: str) -> bool:
 def without_current_folder(entries: list[str]) -> list[str]:
     """Return a search path without the current folder, unless that holds our packages.
 
-    Only entries before the standard library are removed, which shadow other modules: site-packages
-    stays even where it is the current folder.
+    Only entries before the standard library are removed, since they shadow other modules;
+    site-packages stays even where it is the current folder.
     """
     import os
 
@@ -40,7 +40,7 @@ def without_current_folder(entries: list[str]) -> list[str]:
 
 
 def claim_packages() -> None:
-    """Remove the current folder from the path; import both packages past others of their name."""
+    """Remove the current folder from `sys.path` and import both packages past others so named."""
     import importlib
     import os
     import sys
@@ -61,7 +61,7 @@ def claim_packages() -> None:
 
 
 def open_descriptors() -> None:
-    """Open closed standard descriptors on the null device, so that no file gets their numbers."""
+    """Open closed standard streams on the null device, so that no file gets their descriptors."""
     import os
     import sys
 
@@ -69,17 +69,17 @@ def open_descriptors() -> None:
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
+            descriptor = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
             os.set_inheritable(number, True)
             stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
             setattr(sys, name, stream)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; never returns, since `jobs.cli.main` exits."""
     import importlib
     import os
 

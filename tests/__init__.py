@@ -1,1 +1,1 @@
-"""Tests, in the order of the rooms they test."""
+"""Tests; the folders mirror `jobs/` and `retrieval/`."""

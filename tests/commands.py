@@ -1,4 +1,4 @@
-"""The command line as a person starts it, a process of its own; or all of it but the process."""
+"""Run the command line, in a process of its own or in the process of the test."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a command came to."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -29,70 +29,75 @@ class Ended:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The one JSON object that --json prints."""
+        """Return the JSON object that `--json` prints."""
         return json.loads(self.out)
 
     @property
     def error(self) -> str:
-        """The one sentence of the error."""
+        """Return the only error line on stderr."""
         lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, self.err
         return lines[0]
 
 
-def lookalike(*words: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ended:
-    """Run the console script and wait for it."""
-    ended = subprocess.run(
-        [LOOKALIKE, *map(str, words)], capture_output=True, text=True, timeout=300, cwd=cwd,
+def run_command(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> CommandResult:
+    """Run the console script in a subprocess and return its result."""
+    completed = subprocess.run(
+        [LOOKALIKE, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd,
         env={**os.environ, **(env or {})}, check=False,
     )  # fmt: skip
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+    return CommandResult(completed.returncode, completed.stdout, completed.stderr)
 
 
-class _Exited(BaseException):
-    """Stands for the end of the process."""
+class _ProcessExit(BaseException):
+    """Replaces the exit of the process."""
 
 
-def lookalike_here(*words: object) -> Ended:
-    """Do all the command line does, but end the process: quick, and with the Ray of the tests."""
+def run_command_in_process(*arguments: object) -> CommandResult:
+    """Run the command line in this process, which is faster and shares the Ray of the tests."""
     from jobs import cli
 
-    def exited(code: int) -> None:
-        raise _Exited(code)
+    def raise_exit(code: int) -> None:
+        raise _ProcessExit(code)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with ExitStack() as stack:
-        out, err = (stack.enter_context(_descriptor(number)) for number in (1, 2))
+        out, err = (stack.enter_context(_redirect_descriptor(number)) for number in (1, 2))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(sys, "argv", ["lookalike", *map(str, words)])
-        patch.setattr(cli.os, "_exit", exited)
+        patch.setattr(sys, "argv", ["lookalike", *map(str, arguments)])
+        patch.setattr(cli.os, "_exit", raise_exit)
         try:
             cli.main()
-        except _Exited as end:
+        except _ProcessExit as end:
             code = end.args[0]
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        return Ended(code, out.read_text(), err.read_text())
+        return CommandResult(code, out.read_text(), err.read_text())
 
 
 @contextmanager
-def _descriptor(number: int) -> Iterator[Path]:
-    """Give the file that takes what is written to a descriptor, by Python or by native code."""
+def _redirect_descriptor(number: int) -> Iterator[Path]:
+    """Redirect a file descriptor (1 or 2) to a file, and yield its path.
+
+    Native code writes to the descriptor directly, so replacing `sys.stdout` is not enough.
+    """
     name = {1: "stdout", 2: "stderr"}[number]
-    kept = os.dup(number)
+    saved = os.dup(number)
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         path = Path(scratch, name)
         try:
             with open(path, "w", buffering=1) as sink:
                 os.dup2(sink.fileno(), number)
-                with open(number, "w", buffering=1, closefd=False) as seen:
-                    patch.setattr(sys, name, seen)
+                with open(number, "w", buffering=1, closefd=False) as stream:
+                    patch.setattr(sys, name, stream)
                     yield path
         finally:
-            os.dup2(kept, number)
-            os.close(kept)
+            os.dup2(saved, number)
+            os.close(saved)
 
 
-SMALL = ("--backbone", "scratch", "--weights", "random", "--image-size", "32")
-"""A network that embeds a photo in a millisecond."""
+SMALL_MODEL_OPTIONS = ("--backbone", "scratch", "--weights", "random", "--image-size", "32")
+"""Options of a network that embeds a photo in a millisecond."""

@@ -1,4 +1,4 @@
-"""What several tests share: drawn photos, the real data where it is, one Ray for all."""
+"""Shared fixtures: generated photos, the labelled data set, and one local Ray instance."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ DATA = Path(os.environ.get("LOOKALIKE_DATA", Path(__file__).parents[2] / "shared
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The labelled photos, weights and broken files, which are not part of the repository."""
+    """Return the folder of labelled photos, weights and broken files outside the repository."""
     if not (DATA / "README.md").is_file():
         pytest.skip(f"no photos and weights at {DATA} (set LOOKALIKE_DATA)")
     return DATA
 
 
-_MOST_PIXELS = Image.MAX_IMAGE_PIXELS
+_DEFAULT_MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 
 
 @pytest.fixture(autouse=True)
-def pillow_as_it_is() -> None:
-    """Let each test begin with Pillow's own bound, which decoding sets for the whole process."""
-    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
+def reset_pillow_limit() -> None:
+    """Restore Pillow's pixel limit, which decoding changes for the whole process."""
+    Image.MAX_IMAGE_PIXELS = _DEFAULT_MAX_PIXELS
 
 
 def draw_photos(root: Path, count: int, *, classes: int = 3, seed: int = 0) -> Path:
-    """Draw a folder of labelled photos: noise around a colour of the class."""
+    """Write `count` JPEG files of noise around one colour per class, and return `root`."""
     generator = np.random.default_rng(seed)
     for number in range(count):
         label = number % classes
@@ -51,7 +51,7 @@ def draw_photos(root: Path, count: int, *, classes: int = 3, seed: int = 0) -> P
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Callable[..., Path]:
-    """Draws a folder of labelled photos of a given name and number."""
+    """Return a function that draws a folder of labelled photos below `tmp_path`."""
 
     def draw(name: str, count: int = 12, *, classes: int = 3, seed: int = 0) -> Path:
         return draw_photos(tmp_path / name, count, classes=classes, seed=seed)
@@ -60,11 +60,11 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
-    """One small Ray for all tests that need it; starting one takes seconds."""
+def local_ray() -> Iterator[None]:
+    """Start one local Ray instance for the whole session, since starting takes seconds."""
     from jobs.cluster.resources import Cluster
 
-    where = Cluster("local", None)
-    where.connect()
+    cluster = Cluster("local", None)
+    cluster.connect()
     yield
-    where.close()
+    cluster.close()

@@ -16,7 +16,7 @@ from jobs.cli import VERBS, command_line
 from jobs.config.options import OPTIONS, REQUIRED, Option
 from retrieval.core.schemas import TABLES, part_table
 from retrieval.evaluation.measures import MEASURES
-from tests.retrieval.coverage import CASES, SIZES, covered
+from tests.retrieval.coverage import CASES, SIZES, measured_coverage
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,8 +26,9 @@ def options_page() -> str:
     lines = [
         "# Options",
         "",
-        "Generated from `jobs/config/options.py` by `make docs`. *Content* options shape the",
-        "output and stand in job.json; *run* options never change a byte of it.",
+        "Generated from `jobs/config/options.py` by `make docs`. Options marked *content*",
+        "determine the contents of the output and are stored in job.json; options marked *run* do",
+        "not change the contents.",
         "",
         "| option | default | affects | meaning |",
         "|---|---|---|---|",
@@ -72,7 +73,7 @@ def coverage_section() -> str:
     lines = ["| values | " + " | ".join(f"{size} queries" for size in SIZES) + " |"]
     lines.append("|---|" + "---|" * len(SIZES))
     for case in CASES:
-        shares = [covered(case, size) for size in SIZES]
+        shares = [measured_coverage(case, size) for size in SIZES]
         cells = " | ".join(f"{ours:.0%} (t: {student:.0%})" for ours, student in shares)
         lines.append(f"| {case} | {cells} |")
     return "\n".join(lines) + "\n"
@@ -96,8 +97,8 @@ def with_sections(page: str, sections: dict[str, Callable[[], str]]) -> Callable
         text = (ROOT / page).read_text()
         for name, section in sections.items():
             begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-            before, rest = text.split(begin)
-            text = before + begin + section() + end + rest.split(end)[1]
+            before, after = text.split(begin)
+            text = before + begin + section() + end + after.split(end)[1]
         return text
 
     return make

@@ -44,17 +44,17 @@ def module_of(path: Path) -> str:
 
 def imports_of(path: Path) -> set[str]:
     """Return the modules of the project that a file imports, at any depth."""
-    known = {module_of(file) for file in FILES}
-    found = set()
+    project_modules = {module_of(file) for file in FILES}
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            modules = {f"{node.module}.{alias.name}" for alias in node.names} & known
-            found |= modules
-            if len(modules) < len(node.names):  # something of the package itself
-                found.add(node.module)
-    return found & known - {"jobs", "retrieval"}
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & project_modules
+            imported |= modules
+            if len(modules) < len(node.names):  # a name defined in the package itself
+                imported.add(node.module)
+    return imported & project_modules - {"jobs", "retrieval"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
@@ -68,22 +68,22 @@ def test_packages_import_only_from_earlier_layers(path):
         )
 
 
-def test_there_are_no_import_cycles():
+def test_imports_have_no_cycles():
     graph = {module_of(path): imports_of(path) for path in FILES}
-    done: set[str] = set()
+    visited: set[str] = set()
 
     def visit(module: str, above: tuple[str, ...]) -> None:
         assert module not in above, " -> ".join((*above, module))
-        if module not in done:
+        if module not in visited:
             for other in graph.get(module, ()):
                 visit(other, (*above, module))
-            done.add(module)
+            visited.add(module)
 
     for module in graph:
         visit(module, ())
 
 
-def test_the_library_imports_no_ray_and_prints_nothing():
+def test_library_does_not_import_ray_or_print():
     for path in FILES:
         if path.parts[len(ROOT.parts)] == "retrieval":
             text = path.read_text()
@@ -91,17 +91,17 @@ def test_the_library_imports_no_ray_and_prints_nothing():
             assert not re.search(r"^\s*print\(", text, re.MULTILINE), path
 
 
-def test_names_say_what_is_inside():
+def test_no_module_has_a_generic_name():
     names = {"util", "utils", "helper", "helpers", "common", "misc", "manager"}
     assert not [path for path in FILES if names & {path.stem, path.parent.name}]
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_generated_pages_are_as_the_code_says(path):
+def test_generated_pages_are_up_to_date(path):
     assert (ROOT / path).read_text() == PAGES[path](), "run `make docs`"
 
 
-def test_links_and_paths_in_the_pages_exist():
+def test_links_and_paths_in_documents_exist():
     pages = ("outputs", "running", "scale")
     for page in ("README.md", "ARCHITECTURE.md", *(f"docs/{name}.md" for name in pages)):
         text = (ROOT / page).read_text()
@@ -111,7 +111,7 @@ def test_links_and_paths_in_the_pages_exist():
             assert (ROOT / named).exists(), f"{page} names {named}"
 
 
-def test_the_packages_are_exactly_two():
+def test_packages_are_jobs_and_retrieval():
     from setuptools import find_packages
 
     assert {
@@ -122,13 +122,13 @@ def test_the_packages_are_exactly_two():
     }
 
 
-def test_nothing_of_this_machine_is_in_the_tree():
-    listed = subprocess.run(
+def test_no_local_paths_are_committed():
+    result = subprocess.run(
         ["git", "grep", "-nE", r"index-url|/root/|/work/", "--", ":!tests"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert listed.stdout == ""
+    assert result.stdout == ""
 
 
-def test_python_is_new_enough():
+def test_python_version():
     assert sys.version_info >= (3, 11)

@@ -21,24 +21,24 @@ from benchmarks.results import (
 from retrieval.planning import costs
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_RECORD = {"gpu"}  # written after the last measurement on a GPU
+WITHOUT_RECORD = {"gpu"}  # no record since the last GPU measurement
 
 
 @pytest.mark.parametrize("benchmark", benchmarks(), ids=lambda benchmark: benchmark.name)
-def test_a_recorded_benchmark_has_an_existing_command_a_machine_and_results(
+def test_benchmark_has_command_machine_and_results(
     benchmark: Benchmark,
 ) -> None:
-    words = benchmark.command.split()
-    if words[:2] == ["python", "-m"]:
-        assert find_spec(words[2]), benchmark.command
+    arguments = benchmark.command.split()
+    if arguments[:2] == ["python", "-m"]:
+        assert find_spec(arguments[2]), benchmark.command
     else:
-        assert words[0] in ("lookalike", "du"), benchmark.command
+        assert arguments[0] in ("lookalike", "du"), benchmark.command
         assert not benchmark.repeatable(), "only commands that print JSON can be compared"
     assert benchmark.machine in machines()
     assert benchmark.results
 
 
-def test_every_benchmark_module_has_a_record() -> None:
+def test_all_benchmark_modules_have_a_record() -> None:
     modules = {
         path.stem
         for path in (ROOT / "benchmarks").glob("*.py")
@@ -49,32 +49,32 @@ def test_every_benchmark_module_has_a_record() -> None:
     assert modules - {c.removeprefix(prefix).split()[0] for c in commands} == WITHOUT_RECORD
 
 
-def result(value: Value, at: str = "a/0/b", tolerance: float = 0.25) -> Result:
+def make_result(value: Value, path: str = "a/0/b", tolerance: float = 0.25) -> Result:
     """Return a recorded result."""
-    return Result("r", "r", value, at, "", None, tolerance)
+    return Result("r", "r", value, path, "", None, tolerance)
 
 
-def test_a_value_beyond_its_tolerance_deviates() -> None:
+def test_value_beyond_its_tolerance_deviates() -> None:
     measured = {"a": [{"b": 4.0}]}
-    assert result(5.0).deviations(measured) == []
-    assert result(5.0, tolerance=0.1).deviations(measured) == [("", 5.0, 4.0)]
-    assert result([5.0, 1.0, 9.0], tolerance=0.1).deviations(measured) == [("", 5.0, 4.0)]
+    assert make_result(5.0).deviations(measured) == []
+    assert make_result(5.0, tolerance=0.1).deviations(measured) == [("", 5.0, 4.0)]
+    assert make_result([5.0, 1.0, 9.0], tolerance=0.1).deviations(measured) == [("", 5.0, 4.0)]
 
 
-def test_values_by_name_are_compared_by_name() -> None:
+def test_named_values_are_compared_by_name() -> None:
     measured = {"a": [{"b": {"1": [10.0, 9, 11], "2": 20.0}}]}
-    assert result({"1": 10.0, "2": 40.0}).deviations(measured) == [("2", 40.0, 20.0)]
+    assert make_result({"1": 10.0, "2": 40.0}).deviations(measured) == [("2", 40.0, 20.0)]
 
 
-def test_an_absent_value_deviates() -> None:
-    ((name, old, new),) = result(5.0).deviations({"a": []})
+def test_missing_value_deviates() -> None:
+    ((name, old, new),) = make_result(5.0).deviations({"a": []})
     assert (name, old) == ("", 5.0)
     assert math.isnan(new)
 
 
-def test_a_recorded_zero_tolerates_nothing() -> None:
-    assert result(0).deviations({"a": [{"b": 0}]}) == []
-    assert result(0).deviations({"a": [{"b": 1}]}) == [("", 0.0, 1.0)]
+def test_recorded_zero_has_no_tolerance() -> None:
+    assert make_result(0).deviations({"a": [{"b": 0}]}) == []
+    assert make_result(0).deviations({"a": [{"b": 1}]}) == [("", 0.0, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_values_are_formatted_with_their_spread(value: Value, interval: bool, te
     assert format_value(value, interval=interval) == text
 
 
-def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
+def test_unknown_field_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.yaml"
     path.write_text(
         "machines: {here: this one}\nbenchmarks:\n  one:\n    measures: x\n    command: ls\n"
@@ -104,7 +104,7 @@ def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
         benchmarks(path)
 
 
-def test_the_cost_model_of_plan_agrees_with_recorded_results() -> None:
+def test_cost_model_of_plan_agrees_with_recorded_results() -> None:
     part = sum(recorded(f"part.{step}") for step in ("checksum", "parquet", "names")) / 1000
     assert pytest.approx(costs.PART_READ_SECONDS, rel=0.2) == part / (4096 * 512)
     assert pytest.approx(costs.EVALUATION_RATE, rel=0.01) == 10**7 / recorded("evaluate.seconds")

@@ -1,1 +1,1 @@
-"""Ray: connection, resources, pools of workers, tasks, worker failures and stalls."""
+"""Work on a Ray cluster: connection, resources, worker pools, tasks, failures and stalls."""

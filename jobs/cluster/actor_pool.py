@@ -1,6 +1,6 @@
 """A pool of Ray actors that process work items and are watched for stalls and crashes.
 
-The actors run plain functions of the library. Work items (chunk numbers) and answers are small, and
+The actors run plain functions of the library. Work items (chunk numbers) and results are small, and
 both are streamed through Ray Data.
 """
 
@@ -21,8 +21,8 @@ from retrieval.embedding.attempt import Attempt
 
 ACTOR_CPUS = 0.5
 """CPUs reserved per worker, though it uses a whole one: Ray's own reading tasks reserve a whole CPU
-and would wait silently for ever if actors had reserved them all. It also leaves room for the
-workers of a lost node to move to the others."""
+and would wait for ever if actors had reserved them all. It also lets the other nodes take over the
+workers of a lost node."""
 
 _MAX_BLOCKS = 4096  # of Ray Data, over which the work items are spread
 
@@ -33,9 +33,9 @@ NameItem = Callable[[int], str]
 
 
 class _Worker:
-    """A Ray Data actor: prepares its work function once, then processes item after item.
+    """A Ray Data actor: prepares its work function once, then processes items one after another.
 
-    An expected error is returned as an answer, since Ray Data keeps only the text of exceptions.
+    A LookalikeError is returned as a result, since Ray Data keeps only the text of exceptions.
     """
 
     def __init__(self, make: MakeWork, shared: Any, failure_log: Any, item_name: NameItem) -> None:
@@ -44,8 +44,8 @@ class _Worker:
         self._failure_log, self._item_name = failure_log, item_name
         try:
             self._work = make(ray.get(shared))
-        except LookalikeError as refusal:
-            self._work = _raise_for_each_item(refusal)
+        except LookalikeError as error:
+            self._work = _raise_for_each_item(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"answer": [json.dumps(self._answer(item)) for item in batch["item"].tolist()]}
@@ -53,18 +53,18 @@ class _Worker:
     def _answer(self, item: int) -> dict[str, Any]:
         try:
             attempt = begin_item(self._failure_log, item, self._item_name(item))
-            done = self._work(item, attempt)
-        except LookalikeError as refusal:
-            return {"refused": type(refusal).__name__, "message": str(refusal)}
+            result = self._work(item, attempt)
+        except LookalikeError as error:
+            return {"error": type(error).__name__, "message": str(error)}
         self._failure_log.end.remote(item)
-        return {"done": done, "peak": peak_memory()}
+        return {"result": result, "peak": peak_memory()}
 
 
-def _raise_for_each_item(refusal: LookalikeError) -> Work:
+def _raise_for_each_item(error: LookalikeError) -> Work:
     """Return a work function that raises the error of the preparation."""
 
     def work(_: int, __: Attempt) -> dict[str, Any]:
-        raise refusal
+        raise error
 
     return work
 
@@ -77,19 +77,21 @@ def stream(
     device: str,
     item_name: NameItem = "item {}".format,
 ) -> Iterator[dict[str, Any]]:
-    """Process items on a pool of actors through Ray Data; yield answers in any order.
+    """Process items on a pool of actors through Ray Data; yield the results in any order.
 
     Args:
-        cluster: the cluster to run on.
-        make: called once in each actor with `shared`; returns the function that processes one item
-            and returns JSON values. It must be idempotent: if an actor dies, it is replaced and the
-            item is processed again, as a further attempt.
-        items: the numbers of the work items.
-        shared: any value; one copy per node, however many actors it has.
+        cluster: The cluster to run on.
+        make: Called once in each actor with `shared`; returns the function that processes one item
+            and returns JSON values. That function must be idempotent: if an actor dies, it is
+            replaced and the item is processed again, as a further attempt.
+        items: The numbers of the work items.
+        shared: Any value; stored once per node, however many actors run there.
         device: cpu, or cuda, where each actor has a GPU or its share of one.
-        item_name: returns the name of an item in messages.
+        item_name: Returns the name of an item in messages.
 
-    Raises LookalikeError as the work function does, and Stalled if nothing moves.
+    Raises:
+        LookalikeError: As the work function does.
+        Stalled: If no worker makes progress, or no node can run one.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -100,7 +102,7 @@ def stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cluster.require(ACTOR_CPUS, gpus)
     max_size = len(items)
-    if gpus and not cluster.may_grow:  # an actor without a GPU would wait for ever
+    if gpus and not cluster.may_grow:  # an actor that gets no GPU would wait for ever
         max_size = min(max_size, int(cluster.gpus / gpus))
     size = max(1, min(cluster.requested_workers or cluster.cpus, max_size))
     failure_log = failure_log_for_step(cluster)
@@ -116,14 +118,14 @@ def stream(
     )
     workers = f"{size} workers of {ACTOR_CPUS:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
     activity = PoolActivity(cluster, failure_log, item_name, len(items), workers)
-    yield from watch_for_stalls(read_answers(cluster, dataset), activity)
+    yield from watch_for_stalls(read_results(cluster, dataset), activity)
 
 
-def read_answers(cluster: Cluster, dataset: Any) -> Iterator[Any]:
-    """Yield the answers of a Ray data set as they come; raise the first error among them."""
+def read_results(cluster: Cluster, dataset: Any) -> Iterator[Any]:
+    """Yield the results of a Ray dataset as they arrive; raise the first error among them."""
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
         for answer in map(json.loads, batch["answer"]):
-            if "refused" in answer:
-                raise getattr(errors, answer["refused"])(answer["message"])
+            if "error" in answer:
+                raise getattr(errors, answer["error"])(answer["message"])
             cluster.peak = max(cluster.peak, answer["peak"])
-            yield answer["done"]
+            yield answer["result"]

@@ -1,7 +1,7 @@
 """Connection to a running Ray cluster, or start of Ray on this machine alone.
 
-A running cluster is probed first, because Ray itself tries silently for many minutes to reach a
-cluster that is gone.
+The port of a running cluster is checked first, because Ray itself tries silently for many minutes
+to reach a cluster that no longer exists.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _LOCAL_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "false",
     "RAY_raylet_report_resources_period_milliseconds": "1000",
 }
-"""Environment of a Ray that is started here: no metrics that nobody reads, no workers of a kind
-that the pool does not use, and resource reports once a second, not ten times. On two cores this
+"""Environment of a Ray that is started here: no collection of metrics, no workers of a kind that
+the pool does not use, and resource reports once a second instead of ten times. On two cores this
 saves 3 to 5 % of a worker's time (benchmarks/README.md)."""
 
 _CLUSTER_ENVIRONMENT = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "20"}
-"""Environment for a running cluster: one attempt of half a minute instead of 20 of 40 s. Ray reads
-it when it is imported."""
+"""Environment for a running cluster: one connection attempt of half a minute instead of 20 of 40 s.
+Ray reads it when it is imported."""
 
 _PORT_TIMEOUT = 10.0  # seconds for the port of a starting cluster to open
 _TOKEN_FILE = os.path.join("~", ".ray", "auth_token")
-_SLOW_START = "timed out during startup"  # Ray's message if the machine was too busy
+_SLOW_START = "timed out during startup"  # in Ray's message if the machine was too busy
 
 
 def resolve_address(option: str | None) -> str | None:
@@ -47,7 +47,7 @@ def resolve_address(option: str | None) -> str | None:
 
 
 def describe_address_source(option: str | None) -> str:
-    """Return which option or variable gives the address, for an error message."""
+    """Return the option or variable that sets the address, for an error message."""
     address = resolve_address(option)
     return f"--ray-address {address}" if address == option else f"RAY_ADDRESS={address}"
 
@@ -64,7 +64,7 @@ def limit_connection_retries(option: str | None) -> None:
 
 
 def is_connected() -> bool:
-    """Return whether Ray is connected, without importing it: it reads its settings on import."""
+    """Return whether Ray is connected; do not import Ray, which reads its settings on import."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
@@ -86,15 +86,15 @@ def connect(option: str | None) -> None:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # workers cannot import the hook before it has run: it travels by value
+    # the hook is pickled by value, since workers cannot import it before it has run
     ray.cloudpickle.register_pickle_by_value(sys.modules[claim_packages.__module__])
     try:
-        with _stderr_hidden(), _sigterm_handler_kept():
+        with _hidden_stderr(), _restored_sigterm_handler():
             _start(ray.init) if is_local else ray.init(**_options(address))
     except InputError:
         raise
     except Exception as error:
-        raise InputError(_refusal(error, address, option)) from error
+        raise InputError(_describe_failure(error, address, option)) from error
 
 
 def _options(address: str) -> dict[str, Any]:
@@ -122,19 +122,19 @@ class _PackageFolders(list[str]):
 
 def _start(init: Callable[..., Any]) -> None:
     """Start Ray here; retry once if the machine was too busy."""
-    for last in (False, True):
-        started = session.start_session()
+    for is_last_attempt in (False, True):
+        new_session = session.start_session()
         try:
-            init(**_options("local"), include_dashboard=False, _temp_dir=started.folder)
+            init(**_options("local"), include_dashboard=False, _temp_dir=new_session.folder)
             return
         except BaseException as error:
-            started.end()
-            if last or _SLOW_START not in str(error):
+            new_session.end()
+            if is_last_attempt or _SLOW_START not in str(error):
                 raise
 
 
-def _refusal(error: Exception, address: str, option: str | None) -> str:
-    """Return why Ray could not be reached or started, and what to do."""
+def _describe_failure(error: Exception, address: str, option: str | None) -> str:
+    """Return the message of a failed connection or start: the reason, and what to do."""
     reason = " ".join(str(error).split())
     if address == "local":
         return f"Ray cannot be started on this machine ({reason}); run the same command again"
@@ -142,34 +142,36 @@ def _refusal(error: Exception, address: str, option: str | None) -> str:
         return f"{describe_address_source(option)}: {token_advice()}"
     return (
         f"{describe_address_source(option)}: Ray cannot be reached ({reason}); name a running "
-        "cluster, or none: without an address (nor RAY_ADDRESS) a Ray is started on this machine"
+        "cluster, or omit the address and RAY_ADDRESS to start Ray on this machine"
     )
 
 
 def is_refused_token(error: Exception) -> bool:
-    """Return whether a cluster refused a missing or wrong token."""
-    words = f"{type(error).__name__} {error} {error.__cause__}".lower()
-    return "authentication" in words or "unauthorized" in words
+    """Return whether a cluster rejected a missing or wrong token."""
+    text = f"{type(error).__name__} {error} {error.__cause__}".lower()
+    return "authentication" in text or "unauthorized" in text
 
 
 def token_advice() -> str:
     """Return how to pass the token that a cluster requires."""
     return (
         "the cluster requires a token, and none or a wrong one was sent: set RAY_AUTH_MODE=token, "
-        f"and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's where {_TOKEN_FILE} is not it"
+        "and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token of the cluster, unless "
+        f"{_TOKEN_FILE} contains it"
     )
 
 
 def _choose_token() -> None:
-    """Make a Ray that is started here require a random token that is stored in no file.
+    """Set a random token, stored in no file, for a Ray that is started here.
 
-    Ray itself would write one into the home folder, which may be read-only, and later clusters of
-    this user would then require it too. A token that the user has set or stored is used instead.
+    Ray itself would write a token into the home folder, which may be read-only, and later clusters
+    of this user would then require it too. A token that the user has set or stored takes
+    precedence.
     """
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
     named_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    written = os.access(os.path.expanduser(_TOKEN_FILE), os.R_OK)
-    if mode == "token" and not named_token and not written:
+    has_token_file = os.access(os.path.expanduser(_TOKEN_FILE), os.R_OK)
+    if mode == "token" and not named_token and not has_token_file:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
@@ -177,7 +179,7 @@ def _check_port(address: str, source: str) -> None:
     """Raise InputError if nothing listens at an address."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        return  # Ray reports what is wrong with it
+        return  # Ray reports invalid addresses
     deadline = time.monotonic() + _PORT_TIMEOUT
     while True:
         try:
@@ -188,35 +190,35 @@ def _check_port(address: str, source: str) -> None:
                 time.sleep(0.5)
                 continue
             raise InputError(
-                f"{source}: nothing answers there ({error}); name a running cluster, or none: "
-                "without an address (nor RAY_ADDRESS) a Ray is started on this machine"
+                f"{source}: nothing answers there ({error}); name a running cluster, or omit the "
+                "address and RAY_ADDRESS to start Ray on this machine"
             ) from error
 
 
 @contextmanager
-def _sigterm_handler_kept() -> Iterator[None]:
-    """Restore the SIGTERM handler: Ray's exits with 15 or dumps native stacks."""
-    kept = signal.getsignal(signal.SIGTERM)
+def _restored_sigterm_handler() -> Iterator[None]:
+    """Restore the SIGTERM handler afterwards: Ray's exits with 15 or dumps native stacks."""
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit as end:  # raised by Ray's own handler meanwhile
-        if end.code == signal.SIGTERM:
-            raise Terminated from end
+    except SystemExit as request:  # raised by Ray's own handler meanwhile
+        if request.code == signal.SIGTERM:
+            raise Terminated from request
         raise
     finally:
         with suppress(ValueError):  # outside the main thread Ray sets no handler
-            signal.signal(signal.SIGTERM, kept)
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
-def _stderr_hidden() -> Iterator[None]:
-    """Hide what Ray's native code prints at start; errors are raised anyway."""
+def _hidden_stderr() -> Iterator[None]:
+    """Discard what Ray's native code prints at the start; errors are raised as well."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
             yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)

@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 class Cluster:
     """A Ray cluster that is connected, or started, when it is first used.
 
-    So a job that finds everything done never starts Ray.
+    So a command that has nothing to do never starts Ray.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class Cluster:
     ) -> None:
         self._option, self._address = address, resolve_address(address)
         limit_connection_retries(address)
-        self._shared_paths = shared_paths  # which all nodes must see
+        self._shared_paths = shared_paths  # that all nodes must see
         self.requested_workers = workers
         self.gpu_share = gpus_per_worker
         self._connected = self._paths_checked = False
         self._connection_error: InputError | None = None
         self.given_up: set[str] = set()
-        """Quarantined images: each killed its worker twice in this run, in whichever step."""
+        """Quarantined images: each crashed its worker twice in this run, in any step."""
         self.failure_log: Any = None
         """Handle of the actor that counts attempts (`worker_failures.py`), once it is started."""
         self.at_work = 0
@@ -50,7 +50,7 @@ class Cluster:
 
     @property
     def workers(self) -> int:
-        """Return how many workers may run at once; connects to the cluster."""
+        """Return the number of workers that may run at once; connects to the cluster."""
         return self.requested_workers or self.cpus
 
     @property
@@ -67,7 +67,7 @@ class Cluster:
         return int(sum(node.get(name, 0) for node in self._nodes()))
 
     def _nodes(self) -> list[dict[str, float]]:
-        """Return the resources of each node that is alive now."""
+        """Return the resources of each node that is currently alive."""
         import ray
 
         self.connect()
@@ -76,8 +76,8 @@ class Cluster:
     def threads_beside(self, device: str) -> int:
         """Return the number of threads that decode images ahead of one worker.
 
-        0 on CPUs, which the worker uses itself. On GPUs the CPUs per worker of the node that has
-        the fewest.
+        0 on CPUs, which the worker uses itself. On GPUs it is the number of CPUs per worker on the
+        node with the fewest.
         """
         if device != "cuda":
             return 0
@@ -88,26 +88,26 @@ class Cluster:
     def may_grow(self) -> bool:
         """Return whether nodes may still join: a named cluster with --workers may be autoscaling.
 
-        An autoscaler starts nodes for workers that wait for resources; the request ends with the
-        job, while what `ray.autoscaler.sdk.request_resources` asks for would outlive a killed one.
+        An autoscaler starts nodes for workers that wait for resources. Such a request ends with the
+        job, while one of `ray.autoscaler.sdk.request_resources` would outlive a killed job.
         """
         return self.requested_workers is not None and self._address not in (None, "local")
 
     def require(self, cpus: float, gpus: float = 0) -> None:
-        """Raise Stalled if no node could ever run such a worker; Ray would wait silently."""
+        """Raise Stalled if no node can run such a worker, for which Ray would wait silently."""
         nodes = self._nodes()
         fits = any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes)
         if not fits and not self.may_grow:
             max_cpus = max((n.get("CPU", 0) for n in nodes), default=0)
-            wanted = f"{cpus:g} CPU" + (" and a GPU" if gpus else "")
+            required = f"{cpus:g} CPU" + (" and a GPU" if gpus else "")
             raise Stalled(
-                f"a worker wants {wanted} of one node, and no node of the cluster has that: of "
+                f"a worker needs {required} on one node, and no node of the cluster has that: of "
                 f"{len(nodes)} nodes the largest has {max_cpus:g} CPUs, and all together "
                 f"{self.gpus} GPUs; add nodes, or start them with more --num-cpus"
             )
 
     def format_usage(self) -> str:
-        """Return how many of the CPUs and GPUs are booked, by any job, as text."""
+        """Format how many of the CPUs and GPUs are booked by any job."""
         import ray
 
         free = ray.available_resources()
@@ -121,16 +121,17 @@ class Cluster:
     def connect(self) -> None:
         """Connect to the cluster, or start one on this machine.
 
-        Must be called by the main thread: Linux ends the processes of a Ray that is started here
-        together with the thread that started them.
+        Must be called by the main thread: when the thread that started the processes of a local Ray
+        ends, Linux ends these as well. Raises InputError if the cluster cannot be reached or
+        started, and UsageError if a node does not see a shared path.
         """
         if not is_connected():  # a notebook or a test may have connected already
             if self._connection_error:  # do not wait a second time
                 raise self._connection_error
             try:
                 connect(self._option)
-            except InputError as refusal:
-                self._connection_error = refusal
+            except InputError as error:
+                self._connection_error = error
                 raise
             self._connected = True
         if not self._paths_checked:
@@ -140,13 +141,13 @@ class Cluster:
     def connect_while(self, action: Callable[[], Value]) -> Value:
         """Connect to the cluster while another thread runs `action`; return its result.
 
-        Ray's start mostly waits for its processes while importing torch computes, so that both
-        together take less time than one after the other.
+        Starting Ray mostly waits for its processes, while importing torch uses the CPU, so that
+        doing both at once takes less time.
         """
         with ThreadPoolExecutor(1) as executor:
             future = executor.submit(action)
             self.connect()
-            import ray.data  # noqa: F401 - half a second that the pool will need
+            import ray.data  # noqa: F401 - takes half a second; the pool needs it
 
             return future.result()
 
@@ -160,8 +161,8 @@ class Cluster:
             ray.kill(self.failure_log)
             self.failure_log = None
         if self._connected:
-            if started := session.running_session():
-                started.end(ray.shutdown)
+            if local_session := session.running_session():
+                local_session.end(ray.shutdown)
             else:
                 ray.shutdown()
             self._connected = False
@@ -171,9 +172,9 @@ class Cluster:
 def open_cluster(settings: RayOptions) -> Iterator[Cluster]:
     """Yield the cluster of --ray-address, $RAY_ADDRESS or this machine, and close it afterwards.
 
-    After an error it is not closed: a thread may still wait for an answer, and Ray's native code
-    would then end the process with exit code 1. What was started here is ended by force
-    (`session.py`) as the last act of the command line.
+    It is not closed after an error: a thread may still wait for a result, and Ray's native code
+    would then end the process with exit code 1. Processes that were started here are killed at the
+    end of the command line instead (`session.py`).
     """
     cluster = Cluster(
         settings.ray_address, settings.workers, gpus_per_worker=settings.gpus_per_worker,

@@ -1,7 +1,7 @@
 """Folder and processes of a Ray that is started on this machine for one command.
 
-Ray leaves its session folder behind, so each session gets its own temporary folder, which is
-removed at the end. The command holds a lock on a file there while it runs; a folder whose lock is
+Ray does not remove its session folder, so each session gets its own temporary folder, which is
+removed at the end. The command holds a lock on a file in it while it runs; a folder whose lock is
 free was left by a killed command, and the next command removes it.
 """
 
@@ -22,9 +22,9 @@ from retrieval.core.errors import InputError
 _PREFIX = "lookalike-"
 _LOCK = "in-use"
 _MAX_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-"""Longest path of such a folder in characters: the kernel limits the path of a socket."""
+"""Longest path of a session folder in characters: the kernel limits the path of a socket."""
 
-_KILL_TIMEOUT = 5.0  # seconds for killed processes to be gone
+_KILL_TIMEOUT = 5.0  # seconds to wait for killed processes to end
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Session:
     lock: int
 
     def end(self, shut_down: Callable[[], None] | None = None) -> None:
-        """End Ray's processes with `shut_down`, then by force, and remove the folder."""
+        """Call `shut_down`, kill the remaining processes of Ray, and remove the folder."""
         import psutil
 
         processes = self._processes()
@@ -50,13 +50,13 @@ class Session:
         _started.remove(self)
 
     def _processes(self) -> list[Any]:
-        """Return the processes of this Ray: children started with its folder, and their own."""
+        """Return the processes of this Ray: children started with its folder, and descendants."""
         import psutil
 
         processes = []
         for child in psutil.Process().children():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if any(self.folder in word for word in child.cmdline()):
+                if any(self.folder in argument for argument in child.cmdline()):
                     processes += [child, *child.children(recursive=True)]
         return processes
 
@@ -70,7 +70,10 @@ def running_session() -> Session | None:
 
 
 def start_session() -> Session:
-    """Create the folder of a new session, and remove the folders of killed commands."""
+    """Create the folder of a new session, and remove the folders of killed commands.
+
+    Raises InputError if no folder for temporary files is suitable.
+    """
     for parent in _parents():
         _sweep(parent)
         with suppress(OSError):
@@ -79,8 +82,8 @@ def start_session() -> Session:
             return _started[-1]
     raise InputError(
         "Ray cannot be started: it needs a folder for temporary files with a path of at most "
-        f"{_MAX_PATH - len(_PREFIX) - 9} characters, and none can be written "
-        f"({', '.join(_parents())}); set TMPDIR to one that can"
+        f"{_MAX_PATH - len(_PREFIX) - 9} characters, and none of them is writable "
+        f"({', '.join(_parents())}); set TMPDIR to a writable folder"
     )
 
 
@@ -96,7 +99,7 @@ def _parents() -> list[str]:
 
 
 def _create_lock(folder: str) -> int:
-    """Create and lock the lock file of a folder; it gets its name only when the lock is held."""
+    """Create and lock the lock file of a folder; it is renamed when the lock is held."""
     new_path = os.path.join(folder, f"{_LOCK}.new")
     lock = os.open(new_path, os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -108,9 +111,9 @@ def _sweep(parent: str) -> None:
     """Remove the folders that killed commands of this user left."""
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            with suppress(OSError):  # it is removed meanwhile, or in use
-                ours = entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False)
-                if ours and entry.stat(follow_symlinks=False).st_uid == os.getuid():
+            with suppress(OSError):  # removed meanwhile, or in use
+                is_session = entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False)
+                if is_session and entry.stat(follow_symlinks=False).st_uid == os.getuid():
                     _remove_if_unused(entry.path)
 
 
@@ -130,7 +133,7 @@ def _is_in_use(folder: str) -> bool:
 
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if any(folder in word for word in process.cmdline()):
+            if any(folder in argument for argument in process.cmdline()):
                 return True
     return False
 

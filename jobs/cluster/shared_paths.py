@@ -1,7 +1,7 @@
 """Check that every node of a cluster sees the same local inputs and outputs as the driver.
 
-Without it a folder that only the driver sees would look empty to workers, or they would write
-their results to a disk that nobody reads.
+Otherwise a folder that only the driver sees would look empty to workers, or they would write their
+results to a disk that the driver does not read.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from retrieval.storage.local import is_remote, local_path
 from retrieval.storage.temporary import temporary_name
 
 _REPLY_TIMEOUT = 60.0
-"""Seconds to wait for a node's reply; a node without one is taken as lost and not checked."""
+"""Seconds to wait for the reply of a node; without one the node counts as lost and is skipped."""
 
 
 @dataclass(frozen=True)
 class SharedPath:
-    """A local path that workers read from or write into."""
+    """A local path that workers read or, if `written`, write; `flag` is its option."""
 
     flag: str
     path: str
@@ -41,25 +41,29 @@ def list_shared_paths(settings: Any) -> list[SharedPath]:
     return paths
 
 
-def check_shared_paths(places: Sequence[SharedPath]) -> None:
+def check_shared_paths(shared_paths: Sequence[SharedPath]) -> None:
     """Raise UsageError if a node that may get work does not see a path as this process does.
 
     For inputs the inode and, of files, the size are compared; in outputs a temporary file with a
     random text is written, which the node must be able to read. Nodes that join later are not
     checked.
     """
-    others = _other_nodes() if places else {}
+    others = _other_nodes() if shared_paths else {}
     if not others:
         return
-    with _tokens(place for place in places if place.written) as tokens:
-        identities = {place.path: _identify(place.path) for place in places if not place.written}
+    with _tokens(shared_path for shared_path in shared_paths if shared_path.written) as tokens:
+        identities = {
+            shared_path.path: _identify(shared_path.path)
+            for shared_path in shared_paths
+            if not shared_path.written
+        }
         for address, unseen in _find_unseen_by_node(others, identities, tokens):
-            for place in places:
-                if place.path in unseen:
+            for shared_path in shared_paths:
+                if shared_path.path in unseen:
                     raise UsageError(
-                        f"{place.flag} {place.path} is a local path, and node {address} does not "
-                        "see the same folder there: put it on a file system that all nodes mount "
-                        "at the same place, or name a bucket (s3://...)"
+                        f"{shared_path.flag} {shared_path.path} is a local path, and node "
+                        f"{address} does not see the same folder there: put it on a file system "
+                        "that all nodes mount under the same path, or name a bucket (s3://...)"
                     )
 
 
@@ -85,19 +89,19 @@ def _identify(path: str) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _tokens(places: Iterator[SharedPath]) -> Iterator[dict[str, tuple[str, str]]]:
+def _tokens(shared_paths: Iterator[SharedPath]) -> Iterator[dict[str, tuple[str, str]]]:
     """Write a random text near each output; yield {path: (file, text)} and remove the files."""
     tokens: dict[str, tuple[str, str]] = {}
     try:
-        for place in places:
-            folder = place.path
+        for shared_path in shared_paths:
+            folder = shared_path.path
             while not os.path.isdir(folder):
                 folder = os.path.dirname(folder)
             name, text = os.path.join(folder, temporary_name()), secrets.token_hex(16)
-            with contextlib.suppress(OSError):  # the later write reports the error
+            with contextlib.suppress(OSError):  # reported when the output is written
                 with open(name, "x", encoding="ascii") as file:
                     file.write(text)
-                tokens[place.path] = name, text
+                tokens[shared_path.path] = name, text
         yield tokens
     finally:
         for name, _ in tokens.values():

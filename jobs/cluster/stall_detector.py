@@ -1,9 +1,9 @@
-"""Detection of stalled jobs, and the heartbeats by which long tasks show that they go on.
+"""Detection of stalled jobs, and heartbeats of long tasks.
 
-`watch_for_stalls` passes on the answers of a pool or of tasks and raises Stalled when neither an
-answer nor any activity was seen for `STALL_SECONDS`, with a sentence on what each worker is waiting
-for. The workers of a pool show activity by their messages to the failure log; single tasks call
-`send_heartbeat`, since one shard may take longer than a stall is waited for.
+`watch_for_stalls` yields the results of a pool or of tasks and raises Stalled if there was neither
+a result nor any activity for `STALL_SECONDS`; the message states what the workers are waiting for.
+The activity of a pool is the messages of its workers to the failure log. Single tasks call
+`send_heartbeat`, since one shard may take longer than `STALL_SECONDS`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from jobs.runtime.progress import say
 from retrieval.core.errors import LookalikeError, Stalled
 
 STALL_SECONDS = 300.0
-"""Seconds without an answer or any sign of activity after which a job counts as stalled."""
+"""Seconds without a result or any activity after which a job counts as stalled."""
 
 ANSWER_THREAD = "answers"
-"""Name of the thread that waits for answers; after a stall it may still be waiting."""
+"""Name of the thread that waits for results; after a stall it may still be waiting."""
 
-_LOOK_INTERVAL = 2.0  # seconds between checks of the workers' activity
+_CHECK_INTERVAL = 2.0  # seconds between checks of the activity of the workers
 _REPLY_TIMEOUT = 10.0  # seconds to wait for the reply to such a check
 
 _HEARTBEAT_ACTOR = "lookalike heartbeat"
@@ -34,52 +34,55 @@ _last_heartbeat = [time.monotonic()]
 
 
 class Activity(Protocol):
-    """Signs of activity other than answers."""
+    """Activity of workers other than results."""
 
     def moved(self) -> bool:
         """Return whether there was any activity since the last call."""
         ...
 
     def waiting(self) -> str:
-        """Return what the job is waiting for, as part of a sentence."""
+        """Return what the job is waiting for, as a clause for the message of Stalled."""
         ...
 
 
-def watch_for_stalls(answers: Iterator[Any], activity: Activity) -> Iterator[Any]:
-    """Iterate over answers; raise Stalled after `STALL_SECONDS` without answers or activity."""
-    events = _read_in_thread(answers)
-    last_activity = last_look = time.monotonic()
+def watch_for_stalls(results: Iterator[Any], activity: Activity) -> Iterator[Any]:
+    """Iterate over results; raise Stalled after `STALL_SECONDS` without results or activity.
+
+    Raises the errors of `results`; a LookalikeError without Ray's wrapper.
+    """
+    events = _read_in_thread(results)
+    last_activity = last_check = time.monotonic()
     while True:
         event, value = _next_event(events)
         now = time.monotonic()
         if event != "nothing":
             last_activity = now
-        if event in ("end", "error") or now - last_look >= min(_LOOK_INTERVAL, STALL_SECONDS / 4):
+        if event in ("end", "error") or now - last_check >= min(_CHECK_INTERVAL, STALL_SECONDS / 4):
             last_activity = now if activity.moved() else last_activity
-            last_look = now
+            last_check = now
         if event == "end":
             return
         if event == "error":
             raise _unwrap_error(value)
-        if event == "answer":
+        if event == "result":
             yield value
         elif now - last_activity > STALL_SECONDS:
             raise Stalled(
-                f"nothing has moved for {now - last_activity:.0f} s: {activity.waiting()}; what is "
-                "finished is kept, run the same command again"
+                f"no progress for {now - last_activity:.0f} s: {activity.waiting()}; finished work "
+                "is kept, run the same command again"
             )
 
 
-def _read_in_thread(answers: Iterator[Any]) -> queue.Queue[tuple[str, Any]]:
-    """Read answers in a thread; return its queue of (answer, end or error; value)."""
+def _read_in_thread(results: Iterator[Any]) -> queue.Queue[tuple[str, Any]]:
+    """Read results in a thread; return its queue of ("result", "end" or "error", value)."""
     events: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=64)
 
     def read() -> None:
         try:
-            for answer in answers:
-                events.put(("answer", answer))
+            for result in results:
+                events.put(("result", result))
             events.put(("end", None))
-        except BaseException as error:  # noqa: BLE001 - handed to the reader
+        except BaseException as error:  # noqa: BLE001 - raised by `watch_for_stalls`
             events.put(("error", error))
 
     threading.Thread(target=read, name=ANSWER_THREAD, daemon=True).start()
@@ -88,17 +91,17 @@ def _read_in_thread(answers: Iterator[Any]) -> queue.Queue[tuple[str, Any]]:
 
 def _next_event(events: queue.Queue[tuple[str, Any]]) -> tuple[str, Any]:
     try:
-        return events.get(timeout=min(_LOOK_INTERVAL, STALL_SECONDS / 4))
+        return events.get(timeout=min(_CHECK_INTERVAL, STALL_SECONDS / 4))
     except queue.Empty:
         return "nothing", None
 
 
 def _unwrap_error(error: BaseException) -> BaseException:
-    """Return the LookalikeError that a worker raised, without Ray's wrapping, if it is one."""
+    """Return the LookalikeError of a worker without Ray's wrapper, and other errors unchanged."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, LookalikeError):
-            # Ray mixes its own class in, whose text is a traceback
+            # Ray derives its class from RayTaskError too, whose text is a traceback
             inner = getattr(cause, "cause", None)
             return inner if isinstance(inner, LookalikeError) else cause
         cause = getattr(cause, "cause", None) or cause.__cause__
@@ -106,7 +109,7 @@ def _unwrap_error(error: BaseException) -> BaseException:
 
 
 class TaskActivity:
-    """Activity of single tasks: the heartbeats of those that take long."""
+    """Activity of single tasks: the heartbeats of long ones."""
 
     def __init__(self, cluster: Cluster, cpus: float) -> None:
         self._cluster, self._cpus = cluster, cpus
@@ -114,14 +117,14 @@ class TaskActivity:
 
     def moved(self) -> bool:
         """Return whether any task has sent a heartbeat since the last call."""
-        before = self._heartbeats
+        previous = self._heartbeats
         self._heartbeats = count_heartbeats(min(_REPLY_TIMEOUT, STALL_SECONDS))
-        return self._heartbeats != before
+        return self._heartbeats != previous
 
     def waiting(self) -> str:
         """Return what the tasks are waiting for."""
         return (
-            f"tasks of {self._cpus:g} CPU wait for a place or for an input that does not answer "
+            f"tasks of {self._cpus:g} CPU wait for resources or for an input that does not answer "
             f"({self._cluster.format_usage()})"
         )
 
@@ -138,23 +141,23 @@ class PoolActivity:
         self._summary: AttemptSummary | None = None
 
     def moved(self) -> bool:
-        """Read the failure log, print new worker deaths, and return whether messages came."""
+        """Read the failure log, print new worker deaths, and return whether there were messages."""
         import ray
 
-        before = self._summary
+        previous = self._summary
         try:
             summary = ray.get(
                 self._failure_log.summary.remote(), timeout=min(_REPLY_TIMEOUT, STALL_SECONDS)
             )
         except (ray.exceptions.RayError, TimeoutError):
             return False
-        reported = len(before.deaths) if before else 0
+        reported = len(previous.deaths) if previous else 0
         for death in summary.deaths[reported:]:
             say(format_worker_death(death, self._item_name(death.item)))
         self._cluster.given_up |= summary.given_up
         self._cluster.at_work = len(summary.running)
         self._summary = summary
-        return before is None or summary.messages != before.messages
+        return previous is None or summary.messages != previous.messages
 
     def waiting(self) -> str:
         """Return what the workers are waiting for."""
@@ -165,44 +168,44 @@ class PoolActivity:
 
 
 def format_worker_death(death: WorkerDeath, item_name: str) -> str:
-    """Return a sentence on where a worker died and what follows."""
+    """Format where a worker died and how the job continues."""
     if death.quarantined:
         return (
             f"a worker died again at {death.image} ({item_name}): the image is skipped and "
             "recorded in the ledger"
         )
-    place = f"at {death.image} ({item_name})" if death.image else f"in {item_name}"
-    return f"a worker died {place}: trying again, one image at a time"
+    location = f"at {death.image} ({item_name})" if death.image else f"in {item_name}"
+    return f"a worker died {location}: trying again, one image at a time"
 
 
 def format_wait(
     summary: AttemptSummary | None, item_name: Callable[[int], str], items: int, workers: str,
     usage: str,
 ) -> str:  # fmt: skip
-    """Return what a pool waits for: workers for resources, an item for an image, or Ray.
+    """Format what a pool is waiting for: resources for workers, an image of an item, or Ray.
 
-    `items` is the number of work items, `workers` describes the workers asked for, and `usage` how
-    much of the cluster is booked.
+    `items` is the number of work items, `workers` describes the requested workers, and `usage`
+    states how much of the cluster is booked.
     """
     if summary is None or not summary.begun:
         return (
-            f"no worker has begun, {workers} wait for a place ({usage}), or die of too little "
+            f"no worker has begun, {workers} wait for resources ({usage}), or die of too little "
             "memory before they begin"
         )
     if summary.running:
         slowest = max(summary.running, key=lambda running: running.seconds)
-        return f"{_format_running(slowest, item_name)} since {slowest.seconds:.0f} s ({usage})"
+        return f"{_format_running(slowest, item_name)} for {slowest.seconds:.0f} s ({usage})"
     return f"{items - summary.begun} of {items} work items wait for {workers} ({usage})"
 
 
 def _format_running(running: RunningItem, item_name: Callable[[int], str]) -> str:
     if running.image is None:
-        return f"{item_name(running.item)} is being processed and does not answer"
-    return f"{item_name(running.item)} waits for {running.image}, or an image soon after it,"
+        return f"{item_name(running.item)} has sent no message"
+    return f"{item_name(running.item)} has waited for {running.image}, or an image soon after it,"
 
 
 class HeartbeatCounter:
-    """Counts the heartbeats of all tasks; runs as a Ray actor started by the first of them."""
+    """Counter of the heartbeats of all tasks; a Ray actor that the first heartbeat starts."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -217,7 +220,7 @@ class HeartbeatCounter:
 
 
 def send_heartbeat() -> None:
-    """Show that a task goes on; costs nothing when called often, does nothing without Ray."""
+    """Send a heartbeat of a task, at most one every 20 s; do nothing without Ray."""
     now = time.monotonic()
     if now - _last_heartbeat[0] < _HEARTBEAT_INTERVAL:
         return
@@ -230,7 +233,7 @@ def send_heartbeat() -> None:
 
 
 def count_heartbeats(timeout: float) -> int:
-    """Return the heartbeats of all tasks so far; 0 if there are none or no reply in `timeout` s."""
+    """Return the number of heartbeats so far; 0 if there are none, or no reply in `timeout` s."""
     import ray
 
     try:

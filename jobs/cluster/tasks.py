@@ -1,4 +1,4 @@
-"""Single Ray tasks, as for shards, blocks and copies, run once each and watched for stalls."""
+"""Single Ray tasks, for instance one per shard or query block, monitored for stalls."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _CPUS = 1
 def run_tasks(
     cluster: Cluster, function: Callable[[Any], Any], items: Iterable[Any], *, gpu: bool = False
 ) -> Iterator[Any]:
-    """Run `function` on each item as a Ray task, one per worker at a time; yield the answers.
+    """Call `function` on each item as a Ray task, one per worker at a time; yield the results.
 
-    Answers come in any order and should be small; large results belong in files. With `gpu` each
-    task has a GPU, or the share of one that a worker has.
+    Results arrive in any order and should be small; large results belong in files. With `gpu` each
+    task has a GPU, or the share of one that a worker has. Raises the errors of `function`, and
+    Stalled if no task makes progress.
     """
     cluster.require(_CPUS, cluster.gpu_share if gpu else 0)
     yield from watch_for_stalls(_tasks(cluster, function, items, gpu), TaskActivity(cluster, _CPUS))
@@ -30,27 +31,27 @@ def _tasks(
     import ray
 
     options = {"num_gpus": cluster.gpu_share} if gpu else {}
-    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(_measured)
-    # a remote function must not hold 100 MB, the size of 65,536 centroids
+    remote = ray.remote(num_cpus=_CPUS, max_retries=3, **options)(_with_peak_memory)
+    # stored once, since a remote function must not contain 100 MB (65,536 centroids)
     function_reference = ray.put(function)
     running: list[Any] = []
 
-    def next_answer() -> Any:
+    def next_result() -> Any:
         nonlocal running
         cluster.at_work = len(running)
         ready, running = ray.wait(running, num_returns=1)
-        answer, peak = ray.get(ready[0])
+        result, peak = ray.get(ready[0])
         cluster.peak = max(cluster.peak, peak)
-        return answer
+        return result
 
     for item in items:
         running.append(remote.remote(function_reference, item))
         if len(running) >= cluster.workers:
-            yield next_answer()
+            yield next_result()
     while running:
-        yield next_answer()
+        yield next_result()
 
 
-def _measured(function: Callable[[Any], Any], item: Any) -> tuple[Any, int]:
+def _with_peak_memory(function: Callable[[Any], Any], item: Any) -> tuple[Any, int]:
     """Return the result and the peak memory of this process in bytes."""
     return function(item), peak_memory()

@@ -1,11 +1,11 @@
 """Attempts at each work item, and quarantine of images that crash their worker.
 
 Ray silently retries an item for ever when its worker dies. So workers report to an actor, the
-`FailureLog`, when they begin an item, which image they are about to read, and when they are done.
-An item that begins again without having ended counts as a worker death; from the second attempt on
-images are processed one at a time, and an image that is named by two deaths is quarantined: it goes
-to the ledger unread. The log lives in memory only: a run that is killed leaves no count behind, and
-if just this actor is lost, counting starts again at the first attempt.
+`FailureLog`, when they begin an item, which image they are about to read, and when they finish. An
+item that begins again without having ended counts as a worker death. From the second attempt on
+images are processed one at a time, and an image at which two workers died is quarantined: it is
+recorded in the ledger without being read. The log is in memory only: a killed run leaves no counts,
+and if only this actor is lost, counting starts again at the first attempt.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from retrieval.core.errors import Stalled
 from retrieval.embedding.attempt import Attempt
 
 MAX_DEATHS = 10
-"""Worker deaths of one item since its last quarantined image; after them no image is to blame."""
+"""Largest number of worker deaths of one item since its last quarantined image."""
 
-_QUARANTINE_DEATHS = 2  # deaths that name an image
-_MAX_QUARANTINED_WITHOUT_SUCCESS = 3  # then it is not the images that kill the workers
+_QUARANTINE_DEATHS = 2  # deaths at an image after which it is quarantined
+_MAX_QUARANTINED_WITHOUT_SUCCESS = 3  # with more, the images are not the cause
 _NOTE_INTERVAL = 1.0  # seconds between the notes of a first attempt, which only show progress
 
 
 @dataclass(frozen=True)
 class AttemptStart:
-    """Reply to a worker that begins an item."""
+    """Reply of the failure log to a worker that begins an item."""
 
     attempt: int  # 1 for the first
     given_up: frozenset[str]  # quarantined images
@@ -40,10 +40,10 @@ class AttemptStart:
 
 @dataclass(frozen=True)
 class WorkerDeath:
-    """A worker died at an item: the item began again though it had not ended."""
+    """Death of a worker at an item: the item began again although it had not ended."""
 
     item: int
-    image: str | None  # being processed; None if unknown
+    image: str | None  # that was being processed; None if unknown
     quarantined: bool  # this death quarantined the image
 
 
@@ -52,7 +52,7 @@ class RunningItem:
     """An item that a worker has begun."""
 
     item: int
-    image: str | None  # in a first attempt possibly one a little before
+    image: str | None  # in a first attempt possibly a slightly earlier one
     seconds: float  # since the worker's last message
 
 
@@ -78,26 +78,26 @@ class _Item:
 
 
 class FailureLog:
-    """Counts attempts and worker deaths; runs as a Ray actor, and in tests without Ray."""
+    """Counter of attempts and worker deaths; runs as a Ray actor, in tests without Ray."""
 
     def __init__(self, given_up: Iterable[str] = ()) -> None:
         self._messages = 0
         self.start(given_up)
 
     def start(self, given_up: Iterable[str]) -> None:
-        """Begin a step of the run with its own items; quarantined images are kept from before."""
+        """Begin a step of the run with new items; keep the quarantined images of earlier steps."""
         self._items: dict[int, _Item] = {}
-        self._ended: set[int] = set()  # in their first attempt; nothing else is kept of them
+        self._ended: set[int] = set()  # items that ended in their first attempt
         self._given_up = set(given_up)
         self._deaths: list[WorkerDeath] = []
-        self._any_success = bool(self._given_up)  # then an earlier step has finished
+        self._any_success = bool(self._given_up)  # of an earlier step, which then has finished
 
     def begin(self, number: int) -> AttemptStart:
-        """Count an attempt at an item; if the last one did not end, count a worker death."""
+        """Count an attempt at an item, and a worker death if the last attempt did not end."""
         item = self._update(number)
         if item.running:
             self._count_death(number, item)
-        if item.running or not item.attempt:  # done twice because its answer was lost: no death
+        if item.running or not item.attempt:  # an ended item begins again if its result was lost
             item.attempt += 1
         item.running, item.image = True, None
         without_success = (
@@ -133,7 +133,7 @@ class FailureLog:
         return AttemptSummary(self._messages, begun, running, list(self._deaths), given_up)
 
     def _update(self, number: int) -> _Item:
-        """Return the item that a message is about."""
+        """Count a message about an item and return its state."""
         self._messages += 1
         self._ended.discard(number)
         item = self._items.setdefault(number, _Item())
@@ -141,7 +141,7 @@ class FailureLog:
         return item
 
     def _count_death(self, number: int, item: _Item) -> None:
-        """Blame the current image, except in a first attempt, where images are read ahead."""
+        """Count a death for the current image, except in a first attempt, which reads ahead."""
         image = item.image if item.attempt > 1 else None
         item.deaths += 1
         quarantined = False
@@ -161,30 +161,31 @@ def begin_item(failure_log: Any, number: int, item_name: str) -> Attempt:
     """
     import ray
 
-    started: AttemptStart = ray.get(failure_log.begin.remote(number))
-    if started.refused:
-        raise Stalled(_format_refusal(started, item_name))
-    note = _blocking_note if started.attempt > 1 else _occasional_note
-    return Attempt(started.attempt, started.given_up, note(failure_log, number))
+    start: AttemptStart = ray.get(failure_log.begin.remote(number))
+    if start.refused:
+        raise Stalled(_format_refusal(start, item_name))
+    note = _blocking_note if start.attempt > 1 else _occasional_note
+    return Attempt(start.attempt, start.given_up, note(failure_log, number))
 
 
-def _format_refusal(started: AttemptStart, item_name: str) -> str:
-    if started.deaths < MAX_DEATHS:
+def _format_refusal(start: AttemptStart, item_name: str) -> str:
+    if start.deaths < MAX_DEATHS:
         reason = (
-            f"{item_name}: the first images all killed their worker, so it is hardly the images"
+            f"{item_name}: workers died at each of the first images, so the images are hardly the "
+            "cause"
         )
     else:
         reason = (
-            f"{item_name} killed its worker {started.deaths} times, and no single image is to blame"
+            f"{item_name}: the worker died {start.deaths} times, and not because of a single image"
         )
     return (
-        f"{reason}; most likely memory is short: give fewer --workers or more memory, or lower "
-        "--max-pixels, and run the same command again, which keeps what is finished"
+        f"{reason}; memory is probably short: use fewer --workers, more memory, or a lower "
+        "--max-pixels, and run the same command again; finished work is kept"
     )
 
 
 def _blocking_note(failure_log: Any, number: int) -> Callable[[str | None], None]:
-    """Return a function that records an image and returns when the record is safe."""
+    """Return a function that records an image and waits for the confirmation."""
     import ray
 
     def note(image: str | None) -> None:
@@ -195,19 +196,19 @@ def _blocking_note(failure_log: Any, number: int) -> Callable[[str | None], None
 
 def _occasional_note(failure_log: Any, number: int) -> Callable[[str | None], None]:
     """Return a function that records an image at most once a second, without waiting."""
-    last = [0.0]
+    last_note = [0.0]
 
     def note(image: str | None) -> None:
         now = time.monotonic()
-        if now - last[0] >= _NOTE_INTERVAL:
-            last[0] = now
+        if now - last_note[0] >= _NOTE_INTERVAL:
+            last_note[0] = now
             failure_log.note.remote(number, image)
 
     return note
 
 
 def failure_log_for_step(cluster: Cluster) -> Any:
-    """Return the handle of the run's one failure log, reset for the next step."""
+    """Return the handle of the failure log of the run, reset for the next step."""
     import ray
 
     if cluster.failure_log is None:
@@ -220,7 +221,7 @@ def failure_log_for_step(cluster: Cluster) -> Any:
 def start_failure_log(given_up: Iterable[str]) -> Any:
     """Start the actor of a failure log, which lives as long as the returned handle.
 
-    It is placed on the driver's node, so that the loss of another node cannot end it.
+    It runs on the node of the driver, so that the loss of another node does not affect it.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

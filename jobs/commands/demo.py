@@ -1,4 +1,4 @@
-"""The `demo` command: draw sample images, train a small network on them, and run the whole job."""
+"""The `demo` command: draw sample images, train a small network on them, and run all stages."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from retrieval.evaluation.results import Results, summarize
 from retrieval.samples import HELD_OUT, write_samples
 
 SHARD_ROWS = 256
-"""Small enough that the demo's index has several shards."""
+"""Rows per shard, few enough that the index of the demo has several shards."""
 
 TOP_K = 50
-"""The images of a species in the gallery, so that a mean average precision of 1 is possible."""
+"""Number of images of a species in the gallery, so that a mAP of 1 is possible."""
 
 
 def start(settings: DemoSettings) -> Result:
-    """Draw the samples, train, run all stages, and return the summary."""
+    """Draw the samples, train a bundle, run all stages, and return the summary."""
     root = settings.output
-    samples, model, out = (os.path.join(root, name) for name in ("samples", "model", "result"))
+    samples, model, result = (os.path.join(root, name) for name in ("samples", "model", "result"))
     gallery, labels = os.path.join(samples, "gallery"), os.path.join(samples, "labels.csv")
     training = TrainSettings(
         data=gallery, output=model, exclude_classes=",".join(HELD_OUT), seed=settings.seed
     )
     run_settings = RunSettings(
-        gallery=gallery, queries=os.path.join(samples, "queries"), output=out, bundle=model,
+        gallery=gallery, queries=os.path.join(samples, "queries"), output=result, bundle=model,
         labels=labels, rows_per_shard=SHARD_ROWS, top_k=TOP_K, seed=settings.seed,
         all_measures=settings.all_measures,
     )  # fmt: skip
@@ -43,17 +43,17 @@ def start(settings: DemoSettings) -> Result:
     outcome = run.run(run_settings)
     assert outcome.evaluation is not None  # the samples have labels
     unseen, values = unseen_species(outcome.evaluation.results)
-    *before, last = outcome.result.lines
+    *lines, last_line = outcome.result.lines
     return Result(
-        {**outcome.result.values, **values}, (*before, unseen, last), outcome.result.exit_code
+        {**outcome.result.values, **values}, (*lines, unseen, last_line), outcome.result.exit_code
     )
 
 
 def unseen_species(results: Results) -> tuple[str, dict[str, float | None]]:
     """Evaluate the queries of the held-out species; return a summary line and JSON values.
 
-    The interval for other species samples species, not queries: many queries of three species say
-    little about a fourth.
+    The interval for other species treats species, not queries, as the sample: many queries of three
+    species are little evidence about a fourth.
     """
     unseen = results.of_labels(HELD_OUT)
     top, over_species = summarize(unseen)[0], summarize(unseen, over="classes")[0]

@@ -28,12 +28,12 @@ from retrieval.store.reader import Store, open_store, read_vectors
 from retrieval.training.classifier import Classifier, read_classifier
 
 _STORE, _TABLE = "embeddings", "predictions/part-{:05d}.parquet"
-_SHOWN = 10  # images listed in the summary; the table holds all
+_MAX_LINES = 10  # images listed in the summary; the table holds all
 
 
 def start(settings: PredictSettings) -> Result:
     """Embed the images, predict their classes, and return a summary with the first rows."""
-    watch = Stopwatch()
+    stopwatch = Stopwatch()
     check_output(settings, "predictions")
     folder, bundle = open_folder(settings.output), open_folder(str(settings.bundle))
     classifier, digest = read_classifier(bundle), read_bundle(bundle).digest
@@ -54,7 +54,7 @@ def start(settings: PredictSettings) -> Result:
     if not finished_output.is_finished(folder):
         counts = _write_predictions(folder, store, classifier)
         transaction.finish_output(folder, "predictions", counts)
-        watch.write(folder, settings)
+        stopwatch.write(folder, settings)
     return _summary(settings.output, folder)
 
 
@@ -65,8 +65,8 @@ def _write_predictions(folder: Folder, store: Store, classifier: Classifier) -> 
         table = _predict(block, classifier)
         folder.put(_TABLE.format(number), checksummed_parquet(table))
         labelled = table.filter(pc.is_in(table["label"], value_set=pa.array(classifier.names)))
-        same = pc.sum(pc.equal(labelled["label"], labelled["predicted"])).as_py()
-        images, correct = images + len(table), correct + int(same or 0)
+        matching = pc.sum(pc.equal(labelled["label"], labelled["predicted"])).as_py()
+        images, correct = images + len(table), correct + int(matching or 0)
         labelled_images += len(labelled)
     failures = int(store.manifest.counts["failures"])
     return {
@@ -105,8 +105,8 @@ def _summary(output: str, folder: Folder) -> Result:
         f"  {row['confidence']:.2f} {row['predicted']}  {row['image_id']}"
         for row in _first_rows(folder)
     ]
-    if counts["images"] > _SHOWN:
-        lines.append(f"  and {counts['images'] - _SHOWN} more")
+    if counts["images"] > _MAX_LINES:
+        lines.append(f"  and {counts['images'] - _MAX_LINES} more")
     return Result({"output": output, **counts}, tuple(lines))
 
 
@@ -115,4 +115,4 @@ def _first_rows(folder: Folder) -> Iterator[dict[str, Any]]:
     path = _TABLE.format(0)
     if path in manifest.files:
         data = finished_output.read_verified(folder, manifest.files[path])
-        yield from pq.read_table(pa.BufferReader(data)).slice(0, _SHOWN).to_pylist()
+        yield from pq.read_table(pa.BufferReader(data)).slice(0, _MAX_LINES).to_pylist()

@@ -50,7 +50,7 @@ class RunOutcome:
 
 @dataclass(frozen=True)
 class _RunContext:
-    """What all stages share: the settings, the cluster, and the folder that holds the outputs."""
+    """Context of all stages: the settings, the cluster, and the folder of the outputs."""
 
     settings: RunSettings
     cluster: Cluster
@@ -60,7 +60,7 @@ class _RunContext:
         return self.folder.child(stage).uri()
 
     def invalidate(self) -> None:
-        """Mark the run as unfinished; a stage calls this when its own output has changed."""
+        """Mark the run as unfinished; a stage calls this before its output changes."""
         self.folder.delete(finished_output.MANIFEST)
 
 
@@ -71,7 +71,7 @@ def start(settings: RunSettings) -> Result:
 
 def run(settings: RunSettings) -> RunOutcome:
     """Run all stages, reusing finished outputs of an earlier run."""
-    watch = Stopwatch()
+    stopwatch = Stopwatch()
     check_output(settings, "run")
     open_input(settings, settings.gallery).check()
     open_input(settings, settings.queries).check()
@@ -94,20 +94,20 @@ def run(settings: RunSettings) -> RunOutcome:
         finished = finished_output.is_finished(folder)
         if finished:
             say(f"nothing to do: {settings.output} is finished and its inputs are unchanged")
-        evaluation, why_not = evaluate_by_labels(folder.child("matches"), matches)
+        evaluation, reasons = evaluate_by_labels(folder.child("matches"), matches)
         if not finished:
             _report(context, matches, evaluation)
             transaction.finish_output(folder, "run", {"queries": matches.counts["queries"]})
-            watch.write(folder, settings, stages=read_stage_metadata(folder, _STAGES))
-    measures = why_not
+            stopwatch.write(folder, settings, stages=read_stage_metadata(folder, _STAGES))
+    measure_lines = reasons
     if evaluation is not None:
-        measures = format_measures(evaluation, all_measures=settings.all_measures)
-    summary = _summary(settings.output, matches, evaluation, measures)
+        measure_lines = format_measures(evaluation, all_measures=settings.all_measures)
+    summary = _summary(settings.output, matches, evaluation, measure_lines)
     return RunOutcome(folder, matches, evaluation, summary)
 
 
 def _job_content(settings: RunSettings, prepared: PreparedModel) -> dict[str, Any]:
-    """Return everything that shapes the outputs, as recorded in job.json."""
+    """Return all settings and inputs that shape the outputs, for job.json."""
     inputs = {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
     plan = asdict(prepared.plan)
     return {**content_settings(settings), **plan, "bundle": prepared.bundle.digest, **inputs}
@@ -170,11 +170,11 @@ def _report(context: _RunContext, matches: Manifest, evaluation: Evaluation | No
 
 
 def _summary(
-    output: str, matches: Manifest, evaluation: Evaluation | None, measured: tuple[str, ...]
+    output: str, matches: Manifest, evaluation: Evaluation | None, measure_lines: tuple[str, ...]
 ) -> Result:
     ranked = rank.summary(f"{output}/matches", matches)
     report = f"{output}/{REPORT}"
     values = {**ranked.values, "output": output, "report": report}
     if evaluation is not None:
         values = {**evaluation_json(evaluation), **values}
-    return Result(values, (*ranked.lines, *measured, f"report: {report}"), ranked.exit_code)
+    return Result(values, (*ranked.lines, *measure_lines, f"report: {report}"), ranked.exit_code)

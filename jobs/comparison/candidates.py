@@ -1,4 +1,4 @@
-"""The networks to compare, and the bundle of each."""
+"""The networks that are compared, and the bundle of each."""
 
 from __future__ import annotations
 
@@ -15,38 +15,44 @@ from retrieval.models.resolve import RANDOM, resolve_all_poolings
 from retrieval.storage.local import Folder, open_folder
 
 ALL = "all"
-_ENDINGS = (".safetensors", ".pth")
+_SUFFIXES = (".safetensors", ".pth")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to compare: its name in the table and the file name of its store."""
+    """A network to compare; `bundle` is the path of a trained bundle."""
 
-    name: str
-    file: str
-    bundle: str | None = None  # its path
+    name: str  # in the table
+    file: str  # name of its store, and of its file of results
+    bundle: str | None = None
 
     @property
-    def figures(self) -> str:
-        """Return the file of its figures, below the output."""
+    def results_path(self) -> str:
+        """Return the path of its measured results below the output."""
         return f"backbones/{self.file}.json"
 
 
 def list_candidates(settings: CompareSettings) -> list[Candidate]:
-    """Name the networks that --backbones and --bundle ask for; unknown names are refused."""
+    """Return the networks that --backbones and --bundle name.
+
+    Raises UsageError if there are none, and for unknown names.
+    """
     bundles = list(dict.fromkeys(parse_comma_list(settings.bundle)))
     if not settings.backbones and not bundles:
         raise UsageError("--backbones names no network to compare; write a,b,c or all")
     names = _backbone_names(settings) if settings.backbones is not None else []
-    found = [Candidate(name, name.replace(":", "-")) for name in names]
-    return found + [
+    candidates = [Candidate(name, name.replace(":", "-")) for name in names]
+    return candidates + [
         Candidate(path.encode("utf-8", "backslashreplace").decode(), f"bundle-{number}", path)
         for number, path in enumerate(bundles)
     ]
 
 
 def build_bundle(settings: CompareSettings, candidate: Candidate) -> tuple[Bundle, dict[str, int]]:
-    """Make the bundle that embeds for all poolings at once, and the width of each."""
+    """Return the bundle that embeds with all poolings at once, and the dimension of each.
+
+    Raises InputError if a folder of --weights has no file for the backbone.
+    """
     if candidate.bundle is not None:
         return _read_trained_bundle(candidate.bundle)
     weights = settings.weights
@@ -64,9 +70,10 @@ def build_bundle(settings: CompareSettings, candidate: Candidate) -> tuple[Bundl
 
 
 def _read_trained_bundle(path: str) -> tuple[Bundle, dict[str, int]]:
-    """Read a bundle; without a projection it gives raw vectors, which all metrics are measured on.
+    """Read a trained bundle; return it with its pooling and dimension.
 
-    Its own pooling stays: it was trained with it.
+    Without a projection its vectors are not normalized, so that all metrics can be measured. The
+    pooling is not varied, since the bundle was trained with it.
     """
     bundle = read_bundle(open_folder(path))
     registry.find_provider(bundle.backbone)
@@ -85,13 +92,13 @@ def _backbone_names(settings: CompareSettings) -> list[str]:
         for name in names:
             registry.find_provider(name, flag="--backbones")
         return names
-    everything = sorted(registry.list_backbones())
+    all_names = sorted(registry.list_backbones())
     if settings.weights is None:
-        return [name for name in everything if name != registry.SCRATCH]
+        return [name for name in all_names if name != registry.SCRATCH]
     if settings.weights == RANDOM:
-        return everything
+        return all_names
     folder = open_folder(settings.weights)
-    names = [name for name in everything if _find_weights(folder, name)]
+    names = [name for name in all_names if _find_weights(folder, name)]
     if not names:
         raise InputError(
             f"--weights {settings.weights} holds no file of a backbone; name a folder with "
@@ -105,6 +112,6 @@ def _file_stem(name: str) -> str:
 
 
 def _find_weights(folder: Folder, name: str) -> str | None:
-    """Return where a folder holds the parameters of a backbone, if it does."""
-    files = (_file_stem(name) + ending for ending in _ENDINGS)
+    """Return the path of the parameters of a backbone in a folder, or None."""
+    files = (_file_stem(name) + suffix for suffix in _SUFFIXES)
     return next((folder.uri(file) for file in files if folder.exists(file)), None)

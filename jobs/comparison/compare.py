@@ -16,14 +16,17 @@ from retrieval.models import registry
 
 _HEADINGS = ("backbone", "parameters", "dimension", "pixels", "GFLOPs", "top-1", "top-5")
 _LEGEND = (
-    "parameters: millions, with the classifier; dimension: of our vectors, --pooling avg;",
-    "pixels: a side; GFLOPs an image and accuracy on ImageNet: as torchvision states them for its",
-    "default weights; timm:NAME is a backbone too, where timm is installed",
+    "parameters: millions, with the classifier; dimension: of the vectors with --pooling avg;",
+    "pixels: per side; GFLOPs per image and accuracy on ImageNet: as torchvision states them for",
+    "its default weights; timm:NAME is a backbone too, where timm is installed",
 )
 
 
 def start(settings: CompareSettings) -> Result:
-    """Compare on data, or read what the libraries say: then nothing is fetched, no Ray started."""
+    """Compare networks on --data, or list backbones with their published figures.
+
+    Listing neither downloads weights nor starts Ray.
+    """
     if settings.data is not None:
         from jobs.comparison.compare_on_data import compare
 
@@ -43,7 +46,7 @@ def _names(settings: CompareSettings) -> list[str]:
         return sorted(registry.list_backbones())
     names = set(parse_comma_list(settings.backbones))
     if not names:
-        raise UsageError("--backbones names none; write a,b,c, or leave it out for the whole list")
+        raise UsageError("--backbones names none; write a,b,c, or omit it to list all")
     return sorted(names)
 
 

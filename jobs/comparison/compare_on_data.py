@@ -1,7 +1,7 @@
 """The `compare --data` command: embed labelled images with each network and measure retrieval.
 
-OUT/stores/NAME (a store a network), OUT/backbones/NAME.json (its figures, put when it is done),
-OUT/compare.parquet, OUT/compare.html.
+It writes OUT/stores/NAME (one store per network), OUT/backbones/NAME.json (the results of the
+network, written when it is finished), OUT/compare.parquet and OUT/compare.html.
 """
 
 from __future__ import annotations
@@ -40,12 +40,10 @@ from retrieval.storage.local import Folder, open_folder
 from retrieval.store.reader import Store, open_store
 
 _FATAL_ERRORS = (StorageFailure, Stalled, Damaged)
-"""What would happen to the next one as well."""
-_BATCH_NORM_BUFFERS = (
-    "running_mean",
-    "running_var",
-    "num_batches_tracked",
-)  # by batch norms, not learnt
+"""Errors that end the comparison, since the next network would probably fail with them as well."""
+
+_BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+"""Entries of a state dict that are not parameters."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,11 @@ class ComparisonContext:
 
 
 def compare(settings: CompareSettings) -> Result:
-    """Compare networks on labelled images, going on with what is there."""
-    watch = Stopwatch()
+    """Compare networks on labelled images, continuing an unfinished comparison.
+
+    Raises InputError if none of the networks can be compared.
+    """
+    stopwatch = Stopwatch()
     if settings.output is None:
         raise UsageError("--data needs --output, a folder for stores, table and page")
     check_output(settings, "comparison")
@@ -70,7 +71,7 @@ def compare(settings: CompareSettings) -> Result:
         folder = open_folder(settings.output)
         job = content_settings(settings) | {
             "data": open_folder(str(settings.data)).uri(), "images_listed": dataset.digest,
-            "backbones": [one.name for one in candidates if one.bundle is None],
+            "backbones": [network.name for network in candidates if network.bundle is None],
         }  # fmt: skip
         transaction.claim_output(folder, "comparison", job, overwrite=settings.overwrite)
         if not finished_output.is_finished(folder):
@@ -78,12 +79,14 @@ def compare(settings: CompareSettings) -> Result:
             rows, notes = _compare_all(
                 ComparisonContext(settings, cluster, folder, dataset), candidates
             )
-            _delete_other_stores(folder, [one for one in candidates if folder.exists(one.figures)])
+            _delete_other_stores(
+                folder, [network for network in candidates if folder.exists(network.results_path)]
+            )
             write_comparison(folder, comparison_table(rows), dataset, notes)
             counts = {"backbones": len({row["backbone"] for row in rows}),
                       "combinations": len(rows), "notes": notes}  # fmt: skip
             transaction.finish_output(folder, "comparison", counts)
-            watch.write(folder, settings)
+            stopwatch.write(folder, settings)
     manifest = finished_output.read_manifest(folder, kind="comparison")
     shorten = settings.backbones == ALL
     return format_comparison(settings.output, folder, manifest, dataset, shorten=shorten)
@@ -97,8 +100,8 @@ def _embed_settings(settings: CompareSettings, output: str) -> EmbedSettings:
 
 
 def _delete_other_stores(folder: Folder, candidates: list[Candidate]) -> None:
-    """Remove the stores of other networks: --overwrite names them no longer, or they failed."""
-    keep = tuple(f"stores/{one.file}/" for one in candidates)
+    """Remove the stores of networks that are not candidates or that failed."""
+    keep = tuple(f"stores/{candidate.file}/" for candidate in candidates)
     for entry in list(folder.entries("stores")):
         if not entry.path.startswith(keep):
             folder.delete(entry.path)
@@ -107,50 +110,50 @@ def _delete_other_stores(folder: Folder, candidates: list[Candidate]) -> None:
 def _compare_all(
     context: ComparisonContext, candidates: list[Candidate]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the figures of all networks, and what must be said of those that have none."""
+    """Return the result rows of all networks, and notes on those that were skipped."""
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for candidate in candidates:
         try:
-            done = _compare_one(context, candidate)
+            results = _compare_one(context, candidate)
         except _FATAL_ERRORS:
             raise
-        except Exception as error:  # whatever a library raises of a network
-            if isinstance(error, TooManyFailures) and not rows:  # it is the images, as it seems
+        except Exception as error:  # libraries raise errors of any class
+            if isinstance(error, TooManyFailures) and not rows:  # the images are probably the cause
                 raise
-            said = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300]
             if isinstance(error, TooManyFailures):
-                said = said.partition(",")[0]  # the ledger goes with the store
-            why = f"{candidate.name} is left out: {said}"
-            say(why)
-            notes.append(why)
+                reason = reason.partition(",")[0]  # the rest names the ledger, which is deleted
+            note = f"{candidate.name} is left out: {reason}"
+            say(note)
+            notes.append(note)
             continue
-        rows += done["rows"]
-        notes += done["notes"]
+        rows += results["rows"]
+        notes += results["notes"]
     if not rows:
         raise InputError(f"none of the networks could be compared: {'; '.join(notes)}")
     return rows, notes
 
 
 def _compare_one(context: ComparisonContext, candidate: Candidate) -> dict[str, Any]:
-    """Embed and measure one network, unless an earlier run has."""
+    """Embed and measure one network, unless an earlier run has; return its rows and notes."""
     settings, cluster, folder = context.settings, context.cluster, context.folder
-    path = candidate.figures
-    there = read_if_exists(folder, path)
-    if there is not None:
-        if (done := parse_checksummed_json(there)) is None:
+    path = candidate.results_path
+    existing = read_if_exists(folder, path)
+    if existing is not None:
+        if (results := parse_checksummed_json(existing)) is None:
             raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
-        return done
+        return results
     bundle, widths = build_bundle(settings, candidate)
-    into = folder.child(f"stores/{candidate.file}")
-    embedding = _embed_settings(settings, into.uri())
-    prepared = prepare_model(embedding, cluster, into, bundle=bundle)
+    store_folder = folder.child(f"stores/{candidate.file}")
+    embedding = _embed_settings(settings, store_folder.uri())
+    prepared = prepare_model(embedding, cluster, store_folder, bundle=bundle)
     embedded = embed.embed(
         embedding, cluster, prepared=prepared, reuse_if_same=True, stage=f"embed {candidate.name}"
     )
-    store = open_store(into)
-    known = {
-        "backbone": candidate.name, "images_per_second": _images_per_second(into),
+    store = open_store(store_folder)
+    network_values = {
+        "backbone": candidate.name, "images_per_second": _images_per_second(store_folder),
         "parameters": sum(
             value.numel() for key, value in bundle.state().items()
             if not key.endswith(_BATCH_NORM_BUFFERS)
@@ -162,34 +165,37 @@ def _compare_one(context: ComparisonContext, candidate: Candidate) -> dict[str, 
     )
     say(f"measure {candidate.name}: {', '.join(widths)}")
     rows = [
-        known | row
-        for found in tasks.run_tasks(cluster, measure_combinations, list(widths))
-        for row in found
+        network_values | row
+        for pooling_rows in tasks.run_tasks(cluster, measure_combinations, list(widths))
+        for row in pooling_rows
     ]
     if not rows:
-        raise InputError("too few of its images could be embedded to judge anything")
+        raise InputError("too few of its images could be embedded to measure retrieval")
     rows.sort(key=lambda row: (row["pooling"], row["pca"] or 0, row["metric"]))
     notes = []
     if failed := embedded.manifest.counts["failures"]:
         notes.append(f"{candidate.name}: {failed} images could not be embedded and are left out")
     if list(widths) == ["avg"] and candidate.bundle is None:
-        notes.append(f"{candidate.name} ends without a map of features: pooling avg alone")
+        notes.append(f"{candidate.name} has no feature map: only pooling avg is compared")
     if settings.pca and all(row["pca"] is None for row in rows):
         notes.append(
-            f"{candidate.name}: --pca {settings.pca} is left out, it takes more dimensions and "
-            "images than that"
+            f"{candidate.name}: --pca {settings.pca} is left out, since it needs more dimensions "
+            "and images"
         )
     data = checksummed_json({"rows": rows, "notes": notes})
     transaction.put_if_absent(folder, path, data)
-    done = parse_checksummed_json(data)
-    assert done is not None
-    return done
+    results = parse_checksummed_json(data)
+    assert results is not None
+    return results
 
 
 def _measure_task(
     store: Store, widths: dict[str, int], projected: int | None, settings: CompareSettings
 ) -> Callable[[str], list[dict[str, Any]]]:
-    """Return the task that measures one pooling of a store."""
+    """Return the task that measures one pooling of a store.
+
+    `widths` are the dimensions of the poolings, `projected` that after the projection of a bundle.
+    """
     pca, seed = settings.pca, settings.seed
 
     def measure_one(pooling: str) -> list[dict[str, Any]]:
@@ -203,7 +209,7 @@ def _measure_task(
 
 
 def _images_per_second(store: Folder) -> float | None:
-    """Return the images a second of one worker, by what the run that embedded them noted."""
+    """Return the images embedded per second of worker time, from the run.json of a store."""
     run = json.loads(read_if_exists(store, RUN) or b"{}")
     seconds = run.get("worker_seconds")
     return round(run["embedded"] / seconds, 3) if seconds else None

@@ -1,4 +1,4 @@
-"""The labelled images that networks are compared on, and their validation."""
+"""Validation and counts of the labelled images that networks are compared on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retrieval.evaluation.leave_one_out import NO_CLASS, class_numbers, eligible
 from retrieval.storage.local import sha256_of_file
 
 MAX_QUERIES = 5000
-"""Maximum number of queries; of more images a seeded sample is used."""
+"""Maximum number of queries; from more images a seeded sample is drawn."""
 
 
 @dataclass(frozen=True)
@@ -25,58 +25,64 @@ class LabelledDataset:
     source: str
     digest: str
     images: int
-    queries: int  # that could be asked
+    queries: int  # images of classes with at least two images
     classes: int
-    alone: int  # classes of one image
+    single_image_classes: int
     unlabelled: int
     limit: int | None
 
     def sentences(self) -> list[str]:
         """Describe the dataset and which of its images are not queries, one sentence each."""
-        said = [f"{self.images:,} images of {self.classes:,} classes in {self.source}"]
+        lines = [f"{self.images:,} images of {self.classes:,} classes in {self.source}"]
         if self.limit is not None:
-            said.append(f"--limit {self.limit} takes the first by name, so the first classes alone")
+            lines.append(
+                f"--limit {self.limit} keeps the first images by name, so only some classes"
+            )
         if self.queries > MAX_QUERIES:
-            said.append(
-                f"{MAX_QUERIES:,} of {self.queries:,} queries are asked, drawn by their names"
+            lines.append(
+                f"{MAX_QUERIES:,} of {self.queries:,} queries are used, sampled by their image_id"
             )
-        if self.alone:
-            said.append(f"{self.alone:,} classes of one image are not judged")
+        if self.single_image_classes:
+            lines.append(f"{self.single_image_classes:,} classes of one image are not evaluated")
         if self.unlabelled:
-            said.append(
-                f"{self.unlabelled:,} images without label, or distractors, can be found but are "
-                "no queries"
+            lines.append(
+                f"{self.unlabelled:,} images without label, or distractors, are ranked but are not "
+                "queries"
             )
-        return said
+        return lines
 
 
 def list_labelled_images(settings: EmbedSettings) -> LabelledDataset:
-    """List the images and look at their labels before anything is embedded."""
+    """List the images and validate their labels, before anything is embedded.
+
+    Raises InputError if there are no labels, one class only, or no class of two images.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         source = open_input(settings, settings.input)
         listed = list_source(settings, source, Path(scratch) / "listing.parquet", None)
         labels = pq.read_table(listed.path, columns=["label"])["label"].combine_chunks()
-        known = sha256_of_file(listed.path)
+        digest = sha256_of_file(listed.path)
     classes = class_numbers(labels)
     queries = classes[eligible_queries(classes)]
-    counts = {int(number) for number in classes} - {NO_CLASS}
-    judged = len(set(queries.tolist()))
-    if not counts:
+    class_set = {int(number) for number in classes} - {NO_CLASS}
+    evaluated_classes = len(set(queries.tolist()))
+    if not class_set:
         raise InputError(
-            f"--data {settings.input} has no labels; lay the images in a folder a class, or name a "
-            "file with --labels"
+            f"--data {settings.input} has no labels; put the images into one folder per class, or "
+            "name a file with --labels"
         )
-    if len(counts) == 1:
+    if len(class_set) == 1:
         raise InputError(
-            f"--data {settings.input} has one class only, so every answer would be right; add "
+            f"--data {settings.input} has one class only, so every match would be right; add "
             "others" + (" or raise --limit" if settings.limit else "")
         )
-    if not judged:
+    if not evaluated_classes:
         raise InputError(
-            f"--data {settings.input} has no class of two images, so nothing could be found; add "
+            f"--data {settings.input} has no class of two images, so no match would be right; add "
             "more of each"
         )
     return LabelledDataset(
-        settings.input, known, len(labels), len(queries), len(counts), len(counts) - judged,
+        settings.input, digest, len(labels), len(queries), len(class_set),
+        len(class_set) - evaluated_classes,
         int((classes == NO_CLASS).sum()), settings.limit,
     )  # fmt: skip

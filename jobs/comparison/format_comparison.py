@@ -27,22 +27,22 @@ _HEADINGS = ("backbone", "pooling", "pca", "metric", "dimension", "top-1", "top-
              "95 % interval", "img/s", "MB")  # fmt: skip
 _NAME_COLUMNS = 4  # columns of names
 METHOD = (
-    "Each query is an image of a class of two or more, ranked against all other images, itself "
-    "left out; what has its label is right. Rankings are exact and whole.",
-    "pca: fitted on the compared images themselves, as run --pca is on its gallery, so it has "
-    "seen what it is measured on.",
-    "cosine compares directions; ip and l2 are measured on vectors as the network gave them "
-    "(embed --no-normalize). Of vectors of unit length, as they are after pca, the three rank "
-    "alike, and stand in one line as cosine.",
+    "Each query is an image of a class with at least two images, ranked against all other images; "
+    "images with its label are right. Rankings are exact and complete.",
+    "pca: fitted on the compared images themselves, as run --pca fits it on its gallery, so it is "
+    "measured on its training data.",
+    "cosine compares directions; ip and l2 are measured on vectors that are not normalized (embed "
+    "--no-normalize). For vectors of unit length, as after pca, the three give the same ranking, "
+    "shown as cosine.",
     "Intervals apply to further images of these classes; there is none for fewer than "
     f"{MIN_SAMPLE_SIZE} queries.",
-    "img/s: embedded by one worker, decoding included, while this ran; it differs from run to run, "
-    "all else does not. MB: parameters without the classifier.",
+    "img/s: images embedded per second by one worker, decoding included; only this value differs "
+    "from run to run. MB: parameters without the classifier.",
 )
 
 
 def comparison_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    """Make the table COMPARISON, the best first."""
+    """Return the table COMPARISON of result rows, the highest mAP first."""
     ordered = sorted(
         rows,
         key=lambda row: (-row["map"], row["backbone"], row["pooling"], row["pca"] or 0,
@@ -52,12 +52,12 @@ def comparison_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
 
 
 def write_comparison(
-    folder: Folder, made: pa.Table, dataset: LabelledDataset, notes: Sequence[str]
+    folder: Folder, table: pa.Table, dataset: LabelledDataset, notes: Sequence[str]
 ) -> None:
     """Write the table and the page, replacing those of an interrupted run."""
-    said = dataset.sentences()
-    page = ComparisonPage(said[0], made.to_pylist(), (*said[1:], *notes), METHOD)
-    folder.put(TABLE, checksummed_parquet(made))
+    sentences = dataset.sentences()
+    page = ComparisonPage(sentences[0], table.to_pylist(), (*sentences[1:], *notes), METHOD)
+    folder.put(TABLE, checksummed_parquet(table))
     folder.put(PAGE, render(page))
 
 
@@ -84,7 +84,7 @@ def format_comparison(
 
 
 def _with_measure_names(row: dict[str, Any]) -> dict[str, Any]:
-    """Name the measures of a row of COMPARISON as ir-measures does."""
+    """Return a row of COMPARISON with the measures named as in ir-measures."""
     ends = ("", "_low", "_high")
     names = {f"{key}{end}": f"{find_measure(key).name}{end}" for key in MEASURES for end in ends}
     return {names.get(column, column): value for column, value in row.items()}

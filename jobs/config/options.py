@@ -1,9 +1,9 @@
-"""Every command-line option once, and how typed text becomes a value.
+"""Definitions of all command-line options, and parsers of their values.
 
-The settings classes (`settings.py`), the command line and docs/options.md are made from `OPTIONS`.
-An option affects either the *content* of an output, and is then part of job.json and of the job's
-fingerprint, or only how the command *runs*, which never changes a byte of the output. Sizes,
-recalls and other structured values are parsed here, so that the rest of the code sees numbers.
+The settings classes (`settings.py`), the command line and docs/options.md are derived from
+`OPTIONS`. An option affects either the *content* of an output, and is then part of job.json and of
+the job's fingerprint, or only how the command *runs*, which never changes a byte of the output.
+Sizes, recalls and other structured values are parsed here, so that other modules see numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AUTO = "auto"
 """Value of --embedding-dtype that is resolved from the input; job.json holds the resolved type."""
 
 REQUIRED = object()
-"""Default of an option that has none and must be typed."""
+"""Default of an option that has none and must be given."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """Return the option as it is typed: `--top-k`."""
+        """Return the name on the command line, such as `--top-k`."""
         return "--" + self.name.replace("_", "-")
 
 
@@ -86,7 +86,9 @@ def parse_cluster(text: str) -> list[tuple[int, int, int]]:
         match = re.fullmatch(r"(\d+)x\((\d+)cpus?(?:,(\d+)gpus?)?\)", group)
         nodes, cpus, gpus = (int(digits or 0) for digits in match.groups()) if match else (0, 0, 0)
         if not nodes or not cpus:
-            raise ValueError(f"{text!r} is not a cluster; write 20x(16cpu,1gpu), more kinds with +")
+            raise ValueError(
+                f"{text!r} is not a cluster; write 20x(16cpu,1gpu), several kinds joined with +"
+            )
         groups.append((nodes, cpus, gpus))
     return groups
 
@@ -326,7 +328,7 @@ OPTIONS = _by_name(
 
 
 def option_field(name: str, **changes: Any) -> Any:
-    """Return a dataclass field for the option `name`, with `changes` made for one command."""
+    """Return a dataclass field for the option `name`; `changes` replace fields of the Option."""
     option = dataclasses.replace(OPTIONS[name], **changes)
     if option.default is REQUIRED:
         return dataclasses.field(metadata={"option": option})

@@ -1,9 +1,9 @@
 """The settings of each command: one frozen dataclass per verb, composed of groups of options.
 
-Each field is named after its option in `options.py`. The first half of this module holds the
+Each field is named after its option in `options.py`. The first half of this module contains the
 groups that several commands share (model, engine, source, search, ...), the second half one class
-per command. `run` and `plan` have the fields of all stages; `derive_settings` makes the settings of
-one stage from theirs.
+per command. `run` and `plan` have the fields of all stages; `derive_settings` derives the settings
+of one stage from theirs.
 """
 
 from __future__ import annotations
@@ -371,15 +371,19 @@ class VerifySettings(CommonOptions):
 Settings = TypeVar("Settings")
 
 
-def derive_settings(whole: Any, stage: type[Settings], **overrides: Any) -> Settings:
-    """Return settings of class `stage` with the fields it shares with `whole`, then `overrides`."""
+def derive_settings(settings: Any, stage: type[Settings], **overrides: Any) -> Settings:
+    """Return settings of class `stage`: its fields in `settings`, replaced by `overrides`."""
     names = {field.name for field in dataclasses.fields(stage)}  # type: ignore[arg-type]
-    shared = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole) if f.name in names}
+    shared = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name in names
+    }
     return stage(**{**shared, **overrides})
 
 
 def content_settings(settings: Any) -> dict[str, Any]:
-    """Return the settings that affect the content of an output, as job.json holds them."""
+    """Return the settings that affect the content of an output, for job.json."""
     return {
         field.name: getattr(settings, field.name)
         for field in dataclasses.fields(settings)

@@ -1,4 +1,4 @@
-"""Find images whose file changed since a store embedded them, by reading them on the cluster."""
+"""Search for images whose content changed after a store embedded them, by reading them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from retrieval.store.segment import Rows, Segment
 def copy_segment_listings(
     folder: Folder, segments: list[Segment], listing: SourceListing
 ) -> list[Path]:
-    """Copy the listings of a store's segments beside the new local one, to compare them there.
+    """Copy the listings of the segments of a store next to the new local one for comparison.
 
     Returns:
         The local paths, in the order of the segments.
 
     Raises:
-        Damaged: If a listing does not have the checksum that its segment names.
+        Damaged: If a listing does not have the checksum that its segment records.
     """
     paths = []
     for segment in segments:
@@ -54,20 +54,22 @@ def find_changed_images(
     listing: SourceListing,
     touched: pa.Table,
 ) -> Rows:
-    """Return the store rows of the touched images whose content differs now, ascending.
+    """Return the (n,) store rows of the touched images whose content differs, ascending.
 
-    `touched` has the columns row (of the store) and line (of the new listing), by row.
+    `touched` has the columns row (of the store) and line (of the new listing), in row order.
     """
     say(f"{len(touched)} files have another time or size than before: reading them")
 
-    def compare(work: tuple[Chunk, list[dict[str, Any]]]) -> tuple[int, list[int]]:
+    def compare_chunk(work: tuple[Chunk, list[dict[str, Any]]]) -> tuple[int, list[int]]:
         from retrieval.embedding.changed_images import find_changed_rows
 
         return len(work[1]), find_changed_rows(folder, *work, {})
 
     changed = [np.empty(0, np.int64)]
     with progress("compare", len(touched), "images") as bar:
-        for count, rows in tasks.run_tasks(cluster, compare, _by_chunk(segments, listing, touched)):
+        for count, rows in tasks.run_tasks(
+            cluster, compare_chunk, _by_chunk(segments, listing, touched)
+        ):
             changed.append(np.array(rows, np.int64))
             bar.advance(count)
     return np.sort(np.concatenate(changed))
@@ -76,12 +78,12 @@ def find_changed_images(
 def _by_chunk(
     segments: list[Segment], listing: SourceListing, touched: pa.Table
 ) -> Iterator[tuple[Chunk, list[dict[str, Any]]]]:
-    """Yield the touched images of each chunk, as items with their store row."""
+    """Yield each chunk with its touched images, as listing lines with their store row."""
     rows, lines = (touched[name].to_numpy() for name in ("row", "line"))
     for chunk in chunks_containing(segments, rows):
-        ends = [chunk.base + chunk.first, chunk.base + chunk.last]
-        inside = slice(*np.searchsorted(rows, ends))
-        order = np.argsort(lines[inside], kind="stable")
-        items = diff.read_items(listing.path, lines[inside][order]).to_pylist()
-        numbers = rows[inside][order].tolist()
-        yield chunk, [{**i, "row": n} for i, n in zip(items, numbers, strict=True)]
+        bounds = [chunk.base + chunk.first, chunk.base + chunk.last]
+        in_chunk = slice(*np.searchsorted(rows, bounds))
+        order = np.argsort(lines[in_chunk], kind="stable")
+        items = diff.read_items(listing.path, lines[in_chunk][order]).to_pylist()
+        store_rows = rows[in_chunk][order].tolist()
+        yield chunk, [{**item, "row": row} for item, row in zip(items, store_rows, strict=True)]

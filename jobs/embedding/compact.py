@@ -22,10 +22,10 @@ _FILES_PER_TASK = 64
 
 
 def is_compact(segments: list[Segment], manifest: Manifest, listing: SourceListing) -> bool:
-    """Return whether a store is already as it would be if it were embedded from scratch."""
+    """Return whether a store has the form that embedding from scratch would produce."""
     retried = find_chunk_files(manifest.files.paths).retries.any()
-    same = segments[0].files[listing_path(0)] == sha256_of_file(listing.path)
-    return len(segments) == 1 and same and not bool(retried)
+    same_listing = segments[0].files[listing_path(0)] == sha256_of_file(listing.path)
+    return len(segments) == 1 and same_listing and not bool(retried)
 
 
 def compact(
@@ -33,27 +33,29 @@ def compact(
     folder: Folder,
     segments: list[Segment],
     listing: SourceListing,
-    before: list[Path],
+    segment_listings: list[Path],
 ) -> list[FileRecord]:
-    """Merge the live rows of all segments into one new segment, and return its files.
+    """Merge the live rows of all segments into one new segment, and return its file records.
 
-    `before` are local copies of the listings of `segments`. Nothing is embedded again.
+    `segment_listings` are local copies of the listings of `segments`. Nothing is embedded again.
     """
-    old_rows = map_to_store_rows(listing.path, before, read_deleted(folder, segments))
+    old_rows = map_to_store_rows(listing.path, segment_listings, read_deleted(folder, segments))
     plan = compaction.plan_compaction(
         folder, segments, listing.path, len(old_rows), listing.chunk_rows
     )
 
-    def gather(chunk: Chunk) -> Chunk:
+    def compact_chunk(chunk: Chunk) -> Chunk:
         return plan.compact_chunk(chunk)
 
     try:
         compaction.begin_compaction(plan, listing.path, old_rows)
         with progress("compact", listing.rows, "images") as bar:
-            for chunk in tasks.run_tasks(cluster, gather, plan.segment.chunks()):
+            for chunk in tasks.run_tasks(cluster, compact_chunk, plan.segment.chunks()):
                 bar.advance(chunk.last - chunk.first)
     except Exception:
-        if not compaction.is_superseded(plan):  # else another run removed the missing files
+        if not compaction.is_superseded(
+            plan
+        ):  # otherwise another run has removed the missing files
             raise
     compaction.mark_ready(plan)
     files = finish_compaction(cluster, folder)
@@ -62,7 +64,7 @@ def compact(
 
 
 def finish_compaction(cluster: Cluster, folder: Folder) -> list[FileRecord]:
-    """Move a compacted segment that is ready into place, whichever run prepared it."""
+    """Install a compacted segment that is complete, of this or another run; return its records."""
 
     def copy_files(staging: Folder, paths: list[str]) -> list[FileRecord]:
         def copy_group(group: list[str]) -> list[FileRecord]:

@@ -1,7 +1,7 @@
 """The embed stage: turn a source of images, or of precomputed vectors, into a vector store.
 
-It lists the source, prepares the model (with a fitted projection for `--pca`), claims the output
-and lets `StoreSync` embed what the store lacks.
+It lists the source, prepares the model (with a fitted projection for `--pca`), claims the output,
+and embeds what the store lacks (`StoreSync`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from retrieval.storage.local import Folder, is_remote, open_folder
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """What the embed stage produced."""
+    """Result of the embed stage."""
 
     manifest: Manifest
     other_files: int  # files of the source that are not images
@@ -69,7 +69,7 @@ def embed(
         settings: What to embed, how, and where to.
         cluster: The Ray cluster that does the work.
         prepared: The model, or the opened vectors; by default the settings choose it.
-        split: Rows of the labels file that count: "gallery" or "queries"; all by default.
+        split: Rows of the labels file to use: "gallery" or "queries"; all by default.
         reuse_if_same: Whether `--overwrite` keeps a store that has the same settings.
         stage: Name shown by the progress bar.
         invalidate: Called before the store changes; deletes the manifests of outputs that depend
@@ -115,7 +115,7 @@ def _report_run(
     """Log the failures and write run.json."""
     images, failed = manifest.counts["images"], manifest.counts["failures"]
     if failed:
-        say(f"{failed} of {images} {sync.prepared.unit} failed and stand in the ledger")
+        say(f"{failed} of {images} {sync.prepared.unit} failed and are recorded in the ledger")
     rounding = {"rounding": asdict(sync.rounding)} if sync.rounding.vectors else {}
     stopwatch.write(
         folder, settings, done=sync.embedded, files=manifest.files.values(), images=images,
@@ -129,7 +129,7 @@ def _job_settings(
 ) -> dict[str, Any]:
     """Return the settings for job.json.
 
-    The bundle's digest replaces the model options, which it was resolved from.
+    The digest of the bundle replaces the model options, from which the bundle was resolved.
     """
     source = {"input": open_folder(settings.input).uri()}
     if isinstance(prepared, PrecomputedVectors):
@@ -151,9 +151,10 @@ def _job_settings(
 
 def _summarize(settings: EmbedSettings, result: EmbedResult) -> Result:
     counts = result.manifest.counts
-    what = "vectors imported" if is_vector_source(settings.input, settings) else "images embedded"
+    is_import = is_vector_source(settings.input, settings)
+    action = "vectors imported" if is_import else "images embedded"
     lines = [
-        f"{counts['rows']} of {counts['images']} {what} in {counts['dimension']} "
+        f"{counts['rows']} of {counts['images']} {action} in {counts['dimension']} "
         f"dimensions, {counts['failures']} failed: {settings.output}",
     ]
     if result.other_files:
@@ -163,7 +164,7 @@ def _summarize(settings: EmbedSettings, result: EmbedResult) -> Result:
 
 
 def is_output_path(path: str) -> bool:
-    """Return whether a path is an output of lookalike, finished or begun, and not a source."""
+    """Return whether a path is an output of lookalike, finished or not, instead of a source."""
     if not is_remote(path) and not Path(path).is_dir():
         return False
     return finished_output.is_output(open_folder(path))

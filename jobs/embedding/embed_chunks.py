@@ -21,12 +21,12 @@ from retrieval.storage.local import Folder
 
 @dataclass(frozen=True)
 class EmbedContext:
-    """What all chunks of a store share."""
+    """Context shared by all chunks of a store."""
 
     settings: EmbedSettings
     cluster: Cluster
     folder: Folder
-    prepared: PreparedModel | PrecomputedVectors  # with its engine ready
+    prepared: PreparedModel | PrecomputedVectors  # with its network converted for the engine
 
 
 def embed_chunks(
@@ -34,8 +34,8 @@ def embed_chunks(
 ) -> Iterator[ChunkResult]:
     """Embed chunks on the cluster and yield their results in the order they finish.
 
-    A chunk whose part exists is only read and checked. `images` is the total of the progress bar,
-    `stage` its name.
+    A chunk whose part exists is only read and checked. `images` and `stage` are the total and the
+    name of the progress bar.
     """
     cluster, prepared = context.cluster, context.prepared
     device = prepared.device
@@ -59,7 +59,7 @@ def embed_chunks(
 def _chunk_worker(
     folder: Folder, chunks: list[Chunk], settings: EmbedSettings, threads: int
 ) -> MakeWork:
-    """Return what an actor runs once to create the function that embeds a chunk."""
+    """Return the function that each actor calls once to create its work function."""
 
     def make(prepared: PreparedModel | PrecomputedVectors) -> Work:
         embed_chunk = prepared.make_chunk_function(folder, settings, threads)

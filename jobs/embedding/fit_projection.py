@@ -45,8 +45,8 @@ def fit_projection(
 ) -> Bundle:
     """Return the model's bundle with a projection to `settings.pca` dimensions.
 
-    The projection of a store that was begun with the same settings is read from its bundle. A store
-    of other settings gets the bundle unchanged: the caller refuses it before anything is fitted.
+    If the output is a store with the same settings, its projection is read from its bundle. If it
+    has other settings, the bundle is returned unchanged, since the caller rejects that output.
 
     Raises:
         UsageError: If the bundle has a projection already.
@@ -54,7 +54,7 @@ def fit_projection(
     bundle = prepared.bundle
     if bundle.projection is not None:
         raise UsageError(
-            f"--pca {settings.pca}: the bundle has a projection already; leave --pca away, or name "
+            f"--pca {settings.pca}: the bundle has a projection already; omit --pca, or name "
             "a bundle without one"
         )
     begun = None if settings.overwrite else read_begun_settings(folder)
@@ -69,12 +69,12 @@ def fit_projection(
 
 
 def projection_job_fields(settings: EmbedSettings) -> dict[str, Any]:
-    """Return what job.json records of the projection; nothing without `--pca`."""
+    """Return the fields of job.json for the projection; empty without `--pca`."""
     return {"pca": settings.pca, "pca_seed": settings.seed} if settings.pca else {}
 
 
 def _read_stored_bundle(folder: Folder) -> Bundle | None:
-    """Read the bundle of an output; None where there is none, or none that can be read."""
+    """Read the bundle of an output; None if there is none or it cannot be read."""
     from retrieval.models.bundle import read_bundle
 
     try:
@@ -103,27 +103,30 @@ def _fit(
     with progress("fit projection", len(items), "images") as bar:
         for first, block in _in_order(answers, starts):
             moments.add(to_float32(normalize_rows(block)))
-            done = min(_BLOCK, len(items) - first)
-            bar.advance(done, done - len(block))
+            count = min(_BLOCK, len(items) - first)
+            bar.advance(count, count - len(block))
     return moments.fit(int(settings.pca or 0))
 
 
 def _in_order(
     answers: Iterator[dict[str, Any]], starts: list[int]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield each block with its first row, in the order of the rows: float sums depend on it."""
-    waiting: dict[int, str] = {}
+    """Yield (first row, vectors) of each block in row order, on which float sums depend."""
+    pending: dict[int, str] = {}
     for first in starts:
-        while first not in waiting:
+        while first not in pending:
             answer = next(answers)
-            waiting[answer["first"]] = answer["vectors"]
-        yield first, np.load(io.BytesIO(base64.b64decode(waiting.pop(first))), allow_pickle=False)
+            pending[answer["first"]] = answer["vectors"]
+        yield first, np.load(io.BytesIO(base64.b64decode(pending.pop(first))), allow_pickle=False)
     for _ in answers:  # exhaust the stream, so that it releases its workers
         pass
 
 
 def _block_worker(settings: EmbedSettings, threads: int) -> MakeWork:
-    """Return what an actor runs once to create the function that embeds a block of the sample."""
+    """Return the function that each actor calls once to create its work function.
+
+    That embeds a block of the sample, given its first row.
+    """
     max_pixels = settings.max_pixels
 
     def make(shared: tuple[PreparedModel, list[dict[str, Any]]]) -> Work:

@@ -1,4 +1,4 @@
-"""List a source into a temporary file and check that its images can be read at all.
+"""Listing of a source into a temporary file, and a check that its images can be read.
 
 This happens before the output is claimed, so that a wrong input leaves nothing behind.
 """
@@ -28,7 +28,7 @@ from retrieval.storage.local import is_remote, open_folder
 from retrieval.storage.retry import is_access_denied
 
 _MAX_PROBES = 16
-"""Images that are probed at most where none can be read; usually the first one can."""
+"""Largest number of images that are probed; probing ends with the first that can be read."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ def list_source(
 
     Args:
         settings: Labels, limit and chunk size of the listing.
-        source: What to list.
+        source: The source.
         target: The file to write.
-        split: Rows of the labels file that count: "gallery" or "queries"; all if None.
+        split: Rows of the labels file to use: "gallery" or "queries"; all if None.
 
     Raises:
-        InputError: If the source is empty, or none of its images can be read.
+        InputError: If the source is empty or invalid, or none of its images can be read.
     """
     labels = None if settings.labels is None else read_labels_file(settings.labels, split)
     rows, chunk_rows = write_listing(
@@ -78,11 +78,11 @@ def list_source(
 
 
 def _refuse_unreadable(settings: EmbedSettings, listing: Path, rows: int) -> None:
-    """Raise if a remote source can be listed but not read, judged by probing some images.
+    """Raise if a remote source can be listed but not read, found by probing some images.
 
-    A single image that is refused goes to the ledger, and so does a host that does not answer where
-    the list spans several. Only a bucket or host that all images share, and that refuses every
-    probe, is rejected here.
+    A single image that cannot be read is recorded in the ledger later, and so are the images of one
+    of several hosts. Only a bucket or host that all images share, and that rejects every probe,
+    raises an error here.
     """
     positions = np.unique(np.linspace(0, rows - 1, min(rows, _MAX_PROBES)).astype(np.int64))
     probed = read_items(listing, positions).to_pylist()
@@ -100,28 +100,28 @@ def _refuse_unreadable(settings: EmbedSettings, listing: Path, rows: int) -> Non
     if not finished_output.is_finished(open_folder(settings.output)):
         raise InputError(
             f"none of the images of {settings.input} can be read ({error}); nothing is written: "
-            "run the same command again when they can"
+            "run the same command again later"
         )
 
 
 def _common_error(probed: list[dict[str, Any]]) -> Exception | None:
-    """Return the last error if every probe is refused or unanswered; None if one can be read."""
-    last: Exception | None = None
+    """Return the last error if all probes are denied or unanswered; None if one can be read."""
+    last_error: Exception | None = None
     with ItemReader() as reader:
         for item in probed:
             try:
                 reader.read(item["path"], item["place"], item["size"])
                 return None
             except Exception as error:  # noqa: BLE001 - classified below
-                silent = isinstance(error, HostError) and error.status is None
-                if not silent and not is_access_denied(error):
+                unanswered = isinstance(error, HostError) and error.status is None
+                if not unanswered and not is_access_denied(error):
                     return None
-                last = error
-    return last
+                last_error = error
+    return last_error
 
 
 def _share_a_location(listing: Path) -> bool:
-    """Return whether all images of a listing lie in one bucket or on one host."""
+    """Return whether all images of a listing are in one bucket or on one host."""
     locations: set[str | None] = set()
     with pq.ParquetFile(listing) as parquet:
         for batch in parquet.iter_batches(columns=["path"]):
@@ -133,8 +133,8 @@ def _share_a_location(listing: Path) -> bool:
 
 def _location_of(path: str) -> str | None:
     """Return scheme and host (or bucket) of a remote path; None for a local one."""
-    plain = container_of(path) or path
-    return "/".join(plain.split("/", 3)[:3]) if is_remote(plain) else None
+    file = container_of(path) or path
+    return "/".join(file.split("/", 3)[:3]) if is_remote(file) else None
 
 
 def read_labels_file(path: str, split: str | None) -> Any:

@@ -1,7 +1,7 @@
 """Precomputed vectors (Parquet or .npy files) as the input of the embed stage.
 
-`PrecomputedVectors` takes the place of a `PreparedModel`: instead of embedding images, the workers
-read, check and cast vectors, and write them into a store that follows its source like any other.
+`PrecomputedVectors` has the interface of `PreparedModel`: instead of embedding images, the workers
+read, check and cast vectors, and write them into a store, which is updated like any other.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from retrieval.storage.local import Folder
 
 _IMAGE_OPTIONS = ("image_column", "weights", "bundle", "image_size", "resize", "pca", "engine",
                   "precision", "device", "batch_size")  # fmt: skip
-"""Options for images only, of those whose default is None."""
+"""Options that apply to images only, of those whose default is None."""
 
 DEFAULT_CHUNK_ROWS = 4096
-"""Vectors per chunk: read in less than a second, so that little is lost with a killed worker."""
+"""Vectors per chunk: few enough that a worker reads them in less than a second."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PrecomputedVectors:
 
     source: VectorSource
     dimension: int
-    metric: Metric | None  # of the search they are for; None if not known yet
+    metric: Metric | None  # metric of the index or search; None if not known yet
     bundle = None
     unit = "vectors"
     device = "cpu"
@@ -59,22 +59,22 @@ class PrecomputedVectors:
         return self.metric == "cosine"
 
     def resolve_dtype(self, embedding_dtype: str) -> str:
-        """Resolve `--embedding-dtype`: by default float16 stays float16, all else is float32."""
+        """Resolve `--embedding-dtype`; auto: float16 for float16 vectors, else float32."""
         if embedding_dtype != AUTO:
             return embedding_dtype
         kind = self.source.number_type()
         return "float16" if (kind.kind, kind.itemsize) == ("f", 2) else "float32"
 
     def job_fields(self) -> dict[str, Any]:
-        """Return what the job.json of a ranking records of its query vectors."""
+        """Return the fields of the job.json of a ranking for its query vectors."""
         return {name: getattr(self.source, name, None) for name in ("embedding_column", "ids")}
 
     def with_engine(self) -> PrecomputedVectors:
-        """Return self: there is no network to convert."""
+        """Return self, since there is no network to convert."""
         return self
 
     def for_workers(self) -> PrecomputedVectors:
-        """Return self: all of it is needed by the workers."""
+        """Return self, since workers need all of it."""
         return self
 
     def make_chunk_function(
@@ -95,7 +95,7 @@ class PrecomputedVectors:
 
 
 def is_vector_source(root: str, settings: VectorSourceOptions) -> bool:
-    """Return whether the options say that a source holds vectors and not images.
+    """Return whether a source contains vectors instead of images, by its files and the options.
 
     Raises:
         UsageError: If `--ids` is given for anything but .npy files.
@@ -103,7 +103,7 @@ def is_vector_source(root: str, settings: VectorSourceOptions) -> bool:
     if is_npy(root) or settings.embedding_column is not None:
         return True
     if settings.ids is not None:
-        raise UsageError(f"--ids is for .npy files, and {root} is none; leave it away")
+        raise UsageError(f"--ids is for .npy files, and {root} is none; omit it")
     return False
 
 
@@ -115,12 +115,13 @@ def open_precomputed_vectors(
     `settings` are those of any stage with options for listing and for vector sources.
 
     Raises:
-        UsageError: If an option is given that only images have.
+        UsageError: If an option is given that applies to images only.
+        InputError: If there are no vectors.
     """
     for name in _IMAGE_OPTIONS:
         if getattr(settings, name, None) is not None:
             option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} is for images, and {root} holds vectors; leave it away")
+            raise UsageError(f"{option} is for images, and {root} holds vectors; omit it")
     source = open_vectors(
         root, embedding_column=settings.embedding_column, id_column=settings.id_column,
         ids=settings.ids,
@@ -148,13 +149,16 @@ def import_option_names() -> set[str]:
     return {field.name for group in groups for field in fields(group)} | {"embedding_dtype"}
 
 
-def add_rounding(result: Result, store: Folder, what: str = "vectors") -> Result:
-    """Add the rounding errors of the last import into a store to a result, if any were measured."""
+def add_rounding(result: Result, store: Folder, unit: str = "vectors") -> Result:
+    """Return a result with the rounding errors of the last import into a store, if measured.
+
+    `unit` is a plural noun for the vectors.
+    """
     rounding = read_rounding(store)
     if rounding is None:
         return result
     values = {f"rounding_{name}": value for name, value in dataclasses.asdict(rounding).items()}
-    lines = (rounding.sentence(what),) if rounding.changed else ()
+    lines = (rounding.sentence(unit),) if rounding.changed else ()
     return dataclasses.replace(
         result, values={**result.values, **values}, lines=(*result.lines, *lines)
     )

@@ -1,4 +1,4 @@
-"""Resolve the model options to a bundle and an inference engine, once, on the driver.
+"""Resolution of the model options to a bundle and an inference engine, once, on the driver.
 
 The result, `PreparedModel`, is sent to all workers.
 """
@@ -32,7 +32,7 @@ class PreparedModel:
 
     bundle: Bundle
     plan: EnginePlan
-    ir: IR | None = None  # where OpenVINO runs it
+    ir: IR | None = None  # the network in OpenVINO's format, if that is the engine
     unit = "images"
 
     @property
@@ -50,20 +50,20 @@ class PreparedModel:
         return resolve_embedding_dtype(embedding_dtype)
 
     def job_fields(self) -> dict[str, Any]:
-        """Return what job.json records of the engine."""
+        """Return the fields of job.json for the engine."""
         return dataclasses.asdict(self.plan)
 
     def with_engine(self) -> PreparedModel:
-        """Return a copy whose network is converted for the engine, if it is not yet."""
+        """Return a copy with the network converted for the engine; raise UsageError on failure."""
         if self.ir is not None or self.plan.engine != OPENVINO:
             return self
         ir = _convert(self.bundle, self.plan)
         if isinstance(ir, Exception):
-            raise _conversion_refusal(self.bundle, ir)
+            raise _conversion_error(self.bundle, ir)
         return dataclasses.replace(self, ir=ir)
 
     def for_workers(self) -> PreparedModel:
-        """Return a copy without the weights if the IR holds them: no worker has them twice."""
+        """Return a copy without the weights if the IR contains them, to save memory of workers."""
         if self.ir is None:
             return self
         return dataclasses.replace(self, bundle=dataclasses.replace(self.bundle, weights=b""))
@@ -87,18 +87,22 @@ def prepare_model(
     """Resolve model and engine, and convert the network for the engine while Ray starts.
 
     Args:
-        settings: Those of a stage with the engine options, and with the model options unless
-            `bundle` is given.
-        cluster: Connected while the network is converted.
-        folder: The output. One that was begun continues with its engine; if it is finished, or if
-            another engine is requested (which the caller will refuse), nothing is converted.
-        bundle: The model, if the settings do not choose it.
+        settings: Settings with the engine options, and with the model options unless `bundle` is
+            given.
+        cluster: The cluster; it is connected while the network is converted.
+        folder: The output. An unfinished one keeps its engine; if it is finished, or if another
+            engine is requested (which the caller rejects), nothing is converted.
+        bundle: The model, if the settings do not define it.
+
+    Raises:
+        UsageError: If the options contradict each other, or OpenVINO is required and cannot convert
+            the network.
     """
     requested = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EngineOptions)}
     begun = None if settings.overwrite else _read_begun_plan(folder)
     if begun is not None:
-        chosen = {name: value for name, value in requested.items() if value is not None}
-        plan = dataclasses.replace(begun, **chosen)
+        given = {name: value for name, value in requested.items() if value is not None}
+        plan = dataclasses.replace(begun, **given)
         if plan != begun or finished_output.is_finished(folder):
             return PreparedModel(bundle or load_bundle(settings), plan)
         requested = dataclasses.asdict(begun)
@@ -140,7 +144,7 @@ def load_bundle(settings: Any) -> Bundle:
 
 
 def _refuse_contradictions(settings: Any, bundle: Bundle) -> None:
-    """Raise if a model option is given beside `--bundle` and differs from what the bundle has."""
+    """Raise UsageError if a model option differs from the value in the bundle of `--bundle`."""
     bundle_values = {
         "backbone": bundle.backbone, "pooling": bundle.pooling, "normalize": bundle.normalize,
         "image_size": bundle.transform.image_size, "resize": bundle.transform.resize,
@@ -148,17 +152,17 @@ def _refuse_contradictions(settings: Any, bundle: Bundle) -> None:
     for name, stored in bundle_values.items():
         value, option = getattr(settings, name), OPTIONS[name]
         if value not in (option.default, stored):
-            choice = f"{option.flag} {value}" if option.type is not bool else f"--no-{name}"
+            text = f"{option.flag} {value}" if option.type is not bool else f"--no-{name}"
             raise UsageError(
-                f"{choice} does not go with --bundle {settings.bundle}, which has {stored}; "
-                "leave one of the two out"
+                f"{text} contradicts --bundle {settings.bundle}, which has {stored}; omit one of "
+                "the two"
             )
 
 
 def read_begun_settings(folder: Folder) -> dict[str, Any] | None:
-    """Read the settings of an output that was begun; None if there are none that can be read.
+    """Read the settings of an existing output; None if there are none or they cannot be read.
 
-    What is wrong with unreadable ones is reported when the output is claimed.
+    Unreadable settings are reported when the output is claimed.
     """
     try:
         return finished_output.read_settings(folder)
@@ -167,7 +171,7 @@ def read_begun_settings(folder: Folder) -> dict[str, Any] | None:
 
 
 def _read_begun_plan(folder: Folder) -> EnginePlan | None:
-    """Read the engine that an output was begun with; None if it was not begun."""
+    """Read the engine plan of an existing output; None if it has none."""
     values = read_begun_settings(folder) or {}
     names = [field.name for field in dataclasses.fields(EnginePlan)]
     return EnginePlan(**{name: values[name] for name in names}) if names[0] in values else None
@@ -179,21 +183,21 @@ def _convert(bundle: Bundle, plan: EnginePlan) -> IR | ConversionFailed:
 
     try:
         return convert_bundle(bundle, plan)
-    except ConversionFailed as unfit:
-        return unfit
+    except ConversionFailed as error:
+        return error
 
 
 def _fall_back_to_torch(
     settings: Any, plan: EnginePlan, bundle: Bundle, reason: Exception
 ) -> EnginePlan:
-    """Return a plan with torch for a network that OpenVINO cannot convert; raise if required."""
+    """Return the plan with torch as engine; raise UsageError if OpenVINO is required."""
     if settings.engine is not None or plan.precision != "fp32":
-        raise _conversion_refusal(bundle, reason)
+        raise _conversion_error(bundle, reason)
     say(f"OpenVINO cannot convert {bundle.backbone} ({reason}): torch runs it instead")
     return dataclasses.replace(plan, engine=TORCH)
 
 
-def _conversion_refusal(bundle: Bundle, reason: Exception) -> UsageError:
+def _conversion_error(bundle: Bundle, reason: Exception) -> UsageError:
     return UsageError(
         f"--engine openvino cannot convert {bundle.backbone} ({reason}); use --engine torch"
     )

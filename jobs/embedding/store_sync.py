@@ -1,4 +1,4 @@
-"""Bring a store up to date with its source.
+"""Update of a store after changes of its source.
 
 Unfinished segments are completed and changes of the source are appended as a new segment. With
 `--retry-failed` the images in the ledger are embedded again, and with `--compact` all segments are
@@ -51,12 +51,12 @@ from retrieval.store.segment import (
     row_span,
 )
 
-_MAX_ATTEMPTS = 5  # at a store that other runs change at the same time
+_MAX_ATTEMPTS = 5  # to update a store that other runs change at the same time
 
 
 @dataclass
 class StoreSync:
-    """The state of one run that brings a store up to date with its source."""
+    """State of a run that updates a store from its source."""
 
     settings: EmbedSettings
     cluster: Cluster
@@ -64,18 +64,18 @@ class StoreSync:
     prepared: PreparedModel | PrecomputedVectors
     listing: SourceListing
     stage: str
-    invalidate: Callable[[], None]  # deletes the manifests of what depends on this store
+    invalidate: Callable[[], None]  # deletes the manifests of outputs that depend on this store
     records: RecordCollector = field(default_factory=RecordCollector)
     embedded: int = 0  # rows that this run added
-    seconds: float = 0.0  # of worker time for them, added up
+    seconds: float = 0.0  # of worker time for these rows, summed
     changed: bool = False
     rounding: Rounding = field(default_factory=Rounding)  # of the vectors that this run imported
 
     def synchronize(self) -> Manifest:
-        """Do what is left to do and return the manifest.
+        """Embed what the store lacks, finish it, and return the manifest.
 
-        Another run may compact the store or replace its manifest at the same time. An error that
-        comes with such a change is not reported: the run starts over from the new state.
+        Another run may compact the store or replace its manifest at the same time. If the state of
+        the store has changed when an error occurs, the run starts over from the new state.
         """
         for attempts_left in reversed(range(_MAX_ATTEMPTS)):
             state = self._read_state()
@@ -83,14 +83,14 @@ class StoreSync:
                 return self._synchronize_once()
             except (StorageFailure, TooManyFailures, Stalled):
                 raise
-            except Exception:  # FileNotFoundError of a worker is wrapped in an error of Ray
+            except Exception:  # Ray wraps the FileNotFoundError of a worker in its own class
                 if not attempts_left or self._read_state() == state:
                     raise
                 self.records = RecordCollector()
         raise AssertionError("unreachable")
 
     def _read_state(self) -> list[bytes | None]:
-        """Read the small files that tell which segments exist and which of them are finished."""
+        """Read the small files that determine which segments exist and which are finished."""
         state = [
             read_if_exists(self.folder, path)
             for path in (COMPACTION_MARKER, finished_output.MANIFEST)
@@ -147,7 +147,7 @@ class StoreSync:
     def _finish(self, segments: list[Segment]) -> Manifest:
         self.changed = True
         self._check_unchanged(segments)
-        records, self.records = self.records, RecordCollector()  # the manifest will hold them
+        records, self.records = self.records, RecordCollector()  # `finish_store` consumes them
         manifest = finish_store(
             self.folder, self.prepared.dimension, records, self.settings.max_error_rate, segments,
             self.prepared.unit,
@@ -162,7 +162,10 @@ class StoreSync:
             raise Damaged(f"{self.folder.uri()} is being changed by another run; run again")
 
     def _append_changes(self, segments: list[Segment]) -> Segment | None:
-        """Claim a segment with the changes of the source; the first holds the whole listing."""
+        """Claim a segment with the changes of the source; the first segment has the whole listing.
+
+        Returns None if nothing has changed.
+        """
         listing, base = self.listing, row_span(segments)
         if not segments:
             return claim_segment(
@@ -204,7 +207,7 @@ class StoreSync:
         return claimed
 
     def _retry_failed(self, segments: list[Segment]) -> None:
-        """Embed the live images in the ledger again, as further parts of their chunks."""
+        """Embed the live images in the ledger again; recovered ones are in further parts."""
         files = layout.find_chunk_files(finished_output.list_output_files(self.folder).paths)
         deleted = read_deleted(self.folder, segments)
         work, images = [], 0
@@ -214,9 +217,9 @@ class StoreSync:
                 failed = read_checksummed_parquet(self.folder, layout.failures_path(chunk))[
                     "row"
                 ].to_numpy()
-                if alive := int((~np.isin(failed, deleted)).sum()):
+                if live_count := int((~np.isin(failed, deleted)).sum()):
                     work.append(dataclasses.replace(chunk, retry=retry + 1))
-                    images += alive
+                    images += live_count
         self._embed(work, images, f"{self.stage} again")
 
     def _embed(self, work: list[Chunk], images: int = 0, stage: str = "") -> None:

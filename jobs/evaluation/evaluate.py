@@ -41,7 +41,7 @@ _LOSS_MEASURES = ("top1", "map")
 
 
 def start(settings: EvaluateSettings) -> Result:
-    """Evaluate finished matches; exit code 5 where a measure is below its `--fail-below` bound."""
+    """Evaluate finished matches; exit code 5 if a measure is below its --fail-below bound."""
     cutoffs = _parse_cutoffs(settings.cutoffs)
     bounds = _parse_bounds(settings.fail_below, cutoffs)
     if settings.per_query is not None and not settings.per_query.endswith((".csv", ".parquet")):
@@ -90,13 +90,13 @@ def _parse_bounds(text: str | None, cutoffs: list[int]) -> dict[str, float]:
     """Parse --fail-below into lower bounds by measure key."""
     bounds = {}
     available = [measures.find_measure(key) for key in measures.measure_keys(cutoffs)]
-    keys = {text: each.key for each in available for text in (each.key, each.name)}
+    keys = {name: measure.key for measure in available for name in (measure.key, measure.name)}
     for part in parse_comma_list(text):
         name, _, bound = (piece.strip() for piece in part.partition("="))
         if (key := keys.get(name)) is None:
             raise UsageError(
                 f"--fail-below {part!r}: write MEASURE=BOUND with one of "
-                f"{', '.join(each.key for each in available)} (--cutoffs adds ranks), or a "
+                f"{', '.join(measure.key for measure in available)} (--cutoffs adds ranks), or a "
                 "printed measure name"
             )
         try:
@@ -112,16 +112,20 @@ def _parse_bounds(text: str | None, cutoffs: list[int]) -> dict[str, float]:
 
 def _missed_bounds(evaluation: Evaluation, bounds: dict[str, float]) -> list[str]:
     return [
-        f"{each.name} {each.value:.4f} is below {bounds[each.key]:g}, which --fail-below asks for"
-        for each in evaluation.measures
-        if each.key in bounds and not each.value >= bounds[each.key]
+        f"{measure.name} {measure.value:.4f} is below {bounds[measure.key]:g}, the bound of "
+        "--fail-below"
+        for measure in evaluation.measures
+        if measure.key in bounds and not measure.value >= bounds[measure.key]
     ]
 
 
 def _compare(
     settings: EvaluateSettings, results: Results, cutoffs: list[int]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Compare with the matches of --compare, which rank the same queries."""
+    """Compare with the matches of --compare; return values for --json and text lines.
+
+    Raises Mismatch if the two rankings have no query in common.
+    """
     if settings.compare is None:
         return {}, ()
     other = _other_results(settings.compare, settings, cutoffs)
@@ -132,11 +136,12 @@ def _compare(
             "rankings of the same queries"
         )
     values: dict[str, Any] = {"compared": comparison.queries}
-    for each in comparison.differences:
+    for difference in comparison.differences:
         values |= {
-            f"{each.name}_diff": each.value, f"{each.name}_diff_low": nan_to_none(each.low),
-            f"{each.name}_diff_high": nan_to_none(each.high),
-        }  # fmt: skip
+            f"{difference.name}_diff": difference.value,
+            f"{difference.name}_diff_low": nan_to_none(difference.low),
+            f"{difference.name}_diff_high": nan_to_none(difference.high),
+        }
     values["changed"] = comparison.changed.slice(0, 100).to_pylist()
     return values, format_comparison(
         comparison, settings.matches, settings.compare, all_measures=settings.all_measures
@@ -144,13 +149,13 @@ def _compare(
 
 
 def _other_results(path: str, settings: EvaluateSettings, cutoffs: list[int]) -> Results:
-    """Measure other matches by the same ground truth options."""
+    """Measure the matches of --compare with the same options for the ground truth."""
     folder, manifest = _open_matches(path, "--compare")
     return measure_matches(folder, manifest, open_ground_truth(folder, manifest, settings), cutoffs)
 
 
 def _open_matches(path: str, option: str) -> tuple[Folder, Manifest]:
-    """Open the finished matches given with an option; errors name the option."""
+    """Open the finished matches that an option names; errors name the option."""
     folder = open_folder(path)
     try:
         return folder, finished_output.read_manifest(folder, kind="matches")
@@ -165,7 +170,11 @@ def _split_loss(
     ground_truth: GroundTruth,
     cutoffs: list[int],
 ) -> tuple[dict[str, Any], list[str]]:
-    """Split the loss in each measure between the backbone and the approximate index."""
+    """Split the loss in each measure between the backbone and the approximate index.
+
+    Returns values for --json and text lines. Raises Mismatch if --exact-matches is not the same
+    ranking, or not exact.
+    """
     if settings.exact_matches is None:
         return {}, []
     exact, manifest = _open_matches(settings.exact_matches, "--exact-matches")
@@ -183,17 +192,21 @@ def _split_loss(
         raise Mismatch(
             f"--exact-matches {settings.exact_matches} is not exact; rank again with --recall exact"
         )
-    best = measure_matches(exact, manifest, ground_truth, cutoffs)
-    comparison = compare_results(best, results, settings.intervals_over)
+    exact_results = measure_matches(exact, manifest, ground_truth, cutoffs)
+    comparison = compare_results(exact_results, results, settings.intervals_over)
     values: dict[str, Any] = {}
     text_lines = ["loss (difference to 1) caused by the backbone and by the index:"]
     for difference in comparison.differences:
-        name, lost = difference.name, 1 - float(best.values(difference.key).mean())
-        values |= {f"{name}_lost_by_backbone": lost, f"{name}_lost_by_index": difference.value}
+        name = difference.name
+        backbone_loss = 1 - float(exact_results.values(difference.key).mean())
+        values |= {
+            f"{name}_lost_by_backbone": backbone_loss,
+            f"{name}_lost_by_index": difference.value,
+        }
         if difference.key in _LOSS_MEASURES:
             ends = format_interval(difference.low, difference.high)
             text_lines.append(
-                f"  {name}: {lost:z.4f} by the backbone, "
+                f"  {name}: {backbone_loss:z.4f} by the backbone, "
                 f"{' '.join((f'{difference.value:z.4f}', ends)).rstrip()} by the index"
             )
     return values, text_lines

@@ -42,7 +42,7 @@ _NAMED_CLASSES = 3  # in a note or error
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The evaluation of a ranking; `notes` are sentences that must be shown beside the figures."""
+    """Evaluation of a ranking; `notes` are sentences that must be shown with the measures."""
 
     results: Results
     measures: tuple[MeasureResult, ...]
@@ -52,12 +52,12 @@ class Evaluation:
 
     @property
     def queries(self) -> int:
-        """The number of judged queries."""
+        """Return the number of judged queries."""
         return len(self.results.queries)
 
     @property
     def left_out(self) -> int:
-        """The number of queries without ground truth."""
+        """Return the number of queries without ground truth."""
         return self.results.left_out
 
 
@@ -65,7 +65,19 @@ def evaluate_matches(
     folder: Folder, manifest: Manifest, ground_truth: GroundTruth, cutoffs: Sequence[int] = (10,),
     over: IntervalUnit = "queries",
 ) -> Evaluation:  # fmt: skip
-    """Evaluate finished matches; raise InputError where no query has a relevance grade."""
+    """Evaluate finished matches.
+
+    Args:
+        folder: The matches.
+        manifest: Their manifest.
+        ground_truth: Relevance of the images.
+        cutoffs: Ranks k of P@k and other measures.
+        over: Population of the intervals: "queries" or "classes".
+
+    Raises:
+        InputError: If no query has a relevance grade.
+        Mismatch: If qrels have no query in common with the matches.
+    """
     results = measure_matches(folder, manifest, ground_truth, cutoffs)
     return Evaluation(
         results,
@@ -79,7 +91,7 @@ def evaluate_matches(
 def evaluate_by_labels(
     folder: Folder, manifest: Manifest, over: IntervalUnit = "queries"
 ) -> tuple[Evaluation | None, tuple[str, ...]]:
-    """Evaluate by the labels in the matches; return None and the reason where there are none."""
+    """Evaluate by the labels in the matches; return None and the reason if there are none."""
     try:
         return evaluate_matches(
             folder, manifest, open_ground_truth(folder, manifest, RelevanceOptions()), over=over
@@ -91,7 +103,10 @@ def evaluate_by_labels(
 def measure_matches(
     folder: Folder, manifest: Manifest, ground_truth: GroundTruth, cutoffs: Sequence[int]
 ) -> Results:
-    """Measure all queries: those with matches, those that failed, and those only in the qrels."""
+    """Measure all queries: with matches, failed, and those that are in the qrels only.
+
+    Raises as `evaluate_matches` does.
+    """
     ranked_ids: list[pa.Array] = []
 
     def parts() -> Iterator[RankingRelevance]:
@@ -123,7 +138,7 @@ def _qrels_only_queries(ground_truth: Qrels, ranked_ids: pa.ChunkedArray) -> pa.
 def _refuse_unrelated(
     folder: Folder, ground_truth: GroundTruth, results: Results, ranked_ids: pa.ChunkedArray
 ) -> None:
-    """Raise where ground truth and matches have no query or label in common."""
+    """Raise if ground truth and matches have no query or label in common."""
     first = repr(ranked_ids[0].as_py()) if len(ranked_ids) else "none"
     if isinstance(ground_truth, Qrels):
         judged_ids = ground_truth.judged_queries()
@@ -135,7 +150,7 @@ def _refuse_unrelated(
             )
         return
     if len(results.queries) == 0:
-        hint = "; give a labels file with --labels"
+        hint = "; name a labels file with --labels"
         if isinstance(ground_truth, Labels) and ground_truth.query_labels is not None:
             names = ground_truth.query_labels["image_id"]
             hint = (
@@ -156,17 +171,17 @@ def _refuse_unrelated(
 def _notes(
     folder: Folder, manifest: Manifest, ground_truth: GroundTruth, results: Results
 ) -> tuple[str, ...]:
-    relevant, filled = (results.queries[n].to_numpy() for n in ("relevant", "matches"))
+    relevant, match_counts = (results.queries[n].to_numpy() for n in ("relevant", "matches"))
     top_k = int(finished_output.read_settings(folder)["top_k"])
     notes = []
     if results.left_out:
-        why = (
+        reason = (
             "without a relevant image in --qrels"
             if isinstance(ground_truth, Qrels)
             else "without label"
         )
-        notes.append(f"{results.left_out} queries {why} are left out")
-    if unanswered := int((filled == 0).sum()):
+        notes.append(f"{results.left_out} queries {reason} are left out")
+    if unanswered := int((match_counts == 0).sum()):
         notes.append(f"{unanswered} queries without an answer count as wrong")
     if results.junk:
         notes.append(f"{results.junk} matches were ignored as junk")
@@ -174,8 +189,9 @@ def _notes(
         notes.append(_unmatchable(unmatchable))
     if isinstance(ground_truth, Labels):
         labelled = pc.sum(ground_truth.gallery["images"]).as_py() or 0
-        if (rest := int(manifest.counts["gallery"]) - labelled) > 0 and not _filtered(folder):
-            notes.append(f"{rest} gallery images without label count as wrong")
+        unlabelled = int(manifest.counts["gallery"]) - labelled
+        if unlabelled > 0 and not _filtered(folder):
+            notes.append(f"{unlabelled} gallery images without label count as wrong")
     elif not results.scored["right"].to_numpy().any():
         notes.append(
             "no match is among the images that --qrels grades as relevant; check that "
@@ -191,7 +207,7 @@ def _notes(
 
 
 def _interval_notes(results: Results, over: IntervalUnit) -> Iterator[str]:
-    """Yield notes on the population of the intervals, and on missing intervals."""
+    """Yield notes on the population of the intervals and on missing intervals."""
     count = len(results.queries) if over == "queries" else len(pc.unique(results.queries["label"]))
     if over == "classes":
         yield f"intervals are about further classes like these {count}, not about further queries"
@@ -206,8 +222,8 @@ def _filtered(folder: Folder) -> bool:
 def _unmatchable(queries: pa.Table) -> str:
     """Return the note on queries without a relevant gallery image."""
     names = pc.unique(queries["label"]).to_pylist()
-    rest = f" and {len(names) - _NAMED_CLASSES} more" if len(names) > _NAMED_CLASSES else ""
+    suffix = f" and {len(names) - _NAMED_CLASSES} more" if len(names) > _NAMED_CLASSES else ""
     return (
         f"{len(queries)} queries are of classes that no gallery image has "
-        f"({', '.join(names[:_NAMED_CLASSES])}{rest}): they count as wrong"
+        f"({', '.join(names[:_NAMED_CLASSES])}{suffix}): they count as wrong"
     )

@@ -37,12 +37,12 @@ def measures_json(measures: Iterable[MeasureResult]) -> dict[str, float | None]:
 def tables_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return the measures by class and the score thresholds for --json."""
     classes = [
-        {"label": each.label, "queries": each.queries, **measures_json(each.measures)}
-        for each in evaluation.classes
+        {"label": result.label, "queries": result.queries, **measures_json(result.measures)}
+        for result in evaluation.classes
     ]
     thresholds = [
-        {name: nan_to_none(value) for name, value in vars(each).items()}
-        for each in evaluation.thresholds
+        {name: nan_to_none(value) for name, value in vars(threshold).items()}
+        for threshold in evaluation.thresholds
     ]
     return {"classes": classes, "thresholds": thresholds}
 
@@ -67,18 +67,21 @@ def format_measures(evaluation: Evaluation, *, all_measures: bool = False) -> tu
         for (name, value, ends), measure in zip(rows, shown, strict=True)
     ]  # fmt: skip
     bracketed = "; in brackets: 95 % intervals" if widths[2] else ""
-    rest = len(evaluation.measures) - len(shown)
-    further = f"; --all-measures prints {rest} more" if rest else ""
-    summary = f"{evaluation.queries} queries{bracketed}{further}"
+    hidden = len(evaluation.measures) - len(shown)
+    hint = f"; --all-measures prints {hidden} more" if hidden else ""
+    summary = f"{evaluation.queries} queries{bracketed}{hint}"
     return (*measures, summary, *(f"note: {note}" for note in evaluation.notes))
 
 
 def format_interval(low: float, high: float, form: str = ".4f") -> str:
-    """Format an interval as "[low, high]", or as "" for nan; -0.0 is written without its sign."""
-    sign, places = ("+", form[1:]) if form.startswith("+") else ("", form)
+    """Format an interval as "[low, high]", or as "" for nan; -0.0 is written without its sign.
+
+    `form` is the format of a number, such as ".3f" or "+.4f".
+    """
+    sign, precision = ("+", form[1:]) if form.startswith("+") else ("", form)
     if math.isnan(low) or math.isnan(high):
         return ""
-    return f"[{low:{sign}z{places}}, {high:{sign}z{places}}]"
+    return f"[{low:{sign}z{precision}}, {high:{sign}z{precision}}]"
 
 
 def format_classes(evaluation: Evaluation) -> tuple[str, ...]:
@@ -86,17 +89,17 @@ def format_classes(evaluation: Evaluation) -> tuple[str, ...]:
     classes = evaluation.classes
     if len(classes) < 2:
         return ()
-    head = "by class, worst first" if len(classes) <= _MAX_CLASSES else (
+    heading = "by class, worst first" if len(classes) <= _MAX_CLASSES else (
         f"by class, the {_MAX_CLASSES} worst of {len(classes)} (--json has all)"
     )  # fmt: skip
-    rows = [f"{head}:"]
-    for each in classes[:_MAX_CLASSES]:
-        figures = "  ".join(
+    rows = [f"{heading}:"]
+    for result in classes[:_MAX_CLASSES]:
+        values = "  ".join(
             f"{m.name} {m.value:.3f} {format_interval(m.low, m.high, '.3f')}".rstrip()
-            for m in each.measures
+            for m in result.measures
         )
-        rows.append(f"  {_short(each.label):<{_NAME_WIDTH}} {each.queries:>5}  {figures}")
-    if any(each.queries < MIN_SAMPLE_SIZE for each in classes[:_MAX_CLASSES]):
+        rows.append(f"  {_short(result.label):<{_NAME_WIDTH}} {result.queries:>5}  {values}")
+    if any(result.queries < MIN_SAMPLE_SIZE for result in classes[:_MAX_CLASSES]):
         rows.append(f"  (no interval for a class of fewer than {MIN_SAMPLE_SIZE} queries)")
     return tuple(rows)
 
@@ -124,13 +127,17 @@ def format_comparison(
 ) -> tuple[str, ...]:
     """Format the paired differences of two rankings, and the queries that changed most."""
     rows = [f"{name} minus {other_name}, paired over {comparison.queries} queries:"]
-    shown = [each for each in comparison.differences if all_measures or each.shown_by_default]
-    width = max(len(each.name) for each in shown)
-    for each in shown:
-        ends = format_interval(each.low, each.high, "+.4f")
-        mark = "  differs" if ends and not each.low <= 0 <= each.high else ""
-        rows.append(f"  {each.name:>{width}} {each.value:+z.4f}  {ends}{mark}".rstrip())
-    if all(math.isnan(each.low) for each in shown):
+    shown = [
+        difference
+        for difference in comparison.differences
+        if all_measures or difference.shown_by_default
+    ]
+    width = max(len(difference.name) for difference in shown)
+    for difference in shown:
+        ends = format_interval(difference.low, difference.high, "+.4f")
+        mark = "  differs" if ends and not difference.low <= 0 <= difference.high else ""
+        rows.append(f"  {difference.name:>{width}} {difference.value:+z.4f}  {ends}{mark}".rstrip())
+    if all(math.isnan(difference.low) for difference in shown):
         rows.append("note: too few queries for an interval, so no difference is significant")
     if unpaired := comparison.only_first + comparison.only_second:
         rows.append(f"note: {unpaired} queries are judged in only one ranking and not compared")
@@ -147,7 +154,7 @@ def format_comparison(
 def format_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], name_columns: int = 1
 ) -> list[str]:
-    """Return aligned table lines: the first `name_columns` columns left-aligned, the rest right."""
+    """Format an aligned table: the first `name_columns` columns left-aligned, others right."""
     table_rows = [headings, *rows]
     widths = [max(len(cells[column]) for cells in table_rows) for column in range(len(headings))]
     return [

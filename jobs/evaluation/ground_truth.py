@@ -1,4 +1,4 @@
-"""Open the ground truth of finished matches: stored labels, a labels file, or a qrels file."""
+"""Ground truth of finished matches: stored labels, a labels file, or a qrels file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ _LABELS, _EXCLUSIONS = "labels.parquet", "barred/"
 
 
 def open_ground_truth(folder: Folder, manifest: Manifest, options: RelevanceOptions) -> GroundTruth:
-    """Return the ground truth that the options select; raise where it is unusable."""
+    """Return the ground truth that the options select.
+
+    Raises UsageError if both --labels and --qrels are given, and InputError if a file cannot be
+    read or has no image of the gallery.
+    """
     if options.qrels is not None:
         if options.labels is not None:
             raise UsageError("--labels and --qrels are mutually exclusive")
@@ -71,7 +75,7 @@ def stream_tables(
 def _count_labels(folder: Folder, path: str, labels: pa.Table) -> pa.Table:
     """Count the gallery images of each label of a labels file, as a table GALLERY_LABELS.
 
-    Images that the gallery does not contain are not counted, unless the index is gone.
+    Images that the gallery does not contain are not counted, unless the index cannot be read.
     """
     gallery_labels = labels
     if (ids := read_gallery_ids(folder)) is not None:
@@ -93,7 +97,7 @@ def _first(ids: Any) -> str:
 
 
 def read_gallery_ids(folder: Folder) -> pa.ChunkedArray | None:
-    """Return the ids of gallery images that could match; None if the index is gone or changed."""
+    """Return the ids of the possible matches; None if the index was removed or changed."""
     from retrieval.index.shard import read_live_rows
     from retrieval.search.filters import matching_rows, parse_filter
 

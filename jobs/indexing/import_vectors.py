@@ -1,7 +1,7 @@
 """Import precomputed vectors into a store at INDEX/embeddings, from which the index is built.
 
-So indexing starts from a store for them as well: changes of the source are appended, and vectors
-that cannot be imported are in its ledger.
+So an index is always built from a store: changes of the source are appended to it, and vectors that
+cannot be imported are recorded in its ledger.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ EMBEDDINGS = "embeddings"
 
 
 def import_into_index(settings: IndexSettings, cluster: Cluster, index: Folder) -> Store:
-    """Claim an index of precomputed vectors, and bring its store up to date with their source.
+    """Claim an index of precomputed vectors and update its store from their source.
 
     Returns:
-        The store, to be indexed.
+        The store, from which the index is built.
     """
     vectors = open_precomputed_vectors(settings.embeddings, settings, metric=settings.metric)
     dtype = vectors.resolve_dtype(settings.embedding_dtype)
@@ -61,12 +61,12 @@ def _job_settings(
 
 
 def format_skipped_vectors(index: Folder) -> str | None:
-    """Format how many vectors an index of precomputed vectors lacks; None if it lacks none."""
+    """Format the number of vectors that could not be imported into an index; None if it is 0."""
     if finished_output.read_settings(index)["bundle"] is not None:
         return None
     try:
         counts = finished_output.read_manifest(index.child(EMBEDDINGS), kind="store").counts
-    except InputError:  # made of a store of imported vectors, which has its own ledger
+    except InputError:  # built from another store of imported vectors, which has its own ledger
         return None
     if not counts["failures"]:
         return None
@@ -75,7 +75,7 @@ def format_skipped_vectors(index: Folder) -> str | None:
 
 
 def refuse_import_options(settings: IndexSettings) -> None:
-    """Raise if an option that only precomputed vectors have is given for a store."""
+    """Raise UsageError if an option for precomputed vectors is given for a store."""
     if not is_output_path(settings.embeddings):
         return
     for name in sorted(import_option_names()):
@@ -83,5 +83,5 @@ def refuse_import_options(settings: IndexSettings) -> None:
         if getattr(settings, name) not in (None, default):
             raise UsageError(
                 f"--{name.replace('_', '-')} is for precomputed vectors, and "
-                f"{settings.embeddings} is a store; leave it away"
+                f"{settings.embeddings} is a store; omit it"
             )

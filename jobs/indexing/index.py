@@ -1,7 +1,7 @@
-"""The index stage: build a sharded IVF index of a store, or add what the store gained to it.
+"""The index stage: build a sharded IVF index of a store, or add the new rows of the store to it.
 
-The index is trained once; shards are built as tasks on the cluster, and the recall curve is
-measured on sampled rows meanwhile.
+The index is trained once; shards are built as tasks on the cluster, which also search them for the
+sampled rows of the recall curve.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from retrieval.storage.temporary import make_temp_dir
 from retrieval.store.reader import Store, open_store
 
 RETRAIN_THRESHOLD = 1.25
-"""Retraining is advised when vectors lie this many times as far from their centroids as those of
-the training, beyond what chance explains."""
+"""Retraining is recommended if the vectors are on average this many times as far from their
+centroids as the first vectors of the index, by the lower end of the interval."""
 
 
 def start(settings: IndexSettings) -> Result:
@@ -48,33 +48,35 @@ def start(settings: IndexSettings) -> Result:
     check_output(settings, "index")
     folder = open_folder(settings.output)
     refuse_import_options(settings)
-    file = settings.export_faiss
-    if file is not None:
+    export_path = settings.export_faiss
+    if export_path is not None:
         from retrieval.index.export_faiss import check_export_path
 
-        check_file("--export-faiss", file)
-        file = check_export_path(file, folder, overwrite=settings.overwrite)
+        check_file("--export-faiss", export_path)
+        export_path = check_export_path(export_path, folder, overwrite=settings.overwrite)
     with open_cluster(settings) as cluster:
         manifest = build_index(settings, cluster)
     result = _summary(settings.output, manifest)
     if left_out := format_skipped_vectors(folder):
         result = Result(result.values, (*result.lines, left_out))
     result = add_rounding(result, folder.child(EMBEDDINGS))
-    return result if file is None else _merged(settings, folder, manifest, file, result)
+    if export_path is None:
+        return result
+    return _export(settings, folder, manifest, export_path, result)
 
 
-def _merged(
-    settings: IndexSettings, folder: Folder, manifest: Manifest, file: str, result: Result
+def _export(
+    settings: IndexSettings, folder: Folder, manifest: Manifest, path: str, result: Result
 ) -> Result:
-    """Write the whole index into one FAISS file, and add what it holds to the result."""
+    """Write the index as one FAISS file, and return the result with a summary of the file."""
     from retrieval.index.export_faiss import export_index
 
     with progress("merge", manifest.counts["shards"], "shards") as bar:
-        merged = export_index(
-            folder, manifest, file, settings.max_index_memory, lambda: bar.advance(1)
+        exported = export_index(
+            folder, manifest, path, settings.max_index_memory, lambda: bar.advance(1)
         )
-    values = {**result.values, "merged_into": file, "merged_rows": merged.rows}
-    return Result(values, (*result.lines, merged.sentence()))
+    values = {**result.values, "merged_into": path, "merged_rows": exported.rows}
+    return Result(values, (*result.lines, exported.sentence()))
 
 
 def build_index(
@@ -118,9 +120,8 @@ def build_index(
         return manifest
 
     manifest = transaction.make_unless_finished(folder, "index", make)
-    if (
-        manifest.counts["embeddings_sha256"] != store.manifest.sha256
-    ):  # of an older state of the store
+    # another run may have finished the index from an older state of the store
+    if manifest.counts["embeddings_sha256"] != store.manifest.sha256:
         manifest = transaction.make_unless_finished(folder, "index", make)
     return manifest
 
@@ -144,7 +145,7 @@ def _copy_bundle(folder: Folder, store: Store) -> None:
         return
     bundle = read_bundle(store.folder)
     if bundle.digest != store.bundle:
-        raise Mismatch(f"{store.folder.uri()} holds another bundle than its job.json names")
+        raise Mismatch(f"{store.folder.uri()} has another bundle than its job.json records")
     write_bundle(folder, bundle)
 
 
@@ -166,40 +167,39 @@ def _build_missing_shards(
     )  # fmt: skip
     workers = RayWorkers(cluster)
     trained = train_index(folder, store, plan, settings.metric, settings.seed, workers)
-    work = finalize.plan_shards(folder, store, trained.plan)
+    pending_shards = finalize.plan_shards(folder, store, trained.plan)
     vectors, rows = draw_sample(store, SAMPLE_SIZE, settings.seed, "curve", workers)
     samples = make_recall_samples(vectors, rows, store.rows, trained.plan.codes)
-    build_one = _shard_builder(settings, folder, store, trained, samples)
-    done: list[ShardResult] = []
-    with progress("index", len(work), "shards", cluster) as bar:
-        for result in tasks.run_tasks(cluster, build_one, work):
-            done.append(result)
+    build_shard = _shard_builder(settings, folder, store, trained, samples)
+    results: list[ShardResult] = []
+    with progress("index", len(pending_shards), "shards", cluster) as bar:
+        for result in tasks.run_tasks(cluster, build_shard, pending_shards):
+            results.append(result)
             bar.advance(1)
-    done.sort(key=lambda result: result.number)
+    results.sort(key=lambda result: result.number)
     return finalize.finish_index(
-        folder, store, trained, samples, done, settings.metric, settings.seed
+        folder, store, trained, samples, results, settings.metric, settings.seed
     )
 
 
 def _shard_builder(
     settings: IndexSettings, folder: Folder, store: Store, trained: Any, samples: Any
 ) -> Callable[[Any], ShardResult]:
-    metric, scratch = settings.metric, settings.temp_dir
-    _ = (
-        store.metadata_columns
-    )  # cached before the store is sent, so that no task reads the listings
+    metric, temp_dir = settings.metric, settings.temp_dir
+    # cached before the store is sent to workers, so that no task reads the listings
+    _ = store.metadata_columns
 
-    def build_one(work: Any) -> ShardResult:
+    def build_shard(work: Any) -> ShardResult:
         from retrieval.index.build_shard import ShardBuildContext
         from retrieval.index.sample_neighbors import build_measured_shard
 
-        make_temp_dir(scratch)
-        making = ShardBuildContext(
-            folder, store, metric, trained.faiss, trained.plan.codes, scratch, send_heartbeat
+        make_temp_dir(temp_dir)
+        context = ShardBuildContext(
+            folder, store, metric, trained.faiss, trained.plan.codes, temp_dir, send_heartbeat
         )
-        return build_measured_shard(making, samples, *work)
+        return build_measured_shard(context, samples, *work)
 
-    return build_one
+    return build_shard
 
 
 def read_table(folder: Folder, manifest: Manifest, path: str) -> pa.Table:
@@ -217,7 +217,7 @@ def _summary(output: str, manifest: Manifest) -> Result:
     ]
     if counts["drift_low"] > RETRAIN_THRESHOLD:
         lines.append(
-            f"vectors lie {counts['drift']:.2f} times as far from their centroids as those that "
-            "the index had at first: --overwrite trains anew, so that fewer lists need be read"
+            f"on average, vectors are {counts['drift']:.2f} times as far from their centroids as "
+            "the first vectors of the index; --overwrite trains again, so that fewer lists are read"
         )
     return Result({"output": output, **counts}, tuple(lines))

@@ -1,7 +1,7 @@
-"""Run the steps of index training as Ray tasks.
+"""Steps of index training as Ray tasks.
 
-`RayWorkers` implements the interface of `retrieval.index.workers`: results in the order of the
-inputs, and values that stay in the object store.
+`RayWorkers` implements the interface of `retrieval.index.workers`: results are in the order of the
+inputs, and large values stay in the object store.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jobs.cluster.stall_detector import TaskActivity, watch_for_stalls
 
 
 class RayWorkers:
-    """Implement `retrieval.index.workers` with Ray tasks."""
+    """Implementation of `retrieval.index.workers` with Ray tasks."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -23,7 +23,7 @@ class RayWorkers:
     def broadcast(self, value: Any) -> Any:
         """Put a value into the object store, once for all workers of a machine.
 
-        The result may stand for the value among the arguments of `map` and `map_stored`.
+        The returned reference may be passed in place of the value to `map` and `map_stored`.
         """
         import ray
 
@@ -31,24 +31,24 @@ class RayWorkers:
         return _StoredValue(ray.put(value))
 
     def map(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Call the function with the arguments in each item, as tasks; results in order."""
+        """Call the function with the arguments in each item as tasks; yield results in order."""
 
         def call(numbered: tuple[int, tuple[Any, ...]]) -> tuple[int, Any]:
             number, item = numbered
             return number, function(*map(_resolve, item))
 
-        waiting: dict[int, Any] = {}
-        expected = 0
-        for number, answer in tasks.run_tasks(self._cluster, call, enumerate(items)):
-            waiting[number] = answer
-            while expected in waiting:
-                yield waiting.pop(expected)
-                expected += 1
+        pending: dict[int, Any] = {}
+        next_number = 0
+        for number, result in tasks.run_tasks(self._cluster, call, enumerate(items)):
+            pending[number] = result
+            while next_number in pending:
+                yield pending.pop(next_number)
+                next_number += 1
 
     def map_stored(
         self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]
     ) -> list[tuple[Any, Any]]:
-        """Call the function, which returns a large and a small value, as tasks.
+        """Call the function, which returns a large and a small value, as tasks, in order.
 
         The large values stay in the object store; the small ones are fetched.
         """
@@ -61,11 +61,11 @@ class RayWorkers:
 
         remote = ray.remote(num_cpus=1, max_retries=3, num_returns=2)(call)
 
-        def answers() -> Iterator[tuple[Any, Any]]:
+        def results() -> Iterator[tuple[Any, Any]]:
             for large, small in [remote.remote(*item) for item in items]:
                 yield _StoredValue(large), ray.get(small)
 
-        return list(watch_for_stalls(answers(), TaskActivity(self._cluster, 1)))
+        return list(watch_for_stalls(results(), TaskActivity(self._cluster, 1)))
 
 
 class _StoredValue:

@@ -1,8 +1,8 @@
 """The `plan` command: estimate the time, memory and disk of `run` before it starts.
 
-The sources are listed as `run` lists them; a sample of the gallery passes through the job's own
-stages in a folder that is removed (`probe.py`); the rest is arithmetic
-(`retrieval/planning/costs.py`).
+The sources are listed as `run` lists them. A sample of the gallery is processed by the stages of
+the job in a temporary folder (`probe.py`), and the costs of the whole job are computed from these
+measurements (`retrieval/planning/costs.py`).
 """
 
 from __future__ import annotations
@@ -39,76 +39,84 @@ from retrieval.planning.costs import WorkerPool, failure_interval
 from retrieval.storage.local import is_remote, open_folder
 from retrieval.storage.temporary import temporary_name
 
-_LONG = 60.0  # seconds of listing that are worth a word
+_LONG_LISTING = 60.0  # seconds of listing after which a note is printed
 
 
 def start(settings: PlanSettings) -> Result:
-    """Plan, and say what the job will take."""
+    """Estimate the costs of a job and return them as the result."""
     return format_plan(plan(settings, time.time() - psutil.Process().create_time()))
 
 
-def plan(settings: PlanSettings, loaded: float) -> PlanEstimate:
-    """Measure and reckon; `loaded` are the seconds since this process began."""
+def plan(settings: PlanSettings, startup: float) -> PlanEstimate:
+    """Measure a sample and estimate the job; `startup` is the age of this process in seconds.
+
+    Raises as `run` does for invalid inputs, and TooManyFailures if no image of the sample can be
+    embedded.
+    """
     if settings.output is not None:
         check_inputs_outside(settings)
-    there = _nodes(settings.cluster)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+    nodes = _parse_nodes(settings.cluster)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temp_dir:
         settings = dataclasses.replace(
-            settings, output=settings.output or f"{scratch}/output",
+            settings, output=settings.output or f"{temp_dir}/output",
             embedding_dtype=resolve_embedding_dtype(settings.embedding_dtype),
         )  # fmt: skip
-        sides, listing = _listings(settings, Path(scratch))
-        with open_cluster(settings) as cluster, _probing(settings, cluster, Path(scratch)) as probe:
-            fleet, missing = _fleet(settings, cluster, probe.prepared, there)
-            here = _fleet(settings, cluster, probe.prepared, None)[0]
-            estimate_counts(
-                settings, probe, sides
-            )  # what does not fit is refused before it costs time
-            probe.run(sides["gallery"], sides.get("queries"))
-            began = time.monotonic()
-        probe.seconds["start"] += loaded + time.monotonic() - began
-        counts = estimate_counts(settings, probe, sides)
-        bytes_ = {side: estimate_image_bytes(listed, probe) for side, listed in sides.items()}
-        lines = {side: listed.path.stat().st_size for side, listed in sides.items()}
-    rates = estimate_rates(probe, counts, listing, here.beside)
-    sizes = estimate_sizes(settings, probe, counts, sum(lines.values()))
+        listings, listing_seconds = _list_sources(settings, Path(temp_dir))
+        with (
+            open_cluster(settings) as cluster,
+            _open_probe(settings, cluster, Path(temp_dir)) as probe,
+        ):
+            fleet, missing = _plan_workers(settings, cluster, probe.prepared, nodes)
+            local_fleet = _plan_workers(settings, cluster, probe.prepared, None)[0]
+            estimate_counts(settings, probe, listings)  # raises if the index cannot be planned
+            probe.run(listings["gallery"], listings.get("queries"))
+            started = time.monotonic()
+        probe.seconds["start"] += startup + time.monotonic() - started
+        counts = estimate_counts(settings, probe, listings)
+        image_bytes = {
+            side: estimate_image_bytes(listed, probe) for side, listed in listings.items()
+        }
+        listing_bytes = sum(listed.path.stat().st_size for listed in listings.values())
+    rates = estimate_rates(probe, counts, listing_seconds, local_fleet.decoder_cores)
+    sizes = estimate_sizes(settings, probe, counts, listing_bytes)
     return PlanEstimate(
-        settings, rates, sizes, counts, fleet, bytes_,
+        settings, rates, sizes, counts, fleet, image_bytes,
         failure_interval(probe.failed, probe.images), probe.images, missing,
         probe.prepared.plan.precision, probe.prepared.device,
     )  # fmt: skip
 
 
-def _listings(settings: PlanSettings, scratch: Path) -> tuple[dict[str, SourceListing], float]:
-    """List the sources as the job will; also give the seconds that takes."""
-    began = time.monotonic()
-    sides = {}
+def _list_sources(settings: PlanSettings, temp_dir: Path) -> tuple[dict[str, SourceListing], float]:
+    """List the sources as the job will; return the listings and the time in seconds."""
+    started = time.monotonic()
+    listings = {}
     for side in ("gallery", "queries"):
         root = getattr(settings, side)
         if root is not None:
             source = open_input(settings, root)
             source.check()
-            asked = derive_settings(settings, EmbedSettings, input=root, output=str(scratch))
-            sides[side] = list_source(asked, source, scratch / f"{side}.parquet", side)
-    seconds = time.monotonic() - began
-    if seconds > _LONG:
-        say(f"listing took {seconds:.0f} s, and takes as long again in each run")
-    return sides, seconds
+            embedding = derive_settings(settings, EmbedSettings, input=root, output=str(temp_dir))
+            listings[side] = list_source(embedding, source, temp_dir / f"{side}.parquet", side)
+    seconds = time.monotonic() - started
+    if seconds > _LONG_LISTING:
+        say(f"listing took {seconds:.0f} s, and will take as long in each run")
+    return listings, seconds
 
 
 @contextmanager
-def _probing(settings: PlanSettings, cluster: Cluster, scratch: Path) -> Iterator[Probe]:
-    """Return a probe whose model is ready; what it writes is removed after."""
+def _open_probe(settings: PlanSettings, cluster: Cluster, temp_dir: Path) -> Iterator[Probe]:
+    """Yield a probe whose model is ready; remove the files that it wrote afterwards."""
     output, name = open_folder(str(settings.output)), temporary_name()
-    folder, was_there = output.child(name), Path(output.uri()).exists()
-    asked = derive_settings(
+    folder, existed = output.child(name), Path(output.uri()).exists()
+    embedding = derive_settings(
         settings, EmbedSettings, input=settings.gallery, output=folder.uri(), pca=None
     )
     try:
-        began = time.monotonic()
-        prepared = prepare_model(asked, cluster, folder).with_engine()
-        probe = Probe(settings, cluster, folder, scratch, prepared, _workers(cluster, prepared))
-        probe.seconds["start"] = time.monotonic() - began
+        started = time.monotonic()
+        prepared = prepare_model(embedding, cluster, folder).with_engine()
+        workers = _embedding_workers(cluster, prepared)
+        probe = Probe(settings, cluster, folder, temp_dir, prepared, workers)
+        probe.seconds["start"] = time.monotonic() - started
         yield probe
     finally:
         if is_remote(output.uri()):
@@ -116,51 +124,54 @@ def _probing(settings: PlanSettings, cluster: Cluster, scratch: Path) -> Iterato
                 output.delete(entry.path)
         else:
             shutil.rmtree(folder.uri(), ignore_errors=True)
-            if not was_there:
-                with contextlib.suppress(OSError):  # nothing was written, or by somebody else
+            if not existed:
+                with contextlib.suppress(OSError):  # it was not created, or another run uses it
                     Path(output.uri()).rmdir()
 
 
-def _workers(cluster: Cluster, prepared: PreparedModel) -> int:
+def _embedding_workers(cluster: Cluster, prepared: PreparedModel) -> int:
     if prepared.device != "cuda":
         return cluster.workers
     return max(1, min(int(cluster.gpus / cluster.gpu_share), cluster.requested_workers or 1 << 30))
 
 
-def _nodes(text: str | None) -> list[tuple[int, int, int]] | None:
-    """Read `--cluster`."""
+def _parse_nodes(text: str | None) -> list[tuple[int, int, int]] | None:
+    """Parse `--cluster` into (nodes, CPUs per node, GPUs per node) per group; raise UsageError."""
     try:
         return None if text is None else parse_cluster(text)
     except ValueError as error:
         raise UsageError(f"--cluster: {error}") from error
 
 
-def _fleet(
+def _plan_workers(
     settings: PlanSettings, cluster: Cluster, prepared: PreparedModel,
     nodes: list[tuple[int, int, int]] | None,
 ) -> tuple[WorkerPool, str]:  # fmt: skip
-    """Return the workers, here or on the nodes of `--cluster`, and a note on missing estimates.
+    """Return the workers of this cluster, or on `nodes`, and a note on missing estimates.
 
-    As the product does: one worker a GPU (or share of one) where there are any, else one a CPU.
+    As in a job, there is one worker per GPU (or share of one) if there are any, else one per CPU.
     """
-    measured = prepared.device == "cuda"
+    on_gpu = prepared.device == "cuda"
     if nodes is None:
-        beside = cluster.threads_beside(prepared.device)
-        return WorkerPool(_workers(cluster, prepared), cluster.workers, beside), ""
-    most = settings.workers or 1 << 30
-    cores = min(most, sum(count * cpus for count, cpus, _ in nodes))
+        decoder_cores = cluster.threads_beside(prepared.device)
+        workers = _embedding_workers(cluster, prepared)
+        return WorkerPool(workers, cluster.workers, decoder_cores), ""
+    max_workers = settings.workers or 1 << 30
+    cores = min(max_workers, sum(count * cpus for count, cpus, _ in nodes))
     gpus = sum(count * gpu for count, _, gpu in nodes)
-    if gpus and measured:
-        beside = min(int(cpus / gpu * cluster.gpu_share) for _, cpus, gpu in nodes if gpu)
-        return WorkerPool(min(most, int(gpus / cluster.gpu_share)), cores, max(1, beside)), ""
-    if measured:
+    if gpus and on_gpu:
+        decoder_cores = min(int(cpus / gpu * cluster.gpu_share) for _, cpus, gpu in nodes if gpu)
+        return WorkerPool(
+            min(max_workers, int(gpus / cluster.gpu_share)), cores, max(1, decoder_cores)
+        ), ""
+    if on_gpu:
         raise UsageError(
-            f"--cluster {settings.cluster} has no GPU, and a GPU is what was to be measured here: "
+            f"--cluster {settings.cluster} has no GPU, but the sample would be measured on a GPU: "
             "add --device cpu"
         )
     missing = (
-        f"what {gpus} GPUs do cannot be told from a CPU: run plan where there is such a GPU; the "
-        "figures are of the cores alone (--device cpu)"
+        f"the speed of {gpus} GPUs cannot be estimated on a CPU: run plan on a machine with such a "
+        "GPU; the estimates are for the cores alone (--device cpu)"
         if gpus and settings.device != "cpu"
         else ""
     )

@@ -1,8 +1,8 @@
 """Measurement of a sample: the stages of `run` on a few images, in a temporary folder.
 
-The stages themselves run: images are embedded by the job's workers, then indexed, ranked and shown.
-Their times are the fixed cost of each stage. What grows with the rows is measured per image and by
-microbenchmarks on one worker.
+The images are embedded by the workers of the job, then indexed, ranked and reported. The times of
+the small stages are their fixed costs; the costs that grow with the number of rows are measured per
+image and by microbenchmarks on one worker.
 """
 
 from __future__ import annotations
@@ -45,69 +45,74 @@ from retrieval.store.failure_reasons import commonest_reason
 from retrieval.store.finalize import finish_store
 from retrieval.store.segment import claim_segment
 
-_SMALL_CHUNK = 2  # images of a small chunk, by which a chunk's own cost is known
-_CHUNKS_PER_WORKER = 4  # chunks a worker, so that their median is one of a worker that is warm
-_THUMBNAIL_IMAGES = 32  # images that thumbnails are made of
+_SMALL_CHUNK = 2  # images of a small chunk, to measure the fixed cost of a chunk
+_CHUNKS_PER_WORKER = 4  # so that the median time is one of a worker that has started up
+_THUMBNAIL_IMAGES = 32  # images of which thumbnails are made
 
 
 @dataclass
 class Probe:
-    """A probe under way: what it writes into `folder`, and what it has measured so far."""
+    """A probe: it writes its outputs into `folder` and collects measurements."""
 
     settings: PlanSettings
     cluster: Cluster
     folder: Folder
-    scratch: Path
+    temp_dir: Path
     prepared: PreparedModel
     workers: int
-    seconds: dict[str, float] = field(default_factory=dict)  # of each stage
-    bytes: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
-    images: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage or operation
+    bytes: dict[str, float] = field(default_factory=dict)  # by output, and per row or picture
+    memory: dict[str, int] = field(default_factory=dict)  # peak of a worker by stage, in bytes
+    images: int = 0  # in the sample
     failed: int = 0
-    read: int = 0  # bytes
+    read: int = 0  # bytes of the images read
 
     @property
     def failing(self) -> float:
-        """Return the share of the sample that failed; none before there is one."""
+        """Return the share of the sample that failed; 0 before it is measured."""
         return self.failed / max(1, self.images)
 
     def run(self, gallery: SourceListing, queries: SourceListing | None) -> None:
-        """Do what `run` does, in its order: workers that start again find more than the first."""
+        """Run the stages in the order of `run`, since later pools of workers start faster.
+
+        Raises TooManyFailures if no image of the sample can be embedded.
+        """
         count, seed = self.settings.sample, self.settings.seed
-        needed = self._needed(gallery)
+        workers = self._worker_count(gallery)
         lines = sample_rows(gallery.rows, count, seed)
-        step = max(2 * _SMALL_CHUNK, -(-len(lines) // (_CHUNKS_PER_WORKER * needed)))
-        first, large = self._embedded("store", gallery, lines, step, needed)
+        step = max(2 * _SMALL_CHUNK, -(-len(lines) // (_CHUNKS_PER_WORKER * workers)))
+        first_wall, large = self._embed("store", gallery, lines, step, workers)
         self.images, self.failed = len(lines), sum(result.failures for result in large)
         self.read = sum(result.read_bytes for result in large)
         self._index()
-        again = self._needed(queries or gallery)
-        few = sample_rows(gallery.rows, _SMALL_CHUNK * _CHUNKS_PER_WORKER * again, seed + 1)
-        then, small = self._embedded("again", gallery, few, _SMALL_CHUNK, again)
-        self._fit(small, large, step)
+        next_workers = self._worker_count(queries or gallery)
+        small_count = _SMALL_CHUNK * _CHUNKS_PER_WORKER * next_workers
+        small_lines = sample_rows(gallery.rows, small_count, seed + 1)
+        next_wall, small = self._embed("again", gallery, small_lines, _SMALL_CHUNK, next_workers)
+        self._fit_chunk_costs(small, large, step)
         image, chunk = self.seconds["image"], self.seconds["chunk"]
-        for name, wall, results, workers in (
-            ("first", first, large, needed),
-            ("next", then, small, again),
+        for name, wall, results, pool_size in (
+            ("first", first_wall, large, workers),
+            ("next", next_wall, small, next_workers),
         ):
-            work = chunk * len(results) + image * sum(one.rows + one.failures for one in results)
-            self.seconds[name] = max(0.0, wall - work / min(workers, len(results)))
+            images = sum(result.rows + result.failures for result in results)
+            work = chunk * len(results) + image * images
+            self.seconds[name] = max(0.0, wall - work / min(pool_size, len(results)))
         if queries is not None:
             self._rank()
-        self._machine(gallery)
+        self._run_microbenchmarks(gallery)
 
-    def _needed(self, listed: SourceListing) -> int:
-        """Count the workers that will start: no more than there are chunks."""
+    def _worker_count(self, listed: SourceListing) -> int:
+        """Return the number of workers that the job starts: at most one per chunk."""
         return min(self.workers, -(-listed.rows // listed.chunk_rows))
 
-    def _embedded(
+    def _embed(
         self, name: str, listed: SourceListing, lines: Any, step: int, workers: int
     ) -> tuple[float, list[ChunkResult]]:
-        """Make a store of some lines of the listing, as `embed` does."""
+        """Embed lines of the listing into a store; return the wall time and the chunk results."""
         from retrieval.models.bundle import write_bundle
 
-        folder, target = self.folder.child(name), self.scratch / f"{name}.parquet"
+        folder, target = self.folder.child(name), self.temp_dir / f"{name}.parquet"
         write_segment_listing(listed.path, lines, target, step, 0)
         settings = derive_settings(
             self.settings, EmbedSettings, input=self.settings.gallery, output=folder.uri()
@@ -117,100 +122,112 @@ class Probe:
         transaction.claim_output(folder, "store", job)
         write_bundle(folder, bundle)
         segment = claim_segment(folder, 0, 0, target, step, len(lines), np.empty(0, np.int64))
-        with_ = EmbedContext(settings, self.cluster, folder, self.prepared)
-        asked, self.cluster.requested_workers, self.cluster.peak = (
-            self.cluster.requested_workers,
-            workers,
-            0,
-        )
-        began = time.perf_counter()
-        done = list(embed_chunks(with_, list(segment.chunks()), len(lines), f"probe {name}"))
-        wall = time.perf_counter() - began
-        self.cluster.requested_workers = asked
+        context = EmbedContext(settings, self.cluster, folder, self.prepared)
+        requested = self.cluster.requested_workers
+        self.cluster.requested_workers, self.cluster.peak = workers, 0
+        started = time.perf_counter()
+        chunks = list(segment.chunks())
+        results = list(embed_chunks(context, chunks, len(lines), f"probe {name}"))
+        wall = time.perf_counter() - started
+        self.cluster.requested_workers = requested
         self.memory["worker"] = max(self.cluster.peak, self.memory.get("worker", 0))
         if name == "store":
-            if not any(result.rows for result in done):  # the ledger goes with the folder
-                ledgers = (r.path for one in done for r in one.files if "/failures/" in r.path)
+            if not any(result.rows for result in results):  # the ledger will be deleted
+                ledgers = (
+                    record.path
+                    for result in results
+                    for record in result.files
+                    if "/failures/" in record.path
+                )
                 raise TooManyFailures(
                     f"none of {len(lines)} images of {self.settings.gallery} could be embedded, "
-                    f"{commonest_reason(folder, ledgers)}; name a place with readable photos"
+                    f"{commonest_reason(folder, ledgers)}; name an input with readable photos"
                 )
-            known = [record for result in done for record in result.files]
-            manifest = finish_store(folder, bundle.dimension, known, 1.0)
-            self._weigh("store", manifest)
-        return wall, done
+            records = [record for result in results for record in result.files]
+            manifest = finish_store(folder, bundle.dimension, records, 1.0)
+            self._record_bytes("store", manifest)
+        return wall, results
 
-    def _fit(self, small: list[ChunkResult], large: list[ChunkResult], step: int) -> None:
-        """Part what a chunk takes from what its images take, in time and in bytes.
+    def _fit_chunk_costs(
+        self, small: list[ChunkResult], large: list[ChunkResult], step: int
+    ) -> None:
+        """Estimate the time per chunk and per image, and the bytes per row.
 
-        By the medians of small and of large chunks, a line through two points.
+        Both are fitted by a line through two points: the medians of small and of large chunks.
         """
-        whole = [one for one in large if one.rows + one.failures == step] or large
-        rows = statistics.mean(one.rows + one.failures for one in whole)
-        times = [statistics.median(one.seconds for one in some) for some in (small, whole)]
+        complete = [result for result in large if result.rows + result.failures == step] or large
+        rows = statistics.mean(result.rows + result.failures for result in complete)
+        times = [
+            statistics.median(result.seconds for result in results) for results in (small, complete)
+        ]
         image = (times[1] - times[0]) / (rows - _SMALL_CHUNK) if rows > _SMALL_CHUNK else 0.0
-        if image <= 0:  # the starts of the workers hide what a chunk takes
+        if image <= 0:  # the start-up of the workers hides the fixed cost of a chunk
             image = times[1] / rows
         self.seconds["image"] = image
         self.seconds["chunk"] = max(0.0, times[1] - image * rows)
-        quarters = np.quantile([one.seconds for one in whole], [0.25, 0.75]) / times[1]
-        self.seconds["image_spread"] = max(0.1, float(quarters[1] - quarters[0]))
-        part = [statistics.median(_file_bytes(one) for one in some) for some in (small, whole)]
-        kept = statistics.mean(one.rows for one in whole)
-        self.bytes["row"] = max(0.0, part[1] - part[0]) / max(1.0, kept - _SMALL_CHUNK)
+        quartiles = np.quantile([result.seconds for result in complete], [0.25, 0.75]) / times[1]
+        self.seconds["image_spread"] = max(0.1, float(quartiles[1] - quartiles[0]))
+        sizes = [
+            statistics.median(_file_bytes(result) for result in results)
+            for results in (small, complete)
+        ]
+        embedded = statistics.mean(result.rows for result in complete)
+        self.bytes["row"] = max(0.0, sizes[1] - sizes[0]) / max(1.0, embedded - _SMALL_CHUNK)
 
     def _index(self) -> None:
-        store, made = self.folder.child("store"), self.folder.child("index")
+        store, output = self.folder.child("store"), self.folder.child("index")
         settings = derive_settings(
-            self.settings, IndexSettings, embeddings=store.uri(), output=made.uri(),
+            self.settings, IndexSettings, embeddings=store.uri(), output=output.uri(),
             index_factory=None, rows_per_shard=None, limit=None, labels=None, retry_failed=False,
         )  # fmt: skip
-        self._weigh(
-            "index", self._timed("index", lambda: index.build_index(settings, self.cluster))
-        )
+        manifest = self._measure("index", lambda: index.build_index(settings, self.cluster))
+        self._record_bytes("index", manifest)
 
     def _rank(self) -> None:
-        """Rank the sample against itself, evaluate and show it."""
-        store, made, matches = (self.folder.child(n) for n in ("store", "index", "matches"))
+        """Rank the sample against itself, evaluate it and write its report."""
+        store, index_folder, matches = (
+            self.folder.child(name) for name in ("store", "index", "matches")
+        )
         settings = derive_settings(
-            self.settings, RankSettings, index=made.uri(), queries=store.uri(),
+            self.settings, RankSettings, index=index_folder.uri(), queries=store.uri(),
             output=matches.uri(), limit=None, labels=None, filter=None, nprobe=None, format=None,
             retry_failed=False,
         )  # fmt: skip
-        ranked = self._timed("rank", lambda: rank.rank(settings, self.cluster))
-        self._weigh("matches", ranked)
+        manifest = self._measure("rank", lambda: rank.rank(settings, self.cluster))
+        self._record_bytes("matches", manifest)
 
-        def show() -> None:
-            evaluation, _ = evaluate_by_labels(matches, ranked)
-            source = build_report_source(matches, ranked, evaluation, self.settings.seed)
+        def report() -> None:
+            evaluation, _ = evaluate_by_labels(matches, manifest)
+            source = build_report_source(matches, manifest, evaluation, self.settings.seed)
             write_report(self.cluster, source, matches, "report.html")
 
-        self._timed("report", show)
-        sizes = [e.size for e in matches.entries() if e.path.startswith("report")]
+        self._measure("report", report)
+        sizes = [entry.size for entry in matches.entries() if entry.path.startswith("report")]
         self.bytes["report"] = sum(sizes)
 
-    def _machine(self, listed: SourceListing) -> None:
-        """Measure what products and thumbnails take, on one worker."""
+    def _run_microbenchmarks(self, listed: SourceListing) -> None:
+        """Measure the times of matrix products and thumbnails on one worker."""
         lines = sample_rows(listed.rows, _THUMBNAIL_IMAGES, self.settings.seed)
         paths = read_items(listed.path, lines)["path"].to_pylist()
-        measure = partial(
+        benchmark = partial(
             time_products_and_thumbnails, self.prepared.dimension, self.settings.metric,
             self.settings.top_k, paths, self.settings.max_pixels,
         )  # fmt: skip
-        (found,) = tasks.run_tasks(self.cluster, measure, [0])
-        self.seconds |= found["seconds"]
-        self.bytes["picture"] = found["picture"]
+        (result,) = tasks.run_tasks(self.cluster, benchmark, [0])
+        self.seconds |= result["seconds"]
+        self.bytes["picture"] = result["picture"]
 
-    def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
+    def _measure(self, stage: str, work: Callable[[], Any]) -> Any:
+        """Return the result of `work`; record its time and peak memory."""
         self.cluster.peak = 0
-        began = time.perf_counter()
-        answer = work()
-        self.seconds[stage] = time.perf_counter() - began
+        started = time.perf_counter()
+        result = work()
+        self.seconds[stage] = time.perf_counter() - started
         self.memory[stage] = self.cluster.peak
-        return answer
+        return result
 
-    def _weigh(self, output: str, manifest: Manifest) -> None:
-        """Count the bytes of an output, and once those of the model that lies in each."""
+    def _record_bytes(self, output: str, manifest: Manifest) -> None:
+        """Record the size of an output without its model, and once the size of the model."""
         files = manifest.files.values()
         models = [file.size for file in files if file.path.startswith("model/")]
         self.bytes[output] = sum(file.size for file in files) - sum(models)

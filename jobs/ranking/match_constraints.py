@@ -1,4 +1,4 @@
-"""Read and check the options that restrict which gallery images may match which query."""
+"""Options that restrict which gallery images may match which query."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class MatchConstraints:
 
     row_filter: Callable[[Any], Any] | None  # mask of a shard's metadata rows that pass --filter
     exclude_by: str | None  # the column that --exclude-self compares
-    min_key: float  # the key of --min-score; -inf without it
+    min_key: float  # key of --min-score (higher is closer); -inf without it
     expansion: Expansion | None
 
 
 def read_match_constraints(
     settings: RankSettings, index: Folder, manifest: Manifest
 ) -> MatchConstraints:
-    """Return the constraints, checked against an index; UsageError where they do not fit it.
+    """Return the constraints of a ranking; raise UsageError if they do not fit the index.
 
     `exclude_by` assumes that the queries are not the store of the index; see
     `select_exclusion_column`.
@@ -93,7 +93,8 @@ def select_exclusion_column(
 ) -> MatchConstraints:
     """Return the constraints with `exclude_by` set for these queries, if --exclude-self is given.
 
-    Compare rows where the queries are the store of the index, else checksums of the images.
+    Rows are compared if the queries are the store of the index, else checksums of the images.
+    Raises UsageError if the queries have no checksums.
     """
     from retrieval.search.exclusions import SAME_ROW
 

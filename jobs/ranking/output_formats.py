@@ -1,6 +1,6 @@
-"""Write matches in further formats beside them: export formats, pairs, a report, pictures.
+"""Matches in further formats: export formats, pairs, a report and pictures.
 
-Each file is written once, with its checksum.
+Each file is written once, together with its checksum.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAIRS, REPORT, PICTURES = "pairs.parquet", "report.html", "pictures"
 
 
 def parse_formats(settings: RankSettings) -> tuple[str, ...]:
-    """Return the formats of --format without parquet, each once; UsageError for an unknown one."""
+    """Return the formats of --format without parquet, each once; raise UsageError if unknown."""
     from retrieval.search.export_formats import FORMAT_WRITERS
 
     known = ("parquet", *FORMAT_WRITERS, "html", "png")
@@ -41,15 +41,15 @@ def parse_formats(settings: RankSettings) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ExtraFiles:
-    """The files requested beside the matches, by --format and --unique-pairs."""
+    """Files to write beside the matches, as requested by --format and --unique-pairs."""
 
     formats: tuple[str, ...]
     pairs: bool
 
-    def missing(self, existing: Container[str]) -> bool:
+    def any_missing(self, existing: Container[str]) -> bool:
         """Return whether one of the files is not among the existing paths."""
-        wanted = [REPORT if name == "html" else _checksum_path(name) for name in self.formats]
-        return any(path not in existing for path in [*wanted, *([PAIRS] if self.pairs else [])])
+        required = [REPORT if name == "html" else _checksum_path(name) for name in self.formats]
+        return any(path not in existing for path in [*required, *([PAIRS] if self.pairs else [])])
 
     def write(self, folder: Folder, counts: dict[str, Any], cluster: Cluster) -> None:
         """Write the files that are missing, from the matches in the folder."""
@@ -65,7 +65,7 @@ class ExtraFiles:
 
 
 def format_extra_files(files: Mapping[str, FileRecord]) -> tuple[str, ...]:
-    """Return result lines that name the further files beside the matches."""
+    """Format lines for the result that name the extra files beside the matches."""
     from retrieval.search.export_formats import FORMAT_FILES
 
     existing = [path for path in (*FORMAT_FILES.values(), REPORT) if path in files]
@@ -82,7 +82,7 @@ def _checksum_path(name: str) -> str:
 
 
 def _table_reader(folder: Folder, prefix: str) -> Callable[[], Iterator[pa.Table]]:
-    """Return a function that iterates over the tables below `prefix`, anew at each call."""
+    """Return a function that iterates over the tables below `prefix` from the start."""
     from retrieval.storage.checksum import read_checksummed_parquet
 
     def tables() -> Iterator[pa.Table]:
@@ -150,10 +150,10 @@ def _write_pictures(folder: Folder, counts: dict[str, Any]) -> None:
     pictures = draw_pictures(
         folder, matches, open_ground_truth(folder, matches, RelevanceOptions()), note=say
     )
-    named = {f"{PICTURES}/{name}": data for name, data in pictures.items()}
-    transaction.put_with_checksums(folder, named, _checksum_path("png"))
+    files = {f"{PICTURES}/{name}": data for name, data in pictures.items()}
+    transaction.put_with_checksums(folder, files, _checksum_path("png"))
 
 
 def _expected_manifest(folder: Folder, counts: dict[str, Any]) -> Manifest:
-    """Return the manifest that these matches will have, with the fields that reports read."""
+    """Return a manifest of unfinished matches, with only those fields that reports read."""
     return Manifest("matches", "", "", counts, "", transaction.collect_records(folder))

@@ -1,4 +1,4 @@
-"""Open the query store, or write one from query images or vectors.
+"""The query store: opened, or written from query images or vectors.
 
 Queries must have been embedded by the model of the index, and have its dimension.
 """
@@ -27,7 +27,10 @@ QUERIES = "queries"
 
 
 def open_query_store(settings: RankSettings, index: Folder) -> Store | None:
-    """Return the store that --queries names; None if it names images, or vectors in files."""
+    """Return the store that --queries names; None if it names images, or vectors in files.
+
+    Raises Mismatch if model or dimension are not those of the index.
+    """
     if not is_output_path(settings.queries):
         return None
     if settings.limit is not None:
@@ -42,7 +45,7 @@ def open_query_store(settings: RankSettings, index: Folder) -> Store | None:
 
 
 def _check_model(settings: RankSettings, bundle: str | None, index: Folder) -> None:
-    """Raise Mismatch if the queries are of another model than the index.
+    """Raise Mismatch if the model of the queries is not that of the index.
 
     `bundle` is the digest of their model, None for imported vectors.
     """
@@ -50,21 +53,21 @@ def _check_model(settings: RankSettings, bundle: str | None, index: Folder) -> N
     if bundle == index_bundle:
         return
     if bundle is None:
-        why = (
+        reason = (
             f"holds imported vectors, and the index {settings.index} vectors of a model; rank "
             "images, or a store that was embedded with that model"
         )
     elif index_bundle is None:
-        why = (
+        reason = (
             f"was embedded with a model, and the index {settings.index} holds imported vectors; "
             "import query vectors from the same source"
         )
     else:
-        why = (
+        reason = (
             f"was embedded with another model than the index {settings.index}; embed the queries "
             f"with --bundle {settings.index}"
         )
-    raise Mismatch(f"--queries {settings.queries} {why}")
+    raise Mismatch(f"--queries {settings.queries} {reason}")
 
 
 def _check_dimension(settings: RankSettings, dimension: int, index: Folder) -> None:

@@ -41,8 +41,8 @@ from retrieval.storage.local import Folder, open_folder
 from retrieval.store.reader import Store
 
 _LOSSY_CODES_HINT = (
-    "all lists were read: the missing recall is lost by the compressed codes, build an index with "
-    "--index-factory IVFn,Flat (IVFn,SQfp16 for float16 vectors) to lose nothing"
+    "all lists were read, so the compressed codes cause the loss of recall: build an index with "
+    "--index-factory IVFn,Flat (or IVFn,SQfp16 for float16 vectors), which is lossless"
 )
 CERTIFICATE = "certificate.json"
 _RECALL_FIELDS = ("target", "low", "high", "sample", "extrapolated")
@@ -65,8 +65,12 @@ def rank(
 ) -> Manifest:  # fmt: skip
     """Write matches to the output, continuing an unfinished run, and return their manifest.
 
-    `reuse_if_same` keeps finished matches of the same settings in spite of --overwrite;
-    `invalidate` is called before a file is added to finished matches.
+    Args:
+        settings: What to rank, how, and where to.
+        cluster: The Ray cluster that does the work.
+        reuse_if_same: Whether `--overwrite` keeps finished matches that have the same settings.
+        invalidate: Called before a file is added to finished matches; deletes the manifests of
+            outputs that depend on them.
     """
     stopwatch = Stopwatch(cluster)
     index_folder = open_folder(settings.index)
@@ -92,20 +96,21 @@ def rank(
     )
     if finished_output.is_finished(folder):
         manifest = finished_output.read_manifest(folder, kind="matches")
-        if not extra_files.missing(manifest.files):
+        if not extra_files.any_missing(manifest.files):
             return manifest
         if invalidate:
             invalidate()
-        folder.delete(
-            finished_output.MANIFEST
-        )  # a run that is killed now goes on, and is not refused
+        # if this run is killed, the matches are unfinished and the next run continues
+        folder.delete(finished_output.MANIFEST)
 
     def search_and_finish() -> Manifest:
-        certified = _read_certificate(folder) or search_queries(
+        certificate, unmatched = _read_certificate(folder) or search_queries(
             settings, cluster, folder, index_folder, index, queries,
             select_exclusion_column(constraints, queries, index),
         )  # fmt: skip
-        manifest = _finish(cluster, folder, index_folder, index, queries, *certified, extra_files)
+        manifest = _finish(
+            cluster, folder, index_folder, index, queries, certificate, unmatched, extra_files
+        )
         stopwatch.write(
             folder, settings, done=queries.rows, files=manifest.files.values(),
             queries=queries.rows,
@@ -124,7 +129,7 @@ def _check_unique_pairs(settings: RankSettings, query_store: Store | None, index
 
 
 def _read_certificate(folder: Folder) -> tuple[Certificate, int] | None:
-    """Return the certificate and the number of unmatched queries; None if matches are missing."""
+    """Read the certificate and the number of unmatched queries; None if matches are missing."""
     try:
         values = read_checksummed_json(folder, CERTIFICATE)
     except FileNotFoundError:
@@ -189,7 +194,7 @@ def _finish(
         transaction.put_if_absent(
             folder, failures_path(0), checksummed_parquet(failed.combine_chunks())
         )
-    if not folder.exists(LABELS):  # options that restrict the matches have written their own counts
+    if not folder.exists(LABELS):  # already written if options restrict the matches
         labels = read_table(index_folder, index, LABELS)
         transaction.put_if_absent(folder, LABELS, checksummed_parquet(labels))
     parts = _write_certificate(folder, certificate, unmatched)
@@ -215,7 +220,7 @@ def summary(output: str, manifest: Manifest) -> Result:
         certificate.sentence(),
     )
     if counts["unmatched"]:
-        lines += (f"{counts['unmatched']} queries have no match under the options of the ranking",)
+        lines += (f"{counts['unmatched']} queries have no match with the options of the ranking",)
     lines += format_extra_files(manifest.files)
     settings = finished_output.read_settings(open_folder(output))
     below = certificate.low < certificate.target

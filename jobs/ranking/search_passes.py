@@ -1,6 +1,6 @@
-"""Run the search of a ranking on the cluster: one task per shard or block, one or two passes.
+"""Search of a ranking on the cluster: one task per shard or query block, in one or two passes.
 
-A second pass reads more lists where a sample of queries shows that the recall is too low.
+A second pass reads more lists if a sample of queries shows that the recall is too low.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from retrieval.storage.local import Folder
 from retrieval.store.reader import Store
 
 FIRST = WORK_FOLDER + "first"
-"""Folder of the search that finds the neighbors by which queries are expanded."""
+"""Folder of the first search, which finds the neighbors that expand the queries."""
 
 
 def search_queries(
@@ -43,7 +43,7 @@ def search_queries(
 ) -> tuple[Certificate, int]:
     """Search all shards for all queries and write the matches.
 
-    Return the certificate of the recall reached, and the number of queries without a match.
+    Returns the certificate of the reached recall, and the number of queries without a match.
     """
     task, extrapolated = _make_task(
         settings, cluster, folder, index_folder, index, queries, constraints
@@ -60,11 +60,11 @@ def search_queries(
 def _search_until_certified(
     settings: RankSettings, cluster: Cluster, task: Any
 ) -> tuple[Any, Certificate]:
-    """Search, and certify the recall on a growing sample until it is decided.
+    """Search, and test on a growing sample of queries whether the target recall is reached.
 
-    Where the recall is too low, or still undecided at the largest sample, search once more with a
-    larger nprobe. Each look continues from the files on disk, so a resumed run repeats the same
-    looks.
+    If the recall is too low, or still undecided at the largest sample, search once more with a
+    larger nprobe. Each interim test (look) uses the files on disk, so that a resumed run repeats
+    the same looks. Returns the final task and the certificate.
     """
     from retrieval.index.recall_interval import interval_verdict
     from retrieval.search.recall_check import certify
@@ -72,7 +72,7 @@ def _search_until_certified(
     passes = 1
     while True:
         _run_pass(cluster, task)
-        certificate, wider = certify(task, settings.recall, settings.seed)
+        certificate, larger_nprobe = certify(task, settings.recall, settings.seed)
         verdict = interval_verdict(certificate.low, certificate.high, settings.recall)
         if verdict == "met" or settings.nprobe is not None:
             break
@@ -86,9 +86,12 @@ def _search_until_certified(
                 f"{measured} does not decide whether {settings.recall:g} is met: "
                 f"sampling {len(task.sampled_queries)}"
             )
-        elif passes == 1 and wider > task.nprobe:
-            say(f"{measured} does not reach {settings.recall:g}: reading {wider} lists per query")
-            task = dataclasses.replace(task, nprobe=wider)
+        elif passes == 1 and larger_nprobe > task.nprobe:
+            say(
+                f"{measured} does not reach {settings.recall:g}: reading {larger_nprobe} lists "
+                "per query"
+            )
+            task = dataclasses.replace(task, nprobe=larger_nprobe)
             passes = 2
         else:
             break
@@ -104,7 +107,7 @@ def _make_task(
     queries: Store,
     constraints: MatchConstraints,
 ) -> tuple[Any, int]:
-    """Return the search task, and the depth of the recall curve if `top_k` exceeds it, else 0."""
+    """Return the search task, and the largest k of the recall curve if --top-k is larger, or 0."""
     from retrieval.index import recall_curve
     from retrieval.index.recall_interval import LOOK_SIZES, look_sizes
     from retrieval.index.sampling import rows_in_hash_order
@@ -120,7 +123,7 @@ def _make_task(
     if settings.nprobe is not None:
         nprobe = min(settings.nprobe, nlist)
     elif codes and queries.rows <= LOOK_SIZES[0]:
-        pass  # all queries would be sampled and searched exactly anyway
+        pass  # all queries would be in the sample, which is searched exactly
     elif not reads_all_lists:
         curve = read_table(index_folder, index, RECALL_TABLE)
         nprobe = recall_curve.choose_nprobe(curve, k, settings.recall, nlist)
@@ -129,7 +132,7 @@ def _make_task(
     looks: list[Any] = []
     if queries.rows and (nprobe < nlist or codes is None):
         sizes = look_sizes(queries.rows, nprobe, nlist)
-        if settings.nprobe is not None:  # recall is measured, but nothing depends on it
+        if settings.nprobe is not None:  # recall is measured, but no decision depends on it
             sizes = sizes[:1]
         sampled = rows_in_hash_order(queries, sizes[-1], settings.seed, "certificate")
         looks = np.split(sampled, sizes[:-1])
@@ -161,7 +164,7 @@ def open_gallery_vectors(
 
 
 def _run_pass(cluster: Cluster, task: Any) -> None:
-    """Search every shard for every block; with lossy codes, propose candidates and rescore them."""
+    """Search each shard for each query block; with lossy codes propose candidates and rescore."""
     from retrieval.search import propose, rescore, shard_search
 
     shards, blocks = len(task.shards), len(task.query_chunks)
@@ -176,7 +179,7 @@ def _run_pass(cluster: Cluster, task: Any) -> None:
 
 
 def _search_shards(cluster: Cluster, task: Any) -> None:
-    """Search all shards; where they are fewer than workers, several tasks share a shard."""
+    """Search all shards; if there are fewer shards than workers, several tasks share a shard."""
     from retrieval.search import shard_search
 
     workers = int(cluster.gpus / cluster.gpu_share) if task.device == "cuda" else cluster.workers
@@ -190,7 +193,7 @@ def _search_shards(cluster: Cluster, task: Any) -> None:
 
 
 def _expand_queries(cluster: Cluster, task: Any, expansion: Expansion) -> Any:
-    """Search by the unexpanded queries, expand them, and return the task for the expanded ones."""
+    """Search with the original queries, expand them, and return the task of the expanded ones."""
     from retrieval.search import neighbor_vectors
     from retrieval.search.shard_search import expanded_queries_path
 
@@ -229,7 +232,7 @@ def _make_expand_step(task: Any, first: Any, alpha: float) -> Callable[[Any, int
 
 
 def _fill_incomplete(cluster: Cluster, task: Any) -> None:
-    """Search all lists for queries with fewer than k candidates, unless --min-score cuts them."""
+    """Search all lists for queries with fewer than k candidates, unless --min-score is given."""
     from retrieval.search import fill_matches
 
     if not task.codes or task.nprobe >= task.manifest.counts["nlist"] or task.min_key > -np.inf:

@@ -1,4 +1,4 @@
-"""Write the matches of each query block, the queries without a match, and the eligible images."""
+"""Writing of the matches per query block, unmatched queries, and counts of eligible images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_matches(cluster: Cluster, task: Any) -> int:
 
 
 def write_eligible_counts(cluster: Cluster, task: Any) -> None:
-    """Write the number of eligible images per label, if options restrict the possible matches."""
+    """Write the number of possible matches per label, if options restrict them."""
     from retrieval.index.label_counts import build_labels_table
     from retrieval.index.shard import LABELS
     from retrieval.search.match_counts import count_eligible_rows
@@ -49,10 +49,10 @@ def write_eligible_counts(cluster: Cluster, task: Any) -> None:
 
 
 def failures_path(number: int) -> str:
-    """Return the path of failures: 0 for failed queries, b + 1 for the unmatched of block b."""
+    """Return the path of a failures table: 0 for failed queries, b + 1 for unmatched of block b."""
     return f"failures/{number:08d}.parquet"
 
 
 def matches_path(number: int) -> str:
-    """Return the path of the matches of a block."""
+    """Return the path of the matches of query block `number`."""
     return f"matches/part-{number:05d}.parquet"

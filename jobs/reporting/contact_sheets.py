@@ -1,4 +1,4 @@
-"""Draw queries with their matches as pictures: one ranking, or two rankings side by side."""
+"""Pictures of queries with their matches: of one ranking, or of two rankings side by side."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Match = dict[str, Any]  # a row of table MATCHES, with its grade
 Photos = dict[str, bytes]
 
 SAMPLED_QUERIES, WORST_QUERIES, CHANGED_QUERIES = 3 * MAX_QUERIES, 2 * MAX_QUERIES, 3 * MAX_QUERIES
-"""Queries shown: a sample and the worst ones (a larger sample where there is no ground truth); of
-two rankings those that changed most."""
+"""Numbers of drawn queries: of a sample, of the worst ones (without ground truth the sample is
+larger by as many), and of those that changed most between two rankings."""
 
 
 def draw_grids(
     folder: Folder, manifest: Manifest, outcomes: QueryOutcomes, ground_truth: GroundTruth | None,
     note: Note, seed: int,
 ) -> dict[str, bytes]:  # fmt: skip
-    """Draw sampled, then the worst queries with their best matches, a dozen per picture.
+    """Draw sampled queries, then the worst, with their best matches, a dozen per picture.
 
-    Returns PNG files by name; none, with a `note`, where no image can be read.
+    Returns PNG files by name; if no image can be read, none, and calls `note` with the reason.
     """
     metric: Metric = manifest.counts["metric"]
     count = len(outcomes.query_ids)
@@ -51,8 +51,8 @@ def draw_grids(
         f"{len(sampled):,} sampled of {count:,}" if len(sampled) < count else f"{count:,}"
     )
     sheets = [*_sheets(sample_title, sampled)]
-    wrong = int((outcomes.has_grade & (outcomes.first != 1)).sum())
-    worst_title = f"{wrong:,} whose first match is wrong, worst first"
+    wrong_count = int((outcomes.has_grade & (outcomes.first != 1)).sum())
+    worst_title = f"{wrong_count:,} whose first match is wrong, worst first"
     sheets += _sheets(worst_title, outcomes.worst(WORST_QUERIES))
     pictures: dict[str, bytes] = {}
     for number, (title, queries) in enumerate(sheets, 1):
@@ -80,15 +80,19 @@ def draw_before_after(
 ) -> dict[str, bytes]:  # fmt: skip
     """Draw two rankings of the same queries side by side, five matches each, below their `names`.
 
-    Returns PNG files by name. Common queries are ordered by the change of their precision or of the
-    reciprocal rank of the first right match; without ground truth they are shown in order.
+    Returns PNG files by name. Common queries are ordered by the larger change of their precision
+    and of the reciprocal rank of their first right match; without ground truth they keep their
+    order. Calls `note` with the reason if nothing can be drawn.
     """
     folders, manifests = (folder, other_folder), (manifest, other_manifest)
-    outcomes = [read_outcomes(*each, ground_truth) for each in zip(folders, manifests, strict=True)]
+    outcomes = [
+        read_outcomes(folder, manifest, ground_truth)
+        for folder, manifest in zip(folders, manifests, strict=True)
+    ]
     queries, changed = most_changed_queries(*outcomes)
     if not queries:
         note("no picture before-after: the rankings have no query in common")
-    metrics: list[Metric] = [each.counts["metric"] for each in manifests]
+    metrics: list[Metric] = [manifest.counts["metric"] for manifest in manifests]
     columns = [
         Ranking(name, metric, SIDE_BY_SIDE_MATCHES)
         for name, metric in zip(names, metrics, strict=True)
@@ -100,18 +104,20 @@ def draw_before_after(
     )
     pictures: dict[str, bytes] = {}
     for number, (title, part) in enumerate(_sheets(order, queries), 1):
-        both = [
-            read_match_rows(*each, part, ground_truth)
-            for each in zip(folders, manifests, outcomes, strict=True)
+        rankings = [
+            read_match_rows(*ranking, part, ground_truth)
+            for ranking in zip(folders, manifests, outcomes, strict=True)
         ]
-        photos = _photos([rows[query][:SIDE_BY_SIDE_MATCHES] for rows in both for query in part])
+        photos = _photos(
+            [rows[query][:SIDE_BY_SIDE_MATCHES] for rows in rankings for query in part]
+        )
         if not photos:
             note("no picture before-after: the images are not readable")
             return {}
         picture_rows = [
-            Row(_query(both[0][query][0], photos), tuple(
+            Row(_query(rankings[0][query][0], photos), tuple(
                 _matches(rows[query], photos, metric, SIDE_BY_SIDE_MATCHES)
-                for rows, metric in zip(both, metrics, strict=True)
+                for rows, metric in zip(rankings, metrics, strict=True)
             ))
             for query in part
         ]  # fmt: skip
@@ -122,18 +128,23 @@ def draw_before_after(
 
 
 def most_changed_queries(before: QueryOutcomes, after: QueryOutcomes) -> tuple[list[str], int]:
-    """Return the most changed common queries, at most `CHANGED_QUERIES`, and how many changed."""
+    """Return the most changed common queries, at most `CHANGED_QUERIES`, and the changed count.
+
+    If none changed, return the first of the common queries.
+    """
     position = {query: number for number, query in enumerate(after.query_ids)}
-    left = np.array([n for n, query in enumerate(before.query_ids) if query in position], np.int64)
-    right = np.array([position[before.query_ids[number]] for number in left], np.int64)
-    has_grade = before.has_grade[left] & after.has_grade[right]
-    precision = np.abs(before.precision[left] - after.precision[right])
-    first = np.abs(1 / before.first[left] - 1 / after.first[right])
-    change = np.where(has_grade, np.maximum(precision, first), 0.0)
+    rows_before = np.array(
+        [n for n, query in enumerate(before.query_ids) if query in position], np.int64
+    )
+    rows_after = np.array([position[before.query_ids[row]] for row in rows_before], np.int64)
+    has_grade = before.has_grade[rows_before] & after.has_grade[rows_after]
+    precision_change = np.abs(before.precision[rows_before] - after.precision[rows_after])
+    rank_change = np.abs(1 / before.first[rows_before] - 1 / after.first[rows_after])
+    change = np.where(has_grade, np.maximum(precision_change, rank_change), 0.0)
     order = np.argsort(-change, kind="stable")
     changed = int((change > 0).sum())
     shown = order[: min(CHANGED_QUERIES, changed or MAX_QUERIES)]
-    return [before.query_ids[left[number]] for number in shown], changed
+    return [before.query_ids[rows_before[number]] for number in shown], changed
 
 
 def _sheets(total: str, queries: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
@@ -146,7 +157,7 @@ def _sheets(total: str, queries: Sequence[str]) -> Iterator[tuple[str, Sequence[
 
 
 def _photos(lists: Sequence[Sequence[Match]]) -> Photos:
-    """Return readable thumbnails by path of queries and their matches."""
+    """Return the thumbnails of queries and their matches by path; unreadable ones are omitted."""
     paths = {path for rows in lists for row in rows for path in (row["query_path"], row["path"])}
     return read_thumbnails(paths - {None}, max_pixels=MAX_PIXELS)
 
@@ -157,11 +168,13 @@ def _query(row: Match, photos: Photos) -> Photo:
     return Photo(label or file, photos.get(row["query_path"]), file if label else "")
 
 
-def _matches(rows: Sequence[Match], photos: Photos, metric: Metric, most: int) -> tuple[Photo, ...]:
+def _matches(
+    rows: Sequence[Match], photos: Photos, metric: Metric, limit: int
+) -> tuple[Photo, ...]:
     return tuple(
         Photo(
             row["label"] or row["image_id"].rpartition("/")[2], photos.get(row["path"]),
             format_distance(row["score"], metric), row["grade"],
         )
-        for row in rows[:most]
+        for row in rows[:limit]
     )  # fmt: skip

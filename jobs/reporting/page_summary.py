@@ -1,4 +1,4 @@
-"""Build the summary of a report page: figures over all queries, and facts about their origin."""
+"""Summary of a report page: measures over all queries, and facts about their origin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_page(
     shown: ShownQueries,
     queries: int,
 ) -> Page:
-    """Return what the page shows above its queries; `queries` is the number of queries in all."""
+    """Return the content of the page above its queries; `queries` counts all queries."""
     return Page(
         title=title,
         metric=manifest.counts["metric"],
@@ -42,7 +42,7 @@ def build_page(
     )
 
 
-def _images_of(queries: str) -> str:
+def _query_images(queries: str) -> str:
     """Return the image folder that the queries were embedded from, or `queries` if unknown."""
     try:
         return str(finished_output.read_settings(open_folder(queries))["input"])
@@ -50,7 +50,7 @@ def _images_of(queries: str) -> str:
         return queries
 
 
-def _shown(top_k: int) -> str:
+def _format_top_k(top_k: int) -> str:
     return (
         f"{top_k}, of which this page shows {SHOWN_MATCHES}"
         if top_k > SHOWN_MATCHES
@@ -81,9 +81,9 @@ def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
     counts, settings = manifest.counts, finished_output.read_settings(folder)
     facts = [
         ("gallery", f"{counts['gallery']} images"),
-        ("queries", f"{counts['queries']} images in {_images_of(settings['queries'])}"),
+        ("queries", f"{counts['queries']} images in {_query_images(settings['queries'])}"),
         ("failed queries", str(counts["failures"])),
-        ("matches per query", _shown(settings["top_k"])),
+        ("matches per query", _format_top_k(settings["top_k"])),
         ("index", settings["index"]),
         *_conditions(settings),
     ]
@@ -95,6 +95,6 @@ def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
         bundle = parse_checksummed_json(index.child("model").read("bundle.json")) or {}
         network = f"{bundle['backbone']}, {bundle['pooling']} pooling"
         facts.insert(2, ("network", f"{network}, {bundle['dimension']} dimensions"))
-    except (OSError, KeyError, LookalikeError):  # the index may have been moved or deleted since
+    except (OSError, KeyError, LookalikeError):  # the index may have been moved or deleted
         pass
     return tuple(facts)

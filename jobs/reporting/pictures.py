@@ -1,7 +1,7 @@
-"""Draw the pictures of finished matches: charts for the report page, and PNG files.
+"""Pictures of finished matches: charts for the report page, and PNG files.
 
-Pictures that cannot be drawn (the index or images were moved) are omitted, and the reason is passed
-to the callback `note`.
+Pictures that cannot be drawn, for instance because the index was moved, are omitted, and the reason
+is passed to the callback `note`.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def draw_charts(
 
 
 def write_pictures(target: Folder, pictures: Mapping[str, bytes]) -> None:
-    """Write pictures into a folder of their own, replacing those of an earlier call.
+    """Write pictures into a folder, replacing those of an earlier call.
 
-    A marker file is written first, so that listings of a photo folder around it skip this folder.
+    A marker file is written first; listings of a photo folder that contains this folder skip it.
     """
     target.put(REPORT_MARK, checksummed_json({"pictures": sorted(pictures)}))
     for entry in list(target.entries()):
@@ -96,15 +96,18 @@ def _drawings(
 
 
 def _draw_if_available(
-    what: str, note: Note, draw: Callable[[], ChartDrawing | None]
+    name: str, note: Note, draw: Callable[[], ChartDrawing | None]
 ) -> ChartDrawing | None:
-    """Draw from an index or store that may be gone; raise on a temporary storage failure."""
+    """Draw from an index or store that may have been moved; return None if that fails.
+
+    Raises StorageFailure, which is temporary.
+    """
     try:
         return draw()
     except StorageFailure:
         raise
     except (OSError, KeyError, LookalikeError) as error:
-        note(f"no picture {what}: {error}")
+        note(f"no picture {name}: {error}")
         return None
 
 
@@ -135,9 +138,7 @@ def _map(index: Folder, settings: Mapping[str, Any], seed: int) -> ChartDrawing 
         return None
     layout = compute_layout(read_vectors(sample))
     paths = sample["path"].to_pylist()
-    thumbnail_paths = {
-        place: paths[place] for place in layout.thumbnails if store.bundle and paths[place]
-    }
+    thumbnail_paths = {row: paths[row] for row in layout.thumbnails if store.bundle and paths[row]}
     images = read_thumbnails(set(thumbnail_paths.values()), max_pixels=MAX_PIXELS)
-    photos = {place: images[path] for place, path in thumbnail_paths.items() if path in images}
+    photos = {row: images[path] for row, path in thumbnail_paths.items() if path in images}
     return draw_map(layout, sample["label"].to_pylist(), photos, store.rows)

@@ -31,7 +31,7 @@ _FORMATS = ("html", "png")
 
 
 def start(settings: ReportSettings) -> Result:
-    """Write the report, replacing an existing one."""
+    """Write the requested formats, replacing an existing report."""
     folder = open_folder(settings.matches)
     manifest = finished_output.read_manifest(folder, kind="matches")
     formats = _formats(settings)
@@ -65,18 +65,18 @@ def _write_page(
 ) -> tuple[str, ...]:  # fmt: skip
     from jobs.reporting.pictures import draw_charts
 
-    why_not: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
     if settings.labels is None and settings.qrels is None:
-        evaluation, why_not = evaluate_by_labels(folder, manifest, settings.intervals_over)
+        evaluation, reasons = evaluate_by_labels(folder, manifest, settings.intervals_over)
     else:
         evaluation = evaluate_matches(folder, manifest, ground_truth, over=settings.intervals_over)
     charts = draw_charts(folder, manifest, ground_truth, note=say, seed=settings.seed)
     source = ReportSource(
         folder, manifest, evaluation, ground_truth, charts, settings.title, settings.max_queries
     )
-    with open_cluster(settings) as where:
-        write_report(where, source, target_folder, name)
-    return (*why_not, f"report: {settings.output}")
+    with open_cluster(settings) as cluster:
+        write_report(cluster, source, target_folder, name)
+    return (*reasons, f"report: {settings.output}")
 
 
 def _write_pictures(
@@ -86,7 +86,7 @@ def _write_pictures(
     ground_truth: GroundTruth,
     target: Folder,
 ) -> tuple[str, ...]:
-    """Write pictures beside the page; with --compare also of two rankings side by side."""
+    """Write pictures of the matches; with --compare also of two rankings side by side."""
     from jobs.reporting.contact_sheets import draw_before_after
     from jobs.reporting.pictures import draw_pictures, write_pictures
 
@@ -103,17 +103,17 @@ def _write_pictures(
 
 
 def _name(path: str) -> str:
-    """Return the last part of a path, the last two where it ends in `matches`."""
+    """Return the last part of a path, or the last two if it ends in `matches`."""
     parts = [part for part in path.split("/") if part]
     return "/".join(parts[-2:] if parts[-1:] == ["matches"] else parts[-1:])
 
 
 def _target(output: str) -> tuple[Folder, str]:
-    """Return the folder and name of the page; raise UsageError where it cannot be written."""
+    """Return the folder and name of the page; raise UsageError if it cannot be written."""
     target_folder, name = split_file_url(output)
     if not name or (not is_remote(output) and os.path.isdir(local_path(output))):
-        raise UsageError(f"--output {output} is a folder; give a file, such as report.html in it")
+        raise UsageError(f"--output {output} is a folder; name a file, such as report.html in it")
     check_file("--output", output)
-    if why := find_write_problem(target_folder):
-        raise UsageError(f"--output {output} cannot be written ({why}); choose a writable file")
+    if problem := find_write_problem(target_folder):
+        raise UsageError(f"--output {output} cannot be written ({problem}); choose a writable file")
     return target_folder, name

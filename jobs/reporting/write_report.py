@@ -1,6 +1,6 @@
-"""Write the report of finished matches: thumbnails and pages in slices, then the first page.
+"""Writing of the report of finished matches: thumbnails and pages in slices, then the first page.
 
-Slices are processed on the cluster where there are many of them, and slices that a killed run has
+Slices are processed on the cluster if there are many of them, and slices that a killed run has
 completed are reused. The first page is written last.
 """
 
@@ -37,12 +37,12 @@ from retrieval.storage.local import Folder
 DEFAULT_SHOWN_QUERIES = 1000
 """Queries shown in reports written by `run` and `rank --format html`."""
 LOCAL_IMAGE_LIMIT, _LOCAL_QUERY_LIMIT = 300, 2000
-"""Up to these numbers, local work finishes before Ray would have started."""
+"""Numbers of images and queries up to which local work takes less time than starting Ray."""
 
 
 @dataclass(frozen=True)
 class ReportSource:
-    """The content of a report: matches, their evaluation, charts, and how many queries to show."""
+    """Content of a report: matches, their evaluation, charts, and the number of queries to show."""
 
     folder: Folder
     manifest: Manifest
@@ -62,7 +62,7 @@ def build_report_source(
 ) -> ReportSource:
     """Return the content of the report of finished matches, with charts by the labels in them.
 
-    `evaluation` is the evaluation of the same matches, None where they have no labels.
+    `evaluation` is the evaluation of the same matches, None if they have no labels.
     """
     from jobs.reporting.pictures import draw_charts
 
@@ -72,7 +72,10 @@ def build_report_source(
 
 
 def write_report(cluster: Cluster, source: ReportSource, target: Folder, name: str) -> None:
-    """Write the report page `name` into a folder and, if it is large, files beside it."""
+    """Write the report page `name` into a folder and, if it is large, further files beside it.
+
+    Raises UsageError if a folder with the name of the further files contains foreign files.
+    """
     failed = pa.concat_tables([FAILURES.schema.empty_table(), *source.tables("failures/")])
     metric = source.manifest.counts["metric"]
     shown, query_count = select_queries(
@@ -112,7 +115,7 @@ def _write_folder(
     page: Page,
     shown: ShownQueries,
 ) -> bytes:
-    """Write all further files; return the first page, which the caller writes last."""
+    """Write all files but the first page; return the first page, which must be written last."""
     facets = facets_script(shown, names)
     if not page_slices.prepare_folder(target, names, _origin_digests(source, names, shown, facets)):
         raise UsageError(
@@ -120,11 +123,11 @@ def _write_folder(
             "or choose another name for the page"
         )
     paths = shown.paths()
-    missing_numbers = _map_thumbnail_slices(
+    missing_by_slice = _map_thumbnail_slices(
         cluster, page_slices.write_thumbnails, target, names, paths
     )
     shown = shown.with_pictures(
-        paths, [number for missing in missing_numbers for number in missing]
+        paths, [number for missing in missing_by_slice for number in missing]
     )
     frame = contact_sheet.PageFrame(source.title, names, page_count(len(shown)))
     pages = (
@@ -164,11 +167,14 @@ def _map_slices(
     cluster: Cluster, many: bool, function: Callable[[Any], Any], work: Iterable[Any],
     stage: str, unit: str, total: int, size: int,
 ) -> Iterator[Any]:  # fmt: skip
-    """Apply `function` to slices of `size`: on the cluster if `many`, else locally; any order."""
+    """Yield the results of `function` for slices of `size` units, in any order.
+
+    It is called on the cluster if there are `many` slices, else locally.
+    """
     with progress(stage, total, unit) as bar:
-        for answer in tasks.run_tasks(cluster, function, work) if many else map(function, work):
+        for result in tasks.run_tasks(cluster, function, work) if many else map(function, work):
             bar.advance(min(size, total - bar.done))
-            yield answer
+            yield result
 
 
 def _map_thumbnail_slices(

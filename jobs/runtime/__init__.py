@@ -1,1 +1,1 @@
-"""What every command needs while it runs: progress, results, run.json, interrupts."""
+"""Parts of every command: progress, results, run.json, interrupts and checks of the output."""

@@ -1,7 +1,6 @@
-"""Check that an output can be written, before anything is read, started or computed.
+"""Checks that an output can be written, before anything is read, started or computed.
 
-Otherwise a command would fail only after minutes of work, or an output inside its own input would
-have its pictures listed among the photos, or would remove what the command reads.
+Otherwise a command would fail after minutes of work, or would replace or remove its own input.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from retrieval.storage import finished_output, transaction
 from retrieval.storage.local import is_remote, local_path, open_folder
 
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
-"""Other URI schemes of the same object stores."""
+"""Aliases of URI schemes, with the scheme they stand for."""
 
 
 def check_output(settings: Any, kind: OutputKind) -> None:
-    """Raise if --output is an input, contains one, holds another job, or cannot be written."""
+    """Raise if --output is or contains an input, belongs to another job, or cannot be written."""
     check_inputs_outside(settings)
     transaction.check_output_claim(open_folder(settings.output), kind, overwrite=settings.overwrite)
 
@@ -36,30 +35,30 @@ def check_inputs_outside(settings: Any) -> None:
         if option is None or option.access != "read" or value is None:
             continue
         if _is_within(value, settings.output):
-            same = _is_within(settings.output, value)
+            is_same = _is_within(settings.output, value)
             raise UsageError(
-                f"--output {settings.output} {'is' if same else 'contains'} {option.flag} "
+                f"--output {settings.output} {'is' if is_same else 'contains'} {option.flag} "
                 f"{value}, which this command reads; name a folder beside it"
             )
 
 
 def check_file(flag: str, path: str, *, output: str | None = None) -> None:
-    """Raise UsageError if a local file would be written into an output folder.
+    """Raise UsageError if a local file of an option would be written into an output folder.
 
-    `output` is the folder that the command itself will write, which may not exist yet.
+    `output` is the folder that the command itself will write; it may not exist yet.
     """
     enclosing = finished_output.enclosing_output(path)
     if output is not None and _is_within(path, output):
         enclosing = output
     if enclosing:
         raise UsageError(
-            f"{flag} {path} lies in {enclosing}, an output of lookalike, to which it would not "
-            "belong; name a place elsewhere"
+            f"{flag} {path} is inside {enclosing}, which is an output of lookalike; name a path "
+            "elsewhere"
         )
 
 
 def _is_within(path: str, folder: str) -> bool:
-    """Return whether a path or URI is a folder or lies in it, after resolving links."""
+    """Return whether a path or URI is a folder or is inside it, after resolving links."""
     if is_remote(path) != is_remote(folder):
         return False
     if is_remote(path):
@@ -76,7 +75,7 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _normalize(uri: str) -> str:
-    """Return a URI in its normal form, as far as that is known without a request."""
+    """Return a URI with the usual scheme and without empty parts; no request is made."""
     scheme, _, path = uri.partition("://")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return f"{_SCHEMES.get(scheme, scheme)}://{'/'.join(parts)}"

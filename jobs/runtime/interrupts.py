@@ -8,15 +8,15 @@ from typing import Any
 INTERRUPTED = 130
 TERMINATED = 143
 
-CONTINUE_HINT = "what is finished is kept, the same command goes on"
+CONTINUE_HINT = "finished work is kept, run the same command again to continue"
 
 
 class Terminated(KeyboardInterrupt):
-    """The process received SIGTERM, as from a scheduler or when a container is stopped."""
+    """The process received SIGTERM, for instance from a scheduler or a stopped container."""
 
 
 class Interrupts:
-    """Signal handlers that record a signal, since its effect on workers may be raised first."""
+    """Signal handlers that record the signal: an error of a worker may be raised before it."""
 
     def __init__(self) -> None:
         self.noticed: KeyboardInterrupt | None = None
@@ -35,10 +35,10 @@ class Interrupts:
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """Return the exit code that a shell reports for a process ended by the signal."""
+    """Return the exit code of a process that was ended by the signal: 130 or 143."""
     return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
 def describe_interrupt(error: KeyboardInterrupt) -> str:
-    """Return how the job was ended: interrupted or terminated."""
+    """Return "interrupted" (Ctrl-C) or "terminated" (SIGTERM)."""
     return "terminated" if isinstance(error, Terminated) else "interrupted"

@@ -11,10 +11,10 @@ _TAGS = ("stage", "unit")
 
 
 class Counters:
-    """Counts the done and failed items of a stage, and the total.
+    """Counters of the done and failed items of a stage, and of the total.
 
-    Only the driver counts, so that nothing is counted twice after a worker died. Does nothing when
-    Ray is not connected.
+    Only the driver counts, so that nothing is counted twice after the death of a worker. Without a
+    connection to Ray nothing is counted.
     """
 
     def __init__(self, stage: str, unit: str, total: int) -> None:
@@ -22,7 +22,7 @@ class Counters:
         self._total = total
 
     def add(self, done: int, failed: int) -> None:
-        """Add finished items, of which `failed` failed."""
+        """Add `done` finished items, of which `failed` failed."""
         if not _is_connected():
             return
         counters = _counters()

@@ -17,7 +17,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tabs and newli
 
 
 class HasBusyWorkers(Protocol):
-    """Anything that knows the number of busy workers, such as a Cluster."""
+    """Object with the number of busy workers, such as a Cluster."""
 
     at_work: int
 
@@ -36,7 +36,7 @@ class Progress:
         self._first: tuple[float, int] | None = None
 
     def advance(self, done: int, failed: int = 0) -> None:
-        """Count finished units; print a line if the last one was `INTERVAL` seconds ago."""
+        """Count `done` finished units; print a line if the last one is `INTERVAL` seconds old."""
         self._count(done, failed)
         now = time.monotonic()
         if now - self._last_line >= INTERVAL and self.done < self.total:
@@ -44,26 +44,27 @@ class Progress:
             say(self.format_line())
 
     def _count(self, done: int, failed: int) -> None:
-        if self._first is None:  # the start-up before it would distort the estimate
+        if self._first is None:  # the time before it is start-up, and distorts the estimate
             self._first = (time.monotonic(), done)
         self.done += done
         self.failed += failed
         self._counters.add(done, failed)
 
     def format_line(self) -> str:
-        """Return a line with stage, done of total, rate, time left, failures and workers."""
+        """Format a line with stage, done of total, rate, remaining time, failures and workers."""
         now = time.monotonic()
         rate = self.done / max(now - self._started, 1e-9)
-        left = f"{now - self._started:.0f} s"
+        duration = f"{now - self._started:.0f} s"
         if self.done < self.total:
-            start, done_before = self._first or (now, 0)
-            steady = (self.done - done_before) / max(now - start, 1e-9)
-            left = f"{(self.total - self.done) / steady:.0f} s left" if steady else "starting"
+            first_time, first_done = self._first or (now, 0)
+            current_rate = (self.done - first_done) / max(now - first_time, 1e-9)
+            remaining = self.total - self.done
+            duration = f"{remaining / current_rate:.0f} s left" if current_rate else "starting"
         failures = f", {self.failed} failed" if self.failed else ""
         at_work = self._cluster.at_work if self._cluster and self.done < self.total else 0
         workers = f", {at_work} at work" if at_work else ""
         done = f"{self.done}/{self.total} {self.unit}"
-        return f"{self.stage}: {done}, {rate:.1f}/s, {left}{failures}{workers}"
+        return f"{self.stage}: {done}, {rate:.1f}/s, {duration}{failures}{workers}"
 
 
 class _ProgressBar(Progress):
@@ -77,7 +78,7 @@ class _ProgressBar(Progress):
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        # a name may hold [brackets], which are no markup
+        # a name may contain [brackets], which are not markup
         description = TextColumn("{task.description}", markup=False)
         columns = (BarColumn(bar_width=24), description)
         self.bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
@@ -93,7 +94,10 @@ class _ProgressBar(Progress):
 def progress(
     stage: str, total: int, unit: str, cluster: HasBusyWorkers | None = None
 ) -> Iterator[Progress]:
-    """Show the progress of a stage while it runs, and one line about it at the end."""
+    """Show the progress of a stage while it runs, and print one line at the end.
+
+    `unit` is a plural noun; `cluster` provides the number of busy workers.
+    """
     if sys.stderr.isatty():
         bar = _ProgressBar(stage, total, unit, cluster)
         with bar.bar:
@@ -107,11 +111,11 @@ def progress(
 
 
 def say(message: str) -> None:
-    """Print one message for a person on stderr."""
-    with suppress(OSError):  # if the reader of stderr is gone, the job goes on
+    """Print one message on stderr."""
+    with suppress(OSError):  # the job continues if stderr is closed
         print(visible(message), file=sys.stderr, flush=True)
 
 
 def visible(text: str) -> str:
-    """Return text with control characters escaped, since names of files may contain them."""
+    """Return text with control characters escaped, which names of files may contain."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

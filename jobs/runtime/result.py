@@ -1,4 +1,4 @@
-"""The result of a command, for a person and for a program, and how it is written to stdout."""
+"""The result of a command as text and as JSON, and its output on stdout."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jobs.runtime.progress import visible
 from retrieval.core.errors import StorageFailure
 
 RESULT_MARK_VARIABLE = "LOOKALIKE_ANSWER_MARK"
-"""Environment variable set by `submit.py`: the mark before the answer in the log of a job."""
+"""Environment variable set by `submit.py`: the mark before the result in the log of a job."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a command: values for `--json`, text lines for a person, and the exit code."""
+    """Result of a command: values for `--json`, lines of text, and the exit code."""
 
     values: Mapping[str, Any]
     lines: tuple[str, ...]
@@ -36,21 +36,24 @@ class Result:
 def redirect_stdout() -> TextIO:
     """Return a file on the real stdout, and redirect descriptor 1 to stderr."""
     sys.stdout.flush()
-    aside = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
     os.dup2(2, 1)
-    return aside
+    return stdout
 
 
-def write_result(aside: TextIO, text: str) -> None:
-    """Write the result to stdout; in the log of a job as one line of ASCII after its mark."""
+def write_result(stdout: TextIO, text: str) -> None:
+    """Write the result to stdout; in the log of a job as one line of ASCII after its mark.
+
+    Raises StorageFailure if the disk that stdout is redirected to is full.
+    """
     mark = os.environ.get(RESULT_MARK_VARIABLE)
     try:
-        aside.write(f"{mark}{json.dumps(text + chr(10))}\n" if mark else f"{text}\n")
-        aside.flush()
+        stdout.write(f"{mark}{json.dumps(text + chr(10))}\n" if mark else f"{text}\n")
+        stdout.flush()
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         return
     except OSError as error:
         raise StorageFailure(
             f"the result could not be written to stdout ({error.strerror}); everything else is "
-            "done: free some space and run the same command again, which only prints it"
+            "finished: free some space and run the same command again, which only prints it"
         ) from error

@@ -1,4 +1,4 @@
-"""run.json: times, memory, versions and settings of a run, part of no fingerprint or checksum."""
+"""run.json: times, memory, versions and settings of a run; in no fingerprint and no checksum."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _STAGE_KEYS = ("seconds", "per_second", "bytes", "peak_memory_bytes", "worker_pe
 
 
 class Stopwatch:
-    """Times a stage from its creation on and records the peak memory of its workers."""
+    """Timer of a stage from its creation on, which also records the peak memory of workers."""
 
     def __init__(self, cluster: Cluster | None = None) -> None:
         self._began = datetime.now(UTC)
@@ -51,9 +51,12 @@ class Stopwatch:
     ) -> None:  # fmt: skip
         """Write run.json into an output.
 
-        `done` is the number of processed items, for the rate; `files` are the output's files.
-
-        Unknown values are left out; the settings are recorded as they were typed.
+        Args:
+            folder: The output.
+            settings: The settings, recorded as they were given.
+            done: Number of processed items, for the rate; it is left out if None.
+            files: Records of the files of the output, for their total size.
+            **counts: Further values.
         """
         seconds = time.monotonic() - self._started
         optional = {
@@ -90,7 +93,7 @@ def read_stage_metadata(folder: Folder, names: Iterable[str]) -> dict[str, Any]:
 
 
 def read_rounding(store: Folder) -> Rounding | None:
-    """Return what rounding changed when vectors were last imported into a store, if measured."""
+    """Return the rounding errors of the last import of vectors into a store; None without any."""
     data = read_if_exists(store, RUN)
     measured = json.loads(data).get("rounding") if data else None
     return Rounding(**measured) if measured else None

@@ -1,4 +1,4 @@
-"""The `train` command: training here or on the cluster, and the files it writes.
+"""The `train` command: training in this process or on a cluster, and the files it writes.
 
 Imported by `jobs.cli` and `jobs.commands.demo`.
 """

@@ -29,7 +29,7 @@ from retrieval.training.photos import DecodedPhotos, PhotoSplit, open_decoded
 _WORKER_ERROR = f"{WORK_FOLDER}refused.json"
 
 _MAX_RESTARTS = 3
-"""Lost processes that are replaced in a run; one more ends it, with its epochs kept."""
+"""Number of lost processes that are replaced in a run; one more ends the run."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,17 @@ class TrainingSetup:
     recipe: TrainingRecipe
 
     def digest(self) -> str:
-        """Return the SHA-256 of the parameters that it begins with."""
+        """Return the hex SHA-256 of the initial parameters."""
         return hashlib.sha256(serialize_state(self.source.state)).hexdigest()
 
 
 def choose_and_train(
-    folder: Folder, learning: TrainingSetup, found: DecodedPhotos, photos: PhotoSplit, settings: Any
+    folder: Folder, setup: TrainingSetup, decoded: DecodedPhotos, photos: PhotoSplit, settings: Any
 ) -> tuple[TrainingProgress, str]:
-    """Train in this process, or on the cluster for several workers or its GPUs.
+    """Train in this process, or on the cluster if there are several workers or it has GPUs.
 
-    Returns the final progress and the device, `cpu` or `cuda`.
+    `photos` is the split of the `decoded` photos. Returns the final progress and the device, `cpu`
+    or `cuda`. Raises UsageError if --device cuda needs more GPUs than there are.
     """
     local, workers = local_device(settings.device), settings.workers or 1
     use_cluster = (
@@ -64,13 +65,13 @@ def choose_and_train(
             device = "cuda" if settings.device != "cpu" and cluster.gpus >= workers else "cpu"
             _check_device(settings.device, device)
             if workers > 1 or device == "cuda":
-                return train_distributed(cluster, folder, learning, found, settings, device), device
+                return train_distributed(cluster, folder, setup, decoded, settings, device), device
     _check_device(settings.device, local)
-    return train_here(folder, learning, photos, local), local
+    return train_here(folder, setup, photos, local), local
 
 
 def local_device(requested: str | None) -> str:
-    """Return what this process computes on: cuda where it has a GPU, unless `cpu` is asked for."""
+    """Return the device of this process: cuda if it has a GPU, unless cpu is requested."""
     import torch
 
     return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
@@ -80,32 +81,35 @@ def _check_device(requested: str | None, device: str) -> None:
     if requested == "cuda" and device != "cuda":
         raise UsageError(
             "--device cuda: there are fewer GPUs than --workers, here or on the cluster of "
-            "--ray-address; leave the option out to learn on CPUs"
+            "--ray-address; omit --device to train on CPUs"
         )
 
 
 def train_here(
-    folder: Folder, learning: TrainingSetup, photos: PhotoSplit, device: str
+    folder: Folder, setup: TrainingSetup, photos: PhotoSplit, device: str
 ) -> TrainingProgress:
-    """Train in this process, alone or as one of several, on `cpu` or `cuda`."""
-    together = ProcessGroup()
-    body = build_trainable_backbone(
-        learning.backbone, learning.source, learning.pooling, pretrained=learning.pretrained,
+    """Train in this process, alone or as one of several, on `cpu` or `cuda`.
+
+    Continues from the checkpoint in the output, and writes one per epoch.
+    """
+    processes = ProcessGroup()
+    backbone = build_trainable_backbone(
+        setup.backbone, setup.source, setup.pooling, pretrained=setup.pretrained,
         device=device,
     )  # fmt: skip
-    recipe = learning.recipe
-    dimension = _measure_dimension(body.extractor, learning.source.transform.image_size)
+    recipe = setup.recipe
+    dimension = _measure_dimension(backbone.extractor, setup.source.transform.image_size)
     classes = len(photos.training.names)
-    objective = make_objective(learning.objective, dimension, classes, recipe.seed)
+    objective = make_objective(setup.objective, dimension, classes, recipe.seed)
 
     def on_epoch(progress: TrainingProgress) -> None:
-        if together.rank == 0:
+        if processes.rank == 0:
             write_checkpoint(folder, progress)
             _log_epoch(progress, recipe)
 
     return train(
-        body, objective, photos, recipe, before=read_checkpoint(folder), together=together,
-        on_epoch=on_epoch,
+        backbone, objective, photos, recipe, resume_from=read_checkpoint(folder),
+        processes=processes, on_epoch=on_epoch,
     )  # fmt: skip
 
 
@@ -128,35 +132,40 @@ def _log_epoch(progress: TrainingProgress, recipe: TrainingRecipe) -> None:
 
 
 def train_distributed(
-    cluster: Cluster, folder: Folder, learning: TrainingSetup, found: DecodedPhotos, settings: Any,
+    cluster: Cluster, folder: Folder, setup: TrainingSetup, decoded: DecodedPhotos, settings: Any,
     device: str,
 ) -> TrainingProgress:  # fmt: skip
     """Train in processes started by Ray Train; lost ones are replaced and resume from checkpoints.
 
-    The photos are read from the folder they were decoded into, which all nodes must see. On the
-    device cuda each process has a GPU of its own. Ray Train would try a refusal again as if a
-    process had died: so it is put down, the next try ends at once, and it is raised here.
+    The decoded photos are read from their folder, which all nodes must see. On the device cuda each
+    process has its own GPU. Ray Train would retry after a LookalikeError as after the death of a
+    process; so the error is written to the output, the retry ends at once, and the error is raised
+    here.
+
+    Raises:
+        LookalikeError: As a process does.
+        Stalled: If processes were lost more than `_MAX_RESTARTS` times.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
 
     cluster.connect()
     split = {"by": settings.split_by, "share": settings.validation_fraction, "seed": settings.seed}
-    place, items = found.folder, found.items
+    photos_folder, items = decoded.folder, decoded.items
 
     def work(_: dict[str, Any]) -> None:
         if _read_worker_error(folder) is not None:
             return
         try:
-            train_here(folder, learning, open_decoded(place, items).parted(**split), device)
-        except LookalikeError as refusal:
+            train_here(folder, setup, open_decoded(photos_folder, items).split(**split), device)
+        except LookalikeError as error:
             folder.put(
                 _WORKER_ERROR,
-                checksummed_json({"error": type(refusal).__name__, "said": str(refusal)}),
+                checksummed_json({"error": type(error).__name__, "said": str(error)}),
             )
             raise
 
-    own = place / "ray"  # Ray Train's files would else lie in the user's home
+    ray_folder = photos_folder / "ray"  # Ray Train uses the home folder by default
     folder.delete(_WORKER_ERROR)
     trainer = TorchTrainer(
         work,
@@ -166,7 +175,7 @@ def train_distributed(
             resources_per_worker={"CPU": ACTOR_CPUS, **({"GPU": 1} if device == "cuda" else {})},
         ),
         run_config=ray.train.RunConfig(
-            storage_path=str(own),
+            storage_path=str(ray_folder),
             failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
         ),
     )  # fmt: skip
@@ -178,21 +187,21 @@ def train_distributed(
             f"({_first_line(error)}); finished epochs are kept, run the same command again"
         ) from error
     finally:
-        shutil.rmtree(own, ignore_errors=True)
-    refused, progress = _read_worker_error(folder), read_checkpoint(folder)
-    if refused is not None:
-        raise refused
-    assert progress is not None, "an epoch is put before the workers end"
+        shutil.rmtree(ray_folder, ignore_errors=True)
+    worker_error, progress = _read_worker_error(folder), read_checkpoint(folder)
+    if worker_error is not None:
+        raise worker_error
+    assert progress is not None, "workers write a checkpoint before they end"
     return progress
 
 
 def _read_worker_error(folder: Folder) -> LookalikeError | None:
     """Read the error that ended a worker process, if any."""
     with suppress(FileNotFoundError):
-        note = parse_checksummed_json(folder.read(_WORKER_ERROR))
-        if note is not None:
-            refusal: LookalikeError = getattr(errors, note["error"])(note["said"])
-            return refusal
+        values = parse_checksummed_json(folder.read(_WORKER_ERROR))
+        if values is not None:
+            error: LookalikeError = getattr(errors, values["error"])(values["said"])
+            return error
     return None
 
 

@@ -31,26 +31,28 @@ from retrieval.training.loop import TrainingProgress, TrainingRecipe
 from retrieval.training.photos import PhotoSplit, decode_photos
 
 _MEASURES = ("top1", "map")
-_NAMED = 10  # photos named on stderr, of those that cannot be read; the summary counts all
+_MAX_NAMED_FAILURES = 10  # unreadable photos named on stderr; the summary counts all
 
 
 def start(settings: TrainSettings) -> Result:
-    """Train, resuming from a checkpoint if there is one, and return the summary."""
-    watch = Stopwatch()
+    """Train, continuing from a checkpoint if there is one, and return the summary."""
+    stopwatch = Stopwatch()
     check_output(settings, "bundle")
     if settings.cache is not None:
         check_file("--cache", os.path.join(settings.cache, "photos"), output=settings.output)
     folder = open_folder(settings.output)
-    learning = _training_setup(settings)
+    setup = _training_setup(settings)
     data = _list_dataset(settings)
     transaction.claim_output(
-        folder, "bundle", _job_content(settings, learning, data), overwrite=settings.overwrite
+        folder, "bundle", _job_content(settings, setup, data), overwrite=settings.overwrite
     )
     if not finished_output.is_finished(folder):
         for note in data.notes:
             say(f"train: {note}")
-        counts, device = _train_and_write(settings, folder, learning, data)
-        watch.write(folder, settings, threads=torch.get_num_threads(), learnt_on=device, **counts)
+        counts, device = _train_and_write(settings, folder, setup, data)
+        stopwatch.write(
+            folder, settings, threads=torch.get_num_threads(), learnt_on=device, **counts
+        )
         transaction.finish_output(folder, "bundle", counts)
     counts = finished_output.read_manifest(folder, kind="bundle").counts
     values = {find_measure(key).name if key in _MEASURES else key: value
@@ -59,7 +61,7 @@ def start(settings: TrainSettings) -> Result:
 
 
 def _training_setup(settings: TrainSettings) -> TrainingSetup:
-    """Read the options that say what learns and how; weights are fetched here."""
+    """Return the training setup of the options; weights are downloaded here."""
     weights = settings.weights
     if settings.backbone == registry.SCRATCH and weights is None:
         weights = RANDOM
@@ -71,7 +73,7 @@ def _training_setup(settings: TrainSettings) -> TrainingSetup:
         epochs=settings.epochs, batch=settings.batch_size, learning_rate=settings.learning_rate,
         backbone_lr_scale=settings.backbone_lr_scale, schedule=settings.schedule,
         patience=settings.patience, unfreeze=settings.unfreeze,
-        varied=_parse_augmentations(settings.augment), seed=settings.seed,
+        augmentations=_parse_augmentations(settings.augment), seed=settings.seed,
     )  # fmt: skip
     return TrainingSetup(
         settings.backbone, source, settings.pooling, weights != RANDOM, settings.objective, recipe
@@ -89,7 +91,7 @@ def _parse_augmentations(text: str) -> tuple[str, ...]:
 
 
 def _list_dataset(settings: TrainSettings) -> TrainingDataset:
-    """List the images that have a class which is not left out."""
+    """List the images whose class is not excluded; log the notes of the source."""
     labels = None
     if settings.labels is not None:
         table = read_labels_file(settings.labels, None)
@@ -107,37 +109,37 @@ def _excluded_classes(settings: TrainSettings) -> list[str]:
 
 
 def _job_content(
-    settings: TrainSettings, learning: TrainingSetup, data: TrainingDataset
+    settings: TrainSettings, setup: TrainingSetup, data: TrainingDataset
 ) -> dict[str, Any]:
-    """Return everything that shapes the bundle, as recorded in job.json."""
+    """Return all settings and inputs that shape the bundle, for job.json."""
     return {
         **content_settings(settings),
-        "augment": ",".join(learning.recipe.varied),
+        "augment": ",".join(setup.recipe.augmentations),
         "data": open_folder(settings.data).uri(),
-        "image_size": learning.source.transform.image_size,
+        "image_size": setup.source.transform.image_size,
         "images": len(data.items),
         "images_sha256": dataset_digest(data.items),
         "exclude_classes": _excluded_classes(settings),
-        "weights_sha256": learning.digest(),
+        "weights_sha256": setup.digest(),
     }
 
 
 def _train_and_write(
-    settings: TrainSettings, folder: Folder, learning: TrainingSetup, data: TrainingDataset
+    settings: TrainSettings, folder: Folder, setup: TrainingSetup, data: TrainingDataset
 ) -> tuple[dict[str, Any], str]:
     """Decode, train and write the bundle; return the counts of the manifest and the device."""
     with decode_photos(
-        data.items, learning.source.transform, max_pixels=settings.max_pixels,
+        data.items, setup.source.transform, max_pixels=settings.max_pixels,
         cache=settings.cache, threads=os.cpu_count() or 1,
-    ) as found:  # fmt: skip
-        photos = found.parted(
+    ) as decoded:  # fmt: skip
+        photos = decoded.split(
             by=settings.split_by, share=settings.validation_fraction, seed=settings.seed
         )
-        for failure in photos.failures[:_NAMED]:
+        for failure in photos.failures[:_MAX_NAMED_FAILURES]:
             say(f"train: cannot read {failure}")
         write_split(folder, photos, data.items)
-        progress, device = choose_and_train(folder, learning, found, photos, settings)
-        write_trained(folder, learning, photos, progress, local_device(settings.device))
+        progress, device = choose_and_train(folder, setup, decoded, photos, settings)
+        write_trained(folder, setup, photos, progress, local_device(settings.device))
     return _counts(photos, progress), device
 
 
@@ -154,13 +156,13 @@ def _counts(photos: PhotoSplit, progress: TrainingProgress) -> dict[str, Any]:
 
 
 def _format_summary(settings: TrainSettings, counts: Mapping[str, Any]) -> tuple[str, ...]:
-    others = "other images"
+    validation_images = "other images"
     if settings.split_by == "class":  # results for unseen classes depend on their number
-        others = f"images of {counts['validation_classes']} other classes"
+        validation_images = f"images of {counts['validation_classes']} other classes"
     accuracy = "" if counts["accuracy"] is None else f", accuracy {counts['accuracy']:.1%}"
     return (
         f"trained on {counts['training']} images for {counts['epochs']} epochs, "
         f"{counts['failures']} failed: {settings.output}",
-        f"epoch {counts['best_epoch']} was best on {counts['validation']} {others}: mAP "
+        f"epoch {counts['best_epoch']} was best on {counts['validation']} {validation_images}: mAP "
         f"{counts['map']:.4f}, top-1 {counts['top1']:.1%}{accuracy}",
     )

@@ -1,4 +1,4 @@
-"""Output of a training: the bundle, its history and split, and its confusions."""
+"""Output of a training: the bundle, the classifier, the history, the split and the confusions."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ from retrieval.training.photos import PhotoSplit, PhotoSubset
 _HISTORY, _SPLIT, _CONFUSION = "history.parquet", "split.parquet", "confusion.parquet"
 _CURVES_IMAGE, _CONFUSION_IMAGE, _IMAGE_CHECKSUMS = "curves.png", "confusion.png", "png.sum.json"
 
-Predicted = NDArray[np.int64]
+ClassNumbers = NDArray[np.int64]
+"""(n,) class numbers of photos."""
 
 
 def write_split(folder: Folder, photos: PhotoSplit, items: Sequence[Item]) -> None:
-    """Write table SPLIT: which image is for training and which for validation."""
+    """Write the table SPLIT: which images are for training, for validation, or unreadable."""
     part = dict.fromkeys((item.image_id for item in items), "unreadable")
     part |= dict.fromkeys(photos.training.image_ids, "training")
     part |= dict.fromkeys(photos.validation.image_ids, "validation")
@@ -54,15 +55,15 @@ def write_split(folder: Folder, photos: PhotoSplit, items: Sequence[Item]) -> No
 
 def write_trained(
     folder: Folder,
-    learning: TrainingSetup,
+    setup: TrainingSetup,
     photos: PhotoSplit,
     progress: TrainingProgress,
     device: str,
 ) -> None:
     """Write all outputs of a training, replacing those of an interrupted run."""
-    of_model = (f"{bundle.MODEL}/{name}" for name in (bundle.WEIGHTS, bundle.BUNDLE))
+    model_files = (f"{bundle.MODEL}/{name}" for name in (bundle.WEIGHTS, bundle.BUNDLE))
     for path in (
-        *of_model,
+        *model_files,
         _HISTORY,
         _CONFUSION,
         _CURVES_IMAGE,
@@ -71,60 +72,65 @@ def write_trained(
         WEIGHTS,
         NOTE,
     ):
-        folder.delete(path)  # another number of threads gives other last bits: no mixture of two
-    source = WeightSource(progress.best, learning.source.transform)
-    bundle.write_bundle(
-        folder, make_bundle(learning.backbone, source, learning.pooling, normalize=True)
-    )
+        # with another number of threads the last bits differ: do not mix files of two runs
+        folder.delete(path)
+    source = WeightSource(progress.best, setup.source.transform)
+    bundle.write_bundle(folder, make_bundle(setup.backbone, source, setup.pooling, normalize=True))
     rows = [asdict(epoch) for epoch in progress.history]
     history = pa.Table.from_pylist(rows, HISTORY.schema)
     folder.put_new(_HISTORY, checksummed_parquet(history))
-    classifier, told = _fit_and_predict(learning, source, photos, device)
+    classifier, predicted = _fit_and_predict(setup, source, photos, device)
     for path, data in classifier.files().items():
         folder.put_new(path, data)
     drawing = draw_curves(history, progress.best_epoch.epoch)
     pictures = {} if drawing is None else {_CURVES_IMAGE: drawing.png()}
-    if told is not None:
-        confusion = count_confusions(told, photos.validation.classes.numpy(), classifier.names)
+    if predicted is not None:
+        confusion = count_confusions(predicted, photos.validation.classes.numpy(), classifier.names)
         folder.put_new(_CONFUSION, checksummed_parquet(confusion))
         if len(confusion):
-            pictures[_CONFUSION_IMAGE] = _draw_confusion(confusion.slice(0, PAIRS), told, photos)
+            pictures[_CONFUSION_IMAGE] = _draw_confusion(
+                confusion.slice(0, PAIRS), predicted, photos
+            )
     transaction.put_with_checksums(folder, pictures, _IMAGE_CHECKSUMS)
 
 
 def _fit_and_predict(
-    learning: TrainingSetup, source: WeightSource, photos: PhotoSplit, device: str
-) -> tuple[Classifier, Predicted | None]:
-    """Fit the classifier, and let it tell what validates, where it knows its classes."""
-    body = build_trainable_backbone(
-        learning.backbone, source, learning.pooling, pretrained=True, device=device
+    setup: TrainingSetup, source: WeightSource, photos: PhotoSplit, device: str
+) -> tuple[Classifier, ClassNumbers | None]:
+    """Fit the classifier, and predict the (n,) classes of the validation photos.
+
+    The predictions are None if the validation photos have other classes.
+    """
+    backbone = build_trainable_backbone(
+        setup.backbone, source, setup.pooling, pretrained=True, device=device
     )
-    plain, seed = photos.plain, learning.recipe.seed
-    embeddings = embed_photos(body, plain)
+    plain, seed = photos.plain, setup.recipe.seed
+    embeddings = embed_photos(backbone, plain)
     classifier = fit_classifier(embeddings, plain.classes, plain.names, seed)
     if not photos.same_classes:
         return classifier, None
-    found = torch.nn.functional.normalize(embed_photos(body, photos.validation)).numpy()
-    return classifier, classifier.shares(found).argmax(1)
+    vectors = torch.nn.functional.normalize(embed_photos(backbone, photos.validation)).numpy()
+    return classifier, classifier.shares(vectors).argmax(1)
 
 
-def _draw_confusion(pairs: pa.Table, told: Predicted, photos: PhotoSplit) -> bytes:
-    """Draw the most frequent mistakes with photos of both classes."""
-    part, rows = photos.validation, pairs.to_pylist()
-    places = {name: number for number, name in enumerate(part.names)}
-    classes = part.classes.numpy()
-    typical, mistaken, others = [], [], []
+def _draw_confusion(pairs: pa.Table, predicted: ClassNumbers, photos: PhotoSplit) -> bytes:
+    """Draw the most frequent confusions with photos of both classes, as PNG."""
+    subset, rows = photos.validation, pairs.to_pylist()
+    class_numbers = {name: number for number, name in enumerate(subset.names)}
+    classes = subset.classes.numpy()
+    correct, confused, others = [], [], []
     for row in rows:
-        of, taken = places[row["label"]], places[row["predicted"]]
-        typical.append(_thumbnails(part, np.flatnonzero((classes == of) & (told == of))))
-        mistaken.append(_thumbnails(part, np.flatnonzero((classes == of) & (told == taken))))
-        others.append(_thumbnails(part, np.flatnonzero(classes == taken)))
-    return draw_confusion_print(rows, typical, mistaken, others)
+        label, other = class_numbers[row["label"]], class_numbers[row["predicted"]]
+        has_label = classes == label
+        correct.append(_thumbnails(subset, np.flatnonzero(has_label & (predicted == label))))
+        confused.append(_thumbnails(subset, np.flatnonzero(has_label & (predicted == other))))
+        others.append(_thumbnails(subset, np.flatnonzero(classes == other)))
+    return draw_confusion_print(rows, correct, confused, others)
 
 
-def _thumbnails(part: PhotoSubset, places: NDArray[np.int64]) -> list[bytes]:
-    """Return some photos of a part as JPEG."""
+def _thumbnails(subset: PhotoSubset, positions: NDArray[np.int64]) -> list[bytes]:
+    """Return the photos at the first positions as JPEG thumbnails."""
     return [
         pixels_to_thumbnail(pixels)
-        for pixels in part.take(torch.from_numpy(places[:SIDE_BY_SIDE_MATCHES]))
+        for pixels in subset.take(torch.from_numpy(positions[:SIDE_BY_SIDE_MATCHES]))
     ]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 MIN_SAMPLE_SIZE = 10
-"""Least number of queries, or classes, for which an interval is reported."""
+"""Smallest number of queries, or classes, for which an interval is reported."""
 
 CONFIDENCE = 0.95
 
@@ -36,8 +36,8 @@ _UNCORRELATED_PAIRS = 2.0
 measured coverage falls to 86 %; 4 widens all intervals."""
 
 _ROUNDING = 1e-12
-"""Deviations from the mean below this are rounding errors and count as 0, since those of equal
-values would make a correlation."""
+"""Deviations from the mean below this are rounding errors and count as 0: otherwise two constant
+columns would seem correlated."""
 
 RESAMPLES = 1000
 """Bootstrap draws: the ends of an interval then vary by less than a tenth of its width between
@@ -83,9 +83,9 @@ def difference_intervals(
 ) -> tuple[Values, Values]:
     """Return the ends, (m,) each, of the intervals of mean(first) - mean(second) of paired values.
 
-    The arguments are those of `score_intervals`, whose intervals of the two means are combined by
-    the correlation of the pairs (Newcombe 1998, method 10). The correlation is shrunk below 1, so
-    that the interval is no point where no pair differs.
+    `first` and `second` are (n, m), `weights` as in `score_intervals`, whose intervals of the two
+    means are combined by the correlation of the pairs (Newcombe 1998, method 10). The correlation
+    is shrunk below 1, so that the interval does not collapse to a point where no pair differs.
     """
     counted = np.broadcast_to(1.0 if weights is None else weights, first.shape)
     squares = np.square(counted)
@@ -93,8 +93,8 @@ def difference_intervals(
         total = counted.sum(0)
         means = [(counted * values).sum(0) / total for values in (first, second)]
         deviations = [values - mean for values, mean in zip((first, second), means, strict=True)]
-        deviations = [np.where(np.abs(each) < _ROUNDING, 0.0, each) for each in deviations]
-        variances = [(squares * np.square(each)).sum(0) for each in deviations]
+        deviations = [np.where(np.abs(delta) < _ROUNDING, 0.0, delta) for delta in deviations]
+        variances = [(squares * np.square(delta)).sum(0) for delta in deviations]
         covariance = (squares * deviations[0] * deviations[1]).sum(0)
         correlation = covariance / np.sqrt(variances[0] * variances[1])
         rows = np.square(total) / squares.sum(0)
@@ -120,7 +120,7 @@ def _combine_lengths(length: Values, other: Values, correlation: Values) -> Valu
 def class_means(values: Values, classes: NDArray[np.int64]) -> tuple[Values, Values]:
     """Return the means of (n, m) values per class, (c, m), and the sizes of the classes, (c, 1).
 
-    They are the values and weights of an interval over classes. `classes` is (n,): class numbers
+    Pass both to `score_intervals` for an interval over classes. `classes` is (n,): class numbers
     from 0 to c - 1, each of which occurs.
     """
     sizes = np.bincount(classes).astype(np.float64)[:, None]
@@ -170,7 +170,10 @@ def resampled_sums(values: Values, *, seed: int = 0) -> Values:
 
 
 def percentile_interval(draws: Values) -> tuple[Values, Values]:
-    """Return the ends, (m,) each, of the middle 95 % of each column of (r, m) draws; skip nan."""
+    """Return the ends, (m,) each, of the middle 95 % of each column of (r, m) draws.
+
+    Draws that are nan are skipped; the ends of a column without other draws are nan.
+    """
     tail = (1 - CONFIDENCE) / 2
     empty = np.isnan(draws).all(axis=0)
     with np.errstate(invalid="ignore"):

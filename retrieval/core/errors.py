@@ -26,7 +26,7 @@ class InputError(LookalikeError):
 
 
 class AccessRefused(InputError):
-    """A store rejects the credentials, so that every other request would fail as well."""
+    """An object store rejects the credentials, so that every other request would fail as well."""
 
 
 class TooManyFailures(LookalikeError):
@@ -42,7 +42,7 @@ class BelowBound(LookalikeError):
 
 
 class Mismatch(LookalikeError):
-    """Two things do not belong together: settings, bundles or dimensions differ."""
+    """Inputs or outputs do not fit together: their settings, bundles or dimensions differ."""
 
     exit_code = 6
 
@@ -60,7 +60,7 @@ class Stalled(LookalikeError):
 
 
 class StorageFailure(LookalikeError):
-    """A disk or a store kept failing when the operation was retried (full, lost, refused).
+    """A disk or an object store kept failing after all retries, for instance because it is full.
 
     It stops the job and is never recorded in the ledger, since the same command may succeed later.
     """

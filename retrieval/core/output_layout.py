@@ -1,6 +1,7 @@
 """File layout of every kind of output: the paths that may occur in it, as regular expressions.
 
-An *output* is a folder that a command writes. A file whose path matches no pattern is foreign.
+An *output* is a folder that a command writes. A file in it whose path matches no pattern is
+*foreign*: it was not written by lookalike.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Literal
 OutputKind = Literal["store", "index", "matches", "run", "bundle", "predictions", "comparison"]
 
 REPORT_MARK, REPORT_FOLDERS = "report.json", ("_files", "_pictures")
-"""Marker file that `report` writes first into the folders beside its page, and their suffixes."""
+"""Marker file that `report` writes first into each folder beside its page, and the suffixes of
+these folders."""
 
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
 _MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors")

@@ -15,10 +15,10 @@ from retrieval.core.schemas import Resize
 class Item:
     """One image (or vector) of a source, before it is assigned a row.
 
-    `path` opens it again: a path or URI of its own, or `tar://MEMBER::TAR` (as fsspec writes it),
+    `path` opens it again: the path or URI of a file, or `tar://MEMBER::TAR` (as fsspec writes it),
     or `parquet://COLUMN/ROW::FILE`, or for a vector `npy://ROW::FILE`. `place` is its position in
-    such a container. An item with a `problem` is recorded in the ledger unread. `more` holds the
-    values of the source's metadata columns.
+    such a container: a byte offset in a tar, else a row number. An item with a `problem` is not
+    read but recorded in the ledger. `more` holds the values of the source's metadata columns.
     """
 
     image_id: str
@@ -73,10 +73,10 @@ class Rounding:
             max(self.largest, other.largest), self.total + other.total,
         )  # fmt: skip
 
-    def sentence(self, what: str) -> str:
-        """Format the effect of rounding as one line; `what` names the vectors."""
+    def sentence(self, unit: str) -> str:
+        """Format the effect of rounding as one line; `unit` is a plural noun for the vectors."""
         return (
-            f"{self.changed} of {self.vectors} {what} were rounded to be stored: by "
+            f"{self.changed} of {self.vectors} {unit} were rounded to be stored: by "
             f"{self.total / self.vectors:.2g} of their length on average, {self.largest:.2g} at "
             "most"
         )
@@ -165,9 +165,9 @@ class Neighbours:
     All arrays are (s, k), closest first; `rows` is -1 where there are fewer than k.
     """
 
-    keys: NDArray[np.float64]
+    keys: NDArray[np.float64]  # scores, negated for l2: higher is closer
     rows: NDArray[np.int64]
-    lists: NDArray[np.int64]
+    lists: NDArray[np.int64]  # inverted list of each row
 
 
 @dataclass(frozen=True)
@@ -214,11 +214,11 @@ class Certificate:
         if self.search_low < self.search_high:
             search_recall += f" [{self.search_low:.3f}, {self.search_high:.3f}]"
         return (
-            f"{recall} (asked for {self.target:g}); {self.nprobe} of {self.nlist} lists read, "
-            f"whose search alone has {search_recall}"
+            f"{recall} (target {self.target:g}); the search alone, which read {self.nprobe} of "
+            f"{self.nlist} lists, has recall {search_recall}"
         )
 
 
 _EXTRAPOLATED = (
-    "how many lists to read was extrapolated from the {} closest, which the index was measured for"
+    "nprobe was extrapolated: the recall of the index was measured for {} matches per query at most"
 )

@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 Metric = Literal["cosine", "ip", "l2"]
 Pooling = Literal["avg", "max", "gem", "each"]
-"""`each` is all three side by side, used by `compare` only; it is no value of --pooling."""
+"""`each` concatenates the other three; only `compare` uses it, and --pooling does not accept it."""
 Resize = Literal["crop", "squash", "pad", "squash-crop"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 """(n, d) stored vectors."""
@@ -51,33 +51,39 @@ class Table:
 _ROW = Column("row", pa.int64(), "position in the listings, from 0; never changes, may have holes")
 _ID = Column("image_id", pa.string(), "path below the root, '/'-separated; unique in a store")
 _PATH = Column("path", pa.string(), "absolute path or URI that opens the image (or vector) again")
-_WIDTH = Column(
-    "width", pa.int32(), "pixels, after EXIF orientation; null of a vector made elsewhere"
+_WIDTH = Column("width", pa.int32(), "pixels, after EXIF orientation; null for an imported vector")
+_HEIGHT = Column("height", pa.int32(), "pixels, after EXIF orientation; null where width is")
+_SHA256 = Column(
+    "sha256", pa.string(), "SHA-256 of the bytes of the image, or of the vector in its file; hex"
 )
-_HEIGHT = Column("height", pa.int32(), "pixels, after EXIF orientation; null as width is")
-_SHA256 = Column("sha256", pa.string(), "of the image's bytes, or the vector's in its file; hex")
 _LABEL = Column("label", pa.string(), "class of the image; null where unknown")
 _ROWS = Column("rows", pa.int64(), "rows of a Parquet file; null for other files")
 
 LISTING = Table(
     "listing",
-    "image_id, by bytes; what lies in containers: by container and place",
+    "image_id, by bytes; items in containers: by container and place",
     (
         _ROW,
         _ID,
         _PATH,
-        Column("size", pa.int64(), "bytes; null where only reading would tell"),
-        Column("mtime_ns", pa.int64(), "last change, nanoseconds since 1970; null where unknown"),
+        Column("size", pa.int64(), "bytes; null where unknown before reading"),
+        Column(
+            "mtime_ns", pa.int64(), "modification time, nanoseconds since 1970; null where unknown"
+        ),
         _LABEL,
-        Column("place", pa.int64(), "inside its container: byte of a tar, row of Parquet or .npy"),
-        Column("problem", pa.string(), "why it cannot be an image though it was listed; else null"),
+        Column(
+            "place",
+            pa.int64(),
+            "in its container: byte offset in a tar, row of Parquet or .npy",
+        ),
+        Column("problem", pa.string(), "why the listed item cannot be read as an image; else null"),
     ),
 )
 
 DELETED = Table(
     "deleted",
     "row",
-    (Column("row", pa.int64(), "of an earlier segment; its image is gone, or a newer row has it"),),
+    (Column("row", pa.int64(), "row of an earlier segment whose image was removed or replaced"),),
 )
 
 FAILURES = Table(
@@ -87,9 +93,9 @@ FAILURES = Table(
         _ROW,
         _ID,
         _PATH,
-        Column("stage", pa.string(), "list, read, decode or embed; of matches also: rank"),
-        Column("error", pa.string(), "class of the error"),
-        Column("message", pa.string(), "one line"),
+        Column("stage", pa.string(), "list, read, decode or embed; in matches also rank"),
+        Column("error", pa.string(), "exception class of the error"),
+        Column("message", pa.string(), "message of the error, one line"),
         _LABEL,
     ),
 )
@@ -98,10 +104,10 @@ FILES = Table(
     "files",
     "path, by bytes",
     (
-        Column("path", pa.string(), "below the output, '/'-separated"),
+        Column("path", pa.string(), "path below the output, '/'-separated"),
         _ROWS,
         Column("size", pa.int64(), "bytes"),
-        Column("sha256", pa.string(), "of the file's bytes, hex"),
+        Column("sha256", pa.string(), "SHA-256 of the file's bytes, hex"),
     ),
 )
 
@@ -124,12 +130,16 @@ RECALL = Table(
     "recall",
     "k, nprobe",
     (
-        Column("k", pa.int32(), "neighbours asked for"),
+        Column("k", pa.int32(), "number of neighbours"),
         Column("nprobe", pa.int32(), "lists probed"),
-        Column("recall", pa.float64(), "mean share of the k exact neighbours found, 0 to 1"),
+        Column(
+            "recall", pa.float64(), "mean share of the k exact neighbours that are found, 0 to 1"
+        ),
         Column("low", pa.float64(), "lower end of its 95 % interval over samples"),
-        Column("high", pa.float64(), "upper end"),
-        Column("sample", pa.int32(), "gallery rows measured, each against all others"),
+        Column("high", pa.float64(), "upper end of that interval"),
+        Column(
+            "sample", pa.int32(), "number of sampled gallery rows, each searched among all others"
+        ),
     ),
 )
 
@@ -139,10 +149,14 @@ MATCHES = Table(
     (
         Column("query_id", pa.string(), "image_id of the query"),
         Column("rank", pa.int32(), "1 is the best"),
-        Column("image_id", pa.string(), "of the gallery image"),
-        Column("score", pa.float64(), "cosine or dot (more is closer), squared distance (less is)"),
-        Column("query_path", pa.string(), "opens the query"),
-        Column("path", pa.string(), "opens the gallery image"),
+        Column("image_id", pa.string(), "image_id of the gallery image"),
+        Column(
+            "score",
+            pa.float64(),
+            "cosine or inner product (higher is closer), or squared distance (lower is closer)",
+        ),
+        Column("query_path", pa.string(), "path or URI of the query"),
+        Column("path", pa.string(), "path or URI of the gallery image"),
         Column("query_label", pa.string(), "class of the query; null where unknown"),
         Column("label", pa.string(), "class of the gallery image; null where unknown"),
     ),
@@ -152,11 +166,15 @@ PAIRS = Table(
     "pairs",
     "closest first, image_id, other_id",
     (
-        Column("image_id", pa.string(), "the one that comes first by bytes"),
-        Column("other_id", pa.string(), "an image that has it, or that it has, among its matches"),
-        Column("score", pa.float64(), "as that of a match"),
-        Column("path", pa.string(), "opens the image"),
-        Column("other_path", pa.string(), "opens the other"),
+        Column("image_id", pa.string(), "image_id of the pair that comes first by bytes"),
+        Column(
+            "other_id",
+            pa.string(),
+            "image_id of the other; at least one of the two is a match of the other",
+        ),
+        Column("score", pa.float64(), "as in matches"),
+        Column("path", pa.string(), "path or URI of the image"),
+        Column("other_path", pa.string(), "path or URI of the other"),
         Column("label", pa.string(), "class of the image; null where unknown"),
         Column("other_label", pa.string(), "class of the other; null where unknown"),
     ),
@@ -176,7 +194,9 @@ EXCLUSIONS = Table(
     "query_id, image_id, by bytes",
     (
         Column("query_id", pa.string(), "image_id of the query"),
-        Column("image_id", pa.string(), "gallery image that --exclude-self keeps from being one"),
+        Column(
+            "image_id", pa.string(), "gallery image that --exclude-self excludes from its matches"
+        ),
         Column("label", pa.string(), "class of the gallery image; null where unknown"),
     ),
 )
@@ -187,9 +207,19 @@ HISTORY = Table(
     (
         Column("epoch", pa.int32(), "from 1"),
         Column("loss", pa.float64(), "mean training loss, nats"),
-        Column("accuracy", pa.float64(), "share of validation images told right; null: unknown"),
-        Column("top1", pa.float64(), "share whose nearest other validation image shares the class"),
-        Column("map", pa.float64(), "mean average precision of each among all the others"),
+        Column(
+            "accuracy",
+            pa.float64(),
+            "share of validation images classified correctly; null where unknown",
+        ),
+        Column(
+            "top1", pa.float64(), "share whose nearest other validation image has the same class"
+        ),
+        Column(
+            "map",
+            pa.float64(),
+            "mean average precision of each validation image ranked against all others",
+        ),
     ),
 )
 
@@ -197,7 +227,7 @@ SPLIT = Table(
     "split",
     "image_id, by bytes",
     (
-        Column("image_id", pa.string(), "of an image that has a class to be trained"),
+        Column("image_id", pa.string(), "image that has a label used in training"),
         Column("label", pa.string(), "its class"),
         Column("part", pa.string(), "training, validation, or unreadable"),
     ),
@@ -209,48 +239,50 @@ PREDICTIONS = Table(
     (
         _ID,
         _PATH,
-        Column("predicted", pa.string(), "class that the bundle's classifier tells"),
-        Column("confidence", pa.float64(), "its share of all classes, 0 to 1"),
-        Column("second", pa.string(), "the class that comes next"),
-        Column("second_confidence", pa.float64(), "its share"),
+        Column("predicted", pa.string(), "most probable class, by the classifier of the bundle"),
+        Column("confidence", pa.float64(), "probability of that class, 0 to 1"),
+        Column("second", pa.string(), "second most probable class"),
+        Column("second_confidence", pa.float64(), "probability of the second class"),
         _LABEL,
     ),
 )
 
 CONFUSION = Table(
     "confusion",
-    "images, the most first, label, predicted",
+    "images, descending; label, predicted",
     (
         Column("label", pa.string(), "class of validation images"),
-        Column("predicted", pa.string(), "class that they were taken for"),
-        Column("images", pa.int64(), "how many of them; those that were told right are not here"),
-        Column("of", pa.int64(), "validation images of the class"),
+        Column("predicted", pa.string(), "class predicted for them"),
+        Column("images", pa.int64(), "number of such images; correct predictions are not listed"),
+        Column("of", pa.int64(), "number of validation images of the class"),
     ),
 )
 
 COMPARISON = Table(
     "comparison",
-    "map, the highest first; backbone, pooling, pca, metric",
+    "map, descending; backbone, pooling, pca, metric",
     (
-        Column("backbone", pa.string(), "as --backbones names it; of --bundle: its path"),
+        Column("backbone", pa.string(), "name as in --backbones, or the path of a --bundle"),
         Column("pooling", pa.string(), "avg, max or gem"),
-        Column("pca", pa.int32(), "dimensions that --pca left; null without"),
-        Column("metric", pa.string(), "cosine; ip and l2 are of vectors as the network gave them"),
-        Column("dimension", pa.int32(), "numbers a vector"),
+        Column("pca", pa.int32(), "dimensions after --pca; null without --pca"),
+        Column("metric", pa.string(), "cosine; or ip or l2, on vectors that are not normalized"),
+        Column("dimension", pa.int32(), "components per vector"),
         *(
-            Column(f"{name}{end}", pa.float64(), f"{what}{of}")
-            for name, what in (("top1", "share of queries whose closest other image is right"),
-                               ("top3", "with a right image among the closest 3"),
-                               ("top10", "with a right image among the closest 10"),
-                               ("map", "mean average precision, of the whole ranking"))
-            for end, of in (("", ""), ("_low", ": lower end of its 95 % interval; null: none"),
+            Column(f"{name}{end}", pa.float64(), f"{meaning}{qualifier}")
+            for name, meaning in (
+                ("top1", "share of queries whose closest other image has their class"),
+                ("top3", "share of queries with an image of their class in the top 3"),
+                ("top10", "share of queries with an image of their class in the top 10"),
+                ("map", "mean average precision of the whole ranking"),
+            )
+            for end, qualifier in (("", ""), ("_low", ": lower end of its 95 % interval, or null"),
                             ("_high", ": upper end"))
         ),
-        Column("queries", pa.int64(), "images that were ranked against all others"),
-        Column("images", pa.int64(), "images that have a vector"),
-        Column("images_per_second", pa.float64(), "of one worker; differs from run to run"),
-        Column("parameters", pa.int64(), "of the network, without its classifier"),
-        Column("weight_bytes", pa.int64(), "size of these parameters"),
+        Column("queries", pa.int64(), "number of images that were ranked against all others"),
+        Column("images", pa.int64(), "number of images that have a vector"),
+        Column("images_per_second", pa.float64(), "images embedded per second by one worker"),
+        Column("parameters", pa.int64(), "parameters of the network, without its classifier"),
+        Column("weight_bytes", pa.int64(), "size of these parameters in bytes"),
     ),
 )  # fmt: skip
 
@@ -259,15 +291,15 @@ TABLES = (LISTING, DELETED, FAILURES, FILES, SHARD_ROWS, RECALL, MATCHES, PAIRS,
 
 
 def part_table(dimension: int, dtype: str, more: pa.Schema | None = None) -> Table:
-    """Return the table of a store's parts, with `dimension` numbers per row.
+    """Return the table of a store's parts, with vectors of `dimension` components.
 
     `dtype` is float16 or float32; `more` holds the metadata columns of the source.
     """
-    number = pa.float16() if dtype == "float16" else pa.float32()
-    further = tuple(Column(f.name, f.type, "of the source") for f in more or ())
-    embedding = Column("embedding", pa.list_(number, dimension), "the vector")
+    component = pa.float16() if dtype == "float16" else pa.float32()
+    metadata = tuple(Column(f.name, f.type, "of the source") for f in more or ())
+    embedding = Column("embedding", pa.list_(component, dimension), "the vector")
     fixed = (_ROW, _ID, _PATH, _WIDTH, _HEIGHT, _SHA256, _LABEL)
-    return Table("part", "row", (*fixed, *further, embedding))
+    return Table("part", "row", (*fixed, *metadata, embedding))
 
 
 def extra_columns(schema: pa.Schema, table: Table) -> pa.Schema:
@@ -278,9 +310,9 @@ def extra_columns(schema: pa.Schema, table: Table) -> pa.Schema:
 CANDIDATES_SCHEMA = pa.schema(
     [
         ("query", pa.int64()),  # position of the query in its store, from 0
-        ("key", pa.float64()),  # the score, negated for l2: more is closer
+        ("key", pa.float64()),  # the score, negated for l2: higher is closer
         ("row", pa.int64()),
-        ("list", pa.int32()),  # inverted list the row lies in
+        ("list", pa.int32()),  # inverted list that contains the row
         ("image_id", pa.string()),
         ("path", pa.string()),
         ("label", pa.string()),

@@ -1,4 +1,4 @@
-"""What a worker must know of earlier attempts at the same work: which images may kill it."""
+"""Description of an attempt at a piece of work, after workers crashed in earlier attempts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ def _ignore_note(_: str | None) -> None:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a piece of work, for which workers may have died before.
+    """One attempt at a piece of work; workers may have crashed in earlier attempts.
 
-    The first attempt works at full speed; later ones process and note one image at a time. Images
+    The first attempt runs at full speed; later ones note and process one image at a time. Images
     are identified by their path.
     """
 
     number: int = 1
     given_up: frozenset[str] = frozenset()
-    """Paths of images that killed their worker twice in this run; they go to the ledger unread."""
+    """Paths of images whose worker crashed twice in this run; they go to the ledger unread."""
     note: Callable[[str | None], None] = _ignore_note
-    """Called with a path before the image is read, and with None when none is in work any more.
-    From the second attempt on it returns when the note is safely stored; in the first, where images
-    are read ahead, it is only a heartbeat and may be lost."""
+    """Called with the path of an image before it is read, and with None after the last image.
+    From the second attempt on it returns once the note is stored durably; in the first, where
+    images are read ahead, it is only a heartbeat and may be lost."""
 
     @property
     def one_at_a_time(self) -> bool:

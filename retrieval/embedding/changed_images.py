@@ -1,4 +1,4 @@
-"""Find images whose content changed, among those whose file has another size or time."""
+"""Find images whose content changed, among those whose file size or time changed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from retrieval.store.reader import read_unfinished_chunk
 def find_changed_rows(
     folder: Folder, chunk: Chunk, items: list[dict[str, Any]], options: Mapping[str, Any]
 ) -> list[int]:
-    """Return the rows of a chunk whose image has another SHA-256 now.
+    """Return the rows of a chunk whose image has a different SHA-256 than in the store.
 
-    An image that failed before, or that cannot be read now, counts as changed, so that it is
+    An image that failed before, or that cannot be read any more, counts as changed, so that it is
     embedded again.
 
     Args:
@@ -27,10 +27,10 @@ def find_changed_rows(
         options: Storage options of the source.
     """
     table = read_unfinished_chunk(folder, chunk)
-    before = dict(zip(table["row"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+    previous = dict(zip(table["row"].to_pylist(), table["sha256"].to_pylist(), strict=True))
     with ItemReader(options) as opener:
-        now = {item["row"]: _sha256(item, opener) for item in items}
-    return [row for row, sha256 in now.items() if sha256 != before.get(row)]
+        current = {item["row"]: _sha256(item, opener) for item in items}
+    return [row for row, sha256 in current.items() if sha256 != previous.get(row)]
 
 
 def _sha256(item: dict[str, Any], opener: ItemReader) -> str:

@@ -1,8 +1,8 @@
 """Read, decode and embed items in batches.
 
-An image that would fail again goes to the ledger, and so does one whose host does not answer; a
-disk or bucket that fails stops the job. At most two batches are in memory. After an attempt that
-killed its worker, images are processed one at a time, so that the noted image is the one in work.
+An image with a permanent error goes to the ledger, and so does one whose host does not respond; a
+failing disk or bucket stops the job. At most two batches are in memory. After an attempt in which
+the worker crashed, images are processed one at a time, so that the noted image is the current one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DecodeSettings:
     embedding_dtype: str
     threads: int = 0
     """Threads that decode ahead of the engine, or 0 to decode between its batches. They pay off
-    beside a GPU; on CPUs each core has a worker of its own, which they would only slow down."""
+    with a GPU; on CPUs each core runs its own worker, which they would only slow down."""
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     hosts: HostHealth = field(default_factory=HostHealth, compare=False)
     """State of the hosts of URLs, kept from one chunk to the next."""
@@ -81,8 +81,8 @@ def embed_items(
         threads = 0 if attempt.one_at_a_time else decoding.threads
         decoded = _decode_ahead(load, items, threads, 2 * size) if threads else map(load, items)
         for images, failures in _batches(decoded, size):
-            answer = embedder.submit([image.pixels for image in images])
-            in_flight.append((images, failures, answer))
+            result = embedder.submit([image.pixels for image in images])
+            in_flight.append((images, failures, result))
             if len(in_flight) > ahead:
                 yield _collect(*in_flight.popleft(), decoding.embedding_dtype)
     while in_flight:
@@ -93,7 +93,7 @@ def embed_items(
 def _batches(
     decoded: Iterable[_Image | Failure], size: int
 ) -> Iterator[tuple[list[_Image], list[Failure]]]:
-    """Yield full batches of images, each with the failures met on the way."""
+    """Yield full batches of images, each with the failures of the items read for it."""
     images: list[_Image] = []
     failures: list[Failure] = []
     for result in decoded:
@@ -151,11 +151,11 @@ def _load_image(
 
 
 def _collect(
-    images: list[_Image], failures: list[Failure], answer: Callable[[], Vectors], dtype: str
+    images: list[_Image], failures: list[Failure], result: Callable[[], Vectors], dtype: str
 ) -> EmbeddedBatch:
     size = sum(image.size for image in images)
     with np.errstate(over="ignore"):  # checked below
-        vectors = answer().astype(dtype)
+        vectors = result().astype(dtype)
     problems = [vector_problem(vector) for vector in vectors]
     rows = [_row(i) for i, problem in zip(images, problems, strict=True) if not problem]
     unusable = [

@@ -115,8 +115,8 @@ def _cast(
     size = sum(result.vector.nbytes for result in read)
     dtype = importing.embedding_dtype
     exact = np.empty((len(read), importing.dimension))
-    for place, result in enumerate(read):
-        exact[place] = result.vector
+    for position, result in enumerate(read):
+        exact[position] = result.vector
     if importing.rescale:
         narrowed = [not np.can_cast(result.vector.dtype, dtype) for result in read]
         _rescale(exact, np.array(narrowed, bool), dtype)
@@ -124,15 +124,15 @@ def _cast(
         vectors = exact.astype(dtype)
     large = np.asarray(np.any(~np.isfinite(vectors), axis=1))
     small = np.any(exact, axis=1) & ~np.any(vectors, axis=1)
-    for place in np.flatnonzero(large | small).tolist():
-        what = "large" if large[place] else "small"
-        way = "give --embedding-dtype float32" if dtype == "float16" else "scale the vectors"
-        problem = ValueError(f"the vector is too {what} for {dtype}; {way}")
-        failures.append(failure_record(read[place].item, "read", problem))
+    for position in np.flatnonzero(large | small).tolist():
+        adjective = "large" if large[position] else "small"
+        remedy = "give --embedding-dtype float32" if dtype == "float16" else "scale the vectors"
+        problem = ValueError(f"the vector is too {adjective} for {dtype}; {remedy}")
+        failures.append(failure_record(read[position].item, "read", problem))
     usable = ~(large | small)
     rows = [
-        part_row(read[place].item, read[place].sha256, None, None)
-        for place in np.flatnonzero(usable)
+        part_row(read[position].item, read[position].sha256, None, None)
+        for position in np.flatnonzero(usable)
     ]
     return EmbeddedBatch(
         rows, vectors[usable], failures, size, _rounding(exact[usable], vectors[usable])
@@ -152,8 +152,8 @@ def _rescale(exact: NDArray[np.float64], narrowed: NDArray[np.bool_], dtype: str
     """
     _, exponents = np.frexp(np.abs(exact).max(axis=1, initial=0.0))
     low, high = _SAFE_EXPONENTS[dtype]
-    cut = narrowed & ((exponents < low) | (exponents > high))
-    exact[cut] = np.ldexp(exact[cut], -exponents[cut, None])
+    is_scaled = narrowed & ((exponents < low) | (exponents > high))
+    exact[is_scaled] = np.ldexp(exact[is_scaled], -exponents[is_scaled, None])
 
 
 def _rounding(exact: NDArray[np.float64], stored: NDArray[Any]) -> Rounding:

@@ -31,7 +31,7 @@ class EmbeddedBatch:
 
 
 class WorkerDied(Exception):
-    """An image killed its worker in each attempt.
+    """The worker crashed on this image in each attempt.
 
     The message is fixed, so that the ledger has the same bytes in each run.
     """
@@ -43,8 +43,8 @@ class WorkerDied(Exception):
 def failure_record(item: dict[str, Any], stage: str, error: BaseException) -> Failure:
     """Return the ledger row of an item that failed at a stage."""
     message = " ".join(_OBJECT.sub("", str(error)).split())[:_MESSAGE] or type(error).__name__
-    kept = {key: item[key] for key in ("row", "image_id", "path", "label")}
-    return {**kept, "stage": stage, "error": type(error).__name__, "message": message}
+    columns = {key: item[key] for key in ("row", "image_id", "path", "label")}
+    return {**columns, "stage": stage, "error": type(error).__name__, "message": message}
 
 
 def part_row(
@@ -52,8 +52,8 @@ def part_row(
 ) -> dict[str, Any]:
     """Return a row of a part without its vector, with the further columns of the listing."""
     fixed = ("row", "image_id", "path", "label")
-    kept = {k: v for k, v in item.items() if k in fixed or k not in LISTING.schema.names}
-    return {**kept, "width": width, "height": height, "sha256": sha256}
+    columns = {k: v for k, v in item.items() if k in fixed or k not in LISTING.schema.names}
+    return {**columns, "width": width, "height": height, "sha256": sha256}
 
 
 def vector_problem(vector: NDArray[Any]) -> str | None:

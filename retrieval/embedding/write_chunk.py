@@ -1,7 +1,7 @@
-"""Write one chunk of a listing as one part of a store, wherever the vectors come from.
+"""Write one chunk of a listing as one part of a store, for any source of vectors.
 
 Every item of the chunk ends as exactly one row of the part or one row of the ledger. The ledger
-holds what would fail again; temporary errors stop the job.
+holds permanent failures; temporary errors stop the job.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def write_chunk(
     nothing if it recovers nothing.
 
     Args:
-        chunk: Which lines of which segment.
+        chunk: The lines of a segment to process.
         folder: The store.
-        fetch: Makes the vectors.
-        dimension: Their length.
-        dtype: Their type as stored.
+        fetch: Function that yields the vectors of items.
+        dimension: Dimension of the vectors.
+        dtype: Type of the stored vectors.
     """
     started = time.perf_counter()
     finished = read_finished_chunk(folder, chunk)
@@ -126,8 +126,8 @@ def _encode_part(
     dimension: int,
     dtype: str,
 ) -> bytes:
-    positions = {row: at for at, row in enumerate(lines["row"].to_pylist())}
-    kept = lines.take(pa.array([positions[row["row"]] for row in rows], pa.int64()))
+    positions = {row: position for position, row in enumerate(lines["row"].to_pylist())}
+    embedded_lines = lines.take(pa.array([positions[row["row"]] for row in rows], pa.int64()))
     measured = pa.table({k: [row[k] for row in rows] for k in ("width", "height", "sha256")})
     stacked = np.concatenate([np.empty((0, dimension), dtype), *vectors])
-    return reader.encode_part(kept, measured, stacked)
+    return reader.encode_part(embedded_lines, measured, stacked)

@@ -34,7 +34,7 @@ class Trial:
 
     `widths` are the dimensions of the poolings, in column order. `projected` is the dimension of
     the bundle's own projection, None without one. `pca` is the dimension of the projection to try,
-    `sample` the number of images it is fitted on, `most` the maximum number of queries.
+    `sample` the number of images it is fitted on, `max_queries` the maximum number of queries.
     """
 
     store: Store
@@ -42,7 +42,7 @@ class Trial:
     pca: int | None
     projected: int | None
     sample: int
-    most: int
+    max_queries: int
     seed: int
 
 
@@ -65,7 +65,9 @@ def measure_combinations(
     pooling, unprojected and projected, and a block of rankings.
     """
     images = _images(trial, pooling)
-    queries = sample_queries(images.ids, class_numbers(images.labels), trial.most, trial.seed)
+    queries = sample_queries(
+        images.ids, class_numbers(images.labels), trial.max_queries, trial.seed
+    )
     results: list[dict[str, Any]] = []
     for pca, metrics in _steps(trial, images) if len(queries) else ():
         vectors = images.vectors if pca is None or trial.projected else _project(trial, images, pca)
@@ -77,10 +79,10 @@ def measure_combinations(
                 "pooling": pooling, "pca": pca, "metric": metric, "dimension": vectors.shape[1],
                 "queries": len(queries), "images": len(vectors),
             }  # fmt: skip
-            for each in summarize(measured):
-                ends = (each.low, each.high) if each.has_interval else (None, None)
-                figures[each.key] = each.value
-                figures[f"{each.key}_low"], figures[f"{each.key}_high"] = ends
+            for measure in summarize(measured):
+                ends = (measure.low, measure.high) if measure.has_interval else (None, None)
+                figures[measure.key] = measure.value
+                figures[f"{measure.key}_low"], figures[f"{measure.key}_high"] = ends
             results.append(figures)
     return results
 
@@ -95,13 +97,13 @@ def _steps(trial: Trial, images: PoolingVectors) -> list[tuple[int | None, tuple
     return [(None, _METRICS), (trial.pca, ("cosine",))]
 
 
-def sample_queries(image_ids: pa.Array, classes: Int64, most: int, seed: int) -> Int64:
-    """Return the positions of at most `most` queries, ascending: those with the smallest hashes."""
+def sample_queries(image_ids: pa.Array, classes: Int64, max_queries: int, seed: int) -> Int64:
+    """Return the ascending positions of the `max_queries` queries with the smallest hashes."""
     positions = eligible_queries(classes)
-    if len(positions) <= most:
+    if len(positions) <= max_queries:
         return positions
     hashes = hash_image_ids(image_ids.take(pa.array(positions)).to_pylist(), seed, "compare")
-    return np.sort(positions[np.argsort(hashes, kind="stable")[:most]])
+    return np.sort(positions[np.argsort(hashes, kind="stable")[:max_queries]])
 
 
 def _images(trial: Trial, pooling: str) -> PoolingVectors:

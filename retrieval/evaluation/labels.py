@@ -87,8 +87,8 @@ def _look_up(values: pa.ChunkedArray, keys: pa.Array, value_keys: pa.ChunkedArra
     Keys repeat (a gallery image occurs in many matches), so each distinct key is looked up once.
     """
     distinct = keys.dictionary_encode()
-    place = pc.index_in(distinct.dictionary, value_set=_combined(value_keys))
-    return _combined(values).take(place).take(distinct.indices)
+    position = pc.index_in(distinct.dictionary, value_set=_combined(value_keys))
+    return _combined(values).take(position).take(distinct.indices)
 
 
 def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:

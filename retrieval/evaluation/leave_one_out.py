@@ -29,7 +29,7 @@ from retrieval.vectors.scoring import (
 _CELLS = 1 << 22
 """Pairs ranked at once, which bounds temporary arrays to about 200 MB."""
 _ROWS = 1 << 12  # vectors converted to float64 at once
-_U = 2.0**-53  # unit roundoff of float64
+_FLOAT64_ROUNDOFF = 2.0**-53  # unit roundoff of float64
 NO_CLASS = -1
 
 
@@ -84,9 +84,9 @@ def _rank_others(vectors: VectorBlock, query_positions: Int64) -> Int64:
     keys[np.arange(len(query_positions)), query_positions] = -np.inf  # sort the query itself last
     order = np.argsort(-keys, axis=1)[:, :-1]
     sorted_keys = np.take_along_axis(keys, order, 1)
-    near = sorted_keys[:, :-1] - sorted_keys[:, 1:] <= 2 * slack[:, None]
-    if near.any():
-        _rank_near_ties_by_score(queries, vectors, order, near)
+    is_near_tie = sorted_keys[:, :-1] - sorted_keys[:, 1:] <= 2 * slack[:, None]
+    if is_near_tie.any():
+        _rank_near_ties_by_score(queries, vectors, order, is_near_tie)
     return order
 
 
@@ -101,31 +101,31 @@ def _propose_keys(queries: VectorBlock, rows: VectorBlock) -> tuple[Float64, Flo
     for part in split_range(len(rows), _ROWS):
         keys[:, part] = left @ to_float64(rows.float32_values[part]).T
     longest = float(rows.norms.max(initial=0.0))
-    share = 2 * (rows.values.shape[1] + 16) * _U
+    relative_error = 2 * (rows.values.shape[1] + 16) * _FLOAT64_ROUNDOFF
     if rows.metric == "cosine":
         lengths = queries.norms[:, None] * rows.norms
         keys /= np.where(lengths > 0, lengths, 1.0)
-        return keys, np.full(len(queries), share)
+        return keys, np.full(len(queries), relative_error)
     if rows.metric == "ip":
-        return keys, share * queries.norms * longest
+        return keys, relative_error * queries.norms * longest
     keys *= 2
     keys -= rows.norms**2
     keys -= (queries.norms**2)[:, None]
-    return keys, 2 * share * (queries.norms + longest) ** 2
+    return keys, 2 * relative_error * (queries.norms + longest) ** 2
 
 
 def _rank_near_ties_by_score(
-    queries: VectorBlock, rows: VectorBlock, order: Int64, near: NDArray[np.bool_]
+    queries: VectorBlock, rows: VectorBlock, order: Int64, is_near_tie: NDArray[np.bool_]
 ) -> None:
     """Reorder, in place, the runs of rows in `order` that are too close to tell apart by key.
 
-    `near` marks rows within the error of the next one. Rows of different runs cannot swap.
+    `is_near_tie` marks rows within the error of the next one. Rows of different runs cannot swap.
     """
     in_run = np.zeros(order.shape, np.bool_)
-    in_run[:, :-1] |= near
-    in_run[:, 1:] |= near
+    in_run[:, :-1] |= is_near_tie
+    in_run[:, 1:] |= is_near_tie
     run_starts = np.ones(order.shape, np.bool_)
-    run_starts[:, 1:] = ~near
+    run_starts[:, 1:] = ~is_near_tie
     run = run_starts.ravel().cumsum()[in_run.ravel()]
     q, x = np.nonzero(in_run)[0], order[in_run]
     keys = scores_to_keys(score_pairs(queries, rows, q, x), rows.metric)

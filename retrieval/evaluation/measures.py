@@ -68,11 +68,11 @@ def ndcg(relevance: RankingRelevance, k: int | None = None) -> Values:
     """
     grades = relevance.grades[:, :k]
     gained = np.maximum(grades, 0) / np.log2(np.arange(2, grades.shape[1] + 2))
-    most = int(relevance.relevant.max(initial=0))
-    sums = np.append(0.0, np.cumsum(1 / np.log2(np.arange(2, most + 2))))
-    upto = np.minimum(relevance.counts.cumsum(1), most if k is None else k)
-    best = (np.diff(sums[upto], axis=1, prepend=0.0) * relevance.levels).sum(1)
-    return np.asarray(gained.sum(1) / np.where(best > 0, best, 1.0))
+    max_relevant = int(relevance.relevant.max(initial=0))
+    sums = np.append(0.0, np.cumsum(1 / np.log2(np.arange(2, max_relevant + 2))))
+    counts_within = np.minimum(relevance.counts.cumsum(1), max_relevant if k is None else k)
+    ideal = (np.diff(sums[counts_within], axis=1, prepend=0.0) * relevance.levels).sum(1)
+    return np.asarray(gained.sum(1) / np.where(ideal > 0, ideal, 1.0))
 
 
 def reciprocal_rank(relevance: RankingRelevance, k: int | None = None) -> Values:
@@ -110,40 +110,41 @@ _TREC = "trec_eval"
 MEASURES = (
     MeasureDefinition(
         "top{k}", "Success@{k}", "Top-{k}", success,
-        "Share of queries with a right match among the first {k}.", f"{_TREC}: success",
+        "Share of queries with a relevant image among the first {k} matches.", f"{_TREC}: success",
         shown_by_default=True,
     ),
     MeasureDefinition(
         "p{k}", "P@{k}", "Precision@{k}", precision,
-        "Share of the first {k} places that hold a right match.", f"{_TREC}: P",
+        "Share of the first {k} matches that are relevant.", f"{_TREC}: P",
         shown_by_default=True,
     ),
     MeasureDefinition(
         "recall{k}", "R@{k}", "Recall@{k}", recall,
-        "Share of all right images of the gallery that stand in the first {k} places.",
+        "Share of all relevant gallery images that are among the first {k} matches.",
         f"{_TREC}: recall",
     ),
     MeasureDefinition(
         "map{k}", "mAP@{k}", "mAP@{k}", average_precision_within,
-        "How early right images come in the first {k} places: 1 if all of these are right, or all "
-        "right images come first.",
-        "Weyand et al., Google Landmarks Dataset v2 (2020): divided by min(R, K) of R right images",
+        "Mean average precision of the first {k} matches: 1 if all are relevant, or all relevant "
+        "images come first.",
+        "Weyand et al., Google Landmarks Dataset v2 (2020): divided by min(R, K) for R relevant "
+        "images",
         shown_by_default=True,
     ),
     MeasureDefinition(
         "map", "AP", "mAP", average_precision,
-        "How early all right images come (mAP): 1 if all come first.",
+        "Mean average precision (mAP): 1 if all relevant images come first.",
         f"{_TREC}: map; Manning et al., Introduction to Information Retrieval (2008), 8.4",
         shown_by_default=True,
     ),
     MeasureDefinition(
         "map_cut_{k}", "AP@{k}", "mAP, cut at {k}", average_precision,
-        "As AP, but all right images beyond the first {k} places count as missed.",
-        f"{_TREC}: map_cut, divided by all right images",
+        "As AP, but relevant images beyond the first {k} matches count as missed.",
+        f"{_TREC}: map_cut, divided by the number of all relevant images",
     ),
     MeasureDefinition(
         "ndcg", "nDCG", "nDCG", ndcg,
-        "How good the order is, late places counting less: 1 is the best there could be.",
+        "Discounted cumulative gain relative to the best possible order: 1 is the best.",
         f"{_TREC}: ndcg; Järvelin, Kekäläinen, Cumulated gain-based evaluation (2002)",
     ),
     MeasureDefinition(
@@ -152,7 +153,7 @@ MEASURES = (
     ),
     MeasureDefinition(
         "mrr", "RR", "MRR", reciprocal_rank,
-        "1 / rank of the first right match, on average (MRR).", f"{_TREC}: recip_rank",
+        "Mean of 1 / rank of the first relevant image (MRR).", f"{_TREC}: recip_rank",
     ),
 )  # fmt: skip
 """All measures, in the order in which they are reported."""
@@ -193,7 +194,7 @@ def _with_cutoff(definition: MeasureDefinition, k: int | None) -> Measure:
     texts = (definition.key, definition.name, definition.title, definition.meaning)
     key, name, title, meaning = (text.format(k=k) for text in texts)
     if key == "top1":
-        meaning = "Share of queries whose first match is right."
+        meaning = "Share of queries whose first match is relevant."
     return Measure(
         key,
         name,
@@ -227,5 +228,5 @@ def compute_measures(relevance: RankingRelevance, names: Sequence[str]) -> Value
     blocks = [np.empty((0, len(names)))]
     for first in range(0, len(relevance.grades), step):
         block = relevance.slice(first, first + step)
-        blocks.append(np.stack([each.values(block) for each in measures], axis=1))
+        blocks.append(np.stack([measure.values(block) for measure in measures], axis=1))
     return np.concatenate(blocks)

@@ -47,9 +47,9 @@ class Qrels:
         query = _positions(matches["query_id"], self.queries)
         image = _positions(matches["image_id"], self.images)
         keys = query * len(self.images) + image
-        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        named = (self.keys[place] == keys) & (query >= 0) & (image >= 0)
-        grades = np.where(named, self.pair_grades[place], WRONG).astype(np.int16)
+        position = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        in_file = (self.keys[position] == keys) & (query >= 0) & (image >= 0)
+        grades = np.where(in_file, self.pair_grades[position], WRONG).astype(np.int16)
         grades[self.counts[query].sum(1) == 0] = UNKNOWN
         return grades
 

@@ -82,14 +82,14 @@ def grade_rankings(
     grades = ground_truth.grades(matches)
     judged = relevance.judged[query]
     is_junk = judged & (grades == JUNK)
-    kept = judged & ~is_junk
+    is_ranked = judged & ~is_junk
     judged_position = np.cumsum(relevance.judged) - 1
-    filled = np.bincount(judged_position[query[kept]], minlength=int(relevance.judged.sum()))
+    filled = np.bincount(judged_position[query[is_ranked]], minlength=int(relevance.judged.sum()))
     table = np.zeros((len(filled), int(filled.max(initial=1))), np.int16)
-    table[judged_position[query[kept]], _rank_positions(query[kept])] = np.maximum(
-        grades[kept], WRONG
+    table[judged_position[query[is_ranked]], _rank_positions(query[is_ranked])] = np.maximum(
+        grades[is_ranked], WRONG
     )
-    scored_rows = kept & (grades >= WRONG)
+    scored_rows = is_ranked & (grades >= WRONG)
     scored = [
         matches["score"].to_numpy()[scored_rows],
         judged_position[query[scored_rows]],
@@ -119,5 +119,5 @@ def grade_unanswered(queries: pa.Table, ground_truth: GroundTruth) -> RankingRel
 
 def _rank_positions(query: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the position of each match within its query, from 0; a query's rows are contiguous."""
-    begins = np.flatnonzero(np.diff(query, prepend=-1))
-    return np.arange(len(query)) - np.repeat(begins, np.diff(begins, append=len(query)))
+    starts = np.flatnonzero(np.diff(query, prepend=-1))
+    return np.arange(len(query)) - np.repeat(starts, np.diff(starts, append=len(query)))

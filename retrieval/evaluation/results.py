@@ -47,12 +47,12 @@ class Results:
     def of_labels(self, labels: Iterable[str]) -> Results:
         """Return the results restricted to queries of the given classes."""
         in_classes = pc.is_in(self.queries["label"], value_set=pa.array(list(labels), pa.string()))
-        kept = pc.is_in(
+        is_scored = pc.is_in(
             self.scored["query"], value_set=pc.indices_nonzero(in_classes).cast(pa.int64())
         )
         queries = self.queries.filter(in_classes)
         left_out = self.left_out + len(self.queries) - len(queries)
-        return Results(queries, self.scored.filter(kept), self.measures, left_out, self.junk)
+        return Results(queries, self.scored.filter(is_scored), self.measures, left_out, self.junk)
 
 
 def measure_rankings(parts: Iterable[RankingRelevance], measures: Sequence[str]) -> Results:
@@ -146,13 +146,15 @@ def summarize_by_class(results: Results) -> tuple[ClassResult, ...]:
         low, high = (
             ends.reshape(rows.shape[1:]) for ends in score_intervals(rows.reshape(size, -1))
         )
-        for place, number in enumerate(classes):
+        for column, number in enumerate(classes):
             measures = _measure_results(
-                CLASS_MEASURES, rows[:, place].mean(0), low[place], high[place]
+                CLASS_MEASURES, rows[:, column].mean(0), low[column], high[column]
             )
             label = encoded.dictionary[int(number)].as_py()
             class_results.append(ClassResult(label, int(size), measures))
-    return tuple(sorted(class_results, key=lambda each: (each.measures[-1].value, each.label)))
+    return tuple(
+        sorted(class_results, key=lambda result: (result.measures[-1].value, result.label))
+    )
 
 
 def independent_samples(

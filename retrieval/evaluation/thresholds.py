@@ -58,18 +58,18 @@ def find_thresholds(
             chosen[int(reached[-1])] = share
     if not chosen:
         return ()
-    places = np.array(list(chosen))
-    min_keys = sorted_keys[cuts[places]]
+    positions = np.array(list(chosen))
+    min_keys = sorted_keys[cuts[positions]]
     low, high = _intervals(scored, keys, right, min_keys)
-    next_keys = np.append(sorted_keys[cuts], -np.inf)[places + 1]
+    next_keys = np.append(sorted_keys[cuts], -np.inf)[positions + 1]
     return tuple(
         Threshold(
-            chosen[place], _score(float(min_keys[i]), float(next_keys[i]), metric),
-            float(hits[place] / kept[place]), float(low[i]), float(high[i]),
-            float(kept[place] / len(keys)),
-            int(kept[place]), float(hits[place] / max(1, hits[-1])),
+            chosen[position], _score(float(min_keys[i]), float(next_keys[i]), metric),
+            float(hits[position] / kept[position]), float(low[i]), float(high[i]),
+            float(kept[position] / len(keys)),
+            int(kept[position]), float(hits[position] / max(1, hits[-1])),
         )
-        for i, place in enumerate(chosen)
+        for i, position in enumerate(chosen)
     )  # fmt: skip
 
 
@@ -88,13 +88,13 @@ def _intervals(
     return score_intervals(hits / np.maximum(kept, 1), kept)
 
 
-def _score(key: float, following: float, metric: Metric) -> float:
-    """Return the shortest decimal score that keeps `key` and drops the next key, `following`."""
-    short = key
-    for places in range(2, 17):
-        power = 10.0**places
+def _score(key: float, next_key: float, metric: Metric) -> float:
+    """Return the shortest decimal score that keeps `key` and drops `next_key`."""
+    shortest = key
+    for decimals in range(2, 17):
+        power = 10.0**decimals
         rounded = math.floor(key * power) / power
-        if following < rounded <= key:
-            short = rounded
+        if next_key < rounded <= key:
+            shortest = rounded
             break
-    return float(scores_to_keys(np.array([short]), metric)[0])
+    return float(scores_to_keys(np.array([shortest]), metric)[0])

@@ -36,8 +36,9 @@ FORMATS = tuple(name for name in (
     "JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "ICO", "TGA", "PPM",
     "JPEG2000",
 ) if name in Image.OPEN)  # fmt: skip
-"""Formats that Pillow may try, as far as this build has them; its EPS reader, for example, would
-start a program. A JPEG of several pictures (MPO) is opened as a JPEG."""
+"""Formats that Pillow may try, as far as this build supports them. Others are excluded: the EPS
+reader, for example, would start an external program. A JPEG of several pictures (MPO) is opened as
+a JPEG."""
 
 MAX_ASPECT = 8
 """Above this aspect ratio only the centre that the crop covers is resized: a photo of 3000 x 2
@@ -60,9 +61,15 @@ class Decoded:
 def decode(data: bytes, transform: Transform, *, max_pixels: int) -> Decoded:
     """Decode an image, apply its orientation, and resize it to uint8 (3, image_size, image_size).
 
-    Raises what the decoders raise on damaged data (OSError, ValueError, SyntaxError, …), and
-    DecompressionBombError where the header claims more than `max_pixels`; callers record it in the
-    ledger.
+    Args:
+        data: The encoded bytes.
+        transform: The preprocessing of the network.
+        max_pixels: Largest accepted width x height, as stated by the header.
+
+    Raises:
+        PIL.Image.DecompressionBombError: If the image is larger, or too costly to decode.
+        Exception: Any error of a decoder on damaged data (OSError, ValueError, SyntaxError, …);
+            callers record it in the ledger.
     """
     pixels = decode_full(data, max_pixels=max_pixels)
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
@@ -70,7 +77,7 @@ def decode(data: bytes, transform: Transform, *, max_pixels: int) -> Decoded:
 
 
 def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
-    """Decode an image and apply its orientation, without resizing: uint8 (3, H, W)."""
+    """Decode an image to uint8 (3, H, W) and apply its orientation; raise as `decode` does."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     # Pillow raises above twice this; below it only warns, and check_header decides
     Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
@@ -95,18 +102,18 @@ def _decode_oriented(data: bytes, max_pixels: int) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         check_header(image, data, max_pixels)
         if image.format == "JPEG" and not data.endswith(JPEG_END):
-            ended = add_end_mark(data)
-            if ended is not data:
-                return _decode_oriented(ended, max_pixels)
+            completed = add_end_mark(data)
+            if completed is not data:
+                return _decode_oriented(completed, max_pixels)
         pixels = (
             _decode_jpeg(data) if image.format == "JPEG" and image.mode in ("L", "RGB") else None
         )
-        raw = _raw_mode(image)
+        raw_mode = _raw_mode(image)
         if pixels is None:
             image.load()  # before EXIF is read, which in a PNG loads and hides the error
         orientation = _orientation(image)
         if pixels is None:
-            pixels = _to_rgb_pixels(rescale_deep_colours(image, raw, partial(_read_as, data)))
+            pixels = _to_rgb_pixels(rescale_deep_colours(image, raw_mode, partial(_read_as, data)))
     return _orient(pixels, orientation)
 
 

@@ -13,12 +13,12 @@ import struct
 from PIL import Image
 
 MAX_SCANS = 100
-"""Passes over the pixels of a JPEG; encoders use some ten, and 64 at most. At 178 million pixels a
-hundred empty ones take libjpeg 3 s."""
+"""Largest number of scans (passes over the pixels) of a JPEG; encoders use some ten, 64 at most. At
+178 million pixels a hundred empty scans take libjpeg 3 s."""
 
 _MAX_PIXELS_PER_BYTE = 1024
-"""Pixels per byte of a Huffman-coded JPEG: one bit per block of 64 gives 512, and twice that allows
-for any subsampling. Arithmetic coding has no such bound."""
+"""Largest number of pixels per byte of a Huffman-coded JPEG: one bit per block of 64 pixels makes
+512, and twice that allows for any subsampling. Arithmetic coding has no such bound."""
 _ARITHMETIC = re.compile(rb"\xff[\xc9-\xcb]")
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 """JPEG markers other than stuffed bytes, fill bytes and restarts."""
@@ -26,8 +26,8 @@ _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _MIN_TILE_BYTES = 14
 """Least size of a JPEG 2000 tile in the file: two markers (SOT, SOD)."""
 _FREE_TILES, _MIN_TILE_PIXELS = 4096, 1024
-"""OpenJPEG allocates 11 kB per tile before decoding: this many tiles are always allowed, and more
-if they have this many pixels each, so that they cost no more than the pixels do."""
+"""OpenJPEG allocates 11 kB per tile before decoding. `_FREE_TILES` tiles are always allowed; more
+only if each has `_MIN_TILE_PIXELS` pixels, so that tiles cost no more memory than pixels do."""
 
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of a TIFF
 
@@ -49,9 +49,9 @@ def check_header(image: Image.Image, data: bytes, max_pixels: int) -> None:
             _check_pixels(width, height, max_pixels, "pixels in a tile")
 
 
-def _check_pixels(width: int, height: int, limit: int, what: str) -> None:
+def _check_pixels(width: int, height: int, limit: int, unit: str) -> None:
     if width * height > limit:
-        raise Image.DecompressionBombError(f"{width} x {height} {what} exceed the limit of {limit}")
+        raise Image.DecompressionBombError(f"{width} x {height} {unit} exceed the limit of {limit}")
 
 
 def _check_jpeg(image: Image.Image, data: bytes) -> None:
@@ -60,7 +60,9 @@ def _check_jpeg(image: Image.Image, data: bytes) -> None:
         raise OSError(f"{len(data)} bytes cannot hold a JPEG of {image.width} x {image.height}")
     # counting bytes is fast, but too high where thumbnails or other files are embedded
     if data.count(b"\xff\xda") > MAX_SCANS and _count_scans(data) > MAX_SCANS:
-        raise Image.DecompressionBombError(f"a JPEG of more than {MAX_SCANS} scans")
+        raise Image.DecompressionBombError(
+            f"a JPEG of more than {MAX_SCANS} scans is too costly to decode"
+        )
 
 
 def _count_scans(data: bytes) -> int:
@@ -82,7 +84,8 @@ def _check_jpeg_2000(image: Image.Image, data: bytes) -> None:
         raise OSError(f"{len(data)} bytes cannot hold a JPEG 2000 of {tiles} tiles")
     if tiles > max(_FREE_TILES, image.width * image.height // _MIN_TILE_PIXELS):
         raise Image.DecompressionBombError(
-            f"a JPEG 2000 of {image.width} x {image.height} pixels in {tiles} tiles"
+            f"a JPEG 2000 of {image.width} x {image.height} pixels in {tiles} tiles is too costly "
+            "to decode"
         )
 
 
@@ -94,13 +97,13 @@ def _count_tiles(data: bytes) -> int:
     numbers: tuple[int, ...] = struct.unpack_from(">8I", data, start + 8)
     right, bottom, _, _, tile_width, tile_height, left, top = numbers
     if not tile_width or not tile_height:
-        raise OSError("a JPEG 2000 with tiles of no size")
+        raise OSError("a JPEG 2000 with tiles of size 0")
     columns = max(0, -(-(right - left) // tile_width))
     return columns * max(0, -(-(bottom - top) // tile_height))
 
 
 def _find_codestream(data: bytes) -> int | None:
-    """Return the offset of the codestream: 0, or that in the first box jp2c; None without one."""
+    """Return the offset of the codestream (0, or that in the first jp2c box), or None."""
     if data.startswith(b"\xff\x4f"):
         return 0
     position = 0

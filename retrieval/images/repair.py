@@ -16,7 +16,7 @@ from PIL import Image
 
 JPEG_END = b"\xff\xd9"
 _START = re.compile(rb"(?:[\s\0]{1,4096}|.{1,16}?)(?=\xff\xd8\xff)", re.DOTALL)
-"""Bytes that may precede a JPEG; with more it is another kind of file that contains one."""
+"""Bytes that may precede a JPEG; a longer prefix means a file of another kind that contains one."""
 
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 """JPEG markers other than stuffed bytes, fill bytes and restarts."""
@@ -25,43 +25,44 @@ _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _SCAN = 0xDA
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_TEXT, _TEXTS = 1 << 20, 1 << 25
-"""Largest text or profile of a PNG, and largest total, that are kept, in bytes: below the limits of
-Pillow (a text may hold the orientation)."""
+_MAX_TEXT_BYTES, _MAX_TOTAL_TEXT_BYTES = 1 << 20, 1 << 25
+"""Largest text or profile of a PNG that is kept, and largest total: below the limits of Pillow.
+Small texts are kept, since one may hold the orientation."""
 
 
 def strip_leading_bytes(data: bytes) -> bytes | None:
     """Return a JPEG without the bytes before it; None where there are none or it is no JPEG."""
-    before = _START.match(data)
-    return data[before.end() :] if before else None
+    prefix = _START.match(data)
+    return data[prefix.end() :] if prefix else None
 
 
 def add_end_mark(data: bytes) -> bytes:
-    """Return a JPEG with an end mark added where it is missing; OSError if it is truncated.
+    """Return a JPEG with an end mark added where it is missing; raise OSError if it is truncated.
 
-    It is complete if its scans announce all coefficients of all components, and if random bytes
-    appended to it change no pixel: a decoder reads the missing samples of a truncated one from
-    these.
+    A JPEG counts as complete if its scans cover all coefficients of all components, and if random
+    bytes appended to it change no pixel: of a truncated JPEG a decoder would take the missing
+    samples from these bytes.
     """
     body = data.rstrip(b"\0")
     if body.endswith(b"\xff"):  # a stuffed byte, or the first half of the mark
         body = body + b"\0" if len(body) < len(data) else body[:-1]
-    announced = _announced(body)
-    if announced is None:
+    complete = _covers_all_coefficients(body)
+    if complete is None:
         return data
     restart = _next_restart(body)
     fillers = (_filler(seed, restart) for seed in range(3))
-    if not announced or len({_pixels(body + filler + JPEG_END) for filler in fillers}) > 1:
-        raise OSError("the JPEG ends before its picture does")
+    if not complete or len({_pixels(body + filler + JPEG_END) for filler in fillers}) > 1:
+        raise OSError("the JPEG is truncated")
     return body + JPEG_END
 
 
-def _announced(data: bytes) -> bool | None:
-    """Return whether the scans of a JPEG announce all its data; None where it has an end mark.
+def _covers_all_coefficients(data: bytes) -> bool | None:
+    """Return whether the scans of a JPEG cover all its data; None where it has an end mark.
 
-    A progressive one is complete when the last bit of each of its 64 coefficients was sent.
+    A progressive JPEG is complete if some scan contains the last bit of each of the 64 coefficients
+    of each component.
     """
-    missing: dict[int, set[int]] = {}  # coefficients still to come, per component
+    missing: dict[int, set[int]] = {}  # coefficients not covered yet, per component
     progressive, position = False, 2
     while match := _MARKER.search(data, position):
         code, position = match[1][0], match.end()
@@ -108,22 +109,22 @@ def _pixels(data: bytes) -> bytes:
 
 
 def drop_large_texts(data: bytes) -> bytes | None:
-    """Return a PNG without its too large texts and profiles; None where it has none."""
+    """Return a PNG without its too large texts and profiles; None if it has none or is no PNG."""
     if not data.startswith(_PNG):
         return None
-    kept, left, dropped = [_PNG], _TEXTS, False
+    kept, remaining, dropped = [_PNG], _MAX_TOTAL_TEXT_BYTES, False
     for name, chunk in _chunks(data):
         size = _text_size(name, chunk[8:-4])
-        if size > min(_TEXT, left):
+        if size > min(_MAX_TEXT_BYTES, remaining):
             dropped = True
             continue
-        left -= size
+        remaining -= size
         kept.append(chunk)
     return b"".join(kept) if dropped else None
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Iterate over the chunks of a PNG as (name, bytes); a malformed rest is the last one."""
+    """Iterate over the chunks of a PNG as (name, bytes); malformed bytes form the last chunk."""
     start = len(_PNG)
     while start < len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
@@ -132,12 +133,15 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _text_size(name: bytes, body: bytes) -> int:
-    """Return the uncompressed size of a text or profile, above `_TEXT` inexactly; else 0."""
+    """Return the uncompressed size of a text or profile in bytes; 0 for other chunks.
+
+    Decompression stops at `_MAX_TEXT_BYTES`, so that larger sizes are inexact.
+    """
     if name == b"tEXt":
         return len(body)
     packed = body.partition(b"\0")[2]
     if name in (b"zTXt", b"iCCP"):
-        packed = packed[1:]  # the method
+        packed = packed[1:]  # the compression method
     elif name == b"iTXt":
         if packed[:1] != b"\1":
             return len(body)
@@ -145,6 +149,6 @@ def _text_size(name: bytes, body: bytes) -> int:
     else:
         return 0
     try:
-        return len(body) + len(zlib.decompressobj().decompress(packed, _TEXT + 1))
+        return len(body) + len(zlib.decompressobj().decompress(packed, _MAX_TEXT_BYTES + 1))
     except zlib.error:
         return len(body)

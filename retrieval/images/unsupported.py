@@ -11,5 +11,5 @@ _BRANDS = re.compile(rb".{4}ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
 
 
 def is_heic(data: bytes) -> bool:
-    """Return whether the bytes of a file begin as HEIC."""
+    """Return whether the bytes of a file begin with the signature of HEIC."""
     return _BRANDS.match(data) is not None

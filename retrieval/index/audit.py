@@ -56,7 +56,9 @@ def audit_index(folder: Folder) -> list[str]:
         seen_rows[rows] = True
         alive += int(shard.alive.sum())
     if alive != manifest.counts["rows"]:
-        problems.append(f"{folder.uri()} holds {alive} rows, its manifest says otherwise")
+        problems.append(
+            f"{folder.uri()} holds {alive} rows, but its manifest records another number"
+        )
     return problems
 
 
@@ -71,7 +73,7 @@ def _shard_problems(shard: Shard, centroids: VectorBlock) -> list[str]:
         return []
     ids = [shard.list_ids(number) for number in range(shard.index.nlist)]
     if not np.array_equal(np.sort(np.concatenate(ids)), shard.rows):
-        return ["the ids in its lists are not the rows of its table"]
+        return ["the ids in its lists differ from the rows of its table"]
     problems = []
     checked_rows = shard.rows[:: max(1, len(shard.rows) // _CHECKED_VECTORS)]
     for number in range(shard.index.nlist):
@@ -84,17 +86,20 @@ def _shard_problems(shard: Shard, centroids: VectorBlock) -> list[str]:
             problems.append(f"vectors of list {number} lie nearer to another list")
         recorded_norms = shard.squared_norms[np.searchsorted(shard.rows, rows[checked])]
         if not np.array_equal(recorded_norms, compute_squared_norms(values)):
-            problems.append(f"vectors of list {number} have other lengths than noted")
+            problems.append(f"vectors of list {number} have other norms than recorded")
     return problems
 
 
 def verify_recall_curve(folder: Folder) -> list[str]:
-    """Measure the recall curve of a finished index again; return a problem where it differs."""
+    """Measure the recall curve of a finished index again; return a problem if it differs, else [].
+
+    Raises UsageError for an index with lossy codes, whose vectors cannot be read from it.
+    """
     manifest = finished_output.read_manifest(folder, kind="index")
     if manifest.counts["codes"] is None:
         raise UsageError(
-            f"--measure-recall: the codes of {folder.uri()} are not its vectors, so they cannot "
-            "tell; run index with another --output, which measures anew"
+            f"--measure-recall: the codes of {folder.uri()} are lossy, so the recall curve "
+            "cannot be measured from them; run index again with another --output"
         )
     settings, metric = finished_output.read_settings(folder), manifest.counts["metric"]
     shards = range(int(manifest.counts["shards"]))
@@ -107,10 +112,10 @@ def verify_recall_curve(folder: Folder) -> list[str]:
     samples = make_recall_samples(vectors, rows, int(counts["rows"]), counts["codes"])
     best: list[Neighbours | None] = [None] * len(samples)
     for shard in (_open(folder, manifest, number) for number in shards):
-        for place, sample in enumerate(samples):
+        for position, sample in enumerate(samples):
             nearest_rows = nearest_in_shard(shard, iterate_list_blocks(shard), sample)
-            parts = [part for part in (best[place], nearest_rows) if part is not None]
-            best[place] = recall_curve.merge_neighbours(parts, sample.k)
+            parts = [part for part in (best[position], nearest_rows) if part is not None]
+            best[position] = recall_curve.merge_neighbours(parts, sample.k)
     centroid_metric = assignment_metric(metric)
     centroids = block(read_centroids(deserialize_index(folder.read(TRAINED))), centroid_metric)
     curve = pa.concat_tables(
@@ -125,7 +130,7 @@ def verify_recall_curve(folder: Folder) -> list[str]:
     if digest == manifest.files[RECALL_TABLE].sha256:
         return []
     return [
-        f"{folder.uri(RECALL_TABLE)} is not what its vectors give when recall is measured again"
+        f"{folder.uri(RECALL_TABLE)} differs from the recall curve measured again from the vectors"
     ]
 
 
@@ -135,11 +140,11 @@ def _sample_of_shard(
     """Return the rows of a shard that belong to the recall sample, and their vectors."""
     table = shard.metadata.filter(shard.alive)
     hashes = hash_image_ids(table["image_id"].to_pylist(), seed, "curve")
-    wanted = table["row"].to_numpy()[below_fraction(hashes, share)]
+    sampled_rows = table["row"].to_numpy()[below_fraction(hashes, share)]
     rows, vectors = [np.empty(0, np.int64)], [np.empty((0, shard.index.d), shard.codes)]
     for number in range(shard.index.nlist):
         list_rows, values = shard.list_vectors(number)
-        sampled = np.isin(list_rows, wanted)
-        rows.append(list_rows[sampled])
-        vectors.append(values[sampled])
+        is_sampled = np.isin(list_rows, sampled_rows)
+        rows.append(list_rows[is_sampled])
+        vectors.append(values[is_sampled])
     return np.concatenate(rows), np.concatenate(vectors)

@@ -55,8 +55,8 @@ def do_nothing() -> None:
 
 
 _FILL = 1 << 24  # bytes of vectors that are added to the lists at once
-_SPREAD_STEP = 64  # one row in so many is measured for the shard's distance to its centroids,
-_SPREAD_ROWS = 4096  # but at least so many rows, or all
+_SPREAD_STEP = 64  # every 64th row is measured for the spread around the centroids,
+_SPREAD_ROWS = 4096  # but at least this many rows, or all
 
 
 @dataclass(frozen=True)
@@ -265,14 +265,14 @@ def _write_once(
     """
     records: list[FileRecord] = []
 
-    def write_and_note(name: str) -> None:
+    def write_and_record(name: str) -> None:
         write(name)
         with open(name, "rb") as file:
             records.append(read_file_record(path, file))
 
-    if not folder.put_new_file(path, write_and_note):
+    if not folder.put_new_file(path, write_and_record):
         if not records:
-            write_and_note(os.path.join(scratch, "again"))
+            write_and_record(os.path.join(scratch, "again"))
         with folder.open(path) as file:
             if read_file_record(path, file) != records[0]:
                 raise _altered(folder, path)

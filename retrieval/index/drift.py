@@ -58,7 +58,7 @@ def load_initial_spread(folder: Folder, spread: Spread) -> Spread:
     return Spread(values["mean"], values["deviation"], values["count"])
 
 
-def measure_drift(first: Spread, now: Spread, metric: Metric) -> dict[str, float]:
+def measure_drift(initial: Spread, current: Spread, metric: Metric) -> dict[str, float]:
     """Return how many times as far from their centroids vectors lie as initially.
 
     `drift` is the ratio of the mean distances. `drift_low` is its lower end: the current mean minus
@@ -66,17 +66,17 @@ def measure_drift(first: Spread, now: Spread, metric: Metric) -> dict[str, float
     larger deviation, since a small sample seldom holds outliers. It is 0 for too few vectors.
     """
     floor = 0.0 if metric == "l2" else _ON_CENTROIDS
-    deviation = max(first.deviation, now.deviation)
-    low = now.mean - _ERRORS * now.deviation / max(1.0, now.count) ** 0.5
-    reference = first.mean + _ERRORS * deviation / max(1.0, first.count) ** 0.5
-    drift = _ratio(now.mean, first.mean, floor)
-    drift_low = min(drift, _ratio(max(0.0, low), reference, floor))
-    if min(first.count, now.count) < _MIN_COUNT:
+    deviation = max(initial.deviation, current.deviation)
+    low = current.mean - _ERRORS * current.deviation / max(1.0, current.count) ** 0.5
+    high_initial = initial.mean + _ERRORS * deviation / max(1.0, initial.count) ** 0.5
+    drift = _ratio(current.mean, initial.mean, floor)
+    drift_low = min(drift, _ratio(max(0.0, low), high_initial, floor))
+    if min(initial.count, current.count) < _MIN_COUNT:
         drift_low = 0.0
     return {"drift": round(drift, 4), "drift_low": round(drift_low, 4)}
 
 
-def _ratio(now: float, first: float, floor: float) -> float:
+def _ratio(current: float, initial: float, floor: float) -> float:
     """Return the ratio of mean distances; 1 where both are of vectors on their centroids."""
-    now, first = max(now, floor), max(first, floor)
-    return 1.0 if now == first else now / max(first, now / _MAX_RATIO)
+    current, initial = max(current, floor), max(initial, floor)
+    return 1.0 if current == initial else current / max(initial, current / _MAX_RATIO)

@@ -1,6 +1,6 @@
 """Export of all live rows of a finished index as one stock FAISS index.
 
-    FILE          what faiss.read_index opens; ids are rows, deleted rows are left out
+    FILE          the index for faiss.read_index; ids are rows, deleted rows are left out
     FILE.lists    its inverted lists, where they exceed the allowed memory
 
 FAISS then reads the lists from disk during a search (OnDiskInvertedLists). FILE names FILE.lists by
@@ -28,7 +28,7 @@ from retrieval.storage import finished_output
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder, LocalFolder, find_write_problem, is_remote, local_path
 
-LISTS = ".lists"  # what the name of the second file ends with
+LISTS = ".lists"  # suffix of the second file
 
 
 def _do_nothing() -> None:
@@ -45,7 +45,7 @@ class ExportedIndex:
     bytes: int  # of both files
 
     def sentence(self) -> str:
-        """Return a sentence on what the file holds and how to open it."""
+        """Return a sentence about the content of the file and how to open it."""
         content = f"{self.rows} vectors, ids are rows: {self.file}"
         opening = f"faiss.read_index({self.file!r})"
         if self.lists is None:
@@ -186,7 +186,7 @@ def _on_disk(merged: Any, shards: _Shards, file: str, lists: str) -> None:
         ivf.ntotal = merged.ntotal = int(sizes.sum())
         kept_alive.append(disk)
 
-    kept_alive: list[Any] = []  # keeps alive what the index does not own
+    kept_alive: list[Any] = []  # references to the lists, which the index does not own
     _replace(lists, fill)
     _replace(file, lambda name: faiss.write_index(merged, name))
 

@@ -123,5 +123,5 @@ def deserialize_index(data: bytes) -> Any:
 def read_centroids(index: Any) -> NDArray[np.float32]:
     """Return the (nlist, d) float32 centroids of an IVF index."""
     ivf = extract_ivf(index)
-    inner_ivf: NDArray[np.float32] = ivf.quantizer.reconstruct_n(0, ivf.nlist)
-    return inner_ivf
+    centroids: NDArray[np.float32] = ivf.quantizer.reconstruct_n(0, ivf.nlist)
+    return centroids

@@ -129,7 +129,7 @@ def _curve(
     )
     return recall_curve.recall_curve(
         coarse.project(sample.vectors, metric), coarse.centroids, neighbours, sample.ks, seed=seed,
-        places=recall_curve.proposal_positions(neighbours, proposed), per_match=per_match,
+        proposal_ranks=recall_curve.proposal_positions(neighbours, proposed), per_match=per_match,
     )  # fmt: skip
 
 

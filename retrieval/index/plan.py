@@ -22,7 +22,7 @@ SHARD_LIST_ROWS = 16
 
 MAX_LISTS = 1 << 16
 SAMPLE_ROWS_PER_LIST = 64
-"""Between FAISS' warning at 39 and its ceiling of 256 training rows a centroid."""
+"""Between FAISS' warning at 39 and its ceiling of 256 training rows per centroid."""
 
 SMALL_SHARD = 1 << 14
 """Rows of the smallest shard that is worth a task. If memory holds fewer vectors, codes of one byte
@@ -48,7 +48,7 @@ def plan_index(
     rows_per_shard: int | None = None,
     factory: str | None = None,
 ) -> IndexPlan:
-    """Return the plan of an index; a pure function.
+    """Choose the number of lists, the codes and the shards of an index; a pure function.
 
     `memory` is what one task may use, in bytes: half for the shard, the rest for queries, results
     and input. `rows_per_shard` and `factory` override the automatic choice.

@@ -101,12 +101,12 @@ def add_rows(index: Any, faiss_vectors: Float32, rows: Int64) -> None:
 @contextmanager
 def _pair_by_pair() -> Iterator[None]:
     """Make FAISS compute each pair by itself: a third of the speed, the same for any batch."""
-    before = faiss.cvar.distance_compute_blas_threshold
+    previous = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = _NO_BLOCKING
     try:
         yield
     finally:
-        faiss.cvar.distance_compute_blas_threshold = before
+        faiss.cvar.distance_compute_blas_threshold = previous
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ class QuantizedShard:
             size = inverted.list_size(number)
             if size:
                 ids = faiss.rev_swig_ptr(inverted.get_ids(number), size)
-                result[self._places(ids)] = number
+                result[self._positions(ids)] = number
         return result
 
-    def _places(self, ids: Int64) -> Int64:
+    def _positions(self, ids: Int64) -> Int64:
         """Return the metadata positions of list ids."""
         if self.coarse.ids_are_positions:
             return ids
@@ -156,8 +156,8 @@ class QuantizedShard:
             completed = []
             for part in np.split(incomplete, range(step, len(incomplete), step)):
                 faiss_queries = queries.matmul_input[part], probes[part], distances[part]
-                keys, places, complete = self._search_once(*faiss_queries, requested, count)
-                _store_results(result, part, keys, self.shard.rows, self.lists, places)
+                keys, positions, complete = self._search_once(*faiss_queries, requested, count)
+                _store_results(result, part, keys, self.shard.rows, self.lists, positions)
                 completed.append(complete)
             incomplete = incomplete[~np.concatenate(completed)]
             requested = min(2 * requested, len(self.shard.rows))
@@ -184,16 +184,16 @@ class QuantizedShard:
             keys = -keys
         keys[np.isnan(keys)] = -np.inf
         last = np.where(ids[:, -1] < 0, -np.inf, keys.min(1))
-        places = np.where(ids < 0, 0, self._places(ids))
-        excluded = (ids < 0) | ~self.shard.alive[places]
+        positions = np.where(ids < 0, 0, self._positions(ids))
+        excluded = (ids < 0) | ~self.shard.alive[positions]
         keys[excluded] = -np.inf
         enough = (keys > last[:, None]).sum(1) >= count
         complete = enough | (ids[:, -1] < 0) | (requested >= len(self.shard.rows))
-        places[excluded] = -1
-        best = np.lexsort((np.where(excluded, len(self.shard.rows), places), -keys), axis=1)[
+        positions[excluded] = -1
+        best = np.lexsort((np.where(excluded, len(self.shard.rows), positions), -keys), axis=1)[
             :, :count
         ]
-        return np.take_along_axis(keys, best, 1), np.take_along_axis(places, best, 1), complete
+        return np.take_along_axis(keys, best, 1), np.take_along_axis(positions, best, 1), complete
 
 
 def _store_results(
@@ -202,10 +202,10 @@ def _store_results(
     keys: Float64,
     rows: Int64,
     lists: Int64,
-    places: Int64,
+    positions: Int64,
 ) -> None:
-    """Copy the results of the queries at positions `which` into the result arrays."""
-    is_row, targets = places >= 0, np.ix_(query_positions, np.arange(places.shape[1]))
+    """Copy the results of the queries at `query_positions` into the result arrays."""
+    is_row, targets = positions >= 0, np.ix_(query_positions, np.arange(positions.shape[1]))
     result.keys[targets] = keys
-    result.rows[targets] = np.where(is_row, rows[places], -1)
-    result.lists[targets] = np.where(is_row, lists[places], -1)
+    result.rows[targets] = np.where(is_row, rows[positions], -1)
+    result.lists[targets] = np.where(is_row, lists[positions], -1)

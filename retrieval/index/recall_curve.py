@@ -4,8 +4,8 @@ With lossless codes a neighbour is found if and only if its list is read. So the
 sampled vectors, and the rank of each neighbour's list in the probing order, give recall at any
 nprobe without a search. With lossy codes a neighbour must also be among the candidates that are
 scored exactly; candidates proposed with all lists read are proposed with fewer too, so that is a
-lower bound for every nprobe. (An exception are keys rounded by the lists read, as in FAISS' fast
-scan; the recall check of a search measures the outcome.)
+lower bound for every nprobe. (Keys that FAISS' fast scan rounds depending on the lists read are
+an exception; the recall check of a search measures the result.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from retrieval.vectors.topk import top_k
 
 _MARGIN = 0.4
 """Share of the allowed loss that a first search leaves unused, so that the gate mostly passes it at
-the first or second look. Lists read a query, sampled queries and second searches counted, for
+the first or second look. Lists read per query, including sampled queries and second searches, for
 20,000 clustered queries of 60,000 x 64 vectors in 234 lists, and rankings that searched twice:
 
     recall   no margin     0.2          0.3          0.4          lower end of the curve's interval
@@ -46,7 +46,7 @@ SAMPLE_SIZE = 500
 """Sampled vectors: the half width of a 95 % interval around 0.95 is then about 0.01."""
 
 DEEP_SHARE = 4
-"""One in so many sampled vectors is measured at `DEEP_K`: all would take four times as long as the
+"""Every fourth sampled vector is measured at `DEEP_K`: all would take four times as long as the
 rest of the measurement (10 s against 2 s for 150,000 x 256), a quarter about as long."""
 
 
@@ -84,26 +84,26 @@ def required_nprobe(
     """
     nlist = len(centroids)
     order = top_k(queries, centroids, nlist).positions
-    place = np.empty_like(order)
-    np.put_along_axis(place, order, np.arange(nlist)[None, :].repeat(len(order), 0), 1)
+    list_rank = np.empty_like(order)
+    np.put_along_axis(list_rank, order, np.arange(nlist)[None, :].repeat(len(order), 0), 1)
     is_neighbour = neighbours.rows >= 0
-    needed = np.take_along_axis(place, np.where(is_neighbour, neighbours.lists, 0), 1) + 1
-    return needed, is_neighbour
+    required = np.take_along_axis(list_rank, np.where(is_neighbour, neighbours.lists, 0), 1) + 1
+    return required, is_neighbour
 
 
 def recall_at(
-    needed: NDArray[np.int64], is_neighbour: NDArray[np.bool_], nprobe: int
+    required: NDArray[np.int64], is_neighbour: NDArray[np.bool_], nprobe: int
 ) -> NDArray[np.float64]:
     """Return each query's recall when `nprobe` lists are read, (s,); 1 without neighbours."""
-    return found_fraction(needed <= nprobe, is_neighbour)
+    return found_fraction(required <= nprobe, is_neighbour)
 
 
 def found_fraction(
-    neighbours: NDArray[np.bool_], is_neighbour: NDArray[np.bool_]
+    is_found: NDArray[np.bool_], is_neighbour: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Return the fraction of each query's neighbours that was found, (s,); 1 without neighbours."""
     counts = is_neighbour.sum(1)
-    hits = (neighbours & is_neighbour).sum(1)
+    hits = (is_found & is_neighbour).sum(1)
     return np.where(counts > 0, hits / np.maximum(counts, 1), 1.0)
 
 
@@ -111,12 +111,14 @@ def proposal_positions(neighbours: Neighbours, proposed: Neighbours) -> NDArray[
     """Return each neighbour's position among the proposals, (s, k); their count if absent."""
     count = proposed.rows.shape[1]
     order = np.argsort(proposed.rows, axis=1, kind="stable")
-    places = np.empty_like(neighbours.rows)
+    positions = np.empty_like(neighbours.rows)
     for query, by_row in enumerate(order):
         ascending = proposed.rows[query, by_row]
         slots = np.minimum(np.searchsorted(ascending, neighbours.rows[query]), count - 1)
-        places[query] = np.where(ascending[slots] == neighbours.rows[query], by_row[slots], count)
-    return places
+        positions[query] = np.where(
+            ascending[slots] == neighbours.rows[query], by_row[slots], count
+        )
+    return positions
 
 
 def recall_curve(
@@ -126,23 +128,25 @@ def recall_curve(
     ks: Sequence[int],
     *,
     seed: int,
-    places: NDArray[np.int64] | None = None,
+    proposal_ranks: NDArray[np.int64] | None = None,
     per_match: int = 1,
 ) -> pa.Table:
     """Return recall@k with intervals for each of `ks` and each nprobe of the grid: table RECALL.
 
-    `places` are the neighbours' positions among the candidates of lossy codes, of which `per_match`
-    times k are scored exactly; None for lossless codes.
+    `proposal_ranks` (s, k) are the neighbours' positions among the candidates of lossy codes, of
+    which `per_match` times k are scored exactly; None for lossless codes.
     """
-    needed, is_neighbour = required_nprobe(queries, centroids, neighbours)
+    required, is_neighbour = required_nprobe(queries, centroids, neighbours)
     grid = probe_grid(len(centroids))
     rows = []
     for k in ks:
-        required = needed[:, :k]
-        if places is not None:
-            required = np.where(places[:, :k] < per_match * k, required, len(centroids) + 1)
+        k_required = required[:, :k]
+        if proposal_ranks is not None:
+            k_required = np.where(
+                proposal_ranks[:, :k] < per_match * k, k_required, len(centroids) + 1
+            )
         values = np.stack(
-            [recall_at(required, is_neighbour[:, :k], nprobe) for nprobe in grid], axis=1
+            [recall_at(k_required, is_neighbour[:, :k], nprobe) for nprobe in grid], axis=1
         )
         ends = mean_intervals(values, seed=seed)
         for nprobe, mean, low, high in zip(grid, values.mean(0), *ends, strict=True):
@@ -200,7 +204,7 @@ def _expected(curve: pa.Table, k: int) -> tuple[NDArray[np.int64], Values]:
 
 
 def smallest_sufficient_nprobe(
-    needed: NDArray[np.int64],
+    required: NDArray[np.int64],
     is_neighbour: NDArray[np.bool_],
     nlist: int,
     enough: Callable[[Values], bool],
@@ -211,7 +215,7 @@ def smallest_sufficient_nprobe(
     too small matters, and trying several values costs no confidence.
     """
     grid = probe_grid(nlist)
-    place = bisect.bisect_left(
-        grid, True, key=lambda nprobe: enough(recall_at(needed, is_neighbour, nprobe))
+    position = bisect.bisect_left(
+        grid, True, key=lambda nprobe: enough(recall_at(required, is_neighbour, nprobe))
     )
-    return int(grid[min(place, len(grid) - 1)])
+    return int(grid[min(position, len(grid) - 1)])

@@ -78,9 +78,9 @@ def sampled_interval(
     shares /= shares.sum(1, keepdims=True)
     drawn = generator.multinomial(unseen, shares).astype(np.float64)
     # not by BLAS, whose last bits may depend on the number of threads
-    rest = np.einsum("rn,n->r", drawn[:, :-1], levels)
-    low = np.quantile(rest, TAIL / looks, method="inverted_cdf")
-    high = np.quantile(rest + drawn[:, -1], 1 - TAIL / looks, method="inverted_cdf")
+    unseen_sums = np.einsum("rn,n->r", drawn[:, :-1], levels)
+    low = np.quantile(unseen_sums, TAIL / looks, method="inverted_cdf")
+    high = np.quantile(unseen_sums + drawn[:, -1], 1 - TAIL / looks, method="inverted_cdf")
     return float(total + low) / queries, float(total + high) / queries
 
 

@@ -23,7 +23,7 @@ class ShardRowsWriter:
 
     def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
         self._writer, self._schema = writer, schema
-        self._waiting = schema.empty_table()
+        self._pending = schema.empty_table()
         self._rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self.labels: Counter[str] = Counter()
         """Images per label."""
@@ -40,17 +40,17 @@ class ShardRowsWriter:
         self._rows.append(table["row"].to_numpy().astype(np.int64))
         self.labels.update(str(label) for label in table["label"].drop_null().to_pylist())
         added = pa.table(columns, schema=self._schema)
-        self._waiting = pa.concat_tables([self._waiting, added])
-        if len(self._waiting) >= _GROUP:
-            complete_rows = len(self._waiting) // _GROUP * _GROUP
-            self._write(self._waiting.slice(0, complete_rows))
-            rest = self._waiting.slice(complete_rows)
+        self._pending = pa.concat_tables([self._pending, added])
+        if len(self._pending) >= _GROUP:
+            complete_rows = len(self._pending) // _GROUP * _GROUP
+            self._write(self._pending.slice(0, complete_rows))
+            remaining = self._pending.slice(complete_rows)
             # a copy, so that the memory of the written rows is released
-            self._waiting = rest.take(pa.array(range(len(rest)), pa.int64()))
+            self._pending = remaining.take(pa.array(range(len(remaining)), pa.int64()))
 
     def close(self) -> NDArray[np.int64]:
         """Write the remaining rows and return all row numbers in order, (n,)."""
-        self._write(self._waiting)
+        self._write(self._pending)
         return np.concatenate(self._rows)
 
     def _write(self, table: pa.Table) -> None:
@@ -59,7 +59,7 @@ class ShardRowsWriter:
 
 @contextmanager
 def open_rows_file(path: Path, extra_columns: pa.Schema) -> Iterator[ShardRowsWriter]:
-    """Open a table of rows for writing and checksum it at the end; `more` are further columns."""
+    """Open a table of rows for writing, SHARD_ROWS and `extra_columns`; checksum it at the end."""
     schema = pa.schema([*SHARD_ROWS.schema, *extra_columns])
     with open(path, "wb") as file, parquet_writer(file, schema) as writer:
         yield ShardRowsWriter(writer, schema)

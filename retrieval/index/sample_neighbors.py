@@ -120,8 +120,8 @@ def nearest_in_shard(shard: Shard, blocks: Iterable[ListRows], sample: RecallSam
         lists[np.searchsorted(shard.rows, rows)] = numbers
     if len(lists) == 0:
         return Neighbours(best.keys, best.positions, np.full(best.positions.shape, -1))
-    place = np.minimum(np.searchsorted(shard.rows, best.positions), len(lists) - 1)
-    neighbour_lists = np.where(best.positions < 0, -1, lists[place])
+    positions = np.minimum(np.searchsorted(shard.rows, best.positions), len(lists) - 1)
+    neighbour_lists = np.where(best.positions < 0, -1, lists[positions])
     return Neighbours(best.keys, best.positions, neighbour_lists.astype(np.int64))
 
 

@@ -55,7 +55,7 @@ def sample_table(
 
 
 def below_fraction(hashes: Hashes, fraction: float) -> NDArray[np.bool_]:
-    """Return a mask of the hashes within the smallest `share` of the hash range."""
+    """Return a mask of the hashes within the smallest `fraction` of the hash range."""
     return np.ones(len(hashes), np.bool_) if fraction >= 1 else hashes < np.uint64(fraction * _ALL)
 
 
@@ -106,11 +106,11 @@ def _sample_chunks(
 ) -> tuple[pa.Table, list[tuple[int, pa.Table]]]:
     """Return the sampled rows of some chunks, and the row of their smallest hash if any."""
     tables: list[pa.Table] = []
-    smallest_rows: tuple[int, pa.Table] | None = None
+    smallest_row: tuple[int, pa.Table] | None = None
     for chunk in chunks:
         table = store.chunk_rows(chunk).select(["row", "image_id", "embedding"])
         hashes = hash_image_ids(table["image_id"].to_pylist(), seed, purpose)
         tables.append(table.take(np.flatnonzero(below_fraction(hashes, fraction))))
-        if len(table) and (smallest_rows is None or hashes.min() < smallest_rows[0]):
-            smallest_rows = int(hashes.min()), table.take([int(hashes.argmin())])
-    return pa.concat_tables(tables), [smallest_rows] if smallest_rows else []
+        if len(table) and (smallest_row is None or hashes.min() < smallest_row[0]):
+            smallest_row = int(hashes.min()), table.take([int(hashes.argmin())])
+    return pa.concat_tables(tables), [smallest_row] if smallest_row else []

@@ -133,8 +133,8 @@ class Shard:
 
     def list_block(self, number: int) -> VectorBlock:
         """Return the live vectors of a list as a block."""
-        places, vectors = self._list(number)
-        return VectorBlock(self.metric, vectors, self.squared_norms[places])
+        positions, vectors = self._list(number)
+        return VectorBlock(self.metric, vectors, self.squared_norms[positions])
 
     def _list(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
         cached = self._lists.get(number)

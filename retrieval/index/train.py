@@ -56,10 +56,10 @@ class TrainedIndex:
 def read_trained_index(folder: Folder) -> TrainedIndex:
     """Read the trained index of an earlier run, checked against its checksum.
 
-    Raises FileNotFoundError where there is none, Damaged where it was altered.
+    Raises FileNotFoundError if it does not exist, Damaged if it was altered.
     """
-    note, trained = folder.read(TRAINED_JSON), folder.read(TRAINED)
-    values = parse_checksummed_json(note)
+    record, trained = folder.read(TRAINED_JSON), folder.read(TRAINED)
+    values = parse_checksummed_json(record)
     digest = hashlib.sha256(trained).hexdigest()
     if values is None or values["files"] != {TRAINED: digest}:
         raise Damaged(f"{folder.uri(TRAINED)} was altered; remove it and run again")
@@ -104,7 +104,7 @@ def _train(
         rows = max(rows, plan.sample_rows)
     fraction = sampling_fraction(rows, store.rows)
     groups = list(_groups(store, fraction))
-    if len(groups) == 1:  # less work than giving it away
+    if len(groups) == 1:  # cheaper than distributing it
         workers = InProcessWorkers()
     shared_store = workers.broadcast(store)
     draw = [(shared_store, group, fraction, seed) for group in groups]
@@ -118,7 +118,7 @@ def _centroids(
 ) -> NDArray[np.float32]:
     fraction = sampling_fraction(plan.sample_rows, store.rows)
     groups = list(_groups(store, fraction))
-    if len(groups) == 1:  # less work than giving it away
+    if len(groups) == 1:  # cheaper than distributing it
         workers = InProcessWorkers()
     shared_store = workers.broadcast(store)
     if plan.nlist <= FLAT_LISTS:

@@ -58,7 +58,7 @@ def fit_two_level_kmeans(
     train the coarse centroids; `shape` is the sample's dtype, dimension and number of slices.
     """
     dtype, dimension, slices = shape
-    count = min(int(nlist**0.5), sum(len(held.hashes) for held in coarse))
+    count = min(int(nlist**0.5), sum(len(stored.hashes) for stored in coarse))
     shared = workers.broadcast(fit_kmeans(coarse, count, metric, workers))
     slice_items = [(folder, number, dtype, metric, shared) for number in range(slices)]
     counts = np.stack(list(workers.map(_write_cells, slice_items)))

@@ -1,4 +1,4 @@
-"""Canonical listings of sources: written, compared with earlier ones, and cut into chunks.
+"""Canonical listings of sources: writing, comparison with earlier ones, and division into chunks.
 
 It may import `retrieval.sources`, `retrieval.storage` and `retrieval.core`; `retrieval.training`
 and `jobs` may import it.

@@ -23,17 +23,17 @@ from retrieval.listing.listing import open_database, write_rows
 Rows = NDArray[np.int64]
 _FILE_STATUS = ("size", "mtime_ns")
 _IGNORED_COLUMNS = ("row", "image_id", "place", *_FILE_STATUS)
-"""Columns that may differ for the same image: in a tar that was written anew, members move."""
+"""Columns that may differ for the same image: rewriting a tar moves its members."""
 _BATCH = 1 << 14
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs between a source and a store."""
+    """Differences between the listing of a source and the segments of a store."""
 
     added: Rows  # (n,) lines of the new listing that the store lacks
-    removed: Rows  # (m,) rows of the store whose image is gone or was replaced
-    touched: pa.Table  # row (store), line (new listing): only size or time differ
+    removed: Rows  # (m,) rows of the store whose image was removed or replaced
+    touched: pa.Table  # columns row (of the store), line (of the listing): only size or time differ
 
     def mark_changed(self, changed: Rows) -> Changes:
         """Return the changes with some touched images replaced; `changed` are their store rows."""
@@ -49,58 +49,63 @@ class Changes:
         return bool(len(self.added) or len(self.removed))
 
 
-def compare_listings(now: Path, before: list[Path], deleted: Rows) -> Changes:
+def compare_listings(new_listing: Path, segment_listings: list[Path], deleted: Rows) -> Changes:
     """Compare a listing with those of a store's segments.
 
     Args:
-        now: The new listing.
-        before: The listings of the segments, in their order.
-        deleted: Rows of the store that do not count.
+        new_listing: Local file with the new listing.
+        segment_listings: Local files with the listings of the segments, in their order.
+        deleted: (n,) deleted rows of the store, which are ignored.
+
+    Returns:
+        The rows and lines that differ, each ascending.
     """
-    with _opened(now, before, deleted) as base:
-        other, touched = _differences(base)
-        base.execute(
+    with _opened(new_listing, segment_listings, deleted) as database:
+        other, touched = _differences(database)
+        database.execute(
             "CREATE TABLE both_sides AS "  # noqa: S608 - columns of our own listings, quoted
             f"SELECT l.row AS row, n.row AS line, {other} AS other, {touched} AS touched "
             "FROM live l JOIN now n USING (image_id)"
         )
         return Changes(
             _rows(
-                base,
+                database,
                 "SELECT row FROM now ANTI JOIN live USING (image_id) "
                 "UNION ALL SELECT line FROM both_sides WHERE other",
             ),
             _rows(
-                base,
+                database,
                 "SELECT row FROM live ANTI JOIN now USING (image_id) "
                 "UNION ALL SELECT row FROM both_sides WHERE other",
             ),
-            base.sql(
+            database.sql(
                 "SELECT row, line FROM both_sides WHERE touched AND NOT other ORDER BY row"
             ).to_arrow_table(),
         )
 
 
 @contextmanager
-def _opened(now: Path, before: list[Path], deleted: Rows) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a database with the views `now` (the new listing) and `live` (rows of the store)."""
-    with tempfile.TemporaryDirectory() as scratch, open_database(scratch) as base:
-        files = [str(path) for path in before]
-        base.register("deleted", pa.table({"row": pa.array(deleted, pa.int64())}))
-        base.from_parquet(str(now)).create_view("now")
-        base.from_parquet(files, union_by_name=True).create_view("every")
-        base.execute("CREATE VIEW live AS SELECT * FROM every ANTI JOIN deleted USING (row)")
-        yield base
+def _opened(
+    new_listing: Path, segment_listings: list[Path], deleted: Rows
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a database with the views `now` (new listing) and `live` (rows of the store)."""
+    with tempfile.TemporaryDirectory() as scratch, open_database(scratch) as database:
+        files = [str(path) for path in segment_listings]
+        database.register("deleted", pa.table({"row": pa.array(deleted, pa.int64())}))
+        database.from_parquet(str(new_listing)).create_view("now")
+        database.from_parquet(files, union_by_name=True).create_view("stored")
+        database.execute("CREATE VIEW live AS SELECT * FROM stored ANTI JOIN deleted USING (row)")
+        yield database
 
 
-def _differences(base: duckdb.DuckDBPyConnection) -> tuple[str, str]:
-    """Return SQL conditions: the image was replaced, and its file was touched."""
-    live, now = (base.table(name).columns for name in ("live", "now"))
+def _differences(database: duckdb.DuckDBPyConnection) -> tuple[str, str]:
+    """Return two SQL conditions: that an image was replaced, and that its file was touched."""
+    live, listed = (database.table(name).columns for name in ("live", "now"))
     replaced = ["FALSE"]
-    for name in sorted({*live, *now} - {*_IGNORED_COLUMNS}):
+    for name in sorted({*live, *listed} - {*_IGNORED_COLUMNS}):
         sides = [
             f"{side}.{_quoted(name)}" if name in columns else "NULL"
-            for side, columns in (("l", live), ("n", now))
+            for side, columns in (("l", live), ("n", listed))
         ]
         replaced.append(f"{sides[0]} IS DISTINCT FROM {sides[1]}")
     touched = (f"l.{name} IS DISTINCT FROM n.{name}" for name in _FILE_STATUS)
@@ -111,32 +116,34 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _rows(base: duckdb.DuckDBPyConnection, query: str, order: str = "row") -> Rows:
-    answer = base.sql(f"SELECT row FROM ({query}) ORDER BY {order}")  # noqa: S608 - ours
-    rows: Rows = answer.to_arrow_table()["row"].to_numpy().astype(np.int64)
+def _rows(database: duckdb.DuckDBPyConnection, query: str, order: str = "row") -> Rows:
+    result = database.sql(f"SELECT row FROM ({query}) ORDER BY {order}")  # noqa: S608 - ours
+    rows: Rows = result.to_arrow_table()["row"].to_numpy().astype(np.int64)
     return rows
 
 
-def map_to_store_rows(now: Path, before: list[Path], deleted: Rows) -> Rows:
+def map_to_store_rows(new_listing: Path, segment_listings: list[Path], deleted: Rows) -> Rows:
     """Return the live store row of each line of a listing, by image_id; -1 where there is none."""
-    with _opened(now, before, deleted) as base:
-        return _rows(base, "SELECT coalesce(l.row, -1) AS row, n.row AS line "
+    with _opened(new_listing, segment_listings, deleted) as database:
+        return _rows(database, "SELECT coalesce(l.row, -1) AS row, n.row AS line "
                            "FROM now n LEFT JOIN live l USING (image_id)", "line")  # fmt: skip
 
 
-def write_segment_listing(now: Path, lines: Rows, target: Path, chunk_rows: int, base: int) -> None:
+def write_segment_listing(
+    listing: Path, lines: Rows, target: Path, chunk_rows: int, first_row: int
+) -> None:
     """Write some lines of a listing as the listing of a segment.
 
     Args:
-        now: The listing to take lines from.
-        lines: (n,) which lines, ascending.
-        target: The file to write.
+        listing: Local file with the listing to take lines from.
+        lines: (n,) positions of the lines, ascending.
+        target: The local file to write.
         chunk_rows: Rows per chunk of the segment.
-        base: The row of its first line.
+        first_row: Row number of its first line.
     """
-    with pq.ParquetFile(now) as parquet:
+    with pq.ParquetFile(listing) as parquet:
         schema = parquet.schema_arrow.remove_metadata()
-        write_rows(_select_lines(parquet, lines), target, schema, chunk_rows, base)
+        write_rows(_select_lines(parquet, lines), target, schema, chunk_rows, first_row)
 
 
 def _select_lines(parquet: pq.ParquetFile, lines: Rows) -> Iterator[pa.RecordBatch]:
@@ -148,8 +155,8 @@ def _select_lines(parquet: pq.ParquetFile, lines: Rows) -> Iterator[pa.RecordBat
             yield batch.take(pa.array(lines[first:last] - (end - len(batch))))
 
 
-def read_items(now: Path, lines: Rows) -> pa.Table:
-    """Read some lines of a listing, given ascending."""
-    with pq.ParquetFile(now) as parquet:
+def read_items(listing: Path, lines: Rows) -> pa.Table:
+    """Read the lines of a listing at the (n,) ascending positions `lines`."""
+    with pq.ParquetFile(listing) as parquet:
         schema = parquet.schema_arrow.remove_metadata()
         return pa.Table.from_batches(list(_select_lines(parquet, lines)), schema)

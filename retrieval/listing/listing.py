@@ -1,6 +1,6 @@
 """Write and read the canonical listing of a source: every image once, in one fixed order.
 
-DuckDB sorts and checks it under a memory limit, so that a listing may be larger than memory. The
+DuckDB sorts and checks it within a memory limit, so that a listing may be larger than memory. The
 number of a row is its position in this order; chunks are ranges of rows.
 """
 
@@ -51,12 +51,12 @@ def write_listing(
     container is read once, from front to back. The bytes depend on the items, not on their order.
 
     Args:
-        items: What the source contains. An item that repeats another in all fields counts once.
+        items: The items of the source. Items that are equal in all fields count once.
         target: The local file to write.
-        columns: Further columns, whose values are in `Item.more`; they follow the fixed ones.
+        columns: Metadata columns, whose values are in `Item.more`; they follow the fixed ones.
         labels: A table (image_id, label, further columns) that replaces the labels of the items and
-            the columns of the same name; an item it does not name has no label.
-        limit: Keep this many rows, the first ones; all by default.
+            the columns of the same name; items that are not in the table have no label.
+        limit: Number of rows to keep, the first ones; all by default.
         chunk_rows: Rows per chunk; by default chosen by `chunk_rows_for`.
         note: Called with a sentence for the log.
 
@@ -66,36 +66,38 @@ def write_listing(
     label_columns = _NO_COLUMNS if labels is None else pa.schema(list(labels.schema)[2:])
     item_columns = [field for field in columns if field.name not in label_columns.names]
     schema = pa.schema([*LISTING.schema, *item_columns, *label_columns])
-    with tempfile.TemporaryDirectory() as scratch, open_database(scratch) as base:
-        _insert_items(base, items, columns)
-        if _find_duplicate(base) is not None:
-            _drop_repeated(base, note)
-            _refuse_duplicates(base)
-        rows = _count(base, limit)
+    with tempfile.TemporaryDirectory() as temp_dir, open_database(temp_dir) as database:
+        _insert_items(database, items, columns)
+        if _find_duplicate(database) is not None:
+            _drop_repeated(database, note)
+            _refuse_duplicates(database)
+        rows = _count(database, limit)
         chunk_rows = chunk_rows or chunk_rows_for(rows)
-        kept = [f"o.m{place}" for place, field in enumerate(columns) if field in item_columns]
-        write_rows(_sorted(base, kept, labels, limit), target, schema, chunk_rows)
+        metadata_names = [
+            f"o.m{number}" for number, field in enumerate(columns) if field in item_columns
+        ]
+        write_rows(_sorted(database, metadata_names, labels, limit), target, schema, chunk_rows)
     return rows, chunk_rows
 
 
 @contextmanager
-def open_database(scratch: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_database(temp_dir: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a DuckDB database with a memory limit that spills to a folder.
 
     Its progress bar is off: it would be written to stdout when a query takes two seconds.
     """
-    with duckdb.connect(f"{scratch}/listing.duckdb") as base:
-        base.execute(f"SET memory_limit = '{_MEMORY}'")
-        base.execute(f"SET temp_directory = '{scratch}'")
-        base.execute("SET enable_progress_bar = false")
-        yield base
+    with duckdb.connect(f"{temp_dir}/listing.duckdb") as database:
+        database.execute(f"SET memory_limit = '{_MEMORY}'")
+        database.execute(f"SET temp_directory = '{temp_dir}'")
+        database.execute("SET enable_progress_bar = false")
+        yield database
 
 
 def _database_columns(columns: Iterable[pa.Field], first: int = 0) -> list[pa.Field]:
     """Rename columns for DuckDB, whose names ignore case, and drop the time zones of timestamps."""
     return [
-        pa.field(f"m{place}", _without_time_zone(field.type))
-        for place, field in enumerate(columns, first)
+        pa.field(f"m{number}", _without_time_zone(field.type))
+        for number, field in enumerate(columns, first)
     ]
 
 
@@ -104,46 +106,46 @@ def _without_time_zone(kind: pa.DataType) -> pa.DataType:
 
 
 def _insert_items(
-    base: duckdb.DuckDBPyConnection, items: Iterable[Item], columns: pa.Schema
+    database: duckdb.DuckDBPyConnection, items: Iterable[Item], columns: pa.Schema
 ) -> None:
     schema = pa.schema([*_ITEM_SCHEMA, ("container", pa.string()), *_database_columns(columns)])
     remaining = iter(items)
-    base.register("batch", schema.empty_table())
-    base.execute("CREATE TABLE offered AS SELECT * FROM batch")
+    database.register("batch", schema.empty_table())
+    database.execute("CREATE TABLE offered AS SELECT * FROM batch")
     while batch := list(islice(remaining, _BATCH)):
         arrays = [
             pa.array([getattr(item, name) for item in batch], kind)
             for name, kind in zip(_ITEM_SCHEMA.names, _ITEM_SCHEMA.types, strict=True)
         ]
         arrays.append(pa.array([container_of(item.path) for item in batch], pa.string()))
-        for place, field in enumerate(columns):
-            more = pa.array([item.more[place] for item in batch], field.type)
-            arrays.append(more.cast(_without_time_zone(field.type)))
-        base.register("batch", pa.table(arrays, schema=schema))
-        base.execute("INSERT INTO offered SELECT * FROM batch")
+        for number, field in enumerate(columns):
+            values = pa.array([item.more[number] for item in batch], field.type)
+            arrays.append(values.cast(_without_time_zone(field.type)))
+        database.register("batch", pa.table(arrays, schema=schema))
+        database.execute("INSERT INTO offered SELECT * FROM batch")
 
 
-def _find_duplicate(base: duckdb.DuckDBPyConnection) -> tuple[str, str, str] | None:
+def _find_duplicate(database: duckdb.DuckDBPyConnection) -> tuple[str, str, str] | None:
     """Return the first image_id that two items share, with two of their paths, or None."""
-    duplicate: tuple[str, str, str] | None = base.execute(
+    duplicate: tuple[str, str, str] | None = database.execute(
         "SELECT image_id, min(path), max(path) FROM offered GROUP BY image_id HAVING count(*) > 1 "
         "ORDER BY image_id LIMIT 1"
     ).fetchone()
     return duplicate
 
 
-def _drop_repeated(base: duckdb.DuckDBPyConnection, note: Callable[[str], None]) -> None:
-    """Keep one of each group of equal items, as when a list repeats a line."""
-    before = _count(base, None)
-    base.execute("CREATE TABLE once AS SELECT DISTINCT * FROM offered")
-    base.execute("DROP TABLE offered")
-    base.execute("ALTER TABLE once RENAME TO offered")
-    if repeated := before - _count(base, None):
+def _drop_repeated(database: duckdb.DuckDBPyConnection, note: Callable[[str], None]) -> None:
+    """Keep one of each group of equal items, which occur where a list repeats a line."""
+    before = _count(database, None)
+    database.execute("CREATE TABLE once AS SELECT DISTINCT * FROM offered")
+    database.execute("DROP TABLE offered")
+    database.execute("ALTER TABLE once RENAME TO offered")
+    if repeated := before - _count(database, None):
         note(f"{repeated} of {before} lines repeat others and count once")
 
 
-def _refuse_duplicates(base: duckdb.DuckDBPyConnection) -> None:
-    duplicate = _find_duplicate(base)
+def _refuse_duplicates(database: duckdb.DuckDBPyConnection) -> None:
+    duplicate = _find_duplicate(database)
     if duplicate is None:
         return
     name, path, other = duplicate
@@ -154,29 +156,32 @@ def _refuse_duplicates(base: duckdb.DuckDBPyConnection) -> None:
     raise InputError(f"two images have the id {name} ({path} and {other}); rename one of them")
 
 
-def _count(base: duckdb.DuckDBPyConnection, limit: int | None) -> int:
-    rows = int(base.execute("SELECT count(*) FROM offered").fetchall()[0][0])
+def _count(database: duckdb.DuckDBPyConnection, limit: int | None) -> int:
+    rows = int(database.execute("SELECT count(*) FROM offered").fetchall()[0][0])
     return rows if limit is None else min(limit, rows)
 
 
 def _sorted(
-    base: duckdb.DuckDBPyConnection, kept: list[str], labels: pa.Table | None, limit: int | None
+    database: duckdb.DuckDBPyConnection,
+    metadata_names: list[str],
+    labels: pa.Table | None,
+    limit: int | None,
 ) -> Iterator[pa.RecordBatch]:
     names = [f"o.{name}" for name in _ITEM_SCHEMA.names]
     source = "offered o"
     if labels is not None:
         fields = [*list(labels.schema)[:2], *_database_columns(list(labels.schema)[2:])]
         renamed = labels.rename_columns([field.name for field in fields]).cast(pa.schema(fields))
-        base.register("given", renamed)
-        source += " LEFT JOIN given g USING (image_id)"
+        database.register("label_table", renamed)
+        source += " LEFT JOIN label_table g USING (image_id)"
         names[names.index("o.label")] = "g.label"
-        kept = [*kept, *(f"g.{field.name}" for field in fields[2:])]
-    tail = "" if limit is None else f" LIMIT {int(limit)}"
-    answer = base.sql(
-        f"SELECT {', '.join([*names, *kept])} FROM {source} "  # noqa: S608 - names of ours
-        f"ORDER BY o.container NULLS FIRST, o.place NULLS FIRST, o.image_id{tail}"
+        metadata_names = [*metadata_names, *(f"g.{field.name}" for field in fields[2:])]
+    limit_clause = "" if limit is None else f" LIMIT {int(limit)}"
+    result = database.sql(
+        f"SELECT {', '.join([*names, *metadata_names])} FROM {source} "  # noqa: S608 - names of ours
+        f"ORDER BY o.container NULLS FIRST, o.place NULLS FIRST, o.image_id{limit_clause}"
     )
-    yield from answer.to_arrow_reader(_BATCH)
+    yield from result.to_arrow_reader(_BATCH)
 
 
 def write_rows(
@@ -184,53 +189,58 @@ def write_rows(
     target: Path,
     schema: pa.Schema,
     chunk_rows: int,
-    base: int = 0,
+    first_row: int = 0,
 ) -> None:
     """Write a checksummed listing in row groups of whole chunks.
 
     Args:
-        batches: The rows, without their numbers.
+        batches: The rows in their order; a column `row` in them is ignored.
         target: The local file to write.
-        schema: Of the file; its first column is `row`.
+        schema: Schema of the file; its first column is `row`.
         chunk_rows: Rows per chunk.
-        base: The number of the first row.
+        first_row: Row number of the first row.
     """
-    group = chunk_rows * ROW_GROUP_CHUNKS
-    row = base
+    group_rows = chunk_rows * ROW_GROUP_CHUNKS
+    row = first_row
     with open(target, "wb") as file, parquet_writer(file, schema) as writer:
-        waiting: list[pa.Table] = []
-        waiting_rows = 0
+        pending: list[pa.Table] = []
+        pending_rows = 0
         for batch in batches:
             numbers = pa.array(range(row, row + batch.num_rows), pa.int64())
-            rest = [c for c, f in zip(batch.columns, batch.schema, strict=True) if f.name != "row"]
-            waiting.append(pa.table([numbers, *rest], names=schema.names).cast(schema))
+            others = [
+                c for c, f in zip(batch.columns, batch.schema, strict=True) if f.name != "row"
+            ]
+            pending.append(pa.table([numbers, *others], names=schema.names).cast(schema))
             row += batch.num_rows
-            waiting_rows += batch.num_rows
-            if waiting_rows >= group:
-                table = pa.concat_tables(waiting).combine_chunks()
-                whole = waiting_rows // group * group
-                writer.write_table(table.slice(0, whole), row_group_size=group)
-                waiting, waiting_rows = [table.slice(whole)], waiting_rows - whole
-        table = pa.concat_tables([schema.empty_table(), *waiting]).combine_chunks()
-        writer.write_table(table, row_group_size=group)
+            pending_rows += batch.num_rows
+            if pending_rows >= group_rows:
+                table = pa.concat_tables(pending).combine_chunks()
+                complete = pending_rows // group_rows * group_rows
+                writer.write_table(table.slice(0, complete), row_group_size=group_rows)
+                pending, pending_rows = [table.slice(complete)], pending_rows - complete
+        table = pa.concat_tables([schema.empty_table(), *pending]).combine_chunks()
+        writer.write_table(table, row_group_size=group_rows)
     fill_file_checksum(target)
 
 
 def sample_items(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Draw a random sample of `count` rows of a listing (all if it has fewer), in row order."""
+    """Draw a random sample of `count` rows of a listing (all if it has fewer), in row order.
+
+    Returns one dict per row, with the columns of the listing. Equal seeds draw equal rows.
+    """
     with pq.ParquetFile(path) as parquet:
-        wanted = sample_rows(parquet.metadata.num_rows, count, seed)
+        sampled = sample_rows(parquet.metadata.num_rows, count, seed)
         items: list[dict[str, Any]] = []
-        seen = 0
+        rows_read = 0
         for batch in parquet.iter_batches(_BATCH):
-            first, last = np.searchsorted(wanted, [seen, seen + len(batch)])
-            items += batch.take(pa.array(wanted[first:last] - seen)).to_pylist()
-            seen += len(batch)
+            first, last = np.searchsorted(sampled, [rows_read, rows_read + len(batch)])
+            items += batch.take(pa.array(sampled[first:last] - rows_read)).to_pylist()
+            rows_read += len(batch)
     return items
 
 
 def sample_rows(rows: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Draw `count` of `rows` row numbers (all if there are fewer), ascending, (count,)."""
+    """Draw min(count, rows) of the row numbers 0 to rows - 1 without replacement, ascending."""
     generator = np.random.default_rng(seed)
     return np.sort(generator.choice(rows, min(count, rows), replace=False, shuffle=False))
 
@@ -248,11 +258,12 @@ def read_labels(data: bytes, name: str, split: str | None) -> pa.Table:
 
     Args:
         data: The content of the file.
-        name: Its name, which tells the format.
+        name: Its name, whose suffix determines the format.
         split: If the file has a column `split`, keep the rows with this value only.
 
     Raises:
-        InputError: If a column is missing or doubled, or an image is named twice.
+        InputError: If the file cannot be parsed, a column is missing or occurs twice, or an image
+            is named twice.
     """
     try:
         if name.lower().endswith((".parquet", ".pq")):
@@ -262,8 +273,8 @@ def read_labels(data: bytes, name: str, split: str | None) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"--labels {name} is neither CSV nor Parquet ({error})") from error
     names = table.column_names
-    known = {find_column(names, column): column for column in ("image_id", "label", "split")}
-    table = table.rename_columns([known.get(name, name) for name in names])
+    canonical = {find_column(names, column): column for column in ("image_id", "label", "split")}
+    table = table.rename_columns([canonical.get(name, name) for name in names])
     for column in ("image_id", "label"):
         count = table.column_names.count(column)
         if count != 1:
@@ -272,14 +283,15 @@ def read_labels(data: bytes, name: str, split: str | None) -> pa.Table:
             )
     if split is not None and "split" in table.column_names:
         table = table.filter(pc.equal(table["split"], split))
-    more = metadata_schema(table.schema, ("split",))
-    table = _converted(table, pa.schema([("image_id", pa.string()), ("label", pa.string()), *more]))
+    metadata = metadata_schema(table.schema, ("split",))
+    schema = pa.schema([("image_id", pa.string()), ("label", pa.string()), *metadata])
+    table = _converted(table, schema)
     counts = table["image_id"].value_counts()
     repeated = [str(c["values"]) for c in counts if c["counts"].as_py() > 1]
     if repeated:
         raise InputError(f"--labels {name} names {repeated[0]} twice; keep one line per image")
-    blank = pc.if_else(pc.equal(table["label"], ""), pa.scalar(None, pa.string()), table["label"])
-    return table.set_column(1, "label", blank)
+    labels = pc.if_else(pc.equal(table["label"], ""), pa.scalar(None, pa.string()), table["label"])
+    return table.set_column(1, "label", labels)
 
 
 def _converted(table: pa.Table, schema: pa.Schema) -> pa.Table:

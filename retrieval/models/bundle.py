@@ -62,7 +62,9 @@ class Bundle:
                 "normalize": self.normalize,
                 "transform": self.transform.to_json(),
                 "dimension": self.dimension,
-                "files": {n: hashlib.sha256(data).hexdigest() for n, data in self.files.items()},
+                "files": {
+                    name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()
+                },
             }
         )
 
@@ -118,17 +120,17 @@ def write_bundle(output: Folder, bundle: Bundle) -> None:
     folder.put_new(BUNDLE, bundle.json)
 
 
-def read_bundle(place: Folder) -> Bundle:
+def read_bundle(location: Folder) -> Bundle:
     """Read a bundle from an output (its `model/`) or from the folder that holds bundle.json.
 
     Raises InputError if there is none, Damaged if a checksum does not match, Mismatch if the format
     version differs.
     """
     try:
-        folder = place if place.exists(BUNDLE) else place.child(MODEL)
+        folder = location if location.exists(BUNDLE) else location.child(MODEL)
         data, weights = folder.read(BUNDLE), folder.read(WEIGHTS)
     except (FileNotFoundError, NotADirectoryError):
-        raise _bundle_missing(place, WEIGHTS) from None
+        raise _bundle_missing(location, WEIGHTS) from None
     values = parse_checksummed_json(data)
     if values is None:
         raise Damaged(f"{folder.uri(BUNDLE)} was altered; copy the bundle again")
@@ -142,7 +144,7 @@ def read_bundle(place: Folder) -> Bundle:
         try:
             files[PROJECTION] = folder.read(PROJECTION)
         except FileNotFoundError:
-            raise _bundle_missing(place, PROJECTION) from None
+            raise _bundle_missing(location, PROJECTION) from None
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != values["files"][name]:
             raise Damaged(f"{folder.uri(name)} was altered; copy the bundle again")
@@ -157,9 +159,9 @@ def read_bundle(place: Folder) -> Bundle:
     )
 
 
-def _bundle_missing(place: Folder, file: str) -> InputError:
+def _bundle_missing(location: Folder, file: str) -> InputError:
     return InputError(
-        f"{place.uri()} holds no bundle (model/bundle.json and {file}); "
+        f"{location.uri()} holds no bundle (model/bundle.json and {file}); "
         "name an output of `lookalike train` or `lookalike embed`"
     )
 

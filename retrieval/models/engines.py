@@ -58,7 +58,7 @@ class OpenVINOEngine:
         self._pixels = np.zeros(shape, np.uint8)
 
     def next_buffer(self) -> NDArray[np.uint8]:
-        """Return the one array: a batch is finished when `submit` returns."""
+        """Return the same array each time: a batch is finished when `submit` returns."""
         return self._pixels
 
     def submit(self, pixels: NDArray[np.uint8]) -> Callable[[], Vectors]:
@@ -87,7 +87,7 @@ class TorchEngine:
         self._arrays = cycle([a.pin_memory() if on_gpu else a for a in arrays])
 
     def next_buffer(self) -> NDArray[np.uint8]:
-        """Return the arrays in turn."""
+        """Return the next of `ahead` + 1 arrays, in turn."""
         pixels: NDArray[np.uint8] = next(self._arrays).numpy()
         return pixels
 
@@ -163,7 +163,7 @@ def convert_bundle(bundle: Bundle, plan: EnginePlan) -> IR:
 
 
 def check_processor(plan: EnginePlan) -> None:
-    """Raise UsageError if the plan wants bf16 on a processor without bf16 arithmetic.
+    """Raise UsageError if the plan requires bf16 on a processor without bf16 arithmetic.
 
     Emulated bf16 is many times slower than fp32.
     """

@@ -46,7 +46,7 @@ class TracedExtractor(nn.Module):
 
     def _pool(self, features: Tensor, pooling: str) -> Tensor:
         if self.tokens:
-            if pooling == "avg":  # the class token, which the network's own classifier reads
+            if pooling == "avg":  # the class token, the input of the classifier
                 return features[:, 0]
             features = features[:, 1:].transpose(1, 2)[:, :, None]
         return POOLINGS[pooling](features)

@@ -45,7 +45,7 @@ class Projection:
         return self.mean.astype(np.float64), np.ascontiguousarray(self.axes, np.float64)
 
     def apply(self, vectors: NDArray[np.floating[Any]]) -> Float64:
-        """Project (n, d) vectors to (n, D) float64.
+        """Project (n, d) vectors onto the axes, (n, D) float64.
 
         Each row is a separate product of the same shape, so that it depends neither on its position
         in the batch nor on n. The product is einsum's own loop, in an order that depends on D and d
@@ -65,7 +65,7 @@ class Projection:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Projection:
-        """Read what `serialize_index` wrote."""
+        """Read a projection that `to_bytes` serialized."""
         arrays = load_safetensors(data)
         return cls(arrays["mean"], arrays["axes"])
 
@@ -80,7 +80,7 @@ class StreamingMoments:
 
     def __init__(self, dimension: int) -> None:
         self.count = 0
-        self._waiting = np.empty((_BLOCK_ROWS, dimension))
+        self._pending = np.empty((_BLOCK_ROWS, dimension))
         self._first = np.zeros(dimension)
         self._sum = np.zeros(dimension)
         self._outer = np.zeros((dimension, dimension))
@@ -91,11 +91,11 @@ class StreamingMoments:
             self._first = to_float64(block[0])
         while len(block):
             filled = self.count % _BLOCK_ROWS
-            taken, block = block[: _BLOCK_ROWS - filled], block[_BLOCK_ROWS - filled :]
-            self._waiting[filled : filled + len(taken)] = to_float64(taken)
-            self.count += len(taken)
+            rows, block = block[: _BLOCK_ROWS - filled], block[_BLOCK_ROWS - filled :]
+            self._pending[filled : filled + len(rows)] = to_float64(rows)
+            self.count += len(rows)
             if self.count % _BLOCK_ROWS == 0:
-                self._sum, self._outer = self._sums_with(self._waiting)
+                self._sum, self._outer = self._sums_with(self._pending)
 
     def _sums_with(self, rows: Float64) -> tuple[Float64, Float64]:
         """Return the sum (d,) and the sum of outer products (d, d) including `rows`."""
@@ -110,7 +110,7 @@ class StreamingMoments:
 
     def mean_and_covariance(self) -> tuple[Float64, Float64]:
         """Return the mean (d,) and covariance (d, d) of the vectors so far, at least one."""
-        total, outer = self._sums_with(self._waiting[: self.count % _BLOCK_ROWS])
+        total, outer = self._sums_with(self._pending[: self.count % _BLOCK_ROWS])
         mean = total / self.count
         return self._first + mean, outer / self.count - np.outer(mean, mean)
 
@@ -151,9 +151,9 @@ def _single_threaded() -> Iterator[None]:
     """Run torch on one thread, because more threads split sums and change the last bits."""
     import torch
 
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)

@@ -68,26 +68,30 @@ def find_provider(name: str, *, flag: str = "--backbone") -> BackboneProvider:
     if not provider.has_name(name):
         from difflib import get_close_matches
 
-        known = list_backbones() if provider is _TORCHVISION else provider.similar_names(name)
-        near = ", ".join(get_close_matches(name, known, 3, 0.4)) or provider.suggestion
-        raise UsageError(f"{flag} {name} is not known; did you mean {near}?")
+        names = list_backbones() if provider is _TORCHVISION else provider.similar_names(name)
+        suggestions = ", ".join(get_close_matches(name, names, 3, 0.4)) or provider.suggestion
+        raise UsageError(f"{flag} {name} is not known; did you mean {suggestions}?")
     return provider
 
 
 def build_network(name: str, *, num_classes: int | None = None) -> nn.Module:
-    """Make a network of random parameters, with its classifier."""
+    """Build a network with random parameters and its classifier."""
     return find_provider(name).network(name, num_classes=num_classes, state={})
 
 
 def fetch_pretrained(name: str, *, image_size: int | None, resize: Resize | None) -> WeightSource:
-    """Fetch a backbone's own weights, with their own transform; needs the network once."""
+    """Fetch a backbone's pretrained weights, with their transform; downloads them once.
+
+    `image_size` and `resize` override those of the transform. Raises InputError where the download
+    fails, UsageError where the backbone has no pretrained weights.
+    """
     provider = find_provider(name)
     state = provider.fetch(name)
     return WeightSource(state, _resized(provider.pretrained_transform(name, image_size), resize))
 
 
 def default_transform(name: str, *, image_size: int | None, resize: Resize | None) -> Transform:
-    """Return the transform for weights that come without one."""
+    """Return the transform for weights from a file, which come without one."""
     return _resized(find_provider(name).default_transform(name, image_size), resize)
 
 
@@ -96,38 +100,48 @@ def _resized(transform: Transform, resize: Resize | None) -> Transform:
 
 
 def fit_state(state: State, name: str) -> State:
-    """Bring a state dict to the parameters of a backbone without its classifier.
+    """Return the parameters of a backbone without its classifier, taken from a state dict.
 
-    The prefixes of wrappers (`_unwrapped`), a missing or another classifier and missing batch
-    counters are understood; anything else is refused, naming the keys.
+    Prefixes of wrappers (`_unwrapped`), a missing or different classifier and missing batch
+    counters are accepted. Raises UsageError that names the missing, unknown or misshapen keys.
     """
     provider = find_provider(name)
-    given = _unwrapped(state)
-    model = provider.skeleton(name, given)
-    aside = provider.classifier_prefixes(model, name)
-    wanted = {key: v for key, v in model.state_dict().items() if not key.startswith(aside)}
-    given = {key: value for key, value in given.items() if not key.startswith(aside)}
-    missing = sorted(k for k in wanted if k not in given and not k.endswith("num_batches_tracked"))
-    extra = sorted(key for key in given if key not in wanted)
-    shaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
+    loaded = _unwrapped(state)
+    model = provider.skeleton(name, loaded)
+    classifier_prefixes = provider.classifier_prefixes(model, name)
+    expected = {
+        key: v for key, v in model.state_dict().items() if not key.startswith(classifier_prefixes)
+    }
+    loaded = {
+        key: value for key, value in loaded.items() if not key.startswith(classifier_prefixes)
+    }
+    missing = sorted(
+        k for k in expected if k not in loaded and not k.endswith("num_batches_tracked")
+    )
+    extra = sorted(key for key in loaded if key not in expected)
+    mismatched = sorted(k for k in loaded if k in expected and loaded[k].shape != expected[k].shape)
     problems = [
-        f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shaped))
+        f"{problem} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for problem, keys in (
+            ("missing", missing),
+            ("unknown", extra),
+            ("of another shape", mismatched),
+        )
         if keys
     ]
     if problems:
         raise UsageError(f"--weights do not fit --backbone {name}: {'; '.join(problems)}")
     return {
-        key: given[key].to(wanted[key].dtype).contiguous() if key in given else torch.tensor(0)
-        for key in sorted(wanted)
+        key: loaded[key].to(expected[key].dtype).contiguous() if key in loaded else torch.tensor(0)
+        for key in sorted(expected)
     }
 
 
 def _unwrapped(state: State) -> State:
-    """Return a state dict with its keys as the network itself has them.
+    """Return a state dict with the keys of the network itself.
 
-    `module.` is put before them by DistributedDataParallel, `_orig_mod.` by torch.compile, `model.`
-    by a LightningModule, which keeps a loss or a measure beside its model: those are left out.
+    DistributedDataParallel prefixes keys with `module.`, torch.compile with `_orig_mod.`, and a
+    LightningModule with `model.`; other entries of a LightningModule (losses, metrics) are dropped.
     """
     plain = {_without_wrappers(key): value for key, value in state.items()}
     inner = {k.removeprefix("model."): v for k, v in plain.items() if k.startswith("model.")}
@@ -139,7 +153,7 @@ def _without_wrappers(key: str) -> str:
 
 
 def build_extractor(name: str, state: State, pooling: Pooling) -> nn.Module:
-    """Make the feature extractor of a backbone with the parameters that `fit_state` gave."""
+    """Build the feature extractor of a backbone from the parameters that `fit_state` returned."""
     return find_provider(name).extractor(name, state, pooling)
 
 

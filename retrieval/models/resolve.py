@@ -28,12 +28,16 @@ def resolve_bundle(
     resize: Resize | None,
     seed: int,
 ) -> Bundle:
-    """Make the bundle that options describe; weights are fetched here, once, by the driver."""
+    """Build the bundle that the model options describe; the driver does this once.
+
+    Raises UsageError for invalid or contradictory options, InputError where weights or bundle
+    cannot be read or fetched.
+    """
     if bundle is not None:
         if weights is not None:
             raise UsageError("--weights and --bundle are mutually exclusive")
         stored = read_bundle(open_folder(bundle))
-        registry.find_provider(stored.backbone)  # here and not in every worker
+        registry.find_provider(stored.backbone)  # fails here rather than in every worker
         return stored
     source = resolve_source(backbone, weights, image_size=image_size, resize=resize, seed=seed)
     return make_bundle(backbone, source, pooling, normalize)
@@ -42,7 +46,7 @@ def resolve_bundle(
 def resolve_source(
     backbone: str, weights: str | None, *, image_size: int | None, resize: Resize | None, seed: int
 ) -> registry.WeightSource:
-    """Get the parameters that options name, with their transform: its own, a file's, or random."""
+    """Return parameters with their transform: pretrained ones, those of a file, or random ones."""
     registry.find_provider(backbone)
     if weights is None:
         return registry.fetch_pretrained(backbone, image_size=image_size, resize=resize)
@@ -57,15 +61,15 @@ def _load_state(backbone: str, weights: str, seed: int) -> registry.State:
     try:
         data = read_uri(weights)
     except (OSError, ValueError, ImportError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"--weights {weights} cannot be read ({why})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--weights {weights} cannot be read ({reason})") from error
     return load_weights(data, weights)
 
 
 def make_bundle(
     backbone: str, source: registry.WeightSource, pooling: Pooling, normalize: bool
 ) -> Bundle:
-    """Fit parameters to a backbone and find its dimension by embedding one blank image."""
+    """Build a bundle from parameters; its dimension is measured by embedding one blank image."""
     state = registry.fit_state(source.state, backbone)
     dimension = _measure_dimension(backbone, state, pooling, source.transform.image_size)
     return Bundle(backbone, pooling, normalize, source.transform, dimension, serialize_state(state))
@@ -74,10 +78,11 @@ def make_bundle(
 def resolve_all_poolings(
     backbone: str, weights: str | None, *, image_size: int | None, resize: Resize | None, seed: int
 ) -> tuple[Bundle, dict[str, int]]:
-    """Make the bundle that gives raw vectors of all poolings side by side, as `EACH` has them.
+    """Build a bundle whose vectors are those of all poolings, concatenated and not normalised.
 
-    Also tells how many numbers each pooling has, in their order: what a classifier reads (avg) may
-    have others than the map before it. A network that ends without a map has avg alone.
+    Returns the bundle and the dimension of each pooling, in the order of concatenation; that of avg
+    (the input of the classifier) may differ from that of the feature map. A network without a
+    feature map has avg only.
     """
     bundle = resolve_bundle(
         backbone=backbone, weights=weights, bundle=None, pooling="avg", normalize=False,
@@ -90,9 +95,9 @@ def resolve_all_poolings(
         )
     except UsageError:
         return bundle, {"avg": avg_dimension}
-    rest = [name for name in POOLINGS if name != "avg"]
+    map_poolings = [name for name in POOLINGS if name != "avg"]
     widths = {"avg": avg_dimension}
-    widths |= dict.fromkeys(rest, (total - avg_dimension) // len(rest))
+    widths |= dict.fromkeys(map_poolings, (total - avg_dimension) // len(map_poolings))
     ordered = {name: widths[name] for name in POOLINGS}
     return dataclasses.replace(bundle, pooling=ALL_POOLINGS, dimension=total), ordered
 

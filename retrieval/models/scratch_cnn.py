@@ -14,7 +14,7 @@ WIDTHS = (24, 48, 96, 192)
 
 
 class ScratchCNN(nn.Module):
-    """Blocks of two 3 x 3 convolutions, each halving the side; mean over places; one linear layer.
+    """Blocks of two 3 x 3 convolutions, each halving the side; global mean; one linear layer.
 
     Reads (n, 3, 128, 128) normalised float32; the map before pooling is (n, 192, 8, 8).
     """

@@ -1,8 +1,8 @@
 """Cost model of a job: time, disk and memory of each stage, from measured rates and counts.
 
-The cost of a stage is a fixed part (workers that start, a page that is drawn) and a part that grows
-with the counts. Work is given out in whole pieces (chunks, shards), so its time is
-that of the worker who has most of them: two workers take as long for three chunks as for four.
+The cost of a stage is a fixed part (starting workers, drawing a page) and a part that grows with
+the counts. Work is distributed in whole chunks or shards, so its time is that of the worker with
+the most of them: two workers take as long for three chunks as for four.
 """
 
 from __future__ import annotations
@@ -18,57 +18,58 @@ from retrieval.index.recall_interval import LOOK_SIZES
 from retrieval.index.train import FLAT_LISTS
 
 FIXED_SPREAD = 0.25
-"""By how much what a stage takes in any case differs from one run to the next, as a share: starts
-of processes, measured on two shared cores (`benchmarks/README.md`, plan)."""
+"""Relative deviation of the fixed cost of a stage between runs, mostly process start-up,
+measured on two shared cores (`benchmarks/README.md`, plan)."""
 
 EXTRAPOLATION_FACTOR = 2.0
-"""A probe of milliseconds stands for products of hours: up to so many times off (the rate of
-searching falls to a third where a shard has 25 rows a list: `benchmarks/README.md`, rank)."""
+"""Factor by which an extrapolated time may be wrong in either direction, since a probe of
+milliseconds predicts products of hours (the search rate falls to a third where a shard has 25 rows
+per list: `benchmarks/README.md`, rank)."""
 
 MERGE_RATE = 2e5
-"""Matches a second, of one core, that are merged and put: assumed, a fifth of what reading and
-judging them costs (`benchmarks/README.md`, evaluate)."""
+"""Matches per second that one core merges and writes: assumed, at a fifth of the measured cost
+of reading and grading them (`benchmarks/README.md`, evaluate)."""
 
 EVALUATION_RATE = 10**7 / 16.4
-"""Matches a second that are judged, on one thread: `benchmarks/README.md`, evaluate."""
+"""Matches per second that one thread evaluates: `benchmarks/README.md`, evaluate."""
 
 PART_READ_SECONDS = 0.045 / (4096 * 512)
-"""Seconds of a core a number of a part that is checked, parsed and drawn from: `benchmarks.scale
---part`."""
+"""Seconds of one core, per number of a part, to verify its checksum, parse it and sample from it:
+`benchmarks.scale --part`."""
 
-_DEPTHS = 2
-"""Times that a shard meets the sample of its recall: once for 100 neighbours, once, of a quarter of
-the sample, for 1,000, which takes as long (2.4 s and 2.0 s for 150,000 x 256)."""
+_RECALL_PASSES = 2
+"""Times that a shard is compared with the recall sample: once for 100 neighbours, and with a
+quarter of the sample for 1,000, which takes as long (2.4 s and 2.0 s for 150,000 x 256)."""
 
-_DRIVER_CHUNK = 640
-"""Bytes the driver holds a chunk: 0.64 GB for 10^6 (`benchmarks/README.md`, driver)."""
+_DRIVER_CHUNK_BYTES = 640
+"""Memory of the driver per chunk: 0.64 GB for 10^6 chunks (`benchmarks/README.md`, driver)."""
 
-_CANDIDATE = 28  # bytes on disk of what a shard found: query, row, list, key
+_CANDIDATE_BYTES = 28  # bytes on disk of one candidate of a shard: query, row, list, key
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured, of one worker on the machine at hand. Seconds, unless said otherwise."""
+    """Rates measured on this machine, of one worker; in seconds unless noted otherwise."""
 
-    start: float  # until Ray is there and the network is ready for it
-    listed: float  # images a second
-    first_pool: float  # until the first workers embed, beyond what they then do
-    next_pool: float  # the same, of workers that start again
-    chunk: float  # of a chunk, beyond its images
-    image: float  # of an image
-    image_spread: float  # by how much that differs, as a share
+    start: float  # until Ray runs and the network is loaded
+    listing_rate: float  # images per second
+    first_pool_start: float  # until the first workers embed, beyond the embedding itself
+    later_pool_start: float  # the same, for workers that are started again
+    chunk: float  # per chunk, beyond its images
+    image: float  # per image
+    image_spread: float  # relative deviation of `image`
     index: float  # of an index, whatever its rows
-    rank: float  # of a ranking
+    rank: float  # of a ranking, whatever its queries
     report: float  # of evaluating, and of a page without thumbnails
     thumbnail: float  # of one thumbnail, on one core
-    multiplied: float  # float32 operations a second while rows get their lists
-    compared: float  # pairs a second, of `dimension` numbers, exactly
-    beside: int = 0  # cores that decoded beside the GPU; 0: no GPU was measured
+    multiply_rate: float  # float32 operations per second while rows are assigned to lists
+    compare_rate: float  # pairs per second, of `dimension` numbers, compared exactly
+    decoder_cores: int = 0  # cores that decoded beside the GPU; 0: no GPU was measured
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much of everything there is."""
+    """The sizes of the job: images, vectors, index plan and results."""
 
     gallery: int
     queries: int | None  # None: nothing is ranked
@@ -77,29 +78,29 @@ class Counts:
     plan: IndexPlan
     nprobe: int
     top_k: int = 10
-    fitted: int = 0  # images that --pca is fitted on
-    pictures: int = 0  # thumbnails of the report
+    pca_sample: int = 0  # images that --pca is fitted on
+    thumbnails: int = 0  # of the report
     shards: int = 1
-    number_bytes: int = 2  # of a stored vector
+    number_bytes: int = 2  # bytes per number of a stored vector
 
     @property
     def shard_rows(self) -> int:
-        """Count the rows of a full shard."""
+        """Return the number of rows of a full shard."""
         return min(self.gallery, self.plan.rows_per_shard)
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Who works: workers that embed, and cores that do single tasks."""
+    """The workers of a job: actors that embed, and cores that run single tasks."""
 
     embedders: int
     cores: int
-    beside: int = 0  # cores that decode beside each GPU's worker; 0: workers are cores
+    decoder_cores: int = 0  # cores that decode for each GPU's worker; 0: workers are cores
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes, in seconds, and between which bounds."""
+    """The estimated time of a stage in seconds, with a lower and an upper bound."""
 
     stage: str
     seconds: float
@@ -108,42 +109,53 @@ class Cost:
 
 
 def makespan(items: int, piece: int, workers: int, per_item: float, per_piece: float) -> float:
-    """Return when the last of `workers` is done, if pieces of `piece` items are given out in order.
+    """Return the seconds until `items` are processed, distributed in pieces of `piece` items.
 
-    Graham's list scheduling of equal pieces and a shorter last one, which is exact here.
+    A piece takes `per_piece` plus `per_item` seconds per item. List scheduling (Graham, "Bounds for
+    certain multiprocessing anomalies", 1966) of equal pieces and a shorter last one; exact here.
     """
-    full, rest = divmod(items, piece)
-    whole = per_piece + piece * per_item
-    rounds = -(-full // workers)
-    if full % workers or not rest:
-        return rounds * whole
-    return rounds * whole + per_piece + rest * per_item
+    full_pieces, remaining_items = divmod(items, piece)
+    piece_seconds = per_piece + piece * per_item
+    rounds = -(-full_pieces // workers)
+    if full_pieces % workers or not remaining_items:
+        return rounds * piece_seconds
+    return rounds * piece_seconds + per_piece + remaining_items * per_item
 
 
 def stage_costs(rates: Rates, counts: Counts, fleet: WorkerPool) -> list[Cost]:
-    """Return the stages in their order; without queries those of the queries are left out."""
+    """Return the cost of each stage, in order; stages of queries only where there are queries."""
     queries = counts.queries
-    listed = (counts.gallery + (queries or 0)) / rates.listed
-    found = [_cost("start", rates.start), _cost("list", 0.0, measured=listed)]
-    if counts.fitted:
-        found.append(_embed_cost("fit projection", rates, fleet, counts.fitted, 128, first=True))
-    first = not counts.fitted
-    gallery, asked = counts.chunk_rows
-    found.append(_embed_cost("embed gallery", rates, fleet, counts.gallery, gallery, first=first))
+    listing = (counts.gallery + (queries or 0)) / rates.listing_rate
+    costs = [_cost("start", rates.start), _cost("list", 0.0, measured=listing)]
+    if counts.pca_sample:
+        costs.append(
+            _embed_cost("fit projection", rates, fleet, counts.pca_sample, 128, first=True)
+        )
+    first = not counts.pca_sample
+    gallery_chunk, query_chunk = counts.chunk_rows
+    costs.append(
+        _embed_cost("embed gallery", rates, fleet, counts.gallery, gallery_chunk, first=first)
+    )
     if queries is not None:
-        found.append(_embed_cost("embed queries", rates, fleet, queries, asked, first=False))
-    found.append(_cost("index", rates.index, far=_index_seconds(rates, counts, fleet)))
+        costs.append(_embed_cost("embed queries", rates, fleet, queries, query_chunk, first=False))
+    costs.append(_cost("index", rates.index, extrapolated=_index_seconds(rates, counts, fleet)))
     if queries is not None:
-        found.append(_cost("rank", rates.rank, far=_rank_seconds(rates, counts, queries, fleet)))
+        ranking = _rank_seconds(rates, counts, queries, fleet)
+        costs.append(_cost("rank", rates.rank, extrapolated=ranking))
         matches = queries * min(counts.top_k, counts.gallery)
-        pictures = counts.pictures * rates.thumbnail / min(fleet.cores, counts.pictures or 1)
-        judged = matches / EVALUATION_RATE
-        found.append(_cost("evaluate and report", rates.report, measured=pictures, far=judged))
-    return found
+        thumbnails = counts.thumbnails * rates.thumbnail / min(fleet.cores, counts.thumbnails or 1)
+        evaluation = matches / EVALUATION_RATE
+        costs.append(
+            _cost("evaluate and report", rates.report, measured=thumbnails, extrapolated=evaluation)
+        )
+    return costs
 
 
 def total_cost(costs: Sequence[Cost]) -> Cost:
-    """Add stages up; bounds too, since what makes one stage slow makes the others slow as well."""
+    """Return the sum of the costs.
+
+    Bounds are added too, since stages deviate together: what slows one slows the others.
+    """
     columns = zip(*((cost.seconds, cost.low, cost.high) for cost in costs), strict=True)
     return Cost("total", *(math.fsum(column) for column in columns))
 
@@ -154,141 +166,145 @@ def _cost(
     *,
     measured: float = 0.0,
     spread: float = FIXED_SPREAD,
-    far: float = 0.0,
+    extrapolated: float = 0.0,
 ) -> Cost:
-    """Add what is fixed, what was measured as such, and what is far from what was measured."""
-    low = fixed * (1 - FIXED_SPREAD) + measured * (1 - spread) + far / EXTRAPOLATION_FACTOR
-    high = fixed * (1 + FIXED_SPREAD) + measured * (1 + spread) + far * EXTRAPOLATION_FACTOR
-    return Cost(stage, fixed + measured + far, low, high)
+    """Return the cost of a stage from its fixed, its measured and its extrapolated seconds."""
+    low = fixed * (1 - FIXED_SPREAD) + measured * (1 - spread) + extrapolated / EXTRAPOLATION_FACTOR
+    high = (
+        fixed * (1 + FIXED_SPREAD) + measured * (1 + spread) + extrapolated * EXTRAPOLATION_FACTOR
+    )
+    return Cost(stage, fixed + measured + extrapolated, low, high)
 
 
 def _embed_cost(
     stage: str, rates: Rates, fleet: WorkerPool, images: int, rows: int, *, first: bool
 ) -> Cost:
-    pool = rates.first_pool if first else rates.next_pool
+    pool = rates.first_pool_start if first else rates.later_pool_start
     work = makespan(images, rows, fleet.embedders, rates.image, rates.chunk)
     cost = _cost(stage, pool, measured=work, spread=rates.image_spread)
-    if not rates.beside or rates.beside == fleet.beside:
+    if not rates.decoder_cores or rates.decoder_cores == fleet.decoder_cores:
         return cost
-    # a GPU that waits for its decoders works as they do; one that does not, as it did
-    other = work * rates.beside / fleet.beside
-    least, most = sorted((work, other))
-    wide = _cost(stage, pool, measured=least, spread=rates.image_spread).low
-    high = _cost(stage, pool, measured=most, spread=rates.image_spread).high
-    return Cost(stage, pool + other, wide, high)
+    # if decoding limits the rate, it scales with the decoder cores; if the GPU does, it stays
+    scaled_work = work * rates.decoder_cores / fleet.decoder_cores
+    smaller, larger = sorted((work, scaled_work))
+    low = _cost(stage, pool, measured=smaller, spread=rates.image_spread).low
+    high = _cost(stage, pool, measured=larger, spread=rates.image_spread).high
+    return Cost(stage, pool + scaled_work, low, high)
 
 
 def _index_seconds(rates: Rates, counts: Counts, fleet: WorkerPool) -> float:
-    """Read for two samples, train, and place each vector among all lists, shard by shard.
+    """Return the seconds to read two samples, train, and assign vectors to lists by shard.
 
-    2 d operations a product of d numbers. K-means compares its sample with every centroid ten
-    times (Lloyd); above some 10,000 lists the product has two levels, each of their root (`index/
-    two_levels.py`). A task of a shard also meets the sample that recall is measured on.
+    A product of d numbers counts 2 d operations. K-means compares its sample with every centroid
+    `ITERATIONS` times; above `FLAT_LISTS` lists it has two levels of about sqrt(nlist) centroids
+    each (`index/two_level_kmeans.py`). A task of a shard also compares its rows with the recall
+    sample.
     """
     plan, d = counts.plan, counts.dimension
     read = 2 * counts.gallery * d * PART_READ_SECONDS / fleet.cores
     lists = plan.nlist if plan.nlist <= FLAT_LISTS else 2 * math.sqrt(plan.nlist)
-    train = 2.0 * d * plan.sample_rows * lists * ITERATIONS / rates.multiplied
+    train = 2.0 * d * plan.sample_rows * lists * ITERATIONS / rates.multiply_rate
     slices = max(1, plan.sample_rows // 8192)
-    place = 2.0 * d * counts.shard_rows * plan.nlist / rates.multiplied
-    known = _DEPTHS * min(SAMPLE_SIZE, counts.gallery) * counts.shard_rows / rates.compared
+    assign = 2.0 * d * counts.shard_rows * plan.nlist / rates.multiply_rate
+    recall_sample = min(SAMPLE_SIZE, counts.gallery)
+    recall = _RECALL_PASSES * recall_sample * counts.shard_rows / rates.compare_rate
     rounds = -(-counts.shards // fleet.cores)
-    return read + train / min(slices, fleet.cores) + rounds * (place + known)
+    return read + train / min(slices, fleet.cores) + rounds * (assign + recall)
 
 
 def _rank_seconds(rates: Rates, counts: Counts, queries: int, fleet: WorkerPool) -> float:
-    """Choose the lists of each query, meet them in each shard, merge.
+    """Return the seconds to choose the lists of each query, search the shards and merge.
 
-    A shard meets `nprobe` of `nlist` lists of each query, and all of them of the queries that the
-    recall is measured by: as many as are sampled at the second look, by which it is mostly decided.
-    It is counted as one task, though several share it where shards are fewer than cores
-    (`index/answer.py`): of few shards and many queries this is too much.
+    A shard is searched in `nprobe` of `nlist` lists for each query, and in all lists for the
+    queries that recall is measured on: as many as at the second look, which mostly decides. A shard
+    counts as one task, although several share it where there are fewer shards than cores
+    (`search/shard_search.py`), so few shards with many queries are overestimated.
     """
     share = counts.nprobe / counts.plan.nlist
-    lists = 2.0 * counts.dimension * queries * counts.plan.nlist / rates.multiplied
+    lists = 2.0 * counts.dimension * queries * counts.plan.nlist / rates.multiply_rate
     sample = 0 if share >= 1 else min(queries, LOOK_SIZES[1])
     pairs = (queries * share + sample) * counts.shard_rows
     rounds = -(-counts.shards // fleet.cores)
     merge = queries * counts.top_k / MERGE_RATE
-    return (lists if share < 1 else 0.0) + rounds * pairs / rates.compared + merge
+    return (lists if share < 1 else 0.0) + rounds * pairs / rates.compare_rate + merge
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What was measured, in bytes."""
+    """Measured sizes in bytes."""
 
-    model: float  # of a bundle, which store, index and queries' store each hold
-    row: float  # of a part, a row
-    line: float  # of a listing, a row
-    shard_row: float  # of a shard and its table
-    match: float
+    model: float  # of a bundle; store, index and query store each have a copy
+    row: float  # of a part, per row
+    line: float  # of a listing, per row
+    shard_row: float  # of a shard and its table, per row
+    match: float  # of the matches, per match
     page: float  # of a report without pictures
     picture: float  # of a thumbnail
-    worker: float  # memory of a worker that embeds, at most
-    index_task: float  # of a task of index, with a small shard
-    rank_task: float
-    driver: float
+    worker: float  # peak memory of a worker that embeds
+    index_task: float  # peak memory of a task of index, with a small shard
+    rank_task: float  # the same of rank
+    driver: float  # peak memory of the driver
 
 
 def disk_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
-    """Return the bytes that each output holds in the end, and what lies there only meanwhile."""
+    """Return the bytes of each finished output, and of temporary files ("scratch")."""
     d, queries = counts.dimension, counts.queries or 0
     matches = queries * min(counts.top_k, counts.gallery)
-    found = {
+    result = {
         "store": sizes.model + counts.gallery * (sizes.row + sizes.line),
         "index": sizes.model + counts.plan.nlist * d * 4 + counts.gallery * sizes.shard_row,
     }
     if counts.queries is not None:
-        found["queries"] = sizes.model + queries * (sizes.row + sizes.line)
-        found["matches"] = matches * sizes.match
-        found["report"] = sizes.page + counts.pictures * sizes.picture
-    candidates = matches * counts.shards * _CANDIDATE
-    found["scratch"] = max(candidates, counts.shard_rows * d * counts.number_bytes)
-    return found
+        result["queries"] = sizes.model + queries * (sizes.row + sizes.line)
+        result["matches"] = matches * sizes.match
+        result["report"] = sizes.page + counts.thumbnails * sizes.picture
+    candidates = matches * counts.shards * _CANDIDATE_BYTES
+    result["scratch"] = max(candidates, counts.shard_rows * d * counts.number_bytes)
+    return result
 
 
 def memory_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
-    """Return what a process of each kind holds at most: what was measured and what grows.
+    """Return the peak memory of each kind of process: the measured part and the growing part.
 
-    A worker holds the vectors of a chunk, a task a shard as its plan counts it; one of index also a
-    block of vectors, in float32 and float64, and its products with the sample that recall is
-    measured on (`index/neighbours.py`). The driver holds some words a chunk.
+    A worker holds the vectors of a chunk, a task one shard, counted as in its plan. A task of index
+    also holds a block of vectors in float32 and float64 and its products with the recall sample
+    (`index/sample_neighbors.py`). The driver holds `_DRIVER_CHUNK_BYTES` per chunk.
     """
     shard = counts.shard_rows * counts.plan.bytes_per_vector
     block = min(counts.shard_rows, 1 << 13)
-    met = block * (16 * counts.dimension + 12 * min(SAMPLE_SIZE, counts.gallery))
+    block_bytes = block * (16 * counts.dimension + 12 * min(SAMPLE_SIZE, counts.gallery))
     chunks = counts.gallery / counts.chunk_rows[0] + (counts.queries or 0) / counts.chunk_rows[1]
-    found = {
+    result = {
         "worker": sizes.worker + counts.chunk_rows[0] * counts.dimension * 4,
-        "index_task": sizes.index_task + shard + met,
-        "driver": sizes.driver + chunks * _DRIVER_CHUNK,
+        "index_task": sizes.index_task + shard + block_bytes,
+        "driver": sizes.driver + chunks * _DRIVER_CHUNK_BYTES,
     }
-    return found if counts.queries is None else {**found, "rank_task": sizes.rank_task + shard}
+    return result if counts.queries is None else {**result, "rank_task": sizes.rank_task + shard}
 
 
 def expected_thumbnails(queries: int, shown: int, top_k: int, gallery: int) -> int:
-    """Guess the thumbnails of a report: its queries, and the different ones of their matches.
+    """Return the expected number of thumbnails: shown queries, and distinct images among matches.
 
-    As if matches were drawn at random: n (1 - (1 - 1/n)^draws) of n. Where the same images are
-    found over and over there are fewer.
+    As if matches were drawn at random: n (1 - (1 - 1/n)^draws) distinct images of n. Where the same
+    images match many queries there are fewer.
     """
     queries = min(queries, shown)
     drawn = queries * min(top_k, gallery)
-    different = -gallery * math.expm1(drawn * math.log1p(-1 / gallery)) if gallery > 1 else 1
-    return queries + round(different)
+    distinct = -gallery * math.expm1(drawn * math.log1p(-1 / gallery)) if gallery > 1 else 1
+    return queries + round(distinct)
 
 
 def guess_nprobe(nlist: int) -> int:
-    """Guess how many lists a query reads for a recall of 0.95: the root of all.
+    """Return a guess of the lists read per query for a recall of 0.95: the square root of nlist.
 
     That is 23 of 512, of which 16 gave 0.99 (`benchmarks/README.md`, index), and 256 of 65,536. The
-    recall curve decides, which only an index of all rows has.
+    search itself uses the recall curve, which only a full index has.
     """
     return max(1, round(math.sqrt(nlist)))
 
 
 def failure_interval(failed: int, tried: int) -> tuple[float, float, float]:
-    """Return the share that fails, and the ends of its 95 % interval, which none in 200 is not 0.
+    """Return the share of failures and its 95 % interval, whose upper end exceeds 0 for 0 failures.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
     """

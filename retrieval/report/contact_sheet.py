@@ -35,16 +35,16 @@ def render(page: Page, shown: ShownQueries, thumbnails: Mapping[str, bytes]) -> 
     `thumbnails` are JPEGs by path; an image without one is shown as a tile "not readable".
     """
     numbers, pictures = _pictures(shown, thumbnails)
-    missing = [place for place, number in enumerate(numbers.values()) if number < 0]
-    shown = shown.with_pictures(numbers, missing)
+    missing_numbers = [position for position, number in enumerate(numbers.values()) if number < 0]
+    shown = shown.with_pictures(numbers, missing_numbers)
     return _sheet(page, shown, render_queries(shown.rows(), inside=True), None, pictures)
 
 
 def render_first_page(page: Page, shown: ShownQueries, names: ReportFiles) -> bytes:
     """Return the first page of a report with a folder; `shown` has picture numbers."""
-    first = render_queries(shown.cut(0, min(PER_PAGE, len(shown))).rows(), inside=False)
-    drawn = [insert_thumbnail_link(fragment, _thumbnails(names)) for fragment in first]
-    return _sheet(page, shown, drawn, names, [])
+    fragments = render_queries(shown.cut(0, min(PER_PAGE, len(shown))).rows(), inside=False)
+    queries = [insert_thumbnail_link(fragment, _thumbnails(names)) for fragment in fragments]
+    return _sheet(page, shown, queries, names, [])
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def render_further_pages(frame: PageFrame, shown: ShownQueries) -> dict[str, byt
     """
     names, files = frame.names, {}
     queries = render_queries(shown.rows(), inside=False)
-    for at in range(0, len(queries), PER_CHUNK):
-        number = (shown.first + at) // PER_CHUNK
+    for start in range(0, len(queries), PER_CHUNK):
+        number = (shown.first + start) // PER_CHUNK
         chunk = [
             insert_thumbnail_link(query, _thumbnails(names))
-            for query in queries[at : at + PER_CHUNK]
+            for query in queries[start : start + PER_CHUNK]
         ]
         files[names.chunk(number)] = chunk_script(number, chunk).encode()
-    for at in range(0, len(queries), PER_PAGE):
-        number = (shown.first + at) // PER_PAGE + 1
+    for start in range(0, len(queries), PER_PAGE):
+        number = (shown.first + start) // PER_PAGE + 1
         if number > 1:
             thumbnail_link = _thumbnails(names, from_further=True)
             files[names.further_page(number)] = render_page(
@@ -81,7 +81,7 @@ def render_further_pages(frame: PageFrame, shown: ShownQueries) -> dict[str, byt
                 number=number,
                 queries=[
                     insert_thumbnail_link(query, thumbnail_link)
-                    for query in queries[at : at + PER_PAGE]
+                    for query in queries[start : start + PER_PAGE]
                 ],
                 links=links(names, number, frame.pages),
                 home=names.link(names.page, from_further=True),
@@ -104,7 +104,7 @@ def links(names: ReportFiles | None, number: int, pages: int) -> dict[str, str |
 def _sheet(
     page: Page,
     shown: ShownQueries,
-    drawn: list[str],
+    queries: list[str],
     names: ReportFiles | None,
     pictures: list[str],
 ) -> bytes:
@@ -123,7 +123,7 @@ def _sheet(
         has_margins=bool(np.isfinite(shown.queries["margin"].to_numpy()).any()),
         has_classes=any(shown.queries["label"].unique().to_pylist()),
         failures=f"#q{failed}" if on_first_page else f"{failed_page}#q{failed}",
-        queries=drawn,
+        queries=queries,
         pages=pages,
         links=links(names, 1, pages),
         facets=None if names else facets_script(shown, None),

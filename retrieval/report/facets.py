@@ -73,9 +73,9 @@ def _readable(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, list):
-        return [_readable(each) for each in value]
+        return [_readable(item) for item in value]
     return (
-        {key: _readable(each) for key, each in value.items()} if isinstance(value, dict) else value
+        {key: _readable(item) for key, item in value.items()} if isinstance(value, dict) else value
     )
 
 

@@ -22,14 +22,14 @@ def sample_gallery(store: Store, count: int, seed: int) -> pa.Table:
     """
     chunks = store.chunks
     if len(chunks) > _CHUNKS:
-        places = np.random.default_rng(seed).choice(len(chunks), _CHUNKS, replace=False)
-        chunks = [chunks[place] for place in sorted(places)]
-    kept: pa.Table | None = None
+        positions = np.random.default_rng(seed).choice(len(chunks), _CHUNKS, replace=False)
+        chunks = [chunks[position] for position in sorted(positions)]
+    sample: pa.Table | None = None
     for chunk in chunks:
         table = store.chunk_rows(chunk).select(_COLUMNS)
-        kept = table if kept is None else pa.concat_tables([kept, table])
-        hashes = hash_image_ids(kept["image_id"].to_pylist(), seed, "map")
+        sample = table if sample is None else pa.concat_tables([sample, table])
+        hashes = hash_image_ids(sample["image_id"].to_pylist(), seed, "map")
         order = np.argsort(hashes, kind="stable")
-        kept = kept.take(order[:count])
-    assert kept is not None, "a finished store has a chunk"
-    return kept
+        sample = sample.take(order[:count])
+    assert sample is not None, "a finished store has a chunk"
+    return sample

@@ -51,21 +51,21 @@ class QueryOutcomes:
         """Which queries have a right or wrong match, (q,)."""
         return ~np.isnan(self.precision)
 
-    def sample(self, most: int, seed: int) -> list[str]:
-        """Return at most `most` queries sampled by the hash of their id, ordered by id."""
+    def sample(self, limit: int, seed: int) -> list[str]:
+        """Return at most `limit` queries sampled by the hash of their id, ordered by id."""
         hashes = hash_image_ids(self.query_ids, seed, "report")
         return sorted(
-            self.query_ids[position] for position in np.argsort(hashes, kind="stable")[:most]
+            self.query_ids[position] for position in np.argsort(hashes, kind="stable")[:limit]
         )
 
-    def worst(self, most: int) -> list[str]:
-        """Return at most `most` queries whose first graded match is wrong, worst first.
+    def worst(self, limit: int) -> list[str]:
+        """Return at most `limit` queries whose first graded match is wrong, worst first.
 
         Queries are ordered by the rank of the first right match, descending, then by precision.
         """
         wrong = np.flatnonzero(self.has_grade & (self.first != 1))
         order = np.lexsort((wrong, self.precision[wrong], -self.first[wrong].astype(np.int64)))
-        return [self.query_ids[position] for position in wrong[order[:most]]]
+        return [self.query_ids[position] for position in wrong[order[:limit]]]
 
 
 def part_paths(manifest: Manifest) -> list[str]:
@@ -143,12 +143,12 @@ def read_match_rows(
     ground_truth: GroundTruth | None,
 ) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """Read the matches of some queries: rows of MATCHES with their `grade`, best first."""
-    wanted = set(queries)
+    requested = set(queries)
     pairs = zip(outcomes.query_ids, outcomes.parts, strict=True)
-    parts = sorted({int(part) for query, part in pairs if query in wanted})
+    parts = sorted({int(part) for query, part in pairs if query in requested})
     names = part_paths(manifest)
     rows: dict[str, list[dict[str, Any]]] = {}
-    for row in _rows(folder, manifest, [names[part] for part in parts], wanted, ground_truth):
+    for row in _rows(folder, manifest, [names[part] for part in parts], requested, ground_truth):
         rows.setdefault(row["query_id"], []).append(row)
     return rows
 
@@ -157,13 +157,13 @@ def _rows(
     folder: Folder,
     manifest: Manifest,
     paths: list[str],
-    wanted: set[str],
+    requested: set[str],
     ground_truth: GroundTruth | None,
 ) -> Iterator[dict[str, Any]]:
-    names = pa.array(sorted(wanted), pa.string())
+    names = pa.array(sorted(requested), pa.string())
     for path in paths:
-        whole = _read(folder, manifest, path)
-        table = whole.filter(pc.is_in(whole["query_id"], value_set=names))
+        part = _read(folder, manifest, path)
+        table = part.filter(pc.is_in(part["query_id"], value_set=names))
         grades = ground_truth.grades(table) if ground_truth else np.full(len(table), UNKNOWN)
         for row, grade in zip(table.select(MATCHES.schema.names).to_pylist(), grades, strict=True):
             yield {**row, "grade": int(grade)}

@@ -68,9 +68,10 @@ class ShownQueries:
         cells = [MatchCell(*values) for values in _tuples(matches, names)]
         names = ("query_id", "path", "label", "state", "margin", "failure", "picture")
         return [
-            QueryRow(self.first + place, query_id, path, label, STATES[state], margin,
-                     tuple(cells[self.starts[place] : self.starts[place + 1]]), failure, picture)
-            for place, (query_id, path, label, state, margin, failure, picture) in enumerate(
+            QueryRow(self.first + position, query_id, path, label, STATES[state], margin,
+                     tuple(cells[self.starts[position] : self.starts[position + 1]]),
+                     failure, picture)
+            for position, (query_id, path, label, state, margin, failure, picture) in enumerate(
                 _tuples(queries, names))
         ]  # fmt: skip
 
@@ -95,8 +96,8 @@ class ShownQueries:
         )
 
         def numbered(table: pa.Table) -> pa.Table:
-            places = pc.index_in(table["path"], value_set=paths)
-            return table.append_column("picture", picture_numbers.take(places.combine_chunks()))
+            positions = pc.index_in(table["path"], value_set=paths)
+            return table.append_column("picture", picture_numbers.take(positions.combine_chunks()))
 
         return ShownQueries(numbered(self.queries), numbered(self.matches), self.starts, self.first)
 
@@ -111,16 +112,16 @@ def select_queries(
     failures: pa.Table,
     ground_truth: GroundTruth | None,
     metric: Metric,
-    most: int,
+    limit: int,
 ) -> tuple[ShownQueries, int]:
-    """Select at most `most` queries to show: all failed ones, then others by name.
+    """Select at most `limit` queries to show: all failed ones, then others by name.
 
     `parts` returns a new iterator over tables of MATCHES at each call; each query is in one table.
     Returns the selection, and the number of queries with matches, shown or not.
     """
     failed = failures.select(["image_id", "path", "label", "error", "message"])
-    failed = failed.sort_by("image_id").slice(0, most)
-    last, query_count = _last_shown(parts, most - len(failed))
+    failed = failed.sort_by("image_id").slice(0, limit)
+    last, query_count = _last_shown(parts, limit - len(failed))
     query_tables, match_tables, starts = [], [], [np.zeros(1, np.int64)]
     for part in parts() if last is not None else ():
         shown = part.filter(
@@ -140,14 +141,14 @@ def select_queries(
     return _append_failed(shown, failed), query_count
 
 
-def _last_shown(parts: Callable[[], Iterable[pa.Table]], most: int) -> tuple[str | None, int]:
+def _last_shown(parts: Callable[[], Iterable[pa.Table]], limit: int) -> tuple[str | None, int]:
     """Return the last shown query with matches, or None, and the number of such queries."""
     ids = [part.filter(pc.field("rank") == 1)["query_id"] for part in parts()]
-    names = pa.chunked_array([chunk for each in ids for chunk in each.chunks], pa.string())
-    if most <= 0 or not len(names):
+    names = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
+    if limit <= 0 or not len(names):
         return None, len(names)
     order = pc.sort_indices(names)
-    return names[order[min(most, len(names)) - 1].as_py()].as_py(), len(names)
+    return names[order[min(limit, len(names)) - 1].as_py()].as_py(), len(names)
 
 
 def _grade_part(
@@ -188,11 +189,11 @@ def _classes(labels: pa.ChunkedArray) -> NDArray[np.int64]:
 
 def _states(grades: NDArray[np.int16], first: NDArray[np.int64]) -> NDArray[np.int8]:
     """Return the state of each query, by its first match that is not junk."""
-    none = len(grades)
-    place = np.minimum.reduceat(np.where(grades != JUNK, np.arange(none), none), first)
-    owner = np.searchsorted(first, place, "right") - 1
-    counts = (place < none) & (owner == np.arange(len(first)))
-    grade = np.where(counts, grades[np.minimum(place, none - 1)], UNKNOWN)
+    end = len(grades)
+    first_graded = np.minimum.reduceat(np.where(grades != JUNK, np.arange(end), end), first)
+    owner = np.searchsorted(first, first_graded, "right") - 1
+    has_graded = (first_graded < end) & (owner == np.arange(len(first)))
+    grade = np.where(has_graded, grades[np.minimum(first_graded, end - 1)], UNKNOWN)
     return np.select([grade > 0, grade == 0], [_RIGHT, _WRONG], _UNKNOWN).astype(np.int8)
 
 
@@ -210,11 +211,11 @@ def _by_name(queries: pa.Table, matches: pa.Table, starts: NDArray[np.int64]) ->
 def _append_failed(shown: ShownQueries, failed: pa.Table) -> ShownQueries:
     reason = pc.binary_join_element_wise(failed["error"], failed["message"], ": ")
     count = len(failed)
-    state, none = pa.array(np.full(count, _FAILED, np.int8)), pa.array(np.full(count, np.nan))
-    columns = [failed["image_id"], failed["path"], failed["label"], reason, state, none]
-    more = pa.table(columns, schema=_QUERY)
+    state, no_margin = pa.array(np.full(count, _FAILED, np.int8)), pa.array(np.full(count, np.nan))
+    columns = [failed["image_id"], failed["path"], failed["label"], reason, state, no_margin]
+    failed_queries = pa.table(columns, schema=_QUERY)
     starts = np.append(shown.starts, np.full(count, shown.starts[-1]))
-    return ShownQueries(pa.concat_tables([shown.queries, more]), shown.matches, starts)
+    return ShownQueries(pa.concat_tables([shown.queries, failed_queries]), shown.matches, starts)
 
 
 def _pictured(table: pa.Table) -> pa.Table:

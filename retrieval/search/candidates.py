@@ -22,28 +22,29 @@ def top_candidates(parts: Iterable[pa.Table], k: int) -> tuple[pa.Table, NDArray
     cut into `parts`, tables CANDIDATES that need not fit into memory together. Raise RuntimeError
     if a row is among the best of a query twice, which is an error of the search.
     """
-    best, place = CANDIDATES_SCHEMA.empty_table(), np.empty(0, np.int64)
-    waiting: list[pa.Table] = []
+    best, ranks = CANDIDATES_SCHEMA.empty_table(), np.empty(0, np.int64)
+    pending: list[pa.Table] = []
     for part in parts:
-        waiting.append(part)
-        if len(waiting) == _MERGED_TABLES:
-            best, place = _merge_best([best, *waiting], k)
-            waiting = []
-    if waiting:
-        best, place = _merge_best([best, *waiting], k)
+        pending.append(part)
+        if len(pending) == _MERGED_TABLES:
+            best, ranks = _merge_best([best, *pending], k)
+            pending = []
+    if pending:
+        best, ranks = _merge_best([best, *pending], k)
     _refuse_repeated(best)
-    return best, place
+    return best, ranks
 
 
 def _refuse_repeated(best: pa.Table) -> None:
     """Raise RuntimeError if a row is among the best of a query more than once."""
     query, row = best["query"].to_numpy(), best["row"].to_numpy()
-    again = first_repeated_pair(query, row)
-    if again is not None:
+    repeated = first_repeated_pair(query, row)
+    if repeated is not None:
         raise RuntimeError(
-            f"the search returned gallery row {row[again]} ({best['image_id'][again].as_py()}) "
-            f"more than once for query row {query[again]}, so no matches were written: check the "
-            "index with lookalike verify; if it is whole, this is a bug to report"
+            f"the search returned gallery row {row[repeated]} "
+            f"({best['image_id'][repeated].as_py()}) more than once for query row "
+            f"{query[repeated]}, so no matches were written: check the index with lookalike verify;"
+            " if it is intact, please report a bug"
         )
 
 
@@ -55,8 +56,8 @@ def first_repeated_pair(query: NDArray[np.integer], image: NDArray[np.integer]) 
         return None
     order = np.lexsort((image, query))  # stable, so of equal pairs the first one comes first
     query, image = query[order], image[order]
-    again = order[1:][(query[1:] == query[:-1]) & (image[1:] == image[:-1])]
-    return int(again.min()) if len(again) else None
+    repeated = order[1:][(query[1:] == query[:-1]) & (image[1:] == image[:-1])]
+    return int(repeated.min()) if len(repeated) else None
 
 
 def repeated_match(matches: pa.Table) -> tuple[str, str] | None:
@@ -65,10 +66,10 @@ def repeated_match(matches: pa.Table) -> tuple[str, str] | None:
         matches[name].combine_chunks().dictionary_encode().indices.to_numpy()
         for name in ("query_id", "image_id")
     ]
-    again = first_repeated_pair(*pairs)
-    if again is None:
+    position = first_repeated_pair(*pairs)
+    if position is None:
         return None
-    return matches["query_id"][again].as_py(), matches["image_id"][again].as_py()
+    return matches["query_id"][position].as_py(), matches["image_id"][position].as_py()
 
 
 def check_no_repeated_matches(matches: pa.Table, source: str) -> None:
@@ -85,14 +86,14 @@ def _merge_best(tables: list[pa.Table], k: int) -> tuple[pa.Table, NDArray[np.in
     table = pa.concat_tables(tables)
     query, key = table["query"].to_numpy(), table["key"].to_numpy()
     order = np.lexsort((-key, query))
-    if has_tied_keys(query[order], key[order]):  # sorting by name takes longer than all the rest
+    if has_tied_keys(query[order], key[order]):  # sorting by name takes longer than everything else
         name_ranks = np.empty(len(order), np.int64)
         name_ranks[pc.sort_indices(table["image_id"]).to_numpy()] = np.arange(len(order))
         order = np.lexsort((name_ranks, -key, query))
     ordered = query[order]
-    place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    keep = np.flatnonzero(place < k)
-    return table.take(order[keep]).combine_chunks(), place[keep]
+    ranks = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    keep = np.flatnonzero(ranks < k)
+    return table.take(order[keep]).combine_chunks(), ranks[keep]
 
 
 def has_tied_keys(query: NDArray[np.integer], key: NDArray[np.float64]) -> bool:

@@ -1,4 +1,4 @@
-"""Find pairs of a query and a gallery image that are not matches because they are one image."""
+"""Find pairs of a query and a gallery row that are the same image and so not a match."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def excluded_pairs(
     if exclude_by is None:
         return None
     left = pa.table({"key": queries[exclude_by], "query": np.arange(len(queries))})
-    right = pa.table({"key": metadata[exclude_by], "place": np.arange(len(metadata))})
+    right = pa.table({"key": metadata[exclude_by], "position": np.arange(len(metadata))})
     pairs = left.join(right, "key", join_type="inner", use_threads=False)
-    return pairs["query"].to_numpy(), pairs["place"].to_numpy()
+    return pairs["query"].to_numpy(), pairs["position"].to_numpy()
 
 
 def max_excluded_per_query(pairs: ExcludedPairs | None) -> int:
@@ -34,8 +34,8 @@ def max_excluded_per_query(pairs: ExcludedPairs | None) -> int:
 
 
 def is_excluded(
-    pairs: ExcludedPairs, query: NDArray[np.int64], place: NDArray[np.int64]
+    pairs: ExcludedPairs, query: NDArray[np.int64], position: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Return which (query, place) pairs are among the excluded ones, (p,) bool."""
-    stride = 1 + max(pairs[1].max(initial=0), place.max(initial=0))
-    return np.isin(query * stride + place, pairs[0] * stride + pairs[1])
+    stride = 1 + max(pairs[1].max(initial=0), position.max(initial=0))
+    return np.isin(query * stride + position, pairs[0] * stride + pairs[1])

@@ -1,8 +1,8 @@
 """Write finished matches as jsonl, csv, trec or submission, with one function per format.
 
-Matches are streamed, so memory does not grow with their number. Every format but trec, which has no
-way to say it, names the failed queries. Text is UTF-8; a score is the shortest decimal that reads
-back as the same float64 (except in trec).
+Matches are streamed, so memory does not grow with their number. Every format except trec, which has
+no field for them, lists the failed queries. Text is UTF-8; a score is the shortest decimal that
+reads back as the same float64 (except in trec).
 """
 
 from __future__ import annotations
@@ -120,13 +120,13 @@ def write_trec(finished: FinishedMatches, file: BinaryIO) -> None:
 
     These tools ignore the rank: they sort by the score as a float32, descending, and ties by
     descending id. So scores are negated for l2, rounded to float32, and lowered to the next float32
-    below the score of the rank before where they would not fall.
+    below the score of the rank before where they would not decrease.
     """
     run = trec_id(finished.groupname)
     for rows in finished.queries():
         query = trec_id(rows[0]["query_id"])
         keys = scores_to_keys(np.array([row["score"] for row in rows], np.float64), finished.metric)
-        for row, score in zip(rows, _strictly_falling(keys), strict=True):
+        for row, score in zip(rows, _strictly_decreasing(keys), strict=True):
             line = f"{query} Q0 {trec_id(row['image_id'])} {row['rank']} {score!s} {run}\n"
             file.write(line.encode())
 
@@ -140,11 +140,11 @@ def trec_id(image_id: str) -> str:
     return re.sub(r"[%\s\x00-\x1f\x7f]", lambda match: quote(match[0], safe=""), image_id)
 
 
-def _strictly_falling(keys: NDArray[np.float64]) -> NDArray[np.float32]:
+def _strictly_decreasing(keys: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return (k,) descending keys as strictly descending float32, lowered as little as possible.
 
     float32 values map to integers o of the same order, where the next smaller value is o - 1. So
-    o[i] <= o[i - 1] - 1 for all i means that o[i] + i does not rise.
+    o[i] <= o[i - 1] - 1 for all i means that o[i] + i does not increase.
     """
     bits = (
         to_float32(np.clip(keys, -_MAX_TREC_SCORE, _MAX_TREC_SCORE)).view(np.int32).astype(np.int64)
@@ -184,7 +184,10 @@ def _ranked_names(finished: FinishedMatches) -> Iterator[tuple[str, list[str]]]:
     for rows in finished.queries():
         names = Counter(file_name(row["image_id"]) for row in rows)
         ids = [(row["image_id"], file_name(row["image_id"])) for row in rows]
-        yield rows[0]["query_id"], [name if names[name] == 1 else whole for whole, name in ids]
+        yield (
+            rows[0]["query_id"],
+            [name if names[name] == 1 else image_id for image_id, name in ids],
+        )
     for row in finished.failed():
         yield row["image_id"], []
 

@@ -34,7 +34,7 @@ def incomplete_queries_path(nprobe: int, number: int) -> str:
 
 
 def all_lists_path(nprobe: int, shard: int, number: int) -> str:
-    """Return the path of the candidates of a shard for them, from all lists."""
+    """Return the path of a shard's candidates for these queries, from all lists."""
     return f"{WORK_FOLDER}filled/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
 
 

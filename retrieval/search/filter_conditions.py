@@ -36,7 +36,7 @@ _NODE_NAMES = {
     "PARAMETER": "a parameter",
     "LAMBDA": "a lambda",
     "COLLATE": "a collation",
-    "POSITIONAL_REFERENCE": "a column's number",
+    "POSITIONAL_REFERENCE": "a column number",
     "DEFAULT": "DEFAULT",
 }
 _OPERATORS = {
@@ -129,9 +129,9 @@ def _check_node(text: str, node: dict[str, Any]) -> None:
     if node_class == "TYPE":
         _check_type(text, node["type_name"], node.get("qualified_name", {}).get("path", []))
     if "cast_type" in node:  # in the tree of DuckDB 1.5
-        chosen = node["cast_type"]
-        decimal = chosen["id"] == "DECIMAL"
-        _check_type(text, chosen["id"], [] if decimal else list(chosen.get("type_info", ())))
+        cast_type = node["cast_type"]
+        decimal = cast_type["id"] == "DECIMAL"
+        _check_type(text, cast_type["id"], [] if decimal else list(cast_type.get("type_info", ())))
 
 
 def _check_function(text: str, node: dict[str, Any]) -> None:
@@ -146,14 +146,14 @@ def _check_function(text: str, node: dict[str, Any]) -> None:
         raise filter_error(text, "ORDER BY is not allowed")
 
 
-def _check_type(text: str, name: str, further: list[str]) -> None:
-    if name.upper() not in _TYPES or further not in ([], [name]):  # main.varchar, or a collation
+def _check_type(text: str, name: str, modifiers: list[str]) -> None:
+    if name.upper() not in _TYPES or modifiers not in ([], [name]):  # main.varchar, or a collation
         allowed = ", ".join(sorted(_TYPES))
         raise filter_error(text, f"conversion to {name} is not allowed", f"use one of {allowed}")
 
 
 def filter_error(text: str, reason: str, remedy: str = "") -> UsageError:
     """Return the error for a refused condition, with the reason and a remedy."""
-    shown = text if len(text) <= 200 else text[:200] + "…"
+    excerpt = text if len(text) <= 200 else text[:200] + "…"
     remedy = remedy or f"write one condition over columns, such as {_EXAMPLE}"
-    return UsageError(f"--filter {shown!r}: {reason}; {remedy}")
+    return UsageError(f"--filter {excerpt!r}: {reason}; {remedy}")

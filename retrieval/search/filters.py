@@ -125,7 +125,7 @@ def _statement(text: str) -> str:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """Return the tree of the whole statement as DuckDB parses it."""
+    """Return the syntax tree of the statement as DuckDB parses it."""
     omitted = "skip_null := true, skip_empty := true, skip_default := true"
     query = f"SELECT json_serialize_sql(?, {omitted})"
     with _database() as database:

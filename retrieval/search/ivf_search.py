@@ -1,10 +1,10 @@
 """Search the inverted lists of one shard for a block of queries.
 
 Each list is multiplied with all queries that probe it in one cheap product with an error bound
-(`vectors/matmul.py`); a float64 product takes its place where the bound decides too little. The
-closest lists of every query come first and set a lower limit, its *threshold*, that few rows of the
-other lists reach. Pairs that the bounds cannot exclude are scored in float64, so the candidates do
-not depend on the product, the blocks or the order.
+(`vectors/matmul.py`); where the bound leaves too many pairs undecided, a float64 product replaces
+it. The closest lists of each query are searched first and set a lower limit, its *threshold*, that
+few rows of the other lists reach. Pairs that the bounds cannot exclude are scored in float64, so
+the candidates do not depend on the product, the blocks or the order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from retrieval.vectors.scoring import Float32, Float64, Int64, VectorBlock, bloc
 from retrieval.vectors.topk import top_k_positions
 
 _FIRST_LISTS = 4  # maximum number of lists per query that set its threshold
-_FIRST_ROWS_PER_K = 2  # they hold about so many rows per match
+_FIRST_ROWS_PER_K = 2  # they hold about this many rows per match
 _PRODUCT_ELEMENTS = 1 << 19  # elements of one product: 2 MiB, which fits into the L2 cache
 _SAMPLED_LISTS = 33  # from which the centre of a shard is estimated
 
@@ -66,7 +66,7 @@ class ShardSearcher:
     """Searches one shard, with a cache of the lists prepared for its matrix product.
 
     `cache_bytes` limits the cache in main memory; on a GPU the product sets the limit.
-    `max_undecided` limits the (query, row) pairs that wait to be scored in float64.
+    `max_undecided` limits the pending (query, row) pairs, which are scored in float64 later.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class ShardSearcher:
         If they need a finer product, the searcher uses that one from here on. The first block of
         queries decides, since queries and rows come from the same model.
         """
-        ready = self.product.prepare(queries, self.centre)
-        finer = suitable_product(self.product, ready)
+        prepared = self.product.prepare(queries, self.centre)
+        finer = suitable_product(self.product, prepared)
         if finer is self.product:
-            return ready
+            return prepared
         self.product, self._cache = finer, {}
         return finer.prepare(queries, self.centre)
 
@@ -114,8 +114,8 @@ class ShardSearcher:
         """
         shard, search = self.shard, _Search(self, batch, k)
         first = _closest_lists(shard, batch.queries) if probes is None else probes
-        opening = _select_first_lists(shard, batch, first[:, :_FIRST_LISTS], k)
-        for number, positions in _group_by_list(first[:, :_FIRST_LISTS], opening):
+        is_first = _select_first_lists(shard, batch, first[:, :_FIRST_LISTS], k)
+        for number, positions in _group_by_list(first[:, :_FIRST_LISTS], is_first):
             search.search_first(number, positions)
         search.accumulator.raise_thresholds()
         if probes is None:
@@ -123,15 +123,15 @@ class ShardSearcher:
             for number in range(shard.index.nlist):
                 search.search_list(number, all_queries)
         else:
-            rest = np.ones(probes.shape, np.bool_)
-            rest[:, : opening.shape[1]] = ~opening
-            for number, positions in _group_by_list(probes, rest):
+            remaining = np.ones(probes.shape, np.bool_)
+            remaining[:, : is_first.shape[1]] = ~is_first
+            for number, positions in _group_by_list(probes, remaining):
                 search.search_list(number, positions)
         accumulator = search.accumulator
         accumulator.score_pending()
-        places = np.where(accumulator.keys >= batch.min_key, accumulator.places, -1)
+        positions = np.where(accumulator.keys >= batch.min_key, accumulator.positions, -1)
         return candidates_table(
-            shard.metadata, accumulator.keys, places, accumulator.lists, batch.rows
+            shard.metadata, accumulator.keys, positions, accumulator.lists, batch.rows
         )
 
 
@@ -159,14 +159,14 @@ def _select_first_lists(shard: Shard, batch: QueryBatch, first: Int64, k: int) -
     A query whose threshold is known already reads none of them first.
     """
     rows_before = np.cumsum(shard.list_sizes[first], axis=1) - shard.list_sizes[first]
-    opening = rows_before < _FIRST_ROWS_PER_K * k
-    return opening & np.isneginf(batch.thresholds())[:, None]
+    is_first = rows_before < _FIRST_ROWS_PER_K * k
+    return is_first & np.isneginf(batch.thresholds())[:, None]
 
 
-def _group_by_list(probes: Int64, wanted: NDArray[np.bool_]) -> Iterator[tuple[int, Int64]]:
+def _group_by_list(probes: Int64, selected: NDArray[np.bool_]) -> Iterator[tuple[int, Int64]]:
     """Yield each list of the wanted (query, list) pairs, and the queries that read it."""
-    query, place = np.nonzero(wanted)
-    lists = probes[query, place]
+    query, column = np.nonzero(selected)
+    lists = probes[query, column]
     sortable = lists.astype(np.uint16) if lists.max(initial=0) < 1 << 16 else lists  # radix sort
     order = np.argsort(sortable, kind="stable")
     query, lists = query[order], lists[order]
@@ -179,7 +179,10 @@ class _Search:
 
     def __init__(self, searcher: ShardSearcher, batch: QueryBatch, k: int) -> None:
         self._searcher, self._shard, self._k = searcher, searcher.shard, k
-        self._queries, self._ready = batch.queries, searcher.prepare_queries(batch.queries)
+        self._queries, self._prepared_queries = (
+            batch.queries,
+            searcher.prepare_queries(batch.queries),
+        )
         self._product = searcher.product
         self._excluded = _split_by_list(self._shard, batch.excluded)
         self._float32_queries = FLOAT32_PRODUCT.prepare(batch.queries, searcher.centre)
@@ -200,7 +203,7 @@ class _Search:
         self._searched_first[number] = positions
         vectors = self._shard.list_block(number)
         if product.name == "cuda":
-            sides = self._ready, self._searcher.prepare_list(number)
+            sides = self._prepared_queries, self._searcher.prepare_list(number)
         else:
             product = FLOAT32_PRODUCT
             sides = self._float32_queries, FLOAT32_PRODUCT.prepare(vectors, self._searcher.centre)
@@ -215,7 +218,9 @@ class _Search:
         """
         rows = self._searcher.prepare_list(number)
         searched = self._searched_first.get(number)
-        self._add_pairs(number, positions, self._product, (self._ready, rows), None, searched)
+        self._add_pairs(
+            number, positions, self._product, (self._prepared_queries, rows), None, searched
+        )
 
     def _add_pairs(
         self,
@@ -229,7 +234,7 @@ class _Search:
         if (count := len(sides[1].norms)) == 0:
             return
         excluded = self._excluded.get(number, _NO_PAIRS)
-        fresh = _not_searched(searched, len(self._queries))
+        not_searched = _not_searched(searched, len(self._queries))
         safe = self._fits_float32[positions] & fits_float32(sides[1]).all()
         parts = [
             (group[part], trusted)
@@ -241,8 +246,8 @@ class _Search:
             if pairs is None:
                 pairs = self._propose_in_float64(number, queries, top)
             q, x, keys, slack = pairs
-            if fresh is not None:
-                keep = fresh[q]
+            if not_searched is not None:
+                keep = not_searched[q]
                 q, x, keys, slack = q[keep], x[keep], keys[keep], slack[keep]
             if len(excluded[0]):
                 keep = ~is_excluded(excluded, q, x)
@@ -308,12 +313,12 @@ _NO_PAIRS = np.empty(0, np.int64), np.empty(0, np.int64)
 
 
 def _not_searched(searched: Int64 | None, count: int) -> NDArray[np.bool_] | None:
-    """Return which of `count` queries have not searched a list yet; None if that is all."""
+    """Return which of `count` queries have not searched a list yet; None if none of them has."""
     if searched is None:
         return None
-    fresh = np.ones(count, np.bool_)
-    fresh[searched] = False
-    return fresh
+    not_searched = np.ones(count, np.bool_)
+    not_searched[searched] = False
+    return not_searched
 
 
 def _split_by_list(
@@ -322,27 +327,37 @@ def _split_by_list(
     """Return for each list its excluded pairs: queries, and offsets among its live rows."""
     if excluded is None or len(excluded[0]) == 0:
         return {}
-    query, place = excluded
+    query, excluded_position = excluded
     pairs_of_list = {}
     for number in range(shard.index.nlist):
-        places = shard.list_positions(number)
-        order = np.argsort(places)
-        at = np.minimum(np.searchsorted(places, place, sorter=order), len(places) - 1)
-        here = np.flatnonzero(places[order[at]] == place) if len(places) else at[:0]
-        if len(here):
-            pairs_of_list[number] = query[here], order[at[here]]
+        positions = shard.list_positions(number)
+        order = np.argsort(positions)
+        sorted_index = np.minimum(
+            np.searchsorted(positions, excluded_position, sorter=order), len(positions) - 1
+        )
+        in_list = (
+            np.flatnonzero(positions[order[sorted_index]] == excluded_position)
+            if len(positions)
+            else sorted_index[:0]
+        )
+        if len(in_list):
+            pairs_of_list[number] = query[in_list], order[sorted_index[in_list]]
     return pairs_of_list
 
 
 def candidates_table(
-    metadata: pa.Table, keys: Float64, places: Int64, lists: NDArray[np.integer], query_rows: Int64
+    metadata: pa.Table,
+    keys: Float64,
+    positions: Int64,
+    lists: NDArray[np.integer],
+    query_rows: Int64,
 ) -> pa.Table:
-    """Return the rows at `places` of a shard as a table CANDIDATES; place -1 is skipped.
+    """Return the rows at `positions` of a shard as a table CANDIDATES; position -1 is skipped.
 
-    `keys`, `places` and `lists` are (q, k); `query_rows` (q,) are the rows of the queries.
+    `keys`, `positions` and `lists` are (q, k); `query_rows` (q,) are the rows of the queries.
     """
-    query, rank = np.nonzero(places >= 0)
-    rows = metadata.select(["row", "image_id", "path", "label"]).take(places[query, rank])
+    query, rank = np.nonzero(positions >= 0)
+    rows = metadata.select(["row", "image_id", "path", "label"]).take(positions[query, rank])
     columns = {
         "query": query_rows[query],
         "key": keys[query, rank],

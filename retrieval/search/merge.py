@@ -26,8 +26,8 @@ def rank_candidates(
     query.
     """
     best, ranks = top_candidates(parts, k)
-    place = np.searchsorted(queries["row"].to_numpy(), best["query"].to_numpy())
-    query_rows = queries.take(place)
+    positions = np.searchsorted(queries["row"].to_numpy(), best["query"].to_numpy())
+    query_rows = queries.take(positions)
     columns = {
         "query_id": query_rows["image_id"],
         "rank": ranks + 1,

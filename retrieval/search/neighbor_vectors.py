@@ -1,7 +1,7 @@
 """Fetch the vectors of each query's best candidates, by which queries are expanded.
 
     work/chosen/BLOCK.parquet          the best candidates of a block's queries
-    work/vectors/SHARD-BLOCK.parquet   those of them in a shard: row, embedding
+    work/vectors/SHARD-BLOCK.parquet   the vectors of those in a shard: row, embedding
 
 They are the neighbours that `query_expansion.py` adds to the queries.
 """
@@ -34,7 +34,7 @@ def chosen_neighbors_path(number: int) -> str:
 
 
 def neighbor_vectors_path(shard: int, number: int) -> str:
-    """Return the path of the vectors of those of them that a shard holds."""
+    """Return the path of the vectors of a shard's rows among the best candidates of a block."""
     return f"{WORK_FOLDER}vectors/{shard:05d}-{number:05d}.parquet"
 
 
@@ -43,8 +43,8 @@ def choose_neighbors(task: SearchTask, number: int) -> int:
     if not task.output.exists(chosen_neighbors_path(number)):
         paths = (candidates_path(task.nprobe, shard, number) for shard in task.shards)
         parts = (read_intermediate(task.output, path) for path in paths)
-        table, place = top_candidates(parts, task.top_k)
-        table = table.append_column("place", pa.array(place))
+        table, ranks = top_candidates(parts, task.top_k)
+        table = table.append_column("place", pa.array(ranks))
         task.output.put_new(chosen_neighbors_path(number), checksummed_parquet(table))
     return number
 
@@ -56,14 +56,16 @@ def fetch_neighbor_vectors(task: SearchTask, number: int) -> int:
     if not missing:
         return len(blocks)
     shard = task.open_shard(number)
-    wanted = {
+    chosen_rows = {
         b: _select_rows_of_shard(shard, read_intermediate(task.output, chosen_neighbors_path(b)))
         for b in missing
     }
-    all_rows = np.unique(np.concatenate([table["row"].to_numpy() for table in wanted.values()]))
+    all_rows = np.unique(
+        np.concatenate([table["row"].to_numpy() for table in chosen_rows.values()])
+    )
     if task.codes is None:
         stored = _vectors_from_store(task, number, all_rows)
-    for block_number, table in wanted.items():
+    for block_number, table in chosen_rows.items():
         rows = table["row"].to_numpy()
         if task.codes is None:
             vectors = stored[np.searchsorted(all_rows, rows)]
@@ -78,8 +80,10 @@ def fetch_neighbor_vectors(task: SearchTask, number: int) -> int:
 
 def _select_rows_of_shard(shard: Shard, chosen: pa.Table) -> pa.Table:
     """Return row and list of the chosen candidates that a shard holds, each once, by list."""
-    held = chosen.filter(pc.is_in(chosen["row"], pa.array(shard.rows)))
-    table = held.select(["row", "list"]).group_by(["row", "list"], use_threads=False).aggregate([])
+    in_shard = chosen.filter(pc.is_in(chosen["row"], pa.array(shard.rows)))
+    table = (
+        in_shard.select(["row", "list"]).group_by(["row", "list"], use_threads=False).aggregate([])
+    )
     return table.sort_by([("list", "ascending"), ("row", "ascending")])
 
 
@@ -87,10 +91,12 @@ def _vectors_from_lists(shard: Shard, rows: NDArray[np.int64], lists: NDArray[np
     """Return the vectors of rows that are ordered by list, (n, d)."""
     vectors = np.empty((len(rows), shard.index.d), str(shard.codes))
     for number, run in equal_runs(lists):
-        places = shard.list_positions(number)
-        order = np.argsort(places)
-        at = np.searchsorted(places, np.searchsorted(shard.rows, rows[run]), sorter=order)
-        vectors[run] = shard.list_block(number).values[order[at]]
+        positions = shard.list_positions(number)
+        order = np.argsort(positions)
+        sorted_index = np.searchsorted(
+            positions, np.searchsorted(shard.rows, rows[run]), sorter=order
+        )
+        vectors[run] = shard.list_block(number).values[order[sorted_index]]
     return vectors
 
 
@@ -99,9 +105,11 @@ def _vectors_from_store(task: SearchTask, number: int, rows: NDArray[np.int64]) 
     assert task.vector_store is not None
     vectors = np.empty((len(rows), task.vector_store.dimension), task.vector_store.dtype)
     for shard_rows, values in stream_shard_vectors(task, number):
-        at = np.minimum(np.searchsorted(rows, shard_rows), max(0, len(rows) - 1))
-        hit = rows[at] == shard_rows if len(rows) else np.zeros(len(shard_rows), np.bool_)
-        vectors[at[hit]] = values[hit]
+        indices = np.minimum(np.searchsorted(rows, shard_rows), max(0, len(rows) - 1))
+        is_requested = (
+            rows[indices] == shard_rows if len(rows) else np.zeros(len(shard_rows), np.bool_)
+        )
+        vectors[indices[is_requested]] = values[is_requested]
     return vectors
 
 
@@ -117,18 +125,18 @@ def iterate_neighborhoods(task: SearchTask, number: int) -> Iterator[Neighborhoo
     table = table.sort_by("row")
     chosen = read_intermediate(task.output, chosen_neighbors_path(number))
     query = np.searchsorted(queries_table["row"].to_numpy(), chosen["query"].to_numpy())
-    at = np.searchsorted(table["row"].to_numpy(), chosen["row"].to_numpy())
-    place = chosen["place"].to_numpy()
+    vector_positions = np.searchsorted(table["row"].to_numpy(), chosen["row"].to_numpy())
+    ranks = chosen["place"].to_numpy()
     vectors, queries = read_vectors(table), read_vectors(queries_table)
     scores = scores_to_keys(chosen["key"].to_numpy(), task.metric)
     step = max(1, _MAX_VALUES // (task.top_k * vectors.shape[1]))
     for part in split_range(len(queries_table), step):
         part_rows = slice(*np.searchsorted(query, [part.start, part.stop]))
-        cell = query[part_rows] - part.start, place[part_rows]
+        cell = query[part_rows] - part.start, ranks[part_rows]
         shape = part.stop - part.start, task.top_k
         neighbour_vectors = np.zeros((*shape, vectors.shape[1]), vectors.dtype)
         neighbour_scores, present = np.zeros(shape), np.zeros(shape, np.bool_)
-        neighbour_vectors[cell] = vectors[at[part_rows]]
+        neighbour_vectors[cell] = vectors[vector_positions[part_rows]]
         neighbour_scores[cell] = scores[part_rows]
         present[cell] = True
         yield queries[part], neighbour_vectors, neighbour_scores, present

@@ -56,9 +56,9 @@ def propose_candidates(task: SearchTask, number: int) -> int:
 def _propose_block(task: SearchTask, quantized: QuantizedShard, queries: pa.Table) -> pa.Table:
     """Return the proposals of a shard for a block, without excluded pairs."""
     excluded = excluded_pairs(quantized.shard.metadata, queries, task.exclude_by)
-    wanted = task.top_k * CANDIDATES_PER_MATCH
-    inside = quantized.coarse.project(read_vectors(queries), task.metric)
-    neighbours = quantized.search(inside, task.nprobe, wanted + max_excluded_per_query(excluded))
+    count = task.top_k * CANDIDATES_PER_MATCH
+    projected = quantized.coarse.project(read_vectors(queries), task.metric)
+    neighbours = quantized.search(projected, task.nprobe, count + max_excluded_per_query(excluded))
     query, rank = np.nonzero(neighbours.rows >= 0)
     rows = neighbours.rows[query, rank]
     columns = {
@@ -70,9 +70,9 @@ def _propose_block(task: SearchTask, quantized: QuantizedShard, queries: pa.Tabl
     table = pa.table(columns).cast(PROPOSALS_SCHEMA)
     if excluded is None:
         return table
-    place = np.searchsorted(quantized.shard.rows, rows)
-    table = table.filter(pa.array(~is_excluded(excluded, query, place)))
-    return table.filter(pa.array(_select_best(table, wanted)))
+    positions = np.searchsorted(quantized.shard.rows, rows)
+    table = table.filter(pa.array(~is_excluded(excluded, query, positions)))
+    return table.filter(pa.array(_select_best(table, count)))
 
 
 def merge_proposals(task: SearchTask, number: int) -> int:

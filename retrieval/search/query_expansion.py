@@ -3,7 +3,7 @@
 Alpha query expansion of Radenović, Tolias and Chum, "Fine-tuning CNN image retrieval with no human
 annotation", 2018: q' = q + sum of max(0, s_i)^alpha x_i over the N closest x_i with scores s_i.
 With alpha = 0 all weights are equal: the average query expansion of Chum et al., 2007. A large
-alpha gives weight to very close neighbours only, so a wrong one does little harm.
+alpha gives weight to very close neighbours only, so a wrong one has little effect.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _iterate_neighbours(
     weights: Float64, present: NDArray[np.bool_], neighbours: Vectors
 ) -> Iterator[tuple[Float64, NDArray[np.bool_], Vectors]]:
     """Yield weights (n,), presence (n,) and vectors (n, d) of the i-th neighbours, for each i."""
-    for place in range(neighbours.shape[1]):
-        yield weights[:, place], present[:, place], neighbours[:, place]
+    for rank in range(neighbours.shape[1]):
+        yield weights[:, rank], present[:, rank], neighbours[:, rank]
 
 
 def _to_float64(vectors: Vectors, metric: Metric) -> Float64:
@@ -81,7 +81,7 @@ def _to_float64(vectors: Vectors, metric: Metric) -> Float64:
 
 
 def _lengths(wide: Float64) -> Float64:
-    lengths: Float64 = np.sqrt((wide * wide).sum(-1))  # as scoring.squared_norms_of sums
+    lengths: Float64 = np.sqrt((wide * wide).sum(-1))  # summed like `scoring.compute_squared_norms`
     return lengths
 
 

@@ -31,9 +31,9 @@ _MIN_RECALL = 1e-9  # avoids a division by zero
 
 
 def certify(task: SearchTask, target: float, seed: int) -> tuple[Certificate, int]:
-    """Return the certificate of a search at its current look, and the nprobe that is enough.
+    """Return the certificate of a search at its current look, and a sufficient nprobe.
 
-    That nprobe is the one of the search if the lower bound of its recall meets `target`, else a
+    That nprobe is the one of the search if the lower bound of its recall reaches `target`, else a
     larger one. Where all lists were read the recall is 1, unless codes are lossy: then recall is
     counted on the candidates, and the larger nprobe allows for the loss.
     """
@@ -47,21 +47,23 @@ def certify(task: SearchTask, target: float, seed: int) -> tuple[Certificate, in
         low, _ = sampled_interval(values, queries, looks=len(task.looks), seed=seed)
         return low + _gain_of_exact(values, queries)
 
-    listed = recall_curve.recall_at(needed, exists, task.nprobe)
-    values = listed if task.codes else recall_curve.found_fraction(is_found, exists)
+    list_recalls = recall_curve.recall_at(needed, exists, task.nprobe)
+    values = list_recalls if task.codes else recall_curve.found_fraction(is_found, exists)
     low, high = sampled_interval(values, queries, looks=len(task.looks), seed=seed)
-    gained, mean = _gain_of_exact(values, queries), float(values.mean())
+    gain, mean = _gain_of_exact(values, queries), float(values.mean())
     certificate = Certificate(
         task.nprobe, nlist, target, delivered_recall(mean, sampled, queries),
-        min(1.0, low + gained), min(1.0, high + gained), sampled, 1, mean, low, high, queries,
+        min(1.0, low + gain), min(1.0, high + gain), sampled, 1, mean, low, high, queries,
     )  # fmt: skip
     if certificate.low >= target:
         return certificate, task.nprobe
-    required = target if task.codes else target * float(listed.mean() / max(mean, _MIN_RECALL))
-    wider = recall_curve.smallest_sufficient_nprobe(
+    required = (
+        target if task.codes else target * float(list_recalls.mean() / max(mean, _MIN_RECALL))
+    )
+    larger_nprobe = recall_curve.smallest_sufficient_nprobe(
         needed, exists, nlist, lambda recalls: recall_lower_bound(recalls) >= required
     )
-    return certificate, max(task.nprobe, wider)
+    return certificate, max(task.nprobe, larger_nprobe)
 
 
 def _gain_of_exact(recalls: Values, queries: int) -> float:
@@ -90,9 +92,9 @@ def _probes_needed(
         rows = queries["row"].to_numpy()
         neighbours = _merge_neighbours(task, rows, read_exact_candidates(task, number))
         vectors = read_vectors(queries)
-        inside = block(vectors, measure) if task.codes else coarse.project(vectors, task.metric)
+        projected = block(vectors, measure) if task.codes else coarse.project(vectors, task.metric)
         needed_of_block, exists_of_block = recall_curve.required_nprobe(
-            inside, centroids, neighbours
+            projected, centroids, neighbours
         )
         needed.append(needed_of_block)
         exists.append(exists_of_block)
@@ -109,7 +111,7 @@ def _merge_neighbours(
     """Return the best candidates of the queries `rows` of a block, merged as the ranking does."""
     table, rank = top_candidates(parts, task.top_k)
     keep = np.isin(table["query"].to_numpy(), rows)
-    place = np.searchsorted(rows, table["query"].to_numpy()[keep])
+    positions = np.searchsorted(rows, table["query"].to_numpy()[keep])
     shape = (len(rows), task.top_k)
     neighbours = Neighbours(np.full(shape, -np.inf), np.full(shape, -1), np.full(shape, -1))
     for target, column in (
@@ -117,11 +119,13 @@ def _merge_neighbours(
         (neighbours.rows, "row"),
         (neighbours.lists, "list"),
     ):
-        target[place, rank[keep]] = table[column].to_numpy()[keep]
+        target[positions, rank[keep]] = table[column].to_numpy()[keep]
     return neighbours
 
 
-def _is_among(wanted: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which entries of `wanted` (n, k) are in the same row of `candidates`, (n, k) bool."""
-    pairs = zip(wanted, candidates, strict=True)
-    return np.array([np.isin(row, other) for row, other in pairs], np.bool_).reshape(wanted.shape)
+def _is_among(rows: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which entries of `rows` (n, k) are in the same row of `candidates`, (n, k) bool."""
+    pairs = zip(rows, candidates, strict=True)
+    return np.array(
+        [np.isin(row, candidate_row) for row, candidate_row in pairs], np.bool_
+    ).reshape(rows.shape)

@@ -1,6 +1,6 @@
 """Score candidates by the vectors of the store, for indexes whose codes are lossy.
 
-The rows of a shard are streamed from the store once, against all queries: they give the exact
+The rows of a shard are streamed from the store once, against all queries: they yield the exact
 scores of the proposals, and the exact nearest neighbours of the sampled queries.
 """
 
@@ -73,16 +73,18 @@ def rescore_shard(task: SearchTask, number: int) -> int:
         return len(blocks)
     quantized = QuantizedShard(task.open_shard(number))
     with tempfile.TemporaryFile(dir=task.temp_dir) as vector_file:
-        wanted = _proposed_rows(task, number, missing)
+        proposed_rows = _proposed_rows(task, number, missing)
         sampled = _SampledQueries(task, quantized, missing_exact)
         for rows, vectors in stream_shard_vectors(task, number):
-            is_wanted = np.isin(rows, wanted, assume_unique=True)
-            vector_file.write(np.ascontiguousarray(vectors[is_wanted]).tobytes())
+            is_proposed = np.isin(rows, proposed_rows, assume_unique=True)
+            vector_file.write(np.ascontiguousarray(vectors[is_proposed]).tobytes())
             sampled.push(rows, vectors)
         vector_file.flush()
         for block_number in missing:
             task.heartbeat()
-            candidates = _score_block(task, number, block_number, quantized, wanted, vector_file)
+            candidates = _score_block(
+                task, number, block_number, quantized, proposed_rows, vector_file
+            )
             path = candidates_path(task.nprobe, number, block_number)
             task.output.put_new(path, checksummed_parquet(candidates))
     sampled.write()
@@ -114,7 +116,7 @@ def stream_shard_vectors(
 
 def _score_block(
     task: SearchTask, number: int, block_number: int, quantized: QuantizedShard,
-    wanted: NDArray[np.int64], vector_file: Any,
+    proposed_rows: NDArray[np.int64], vector_file: Any,
 ) -> pa.Table:  # fmt: skip
     """Return the `top_k` best scored proposals of each query of a block as a table CANDIDATES."""
     proposed = read_intermediate(
@@ -123,14 +125,14 @@ def _score_block(
     proposed = proposed.sort_by([("query", "ascending"), ("row", "ascending")])
     query_table = task.query_block(block_number)
     vectors = read_vectors(query_table)
-    stored = _map_vector_file(task, wanted, vector_file)
+    stored = _map_vector_file(task, proposed_rows, vector_file)
     keys = np.empty(len(proposed))
     query = np.searchsorted(query_table["row"].to_numpy(), proposed["query"].to_numpy())
-    place = np.searchsorted(wanted, proposed["row"].to_numpy())
+    positions = np.searchsorted(proposed_rows, proposed["row"].to_numpy())
     for first in range(0, len(proposed), _PAIRS):
         part = slice(first, first + _PAIRS)
         queries, q = np.unique(query[part], return_inverse=True)
-        rows, x = np.unique(place[part], return_inverse=True)
+        rows, x = np.unique(positions[part], return_inverse=True)
         left, right = block(vectors[queries], task.metric), block(stored[rows], task.metric)
         keys[part] = scores_to_keys(score_pairs(left, right, q, x), task.metric)
     metadata = quantized.shard.metadata.take(np.searchsorted(quantized.shard.rows, proposed["row"]))
@@ -144,11 +146,13 @@ def _score_block(
     return top_candidates([table], task.top_k)[0]
 
 
-def _map_vector_file(task: SearchTask, wanted: NDArray[np.int64], vector_file: Any) -> Vectors:
-    """Return the vectors of the wanted rows, (n, d), from the temporary file."""
+def _map_vector_file(
+    task: SearchTask, proposed_rows: NDArray[np.int64], vector_file: Any
+) -> Vectors:
+    """Return the vectors of the proposed rows, (n, d), mapped from the temporary file."""
     assert task.vector_store is not None
-    shape = (len(wanted), task.vector_store.dimension)
-    if len(wanted) == 0:
+    shape = (len(proposed_rows), task.vector_store.dimension)
+    if len(proposed_rows) == 0:
         return np.empty(shape, task.vector_store.dtype)
     return np.memmap(vector_file, task.vector_store.dtype, "r", shape=shape)
 
@@ -173,11 +177,11 @@ class _SampledQueries:
     def push(self, rows: NDArray[np.int64], vectors: Vectors) -> None:
         """Compare rows of the gallery and their vectors, (n,) and (n, d), with the queries."""
         if self._rows:
-            places = np.searchsorted(self._shard.rows, rows)
-            live = self._shard.alive[places]
-            places, shard = places[live], self._shard
+            positions = np.searchsorted(self._shard.rows, rows)
+            live = self._shard.alive[positions]
+            positions, shard = positions[live], self._shard
             self._best.push(
-                block(vectors[live], shard.metric), shard.image_id_ranks[places], places
+                block(vectors[live], shard.metric), shard.image_id_ranks[positions], positions
             )
 
     def write(self) -> None:
@@ -185,13 +189,13 @@ class _SampledQueries:
         if not self._rows:
             return
         best, batch = self._best, self._batch
-        places = np.where(best.keys >= batch.min_key, best.positions, -1)
+        positions = np.where(best.keys >= batch.min_key, best.positions, -1)
         if batch.excluded is not None:
-            query = np.repeat(np.arange(len(places)), places.shape[1])
-            dropped = is_excluded(batch.excluded, query, places.ravel()).reshape(places.shape)
-            places = np.where(dropped, -1, places)
-        lists = np.append(self._lists, -1)[places]  # -1 where there is no row
-        table = candidates_table(self._shard.metadata, best.keys, places, lists, batch.rows)
+            query = np.repeat(np.arange(len(positions)), positions.shape[1])
+            dropped = is_excluded(batch.excluded, query, positions.ravel()).reshape(positions.shape)
+            positions = np.where(dropped, -1, positions)
+        lists = np.append(self._lists, -1)[positions]  # -1 where there is no row
+        table = candidates_table(self._shard.metadata, best.keys, positions, lists, batch.rows)
         table, _ = top_candidates([table], self._task.top_k)
         for path, rows in self._rows.items():
             candidates = table.filter(pc.is_in(table["query"], pa.array(rows, pa.int64())))

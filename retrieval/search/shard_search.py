@@ -46,7 +46,7 @@ _SHARES = (
     8  # of the memory: half for the shard, an eighth each for a query block and for cached lists
 )
 _CANDIDATE_BYTES = 200  # memory for one candidate while it is collected
-_KNOWN_SHARDS = 4  # other shards whose candidates give lower limits of the keys
+_KNOWN_SHARDS = 4  # searched shards whose candidates set lower limits of the keys
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class SearchTask:
         chunks = self.query_chunks[number]
         first, last = chunks[0].base + chunks[0].first, chunks[-1].base + chunks[-1].last
         rows = np.sort(self.looks[look])
-        begin, end = np.searchsorted(rows, [first, last])
-        return rows[begin:end]
+        start, stop = np.searchsorted(rows, [first, last])
+        return rows[start:stop]
 
     def open_shard(self, number: int) -> Shard:
         """Return a shard, with the mask of `row_filter` over its rows."""
@@ -126,14 +126,14 @@ class SearchTask:
     def query_chunks(self) -> list[list[Chunk]]:
         """Return the chunks of each query block, by size alone."""
         blocks: list[list[Chunk]] = []
-        held = self.queries_per_block
+        block_queries = self.queries_per_block
         for chunk in self.queries.chunks:
             count = chunk.last - chunk.first
-            if held + count > self.queries_per_block:
+            if block_queries + count > self.queries_per_block:
                 blocks.append([])
-                held = 0
+                block_queries = 0
             blocks[-1].append(chunk)
-            held += count
+            block_queries += count
         return blocks
 
     def stored_queries(self, number: int) -> pa.Table:
@@ -223,7 +223,7 @@ def shares_per_shard(task: SearchTask, workers: int) -> int:
 
 
 def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1) -> int:
-    """Search a shard for every `shares`-th block from `share` on, and write what is missing.
+    """Search a shard for every `shares`-th block from `share` on; write missing candidates.
 
     Return the number of all blocks.
     """
@@ -287,7 +287,11 @@ def _known_candidates(
     task: SearchTask, shard: int, number: int, existing: set[str]
 ) -> list[pa.Table]:
     """Return the candidates that up to `_KNOWN_SHARDS` other shards have for a block."""
-    paths = [candidates_path(task.nprobe, other, number) for other in task.shards if other != shard]
+    paths = [
+        candidates_path(task.nprobe, other_shard, number)
+        for other_shard in task.shards
+        if other_shard != shard
+    ]
     paths = [path for path in paths if path in existing][:_KNOWN_SHARDS]
     return [read_intermediate(task.output, path, ["query", "key"]) for path in paths]
 

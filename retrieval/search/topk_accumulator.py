@@ -1,8 +1,8 @@
 """Collect the k best rows of a shard for many queries while its lists are searched.
 
 Pairs come with a cheap key and its maximum error. The *threshold* of a query is a key that its k
-best rows surely reach; it rises as pairs come, and pairs below it are dropped. The rest is scored
-in float64 when all lists have been searched, or earlier if too many pairs wait.
+best rows surely reach; it rises as pairs are added, and pairs below it are dropped. The remaining
+pairs are scored in float64 when all lists have been searched, or earlier if there are too many.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from retrieval.vectors.scoring import (
 )
 
 MAX_UNDECIDED = 1 << 22
-"""Maximum number of pairs that wait to be scored: 128 MiB."""
+"""Maximum number of pending pairs, not yet scored in float64: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ _COLUMNS = ("query", "list", "offset", "key", "slack")
 class TopKAccumulator:
     """Collects the k best rows of a shard for each query.
 
-    A pair of a query and a row must be added once only. When more than `max_undecided` pairs wait,
-    they are scored early, which affects memory and time, not the result.
+    A pair of a query and a row must be added once only. When more than `max_undecided` pairs are
+    pending, they are scored early, which affects memory and time, not the result.
 
-    `keys` (n, k) float64 and `places` (n, k) in the shard's metadata, best first; -inf and -1 where
-    there are fewer; `lists` (n, k) are those that the rows lie in. Valid after `score_pending`.
+    `keys` (n, k) float64 and `positions` (n, k) in the shard's metadata, best first; -inf and -1
+    where there are fewer; `lists` (n, k) are the lists of the rows. Valid after `score_pending`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TopKAccumulator:
         self._pairs: list[_Pairs] = []
         self._count = 0
         shape = (len(queries), k)
-        self.keys, self.places = np.full(shape, -np.inf), np.full(shape, -1, np.int64)
+        self.keys, self.positions = np.full(shape, -np.inf), np.full(shape, -1, np.int64)
         self.lists = np.full(shape, -1, np.int32)
 
     def add(self, number: int, q: Int64, x: Int64, keys: Float32, slack: Float64) -> None:
@@ -117,7 +117,7 @@ class TopKAccumulator:
         self._pairs, self._count = [pairs], len(pairs.query)
 
     def score_pending(self) -> None:
-        """Score the waiting pairs in float64, and merge them into the k best rows."""
+        """Score the pending pairs in float64, and merge them into the k best rows."""
         if self._count:
             pairs = self._above_thresholds(self._reaching(self._all()))
             pairs = pairs.take(np.argsort(pairs.list, kind="stable"))
@@ -137,32 +137,32 @@ class TopKAccumulator:
             yield number, run, rows, offset
 
     def _score(self, pairs: _Pairs) -> tuple[Float64, Int64]:
-        """Return the exact keys of pairs ordered by list, and the places of their rows, (p,)."""
-        keys, places = np.empty(len(pairs.query)), np.empty(len(pairs.query), np.int64)
+        """Return the exact keys of pairs ordered by list, and the positions of their rows, (p,)."""
+        keys, positions = np.empty(len(pairs.query)), np.empty(len(pairs.query), np.int64)
         for number, run, rows, row_of_pair in self._rows_by_list(pairs):
             scores = score_pairs(self._queries, rows, pairs.query[run], row_of_pair)
             keys[run] = scores_to_keys(scores, self._queries.metric)
-            places[run] = self._shard.list_positions(number)[pairs.offset[run]]
-        return keys, places
+            positions[run] = self._shard.list_positions(number)[pairs.offset[run]]
+        return keys, positions
 
-    def _merge(self, pairs: _Pairs, keys: Float64, places: Int64) -> None:
-        filled = self.places >= 0
-        old, _ = np.nonzero(filled)
-        query = np.concatenate([old, pairs.query])
+    def _merge(self, pairs: _Pairs, keys: Float64, positions: Int64) -> None:
+        filled = self.positions >= 0
+        previous_query, _ = np.nonzero(filled)
+        query = np.concatenate([previous_query, pairs.query])
         keys = np.concatenate([self.keys[filled], keys])
-        places = np.concatenate([self.places[filled], places])
+        positions = np.concatenate([self.positions[filled], positions])
         lists = np.concatenate([self.lists[filled], pairs.list])
         order = np.lexsort((-keys, query))
         if has_tied_keys(query[order], keys[order]):  # ties are ordered by image_id
-            order = np.lexsort((self._shard.image_id_ranks[places], -keys, query))
+            order = np.lexsort((self._shard.image_id_ranks[positions], -keys, query))
         starts, _ = _starts(query, len(self._queries))
         owner = query[order]
         rank = np.arange(len(order)) - starts[owner]
         keep = rank < self._k
         cell = owner[keep], rank[keep]
-        self.keys[:], self.places[:], self.lists[:] = -np.inf, -1, -1
+        self.keys[:], self.positions[:], self.lists[:] = -np.inf, -1, -1
         self.keys[cell] = keys[order[keep]]
-        self.places[cell] = places[order[keep]]
+        self.positions[cell] = positions[order[keep]]
         self.lists[cell] = lists[order[keep]]
 
 
@@ -178,7 +178,7 @@ def _descending(owners: Int64, keys: Float32) -> NDArray[np.uint64]:
 
 
 def equal_runs(ordered: NDArray[np.integer]) -> Iterator[tuple[int, slice]]:
-    """Yield each distinct number >= 0 of a sorted array, and the slice where it stands."""
+    """Yield each distinct number >= 0 of a sorted array, and the slice of its entries."""
     starts = np.flatnonzero(np.diff(ordered, prepend=-1)).tolist()
     for first, last in zip(starts, [*starts[1:], len(ordered)][: len(starts)], strict=True):
         yield int(ordered[first]), slice(first, last)

@@ -1,4 +1,4 @@
-"""Interface of input sources: each lists its images once, in no particular order."""
+"""Interface of input sources: each lists its items once, in no particular order."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from retrieval.sources.walk import PassedOver
 
 
 class Source(ABC):
-    """Images (or vectors) to be listed; only what the listing needs is read of them."""
+    """Images (or vectors) to be listed; listing reads no more than file status and metadata."""
 
     root: str
-    """Path or URI as the user gave it."""
+    """Path or URI as the user typed it."""
 
     unit: str = "images"
     """Plural noun for the listed items, for messages."""
 
     others: int = 0
-    """Number of other files that `items` met; a folder passed over counts once."""
+    """Number of files that `items` skipped; a skipped folder counts once."""
 
     passed_over: PassedOver | None = None
-    """The hidden files, and outputs of lookalike, among them; None where no folder is searched."""
+    """Those of them that are hidden or outputs of lookalike; None where no folder is searched."""
 
     column_notes: tuple[str, ...] = ()
-    """Sentences on columns that `columns` left out, for the user."""
+    """Log messages on columns that `columns` left out."""
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
-        """Iterate over all images, streamed, in no particular order."""
+        """Iterate over all items, streamed, in no particular order."""
 
     def columns(self) -> pa.Schema:
         """Return names and types of the metadata columns, whose values are in `Item.more`."""
         return pa.schema([])
 
     def check(self) -> None:
-        """Raise InputError where the source is missing or holds no image."""
+        """Raise InputError if the source is missing or has no items."""
         if next(self.items(), None) is None:
             raise self.empty_error()
 
     def empty_error(self) -> InputError:
         """Return the error of a source that has nothing to list."""
         remedy = "a folder with photos" if self.unit == "images" else "a file that has some"
-        passed = self.passed_over
-        left_out = f" (passed over: {passed})" if passed and passed.total else ""
+        skipped = self.passed_over
+        left_out = f" (passed over: {skipped})" if skipped and skipped.total else ""
         return InputError(f"{self.root} holds no {self.unit}{left_out}; name {remedy}")
 
     def notes(self) -> tuple[str, ...]:
-        """Return sentences on what `items` passed over, for the user."""
+        """Return log messages on the files and folders that `items` skipped."""
         if self.passed_over is None or not self.passed_over.total:
             return ()
         return (f"passed over in {self.root}: {self.passed_over}",)

@@ -1,9 +1,9 @@
 """Paths of images and vectors inside containers: formatting and parsing.
 
-`tar://MEMBER::TAR` is fsspec's URL chaining, so that `fsspec.open` opens it too. Its model is
-followed by `parquet://COLUMN/ROW::FILE` for a row of a Parquet file and `npy://ROW::FILE` for a row
-of an array. The container follows the last `::`: a member's name may contain `::`, a container's
-may not (`walk.py` rejects it).
+`tar://MEMBER::TAR` uses fsspec's URL chaining, so that `fsspec.open` opens it too.
+`parquet://COLUMN/ROW::FILE` for a row of a Parquet file and `npy://ROW::FILE` for a row of an array
+follow the same form. The container follows the last `::`: the name of a member may contain `::`,
+that of a container may not (`walk.py` rejects it).
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ def parse_container_path(path: str) -> ContainerPath | None:
 
 
 def container_of(path: str) -> str | None:
-    """Return the container of an image; None where it is a file of its own."""
-    inside = parse_container_path(path)
-    return None if inside is None else inside.container
+    """Return the path of the container of an image; None where the image is a file of its own."""
+    location = parse_container_path(path)
+    return None if location is None else location.container
 
 
 def reading_order(path: str) -> tuple[str, int, str]:
-    """Return a sort key by which each container is opened once and read from front to back."""
-    inside = parse_container_path(path)
-    if inside is None:
+    """Return a sort key: in its order each container is opened once and read from front to back."""
+    location = parse_container_path(path)
+    if location is None:
         return "", 0, path
-    return inside.container, 0 if isinstance(inside, TarMember) else inside.row, path
+    return location.container, 0 if isinstance(location, TarMember) else location.row, path

@@ -24,18 +24,18 @@ _TYPES = (
     pa.int64(), pa.float64(), pa.bool_(), pa.date32(), pa.timestamp("us"),
     pa.timestamp("us", "UTC"),
 )  # fmt: skip
-"""Types that are inferred for a column of strings, narrowest first; else it remains text."""
+"""Types that may be inferred for a column of strings, narrowest first; else it remains text."""
 
 _NULL = pa.array(["", "NA", "N/A", "null", "NULL", "nan", "NaN", "None"])
 """Spellings of a missing value in columns that are not text; in text only an empty one is null."""
 
-_ZEROS, _LONG = r"^\s*[+-]?0[0-9]", r"^\s*[+-]?[0-9]{16,}\s*$"
-"""Digits that are an identifier rather than a number: leading zeros, or more than 15 digits."""
+_LEADING_ZEROS, _MANY_DIGITS = r"^\s*[+-]?0[0-9]", r"^\s*[+-]?[0-9]{16,}\s*$"
+"""Digits that form an identifier rather than a number: leading zeros, or more than 15 digits."""
 
 _BLOCK = 1 << 20
 
 OpenFile = Callable[[], Any]
-"""Opens the file from its start; may be called repeatedly."""
+"""Function that opens the file from its start; it may be called repeatedly."""
 
 
 def column_names(path: str, options: Mapping[str, Any]) -> list[str]:
@@ -46,7 +46,7 @@ def column_names(path: str, options: Mapping[str, Any]) -> list[str]:
 def infer_schema(path: str, options: Mapping[str, Any], infer: list[str]) -> pa.Schema:
     """Return names and types, inferred from all values of the columns in `infer`; others are text.
 
-    Raises InputError where the file is not CSV in UTF-8.
+    Raises InputError if the file is not CSV in UTF-8.
     """
     return _infer_schema(path, partial(open_uri, path, options, block=_BLOCK), infer)
 
@@ -61,16 +61,21 @@ def read_columns(
 def parse_csv(data: bytes, name: str, text: Collection[str]) -> pa.Table:
     """Parse the bytes of a CSV file; the columns in `text` (casefolded names) are read as text.
 
-    Empty values of these are empty strings, not null. A file with two columns of one name gives
-    an empty table with both names, for the caller to reject. `name` is named in messages.
+    Empty values of these columns are empty strings, not null. For a file with two columns of the
+    same name an empty table with both names is returned, for the caller to reject. `name` is the
+    file's name in messages.
+
+    Raises InputError if the file is not CSV in UTF-8.
     """
     open_file = partial(io.BytesIO, data)
     names = _stripped(_read_header(name, open_file))
-    types = _infer_schema(name, open_file, [each for each in names if each.casefold() not in text])
-    more = pa.schema([field for field in types if field.name.casefold() not in text])
+    types = _infer_schema(
+        name, open_file, [column for column in names if column.casefold() not in text]
+    )
+    inferred = pa.schema([field for field in types if field.name.casefold() not in text])
     if len(set(names)) < len(names):
         return pa.table([pa.array([], pa.string())] * len(names), names=names)
-    batches = list(_read_columns(name, open_file, names, more))
+    batches = list(_read_columns(name, open_file, names, inferred))
     return pa.Table.from_batches(batches, batches[0].schema if batches else types)
 
 
@@ -81,7 +86,7 @@ def _infer_schema(path: str, open_file: OpenFile, infer: list[str]) -> pa.Schema
     for batch in _read_batches(path, open_file):
         for name, types in candidates.items():
             array = _replace_null(batch[name])
-            candidates[name] = [kind for kind in types if _takes(kind, array)]
+            candidates[name] = [kind for kind in types if _converts_losslessly(kind, array)]
             if array.null_count < len(array):
                 non_null.add(name)
     return pa.schema(
@@ -104,14 +109,14 @@ def _read_columns(
 
 
 def _read_header(path: str, open_file: OpenFile) -> list[str]:
-    """Return the names in the first line, unchanged; InputError for another separator."""
+    """Return the names in the first line, unchanged; raise InputError for another separator."""
     with _open_reader(path, open_file, None) as reader:
         names = list(reader.schema.names)
-    mark = next((mark for mark in (";", "\t", "|") if mark in names[0]), None)
-    if len(names) == 1 and mark:
+    separator = next((mark for mark in (";", "\t", "|") if mark in names[0]), None)
+    if len(names) == 1 and separator:
         raise InputError(
-            f"{path} is separated by {'tabs' if mark == chr(9) else mark}, as {names[0]!r} shows; "
-            "write it with commas"
+            f"{path} is separated by {'tabs' if separator == chr(9) else separator}, as "
+            f"{names[0]!r} shows; write it with commas"
         )
     return names
 
@@ -121,7 +126,7 @@ def _stripped(header: list[str]) -> list[str]:
 
 
 def _read_batches(path: str, open_file: OpenFile) -> Iterator[pa.RecordBatch]:
-    """Iterate over all columns as text; where names have blanks around, values are stripped too."""
+    """Iterate over all columns as text; where column names have blanks around, strip values too."""
     header = _read_header(path, open_file)
     names = _stripped(header)
     with _open_reader(path, open_file, header) as reader:
@@ -166,13 +171,16 @@ def _replace_null(array: Any) -> Any:
     return pc.if_else(pc.is_in(array, _NULL), pa.scalar(None, pa.string()), array)
 
 
-def _takes(kind: pa.DataType, array: Any) -> bool:
+def _converts_losslessly(kind: pa.DataType, array: Any) -> bool:
     """Return whether all values of a string array convert to a type without loss.
 
-    A number with leading zeros, as 00120, is an identifier, and so is a whole number that only a
-    double would hold, inexactly.
+    Digits with leading zeros, as 00120, are an identifier, and so are integers that only a double
+    would hold, inexactly.
     """
-    identifiers = {pa.int64(): _ZEROS, pa.float64(): f"{_ZEROS}|{_LONG}"}.get(kind)
+    identifiers = {
+        pa.int64(): _LEADING_ZEROS,
+        pa.float64(): f"{_LEADING_ZEROS}|{_MANY_DIGITS}",
+    }.get(kind)
     if identifiers and pc.any(pc.match_substring_regex(array, identifiers)).as_py():
         return False
     try:

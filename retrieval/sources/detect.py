@@ -28,7 +28,9 @@ from retrieval.sources.walk import (
 )
 from retrieval.sources.webdataset import COMPRESSED, TAR, TarSource
 
-_FORMS = "a folder of images, a list (.txt, .csv, .parquet), .tar or Parquet files, or a glob"
+_SUPPORTED_INPUTS = (
+    "a folder of images, a list (.txt, .csv, .parquet), .tar or Parquet files, or a glob"
+)
 
 
 def open_source(
@@ -38,33 +40,40 @@ def open_source(
     id_column: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Open the source at a path or URI; InputError where there is none, or none that is supported.
+    """Open the source at a path or URI.
 
-    `image_column` and `id_column` apply to lists and Parquet; other sources ignore them. `options`
-    go to the fsspec file system.
+    Args:
+        root: A folder, a file or a glob.
+        image_column: Column with images or their paths, for lists and Parquet; else ignored.
+        id_column: Column with image ids, for lists and Parquet; else ignored.
+        options: Arguments of the fsspec file system.
+
+    Raises:
+        InputError: If nothing exists there, or nothing that is supported.
+        UsageError: If an option names a column that does not exist.
     """
-    plain = options or {}
-    if is_folder(root, plain):
-        suffix = _container_suffix(root, plain)
-    elif is_file(root, plain):
+    fs_options = options or {}
+    if is_folder(root, fs_options):
+        suffix = _container_suffix(root, fs_options)
+    elif is_file(root, fs_options):
         suffix = root.lower()
     elif is_glob(root):
-        suffix = find_files(root, (), plain)[0][0].path.lower()
+        suffix = find_files(root, (), fs_options)[0][0].path.lower()
         if not suffix.endswith((*TAR, *COMPRESSED, *PARQUET)):
-            raise InputError(f"{root} matches files that are neither .tar nor Parquet; name such")
+            raise InputError(f"{root} matches files that are neither .tar nor Parquet files")
     else:
-        raise InputError(f"{root} does not exist; name {_FORMS}")
+        raise InputError(f"{root} does not exist; name {_SUPPORTED_INPUTS}")
     if not suffix:
-        return FolderSource(root, plain)
+        return FolderSource(root, fs_options)
     if suffix.endswith((*TAR, *COMPRESSED)):
-        return TarSource(root, plain)
+        return TarSource(root, fs_options)
     if suffix.endswith((*TEXT, *CSV)):
-        source = ListSource(root, image_column, id_column, plain)
+        source = ListSource(root, image_column, id_column, fs_options)
         source.check_columns()
         return source
     if suffix.endswith(PARQUET):
-        return _open_parquet_source(root, image_column, id_column, plain)
-    raise InputError(f"{root} is not a folder and no list or container; name {_FORMS}")
+        return _open_parquet_source(root, image_column, id_column, fs_options)
+    raise InputError(f"{root} is not a folder and no list or container; name {_SUPPORTED_INPUTS}")
 
 
 def _container_suffix(root: str, options: Mapping[str, Any]) -> str:
@@ -86,9 +95,10 @@ def _container_suffix(root: str, options: Mapping[str, Any]) -> str:
 def _open_parquet_source(
     root: str, image_column: str | None, id_column: str | None, options: Mapping[str, Any]
 ) -> Source:
-    """Open Parquet as images, or as a list of paths, by the type of the image column.
+    """Open Parquet as images, or as a list of paths, depending on the type of the image column.
 
-    Where none is named, a column of bytes takes precedence: such files often hold paths as well.
+    Where --image-column is not given, a column of bytes takes precedence over one of paths, since
+    files with images often hold their paths as well.
     """
     first = find_readable_files(root, PARQUET, options)[0]
     with opened_parquet(first.path, options) as parquet:
@@ -101,9 +111,11 @@ def _open_parquet_source(
         return images
     require_column(first.path, "--id-column", id_column, schema.names)
     if any(holds_images(field.type) for field in schema) and image_column is None:
-        return ParquetSource(root, None, id_column, options)  # which asks for the column
+        return ParquetSource(root, None, id_column, options)  # its error asks for the column
     if not is_file(root, options):
         raise InputError(f"{first.path} is a list of paths, and {root} names several; name one")
     if not any(is_text(field.type) for field in schema):
-        raise InputError(f"{root} has neither images nor paths in it; name {_FORMS}")
+        raise InputError(
+            f"{root} has columns of neither images nor paths; name {_SUPPORTED_INPUTS}"
+        )
     return ListSource(root, image_column, id_column, options)

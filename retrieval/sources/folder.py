@@ -16,7 +16,7 @@ from retrieval.sources.walk import PassedOver, walk_files
 
 @dataclass
 class FolderSource(Source):
-    """The images of a folder; an image's label is the name of its parent folder, if it has one."""
+    """The images of a folder; the parent folder of an image, below the root, is its label."""
 
     root: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -39,7 +39,7 @@ class FolderSource(Source):
         self.others += self.passed_over.total
 
     def empty_error(self) -> InputError:
-        """Return the error of a folder without images, naming HEIC files if it has some."""
+        """Return the error of a folder without images; it counts HEIC files if there are some."""
         count = sum(
             file.name.lower().endswith(HEIC) for file in walk_files(self.root, self.options)
         )

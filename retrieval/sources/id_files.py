@@ -25,8 +25,8 @@ _BATCH = 1 << 12
 def read_ids(path: str, column: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
     """Iterate over the ids in a .txt (one per line), .npy (strings or integers), CSV or Parquet.
 
-    `column` names the column of CSV and Parquet. An empty id is None. Raises InputError where the
-    file does not exist or is of another type.
+    `column` names the column of CSV and Parquet. An empty id is None. Raises InputError if the file
+    does not exist, is of another type, or cannot be read.
     """
     readers = {TEXT: _read_text, NPY: _read_npy, CSV: _read_csv, PARQUET: _read_parquet}
     if not is_file(path, options):
@@ -35,14 +35,17 @@ def read_ids(path: str, column: str | None, options: Mapping[str, Any]) -> Itera
         if path.lower().endswith(suffixes):
             return read(path, column, options)
     raise InputError(
-        f"--ids {path} is of no kind that is read; name a .txt, .npy, .csv or .parquet"
+        f"--ids {path} has an unsupported suffix; name a .txt, .npy, .csv or .parquet file"
     )
 
 
 def id_column(path: str, column: str | None, names: list[str]) -> str | None:
-    """Return the id column: `column` if given, else image_id or id; None where there is none."""
+    """Return the id column: `column` if given, else image_id or id, or None.
+
+    Raises UsageError if `column` does not exist.
+    """
     require_column(path, "--id-column", column, names)
-    return column or next(filter(None, (find_column(names, known) for known in ID_COLUMNS)), None)
+    return column or next(filter(None, (find_column(names, name) for name in ID_COLUMNS)), None)
 
 
 def _read_text(path: str, _: str | None, options: Mapping[str, Any]) -> Iterator[str | None]:
@@ -62,8 +65,8 @@ def _read_npy(path: str, _: str | None, options: Mapping[str, Any]) -> Iterator[
         header = array.header
         if len(header.shape) != 1 or header.dtype.kind not in "USiu":
             raise InputError(
-                f"--ids {path} holds {header.dtype} of shape {header.shape}; save one row of "
-                "strings or of whole numbers"
+                f"--ids {path} holds {header.dtype} of shape {header.shape}; save a 1-D array of "
+                "strings or integers"
             )
         for first in range(0, header.shape[0], _BATCH):
             for value in array.rows(first, min(_BATCH, header.shape[0] - first)).tolist():
@@ -92,7 +95,7 @@ def _choose_column(path: str, column: str | None, names: list[str]) -> str:
     name = id_column(path, column, names) or (names[0] if len(names) == 1 else None)
     if name is None:
         raise InputError(
-            f"which column of --ids {path} holds ids cannot be told; name it with --id-column "
-            f"(there are {', '.join(names)})"
+            f"it is unclear which column of --ids {path} holds ids; name it with --id-column "
+            f"(columns: {', '.join(names)})"
         )
     return name

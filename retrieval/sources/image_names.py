@@ -1,4 +1,4 @@
-"""Rules on file names: which are listed as images, and which label the parent folder gives."""
+"""Rules on file names: which files are listed as images, and the label from the parent folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def is_image(path: str) -> bool:
 
 def parent_folder_name(image_id: str) -> str | None:
     """Return the name of an image's parent folder; None at the root or directly below a host."""
-    scheme, separator, rest = image_id.partition("://")
-    folders = (rest if separator and "/" not in scheme else image_id).split("/")
-    first = 1 if separator and "/" not in scheme else 0  # a host or bucket is no folder
+    scheme, separator, location = image_id.partition("://")
+    folders = (location if separator and "/" not in scheme else image_id).split("/")
+    first = (
+        1 if separator and "/" not in scheme else 0
+    )  # the first part is a host or bucket, not a folder
     return (folders[first:-1] or [""])[-1] or None

@@ -1,9 +1,9 @@
 """Reading of single images and vectors: files, members of tars, rows of Parquet or .npy files.
 
-A container is kept open for the next item in it. Rows of a Parquet file are decoded a few at a time
-from the start of their row group, so that consecutive ones cost one pass and memory is one page of
-the file (8 MB for a row group of small pages, where the whole takes 200). The last decoded batches
-are kept, since threads read slightly out of order.
+A container stays open for the next item in it. Rows of a Parquet file are decoded a few at a time
+from the start of their row group, so that consecutive rows take one pass and memory holds one page
+of the file (8 MB for a row group of small pages, which takes 200 MB as a whole). The last decoded
+batches are kept, since threads read slightly out of order.
 """
 
 from __future__ import annotations
@@ -34,20 +34,19 @@ from retrieval.storage.input_files import open_uri, read_range, read_uri, unesca
 from retrieval.storage.local import operation
 from retrieval.storage.retry import call_with_retries
 
-_BATCH = 16
-_KEPT = 3
-"""Rows decoded at a time and batches kept: 48 images, more than the threads read ahead."""
+_IMAGE_ROWS, _VECTOR_ROWS = 16, 1 << 10  # rows decoded at a time
+_KEPT_BATCHES = 3
+"""Decoded batches that are kept: 48 images, more than the threads read ahead."""
 
-_VECTORS = 1 << 10  # rows decoded at a time where they hold vectors
 _BUFFER = 1 << 20
 
 
 class ItemReader:
-    """Read the bytes of images and the numbers of vectors by their paths; thread-safe.
+    """Read the bytes of images and the components of vectors by their paths; thread-safe.
 
     Transient errors are retried and then raised as `StorageFailure`, or as `HostError` for URLs of
-    web hosts (`storage/hosts.py`); permanent ones are OSError or ValueError. Files are read
-    concurrently, containers one at a time.
+    web hosts (`storage/hosts.py`); permanent errors are OSError or ValueError. Files are read
+    concurrently, containers by one thread at a time.
     """
 
     def __init__(
@@ -56,30 +55,33 @@ class ItemReader:
         self._options = options or {}
         self._hosts = hosts or HostHealth()
         self._lock = Lock()
-        self._open: _Rows | _Members | _Array | None = None
+        self._open: _ParquetReader | _TarReader | _NpyReader | None = None
 
     def read(self, path: str, place: int | None = None, size: int | None = None) -> bytes:
-        """Return the bytes of an image; `place` and `size` are those of its listing, if known."""
-        inside = parse_container_path(path)
-        if inside is None:
+        """Return the bytes of an image; `place` and `size` are those of its listing, if known.
+
+        With both, a member of a tar is read without looking it up.
+        """
+        location = parse_container_path(path)
+        if location is None:
             options = with_timeouts(path, self._options)
             return self._hosts.read(
                 path, lambda attempts: read_uri(path, options, only_files=True, attempts=attempts)
             )
-        if isinstance(inside, TarMember) and place is not None and size is not None:
-            return self._read_member(inside, place, size)
+        if isinstance(location, TarMember) and place is not None and size is not None:
+            return self._read_member(location, place, size)
         with self._lock:
-            data: bytes = call_with_retries(lambda: self._read_inside(inside, path), path)
+            data: bytes = call_with_retries(lambda: self._read_inside(location, path), path)
         return data
 
     def vector(self, path: str) -> NDArray[Any]:
-        """Return a (d,) vector in the dtype of its container."""
-        inside = parse_container_path(path)
-        if inside is None or isinstance(inside, TarMember):
-            raise ValueError(f"{path} is no row of a Parquet file or of an array")
+        """Return a (d,) vector in the dtype of its container; nulls in Parquet are NaN."""
+        location = parse_container_path(path)
+        if location is None or isinstance(location, TarMember):
+            raise ValueError(f"{path} is not a row of a Parquet file or an array")
         with self._lock:
             vector: NDArray[Any] = call_with_retries(
-                lambda: self._read_inside(inside, path, "vector"), path
+                lambda: self._read_inside(location, path, "vector"), path
             )
         return vector
 
@@ -99,21 +101,21 @@ class ItemReader:
     ) -> None:
         self.close()
 
-    def _read_member(self, inside: TarMember, place: int, size: int) -> bytes:
-        data = read_range(inside.container, place, size, self._options)
+    def _read_member(self, location: TarMember, place: int, size: int) -> bytes:
+        data = read_range(location.container, place, size, self._options)
         if len(data) != size:
-            raise ValueError(f"{inside.container} ends before its member {inside.member} does")
+            raise ValueError(f"{location.container} ends before its member {location.member} does")
         return data
 
-    def _read_inside(self, inside: ContainerPath, path: str, method: str = "read") -> Any:
-        """Open the container unless it is open, and call a method of it."""
-        reader = _CONTAINER_READERS[type(inside)]
+    def _read_inside(self, location: ContainerPath, path: str, method: str = "read") -> Any:
+        """Open the container unless it is open, and call a method of its reader."""
+        reader = _CONTAINER_READERS[type(location)]
         try:
-            if not isinstance(self._open, reader) or self._open.container != inside.container:
+            if not isinstance(self._open, reader) or self._open.container != location.container:
                 self._close_container()
-                self._open = reader(inside.container, self._options)
+                self._open = reader(location.container, self._options)
             with operation("read", path):
-                return getattr(self._open, method)(inside)
+                return getattr(self._open, method)(location)
         except BaseException:
             self._close_container()  # reopened at the next attempt
             raise
@@ -124,8 +126,8 @@ class ItemReader:
             container.close()
 
 
-class _Members:
-    """An open tar, whose members are looked up by name."""
+class _TarReader:
+    """Reader of an open tar, whose members are looked up by name."""
 
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         self.container = container
@@ -133,28 +135,28 @@ class _Members:
             self._file: Any = stack.enter_context(open_uri(container, options, block=1 << 16))
             self._members: dict[str, tarfile.TarInfo] = {}
             try:
-                for member in tar_members(self._file):  # of one name the last counts
+                for member in tar_members(self._file):  # the last member of a name counts
                     self._members[member.name] = member
             except DAMAGE as error:
                 if not self._members:
-                    raise ValueError(f"{container} is no tar ({error})") from error
+                    raise ValueError(f"{container} is not a tar file ({error})") from error
             self._stack = stack.pop_all()
 
-    def read(self, inside: TarMember) -> bytes:
-        """Return the bytes of the last member of a name, which is the one that counts."""
-        member = self._member(inside.member)
+    def read(self, location: TarMember) -> bytes:
+        """Return the bytes of a member; of several with the same name, the last."""
+        member = self._member(location.member)
         if not member.isreg() or member.issparse():
-            raise ValueError(f"{inside.member} is no plain file in {self.container}")
+            raise ValueError(f"{location.member} is not a regular file in {self.container}")
         self._file.seek(member.offset_data)
         data: bytes = self._file.read(member.size)
         if len(data) != member.size:
-            raise ValueError(f"{self.container} ends before its member {inside.member} does")
+            raise ValueError(f"{self.container} ends before its member {location.member} does")
         return data
 
     def _member(self, name: str) -> tarfile.TarInfo:
-        for written in (name, unescape_non_utf8(name)):
-            if written in self._members:
-                return self._members[written]
+        for spelling in (name, unescape_non_utf8(name)):
+            if spelling in self._members:
+                return self._members[spelling]
         raise FileNotFoundError(f"{self.container} has no member {name}")
 
     def close(self) -> None:
@@ -162,8 +164,8 @@ class _Members:
         self._stack.close()
 
 
-class _Array:
-    """An open .npy file, whose rows are vectors."""
+class _NpyReader:
+    """Reader of an open .npy file, whose rows are vectors."""
 
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         self.container = container
@@ -172,13 +174,13 @@ class _Array:
             self._rows = npy.NpyArray(file, container)
             self._stack = stack.pop_all()
 
-    def read(self, inside: NpyRow) -> bytes:
+    def read(self, location: NpyRow) -> bytes:
         """Return the bytes of one row."""
-        return self.vector(inside).tobytes()
+        return self.vector(location).tobytes()
 
-    def vector(self, inside: NpyRow) -> NDArray[Any]:
-        """Return the numbers of one row."""
-        vector: NDArray[Any] = self._rows.rows(inside.row, 1)[0]
+    def vector(self, location: NpyRow) -> NDArray[Any]:
+        """Return the (d,) vector in one row."""
+        vector: NDArray[Any] = self._rows.rows(location.row, 1)[0]
         return vector
 
     def close(self) -> None:
@@ -186,8 +188,8 @@ class _Array:
         self._stack.close()
 
 
-class _Rows:
-    """An open Parquet file, whose images or vectors are read in ascending order of rows."""
+class _ParquetReader:
+    """Reader of an open Parquet file; fast where rows are read in ascending order."""
 
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         self.container = container
@@ -195,7 +197,7 @@ class _Rows:
             file = stack.enter_context(open_uri(container, options, block=_BUFFER))
             try:
                 self._parquet = stack.enter_context(
-                    # buffered, or else it would read a row group's column as a whole
+                    # buffered, since otherwise it reads the whole column of a row group
                     pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
                 )
             except (OSError, pa.ArrowException) as error:
@@ -203,47 +205,47 @@ class _Rows:
             self._stack = stack.pop_all()
         self._column: str | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._next = 0  # row that the next batch starts with
-        self._last = 0  # row after those of the row group that is being read
-        self._kept: deque[tuple[int, pa.RecordBatch]] = deque(maxlen=_KEPT)
+        self._next = 0  # first row of the next batch
+        self._last = 0  # row after the end of the current row group
+        self._kept: deque[tuple[int, pa.RecordBatch]] = deque(maxlen=_KEPT_BATCHES)
 
-    def read(self, inside: ParquetRow) -> bytes:
-        """Return the bytes in one row, continuing from the last row that was read if possible."""
-        scalar = self._non_null(inside)
+    def read(self, location: ParquetRow) -> bytes:
+        """Return the bytes in one row, continuing from the last batch if possible."""
+        scalar = self._non_null(location)
         if holds_numbers(scalar.type):
-            return self.vector(inside).tobytes()
+            return self.vector(location).tobytes()
         value = scalar.as_py()
         if isinstance(value, dict):
             value = value.get("bytes")
         if value is None:
-            raise self._null_error(inside, scalar.type)
+            raise self._null_error(location, scalar.type)
         if isinstance(value, bytes):
             return value
         raise ValueError("the column holds no bytes")
 
-    def vector(self, inside: ParquetRow) -> NDArray[Any]:
-        """Return the numbers in one row; nulls among them are NaN."""
-        scalar = self._non_null(inside)
+    def vector(self, location: ParquetRow) -> NDArray[Any]:
+        """Return the (d,) vector in one row; nulls in it are NaN."""
+        scalar = self._non_null(location)
         if not holds_numbers(scalar.type):
             raise ValueError("the column holds no vectors")
         vector: NDArray[Any] = scalar.values.to_numpy(zero_copy_only=False)
         return vector
 
-    def _non_null(self, inside: ParquetRow) -> Any:
+    def _non_null(self, location: ParquetRow) -> Any:
         try:
-            scalar = self._scalar(inside)
+            scalar = self._scalar(location)
         except (OSError, pa.ArrowException) as error:
             raise _as_permanent(error, self.container) from error
         if not scalar.is_valid:
-            raise self._null_error(inside, scalar.type)
+            raise self._null_error(location, scalar.type)
         return scalar
 
-    def _null_error(self, inside: ParquetRow, kind: pa.DataType) -> ValueError:
-        what = "vector" if holds_numbers(kind) else "image"
-        return ValueError(f"row {inside.row} of {self.container} holds no {what} (null)")
+    def _null_error(self, location: ParquetRow, kind: pa.DataType) -> ValueError:
+        noun = "vector" if holds_numbers(kind) else "image"
+        return ValueError(f"row {location.row} of {self.container} holds no {noun} (null)")
 
-    def _scalar(self, inside: ParquetRow) -> Any:
-        column, row = inside.column, inside.row
+    def _scalar(self, location: ParquetRow) -> Any:
+        column, row = location.column, location.row
         if column != self._column or not self._is_ahead(row):
             self._seek(column, row)
         while True:
@@ -278,7 +280,7 @@ class _Rows:
         self._column, self._next, self._last = column, first, first + rows
         kind = self._parquet.schema_arrow.field(column).type
         self._batches = self._parquet.iter_batches(
-            _VECTORS if holds_numbers(kind) else _BATCH,
+            _VECTOR_ROWS if holds_numbers(kind) else _IMAGE_ROWS,
             row_groups=[group],
             columns=[column],
             use_threads=False,
@@ -305,10 +307,14 @@ def holds_numbers(kind: pa.DataType) -> bool:
 
 
 def _as_permanent(error: Exception, container: str) -> Exception:
-    """Return ValueError for Arrow's errors on a damaged file (no errno), and others unchanged."""
+    """Return ValueError for an error of Arrow on a damaged file (no errno), others unchanged."""
     if type(error) is OSError and error.errno is None:
         return ValueError(f"{container} is damaged ({error})")
     return error
 
 
-_CONTAINER_READERS: dict[type, Any] = {TarMember: _Members, ParquetRow: _Rows, NpyRow: _Array}
+_CONTAINER_READERS: dict[type, Any] = {
+    TarMember: _TarReader,
+    ParquetRow: _ParquetReader,
+    NpyRow: _NpyReader,
+}

@@ -16,19 +16,19 @@ RESERVED = frozenset(
         "mtime_ns", "place", "problem", "squared_norm",
     )
 )  # fmt: skip
-"""Column names of our own tables; a user's column of such a name is not kept as metadata."""
+"""Column names of lookalike's own tables; columns of a source with these names are not kept."""
 
 
-def metadata_schema(schema: pa.Schema, but: Collection[str | None] = ()) -> pa.Schema:
+def metadata_schema(schema: pa.Schema, exclude: Collection[str | None] = ()) -> pa.Schema:
     """Return the columns that become metadata, with the types they are converted to.
 
-    `but` names columns with another use. Columns that share a name are left out.
+    `exclude` names columns with another use. Columns that share a name are left out.
     """
     fields = []
-    left = {name for name in schema.names if name not in {*but, *RESERVED}}
+    names = {name for name in schema.names if name not in {*exclude, *RESERVED}}
     for field in schema:
         kind = metadata_type(field.type)
-        if kind is not None and field.name in left and schema.names.count(field.name) == 1:
+        if kind is not None and field.name in names and schema.names.count(field.name) == 1:
             fields.append(pa.field(field.name, kind))
     return pa.schema(fields)
 
@@ -36,8 +36,8 @@ def metadata_schema(schema: pa.Schema, but: Collection[str | None] = ()) -> pa.S
 def metadata_type(kind: pa.DataType) -> pa.DataType | None:  # noqa: PLR0911 - one return per type
     """Return the type that metadata of type `kind` is converted to; None for nested types.
 
-    Only few types are used, which every reader and DuckDB support: decimals become float64, times
-    of any unit microseconds, categories their values.
+    Only types are used that every reader and DuckDB support: decimals become float64, times of any
+    unit microseconds, categories their values.
     """
     types = pa.types
     if types.is_dictionary(kind):
@@ -67,9 +67,10 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def common_type(first: pa.DataType, second: pa.DataType | None) -> pa.DataType:
-    """Return the narrowest type that holds the values of two results of `metadata_type`.
+    """Return the narrowest type that holds the values of two types returned by `metadata_type`.
 
-    Strings hold all. Where the second is None, the first is returned, and converting may fail.
+    It is string where the types have no other common type. If the second is None, the first is
+    returned; converting to it may fail.
     """
     if second is None or first == second:
         return first
@@ -92,9 +93,9 @@ def _is_known_zone(kind: pa.DataType) -> bool:
 def metadata_rows(
     batch: pa.RecordBatch, columns: pa.Schema, path: str
 ) -> Iterator[tuple[Any, ...]]:
-    """Iterate over the metadata of each row; a column that the batch lacks is null.
+    """Iterate over the metadata values of each row; a column that the batch lacks is null.
 
-    Raises InputError, naming the file `path`, where a column cannot be converted.
+    Raises InputError, naming the file `path`, if a column cannot be converted.
     """
     if not columns:
         return iter([()] * len(batch))
@@ -108,7 +109,10 @@ def metadata_rows(
 
 
 def convert_array(array: Any, kind: pa.DataType) -> Any:
-    """Convert an array to a type of `metadata_type`; times outside the years 1 to 9999 are null."""
+    """Convert an array to a type that `metadata_type` returned.
+
+    Times outside the years 1 to 9999 become null. Raises pa.ArrowException if a value does not fit.
+    """
     if isinstance(array.type, pa.UuidType):
         array = pa.array([None if value is None else str(value) for value in array.to_pylist()])
     if isinstance(array.type, pa.BaseExtensionType):
@@ -122,13 +126,13 @@ def convert_array(array: Any, kind: pa.DataType) -> Any:
 
 _DAY_TICKS = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}
 _FIRST_DAY, _LAST_DAY = -719_161, 2_932_895
-"""The years 1 to 9999 as days since 1970, less a day at both ends since time zones shift times."""
+"""The years 1 to 9999 in days since 1970, without a day at both ends: time zones shift times."""
 
 
 def _null_out_of_range(array: Any) -> Any:
     """Replace dates or times outside the range of Python and DuckDB by null."""
     kind = array.type
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":  # all of them are in 1677 to 2262
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":  # all int64 values are in 1677 to 2262
         return array
     ticks = 1 if pa.types.is_date32(kind) else _DAY_TICKS[getattr(kind, "unit", "ms")]
     numbers = array.cast(pa.int32() if pa.types.is_date32(kind) else pa.int64())
@@ -141,7 +145,7 @@ def text_values(batch: pa.RecordBatch, column: str | None, path: str) -> list[st
     """Return a column as strings, with None for empty values; all None where there is no column.
 
     `a.b` is the field b of a struct column a, unless a column has that name. Raises InputError,
-    naming the file `path`, where the column cannot be converted.
+    naming the file `path`, if the column cannot be converted.
     """
     head, _, tail = (column or "").partition(".")
     if column is None or {column, head}.isdisjoint(batch.schema.names):
@@ -154,7 +158,7 @@ def text_values(batch: pa.RecordBatch, column: str | None, path: str) -> list[st
 
 
 def _convert_column(array: Any, kind: pa.DataType, column: str, path: str) -> Any:
-    """Convert an array; InputError, naming its column and file, where that fails."""
+    """Convert an array; raise InputError, naming its column and file, if that fails."""
     try:
         return convert_array(array, kind)
     except pa.ArrowException as error:
@@ -165,45 +169,45 @@ def _convert_column(array: Any, kind: pa.DataType, column: str, path: str) -> An
         ) from error
 
 
-def holds_several(kind: pa.DataType) -> bool:
+def is_nested(kind: pa.DataType) -> bool:
     """Return whether a type is nested: a list, struct or map."""
     if pa.types.is_dictionary(kind):
-        return holds_several(kind.value_type)
+        return is_nested(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
-        return holds_several(kind.storage_type)
+        return is_nested(kind.storage_type)
     return bool(pa.types.is_nested(kind))
 
 
 def label_column(schema: pa.Schema, path: str) -> tuple[str | None, str | None]:
-    """Return the label column, or else the reason why the column named label is not used.
+    """Return the label column and None, or None and the reason why the column label is not used.
 
-    Both are None where there is none. A nested column is no label, since an image has one.
+    Both are None if there is no such column. Nested columns are not used: an image has one label.
     """
     name = find_column(schema.names, "label")
     if name is None:
         return None, None
     kind = schema.field(name).type
-    if not holds_several(kind):
+    if not is_nested(kind):
         return name, None
     return None, (
-        f"the column {name} of {path} holds {kind}, which is no label: the images have none; "
-        "--labels names some"
+        f"the column {name} of {path} holds {kind}, which is no label: the images have no "
+        "labels, unless --labels names a file with them"
     )
 
 
 def find_column(names: list[str], known: str) -> str | None:
-    """Return the column of a lower-case name, or else the first that differs only in case."""
+    """Return the column `known` (lower case), else the first that differs only in case, or None."""
     return known if known in names else next((n for n in names if n.casefold() == known), None)
 
 
 def require_column(root: str, option: str, column: str | None, names: list[str]) -> None:
-    """Raise UsageError where an option names a column that does not exist."""
+    """Raise UsageError if an option names a column that does not exist in the file `root`."""
     if column is not None and column not in names:
         raise UsageError(f"{option} {column} is no column of {root}; it has {', '.join(names)}")
 
 
 def refuse_duplicate_columns(root: str, names: list[str]) -> None:
-    """Raise InputError for a table with two columns of one name."""
+    """Raise InputError if two columns of the file `root` have the same name."""
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{root} has two columns {name}; rename or drop one")

@@ -1,4 +1,4 @@
-"""Reading rows of local or remote .npy files, without loading the array or unpickling anything."""
+"""Reading of rows from local or remote .npy files, without loading the array or unpickling."""
 
 from __future__ import annotations
 
@@ -42,22 +42,27 @@ class Header:
 
 
 def read_header(file: BinaryIO, name: str) -> Header:
-    """Read the header of an array; ValueError, with the reason, where it cannot be read by rows."""
+    """Read the header of an array; raise ValueError if the array cannot be read row by row.
+
+    `name` is the name of the file in messages.
+    """
     try:
         version = npy.read_magic(file)
-        shape, by_columns, dtype = _READERS[version](file)
+        shape, column_major, dtype = _READERS[version](file)
     except (ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{name} is no .npy file that can be read ({error})") from error
+        raise ValueError(f"{name} is not a readable .npy file ({error})") from error
     if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which only unpickling could read")
-    if not shape or (by_columns and len(shape) > 1 and min(shape) > 1):
+        raise ValueError(
+            f"{name} holds Python objects, and unpickling is disabled; save numbers or strings"
+        )
+    if not shape or (column_major and len(shape) > 1 and min(shape) > 1):
         raise ValueError(f"{name} is not stored row by row; save numpy.ascontiguousarray of it")
     header = Header(shape, dtype, file.tell())
-    left = file.seek(0, os.SEEK_END) - header.offset - shape[0] * header.row_bytes
-    if left < 0:
+    excess = file.seek(0, os.SEEK_END) - header.offset - shape[0] * header.row_bytes
+    if excess < 0:
         raise ValueError(f"{name} ends before its last row does; copy or make it again")
-    if left > 0:  # several arrays in a file, of which only the first would be read
-        raise ValueError(f"{name} goes on behind its last row; save each array to its own file")
+    if excess > 0:  # a file of several arrays, of which only the first would be read
+        raise ValueError(f"{name} continues after its last row; save each array to its own file")
     return header
 
 
@@ -69,7 +74,10 @@ class NpyArray:
         self.header = read_header(file, name)
 
     def rows(self, first: int, count: int) -> NDArray[Any]:
-        """Return the rows first <= row < first + count; ValueError where they do not exist."""
+        """Return the rows first <= row < first + count, (count, *row_shape).
+
+        Raises ValueError if they do not exist.
+        """
         header = self.header
         if not 0 <= first <= first + count <= header.shape[0]:
             raise ValueError(f"{self._name} has no row {first + count - 1}")
@@ -82,7 +90,7 @@ class NpyArray:
 
 @contextmanager
 def opened_array(path: str, options: Mapping[str, Any]) -> Iterator[NpyArray]:
-    """Open a .npy file; InputError, naming it, where it cannot be read."""
+    """Open a .npy file; raise InputError, naming it, if it cannot be read."""
     try:
         with open_uri(path, options, block=_BUFFER) as file:
             yield NpyArray(file, path)

@@ -1,9 +1,9 @@
 """Source of images stored as bytes in a column of Parquet files: a file, a folder or a glob.
 
 The column holds binary values, or structs with a field `bytes` (Hugging Face). Listing reads
-footers and the small columns, never the images. The metadata columns are those of the first file by
-name; a later file that lacks one has nulls there. A column's type holds the values of all files:
-int8 and int16 become int16, a number and a string become a string.
+footers and the small columns, never the images. The metadata columns are those of the first file,
+in order of names; a later file that lacks one has nulls there. The type of a column holds the
+values of all files: int8 and int16 become int16, a number and a string become a string.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PARQUET = (".parquet", ".pq")
 
 _BATCH = 1 << 12
 _BUFFER = 1 << 20
-_FOOTERS = 16  # footers read concurrently: for remote files the time is latency
+_FOOTER_THREADS = 16  # footers are read concurrently: of remote files the latency dominates
 
 
 @dataclass
@@ -58,10 +58,10 @@ class ParquetSource(Source):
         default_factory=PassedOver, init=False, compare=False, repr=False
     )
     column_notes: tuple[str, ...] = field(default=(), init=False, compare=False)
-    _common: tuple[list[ListedFile], pa.Schema] | None = field(
+    _cached_columns: tuple[list[ListedFile], pa.Schema] | None = field(
         default=None, init=False, compare=False, repr=False
     )
-    """Cached files with their common columns, for which every footer is read."""
+    """Cache of files and their common columns, for which every footer has been read."""
 
     def items(self) -> Iterator[Item]:
         """Iterate over all rows, file by file."""
@@ -76,7 +76,7 @@ class ParquetSource(Source):
                 yield from self._rows(file, parquet, columns)
 
     def columns(self) -> pa.Schema:
-        """Return the metadata columns, which are those of the first file."""
+        """Return the metadata columns of the first file, with types that hold all files' values."""
         files = find_readable_files(self.root, PARQUET, self.options)
         for file in files[:1]:
             _, note = label_column(self._schema_of(file), file.path)
@@ -84,7 +84,7 @@ class ParquetSource(Source):
         return self._common_columns(files)
 
     def check_columns(self) -> None:
-        """Raise UsageError where an option names a column that the first file lacks."""
+        """Raise UsageError or InputError if the first file lacks a column that an option names."""
         for file in find_readable_files(self.root, PARQUET, self.options)[:1]:
             self._metadata_columns(file, self._schema_of(file))
 
@@ -96,16 +96,16 @@ class ParquetSource(Source):
         """Return the metadata columns of the first file, with types that hold the values of all."""
         if not files:
             return pa.schema([])
-        if self._common is not None and self._common[0] == files:
-            return self._common[1]
-        self._common = files, self._read_common(files)
-        return self._common[1]
+        if self._cached_columns is not None and self._cached_columns[0] == files:
+            return self._cached_columns[1]
+        self._cached_columns = files, self._read_common(files)
+        return self._cached_columns[1]
 
     def _read_common(self, files: list[ListedFile]) -> pa.Schema:
         columns = list(self._metadata_columns(files[0], self._schema_of(files[0])))
         if not columns:
             return pa.schema([])
-        with ThreadPoolExecutor(_FOOTERS) as pool:
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
             for schema in pool.map(self._schema_of, files[1:]):
                 columns = [
                     column.with_type(
@@ -126,8 +126,8 @@ class ParquetSource(Source):
         column = self.image_column or image_bytes_column(schema)
         if column is None:
             raise InputError(
-                f"which column of {file.path} holds images cannot be told; name it with "
-                f"--image-column (there are {', '.join(schema.names)})"
+                f"it is unclear which column of {file.path} holds images; name it with "
+                f"--image-column (columns: {', '.join(schema.names)})"
             )
         if not holds_images(schema.field(column).type):
             raise InputError(
@@ -149,7 +149,7 @@ class ParquetSource(Source):
         label, _ = label_column(schema, file.path)
         names = class_names(schema, label)
         row = 0
-        small = {*columns.names} & {*schema.names} | {each for each in (name, label) if each}
+        small = {*columns.names} & {*schema.names} | {column for column in (name, label) if column}
         for batch in _batches(parquet, small):
             ids = text_values(batch, name, file.path)
             labels = [_named(text, names) for text in text_values(batch, label, file.path)]
@@ -169,7 +169,7 @@ class ParquetSource(Source):
 
 @contextmanager
 def opened_parquet(path: str, options: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; InputError, naming it, where it cannot be read."""
+    """Open a Parquet file; raise InputError, naming it, if it cannot be read."""
     try:
         with (
             open_uri(path, options, block=_BUFFER) as file,
@@ -183,7 +183,7 @@ def opened_parquet(path: str, options: Mapping[str, Any]) -> Iterator[pq.Parquet
 
 
 def image_bytes_column(schema: pa.Schema) -> str | None:
-    """Return the column named image if it holds bytes, or the only one that does, or None."""
+    """Return the column image if it holds bytes, else the only column that does, or None."""
     names = [field.name for field in schema if holds_images(field.type)]
     if "image" in names:
         return "image"
@@ -193,8 +193,8 @@ def image_bytes_column(schema: pa.Schema) -> str | None:
 def holds_images(kind: pa.DataType) -> bool:
     """Return whether a type is binary, or a struct with a binary field `bytes` (Hugging Face)."""
     if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and holds_images(kind.field(place).type)
+        position = kind.get_field_index("bytes")
+        return position >= 0 and holds_images(kind.field(position).type)
     return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
@@ -204,12 +204,12 @@ def holds_images(kind: pa.DataType) -> bool:
 
 
 def class_names(schema: pa.Schema, label: str | None) -> dict[str, str]:
-    """Return the class names of a Hugging Face label column by class number; empty without any."""
+    """Return {class number: class name} of a Hugging Face label column; empty for other columns."""
     if label is None or not pa.types.is_integer(schema.field(label).type):
         return {}
-    notes = (schema.metadata or {}).get(b"huggingface", b"{}")
+    metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
-        feature = json.loads(notes)["info"]["features"][label]
+        feature = json.loads(metadata)["info"]["features"][label]
         names = feature["names"] if feature.get("_type") == "ClassLabel" else []
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}
@@ -225,7 +225,7 @@ def _named(label: str | None, names: dict[str, str]) -> str | None:
 
 
 def _is_field(schema: pa.Schema, name: str | None) -> bool:
-    """Return whether a name is a struct field, as `image.path` of Hugging Face."""
+    """Return whether a name such as `image.path` (Hugging Face) is a field of a struct column."""
     head, dot, tail = (name or "").partition(".")
     if not dot or name in schema.names or head not in schema.names:
         return False
@@ -234,12 +234,12 @@ def _is_field(schema: pa.Schema, name: str | None) -> bool:
 
 
 def _batches(parquet: pq.ParquetFile, columns: set[str]) -> Iterator[pa.RecordBatch]:
-    """Iterate over batches of some columns; without columns, over batches of the same length."""
+    """Iterate over batches of some columns; without columns, over batches of nulls."""
     if columns:
         yield from parquet.iter_batches(_BATCH, columns=sorted(columns), use_threads=False)
         return
-    left = parquet.metadata.num_rows
-    while left > 0:
-        rows = min(left, _BATCH)
+    remaining = parquet.metadata.num_rows
+    while remaining > 0:
+        rows = min(remaining, _BATCH)
         yield pa.record_batch([pa.nulls(rows)], names=[""])
-        left -= rows
+        remaining -= rows

@@ -1,7 +1,7 @@
 """Source of images named by a list: text with one path or URI per line, CSV or Parquet.
 
-Relative paths are relative to the list's folder. Size and time are looked up for local files; for
-remote ones, where each would be a request, they stay unknown. A list is streamed; a CSV file is
+Relative paths are relative to the folder of the list. Size and modification time are looked up for
+local files only; for each remote file that would take a request. A list is streamed; a CSV file is
 read twice, to infer the types of its columns.
 """
 
@@ -49,18 +49,18 @@ _BATCH = 1 << 12
 
 @dataclass(frozen=True)
 class _Columns:
-    """Columns of a list by their meaning."""
+    """Names of the columns of a list by their meaning; `more` are the metadata columns."""
 
     path: str
     image_id: str | None
     label: str | None
     more: pa.Schema
-    notes: tuple[str, ...]  # on columns that are left out
+    notes: tuple[str, ...]  # log messages on columns that are left out
 
 
 @dataclass
 class ListSource(Source):
-    """Images named by a list; labels are those of the label column, else the parent folders."""
+    """Images named by a list; labels are from the label column, else the parent folders."""
 
     root: str
     image_column: str | None = None
@@ -70,7 +70,11 @@ class ListSource(Source):
     column_notes: tuple[str, ...] = field(default=(), init=False, compare=False)
 
     def items(self) -> Iterator[Item]:
-        """Iterate over the listed images in order, missing files included, for the ledger."""
+        """Iterate over the listed images in order.
+
+        Missing files are included, since reading them records them in the ledger. Raises InputError
+        if the list does not exist or cannot be read.
+        """
         self.others = 0
         if not is_file(self.root, self.options):
             raise InputError(f"{self.root} does not exist; name a list of images")
@@ -79,7 +83,7 @@ class ListSource(Source):
         return self._table_items()
 
     def columns(self) -> pa.Schema:
-        """Return the columns other than path, id and label."""
+        """Return the metadata columns: those other than path, id and label."""
         if self._is(TEXT):
             return pa.schema([])
         columns = self._columns(self._schema())
@@ -108,14 +112,14 @@ class ListSource(Source):
         if self._is(CSV):
             names = csv_rows.column_names(self.root, self.options)
             text = {"image_id", "label", *_PATH_COLUMNS}
-            named = (self.image_column, self.id_column)
-            more = [n for n in names if n.casefold() not in text and n not in named]
-            return csv_rows.infer_schema(self.root, self.options, more)
+            options = (self.image_column, self.id_column)
+            inferred = [n for n in names if n.casefold() not in text and n not in options]
+            return csv_rows.infer_schema(self.root, self.options, inferred)
         with opened_parquet(self.root, self.options) as parquet:
             return parquet.schema_arrow
 
     def check_columns(self) -> None:
-        """Raise UsageError where an option names a column that the list lacks."""
+        """Raise UsageError if an option names a column that the list lacks."""
         if self._is(TEXT):
             return
         if self._is(CSV):
@@ -137,13 +141,13 @@ class ListSource(Source):
             label, note = None, None
         strings = [field.name for field in schema if is_text(field.type)]
         paths = (find_column(strings, name) for name in _PATH_COLUMNS)
-        usual = [name for name in paths if name and name != image_id]
-        rest = [name for name in strings if name not in (image_id, label)]
-        path = self.image_column or next(iter([*usual, *rest, *strings]), None)
+        preferred = [name for name in paths if name and name != image_id]
+        others = [name for name in strings if name not in (image_id, label)]
+        path = self.image_column or next(iter([*preferred, *others, *strings]), None)
         if path is None:
             raise InputError(f"{self.root} has no column of paths; name it with --image-column")
         if self._is(CSV) and is_image(path):
-            raise InputError(f"{self.root} begins with {path} and has no header; put one, as path")
+            raise InputError(f"{self.root} begins with {path} and has no header; add one, as path")
         more = metadata_schema(schema, (path, image_id, label))
         return _Columns(path, image_id, label, more, () if note is None else (note,))
 
@@ -171,23 +175,23 @@ class ListSource(Source):
 
     def _batches(self, columns: _Columns) -> Iterator[pa.RecordBatch]:
         used = [columns.path, columns.image_id, columns.label, *columns.more.names]
-        wanted = sorted({name for name in used if name is not None})
+        names = sorted({name for name in used if name is not None})
         if self._is(CSV):
-            yield from csv_rows.read_columns(self.root, self.options, wanted, columns.more)
+            yield from csv_rows.read_columns(self.root, self.options, names, columns.more)
             return
         with opened_parquet(self.root, self.options) as parquet:
-            yield from parquet.iter_batches(_BATCH, columns=wanted, use_threads=False)
+            yield from parquet.iter_batches(_BATCH, columns=names, use_threads=False)
 
 
 def folder_of(root: str) -> str:
-    """Return the folder of a list, to which its paths are relative."""
+    """Return the folder of a list, which its relative paths start from."""
     if is_remote(root):
         return root.rpartition("/")[0]
     return os.path.dirname(local_path(root))
 
 
-def _item(base: str, written: str, image_id: str, label: str | None, more: tuple[Any, ...]) -> Item:
-    path = absolute(base, written)
+def _item(base: str, entry: str, image_id: str, label: str | None, more: tuple[Any, ...]) -> Item:
+    path = absolute(base, entry)
     if is_remote(path):
         return Item(image_id, path, None, None, label, more=more)
     try:
@@ -203,12 +207,10 @@ def _item(base: str, written: str, image_id: str, label: str | None, more: tuple
     )  # fmt: skip
 
 
-def absolute(base: str, written: str) -> str:
-    """Return the absolute path or URI of an entry of a list."""
-    if is_remote(written):
-        return written
-    if written.startswith(("file://", "/", "~/")):
-        return escape_non_utf8(local_path(written))
-    return (
-        f"{base}/{written}" if is_remote(base) else escape_non_utf8(local_path(f"{base}/{written}"))
-    )
+def absolute(base: str, entry: str) -> str:
+    """Return the absolute path or URI of an entry of a list in the folder `base`."""
+    if is_remote(entry):
+        return entry
+    if entry.startswith(("file://", "/", "~/")):
+        return escape_non_utf8(local_path(entry))
+    return f"{base}/{entry}" if is_remote(base) else escape_non_utf8(local_path(f"{base}/{entry}"))

@@ -1,7 +1,7 @@
-"""Listing of tar members from the headers alone, concatenated tars included.
+"""Listing of tar members by reading the headers only, concatenated tars included.
 
-`cat a.tar b.tar` is read as by `tar --ignore-zeros`: an end mark may be followed by another
-archive. Anything else that follows is reported as damage.
+The output of `cat a.tar b.tar` is read as by `tar --ignore-zeros`: an end mark may be followed by
+another archive. Anything else that follows is reported as damage.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, BinaryIO
 DAMAGE = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, LookupError)
 """Exceptions that `tarfile` raises on damaged headers."""
 
-_ZEROS = 1 << 16
+_BLOCK = 1 << 16
 """Bytes read at a time after an end mark; writers pad an archive with zeros to 10 kB."""
 
 
 def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Iterate over all members whose data are complete, in order, with offsets in the file.
 
-    Raises one of `DAMAGE` where a header is damaged, the last end mark is missing, or other data
+    Raises one of `DAMAGE` if a header is damaged, the last end mark is missing, or other data
     follow it; complete members before that are yielded first.
     """
     start: int | None = 0
@@ -36,33 +36,34 @@ def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 def _archive_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Iterate over the members up to an end mark.
 
-    Unlike `tarfile`, do not keep the members read, and do not take a damaged header for the end.
+    Unlike `tarfile`, do not keep the members in memory, and do not treat a damaged header as the
+    end.
     """
     last: tarfile.TarInfo | None = None
-    at = -1
+    offset = -1
     while True:
-        member = archive.next()  # checks that the data of the one before is in the file
+        member = archive.next()  # checks that the data of the previous member are in the file
         if last is not None:
             yield last
         if member is None:
             break
-        if member.size < 0 or archive.offset <= at:
-            raise tarfile.ReadError("a header leads backwards")
-        at = archive.offset
+        if member.size < 0 or archive.offset <= offset:
+            raise tarfile.ReadError("a header points backwards")
+        offset = archive.offset
         archive.members = []  # type: ignore[attr-defined]
         last = member
     file: Any = archive.fileobj
     file.seek(archive.offset)
     end = file.read(tarfile.BLOCKSIZE)
     if end != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("a header is damaged" if end else "its end is missing")
+        raise tarfile.ReadError("a header is damaged" if end else "its end mark is missing")
 
 
 def _next_archive(file: BinaryIO, end_mark: int) -> int | None:
     """Return the offset of another archive after an end mark, or None if only zeros follow."""
     file.seek(end_mark)
     position = end_mark
-    while block := file.read(_ZEROS):
+    while block := file.read(_BLOCK):
         if block.count(0) < len(block):
             zeros = len(block) - len(block.lstrip(b"\0"))
             start = position + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
@@ -72,7 +73,7 @@ def _next_archive(file: BinaryIO, end_mark: int) -> int | None:
                 tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
             except tarfile.TarError as error:
                 raise tarfile.ReadError(
-                    f"at byte {start} something follows its end mark that is no tar"
+                    f"at byte {start} its end mark is followed by data that are not a tar"
                 ) from error
             return start
         position += len(block)

@@ -37,9 +37,9 @@ from retrieval.sources.walk import (
 )
 from retrieval.sources.webdataset import COMPRESSED, TAR
 
-_FORMS = "a store that `embed` made, Parquet with a column of vectors, or .npy files"
+_SUPPORTED_INPUTS = "a store written by `embed`, Parquet with a column of vectors, or .npy files"
 _SAMPLE_ROWS = 1 << 10  # rows from which the length of variable-size lists is inferred
-_NONE: Any = object()  # fill value where ids or vectors have ended
+_MISSING: Any = object()  # fill value where there are fewer ids than vectors, or the reverse
 
 
 class VectorSource(Source):
@@ -49,31 +49,34 @@ class VectorSource(Source):
 
     @abstractmethod
     def dimension(self) -> int:
-        """Return the length of the vectors; those of another length are recorded in the ledger."""
+        """Return the length of the vectors; those of another length are recorded in the ledger.
+
+        Raises InputError if there are no vectors.
+        """
 
     def number_type(self) -> np.dtype[Any]:
-        """Return the narrowest type that holds the numbers of all files."""
+        """Return the narrowest dtype that holds the vectors of all files."""
         return np.dtype(np.float32)
 
 
 @dataclass
 class ParquetVectors(ParquetSource, VectorSource):
-    """Vectors in a column of a Parquet file, of a folder or of a glob of them."""
+    """Vectors in a column of a Parquet file, or of the files in a folder or matching a glob."""
 
     embedding_column: str | None = None
 
     def dimension(self) -> int:
-        """Return the fixed length of the column type, or else the most common of the first rows."""
+        """Return the fixed list size of the column type, else the most common of the first rows."""
         files = find_readable_files(self.root, PARQUET, self.options)
         for file in files:
             with opened_parquet(file.path, self.options) as parquet:
                 column = self._content_column(file, parquet.schema_arrow)
                 if length := _usual_length(parquet, column):
                     return length
-        raise InputError(f"{self.root} holds no vectors; name {_FORMS}")
+        raise InputError(f"{self.root} holds no vectors; name {_SUPPORTED_INPUTS}")
 
     def number_type(self) -> np.dtype[Any]:
-        """Return the narrowest type that holds the numbers of all files."""
+        """Return the narrowest dtype that holds the vectors of all files."""
         kinds = []
         for file in find_readable_files(self.root, PARQUET, self.options):
             with opened_parquet(file.path, self.options) as parquet:
@@ -87,8 +90,8 @@ class ParquetVectors(ParquetSource, VectorSource):
         column = self.embedding_column or vector_column(schema)
         if column is None:
             raise InputError(
-                f"{file.path} has no column that must be the vectors; name it with "
-                f"--embedding-column (there are {', '.join(schema.names)})"
+                f"it is unclear which column of {file.path} holds vectors; name it with "
+                f"--embedding-column (columns: {', '.join(schema.names)})"
             )
         if not holds_numbers(schema.field(column).type):
             raise InputError(
@@ -105,8 +108,8 @@ class ParquetVectors(ParquetSource, VectorSource):
 class NpyVectors(VectorSource):
     """Vectors in an (n, d) array; ids are row numbers, or those in the file `ids`.
 
-    A folder or a glob of arrays is one array in parts, ordered by the numbers in their names:
-    `e-2.npy` comes before `e-10.npy`.
+    Several arrays, in a folder or matching a glob, are parts of one array, ordered by the numbers
+    in their names: `e-2.npy` comes before `e-10.npy`.
     """
 
     root: str
@@ -115,7 +118,7 @@ class NpyVectors(VectorSource):
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def items(self) -> Iterator[Item]:
-        """Iterate over all rows of all parts."""
+        """Iterate over all rows of all parts; raise Mismatch if the number of ids differs."""
         parts = self._parts()
         numbered_ids = self._numbered_ids(sum(rows for _, rows, _ in parts))
         for file, rows, _ in parts:
@@ -124,14 +127,14 @@ class NpyVectors(VectorSource):
                     image_id=image_id or str(number), path=str(NpyRow(row, file.path)), size=None,
                     mtime_ns=file.mtime_ns, label=None, place=row,
                 )  # fmt: skip
-        next(numbered_ids, None)  # raises where ids are left
+        next(numbered_ids, None)  # raises if there are more ids than rows
 
     def dimension(self) -> int:
-        """Return the length of a row."""
+        """Return the length of the vectors."""
         return self._parts()[0][2]
 
     def number_type(self) -> np.dtype[Any]:
-        """Return the narrowest type that holds the numbers of all parts."""
+        """Return the narrowest dtype that holds the vectors of all parts."""
         kinds = []
         for file, _, _ in self._parts():
             with opened_array(file.path, self.options) as array:
@@ -139,26 +142,26 @@ class NpyVectors(VectorSource):
         return np.result_type(*kinds)
 
     def _parts(self) -> list[tuple[ListedFile, int, int]]:
-        """Return each file with its rows and their length, which is the same in all of them."""
+        """Return (file, number of rows, dimension) of each part; all have one dimension."""
         files, _ = find_files(self.root, NPY, self.options)
         parts = [
             (file, *self._shape(file))
             for file in sorted(files, key=lambda file: _natural_order(file.name))
         ]
         if not parts:
-            raise InputError(f"{self.root} holds no vectors; name {_FORMS}")
+            raise InputError(f"{self.root} holds no vectors; name {_SUPPORTED_INPUTS}")
         first, _, dimension = parts[0]
         for file, _, other in parts:
             if other != dimension:
                 raise InputError(
-                    f"{file.path} has vectors of {other} numbers and {first.path} of {dimension}; "
-                    "parts of one array have the same"
+                    f"{file.path} has vectors of dimension {other}, and {first.path} of "
+                    f"{dimension}; parts of one array must have the same"
                 )
         return parts
 
     def _shape(self, file: ListedFile) -> tuple[int, int]:
-        if file.problem is not None:  # without it the rows behind it would get other ids
-            raise InputError(f"{file.path} cannot be read: {file.problem}; mend or remove it")
+        if file.problem is not None:  # the ids of later files depend on its rows
+            raise InputError(f"{file.path} cannot be read: {file.problem}; repair or remove it")
         with opened_array(file.path, self.options) as array:
             shape, kind = array.header.shape, array.header.dtype
         if len(shape) != 2 or shape[1] == 0 or kind.kind not in "fiu" or kind.itemsize > 8:
@@ -169,18 +172,18 @@ class NpyVectors(VectorSource):
         return shape[0], shape[1]
 
     def _numbered_ids(self, count: int) -> Iterator[tuple[int, str | None]]:
-        """Iterate over row numbers and ids; Mismatch where the file has more or fewer ids."""
+        """Iterate over (row number, id); raise Mismatch if there are more or fewer ids."""
         if self.ids is None:
             yield from ((row, None) for row in range(count))
             return
         ids = read_ids(self.ids, self.id_column, self.options)
-        pairs = zip_longest(range(count), ids, fillvalue=_NONE)
+        pairs = zip_longest(range(count), ids, fillvalue=_MISSING)
         for row, (number, image_id) in enumerate(pairs):
-            if number is _NONE or image_id is _NONE:
-                many = f"only {row}" if image_id is _NONE else "more"
+            if number is _MISSING or image_id is _MISSING:
+                available = f"only {row}" if image_id is _MISSING else "more"
                 raise Mismatch(
-                    f"--ids {self.ids} has {many} ids for the {count} vectors of {self.root}; name "
-                    "the ids of these"
+                    f"--ids {self.ids} has {available} ids for the {count} vectors of {self.root}; "
+                    "name a file with one id per vector"
                 )
             yield row, image_id
 
@@ -193,23 +196,31 @@ def open_vectors(
     ids: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> VectorSource:
-    """Open the vectors at a path or URI; InputError where there are none.
+    """Open the vectors at a path or URI.
 
-    `embedding_column` and `id_column` name columns of Parquet; `ids` is a file with the ids of
-    arrays. Raises UsageError for an option that does not apply to the type of file.
+    Args:
+        root: A file, a folder or a glob.
+        embedding_column: Column with vectors, for Parquet only.
+        id_column: Column with ids, of Parquet or of the file `ids`.
+        ids: File with the ids of the vectors, for .npy files only.
+        options: Arguments of the fsspec file system.
+
+    Raises:
+        InputError: If there are no vectors.
+        UsageError: If an option does not apply to the type of file.
     """
-    plain = options or {}
-    if is_npy(root, plain):
+    fs_options = options or {}
+    if is_npy(root, fs_options):
         if embedding_column is not None:
-            raise UsageError(f"--embedding-column is for Parquet, and {root} is an array; leave it")
-        return NpyVectors(root, ids, id_column, plain)
+            raise UsageError(f"--embedding-column is for Parquet, and {root} is an array; omit it")
+        return NpyVectors(root, ids, id_column, fs_options)
     if ids is not None:
-        raise UsageError(f"--ids is for .npy files; of {root} --id-column names a column")
-    files = find_readable_files(root, PARQUET, plain)
+        raise UsageError(f"--ids is for .npy files; for {root} name a column with --id-column")
+    files = find_readable_files(root, PARQUET, fs_options)
     if not files or not files[0].path.lower().endswith(PARQUET):
-        raise InputError(f"{root} holds no vectors; name {_FORMS}")
+        raise InputError(f"{root} holds no vectors; name {_SUPPORTED_INPUTS}")
     source = ParquetVectors(
-        root, id_column=id_column, options=plain, embedding_column=embedding_column
+        root, id_column=id_column, options=fs_options, embedding_column=embedding_column
     )
     source.check_columns()
     return source
@@ -220,11 +231,11 @@ def is_npy(root: str, options: Mapping[str, Any] | None = None) -> bool:
 
     Other inputs are images, tars and Parquet files.
     """
-    plain = options or {}
-    if root.lower().endswith(NPY) or not is_folder(root, plain):
+    fs_options = options or {}
+    if root.lower().endswith(NPY) or not is_folder(root, fs_options):
         return root.lower().endswith(NPY)
     arrays = False
-    for file in walk_files(root, plain):
+    for file in walk_files(root, fs_options):
         name = file.name.lower()
         if is_image(name) or name.endswith((*TAR, *COMPRESSED, *PARQUET)):
             return False
@@ -251,7 +262,7 @@ def contains_vectors(root: str, options: Mapping[str, Any] | None = None) -> boo
 
 
 def vector_column(schema: pa.Schema) -> str | None:
-    """Return the column named embedding if it holds vectors, or the only one that does, or None.
+    """Return the column embedding if it holds vectors, else the only column that does, or None.
 
     Lists of integers, which may be labels, count as vectors only in a column named embedding.
     """
@@ -262,7 +273,7 @@ def vector_column(schema: pa.Schema) -> str | None:
 
 
 def _usual_length(parquet: pq.ParquetFile, column: str) -> int | None:
-    """Return the fixed length of a column type, or the most common of its first lists, or None."""
+    """Return the fixed list size of a column, else the most common of its first lists, or None."""
     kind = parquet.schema_arrow.field(column).type
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type

@@ -1,8 +1,8 @@
-"""Streaming of the files below a root, local or behind an fsspec URI, in no particular order.
+"""Streaming of the files below a root, local or at an fsspec URI, in no particular order.
 
-Locally only the folders on the path to the current one are open, so that a folder of ten million
-files takes no memory. Remotely fsspec lists one folder at a time: memory is that of the largest.
-fsspec's cache of listings is off, since it would hold all of them.
+Locally only the folders on the path to the current one are open, so that memory does not grow with
+the number of files. Remotely fsspec lists one folder at a time, so that memory grows with the
+largest folder; its cache of listings is off, since that would hold all of them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from retrieval.storage.input_files import describe_special_file, escape_non_utf8
 from retrieval.storage.local import is_remote, local_path
 from retrieval.storage.retry import is_transient
 
-_CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
-"""Keys of a file's modification time, best first; S3 has the second, Google the fourth."""
+_MTIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+"""Keys of the modification time in fsspec's file info, best first; S3 has the second, Google the
+fourth."""
 
 _MAX_JSON_BYTES = 1 << 20
-"""Bytes that are read of a job.json; those of lookalike are much smaller."""
+"""Bytes that are read of a job.json; those written by lookalike are much smaller."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -46,7 +47,7 @@ class ListedFile:
     size: int | None
     mtime_ns: int | None
     problem: str | None = None
-    is_folder: bool = False  # a folder that may not be listed; other folders are not returned
+    is_folder: bool = False  # a folder that cannot be listed; other folders are not returned
 
     def unreadable_item(self, columns: int = 0) -> Item:
         """Return an item for the ledger, with `columns` null metadata values."""
@@ -64,13 +65,13 @@ class PassedOver:
 
     @property
     def total(self) -> int:
-        """Return the number of files and folders; a folder, which is not opened, counts once."""
+        """Return the number of skipped files and folders; a skipped folder counts once."""
         return sum(count for count, _ in self._kinds.values())
 
     def add(self, kind: str, name: str, count: int = 1) -> None:
-        """Count one more file or folder of a kind."""
-        before, example = self._kinds.get(kind, (0, name))
-        self._kinds[kind] = before + count, example
+        """Count `count` more files or folders of a kind."""
+        previous, example = self._kinds.get(kind, (0, name))
+        self._kinds[kind] = previous + count, example
 
     def include(self, other: PassedOver) -> None:
         """Add the counts of another listing."""
@@ -92,8 +93,8 @@ def walk_files(
 ) -> Iterator[ListedFile]:
     """Iterate over all files below a folder, counting in `passed` what is skipped.
 
-    Hidden files and folders are skipped, and so are outputs of lookalike, whose pictures are no
-    photos. The root itself may be hidden. Raises InputError where the root does not exist, is no
+    Hidden files and folders are skipped, and so are outputs of lookalike, whose pictures are not
+    photos. The root itself may be hidden. Raises InputError if the root does not exist, is not a
     folder, or is an output of lookalike.
     """
     passed = PassedOver() if passed is None else passed
@@ -106,11 +107,11 @@ def find_files(
     options: Mapping[str, Any],
     passed: PassedOver | None = None,
 ) -> tuple[list[ListedFile], int]:
-    """Return the container files at a path, in a folder or matching a glob, and the others' count.
+    """Return the container files at a path, in a folder or matching a glob, sorted by name.
 
-    The files are sorted by name, and held in memory: containers are few. An existing path is taken
-    literally even if it contains `*` or `[`. Folders that may not be listed, and pipes or devices
-    with such a suffix, are included with a problem.
+    The second value is the number of other files. An existing path is taken literally even if it
+    contains `*` or `[`. Folders that cannot be listed, and pipes or devices with one of the
+    suffixes, are included with a problem. Raises InputError if nothing exists there.
     """
     others = 0
     passed = PassedOver() if passed is None else passed
@@ -130,7 +131,7 @@ def find_files(
     for file in files:
         if "::" in file.path:
             raise InputError(
-                f"{file.path} has :: in its path, by which paths are chained; rename it"
+                f"{file.path} has :: in its path, which fsspec uses to chain paths; rename it"
             )
     return sorted(files, key=lambda file: file.name), others + passed.total
 
@@ -144,11 +145,11 @@ def find_readable_files(
 
 def is_glob(root: str) -> bool:
     """Return whether a path contains a glob character."""
-    return any(sign in root for sign in "*?[")
+    return any(char in root for char in "*?[")
 
 
 def is_folder(root: str, options: Mapping[str, Any]) -> bool:
-    """Return whether a folder of exactly this name exists."""
+    """Return whether a folder exists at a path, taken literally."""
     if not is_remote(root):
         return os.path.isdir(local_path(root))
     system, name = open_filesystem(root, options)
@@ -156,7 +157,7 @@ def is_folder(root: str, options: Mapping[str, Any]) -> bool:
 
 
 def is_file(root: str, options: Mapping[str, Any]) -> bool:
-    """Return whether a file of exactly this name exists."""
+    """Return whether a file exists at a path, taken literally."""
     if not is_remote(root):
         return os.path.isfile(local_path(root))
     system, name = open_filesystem(root, options)
@@ -164,7 +165,7 @@ def is_file(root: str, options: Mapping[str, Any]) -> bool:
 
 
 def describe_file(root: str, options: Mapping[str, Any]) -> ListedFile:
-    """Return the entry of an existing file, named by its base name."""
+    """Return the entry of an existing file; its name is the last part of the path."""
     if is_remote(root):
         system, name = open_filesystem(root, options)
         info = _call_filesystem(root, lambda: system.info(name))
@@ -174,13 +175,13 @@ def describe_file(root: str, options: Mapping[str, Any]) -> ListedFile:
 
 
 def open_filesystem(root: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the fsspec file system of a URI, without cached listings, and the path in it."""
-    plain = {"use_listings_cache": False, **options}
-    return _call_filesystem(root, lambda: fsspec.core.url_to_fs(root, **plain))  # type: ignore[no-any-return]
+    """Return the fsspec file system of a URI, with caching of listings off, and the path in it."""
+    fs_options = {"use_listings_cache": False, **options}
+    return _call_filesystem(root, lambda: fsspec.core.url_to_fs(root, **fs_options))  # type: ignore[no-any-return]
 
 
 def _call_filesystem(root: str, action: Callable[[], Any]) -> Any:
-    """Return the result of an fsspec call; InputError, naming the root, where it fails."""
+    """Return the result of an fsspec call; raise InputError, naming the root, if it fails."""
     try:
         return action()
     except (OSError, ValueError, ImportError) as error:
@@ -188,15 +189,15 @@ def _call_filesystem(root: str, action: Callable[[], Any]) -> Any:
 
 
 def _walk_local(root: str, passed: PassedOver) -> Iterator[ListedFile]:
-    top = local_path(root)
-    if not os.path.exists(top):
+    root_path = local_path(root)
+    if not os.path.exists(root_path):
         raise InputError(f"{root} does not exist; name a folder with images")
-    if not os.path.isdir(top):
+    if not os.path.isdir(root_path):
         raise InputError(f"{root} is not a folder; name a folder with images")
-    if _is_output(top, _read_local_json):
+    if _is_output(root_path, _read_local_json):
         raise _output_error(root)
-    for path, info, error in _walk_local_folder(top, frozenset(), passed):
-        name = os.path.relpath(path, top).replace(os.sep, "/")
+    for path, info, error in _walk_local_folder(root_path, frozenset(), passed):
+        name = os.path.relpath(path, root_path).replace(os.sep, "/")
         if error is None:
             yield _describe_local(name, path, info)
         else:
@@ -216,8 +217,8 @@ def _describe_local(name: str, path: str, info: os.stat_result | None) -> Listed
 
 
 _LocalEntry = tuple[str, os.stat_result | None, OSError | None]
-"""The path of a file and its status, if that can be read; or of a folder, and why it cannot be
-listed."""
+"""(path, status, None) of a file, without status if it cannot be read; (path, None, error) of a
+folder that cannot be listed."""
 
 
 def _walk_local_folder(
@@ -225,19 +226,20 @@ def _walk_local_folder(
 ) -> Iterator[_LocalEntry]:
     """Walk a local folder, following links to folders except to those that contain it.
 
-    Broken links, and files whose status cannot be read, are returned as files, whose reading fails
-    later. A folder below the root that may not be listed is returned with its error; a transient
-    error of the disk is raised.
+    `above` holds (device, inode) of the folders that contain it. Broken links, and files whose
+    status cannot be read, are returned as files; reading them fails later. A folder below the root
+    that cannot be listed is returned with its error; transient errors of the disk are raised.
     """
     try:
         status = os.stat(folder)
-        here = above | {(status.st_dev, status.st_ino)}
+        ancestors = above | {(status.st_dev, status.st_ino)}
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_hidden(entry.name):
-                    inside = entry.is_dir(follow_symlinks=False)
+                    is_directory = entry.is_dir(follow_symlinks=False)
                     passed.add(
-                        HIDDEN_FOLDERS if inside else HIDDEN_FILES, escape_non_utf8(entry.name)
+                        HIDDEN_FOLDERS if is_directory else HIDDEN_FILES,
+                        escape_non_utf8(entry.name),
                     )
                     continue
                 try:
@@ -246,12 +248,12 @@ def _walk_local_folder(
                     yield from _without_status(entry, error)
                     continue
                 if stat.S_ISDIR(info.st_mode):
-                    if (info.st_dev, info.st_ino) in here:
+                    if (info.st_dev, info.st_ino) in ancestors:
                         continue
                     if _is_written_by_lookalike(entry.path, _read_local_json):
                         passed.add(OUTPUT_FOLDERS, escape_non_utf8(entry.name))
                         continue
-                    yield from _walk_local_folder(entry.path, here, passed)
+                    yield from _walk_local_folder(entry.path, ancestors, passed)
                 else:
                     yield entry.path, info, None
     except OSError as error:
@@ -263,7 +265,7 @@ def _walk_local_folder(
 
 
 def _without_status(entry: os.DirEntry[str], error: OSError) -> Iterator[_LocalEntry]:
-    """Yield an entry whose status cannot be read; nothing if it was removed meanwhile."""
+    """Yield an entry whose status cannot be read; yield nothing if it was removed meanwhile."""
     if entry.is_symlink():
         yield entry.path, entry.stat(follow_symlinks=False), None
     elif entry.is_dir(follow_symlinks=False):
@@ -275,7 +277,8 @@ def _without_status(entry: os.DirEntry[str], error: OSError) -> Iterator[_LocalE
 def _is_output(folder: str, read: Callable[[str], bytes | None]) -> bool:
     """Return whether a folder is an output of lookalike, finished or not.
 
-    The content of job.json (else manifest.json) decides: other programs use these names too.
+    This depends on the content of job.json, or of manifest.json, since other programs use these
+    names too.
     """
     job = read(f"{folder}/{JOB}")
     if job is None:
@@ -287,12 +290,12 @@ def _is_written_by_lookalike(folder: str, read: Callable[[str], bytes | None]) -
     """Return whether a folder is an output of lookalike, or a folder beside a page of `report`."""
     if _is_output(folder, read):
         return True
-    mark = read(f"{folder}/{REPORT_MARK}") if folder.endswith(REPORT_FOLDERS) else None
-    return mark is not None and is_lookalike_json(mark)
+    marker = read(f"{folder}/{REPORT_MARK}") if folder.endswith(REPORT_FOLDERS) else None
+    return marker is not None and is_lookalike_json(marker)
 
 
 def _read_local_json(path: str) -> bytes | None:
-    """Return the start of a local file; None where there is none that can be read."""
+    """Return the start of a local file; None if it does not exist or cannot be read."""
     try:
         if not os.path.isfile(path):  # reading a pipe would not end
             return None
@@ -304,31 +307,31 @@ def _read_local_json(path: str) -> bytes | None:
 
 def _output_error(root: str) -> InputError:
     return InputError(
-        f"{root} is a folder that lookalike wrote, and no folder of images (see its {JOB}); name "
+        f"{root} is a folder that lookalike wrote, not a folder of images (see its {JOB}); name "
         "one with photos"
     )
 
 
 def _walk_remote(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[ListedFile]:
-    system, top = open_filesystem(root, options)
-    below = top.rstrip("/") + "/"
+    system, root_path = open_filesystem(root, options)
+    prefix = root_path.rstrip("/") + "/"
     empty = True
     try:
-        for folder, folders, files in system.walk(top, detail=True, on_error="raise"):
-            itself = files.pop("", None)
-            if empty and itself and itself["type"] == "file" and not files:
+        for folder, folders, files in system.walk(root_path, detail=True, on_error="raise"):
+            root_entry = files.pop("", None)
+            if empty and root_entry and root_entry["type"] == "file" and not files:
                 raise InputError(f"{root} is not a folder; name a folder with images")
             if empty and _is_output(folder, _remote_reader(system, files)):
                 raise _output_error(root)
             at_root, empty = empty, empty and not files and not folders
             for info in _visible_files(system, folder, folders, files, passed, at_root):
                 path = info["name"]
-                yield _describe_remote(system, path.removeprefix(below), path, info)
+                yield _describe_remote(system, path.removeprefix(prefix), path, info)
     except FileNotFoundError as error:
         raise InputError(f"{root} does not exist; name a folder with images") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{root} cannot be listed ({error})") from error
-    if empty and not system.exists(top):
+    if empty and not system.exists(root_path):
         raise InputError(f"{root} does not exist; name a folder with images")
 
 
@@ -338,7 +341,7 @@ def _visible_files(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Return the files of a remote folder that are not skipped.
 
-    Folders that are skipped are removed from `folders`, so that fsspec does not descend into them.
+    Skipped folders are removed from `folders`, so that fsspec does not descend into them.
     """
     if not at_root and _is_written_by_lookalike(folder, _remote_reader(system, files)):
         passed.add(OUTPUT_FOLDERS, folder.rsplit("/", 1)[-1])
@@ -353,11 +356,11 @@ def _visible_files(
 
 
 def _remote_reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], bytes | None]:
-    """Return a function that reads the start of a remote file, if it is among the listed ones."""
+    """Return a function that reads the start of a remote file if it is in `files`, else None."""
 
     def read(path: str) -> bytes | None:
         info = files.get(path.rsplit("/", 1)[-1])
-        if info is None or info.get("size") == 0:  # stores reject any range of an empty file
+        if info is None or info.get("size") == 0:  # object stores reject ranges of an empty file
             return None
         try:
             return bytes(system.cat_file(path, start=0, end=_MAX_JSON_BYTES))
@@ -368,26 +371,26 @@ def _remote_reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], byt
 
 
 def _glob_files(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[ListedFile]:
-    """Iterate over the files that match a pattern, named below its last part without a wildcard.
+    """Iterate over the files that match a pattern; names are relative to its fixed leading folders.
 
     As in a shell, hidden files match only a part of the pattern that begins with a dot. Files in
-    outputs of lookalike below that last part are skipped.
+    outputs of lookalike below the fixed folders are skipped.
     """
     pattern = root if is_remote(root) else local_path(root)
-    fixed = 0
+    fixed_parts = 0
     parts = pattern.split("/")
-    while fixed < len(parts) - 1 and not is_glob(parts[fixed]):
-        fixed += 1
+    while fixed_parts < len(parts) - 1 and not is_glob(parts[fixed_parts]):
+        fixed_parts += 1
     system, name = open_filesystem(pattern, options if is_remote(root) else {})
     name_parts = name.split("/")
-    fixed -= len(parts) - len(name_parts)
-    below = "/".join(name_parts[:fixed]) + "/" if fixed > 0 else ""
+    fixed_parts -= len(parts) - len(name_parts)
+    prefix = "/".join(name_parts[:fixed_parts]) + "/" if fixed_parts > 0 else ""
     infos = _call_filesystem(root, lambda: system.glob(name, detail=True))
-    include_hidden = any(part.startswith(".") for part in name_parts[max(fixed, 0) :])
-    outputs = _OutputsBelow(system, below)
+    include_hidden = any(part.startswith(".") for part in name_parts[max(fixed_parts, 0) :])
+    outputs = _EnclosingOutputs(system, prefix)
     matched = False
     for path, info in infos.items():
-        if not include_hidden and (part := hidden_part(path.removeprefix(below))):
+        if not include_hidden and (part := hidden_part(path.removeprefix(prefix))):
             passed.add(HIDDEN_FILES, part)
             continue
         if output := outputs.enclosing(path):
@@ -395,19 +398,19 @@ def _glob_files(root: str, options: Mapping[str, Any], passed: PassedOver) -> It
             continue
         matched = matched or info["type"] == "file"
         if info["type"] == "file" and is_remote(root):
-            yield _describe_remote(system, path.removeprefix(below), path, info)
+            yield _describe_remote(system, path.removeprefix(prefix), path, info)
         elif info["type"] == "file":
-            yield _describe_local(path.removeprefix(below), path, os.stat(path))
+            yield _describe_local(path.removeprefix(prefix), path, os.stat(path))
     if not matched:
         left_out = f" (passed over: {passed})" if passed.total else ""
         raise InputError(f"{root} matches no file{left_out}; name a file, a folder or another glob")
 
 
-class _OutputsBelow:
+class _EnclosingOutputs:
     """Find the outputs of lookalike that enclose files below a folder; each folder is read once."""
 
-    def __init__(self, system: Any, below: str) -> None:
-        self._system, self._below = system, below
+    def __init__(self, system: Any, prefix: str) -> None:
+        self._system, self._below = system, prefix
         self._is_output: dict[str, bool] = {}
 
     def enclosing(self, path: str) -> str | None:
@@ -447,9 +450,9 @@ def seconds_to_ns(seconds: float) -> int | None:
 def modified_ns(info: Mapping[str, Any]) -> int | None:
     """Return the modification time of a remote file in ns since 1970; None where unknown.
 
-    Stores report it as a datetime (naive ones are UTC), as ISO text, or as seconds.
+    Object stores report it as a datetime (naive ones are UTC), as ISO text, or as seconds.
     """
-    for key in _CHANGED:
+    for key in _MTIME_KEYS:
         value = info.get(key)
         if isinstance(value, str):
             try:

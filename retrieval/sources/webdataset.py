@@ -1,9 +1,9 @@
 """Source of images in tar files: one, or a folder or glob of them, as WebDataset shards.
 
 Only headers and small `.cls` label files are read, and nothing is unpacked: members that would be
-harmful to unpack are listed with a problem, for the ledger. Concatenated tars are read to their
-last end mark (`tar_members.py`). Duplicate names and labels are resolved at the end of a tar, so
-that memory is some 0.5 KB per image of one tar.
+harmful to unpack are listed with a problem and recorded in the ledger. Concatenated tars are read
+to their last end mark (`tar_members.py`). Duplicate names and labels are resolved at the end of a
+tar, so that memory is some 0.5 KB per image of one tar.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from retrieval.storage.input_files import escape_non_utf8, open_uri
 TAR = (".tar",)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
-_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+_COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 _BLOCK = 1 << 16
-"""Bytes of a remote tar fetched at a time: several headers of small images, little of large ones.
-fsspec's default of 5 MB would read all of most tars."""
+"""Bytes of a remote tar fetched at a time: several headers if images are small, and little of the
+data if they are large. fsspec's default of 5 MB would read most tars completely."""
 
 _MAX_LABEL_BYTES = 1 << 10
-"""A larger `.cls` file is not a label."""
+"""Larger `.cls` files are not read as labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class _Member:
 
 @dataclass
 class _Contents:
-    """Contents of a tar, as far as it could be read; `broken` says why not further."""
+    """Contents of a tar as far as it could be read; `error` describes why reading stopped."""
 
     images: list[_Member] = field(default_factory=list)
     labels: dict[str, str | None] = field(default_factory=dict)  # by the stem of the .cls file
     contradictions: set[str] = field(default_factory=set)  # stems with two different labels
     others: int = 0
     passed_over: PassedOver = field(default_factory=PassedOver)
-    broken: str | None = None
+    error: str | None = None
 
     def add_label(self, stem: str, label: str | None) -> None:
         if self.labels.setdefault(stem, label) != label:
@@ -65,7 +65,8 @@ class _Contents:
         """Return the label of an image: from `STEM.cls`, `KEY.cls`, or else its parent folder.
 
         WebDataset's key ends at the first dot, so that `prod.000.jpg` and `prod.001.jpg` share
-        the key `prod`; the stem, which belongs to one image only, takes precedence.
+        the key `prod`; the stem, which belongs to one image only, takes precedence. Raises
+        InputError if two files with different labels apply.
         """
         for stem in (_stem(name), _key(name)):
             if stem in self.contradictions:
@@ -80,7 +81,7 @@ class _Contents:
 
 @dataclass
 class TarSource(Source):
-    """Images in tars; labels are those of `.cls` files beside them, else the parent folders."""
+    """Images in tars; labels are from `.cls` files beside them, else the parent folders."""
 
     root: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -90,7 +91,7 @@ class TarSource(Source):
     )
 
     def items(self) -> Iterator[Item]:
-        """Iterate over all images, tar by tar; raise InputError after those of a broken tar."""
+        """Iterate over all images, tar by tar; after those of a damaged tar raise InputError."""
         self.passed_over = PassedOver()
         tars, self.others = find_files(self.root, TAR, self.options, self.passed_over)
         for tar in tars:
@@ -101,18 +102,18 @@ class TarSource(Source):
             self.passed_over.include(contents.passed_over)
             self.others += contents.others + contents.passed_over.total
             yield from _items(tar, contents)
-            if contents.broken:
+            if contents.error:
                 raise InputError(
-                    f"{tar.path} is broken ({contents.broken}); fetch or make it again, or remove "
-                    "it"
+                    f"{tar.path} is damaged ({contents.error}); fetch or make it again, or "
+                    "remove it"
                 )
 
     def _contents(self, tar: ListedFile) -> _Contents:
         try:
             with open_uri(tar.path, self.options, block=_BLOCK) as file:
-                if file.read(6).startswith(_MAGIC):
+                if file.read(6).startswith(_COMPRESSED_MAGIC):
                     raise InputError(
-                        f"{tar.path} is compressed, so that no image of it can be read alone; "
+                        f"{tar.path} is compressed, so that single images cannot be read from it; "
                         "uncompress it to a plain .tar"
                     )
                 file.seek(0)
@@ -127,7 +128,7 @@ def _read_contents(file: BinaryIO) -> _Contents:
         for member in tar_members(file):
             _add_member(contents, file, member)
     except DAMAGE as error:
-        contents.broken = " ".join(str(error).split()) or type(error).__name__
+        contents.error = " ".join(str(error).split()) or type(error).__name__
     return contents
 
 
@@ -157,7 +158,7 @@ def _problem(member: tarfile.TarInfo) -> str | None:
     if not member.isreg():
         return "it is neither file nor folder in its tar"
     if member.issparse():
-        return "it is stored with holes in its tar (sparse)"
+        return "it is a sparse file in its tar"
     if member.name.startswith("/"):
         return "its name in the tar is absolute"
     if ".." in member.name.split("/"):
@@ -168,12 +169,12 @@ def _problem(member: tarfile.TarInfo) -> str | None:
 def _items(tar: ListedFile, contents: _Contents) -> Iterator[Item]:
     """Iterate over the items of a tar; of members of one name the last counts, as in unpacking."""
     names = [_normalise(member.name) for member in contents.images]
-    last = {name: number for number, name in enumerate(names)}
-    used_names = set(last)
+    last_position = {name: number for number, name in enumerate(names)}
+    used_names = set(last_position)
     for number, (name, member) in enumerate(zip(names, contents.images, strict=True)):
         problem = member.problem
         unique_name = name
-        if last[name] != number:
+        if last_position[name] != number:
             problem = "another image of this name follows in its tar and replaces it"
             unique_name = _add_free_name(name, used_names)
         yield Item(
@@ -203,7 +204,7 @@ def _normalise(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """Return a name without its last suffix, the dots of its folders left alone."""
+    """Return a name without its last suffix; dots in the names of its folders do not count."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.rpartition(".")[0]
 

@@ -23,7 +23,11 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux' fcntl.h and fs.h
 
 
 def rename_if_absent(source: str, target: str) -> None:
-    """Rename `source` to `target` in the same folder; FileExistsError where the target exists."""
+    """Rename `source` to `target` in the same folder.
+
+    Raises FileExistsError if the target exists, and OSError if the file system supports none of the
+    three methods.
+    """
     for rename in (os.link, _rename_without_replacing, _rename_under_lock):
         try:
             rename(source, target)
@@ -31,10 +35,10 @@ def rename_if_absent(source: str, target: str) -> None:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            last = error
+            last_error = error
     raise OSError(
-        last.errno,
-        f"{last.strerror}: the file system supports neither hard links, nor a rename without "
+        last_error.errno,
+        f"{last_error.strerror}: the file system supports neither hard links, nor a rename without "
         "replacing, nor locks",
         target,
     )

@@ -61,8 +61,7 @@ class Manifest:
 def list_output_files(folder: Folder) -> Entries:
     """Return the files of an output except temporary files, run.json, manifest and inventory.
 
-    A folder below it that holds a job.json is an output of its own, of which only the manifest is
-    included.
+    A subfolder with a job.json is a nested output, of which only the manifest is included.
     """
     nested: list[str] = []
 
@@ -80,7 +79,7 @@ def list_output_files(folder: Folder) -> Entries:
     entries = collect_entries(included())
     if not nested:
         return entries
-    nested.sort()  # so that of outputs inside one another the outermost comes first
+    nested.sort()  # of outputs within outputs the outermost comes first
 
     def is_kept(entry: Entry) -> bool:
         output = next((outer for outer in nested if entry.path.startswith(outer)), None)
@@ -100,7 +99,7 @@ def read_if_exists(folder: Folder, path: str) -> bytes | None:
 def is_lookalike_json(data: bytes, keys: Collection[str] = _JOB_KEYS) -> bool:
     """Return whether the bytes of a JSON file were written by lookalike, not by another program.
 
-    One altered byte does not change the answer: either the checksum mark or the keys remain.
+    A single altered byte does not change the result: either the checksum mark or the keys remain.
     """
     if CHECKSUM_MARK in data:
         return True
@@ -125,8 +124,8 @@ def is_output(folder: Folder) -> bool:
 def enclosing_output(path: str) -> str | None:
     """Return the path of the output that contains a local path, or None.
 
-    Anything written there would be foreign to that output, which would then count as damaged.
-    Object stores are not checked: each parent would be a request, which may be denied.
+    A file written there would be foreign to that output, which would then count as damaged. Object
+    stores are not checked: that would take one request per parent folder, which may be denied.
     """
     if is_remote(path):
         return None
@@ -145,9 +144,13 @@ def is_finished(folder: Folder) -> bool:
 def read_manifest(folder: Folder, *, kind: OutputKind | None = None) -> Manifest:
     """Read and verify the manifest, job and inventory of a finished output, and all file sizes.
 
-    The other files are verified when they are read (`read_verified`). Raises InputError where there
-    is no finished output, Mismatch where its kind is not `kind`, and Damaged where it was altered.
-    A manifest that is missing because another run is replacing it is waited for.
+    The other files are verified when they are read (`read_verified`). If the manifest is missing
+    because another run is replacing it, wait and try again.
+
+    Raises:
+        InputError: If there is no finished output.
+        Mismatch: If its kind is not `kind`, or its format is of another version.
+        Damaged: If a file is missing, foreign or altered.
     """
     for attempts_left in reversed(range(_MANIFEST_ATTEMPTS)):
         data = _read_manifest_bytes(folder)
@@ -170,7 +173,7 @@ def _read_manifest_bytes(folder: Folder) -> bytes | None:
     try:
         return read_if_exists(folder, MANIFEST)
     except NotADirectoryError:
-        raise InputError(f"{folder.uri()} is a file, not a folder lookalike made") from None
+        raise InputError(f"{folder.uri()} is a file, not an output of lookalike") from None
 
 
 def _verify_manifest(folder: Folder, data: bytes | None, kind: OutputKind | None) -> Manifest:
@@ -199,7 +202,11 @@ def _read(folder: Folder, path: str) -> bytes:
 
 
 def parse_manifest(data: bytes, inventory: bytes, folder: Folder) -> Manifest:
-    """Parse the bytes of manifest.json and files.parquet, each verified by its checksum."""
+    """Parse the bytes of manifest.json and files.parquet, each verified by its checksum.
+
+    Raises Damaged if one was altered, and Mismatch if the format is of another version. `folder` is
+    named in messages.
+    """
     values = parse_checksummed_json(data)
     if values is None or not values.keys() >= _MANIFEST_KEYS:
         raise Damaged(f"{folder.uri(MANIFEST)} was altered; {_REMEDY}")
@@ -227,18 +234,18 @@ def build_manifest(data: bytes, files: Inventory) -> Manifest:
 
 
 def check_sizes(folder: Folder, manifest: Manifest) -> None:
-    """Raise Damaged where a file of an output is missing, foreign or of another size."""
-    existing, named = list_output_files(folder), manifest.files
-    extra = existing.not_in(named)
-    if len(existing) - len(extra) < len(named):
-        path = named.filter(pc.invert(is_among(named.paths, existing.paths))).paths[0].as_py()
+    """Raise Damaged if a file of an output is missing, foreign or of another size."""
+    existing, listed = list_output_files(folder), manifest.files
+    extra = existing.not_in(listed)
+    if len(existing) - len(extra) < len(listed):
+        path = listed.filter(pc.invert(is_among(listed.paths, existing.paths))).paths[0].as_py()
         raise Damaged(f"{folder.uri(path)} is missing; {_REMEDY}")
-    kept = existing.table
+    common = existing.table
     if len(extra):
-        kept = kept.filter(is_among(existing.paths, named.paths))
-    differ = pc.not_equal(kept["size"], named.table["size"])
+        common = common.filter(is_among(existing.paths, listed.paths))
+    differ = pc.not_equal(common["size"], listed.table["size"])
     if pc.any(differ, min_count=0).as_py():
-        path = kept.filter(differ)["path"][0].as_py()
+        path = common.filter(differ)["path"][0].as_py()
         raise Damaged(f"{folder.uri(path)} was altered (its length changed); {_REMEDY}")
     appended = files_after_manifest(manifest, extra)
     if foreign := [entry.path for entry in extra if entry.path not in appended]:
@@ -246,10 +253,10 @@ def check_sizes(folder: Folder, manifest: Manifest) -> None:
 
 
 def files_after_manifest(manifest: Manifest, entries: Entries) -> set[str]:
-    """Return the paths of a store's or index's files that were begun after its manifest.
+    """Return the paths of the files of a store or index that were written after its manifest.
 
-    They belong to a further segment, retry or shard that is in progress or was killed; the finished
-    part stays readable.
+    They belong to a segment, retry or shard that is in progress or was killed; the finished part of
+    the output stays readable.
     """
     pattern = _APPENDED_FILES.get(manifest.kind)
     if pattern is None:
@@ -261,7 +268,10 @@ def files_after_manifest(manifest: Manifest, entries: Entries) -> set[str]:
 
 
 def read_verified(folder: Folder, expected: FileRecord) -> bytes:
-    """Return the bytes of a file of a finished output; Damaged where its SHA-256 differs."""
+    """Return the bytes of a file of a finished output.
+
+    Raises Damaged if it is missing or its SHA-256 differs from the `expected` one.
+    """
     data = _read(folder, expected.path)
     if hashlib.sha256(data).hexdigest() != expected.sha256:
         raise Damaged(f"{folder.uri(expected.path)} was altered; {_REMEDY}")
@@ -269,13 +279,13 @@ def read_verified(folder: Folder, expected: FileRecord) -> bytes:
 
 
 def read_settings(folder: Folder) -> dict[str, Any]:
-    """Return the settings of an output, from its job.json."""
+    """Return the settings of an output, from its job.json; raise Damaged if it was altered."""
     settings: dict[str, Any] = read_job(folder, _read(folder, JOB))["settings"]
     return settings
 
 
 def read_job(folder: Folder, data: bytes) -> dict[str, Any]:
-    """Parse the bytes of a job.json: format, kind and settings; Damaged where it was altered."""
+    """Parse the bytes of a job.json: format, kind and settings; raise Damaged if it was altered."""
     values = parse_checksummed_json(data)
     if values is None or not values.keys() >= _JOB_KEYS:
         raise Damaged(f"{folder.uri(JOB)} was altered; {_REMEDY}")

@@ -42,7 +42,7 @@ class Folder(ABC):
 
     @abstractmethod
     def uri(self, path: str = "") -> str:
-        """Return the absolute path or URI of a file in it; of the folder itself by default."""
+        """Return the absolute path or URI of a file in this folder; by default of the folder."""
 
     @abstractmethod
     def child(self, path: str) -> Folder:
@@ -50,13 +50,13 @@ class Folder(ABC):
 
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
-        """Open a file as a seekable binary stream; FileNotFoundError where there is none."""
+        """Open a file as a seekable binary stream; raise FileNotFoundError if there is none."""
 
     @abstractmethod
     def entries(self, below: str = "") -> Iterator[Entry]:
         """Iterate over all files below a path, at any depth, temporary ones included.
 
-        Files left by desktops and file systems are skipped (`ignored_files.py`). A folder that
+        Files created by desktops and file systems are skipped (`ignored_files.py`). A folder that
         does not exist has no entries.
         """
 
@@ -73,18 +73,18 @@ class Folder(ABC):
 
     @abstractmethod
     def put_new_file(self, path: str, write: Callable[[str], None]) -> bool:
-        """Call `write` with the name of a local file to fill, then put that as `put_new` does."""
+        """Call `write` with the path of a local file to fill, then write that as `put_new` does."""
 
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove a file if it exists."""
 
     def sweep(self) -> None:
-        """Remove temporary files of dead processes of this host, and those older than a day."""
+        """Remove temporary files of ended processes of this host, and those older than a day."""
         return
 
     def read(self, path: str) -> bytes:
-        """Return the bytes of a file."""
+        """Return the bytes of a file; raise FileNotFoundError if there is none."""
         with self.open(path) as file:
             return file.read()
 

@@ -1,9 +1,9 @@
 """Reading from web hosts named by URLs, where a failing host must not stop the job.
 
-A failing bucket or disk holds all images and stops the job. In a list of URLs, a refusal or a
-timeout is an error of that image, which is retried a few times and then recorded. A host that has
-failed gets one attempt per image, and one that stays silent is skipped for a while, so that its
-images do not take minutes each.
+A failing bucket or disk affects all images and stops the job. In a list of URLs, a rejected request
+or a timeout is an error of that image, which is retried a few times and then recorded. After a
+failure a host gets one attempt per image, and an unresponsive host is skipped for a minute, so that
+its images do not take minutes each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TIMEOUTS = {"total": 300.0, "sock_connect": 10.0, "sock_read": 30.0}
 
 
 class HostError(OSError):
-    """A host refused an image or did not answer; `status` is the HTTP status if there is one."""
+    """A host rejected a request or did not answer; `status` is the HTTP status if there is one."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -58,7 +58,10 @@ class HostHealth:
         return HostHealth, ()
 
     def read(self, url: str, action: Callable[[int], bytes]) -> bytes:
-        """Return what `action` reads, given the number of attempts; HostError if the host fails."""
+        """Return the result of `action`, called with the number of attempts to make.
+
+        Raises HostError if a web host fails, and the errors of `action` for other locations.
+        """
         host = host_of(url)
         if host is None:
             return action(ATTEMPTS)
@@ -89,8 +92,8 @@ class HostHealth:
 
     def _record_failure(self, host: str, reason: str, *, timed_out: bool) -> None:
         with self._lock:
-            before = self._failures.get(host)
-            timeouts = before.timeouts + 1 if before and timed_out else 0
+            previous = self._failures.get(host)
+            timeouts = previous.timeouts + 1 if previous and timed_out else 0
             self._failures[host] = _HostFailure(reason, timeouts, time.monotonic())
 
     def _forget(self, host: str) -> None:
@@ -99,7 +102,7 @@ class HostHealth:
 
 
 def host_of(url: str) -> str | None:
-    """Return the host and port that a URL names; None where it names a bucket or a local path."""
+    """Return the host and port in a URL of a web host; None for buckets and local paths."""
     scheme, separator, _ = url.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
         return None
@@ -114,7 +117,7 @@ def with_timeouts(url: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     scheme = url.partition("://")[0].lower()
     settings = [options, *(fsspec.config.conf.get(name, {}) for name in ("http", "https"))]
-    if scheme not in ("http", "https") or any("client_kwargs" in each for each in settings):
+    if scheme not in ("http", "https") or any("client_kwargs" in mapping for mapping in settings):
         return options
     from aiohttp import ClientTimeout
 
@@ -122,13 +125,13 @@ def with_timeouts(url: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _format_reason(host: str, error: BaseException, status: int | None) -> str:
-    """Describe a failure, with the same text for every image of a host."""
+    """Describe a failure; the text is the same for every image of a host."""
     if status is not None:
-        meaning = getattr(error, "message", "")
-        return f"{host} answered {status} ({meaning})" if meaning else f"{host} answered {status}"
+        message = getattr(error, "message", "")
+        return f"{host} answered {status} ({message})" if message else f"{host} answered {status}"
     if type(error).__name__ == "TooManyRedirects":
         return f"{host} redirects in a circle"
     if isinstance(error, TimeoutError):
         return f"{host} did not answer in time"
-    why = getattr(error, "strerror", None) or type(error).__name__
-    return f"{host} cannot be reached ({why})"
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    return f"{host} cannot be reached ({reason})"

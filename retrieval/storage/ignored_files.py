@@ -1,14 +1,14 @@
-"""Recognise files left by desktops, file systems and NAS devices, and hidden files.
+"""Recognition of files created by desktops, file systems and NAS devices, and of hidden files.
 
 In an output such files are ignored: they are neither checked nor removed. In an input they are
-skipped, and so is everything else that is hidden, unless a list names it.
+skipped, as are all other hidden files, unless a list names them.
 """
 
 from __future__ import annotations
 
 import re
 
-_SYSTEM = re.compile(
+_SYSTEM_NAME = re.compile(
     r"\.DS_Store|\._.*|Icon\r|\.localized|\.AppleDouble|\.AppleDB|\.AppleDesktop|\.apdisk"
     r"|\.Spotlight-V100|\.fseventsd|\.TemporaryItems|\.DocumentRevisions-V100|__MACOSX"  # macOS
     r"|Thumbs\.db|ehthumbs(_vista)?\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"
@@ -21,12 +21,12 @@ _SYSTEM = re.compile(
 
 
 def is_system_name(name: str) -> bool:
-    """Return whether a file or folder of this name was left by a desktop or a file system."""
-    return _SYSTEM.fullmatch(name) is not None
+    """Return whether files or folders of this name are created by a desktop or a file system."""
+    return _SYSTEM_NAME.fullmatch(name) is not None
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden: a leading dot, or a system name."""
+    """Return whether a file or folder of this name is hidden: leading dot, or system name."""
     return (name.startswith(".") and name not in (".", "..")) or is_system_name(name)
 
 
@@ -36,5 +36,5 @@ def has_system_part(path: str) -> bool:
 
 
 def hidden_part(path: str) -> str | None:
-    """Return the first hidden part of a '/'-separated path; None where nothing is hidden."""
+    """Return the first hidden part of a '/'-separated path, or None."""
     return next(filter(is_hidden, path.split("/")), None)

@@ -26,9 +26,15 @@ def read_uri(
 ) -> bytes:
     """Return the bytes of a local or remote file.
 
-    Listings write names that are not UTF-8 with %XX for the other bytes; such a name is decoded
-    where no file has the name as written. With `only_files` named pipes and devices are rejected
-    with ValueError: a shell may pass a pipe as a labels file, never as an image.
+    In listings the bytes of a name that are not UTF-8 are written as %XX; they are decoded if no
+    file has the name as written.
+
+    Args:
+        path: A path or URI.
+        options: Arguments of the fsspec file system.
+        only_files: Whether named pipes and devices are rejected with ValueError: a shell may pass a
+            pipe as a labels file, but not as an image.
+        attempts: Number of attempts in case of transient errors.
     """
     open_local = _open_file if only_files else _open_any
 
@@ -49,7 +55,7 @@ def read_uri(
 def read_range(
     path: str, first: int, length: int, options: Mapping[str, Any] | None = None
 ) -> bytes:
-    """Return `length` bytes of a file from byte `first` on; fewer if the file ends before."""
+    """Return `length` bytes of a file from offset `first` on; fewer if the file ends before."""
 
     def read_local(name: str) -> bytes:
         with _open_file(name) as file:
@@ -86,7 +92,7 @@ def _open_any(name: str) -> BinaryIO:
 
 
 def _open_file(name: str) -> BinaryIO:
-    """Open a regular file; ValueError for pipes and devices, whose reads may never end."""
+    """Open a regular file; raise ValueError for pipes and devices, where reads may never end."""
     if problem := describe_special_file(os.stat(name).st_mode):
         raise ValueError(problem)
     return open(name, "rb")
@@ -99,13 +105,13 @@ _SPECIAL_FILES = {
 
 
 def describe_special_file(mode: int) -> str | None:
-    """Describe a pipe, socket or device by its mode; None for files and folders."""
+    """Describe a pipe, socket or device by its mode; return None for files and folders."""
     kind = _SPECIAL_FILES.get(stat.S_IFMT(mode))
     return None if kind is None else f"it is {kind}, not a file"
 
 
 def _with_decoded_name(action: Callable[[str], Answer], name: str) -> Answer:
-    """Call `action` with a name, or with its %XX decoded where no such file exists."""
+    """Call `action` with a name, or with its %XX decoded if no file has the name."""
     try:
         return action(name)
     except FileNotFoundError:
@@ -122,7 +128,7 @@ def escape_non_utf8(path: str) -> str:
 
 
 def unescape_non_utf8(name: str) -> str:
-    """Replace %80 to %FF by the bytes they stand for, the only ones `escape_non_utf8` writes."""
+    """Replace %80 to %FF by the bytes they stand for: the reverse of `escape_non_utf8`."""
     decoded = re.sub(
         rb"%([89A-F][0-9A-F])", lambda match: bytes([int(match[1], 16)]), os.fsencode(name)
     )

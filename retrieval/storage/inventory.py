@@ -1,6 +1,6 @@
-"""Columnar tables of file records: a driver holds those of all files of a store.
+"""Columnar tables of file records; the driver holds those of all files of a store.
 
-A row takes some 120 bytes as Arrow columns and 400 as Python objects, which are made on demand.
+A row takes some 120 bytes as Arrow columns and 400 as a Python object, which is created on demand.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from retrieval.core.schemas import FILES, Paths
 from retrieval.storage.folder import Entry
 
 _BATCH = 1 << 14
-_LISTED = pa.schema([("path", pa.string()), ("size", pa.int64())])
+_ENTRY_SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64())])
 
 
 class _FileTable:
-    """Rows in the order of their paths, with one chunk per column."""
+    """Table of files in the order of their paths, with one chunk per column."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = _combine_chunks(table)
 
     @property
     def paths(self) -> Paths:
-        """Return the paths in ascending order."""
+        """Return the (n,) paths in ascending order."""
         return _column(self.table, "path")
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class Inventory(_FileTable, Mapping[str, FileRecord]):
 
     def __getitem__(self, path: str) -> FileRecord:
         paths = self.paths
-        position = bisect_left(range(len(paths)), path, key=lambda at: paths[at].as_py())
+        position = bisect_left(range(len(paths)), path, key=lambda index: paths[index].as_py())
         if position == len(paths) or paths[position].as_py() != path:
             raise KeyError(path)
         return FileRecord(**self.table.slice(position, 1).to_pylist()[0])
@@ -65,7 +65,7 @@ class Inventory(_FileTable, Mapping[str, FileRecord]):
 
 
 class _RecordsView(ValuesView[FileRecord]):
-    """The records in order, without looking up each path."""
+    """View of the records in order that does not look up each path."""
 
     _mapping: Inventory
 
@@ -75,7 +75,7 @@ class _RecordsView(ValuesView[FileRecord]):
 
 
 def read_inventory(data: bytes) -> Inventory:
-    """Parse the bytes of files.parquet, column by column, so that only one is held twice."""
+    """Parse the bytes of files.parquet, one column at a time to limit memory."""
     file = pq.ParquetFile(pa.BufferReader(data))
     columns = {name: file.read([name])[name].combine_chunks() for name in FILES.schema.names}
     inventory = Inventory(pa.table(columns, schema=FILES.schema))
@@ -93,11 +93,11 @@ class Entries(_FileTable):
     def not_in(self, inventory: Inventory) -> Entries:
         """Return the entries whose paths are not in an inventory."""
         if self.paths.equals(inventory.paths):
-            return Entries(_LISTED.empty_table())
+            return Entries(_ENTRY_SCHEMA.empty_table())
         return Entries(self.table.filter(pc.invert(is_among(self.paths, inventory.paths))))
 
     def paths_except(self, paths: set[str]) -> Paths:
-        """Return all paths except the given ones."""
+        """Return all paths except those in `paths`."""
         if not paths:
             return self.paths
         return self.paths.filter(pc.invert(is_among(self.paths, pa.array(sorted(paths)))))
@@ -112,7 +112,7 @@ class RecordCollector:
         self.add(records)
 
     def add(self, records: Iterable[FileRecord] | Inventory) -> None:
-        """Add records."""
+        """Add records, which replace earlier ones of the same paths."""
         if isinstance(records, Inventory):
             self._flush()
             self._tables.append(records.table)
@@ -134,16 +134,16 @@ class RecordCollector:
         table = _sort_by_path(tables)
         paths = _column(table, "path")
         differ = pc.not_equal(paths[:-1], paths[1:])
-        last = pa.concat_arrays([differ, pa.array([True] * min(1, len(paths)), pa.bool_())])
-        return Inventory(table).filter(last)
+        is_last = pa.concat_arrays([differ, pa.array([True] * min(1, len(paths)), pa.bool_())])
+        return Inventory(table).filter(is_last)
 
 
 KnownRecords = Iterable[FileRecord] | Inventory | RecordCollector
-"""Records of files that need not be read again; a collector is emptied by using it."""
+"""Records of files that need not be read again; using a collector empties it."""
 
 
 def as_inventory(known: KnownRecords) -> Inventory:
-    """Return records as an inventory."""
+    """Return records as an inventory; a collector is emptied."""
     if isinstance(known, Inventory):
         return known
     return (known if isinstance(known, RecordCollector) else RecordCollector(known)).inventory()
@@ -152,9 +152,9 @@ def as_inventory(known: KnownRecords) -> Inventory:
 def collect_entries(entries: Iterable[Entry]) -> Entries:
     """Collect listed files into a table.
 
-    A path that is not UTF-8 is not written by this program; it is escaped, and opens nothing.
+    A path that is not UTF-8 was not written by lookalike; its escaped form does not open a file.
     """
-    tables, paths, sizes = [_LISTED.empty_table()], [], []
+    tables, paths, sizes = [_ENTRY_SCHEMA.empty_table()], [], []
     for entry in entries:
         paths.append(entry.path)
         sizes.append(entry.size)
@@ -167,10 +167,10 @@ def collect_entries(entries: Iterable[Entry]) -> Entries:
 
 def _entry_table(paths: list[str], sizes: list[int]) -> pa.Table:
     try:
-        return pa.table([paths, sizes], schema=_LISTED)
+        return pa.table([paths, sizes], schema=_ENTRY_SCHEMA)
     except UnicodeEncodeError:
         escaped = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
-        return pa.table([escaped, sizes], schema=_LISTED)
+        return pa.table([escaped, sizes], schema=_ENTRY_SCHEMA)
 
 
 def is_among(paths: Paths, others: Paths) -> pa.BooleanArray:
@@ -181,7 +181,7 @@ def is_among(paths: Paths, others: Paths) -> pa.BooleanArray:
 def _sort_by_path(tables: list[pa.Table]) -> pa.Table:
     """Concatenate tables and sort the rows by the bytes of their paths; the sort is stable.
 
-    The list is emptied, so that not everything is held three times.
+    The list is emptied, to limit memory.
     """
     filled = [table for table in tables if len(table)] or tables[:1]
     tables.clear()
@@ -192,12 +192,12 @@ def _sort_by_path(tables: list[pa.Table]) -> pa.Table:
         return table
     sorted_table = table.take(pc.sort_indices(paths))
     del table, paths
-    pa.default_memory_pool().release_unused()  # which Arrow would keep for later
+    pa.default_memory_pool().release_unused()  # Arrow would keep the memory otherwise
     return sorted_table
 
 
 def _combine_chunks(table: pa.Table) -> pa.Table:
-    """Return a table with one chunk per column, without copying one that has so already."""
+    """Return a table with one chunk per column; it is copied only if necessary."""
     chunks = max((column.num_chunks for column in table.columns), default=0)
     return table if chunks < 2 else table.combine_chunks()
 

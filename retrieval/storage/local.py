@@ -67,7 +67,7 @@ class LocalFolder(Folder):
                 relative = os.path.relpath(full, self.root).replace(os.sep, "/")
                 try:
                     yield Entry(relative, _size(full))
-                except FileNotFoundError:  # another run swept its temporary file meanwhile
+                except FileNotFoundError:  # another run removed its temporary file meanwhile
                     continue
 
     def put(self, path: str, data: bytes) -> None:
@@ -86,29 +86,30 @@ class LocalFolder(Folder):
         )
 
     def _write_and_move(
-        self, path: str, fill: Callable[[str], None], what: str, move: Callable[[str, str], None]
+        self, path: str, fill: Callable[[str], None], name: str, move: Callable[[str, str], None]
     ) -> bool:
-        """Fill a temporary file and move it to `path`; False where `move` finds a file there.
+        """Fill a temporary file and move it to `path`; return False if `move` finds a file there.
 
-        Retried where another process swept the temporary file: containers may share a host's name
-        but not its process ids.
+        `name` is the name of the operation in the fault hook. Retried if another process removed
+        the temporary file as abandoned: containers may share the name of a host but not its
+        process ids.
         """
-        for attempts_left in reversed(range(_MAX_SWEEPS)):
-            with self._temporary(path) as name:
+        for attempts_left in reversed(range(_MAX_ATTEMPTS)):
+            with self._temporary(path) as temporary:
                 try:
-                    fill(name)
-                    with operation(what, self.uri(path)):
-                        move(name, self.uri(path))
+                    fill(temporary)
+                    with operation(name, self.uri(path)):
+                        move(temporary, self.uri(path))
                     return True
                 except FileExistsError:
                     return False
                 except FileNotFoundError:
-                    if not attempts_left or os.path.exists(name):
+                    if not attempts_left or os.path.exists(temporary):
                         raise
         raise AssertionError("unreachable")
 
     def put_file(self, path: str, write: Callable[[str], None]) -> None:
-        """Call `write` with the name of a file to fill, then put that as `put` does."""
+        """Call `write` with the path of a file to fill, then write that as `put` does."""
         with self._temporary(path) as name:
             write(name)
             _sync(name)
@@ -130,7 +131,7 @@ class LocalFolder(Folder):
 
     @contextmanager
     def _temporary(self, path: str) -> Iterator[str]:
-        """Yield the name of an empty temporary file in the folder of `path`; remove it after."""
+        """Yield the path of an empty temporary file in the folder of `path`, then remove it."""
         folder = os.path.dirname(self.uri(path))
         with _translate_disk_errors(self.uri(path)):
             name = os.path.join(folder, temporary_name())
@@ -139,13 +140,13 @@ class LocalFolder(Folder):
                     _create_empty(name)
                 yield name
             finally:
-                with suppress(OSError):  # a failing disk may refuse this too; a later sweep removes
+                with suppress(OSError):  # may fail on a failing disk; a later sweep removes it
                     unlink(name)
             with suppress(FileNotFoundError):  # the folder has been removed since
                 _sync_folder(folder)
 
 
-_MAX_SWEEPS = 3  # times that a temporary file may be swept away before that is an error
+_MAX_ATTEMPTS = 3  # to write a file whose temporary file other processes remove
 
 unlink = os.unlink
 """Removes a temporary file; tests that simulate a killed process replace it."""
@@ -173,8 +174,8 @@ def _translate_disk_errors(path: str) -> Iterator[None]:
         if error.errno not in _DISK_ERRORS:
             raise
         raise StorageFailure(
-            f"{path} could not be written ({error.strerror}); what is finished is kept: make room "
-            "or repair the disk and run the same command again"
+            f"{path} could not be written ({error.strerror}); finished work is kept: make room "
+            "or repair the disk, and run the same command again"
         ) from error
 
 
@@ -194,7 +195,7 @@ def split_file_url(url: str) -> tuple[Folder, str]:
 
 
 def find_write_problem(folder: Folder) -> str | None:
-    """Return why a folder cannot be written, by writing a file to it; None where it can."""
+    """Return why a folder cannot be written, found by writing a file to it; None if it can."""
     probe = temporary_name()
     try:
         folder.put(probe, b"")

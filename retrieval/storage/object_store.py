@@ -1,7 +1,7 @@
 """Folders on object stores, through fsspec, with retries after transient errors (`retry.py`).
 
-A put is atomic, but its response may be lost after it was stored. The retry is then refused since
-the file exists, so a refused conditional put counts as written if the content is equal.
+A put is atomic, but its response may be lost after the file was stored. The retry is then rejected
+since the file exists; so a rejected conditional put counts as written if the content is equal.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RemoteFolder(Folder):
         return self._call("read", path, read_whole)
 
     def read_range(self, path: str, first: int, last: int) -> bytes:
-        """Return the bytes first <= position < last of a file."""
+        """Return the bytes at offsets first <= offset < last of a file."""
 
         def read(system: Any, name: str) -> bytes:
             return cast(bytes, system.cat_file(name, start=first, end=last))
@@ -110,14 +110,14 @@ class RemoteFolder(Folder):
         options = {"use_listings_cache": False, **self.options}
         return fsspec.core.url_to_fs(self.uri(path), **options)  # type: ignore[no-any-return]
 
-    def _call(self, what: str, path: str, action: Callable[[Any, str], Answer]) -> Answer:
-        """Call `action(file system, name)` with retries, as the operation `what`."""
+    def _call(self, name: str, path: str, action: Callable[[Any, str], Answer]) -> Answer:
+        """Call `action(file system, path in it)` with retries, as the operation `name`."""
 
         def attempt() -> Answer:
-            with operation(what, self.uri(path)):
+            with operation(name, self.uri(path)):
                 return action(*self._locate(path))
 
-        return call_with_retries(attempt, self.uri(path), _PARTICIPLES[what])
+        return call_with_retries(attempt, self.uri(path), _PARTICIPLES[name])
 
     def _size(self, path: str) -> int:
         info = self._call("look", path, lambda system, name: system.info(name))
@@ -130,12 +130,12 @@ class RemoteFolder(Folder):
         size = os.path.getsize(local)
         if self._size(path) != size:
             return False
-        ours, theirs = hashlib.sha256(), hashlib.sha256()
+        local_digest, remote_digest = hashlib.sha256(), hashlib.sha256()
         with open(local, "rb") as file:
             for first in range(0, size, _BLOCK):
-                ours.update(file.read(_BLOCK))
-                theirs.update(self.read_range(path, first, min(first + _BLOCK, size)))
-        return ours.digest() == theirs.digest()
+                local_digest.update(file.read(_BLOCK))
+                remote_digest.update(self.read_range(path, first, min(first + _BLOCK, size)))
+        return local_digest.digest() == remote_digest.digest()
 
 
 _PARTICIPLES = {
@@ -147,8 +147,9 @@ _PARTICIPLES = {
 def read_whole(system: Any, name: str) -> bytes:
     """Return the bytes of a remote file.
 
-    s3fs requests the size first, by a HEAD, whose error has no body: it does not say whether the
-    file or the credentials are refused. So a GET of one byte follows, which raises the full error.
+    s3fs first requests the size by HEAD, whose error response has no body and so does not state
+    whether the file or the credentials are rejected. After such an error one byte is requested by
+    GET, which raises the complete error.
     """
     try:
         return bytes(system.cat_file(name))
@@ -158,9 +159,9 @@ def read_whole(system: Any, name: str) -> bytes:
 
 
 def _try_create(put: Callable[[], Any]) -> bool:
-    """Execute a conditional put; return False where it was refused because the file exists.
+    """Execute a conditional put; return False if it was rejected because the file exists.
 
-    s3fs translates the refusal of AWS only; other stores do not name the condition in theirs
+    s3fs translates the error of AWS only; those of other stores do not name the condition
     (SeaweedFS: OSError 22).
     """
     try:

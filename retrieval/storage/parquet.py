@@ -9,19 +9,19 @@ from retrieval.storage.local import Folder
 
 
 def read_rows(folder: Folder, path: str, first: int, last: int) -> pa.Table:
-    """Read the rows first <= row < last, reading only the row groups that contain them.
+    """Return the rows first <= row < last of a file, reading only the row groups that contain them.
 
     Each page is verified by its own checksum; the whole file was verified when the job started.
     """
     with folder.open(path) as file:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         start, groups = 0, []
-        base = None
+        groups_start = None
         for number in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(number).num_rows
             if start < last and start + rows > first:
                 groups.append(number)
-                base = start if base is None else base
+                groups_start = start if groups_start is None else groups_start
             start += rows
         table = parquet.read_row_groups(groups)
-    return table.slice(first - (base or 0), last - first)
+    return table.slice(first - (groups_start or 0), last - first)

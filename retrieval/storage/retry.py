@@ -1,10 +1,10 @@
 """Retries of storage operations, and classification of errors as transient or permanent.
 
-Client libraries of object stores raise errors that are no OSErrors (botocore's
-EndpointConnectionError, aiohttp's ClientPayloadError, …). They are recognised by the library that
-defines them, so that none of these must be installed, and no class is missed. Permanent errors
-(missing file, access denied) are raised unchanged; rejected credentials concern all files, and
-stop the job.
+Client libraries of object stores raise errors that are not OSErrors (botocore's
+EndpointConnectionError, aiohttp's ClientPayloadError, …). They are recognised by the name of the
+library that defines them, so that the libraries need not be installed and no class is missed.
+Permanent errors (missing file, access denied) are raised unchanged; rejected credentials affect all
+files, and stop the job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from retrieval.core.errors import AccessRefused, StorageFailure
 
 PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PERMANENT_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG)
-"""OSErrors that retrying cannot help; all others are transient."""
+"""OSErrors that a retry cannot resolve; all others are transient."""
 
 _CLIENT_LIBRARIES = frozenset(
     ("botocore", "aiobotocore", "s3fs", "aiohttp", "urllib3", "http", "requests", "gcsfs",
@@ -42,7 +42,7 @@ _CREDENTIAL_CODES = frozenset(
 
 ATTEMPTS = 4
 _MAX_SECONDS = 60.0
-"""Time after which no further attempt is made: s3fs and botocore have retries of their own."""
+"""Time after which no further attempt is made; s3fs and botocore retry internally as well."""
 
 Answer = TypeVar("Answer")
 
@@ -63,7 +63,7 @@ def is_access_denied(error: BaseException) -> bool:
     """Return whether an error means that access to a file is denied."""
     if isinstance(error, PermissionError | AccessRefused):
         return True
-    return any(http_status(each) in (401, 403) for each in (error, error.__cause__) if each)
+    return any(http_status(cause) in (401, 403) for cause in (error, error.__cause__) if cause)
 
 
 def http_status(error: BaseException) -> int | None:
@@ -90,12 +90,21 @@ def is_transient(error: BaseException) -> bool:
 def call_with_retries(
     action: Callable[[], Answer], path: str, verb: str = "read", attempts: int = ATTEMPTS
 ) -> Answer:
-    """Return the result of `action`, retried after transient errors up to `attempts` times in all.
+    """Return the result of `action`, retried after transient errors.
 
     Waits 0.1, 0.4 and 1.6 s between attempts: long enough for a dropped connection, short enough
-    for one image. `path` and `verb` (a participle) are named in the messages. Raises StorageFailure
-    after the last attempt, AccessRefused where the credentials are rejected, and permanent errors
-    unchanged.
+    for a single image.
+
+    Args:
+        action: The operation.
+        path: The path or URI in messages.
+        verb: The participle in messages: read, written, …
+        attempts: Largest number of calls of `action`.
+
+    Raises:
+        StorageFailure: If the last attempt failed with a transient error.
+        AccessRefused: If the credentials are rejected.
+        Exception: Permanent errors of `action`, unchanged.
     """
     started = time.monotonic()
     for attempt in range(1, attempts + 1):
@@ -104,8 +113,9 @@ def call_with_retries(
         except Exception as error:
             if s3_error_code(error) in _CREDENTIAL_CODES or http_status(error) == 401:
                 raise AccessRefused(
-                    f"{path} could not be {verb}: the credentials are refused "
-                    f"({error or type(error).__name__}); what is finished is kept: give others"
+                    f"{path} could not be {verb}: the credentials are rejected "
+                    f"({error or type(error).__name__}); finished work is kept: use other "
+                    "credentials and run the same command again"
                 ) from error
             if not is_transient(error):
                 raise
@@ -113,7 +123,7 @@ def call_with_retries(
                 raise StorageFailure(
                     f"{path} could not be {verb} after {attempt} attempts "
                     f"({error or type(error).__name__}); "
-                    "what is finished is kept: run the same command again when it can"
+                    "finished work is kept: run the same command again later"
                 ) from error
             wait(0.1 * 4 ** (attempt - 1))
     raise AssertionError("unreachable")

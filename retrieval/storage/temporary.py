@@ -1,7 +1,7 @@
 """Names of temporary files, detection of abandoned ones, and the folder of --temp-dir.
 
-A name contains the host, the process id and the start time of the process, so that a later run on
-the same host knows whether its writer is still alive.
+A name contains the host, the process id and the start time of the process, by which a later run on
+the same host finds out whether the writing process still exists.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def temporary_name() -> str:
 
 
 def make_temp_dir(folder: str | None) -> None:
-    """Create the folder of `--temp-dir` on this node, if given; UsageError where that fails."""
+    """Create the folder of `--temp-dir` on this node, if given; raise UsageError if that fails."""
     if folder is None:
         return
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--temp-dir {folder} cannot be made on {socket.gethostname()} ({error.strerror}); "
+            f"--temp-dir {folder} cannot be created on {socket.gethostname()} ({error.strerror}); "
             "name another local folder, or omit the option"
         ) from error
 
 
 def is_abandoned(path: str) -> bool:
-    """Return whether the writer of a temporary file is dead, or the file older than a day."""
+    """Return whether the writer of a temporary file has ended, or the file is over a day old."""
     try:
         if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
             return True
@@ -50,9 +50,9 @@ def is_abandoned(path: str) -> bool:
     if len(parts) != 4 or parts[0] != socket.gethostname():
         return False
     try:
-        # counted from the boot, whose time moves a little when the clock is set
+        # derived from the boot time, which shifts slightly when the clock is set
         return abs(psutil.Process(int(parts[1])).create_time() - int(parts[2])) > 2
     except psutil.NoSuchProcess:
         return True
-    except ValueError:  # no name of ours
+    except ValueError:  # not a name that `temporary_name` returned
         return False

@@ -50,11 +50,11 @@ from retrieval.storage.local import Folder, is_remote
 from retrieval.storage.temporary import TEMPORARY_PREFIX
 
 _CHECKSUMMED = (".json", ".parquet", ".html")
-_NOT_CHECKSUMMED = ("submission.json",)  # its format is fixed by others
+_NOT_CHECKSUMMED = ("submission.json",)  # its format is fixed externally
 
 
 def has_own_checksum(path: str) -> bool:
-    """Return whether a file carries its own checksum; if not, another file names it with its."""
+    """Return whether a file carries its own checksum; if not, another file records it."""
     return path.endswith(_CHECKSUMMED) and path not in _NOT_CHECKSUMMED
 
 
@@ -73,10 +73,17 @@ def claim_output(
 ) -> None:
     """Claim a folder for a job, or continue where the same job has claimed it before.
 
-    Raises Mismatch, naming what differs, where another job has claimed it, unless `overwrite`
-    removes the existing output first (with `reuse_if_same` only that of another job). Raises
-    UsageError for a folder that cannot be written or holds files of other programs, which are
-    never touched.
+    Args:
+        folder: The output.
+        kind: Its kind.
+        settings: The settings that shape the content of the output.
+        overwrite: Whether to remove an existing output first.
+        reuse_if_same: Whether `overwrite` keeps an output with the same kind and settings.
+
+    Raises:
+        Mismatch: If another job has claimed the folder; the message names what differs.
+        UsageError: If the folder cannot be written, or holds files of other programs, which are
+            never changed.
     """
     data = job_json(kind, settings)
     with _translate_write_errors(folder):
@@ -84,19 +91,19 @@ def claim_output(
         if existing is not None and overwrite and not (reuse_if_same and existing == data):
             _remove_output(folder)
             existing = None
-        while existing is None:  # another run may write it first, or remove it again
+        while existing is None:  # another run may write job.json first, or remove it again
             existing = data if folder.put_new(JOB, data) else _existing_job(folder)
         folder.sweep()
-        if is_finished(folder):  # by a run that was killed before it removed its work files
+        if is_finished(folder):  # a killed run may have left its work files
             remove_work_files(folder)
     if existing != data:
         _raise_mismatch(folder, existing, data)
 
 
 def check_output_claim(folder: Folder, kind: OutputKind, *, overwrite: bool = False) -> None:
-    """Raise what `claim_output` would raise whatever the settings; nothing is written.
+    """Raise the errors of `claim_output` that do not depend on the settings; write nothing.
 
-    Called before minutes of work whose output would then be rejected.
+    Called before minutes of work whose output would be rejected at the end.
     """
     with _translate_write_errors(folder):
         existing = _existing_job(folder)
@@ -105,8 +112,8 @@ def check_output_claim(folder: Folder, kind: OutputKind, *, overwrite: bool = Fa
     if existing is None:
         if outer := enclosing_output(folder.uri()):
             raise UsageError(
-                f"--output {folder.uri()} lies in {outer}, an output of lookalike, to which it "
-                "would not belong; name a folder elsewhere"
+                f"--output {folder.uri()} is inside {outer}, which is an output of lookalike; "
+                "name a folder elsewhere"
             )
     elif overwrite:
         _check_no_foreign_files(folder)
@@ -121,12 +128,12 @@ def _translate_write_errors(folder: Folder) -> Iterator[None]:
     except (OSError, AccessRefused) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--output {folder.uri()} cannot be written ({reason}); name a folder that can"
+            f"--output {folder.uri()} cannot be written ({reason}); name a writable folder"
         ) from error
 
 
 def _check_writable(folder: Folder) -> None:
-    """Raise OSError where permissions forbid to create or write a local folder."""
+    """Raise OSError if a local folder cannot be created or written."""
     path = folder.uri()
     if is_remote(path):
         return
@@ -152,7 +159,7 @@ def _check_no_foreign_files(folder: Folder) -> None:
 
 
 def remove_results(folder: Folder) -> None:
-    """Remove all files that a job has written, the manifest first, but not outputs nested in it."""
+    """Remove all files that a job has written, the manifest first, except nested outputs."""
     folder.delete(MANIFEST)
     for entry in list_output_files(folder):
         if entry.path != JOB and not entry.path.endswith("/" + MANIFEST):
@@ -172,7 +179,7 @@ def _existing_job(folder: Folder) -> bytes | None:
         name = entry.path.rsplit("/", 1)[-1]
         if name.startswith(TEMPORARY_PREFIX) or entry.path == RUN:
             continue
-        if (job := read_if_exists(folder, JOB)) is not None:  # of a run that has begun since
+        if (job := read_if_exists(folder, JOB)) is not None:  # another run has begun since
             return job
         if entry.path == MANIFEST:
             raise Damaged(f"{folder.uri(JOB)} is missing beside a manifest; remove the folder")
@@ -200,27 +207,29 @@ def _foreign_files_error(folder: Folder, path: str) -> UsageError:
 
 
 def _raise_mismatch(folder: Folder, existing: bytes, requested: bytes) -> None:
-    was, now = read_job(folder, existing), read_job(folder, requested)
-    _check_kind(folder, was, now)
-    differences = _differences(was["settings"], now["settings"])
+    old_job, new_job = read_job(folder, existing), read_job(folder, requested)
+    _check_kind(folder, old_job, new_job)
+    differences = _differences(old_job["settings"], new_job["settings"])
     raise Mismatch(
         f"{folder.uri()} was made with other settings ({'; '.join(differences)}); "
         "name another --output, or --overwrite to start anew"
     )
 
 
-def _check_kind(folder: Folder, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if was["format"] != now["format"] or was["kind"] != now["kind"]:
+def _check_kind(folder: Folder, old_job: Mapping[str, Any], new_job: Mapping[str, Any]) -> None:
+    if old_job["format"] != new_job["format"] or old_job["kind"] != new_job["kind"]:
         raise Mismatch(
-            f"{folder.uri()} is of kind {was['kind']} and format {was['format']}, not "
-            f"{now['kind']} and {now['format']}; name another --output, or --overwrite"
+            f"{folder.uri()} is of kind {old_job['kind']} and format {old_job['format']}, not "
+            f"{new_job['kind']} and {new_job['format']}; name another --output, or --overwrite"
         )
 
 
-def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(
+    old_settings: dict[str, Any], new_settings: dict[str, Any], prefix: str = ""
+) -> list[str]:
     differences = []
-    for key in sorted(was.keys() | now.keys()):
-        old, new = was.get(key), now.get(key)
+    for key in sorted(old_settings.keys() | new_settings.keys()):
+        old, new = old_settings.get(key), new_settings.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             differences += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
@@ -231,8 +240,8 @@ def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> 
 def put_if_absent(folder: Folder, path: str, data: bytes) -> FileRecord:
     """Write a checksummed file if it does not exist; return the record of the existing file.
 
-    A second run on the same output makes the same bytes; where they differ (another processor
-    kind), the first file stays.
+    A second run on the same output writes the same bytes; if they differ (on another kind of
+    processor), the first file is kept.
     """
     content = data if folder.put_new(path, data) else None
     while content is None:  # another run may remove the existing file
@@ -240,19 +249,20 @@ def put_if_absent(folder: Folder, path: str, data: bytes) -> FileRecord:
     return file_record(path, content)
 
 
-def put_with_checksums(folder: Folder, files: Mapping[str, bytes], by: str) -> None:
-    """Write files without checksums, then `by`, a checksummed JSON that names each with its own.
+def put_with_checksums(folder: Folder, files: Mapping[str, bytes], sums_path: str) -> None:
+    """Write files without checksums of their own, then a checksummed JSON file with their SHA-256.
 
-    Where `by` exists, so do they; without it they were left by a killed run.
+    `sums_path` is the path of that file. If it exists, so do the others; files without it were left
+    by a killed run.
     """
     sums = {path: put_if_absent(folder, path, data).sha256 for path, data in files.items()}
-    put_if_absent(folder, by, checksummed_json({"files": sums}))
+    put_if_absent(folder, sums_path, checksummed_json({"files": sums}))
 
 
 def copy_file(source: Folder, target: Folder, path: str) -> FileRecord:
     """Copy a file to the same path of another folder, replacing it, and return its record.
 
-    A file missing at the source has been copied and removed by another run.
+    A file that the source lacks has been copied and removed by another run.
     """
     data = read_if_exists(source, path)
     if data is not None and read_if_exists(target, path) != data:
@@ -262,7 +272,7 @@ def copy_file(source: Folder, target: Folder, path: str) -> FileRecord:
 
 
 def file_record(path: str, data: bytes) -> FileRecord:
-    """Return the row of files.parquet for a file with the given bytes."""
+    """Return the row of files.parquet for a file whose bytes are `data`."""
     rows = pq.read_metadata(io.BytesIO(data)).num_rows if path.endswith(".parquet") else None
     return FileRecord(path, rows, len(data), hashlib.sha256(data).hexdigest())
 
@@ -277,7 +287,7 @@ def read_file_record(path: str, file: BinaryIO) -> FileRecord:
 
 
 def find_foreign_files(folder: Folder, kinds: Iterable[str]) -> Iterator[str]:
-    """Iterate over the paths in a folder that occur in no output of the given kinds."""
+    """Iterate over the paths in a folder that match no layout of the given kinds of output."""
     allowed = [re.compile(pattern) for kind in kinds for pattern in OUTPUT_LAYOUTS[kind]]
     for entry in list_output_files(folder):
         nested = entry.path.endswith("/" + MANIFEST)
@@ -294,12 +304,12 @@ def collect_records(
     """Return the records of all files of an output except `leave_out`.
 
     Files in `known` are not read again. The others, left by an earlier run, are read block by block
-    and verified by their own checksum, or by that which another file names; Damaged where it
-    differs.
+    and verified by their own checksum, or by the one that another file records. Raises Damaged if a
+    checksum differs.
     """
     known_files = as_inventory(known)
     collector = RecordCollector()
-    named: dict[str, str] = {}
+    recorded: dict[str, str] = {}
     for entry in list_output_files(folder).not_in(known_files):
         if entry.path in leave_out:
             continue
@@ -312,17 +322,17 @@ def collect_records(
                 raise Damaged(f"{folder.uri(entry.path)} was altered; remove it and run again")
             collector.add([read_file_record(entry.path, file)])
         if entry.path.endswith(".json"):
-            named |= listed_checksums(entry.path, folder.read(entry.path))
+            recorded |= listed_checksums(entry.path, folder.read(entry.path))
     collector.add(known_files)
     inventory = collector.inventory()
-    for path in sorted(named):
-        if path in inventory and inventory[path].sha256 != named[path]:
+    for path in sorted(recorded):
+        if path in inventory and inventory[path].sha256 != recorded[path]:
             raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
     return inventory
 
 
 def listed_checksums(path: str, data: bytes) -> dict[str, str]:
-    """Return the checksums that a checksummed JSON file names for other files: {path: sha256}."""
+    """Return the checksums that a checksummed JSON file records for others: {path: sha256}."""
     checksummed = path.endswith(".json") and has_own_checksum(path)
     files: Any = (parse_checksummed_json(data) or {}).get("files") if checksummed else None
     folder = path.rsplit("/", 1)[0] + "/" if path.startswith("model/") else ""
@@ -340,9 +350,19 @@ def finish_output(
 ) -> Manifest:
     """Write files.parquet and, last, manifest.json; then remove the intermediate files.
 
-    An existing manifest that differs is removed first, then the `stale` files that it may name.
-    Files to `leave_out` stay, but belong to what follows this manifest. `known` are records of
-    files that need not be read again.
+    An existing manifest that differs is removed first, then the `stale` files, which it may name.
+
+    Args:
+        folder: The output.
+        kind: Its kind.
+        counts: Counts for the manifest.
+        known: Records of files that need not be read again.
+        stale: Paths of files to delete.
+        leave_out: Paths of files that are kept but not part of this manifest, such as those of a
+            segment in progress.
+
+    Raises:
+        Damaged: If the checksum of a file differs.
     """
     files = collect_records(folder, known, leave_out={*stale, *leave_out})
     inventory = checksummed_parquet(files.table)
@@ -368,7 +388,7 @@ def finish_output(
 
 
 def remove_work_files(folder: Folder) -> None:
-    """Remove the intermediate files of a finished output, but not of compactions and claims."""
+    """Remove the intermediate files of a finished output except compactions and claims."""
     for entry in list(folder.entries(WORK_FOLDER.rstrip("/"))):
         if not entry.path.startswith((f"{WORK_FOLDER}compact", f"{WORK_FOLDER}claim")):
             folder.delete(entry.path)
@@ -377,9 +397,9 @@ def remove_work_files(folder: Folder) -> None:
 def make_unless_finished(
     folder: Folder, kind: OutputKind, make: Callable[[], Manifest]
 ) -> Manifest:
-    """Return the manifest that `make` writes, or that of another run that finished meanwhile.
+    """Return the manifest that `make` returns, or that of another run that finished meanwhile.
 
-    The other run has removed the intermediate files, which this run then misses.
+    The other run removes the intermediate files, so that `make` raises FileNotFoundError.
     """
     try:
         return make()

@@ -1,7 +1,7 @@
 """Verification of outputs: every byte is read and checked, and the progress is reported.
 
 The files of a finished output are compared with its inventory. An unfinished output has none; each
-of its files carries its own checksum (`checksum.py`), or is named with one by a file that does.
+of its files carries its own checksum (`checksum.py`), or another file records it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from retrieval.storage.temporary import TEMPORARY_PREFIX
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of verifying one output: its state, its progress, and its problems."""
+    """Result of verifying one output; `progress` is text such as `3 of 8 chunks`."""
 
     path: str
     kind: str
     state: Literal["finished", "unfinished", "damaged"]
     files: int
-    done: str
+    progress: str
     problems: tuple[str, ...] = field(default=())
 
 
 def verify(folder: Folder) -> list[Verdict]:
     """Verify an output and every output nested in it, outermost first.
 
-    Raises InputError where the folder does not exist; problems in it are part of the verdicts.
+    Raises InputError if the folder does not exist; problems in it are part of the verdicts.
     """
     paths = [entry.path for entry in folder.entries()]
     if not paths and not os.path.isdir(folder.uri()):
@@ -48,9 +48,9 @@ def verify(folder: Folder) -> list[Verdict]:
 
 
 def _verify_one(folder: Folder) -> Verdict:
-    """Verify one output; whatever its files contain, return a verdict."""
+    """Verify one output; errors in reading its files become problems of the verdict."""
     entries = finished_output.list_output_files(folder)
-    kind, done = "unknown", ""
+    kind, progress = "unknown", ""
     state: Literal["finished", "unfinished"] = "unfinished"
     problems: list[str] = []
     try:
@@ -75,13 +75,18 @@ def _verify_one(folder: Folder) -> Verdict:
                 problems += _verify_unfinished(folder)
         else:
             problems += _verify_unfinished(folder)
-        done = _format_progress(folder, kind)
+        progress = _format_progress(folder, kind)
     except LookalikeError as error:
         problems.append(str(error))
     except Exception as error:  # noqa: BLE001 - damaged files may raise any exception
-        problems.append(f"{folder.uri()} holds what cannot be read ({error})")
+        problems.append(f"{folder.uri()} has files that cannot be read ({error})")
     return Verdict(
-        folder.uri(), kind, "damaged" if problems else state, len(entries), done, tuple(problems)
+        folder.uri(),
+        kind,
+        "damaged" if problems else state,
+        len(entries),
+        progress,
+        tuple(problems),
     )
 
 
@@ -90,12 +95,12 @@ def _read_kind(folder: Folder) -> str:
         raise Damaged(f"{folder.uri(finished_output.JOB)} is missing")
     kind = finished_output.read_job(folder, folder.read(finished_output.JOB))["kind"]
     if not isinstance(kind, str) or kind not in OUTPUT_LAYOUTS:
-        raise Damaged(f"{folder.uri(finished_output.JOB)} names no kind of output")
+        raise Damaged(f"{folder.uri(finished_output.JOB)} names an unknown kind of output")
     return kind
 
 
 def _catch_damage(check: Any) -> list[str]:
-    """Return the message of the Damaged that a check raises, in a list; empty without one."""
+    """Return a list with the message if `check` raises Damaged, else an empty list."""
     try:
         check()
     except Damaged as error:
@@ -104,9 +109,9 @@ def _catch_damage(check: Any) -> list[str]:
 
 
 def _verify_unfinished(folder: Folder) -> list[str]:
-    """Verify the files of an unfinished output by their own checksum, or that named by another."""
+    """Verify the files of an unfinished output by their checksums; return the problems."""
     problems = []
-    named: dict[str, str] = {}
+    recorded: dict[str, str] = {}
     actual: dict[str, str] = {}
     compacting = folder.exists(COMPACTION_MARKER)
     entries = [
@@ -124,8 +129,10 @@ def _verify_unfinished(folder: Folder) -> list[str]:
             continue
         actual[entry.path] = hashlib.sha256(data).hexdigest()
         if not (compacting and entry.path.startswith("segments/")):
-            named |= transaction.listed_checksums(entry.path, data)
-    differing = sorted(path for path in named.keys() & actual.keys() if actual[path] != named[path])
+            recorded |= transaction.listed_checksums(entry.path, data)
+    differing = sorted(
+        path for path in recorded.keys() & actual.keys() if actual[path] != recorded[path]
+    )
     return problems + [f"{folder.uri(path)} was altered" for path in differing]
 
 
@@ -134,8 +141,8 @@ def _format_progress(folder: Folder, kind: str) -> str:
     if kind == "store":
         return _format_store_progress(folder, paths)
     if kind == "index":
-        done = sum(1 for path in paths if path.startswith("shards/") and path.endswith(".json"))
-        return f"{done} shards"
+        shards = sum(1 for path in paths if path.startswith("shards/") and path.endswith(".json"))
+        return f"{shards} shards"
     if kind in ("matches", "predictions"):
         return f"{sum(1 for path in paths if path.startswith(f'{kind}/'))} parts"
     if kind == "comparison":
@@ -144,7 +151,7 @@ def _format_progress(folder: Folder, kind: str) -> str:
 
 
 def _format_store_progress(folder: Folder, paths: list[str]) -> str:
-    done = sum(1 for path in paths if re.fullmatch(r"segments/\d{5}/parts/\d{8}\.parquet", path))
+    parts = sum(1 for path in paths if re.fullmatch(r"segments/\d{5}/parts/\d{8}\.parquet", path))
     segments = [path for path in paths if re.fullmatch(r"segments/\d{5}/segment\.json", path)]
     if not segments:
         return "listing not finished"
@@ -152,4 +159,4 @@ def _format_store_progress(folder: Folder, paths: list[str]) -> str:
         int((parse_checksummed_json(folder.read(path)) or {}).get("chunks", 0)) for path in segments
     )
     suffix = f" in {len(segments)} segments" if len(segments) > 1 else ""
-    return f"{done} of {chunks} chunks{suffix}"
+    return f"{parts} of {chunks} chunks{suffix}"

@@ -1,4 +1,4 @@
-"""Exact search over the tables of a store, which the recall of the index is measured against."""
+"""Exact search over the tables of a store: the reference for the recall of the index."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from retrieval.vectors.topk import TopK
 def exact_top_k(queries: VectorBlock, blocks: Iterable[pa.Table], k: int, metric: Metric) -> TopK:
     """Return the k closest rows of streamed tables (row, embedding) to each query.
 
-    Ties are broken by row number. One table and the answer are in memory.
+    Ties are broken by row number. Memory holds one table and the results.
     """
-    best = TopK(queries, k)
+    top_k = TopK(queries, k)
     for table in blocks:
         rows = table["row"].to_numpy().astype(np.int64)
         if len(rows):
-            best.push(block(read_vectors(table), metric), rows, rows)
-    return best
+            top_k.push(block(read_vectors(table), metric), rows, rows)
+    return top_k

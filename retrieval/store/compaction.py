@@ -1,10 +1,11 @@
 """Compaction: merge the live rows of all segments into one, as if embedded from scratch.
 
 The new segment is first written, chunk by chunk, to a staging folder (work/compact-ID/); then a
-marker file says that it is complete. From there on any run can install it: delete the manifest,
-copy the new files over the old ones, delete old files without a successor. Each step may be
-repeated, also by two runs at once, because a path of the new segment is replaced but never deleted;
-a kill leaves the old store, or an unfinished one that the next run completes.
+marker file is written, which means that it is complete. After that any run can install it: delete
+the manifest, copy the new files over the old ones, and delete old files that have no new version.
+Each step may be repeated, also by two runs at once, because the paths of the new segment are
+replaced but never deleted. A kill leaves the old store, or an unfinished one that the next run
+completes.
 """
 
 from __future__ import annotations
@@ -38,43 +39,50 @@ from retrieval.store.reader import (
 from retrieval.store.segment import Rows, Segment, parse_segment
 
 READY = COMPACTION_MARKER
-"""Path of the marker that the new segment is complete; its content is that segment's
+"""Path of the marker file, which exists when the new segment is complete and holds its
 segment.json."""
 _ROWS = "rows.parquet"
 
 
 @dataclass(frozen=True)
 class Compaction:
-    """A compaction in progress: the store, its present segments, and the new segment."""
+    """A compaction in progress: the store, its current segments, and the new segment."""
 
     store: Folder
-    before: list[Segment]
+    old_segments: list[Segment]
     segment: Segment
 
     @property
     def staging(self) -> Folder:
-        """Return the folder that the new segment is written to, with the layout of a store."""
+        """Return the staging folder of the new segment, which has the layout of a store."""
         return _staging_folder(self.store, self.segment)
 
     def compact_chunk(self, chunk: Chunk) -> Chunk:
-        """Write one chunk of the new segment from the rows of the old ones, unless it exists."""
+        """Write one chunk of the new segment from the rows of the old ones, unless it exists.
+
+        Returns the chunk. Raises Damaged if rows of the listing are in no part or ledger.
+        """
         if self.staging.exists(part_path(chunk)):
             return chunk
         lines = read_rows(self.staging, listing_path(0), chunk.first, chunk.last)
-        old = read_rows(self.staging, _ROWS, chunk.first, chunk.last)["old"].to_numpy()
-        rows, failures = _gather(self.store, self.before, old)
-        by_row = np.argsort(old, kind="stable")
-        positions = by_row[np.searchsorted(old[by_row], rows["row"].to_numpy())]
+        old_rows = read_rows(self.staging, _ROWS, chunk.first, chunk.last)["old"].to_numpy()
+        rows, failures = _gather(self.store, self.old_segments, old_rows)
+        by_row = np.argsort(old_rows, kind="stable")
+        positions = by_row[np.searchsorted(old_rows[by_row], rows["row"].to_numpy())]
         order = np.argsort(positions, kind="stable")
         rows = rows.take(pa.array(order))
-        kept = lines.take(pa.array(positions[order]))
+        embedded_lines = lines.take(pa.array(positions[order]))
         vectors: Vectors = read_vectors(rows)
         items = lines.select(["row", "image_id", "path", "label"]).to_pylist()
-        item_of_row = dict(zip(old.tolist(), items, strict=True))
+        item_of_row = dict(zip(old_rows.tolist(), items, strict=True))
         ledger = [{**failure, **item_of_row[failure["row"]]} for failure in failures.to_pylist()]
         if len(rows) + len(ledger) != len(lines):
-            raise Damaged(f"{self.store.uri()} lacks rows of its listing; verify it")
-        put_part(self.staging, chunk, encode_part(kept, rows, vectors), encode_ledger(ledger))
+            raise Damaged(
+                f"{self.store.uri()} lacks rows of its listing; check it with lookalike verify"
+            )
+        put_part(
+            self.staging, chunk, encode_part(embedded_lines, rows, vectors), encode_ledger(ledger)
+        )
         return chunk
 
 
@@ -84,19 +92,22 @@ def _staging_folder(store: Folder, segment: Segment) -> Folder:
 
 
 def plan_compaction(
-    folder: Folder, before: list[Segment], listing: Path, rows: int, chunk_rows: int
+    folder: Folder, old_segments: list[Segment], listing: Path, rows: int, chunk_rows: int
 ) -> Compaction:
-    """Describe the compaction of the segments in `before`; nothing is written.
+    """Return the compaction of the segments of a store; nothing is written.
 
     `listing` is the local listing of the new segment, with `rows` lines.
     """
     segment = Segment(0, 0, rows, chunk_rows, 0, {listing_path(0): sha256_of_file(listing)})
-    return Compaction(folder, before, segment)
+    return Compaction(folder, old_segments, segment)
 
 
-def begin_compaction(plan: Compaction, listing: Path, old: Rows) -> None:
-    """Stage the new listing, and the old row of each of its lines."""
-    rows = checksummed_parquet(pa.table({"old": pa.array(old, pa.int64())}))
+def begin_compaction(plan: Compaction, listing: Path, old_rows: Rows) -> None:
+    """Write the new listing, and the (n,) old rows of its lines, to the staging folder.
+
+    Raises Damaged if other files are in their place.
+    """
+    rows = checksummed_parquet(pa.table({"old": pa.array(old_rows, pa.int64())}))
     plan.staging.put_new(_ROWS, rows)
     plan.staging.put_new_file(listing_path(0), lambda name: _copy(listing, name))
     expected = plan.segment.files[listing_path(0)]
@@ -108,13 +119,13 @@ def _copy(source: Path, target: str) -> None:
     shutil.copyfile(source, target)
 
 
-def _gather(store: Folder, segments: list[Segment], old: Rows) -> tuple[pa.Table, pa.Table]:
-    """Read the part rows and the ledger rows of some rows of a store, in any order."""
-    wanted = np.sort(old)
+def _gather(store: Folder, segments: list[Segment], old_rows: Rows) -> tuple[pa.Table, pa.Table]:
+    """Return the part rows and the ledger rows of the (n,) rows `old_rows` of a store."""
+    sorted_rows = np.sort(old_rows)
     rows, failures = [], []
-    for chunk in chunks_containing(segments, wanted):
-        bounds = np.searchsorted(wanted, [chunk.base + chunk.first, chunk.base + chunk.last])
-        chunk_rows = pa.array(wanted[slice(*bounds)])
+    for chunk in chunks_containing(segments, sorted_rows):
+        bounds = np.searchsorted(sorted_rows, [chunk.base + chunk.first, chunk.base + chunk.last])
+        chunk_rows = pa.array(sorted_rows[slice(*bounds)])
         parts = read_unfinished_chunk(store, chunk)
         rows.append(parts.filter(pc.is_in(parts["row"], value_set=chunk_rows)))
         if rows[-1].num_rows < len(chunk_rows):
@@ -130,7 +141,7 @@ def _concatenate(tables: list[pa.Table]) -> pa.Table:
 
 
 def chunks_containing(segments: list[Segment], rows: Rows) -> Iterator[Chunk]:
-    """Iterate over the chunks that contain some rows, which are ascending."""
+    """Iterate over the chunks that contain the (n,) ascending rows."""
     for segment in segments:
         lines = rows[slice(*np.searchsorted(rows, [segment.base, segment.base + segment.images]))]
         for number in np.unique((lines - segment.base) // segment.chunk_rows).tolist():
@@ -145,18 +156,18 @@ def _latest_ledger(store: Folder, chunk: Chunk) -> pa.Table:
 
 
 def mark_ready(plan: Compaction) -> None:
-    """Mark the new segment as complete, unless another run did so or has installed it."""
+    """Mark the new segment as complete, unless another run has done so or has installed it."""
     if _list_complete(plan.staging, plan.segment):
         plan.store.put_new(READY, plan.segment.to_json())
 
 
 def is_compaction_ready(folder: Folder) -> bool:
-    """Return whether a complete compacted segment waits to be installed."""
+    """Return whether a compacted segment is complete and not installed yet."""
     return folder.exists(READY)
 
 
 def is_superseded(plan: Compaction) -> bool:
-    """Return whether another run has completed, or even installed, the same compaction."""
+    """Return whether another run has completed or installed the same compaction."""
     installed = (
         finished_output.read_if_exists(plan.store, segment_json_path(0)) == plan.segment.to_json()
     )
@@ -174,10 +185,10 @@ CopyFiles = Callable[[Folder, list[str]], list[FileRecord]]
 
 
 def install_compacted_segment(folder: Folder, copy_files: CopyFiles) -> list[FileRecord]:
-    """Replace the segments of a store by the staged one; any run may continue it.
+    """Replace the segments of a store by the staged one; return the records of the copied files.
 
-    `copy_files(staging, paths)` copies files to the same paths of the store, replacing what is
-    there, and returns their records.
+    Any run may continue an interrupted installation. `copy_files(staging, paths)` copies files to
+    the same paths of the store, replacing existing ones, and returns their records.
     """
     data = finished_output.read_if_exists(folder, READY)
     if data is None:  # another run has installed it
@@ -198,18 +209,18 @@ def install_compacted_segment(folder: Folder, copy_files: CopyFiles) -> list[Fil
 
 
 def _list_complete(staging: Folder, segment: Segment) -> list[str]:
-    """Return the paths of a staged segment; none if it is not, or no longer, complete.
+    """Return the paths of a staged segment; an empty list if it is not, or no longer, complete.
 
-    Its listing is the first file to be removed: while it exists, all others do.
+    The listing is the first file to be removed: while it exists, all others do.
     """
     existing = {entry.path for entry in staging.entries()}
     paths = sorted(p for p in existing if p.startswith("segments/") and TEMPORARY_PREFIX not in p)
-    needed = {listing_path(0), *map(part_path, segment.chunks())}
-    return paths if needed <= existing and staging.exists(listing_path(0)) else []
+    required = {listing_path(0), *map(part_path, segment.chunks())}
+    return paths if required <= existing and staging.exists(listing_path(0)) else []
 
 
 def _clear_work(folder: Folder, staging: Folder) -> None:
-    """Remove the work of compactions, the marker last, so that the next run continues a kill."""
+    """Remove the files of compactions, the marker last, so that the next run completes a kill."""
     staging.delete(listing_path(0))
     for entry in list(folder.entries(WORK_FOLDER.rstrip("/"))):
         if entry.path != READY:

@@ -1,4 +1,4 @@
-"""Summarize why images failed: the most common reason in the ledgers, an example and a remedy."""
+"""Summary of why images failed: the most common reason in the ledgers, an example and a remedy."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ import pyarrow.parquet as pq
 
 from retrieval.storage.local import Folder
 
-_MAX_ROWS = 10_000  # of the ledgers that are read
+_MAX_ROWS = 10_000  # of ledgers; no further ledger is read after so many
 _MAX_LENGTH = 120  # characters of a path or of an error that are shown
 
 _NOT_FOUND = ("FileNotFoundError", "NotADirectoryError")
 _REMEDIES = {
     "DecompressionBombError": "--max-pixels allows larger ones",
-    "PermissionError": "let the user who runs the job read them",
-    "WorkerDied": "run again with fewer --workers if memory is short, or leave it out",
+    "PermissionError": "give the user who runs the job permission to read them",
+    "WorkerDied": "run again with fewer --workers if memory is short, or remove the image",
 }
 
 
 def commonest_reason(folder: Folder, ledgers: Iterable[str]) -> str | None:
     """Format the most common reason of failures, with its count, an example and a remedy.
 
-    Reasons that differ in names and numbers only are the same. None if the ledgers are empty.
+    `ledgers` are the paths of the ledgers in the store `folder`. Messages that differ only in names
+    and numbers count as the same reason. Returns None if the ledgers are empty.
     """
     counts: Counter[tuple[str, str, str]] = Counter()
     examples: dict[tuple[str, str, str], dict[str, Any]] = {}
@@ -43,8 +44,8 @@ def commonest_reason(folder: Folder, ledgers: Iterable[str]) -> str | None:
     ((reason, count),) = counts.most_common(1)
     line = examples[reason]
     remedy = _remedy(line)
-    shown = f"{_short(line['path'])} ({_short(line['message'])})"
-    return f"{count} of them as {shown}" + (f": {remedy}" if remedy else "")
+    example = f"{_short(line['path'])} ({_short(line['message'])})"
+    return f"{count} of them as {example}" + (f": {remedy}" if remedy else "")
 
 
 def _without_names(line: dict[str, Any]) -> str:
@@ -55,13 +56,13 @@ def _without_names(line: dict[str, Any]) -> str:
 
 
 def _remedy(line: dict[str, Any]) -> str | None:
-    """Return what helps against a failure; None if nothing beyond its message is known."""
+    """Return a remedy for a failure, or None if its message says enough."""
     error, path = line["error"], line["path"]
     if "\0" in path or "null byte" in line["message"]:
-        return "the list is not UTF-8, save it as such"
+        return "the list is not UTF-8, save it as UTF-8"
     if error in _NOT_FOUND and (separator := re.search(r"[;\t|]", path)):
-        mark = {";": "';'", "\t": "tabs", "|": "'|'"}[separator[0]]
-        return f"the list seems to be separated by {mark}, write it with commas and a header"
+        name = {";": "';'", "\t": "tabs", "|": "'|'"}[separator[0]]
+        return f"the list seems to be separated by {name}, write it with commas and a header"
     if error in _NOT_FOUND:
         return (
             "relative paths start from the folder of their list, and --image-column names the "

@@ -1,8 +1,8 @@
-"""Finish a store: check its counts and its error rate, and write the manifest.
+"""Completion of a store: check its counts and its error rate, and write the manifest.
 
 The manifest is replaced when a further segment, a retry or a compaction is complete. It is removed
-first, because it and files.parquet cannot be replaced in one step: in between the store is
-unfinished, but not damaged.
+first, because manifest.json and files.parquet cannot be replaced in one step: meanwhile the store
+is unfinished, but not damaged.
 """
 
 from __future__ import annotations
@@ -74,16 +74,17 @@ def finish_store(
 
     Args:
         folder: The store.
-        dimension: Of its vectors.
+        dimension: Length of its vectors.
         known: Records of files that need not be read again.
         max_error_rate: The largest allowed share of failures among the live images.
-        segments: The complete ones, all by default. If another run has finished a later segment,
-            its manifest is returned.
-        unit: What the items are called in messages.
+        segments: The complete segments; all by default. If another run has finished a later
+            segment, its manifest is returned.
+        unit: Plural noun for the items in messages.
 
     Raises:
-        TooManyFailures: If the error rate is exceeded, or there is no vector. The work is kept, and
-            the same job with a larger rate finishes it.
+        TooManyFailures: If the error rate is exceeded, or there is no vector. The work is kept; the
+            same job with a larger rate finishes it.
+        Damaged: If a chunk has more or fewer rows and failures than images.
     """
     segments = read_segments(folder) if segments is None else segments
     if _count_finished_segments(folder) > len(segments):
@@ -91,11 +92,11 @@ def finish_store(
     existing = finished_output.list_output_files(folder)
     stale = stale_ledgers(segments, existing.paths)
     later = {e.path for e in existing if segment_number(e.path, -1) >= len(segments)}
-    alive = as_inventory(known)
-    alive = alive.filter(is_among(alive.paths, existing.paths_except(stale | later)))
+    valid = as_inventory(known)
+    valid = valid.filter(is_among(valid.paths, existing.paths_except(stale | later)))
     del existing
-    records = transaction.collect_records(folder, alive, leave_out=stale | later)
-    del alive
+    records = transaction.collect_records(folder, valid, leave_out=stale | later)
+    del valid
     store_counts = _count(folder, segments, records)
     _check_error_rate(
         folder, store_counts, max_error_rate, unit, _current_ledgers(segments, records.paths)
@@ -123,40 +124,40 @@ def _count_finished_segments(folder: Folder) -> int:
 def is_manifest_outdated(folder: Folder) -> bool:
     """Return whether the manifest does not belong to the current segments or inventory.
 
-    A slow run may have written it after another run had compacted the store. Files that were
-    altered are not judged here: reading them reports it.
+    A slow run may have written it after another run had compacted the store. Altered files are not
+    reported here but when they are read.
     """
-    data, inventory, now = (
+    data, inventory, segment_json = (
         finished_output.read_if_exists(folder, path)
         for path in (finished_output.MANIFEST, finished_output.INVENTORY, segment_json_path(0))
     )
-    if data is None or inventory is None or now is None:
+    if data is None or inventory is None or segment_json is None:
         return False
     values = parse_checksummed_json(data)
     if (
         values is None
-        or parse_checksummed_json(now) is None
+        or parse_checksummed_json(segment_json) is None
         or not has_valid_checksum(io.BytesIO(inventory))
     ):
         return False  # altered: reading it will raise
     if values.get("files_sha256") != hashlib.sha256(inventory).hexdigest():
         return True
-    named = finished_output.parse_manifest(data, inventory, folder).files.get(segment_json_path(0))
-    return named is not None and named.sha256 != hashlib.sha256(now).hexdigest()
+    record = finished_output.parse_manifest(data, inventory, folder).files.get(segment_json_path(0))
+    return record is not None and record.sha256 != hashlib.sha256(segment_json).hexdigest()
 
 
 def has_unlisted_files(folder: Folder, manifest: Manifest) -> bool:
-    """Return whether files exist that the manifest lacks: a retry was killed before its end."""
+    """Return whether files exist that the manifest lacks, as those of a retry that was killed."""
     return bool(
         finished_output.files_after_manifest(manifest, finished_output.list_output_files(folder))
     )
 
 
 def stale_ledgers(segments: list[Segment], paths: Paths) -> set[str]:
-    """Return the paths of ledgers that are not current: a later part replaces them."""
+    """Return the paths of ledgers that are outdated, since a later part replaces them."""
     files = find_chunk_files(paths)
-    stale = [group.places[~group.counts] for _, group in group_by_segment(segments, files)]
-    return {path for places in stale for path in paths.take(pa.array(places)).to_pylist()}
+    stale = [group.positions[~group.is_current] for _, group in group_by_segment(segments, files)]
+    return {path for positions in stale for path in paths.take(pa.array(positions)).to_pylist()}
 
 
 def _count(folder: Folder, segments: list[Segment], records: Inventory) -> StoreCounts:
@@ -165,10 +166,12 @@ def _count(folder: Folder, segments: list[Segment], records: Inventory) -> Store
     vectors = failures = 0
     ledgers = []
     for segment, segment_files in group_by_segment(segments, files):
-        current = segment_files.select(segment_files.counts)
-        parts, lists = current.select(current.is_part), current.select(~current.is_part)
+        current = segment_files.select(segment_files.is_current)
+        parts = current.select(current.is_part)
+        segment_ledgers = current.select(~current.is_part)
         embedded, failed = (
-            _rows_per_chunk(group.numbers, rows[group.places], segment) for group in (parts, lists)
+            _rows_per_chunk(group.numbers, rows[group.positions], segment)
+            for group in (parts, segment_ledgers)
         )
         if (wrong := np.flatnonzero(embedded + failed != segment.sizes())).size:
             chunk = segment.chunk(int(wrong[0]))
@@ -179,7 +182,8 @@ def _count(folder: Folder, segments: list[Segment], records: Inventory) -> Store
             )
         vectors += int(embedded.sum())
         failures += int(failed.sum())
-        ledgers.append(lists.places[rows[lists.places] > 0])
+        positions = segment_ledgers.positions
+        ledgers.append(positions[rows[positions] > 0])
     deleted = read_deleted(folder, segments)
     deleted_failures = _count_failures(folder, records.paths, ledgers, deleted)
     return StoreCounts(
@@ -189,33 +193,33 @@ def _count(folder: Folder, segments: list[Segment], records: Inventory) -> Store
 
 
 def _current_ledgers(segments: list[Segment], paths: Paths) -> Iterator[str]:
-    """Iterate over the paths of the current ledgers, in the order of their rows."""
+    """Iterate over the paths of the current ledgers in row order."""
     for _, files in group_by_segment(segments, find_chunk_files(paths)):
-        places = files.select(files.counts & ~files.is_part).places
-        for first in range(0, len(places), 1 << 10):
-            yield from paths.take(pa.array(places[first : first + (1 << 10)])).to_pylist()
+        positions = files.select(files.is_current & ~files.is_part).positions
+        for first in range(0, len(positions), 1 << 10):
+            yield from paths.take(pa.array(positions[first : first + (1 << 10)])).to_pylist()
 
 
 def _rows_per_chunk(numbers: Int32, rows: Rows, segment: Segment) -> Rows:
-    """Return the rows of files added up per chunk of a segment, (chunks,)."""
+    """Return the sum of `rows` per chunk of a segment, (chunks,); `numbers` are chunk numbers."""
     sums = np.zeros(segment.chunk_count, np.int64)
     np.add.at(sums, numbers, rows)
     return sums
 
 
 def _count_failures(folder: Folder, paths: Paths, ledgers: list[Rows], rows: Rows) -> int:
-    """Return how many ledger rows, of the ledgers at some positions of `paths`, are in `rows`."""
+    """Count the rows of the ledgers at the given positions in `paths` that are in `rows`."""
     if len(rows) == 0:
         return 0
     return sum(
         int(np.isin(pq.read_table(io.BytesIO(folder.read(path)))["row"], rows).sum())
-        for places in ledgers
-        for path in paths.take(pa.array(places)).to_pylist()
+        for positions in ledgers
+        for path in paths.take(pa.array(positions)).to_pylist()
     )
 
 
 def read_deleted(folder: Folder, segments: list[Segment]) -> Rows:
-    """Read the deleted rows of a store, ascending."""
+    """Return the (n,) deleted rows of a store, ascending."""
     deleted = [np.empty(0, np.int64)]
     for segment in segments:
         if segment.deleted:
@@ -230,11 +234,13 @@ def _check_error_rate(
 ) -> None:
     if counts.rows and counts.failures <= max_error_rate * counts.images:
         return
-    remedy = "what is finished is kept, mend them or run again with a looser --max-error-rate"
+    remedy = (
+        "finished work is kept, repair the failed items or run again with a larger --max-error-rate"
+    )
     if not counts.rows:
-        remedy = f"name a place with {'readable photos' if unit == 'images' else f'sound {unit}'}"
+        remedy = f"name an input with {'readable photos' if unit == 'images' else f'valid {unit}'}"
     reason = commonest_reason(folder, ledgers)
     raise TooManyFailures(
         f"{counts.failures} of {counts.images} {unit} failed, {f'{reason}; ' if reason else ''}all "
-        f"reasons stand in {folder.uri('segments')}/*/failures; {remedy}"
+        f"reasons are in {folder.uri('segments')}/*/failures; {remedy}"
     )

@@ -3,10 +3,10 @@
     STORE/segments/00000/ listing.parquet segment.json deleted.parquet
                           parts/00000000.parquet parts/00000000-1.parquet failures/00000000.parquet
 
-Chunk n of a segment is parts/n and, if images of it failed, failures/n. The part is written after
-the ledger, so a chunk whose part exists is finished. What a retry recovers becomes a further part,
-n-1 (then n-2, …), and the ledger of that number lists what still fails: of the ledgers of a chunk
-only that of its latest part is current.
+Chunk n of a segment is parts/n and, if some of its images failed, the ledger failures/n. The part
+is written after the ledger, so a chunk whose part exists is finished. Images that a retry recovers
+are in a further part, n-1 (then n-2, …), and the ledger of the same number lists those that still
+fail: of the ledgers of a chunk only that of its latest part is current.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHUNK_FILE = (
     r"(?:-(?P<retry>\d{1,9}))?\.parquet$"
 )
 _BATCH = 1 << 16
-_ROW = np.dtype([("place", "i8"), ("segment", "i4"), ("number", "i4"), ("retry", "i4"),
+_ROW = np.dtype([("position", "i8"), ("segment", "i4"), ("number", "i4"), ("retry", "i4"),
                   ("is_part", "?")])  # fmt: skip
 
 
@@ -40,10 +40,10 @@ def segment_path(segment: int, name: str = "") -> str:
     return f"segments/{segment:05d}" + (f"/{name}" if name else "")
 
 
-def segment_number(path: str, otherwise: int) -> int:
-    """Return the number of the segment that a file belongs to, or `otherwise` if to none."""
+def segment_number(path: str, default: int) -> int:
+    """Return the number of the segment that a file belongs to, or `default` if to none."""
     match = re.match(r"segments/(\d{5})/", path)
-    return int(match[1]) if match else otherwise
+    return int(match[1]) if match else default
 
 
 def listing_path(segment: int) -> str:
@@ -62,12 +62,12 @@ def deleted_path(segment: int) -> str:
 
 
 def part_path(chunk: Chunk) -> str:
-    """Return the path of a chunk's part, of the retry that the chunk names."""
+    """Return the path of the part that retry `chunk.retry` of a chunk writes."""
     return _chunk_file_path("parts", chunk)
 
 
 def failures_path(chunk: Chunk) -> str:
-    """Return the path of a chunk's ledger, of the retry that the chunk names."""
+    """Return the path of the ledger that retry `chunk.retry` of a chunk writes."""
     return _chunk_file_path("failures", chunk)
 
 
@@ -80,15 +80,15 @@ def _chunk_file_path(kind: str, chunk: Chunk) -> str:
 class ChunkFiles:
     """The parts and ledgers of a store, as (n,) arrays sorted by segment, chunk and retry."""
 
-    places: NDArray[np.int64]  # index of the path
+    positions: NDArray[np.int64]  # of the path in the array of paths
     segments: Int32
     numbers: Int32  # of the chunk, in its segment
     retries: Int32  # 0 for the first attempt
     is_part: NDArray[np.bool_]  # False: a ledger
-    counts: NDArray[np.bool_]  # True for parts, and for the ledger of a chunk's latest part
+    is_current: NDArray[np.bool_]  # parts, and the ledger of the latest part of each chunk
 
     def select(self, mask: NDArray[np.bool_] | slice) -> ChunkFiles:
-        """Return the selected files."""
+        """Return the files that a boolean mask or a slice selects."""
         return ChunkFiles(*(getattr(self, field.name)[mask] for field in fields(self)))
 
     def of_segment(self, segment: int) -> ChunkFiles:
@@ -105,33 +105,36 @@ class ChunkFiles:
 
     def current_ledgers(self) -> Iterator[tuple[int, int]]:
         """Iterate over (chunk number, retry) of the current ledgers."""
-        ledgers = self.select(self.counts & ~self.is_part)
+        ledgers = self.select(self.is_current & ~self.is_part)
         return zip(ledgers.numbers.tolist(), ledgers.retries.tolist(), strict=True)
 
 
 def find_chunk_files(paths: Paths) -> ChunkFiles:
-    """Find the parts and ledgers among paths."""
+    """Return the parts and ledgers among (n,) paths of a store."""
     steps = range(0, len(paths), _BATCH)
-    batches = (_parse_paths(paths[at : at + _BATCH], at) for at in steps)
+    batches = (_parse_paths(paths[first : first + _BATCH], first) for first in steps)
     lines = np.concatenate([np.empty(0, _ROW), *batches])
     lines = lines[np.lexsort((lines["is_part"], lines["retry"], lines["number"], lines["segment"]))]
     chunk = lines["segment"] * np.int64(10**8) + lines["number"]
     starts = np.flatnonzero(np.diff(chunk, prepend=-1))
     latest = np.maximum.reduceat(np.where(lines["is_part"], lines["retry"], -1), starts)
     latest_of_chunk = np.repeat(latest, np.diff(starts, append=len(lines)))
-    counts = lines["is_part"] | (lines["retry"] == latest_of_chunk)
+    is_current = lines["is_part"] | (lines["retry"] == latest_of_chunk)
     columns: Any = [lines[name].copy() for name in _ROW.names or ()]
-    return ChunkFiles(*[*columns, counts])
+    return ChunkFiles(*[*columns, is_current])
 
 
 def _parse_paths(paths: Paths, first: int) -> NDArray[np.void]:
-    """Return the parts and ledgers among paths, the first of which has the index `first`."""
+    """Return the parts and ledgers among paths as an (m,) array of `_ROW`.
+
+    `first` is the position of the first path.
+    """
     groups = pc.extract_regex(paths, _CHUNK_FILE)
     matched = groups.is_valid()
     segment, kind, number, retry = groups.filter(matched).flatten()
     retry = pc.if_else(pc.equal(retry, ""), "0", retry)
     lines = np.empty(len(kind), _ROW)
-    lines["place"] = np.flatnonzero(matched) + first
+    lines["position"] = np.flatnonzero(matched) + first
     for name, text in (("segment", segment), ("number", number), ("retry", retry)):
         lines[name] = text.cast(pa.int64())
     lines["is_part"] = pc.equal(kind, "parts")

@@ -1,6 +1,6 @@
-"""Read and write the parts of a store; `Store` streams the live rows of a finished one.
+"""Reading and writing of the parts of a store; `Store` streams the live rows of a finished one.
 
-`layout` defines where the files are.
+`layout` defines the paths of the files.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Store:
 
     @property
     def dtype(self) -> str:
-        """Return the type of the vectors: float16 or float32."""
+        """Return the dtype of the vectors: float16 or float32."""
         return str(self.settings["embedding_dtype"])
 
     @property
@@ -98,7 +98,7 @@ class Store:
 
     @cached_property
     def deleted(self) -> Rows:
-        """Return the deleted rows, ascending."""
+        """Return the (n,) deleted rows, ascending."""
         return read_deleted(self.folder, self.segments)
 
     @cached_property
@@ -115,17 +115,20 @@ class Store:
                 yield table.slice(int(begin), int(end - begin))
 
     def chunk_rows(self, chunk: Chunk) -> pa.Table:
-        """Read the live rows of a chunk, with those that retries recovered."""
+        """Return the live rows of a chunk, including those that retries recovered.
+
+        Raises Damaged if a part was altered.
+        """
         retries = self._chunk_files.part_retries(chunk)
         parts = [self._read(part_path(replace(chunk, retry=number))) for number in retries]
-        whole = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("row")
-        return self._alive(whole, chunk)
+        table = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("row")
+        return self._live_rows(table, chunk)
 
     @cached_property
     def metadata_columns(self) -> pa.Schema:
-        """Return the further columns of the listings of all segments.
+        """Return the metadata columns of the listings of all segments.
 
-        A column that has different types in different segments is text.
+        A column that has different types in different segments becomes text.
         """
         columns: dict[str, pa.Field] = {}
         for segment in self.segments:
@@ -135,22 +138,22 @@ class Store:
             with self.folder.open(path) as file:
                 schema = extra_columns(pq.read_schema(file), LISTING)
             for field in schema:
-                known_field = columns.setdefault(field.name, field)
-                if known_field.type != field.type:
+                existing = columns.setdefault(field.name, field)
+                if existing.type != field.type:
                     columns[field.name] = pa.field(field.name, pa.string())
         return pa.schema([field.with_nullable(True) for field in columns.values()])
 
     @property
     def parts(self) -> list[ValuesView[FileRecord]]:
-        """Return the parts in the order of their rows: those of first attempts, then by retry."""
+        """Return the records of the parts: of first attempts in row order, then of each retry."""
         parts = self._chunk_files.select(self._chunk_files.is_part)
         return [
-            self.manifest.files.take(parts.places[parts.retries == retry]).values()
+            self.manifest.files.take(parts.positions[parts.retries == retry]).values()
             for retry in range(int(parts.retries.max(initial=-1)) + 1)
         ]
 
     def part_rows(self, path: str, first: int, last: int) -> pa.Table:
-        """Read the live rows at positions first <= position < last of a part."""
+        """Return the live rows at positions first <= position < last of a part."""
         table = self._read(path).slice(first, last - first)
         if len(table) == 0:
             return table
@@ -162,17 +165,17 @@ class Store:
         for segment, files in group_by_segment(self.segments, self._chunk_files):
             for number, retry in files.current_ledgers():
                 chunk = replace(segment.chunk(number), retry=retry)
-                yield self._alive(self._read(failures_path(chunk)), chunk)
+                yield self._live_rows(self._read(failures_path(chunk)), chunk)
 
-    def _alive(self, table: pa.Table, chunk: Chunk) -> pa.Table:
+    def _live_rows(self, table: pa.Table, chunk: Chunk) -> pa.Table:
         return self._without_deleted(table, chunk.base + chunk.first, chunk.base + chunk.last)
 
     def _without_deleted(self, table: pa.Table, first: int, last: int) -> pa.Table:
         begin, end = np.searchsorted(self.deleted, [first, last])
         if begin == end:
             return table
-        gone = pc.is_in(table["row"], value_set=pa.array(self.deleted[begin:end]))
-        return table.filter(pc.invert(gone))
+        is_deleted = pc.is_in(table["row"], value_set=pa.array(self.deleted[begin:end]))
+        return table.filter(pc.invert(is_deleted))
 
     def _bytes(self, path: str) -> bytes:
         return finished_output.read_verified(self.folder, self.manifest.files[path])
@@ -182,13 +185,13 @@ class Store:
 
 
 def open_store(folder: Folder) -> Store:
-    """Open a finished store; raises as `finished_output.read_manifest` does."""
+    """Open a finished store; raise as `finished_output.read_manifest` does."""
     manifest = finished_output.read_manifest(folder, kind="store")
     return Store(folder, manifest, finished_output.read_settings(folder))
 
 
 def read_unfinished_chunk(folder: Folder, chunk: Chunk) -> pa.Table:
-    """Read the rows of a chunk, deleted ones included, of a store that need not be finished.
+    """Return the rows of a chunk, deleted ones included, of a store that need not be finished.
 
     Raises:
         FileNotFoundError: If the chunk has no part.
@@ -207,12 +210,12 @@ def encode_part(lines: pa.Table, measured: pa.Table, vectors: Vectors) -> bytes:
     """Encode a part as Parquet bytes.
 
     Args:
-        lines: The lines of the listing, (n).
-        measured: The columns width, height and sha256, (n).
-        vectors: (n, d), float16 or float32.
+        lines: Table of n lines of the listing.
+        measured: Table of n rows with the columns width, height and sha256.
+        vectors: (n, d) vectors, float16 or float32.
     """
-    more = extra_columns(lines.schema, LISTING)
-    schema = part_table(vectors.shape[1], str(vectors.dtype), more).schema
+    metadata = extra_columns(lines.schema, LISTING)
+    schema = part_table(vectors.shape[1], str(vectors.dtype), metadata).schema
     for name in ("width", "height", "sha256"):
         lines = lines.append_column(name, measured[name])
     table = lines.append_column(schema.field("embedding"), embedding_column(vectors))
@@ -230,7 +233,10 @@ def encode_ledger(failures: list[dict[str, Any]]) -> bytes | None:
 def put_part(
     folder: Folder, chunk: Chunk, part: bytes, failures: bytes | None
 ) -> tuple[FileRecord, ...]:
-    """Write the ledger, then the part, of a chunk; existing files are kept."""
+    """Write the ledger, then the part, of a chunk; existing files are kept.
+
+    `failures` is the encoded ledger, or None. Returns the records of the files.
+    """
     records = []
     if failures is not None:
         records.append(transaction.put_if_absent(folder, failures_path(chunk), failures))

@@ -1,9 +1,9 @@
 """Segments of a store: each holds one listing, which never changes once the segment is claimed.
 
-The run that writes segment.json first has claimed the segment. Listing and deletions are staged
-before that in work/claim-NUMBER-DIGEST/ and moved into place by any run that finds them missing, so
-that runs with different listings never mix them and a kill loses nothing. A segment names the
-digest of the one before it: a claim made before a compaction is not part of the store.
+The run that writes segment.json first has claimed the segment. Before that, listing and deletions
+are staged in work/claim-NUMBER-DIGEST/; any run that finds them missing moves them into place. So
+runs with different listings never mix them, and a kill loses nothing. A segment records the digest
+of the one before it, so that a claim made before a compaction is recognized as outdated.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ CLAIMS = f"{WORK_FOLDER}claim-"
 
 @dataclass(frozen=True)
 class Segment:
-    """How many images a segment has, how it is cut into chunks, and the checksums of its files."""
+    """Content of segment.json: number of images, division into chunks, checksums of the files."""
 
     number: int
-    base: int  # the row of its first line
+    base: int  # row number of its first line
     images: int
     chunk_rows: int
     deleted: int  # number of rows of earlier segments that it deletes
@@ -62,7 +62,7 @@ class Segment:
         return map(self.chunk, range(self.chunk_count))
 
     def chunk(self, number: int) -> Chunk:
-        """Return the chunk of a number."""
+        """Return chunk `number` of the segment."""
         first = number * self.chunk_rows
         last = min(first + self.chunk_rows, self.images)
         return Chunk(self.number, number, first, last, self.base)
@@ -83,12 +83,12 @@ class Segment:
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of segment.json, by which the next segment names this one."""
+        """Return the hex SHA-256 of segment.json, which the next segment records."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
 
 def parse_segment(number: int, data: bytes, folder: Folder) -> Segment:
-    """Parse the bytes of a segment.json; raises `Damaged` if they were altered."""
+    """Parse the bytes of the segment.json of segment `number`; raise Damaged if it was altered."""
     values = parse_checksummed_json(data)
     if values is None or not values.keys() >= {"images", "chunk_rows", "base", "deleted", "files"}:
         raise Damaged(f"{folder.uri(segment_json_path(number))} was altered; remove the store")
@@ -105,20 +105,20 @@ def read_segments(folder: Folder) -> list[Segment]:
     return segments
 
 
-def _read_next(folder: Folder, before: list[Segment]) -> Segment | None:
-    """Read the segment that follows the given ones; None if there is none that names the last."""
-    data = finished_output.read_if_exists(folder, segment_json_path(len(before)))
+def _read_next(folder: Folder, segments: list[Segment]) -> Segment | None:
+    """Read the segment after `segments`; None if there is none that records the last of them."""
+    data = finished_output.read_if_exists(folder, segment_json_path(len(segments)))
     if data is None:
         return None
-    segment = parse_segment(len(before), data, folder)
-    is_outdated = segment.after not in ("", before[-1].digest if before else "")
+    segment = parse_segment(len(segments), data, folder)
+    is_outdated = segment.after not in ("", segments[-1].digest if segments else "")
     return None if is_outdated else segment
 
 
 def remove_unclaimed(folder: Folder) -> None:
     """Remove the files of segments that are not claimed, or whose claim is outdated.
 
-    A run writes such files if another run compacts the store at the same time.
+    They exist if another run has compacted the store at the same time.
     """
     entries = collect_entries(folder.entries("segments"))
     count = len(read_segments(folder))
@@ -145,17 +145,23 @@ def claim_segment(
     folder: Folder, number: int, base: int, listing: Path, chunk_rows: int, images: int,
     deleted: Rows, after: str = "",
 ) -> Segment:  # fmt: skip
-    """Claim a segment and move its files into place; return another run's if that was first.
+    """Claim a segment and move its files into place.
 
     Args:
         folder: The store.
-        number: Of the segment.
-        base: The row of its first line.
+        number: Number of the segment.
+        base: Row number of its first line.
         listing: Local file with its listing.
         chunk_rows: Lines per chunk.
-        images: Lines of the listing.
-        deleted: Rows of earlier segments that it deletes.
+        images: Number of lines of the listing.
+        deleted: (n,) rows of earlier segments that it deletes.
         after: Digest of the segment before it; empty for the first.
+
+    Returns:
+        The segment; that of another run if it was claimed first.
+
+    Raises:
+        Damaged: If staged files are missing or altered.
     """
     claim = finished_output.read_if_exists(folder, segment_json_path(number))
     sources: dict[str, Write] = {}
@@ -174,7 +180,7 @@ def claim_segment(
 
 
 Write = Callable[[str], None]
-"""Writes the content of a file to a local path."""
+"""Function that writes the content of a file to a local path."""
 
 
 def _staged_files(
@@ -201,9 +207,10 @@ def _write(data: bytes, name: str) -> None:
 def install_claimed_files(
     folder: Folder, segment: Segment, sources: Mapping[str, Write] | None = None
 ) -> None:
-    """Move listing and deletions of a claimed segment into place, if they are not there yet.
+    """Copy listing and deletions of a claimed segment into place unless they exist.
 
-    They come from `sources`, or from where the run that claimed the segment has staged them.
+    They are written by `sources`, by path, or else copied from the staging folder of the run that
+    claimed the segment. Raises Damaged if they are missing or altered there.
     """
     staging = _staging(folder, segment)
     for path, digest in segment.files.items():
@@ -212,7 +219,7 @@ def install_claimed_files(
             if not folder.exists(path):
                 folder.put_new_file(path, write)
         except FileNotFoundError:
-            if not folder.exists(path):  # else another run has moved it
+            if not folder.exists(path):  # otherwise another run has installed it
                 raise Damaged(f"{folder.uri(path)} is missing; remove the store") from None
     for path in segment.files:
         staging.delete(path)
@@ -233,7 +240,7 @@ def _staging(folder: Folder, segment: Segment) -> Folder:
 
 
 def remove_claims(folder: Folder, below: int | None = None) -> None:
-    """Remove staged files of claims that came second: all, or those with numbers below `below`."""
+    """Remove staged files of failed claims: all, or those of segments with numbers < `below`."""
     for entry in list(folder.entries(WORK_FOLDER.rstrip("/"))):
         number = entry.path.removeprefix(CLAIMS)[:5]
         if entry.path.startswith(CLAIMS) and (below is None or int(number) < below):

@@ -8,17 +8,23 @@ import torch
 from torch import Tensor
 
 PER_CLASS = 4
-"""Photos of a class in a balanced batch: enough for pairs, few enough for many classes."""
+"""Photos per class in a balanced batch: enough for pairs, few enough for many classes."""
 
 
 def draw_batches(
     classes: Tensor, size: int, generator: torch.Generator, *, balanced: bool
 ) -> list[Tensor]:
-    """Return the places, int64, of each batch of an epoch; every photo is in one.
+    """Return the positions, (b,) int64, of the photos of each batch; each photo is in one batch.
 
-    Plain batches differ by one photo at most: a last one of a single photo has no variance to
-    normalise by. Balanced ones are made of groups of `PER_CLASS` photos of one class (a class may
-    give a smaller last group), so that each photo has company.
+    Sizes of plain batches differ by at most one, since batch norm needs more than a single photo.
+    Balanced batches consist of groups of `PER_CLASS` photos of one class (the last group of a class
+    may be smaller), so that batches hold pairs of the same class.
+
+    Args:
+        classes: (n,) class numbers.
+        size: Target number of photos per batch.
+        generator: Source of the random order.
+        balanced: Whether to group photos of the same class.
     """
     if not balanced:
         order = torch.randperm(len(classes), generator=generator)
@@ -31,9 +37,9 @@ def draw_batches(
         members = members[torch.randperm(len(members), generator=generator)]
         groups += list(members.tensor_split(-(-len(members) // PER_CLASS)))
     drawn: list[int] = torch.randperm(len(groups), generator=generator).tolist()
-    each = max(2, size // PER_CLASS)
-    count = max(1, round(len(groups) / each))
+    groups_per_batch = max(2, size // PER_CLASS)
+    count = max(1, round(len(groups) / groups_per_batch))
     cuts = [round(number * len(groups) / count) for number in range(count + 1)]
     return [
-        torch.cat([groups[place] for place in drawn[first:last]]) for first, last in pairwise(cuts)
+        torch.cat([groups[group] for group in drawn[first:last]]) for first, last in pairwise(cuts)
     ]

@@ -1,9 +1,9 @@
 """Training checkpoints, written after each epoch, from which an interrupted run resumes.
 
     work/epoch-00012.safetensors   network, objective, optimizer, and the best network so far
-    work/epoch-00012.json          the epochs so far and the checksum of the other; put last
+    work/epoch-00012.json          the epochs so far and the checksum of the tensors; written last
 
-Older ones are removed once a newer one is whole. Nothing is unpickled.
+A checkpoint is deleted once a newer one is complete. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ def write_checkpoint(folder: Folder, progress: TrainingProgress) -> None:
     tensors |= {f"best/{key}": value for key, value in progress.best.items()}
     data = save_safetensors({key: value.contiguous() for key, value in tensors.items()})
     folder.put(f"{name}.safetensors", data)
-    sums = {f"{name}.safetensors": hashlib.sha256(data).hexdigest()}
+    digests = {f"{name}.safetensors": hashlib.sha256(data).hexdigest()}
     history = [asdict(epoch) for epoch in progress.history]
-    folder.put(f"{name}.json", checksummed_json({"history": history, "files": sums}))
+    folder.put(f"{name}.json", checksummed_json({"history": history, "files": digests}))
     for entry in list(folder.entries(WORK_FOLDER.rstrip("/"))):
         if entry.path.startswith(f"{WORK_FOLDER}epoch-") and not entry.path.startswith(f"{name}."):
             folder.delete(entry.path)
 
 
 def read_checkpoint(folder: Folder) -> TrainingProgress | None:
-    """Read the newest complete checkpoint, or return None."""
+    """Read the newest complete checkpoint; return None if there is none."""
     paths = [entry.path for entry in folder.entries(WORK_FOLDER.rstrip("/"))]
-    for note in sorted((path for path in paths if _CHECKPOINT_NAME.fullmatch(path)), reverse=True):
+    for record_path in sorted(
+        (path for path in paths if _CHECKPOINT_NAME.fullmatch(path)), reverse=True
+    ):
         try:
-            values = parse_checksummed_json(folder.read(note))
+            values = parse_checksummed_json(folder.read(record_path))
             if values is None:
                 continue
             ((path, digest),) = values["files"].items()

@@ -1,7 +1,7 @@
 """The linear classifier of a trained bundle, which predicts classes from unit vectors.
 
     classifier.safetensors   weight (classes, d) and bias (classes,), float32, of unit vectors
-    classifier.json          the classes in their order, and the checksum of the other
+    classifier.json          the classes in order, and the checksum of the weights
 
 It is fitted on the finished embeddings, whatever the objective was, so that it fits the vectors of
 a store.
@@ -31,27 +31,27 @@ from retrieval.training.objectives import CrossEntropy
 NOTE, WEIGHTS = "classifier.json", "classifier.safetensors"
 
 _SCALE = 16.0
-"""Length that vectors are brought to while it learns: at 1 the softmax could never be sure."""
+"""Length of vectors during training: at length 1 the softmax could not become confident."""
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Classes, and the weights that tell them: (c, d) and (c,) float32, for unit vectors."""
+    """Classes, with weight (c, d) and bias (c,) float32 of a linear classifier of unit vectors."""
 
     names: tuple[str, ...]
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
 
     def shares(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return (n, c) confidences of (n, d) vectors of unit length: each row adds up to 1."""
+        """Return the (n, c) softmax confidences of (n, d) vectors of unit length."""
         logits = vectors.astype(np.float64) @ self.weight.astype(np.float64).T + self.bias
         logits -= logits.max(axis=1, keepdims=True)
         powers = np.exp(logits)
-        found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-        return found
+        confidences: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return confidences
 
     def files(self) -> dict[str, bytes]:
-        """Return its files: the sealed note last."""
+        """Return the files by name; the JSON file with the checksum comes last."""
         data = save_safetensors({"weight": self.weight, "bias": self.bias})
         digest = hashlib.sha256(data).hexdigest()
         note = checksummed_json({"classes": list(self.names), "files": {WEIGHTS: digest}})
@@ -61,23 +61,26 @@ class Classifier:
 def fit_classifier(
     embeddings: Tensor, classes: Tensor, names: tuple[str, ...], seed: int
 ) -> Classifier:
-    """Learn to tell (n,) classes from (n, d) embeddings."""
+    """Fit a linear classifier of (n, d) embeddings to (n,) class numbers, indices into `names`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         learner = CrossEntropy(embeddings.shape[1], len(names))
     fit_linear_classifier(learner, _SCALE * functional.normalize(embeddings), classes, seed)
-    told = learner.classifier
-    weight, bias = (one.detach().numpy().copy() for one in (told.weight, told.bias))
+    layer = learner.classifier
+    weight, bias = (parameter.detach().numpy().copy() for parameter in (layer.weight, layer.bias))
     return Classifier(names, np.float32(_SCALE) * weight, bias)
 
 
 def read_classifier(bundle: Folder) -> Classifier:
-    """Read the classifier of what `lookalike train` wrote."""
+    """Read the classifier of an output of `lookalike train`.
+
+    Raises InputError where there is none, Damaged where a checksum does not match.
+    """
     try:
         note, data = bundle.read(NOTE), bundle.read(WEIGHTS)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            f"{bundle.uri()} holds no classifier ({NOTE}); name what `lookalike train` wrote"
+            f"{bundle.uri()} holds no classifier ({NOTE}); name an output of `lookalike train`"
         ) from None
     values = parse_checksummed_json(note)
     if values is None or hashlib.sha256(data).hexdigest() != values["files"][WEIGHTS]:
@@ -87,18 +90,23 @@ def read_classifier(bundle: Folder) -> Classifier:
 
 
 def count_confusions(
-    told: NDArray[np.int64], classes: NDArray[np.int64], names: tuple[str, ...]
+    predicted: NDArray[np.int64], classes: NDArray[np.int64], names: tuple[str, ...]
 ) -> pa.Table:
-    """Count which classes were taken for which others: table CONFUSION."""
-    wrong = told != classes
+    """Count misclassifications by class and predicted class: table CONFUSION, most frequent first.
+
+    `predicted` and `classes` are (n,) class numbers.
+    """
+    misclassified = predicted != classes
     pairs, counts = np.unique(
-        np.stack([classes[wrong], told[wrong]], axis=1).reshape(-1, 2), axis=0, return_counts=True
+        np.stack([classes[misclassified], predicted[misclassified]], axis=1).reshape(-1, 2),
+        axis=0,
+        return_counts=True,
     )
-    of = np.bincount(classes, minlength=len(names))
+    class_sizes = np.bincount(classes, minlength=len(names))
     order = np.lexsort((pairs[:, 1], pairs[:, 0], -counts))
     columns = [
-        [names[label] for label in pairs[order, 0]], [names[other] for other in pairs[order, 1]],
-        counts[order], of[pairs[order, 0]],
+        [names[label] for label in pairs[order, 0]], [names[label] for label in pairs[order, 1]],
+        counts[order], class_sizes[pairs[order, 0]],
     ]  # fmt: skip
     return pa.table([pa.array(c, t) for c, t in zip(columns, CONFUSION.schema.types, strict=True)],
                     schema=CONFUSION.schema)  # fmt: skip

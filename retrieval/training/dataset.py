@@ -15,12 +15,12 @@ from retrieval.core.errors import InputError, UsageError
 from retrieval.core.records import Item
 from retrieval.evaluation.labels import DISTRACTOR
 
-_NAMED = 3  # classes named in a sentence
+_NAMED = 3  # most classes named in a note
 
 
 @dataclass(frozen=True)
 class TrainingDataset:
-    """The images that are trained on, sorted by image_id, and sentences on what is odd."""
+    """The images to train on, sorted by image_id, and notes on excluded or suspicious labels."""
 
     items: tuple[Item, ...]
     notes: tuple[str, ...]
@@ -29,58 +29,73 @@ class TrainingDataset:
 def select_training_images(
     items: Iterable[Item], labels: Mapping[str, str | None] | None, exclude_classes: Collection[str]
 ) -> TrainingDataset:
-    """Return the items that have a class to be trained.
+    """Return the items whose class is trained.
 
-    `labels` (image_id -> class or None) stands instead of the classes that items bring. A class of
-    one image is left out, since it can neither be held out nor find itself. Refused: no labels at
-    all, fewer than two classes, a class to leave out that is not there.
+    Args:
+        items: All items of the source.
+        labels: Class by image_id, which replaces the labels of the items; None keeps theirs.
+        exclude_classes: Classes that are left out.
+
+    Classes with a single image are left out too, since they can neither be held out nor retrieved.
+    Raises InputError where there are no labels or fewer than two classes, UsageError for an unknown
+    class in `exclude_classes`.
     """
-    found = sorted(items, key=lambda item: item.image_id)
+    listed = sorted(items, key=lambda item: item.image_id)
     if labels is not None:
-        found = [dataclasses.replace(item, label=labels.get(item.image_id)) for item in found]
-    counts = Counter(i.label for i in found if i.label not in (None, "", DISTRACTOR))
+        listed = [dataclasses.replace(item, label=labels.get(item.image_id)) for item in listed]
+    counts = Counter(i.label for i in listed if i.label not in (None, "", DISTRACTOR))
     if not counts:
-        way = "name them in --labels" if labels is not None else "lay them in a folder a class"
-        raise InputError(f"none of the {len(found)} images of --data has a label; {way}")
+        remedy = (
+            "name them in --labels" if labels is not None else "put each class into its own folder"
+        )
+        raise InputError(f"none of the {len(listed)} images of --data has a label; {remedy}")
     for name in sorted(exclude_classes):
         if name not in counts:
-            near = get_close_matches(name, [str(one) for one in counts], 3, 0.4)
-            near = near or sorted(str(one) for one in counts)[:3]
+            suggestions = get_close_matches(name, [str(label) for label in counts], 3, 0.4)
+            suggestions = suggestions or sorted(str(label) for label in counts)[:3]
             raise UsageError(
                 f"--exclude-classes {name} is not a class of --data; "
-                f"did you mean {', '.join(near)}?"
+                f"did you mean {', '.join(suggestions)}?"
             )
-    wanted = {str(name): count for name, count in counts.items() if name not in exclude_classes}
-    kept = {name for name, count in wanted.items() if count > 1}
-    if len(kept) < 2:
+    class_sizes = {
+        str(name): count for name, count in counts.items() if name not in exclude_classes
+    }
+    trained_classes = {name for name, count in class_sizes.items() if count > 1}
+    if len(trained_classes) < 2:
         raise InputError(
-            f"training needs two classes of two images or more and --data leaves {len(kept)}; "
-            "add images, or leave out fewer"
+            "training needs two classes of two images or more and --data leaves "
+            f"{len(trained_classes)}; add images, or leave out fewer"
         )
-    chosen = tuple(item for item in found if item.label in kept)
-    return TrainingDataset(chosen, _notes(len(found), chosen, wanted, kept))
+    selected = tuple(item for item in listed if item.label in trained_classes)
+    return TrainingDataset(selected, _notes(len(listed), selected, class_sizes, trained_classes))
 
 
 def _notes(
-    found: int, chosen: Collection[Item], wanted: Mapping[str, int], kept: Collection[str]
+    listed_count: int,
+    selected: Collection[Item],
+    class_sizes: Mapping[str, int],
+    trained_classes: Collection[str],
 ) -> tuple[str, ...]:
-    notes = [f"{len(chosen)} of {found} images have one of the {len(kept)} classes to be trained"]
-    if lone := sorted(name for name in wanted if name not in kept):
+    notes = [
+        f"{len(selected)} of {listed_count} images have one of the {len(trained_classes)} "
+        "classes to be trained"
+    ]
+    if lone := sorted(name for name in class_sizes if name not in trained_classes):
         notes.append(f"{len(lone)} classes of a single image are left out: {_format_names(lone)}")
     notes += [
         f"the labels {' and '.join(map(repr, same))} are {len(same)} classes and hardly differ"
-        for same in similar_names(kept)
+        for same in similar_names(trained_classes)
     ]
     return tuple(notes)
 
 
 def _format_names(names: list[str]) -> str:
-    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest
+    remaining = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + remaining
 
 
 def similar_names(names: Iterable[str]) -> list[list[str]]:
-    """Return the groups of names that differ only in case, space, - or _, or in their coding."""
+    """Return the groups of names that differ only in case, spaces, -, _ or Unicode form."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         plain = unicodedata.normalize("NFKC", name).casefold()
@@ -89,7 +104,7 @@ def similar_names(names: Iterable[str]) -> list[list[str]]:
 
 
 def dataset_digest(items: Iterable[Item]) -> str:
-    """Return the SHA-256 of what is trained from: ids, classes, sizes and times of change."""
+    """Return the SHA-256, in hex, of the ids, classes, file sizes and modification times."""
     sha = hashlib.sha256()
     for item in items:
         row = (item.image_id, item.label, item.size, item.mtime_ns)

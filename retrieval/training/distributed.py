@@ -1,4 +1,4 @@
-"""Data-parallel training: several processes train one network on shares of each batch.
+"""Data-parallel training: several processes train one network, each on a part of each batch.
 
 Gradients are averaged through torch.distributed; with one process every operation is a no-op. Each
 process holds the same network and draws the same batches, so nothing else is exchanged.
@@ -18,12 +18,12 @@ class ProcessGroup:
         self.rank = distributed.get_rank() if grouped else 0
         self.count = distributed.get_world_size() if grouped else 1
 
-    def own(self, which: Tensor) -> Tensor:
-        """Return this process' share of a batch: every `count`-th; at least one."""
-        own = which[self.rank :: self.count]
-        return own if len(own) else which[:1]
+    def local_part(self, batch: Tensor) -> Tensor:
+        """Return the (m,) photo positions of a batch that this process trains on, at least one."""
+        shard = batch[self.rank :: self.count]
+        return shard if len(shard) else batch[:1]
 
-    def share(self, optimizer: torch.optim.Optimizer) -> None:
+    def average_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Average the gradients over the processes."""
         if self.count == 1:
             return
@@ -34,7 +34,7 @@ class ProcessGroup:
                     parameter.grad /= self.count
 
     def mean(self, total: Tensor, count: int) -> float:
-        """Return the sum of the processes' totals, () float64, over a count."""
+        """Return the sum of all processes' totals, () float64, divided by a count."""
         if self.count > 1:
             distributed.all_reduce(total)
         return float(total) / count

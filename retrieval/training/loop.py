@@ -30,9 +30,9 @@ State = dict[str, Tensor]
 WEIGHT_DECAY = 0.05
 
 HEAD_EPOCHS, HEAD_LEARNING_RATE = 60, 1e-3
-"""Of a classifier on the embeddings of a frozen body, before the body learns."""
+"""Training of a classifier on the embeddings of the frozen backbone, before both are trained."""
 
-_EVALUATION_BATCH = 64  # photos a forward pass while nothing is learnt
+_EVALUATION_BATCH = 64  # photos per forward pass without training
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class TrainingRecipe:
     epochs: int
     batch: int
     learning_rate: float
-    backbone_lr_scale: float  # that of the body over that of what is new
+    backbone_lr_scale: float  # learning rate of the backbone over that of new layers
     schedule: Schedule
     patience: int | None
     unfreeze: str
-    varied: tuple[str, ...]
+    augmentations: tuple[str, ...]  # names of `augmentation.VARIATIONS`
     seed: int
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One row of history.parquet; `tables.HISTORY` says what the columns mean."""
+    """One row of history.parquet; its columns are described by `schemas.HISTORY`."""
 
     epoch: int
     loss: float
@@ -68,9 +68,9 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """The state after an epoch: all that the next epoch needs, as tensors by name.
+    """The state after an epoch: everything that the next epoch needs, as tensors by name.
 
-    `best` are the backbone's parameters as they were after the best epoch so far.
+    `best` holds the backbone's parameters after the best epoch so far.
     """
 
     history: tuple[EpochResult, ...]
@@ -79,7 +79,7 @@ class TrainingProgress:
 
     @property
     def best_epoch(self) -> EpochResult:
-        """Return the kept epoch: the first among the best."""
+        """Return the best epoch, the first among equals."""
         return max(self.history, key=lambda epoch: (*epoch.quality, -epoch.epoch))
 
 
@@ -89,23 +89,25 @@ def train(
     photos: PhotoSplit,
     recipe: TrainingRecipe,
     *,
-    before: TrainingProgress | None = None,
-    together: ProcessGroup | None = None,
+    resume_from: TrainingProgress | None = None,
+    processes: ProcessGroup | None = None,
     on_epoch: Callable[[TrainingProgress], None],
 ) -> TrainingProgress:
-    """Train until the last epoch or early stopping, and return the progress with the best epoch.
+    """Train until the last epoch or early stopping; return the progress after the last epoch.
 
-    The same photos, recipe, number of threads and kind of processor give the same bytes, also where
-    a run went on from `before`. Raises LookalikeError if the loss is not finite.
+    The same photos, recipe, number of threads and kind of processor give the same bytes, also for a
+    run that continues from the checkpoint `resume_from`. `processes` is the group of data-parallel
+    processes; `on_epoch` is called after each epoch. Raises LookalikeError if the loss is not
+    finite.
     """
-    learner = Trainer(body, objective, photos, recipe, together or ProcessGroup())
-    progress = before
+    trainer = Trainer(body, objective, photos, recipe, processes or ProcessGroup())
+    progress = resume_from
     if progress is not None:
-        learner.load(progress.state)
+        trainer.load(progress.state)
     elif body.pretrained:
-        learner.learn_head()
+        trainer.fit_head()
     while progress is None or not _is_finished(progress, recipe):
-        progress = learner.epoch(progress)
+        progress = trainer.run_epoch(progress)
         on_epoch(progress)
     return progress
 
@@ -124,93 +126,102 @@ class Trainer:
         objective: Objective,
         photos: PhotoSplit,
         recipe: TrainingRecipe,
-        together: ProcessGroup,
+        processes: ProcessGroup,
     ) -> None:
         self.body, self.objective, self.photos = body, objective, photos
-        self.recipe, self.together = recipe, together
+        self.recipe, self.processes = recipe, processes
         objective.to(body.device)
         unfreeze(body.extractor, recipe.unfreeze)
-        slow = recipe.backbone_lr_scale if body.pretrained else 1.0
+        backbone_scale = recipe.backbone_lr_scale if body.pretrained else 1.0
         groups = [
-            {"params": list(body.parameters()), "share": slow},
-            {"params": list(objective.parameters()), "share": 1.0},
+            {"params": list(body.parameters()), "lr_scale": backbone_scale},
+            {"params": list(objective.parameters()), "lr_scale": 1.0},
         ]
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], weight_decay=WEIGHT_DECAY
         )
 
-    def learn_head(self) -> None:
-        """Train a classifier learn on the embeddings of a body that does not, before both do.
+    def fit_head(self) -> None:
+        """Fit the classifier on the embeddings of the frozen backbone, before both are trained.
 
-        Embedded once, unvaried: sixty epochs take less than one of the whole network, and no wild
-        gradients of a random classifier reach the body.
+        Photos are embedded once, without augmentation: 60 epochs take less time than one of the
+        whole network, and the backbone gets no gradients of a random classifier.
         """
         if not isinstance(self.objective, CrossEntropy):
             return
         embeddings = embed_photos(self.body, self.photos.plain)
-        scale = embeddings.square().mean().sqrt().clamp(min=1e-12)  # some networks' are tiny
+        # some networks have tiny embeddings
+        scale = embeddings.square().mean().sqrt().clamp(min=1e-12)
         classes = self.photos.plain.classes
         fit_linear_classifier(self.objective, embeddings / scale, classes, self.recipe.seed)
         with torch.no_grad():
             self.objective.classifier.weight.div_(scale.to(self.body.device))
 
-    def epoch(self, before: TrainingProgress | None) -> TrainingProgress:
-        """Train one epoch, evaluate it, and return the progress after it."""
-        history = () if before is None else before.history
+    def run_epoch(self, previous: TrainingProgress | None) -> TrainingProgress:
+        """Train and evaluate the epoch after `previous`; return the progress after it.
+
+        Raises LookalikeError if the loss or an embedding is not finite.
+        """
+        history = () if previous is None else previous.history
         number = len(history) + 1
-        loss = self.learn(number, [epoch.map for epoch in history])
-        found = embed_photos(self.body, self.photos.validation)
-        if not (math.isfinite(loss) and bool(torch.isfinite(found).all())):
-            rate_ = self.recipe.learning_rate
+        loss = self.train_epoch(number, [epoch.map for epoch in history])
+        embeddings = embed_photos(self.body, self.photos.validation)
+        if not (math.isfinite(loss) and bool(torch.isfinite(embeddings).all())):
+            learning_rate = self.recipe.learning_rate
             raise LookalikeError(
                 f"training diverged: the loss is not finite in epoch {number}; lower "
-                f"--learning-rate from {rate_:g} to {rate_ / 10:g}"
+                f"--learning-rate from {learning_rate:g} to {learning_rate / 10:g}"
             )
         classes = self.photos.validation.classes
-        top1, precision = evaluate_retrieval(found, classes, seed=self.recipe.seed)
-        epoch = EpochResult(number, loss, self._accuracy(found), top1, precision)
-        best = epoch if before is None else max(before.best_epoch, epoch, key=lambda e: e.quality)
-        kept = before.best if before is not None and best is not epoch else None
-        state = self.body.trained_state() if kept is None else kept
+        top1, precision = evaluate_retrieval(embeddings, classes, seed=self.recipe.seed)
+        epoch = EpochResult(number, loss, self._accuracy(embeddings), top1, precision)
+        best = (
+            epoch if previous is None else max(previous.best_epoch, epoch, key=lambda e: e.quality)
+        )
+        previous_best = previous.best if previous is not None and best is not epoch else None
+        state = self.body.trained_state() if previous_best is None else previous_best
         return TrainingProgress((*history, epoch), self.state(), state)
 
     def _accuracy(self, embeddings: Tensor) -> float | None:
-        """Return the share that a classifier tells right; None where it knows other classes."""
+        """Return the validation accuracy; None without a classifier of the validation classes."""
         if not isinstance(self.objective, CrossEntropy) or not self.photos.same_classes:
             return None
         with torch.inference_mode():
-            told = self.objective.classifier(embeddings.to(self.body.device)).argmax(1).cpu()
-        return float((told == self.photos.validation.classes).double().mean())
+            predicted = self.objective.classifier(embeddings.to(self.body.device)).argmax(1).cpu()
+        return float((predicted == self.photos.validation.classes).double().mean())
 
-    def learn(self, number: int, qualities: list[float]) -> float:
-        """Train on all training photos in random order; return the mean loss per photo."""
-        recipe, part, transform = self.recipe, self.photos.training, self.body.transform
+    def train_epoch(self, number: int, qualities: list[float]) -> float:
+        """Train epoch `number` (from 1) on all training photos; return the mean loss per photo.
+
+        `qualities` are the validation mAP of the epochs so far.
+        """
+        recipe, photos, transform = self.recipe, self.photos.training, self.body.transform
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
-        self.body.learn()
+        self.body.set_training_mode()
         self.objective.train()
-        drawn = draw_batches(
-            part.classes, recipe.batch, generator, balanced=self.objective.balanced
+        batches = draw_batches(
+            photos.classes, recipe.batch, generator, balanced=self.objective.balanced
         )
         device = self.body.device
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for place, which in enumerate(drawn):
-            step = (number - 1) * len(drawn) + place
-            share = learning_rate_factor(
-                recipe.schedule, step, recipe.epochs * len(drawn), qualities
+        for index, batch in enumerate(batches):
+            step = (number - 1) * len(batches) + index
+            factor = learning_rate_factor(
+                recipe.schedule, step, recipe.epochs * len(batches), qualities
             )
             for group in self.optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * group["share"] * share
-            own = self.together.own(which)
-            pixels = part.take(own).to(device)
-            varied = augment(pixels, transform.image_size, generator, recipe.varied)
-            embeddings = self.body.extractor(normalise_pixels(varied, transform))
-            loss = self.objective(embeddings, part.classes[own].to(device))
+                group["lr"] = recipe.learning_rate * group["lr_scale"] * factor
+            local_batch = self.processes.local_part(batch)
+            pixels = photos.take(local_batch).to(device)
+            images = augment(pixels, transform.image_size, generator, recipe.augmentations)
+            embeddings = self.body.extractor(normalise_pixels(images, transform))
+            loss = self.objective(embeddings, photos.classes[local_batch].to(device))
             self.optimizer.zero_grad()
             loss.backward()
-            self.together.share(self.optimizer)
+            self.processes.average_gradients(self.optimizer)
             self.optimizer.step()
-            total += loss.detach().double() * len(own)
-        return self.together.mean(total, len(part))
+            total += loss.detach().double() * len(local_batch)
+        return self.processes.mean(total, len(photos))
 
     def state(self) -> State:
         """Return all tensors that change during training, by name."""
@@ -221,15 +232,15 @@ class Trainer:
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def load(self, state: State) -> None:
-        """Restore the tensors of `state`."""
+        """Restore the tensors that `state` returned."""
         self.body.extractor.load_state_dict(_strip_prefix("body.", state))
         self.objective.load_state_dict(_strip_prefix("objective.", state))
         values: dict[int, State] = {}
         for name, value in _strip_prefix("optimizer.", state).items():
             number, _, key = name.partition(".")
             values.setdefault(int(number), {})[key] = value
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": values})
+        optimizer_state = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**optimizer_state, "state": values})
 
 
 def embed_photos(body: TrainableBackbone, part: PhotoSubset) -> Tensor:
@@ -238,9 +249,9 @@ def embed_photos(body: TrainableBackbone, part: PhotoSubset) -> Tensor:
     with torch.inference_mode():
         return torch.cat([
             body.extractor(
-                normalise_pixels(part.take(which).to(body.device).float(), body.transform)
+                normalise_pixels(part.take(positions).to(body.device).float(), body.transform)
             ).cpu()
-            for which in torch.split(torch.arange(len(part)), _EVALUATION_BATCH)
+            for positions in torch.split(torch.arange(len(part)), _EVALUATION_BATCH)
         ])  # fmt: skip
 
 
@@ -251,16 +262,16 @@ def _strip_prefix(prefix: str, state: State) -> State:
 def fit_linear_classifier(
     objective: CrossEntropy, embeddings: Tensor, classes: Tensor, seed: int
 ) -> None:
-    """Train a linear classifier learn on (n, d) embeddings that stay as they are.
+    """Fit the classifier of an objective, in place, to fixed (n, d) embeddings and (n,) classes.
 
-    These and their classes come from the CPU, wherever the classifier is.
+    Embeddings and classes are on the CPU, whatever the device of the classifier.
     """
     device = objective.classifier.weight.device
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(objective.parameters(), HEAD_LEARNING_RATE)
     for _ in range(HEAD_EPOCHS):
-        for which in draw_batches(classes, _EVALUATION_BATCH, generator, balanced=False):
-            loss = objective(embeddings[which].clone().to(device), classes[which].to(device))
+        for batch in draw_batches(classes, _EVALUATION_BATCH, generator, balanced=False):
+            loss = objective(embeddings[batch].clone().to(device), classes[batch].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

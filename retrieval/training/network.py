@@ -12,12 +12,12 @@ from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling
 from retrieval.models import registry
 
-Normalisations = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
 class TrainableBackbone:
-    """A backbone in training: its name, its initial parameters, and the extractor built of them."""
+    """A backbone in training: name, initial parameters, and the extractor built from them."""
 
     backbone: str
     state: registry.State
@@ -34,14 +34,14 @@ class TrainableBackbone:
         """Iterate over the parameters that are not frozen."""
         return (p for p in self.extractor.parameters() if p.requires_grad)
 
-    def learn(self) -> None:
+    def set_training_mode(self) -> None:
         """Switch to training mode, except for the batch norms of a pretrained backbone.
 
-        Small batches of few classes would replace the statistics of a million photos.
+        Small batches of few classes would replace statistics of a million photos.
         """
         self.extractor.train()
         for module in self.extractor.modules():
-            if isinstance(module, Normalisations) and self.pretrained:
+            if isinstance(module, _BATCH_NORMS) and self.pretrained:
                 module.eval()
 
     def trained_state(self) -> registry.State:
@@ -49,11 +49,11 @@ class TrainableBackbone:
 
         Parameters that the extractor does not use keep their initial values.
         """
-        learnt = {
+        trained = {
             key.removeprefix("body."): value.detach().cpu().clone()
             for key, value in self.extractor.state_dict().items()
         }
-        return {key: learnt.get(key, value) for key, value in self.state.items()}
+        return {key: trained.get(key, value) for key, value in self.state.items()}
 
 
 def build_trainable_backbone(
@@ -64,7 +64,7 @@ def build_trainable_backbone(
     pretrained: bool,
     device: str = "cpu",
 ) -> TrainableBackbone:
-    """Make a backbone of parameters ready to learn, on a device; nothing is frozen."""
+    """Build a trainable backbone from parameters, on a device; no layer is frozen."""
     state = registry.fit_state(source.state, backbone)
     extractor = registry.build_extractor(backbone, dict(state), pooling)
     extractor = extractor.to(memory_format=torch.channels_last).to(device)
@@ -74,7 +74,7 @@ def build_trainable_backbone(
 
 
 def normalise_pixels(images: Tensor, transform: Transform) -> Tensor:
-    """Normalise pixel values from 0 to 255 by the transform's mean and std, channels last."""
+    """Normalise (n, 3, h, w) pixel values from 0 to 255 by mean and std; channels last."""
     mean = torch.tensor(transform.mean, device=images.device).view(3, 1, 1) * 255
     scale = 1 / (torch.tensor(transform.std, device=images.device).view(3, 1, 1) * 255)
     return ((images - mean) * scale).contiguous(memory_format=torch.channels_last)

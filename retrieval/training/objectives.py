@@ -1,6 +1,6 @@
 """Training objectives: losses of embeddings and their classes.
 
-Cross-entropy is ours; the others are pytorch-metric-learning's, which an extra installs.
+All but cross-entropy need pytorch-metric-learning (`pip install lookalike[metric]`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.nn import functional
 from retrieval.core.errors import UsageError
 
 SMOOTHING = 0.05
-"""Of labels: keeps the classes from being pushed apart for ever."""
+"""Label smoothing of cross-entropy: bounds the distance between classes."""
 
 
 class Objective(nn.Module):
-    """A loss; what it learns beside the network (a classifier, proxies) are its parameters."""
+    """A loss whose parameters (a classifier, proxies) are trained together with the network."""
 
     balanced = True
     """Whether batches must hold several photos of each of their classes."""
@@ -32,10 +32,10 @@ class Objective(nn.Module):
         self.miner = miner
 
     def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
-        """Return the mean loss of (n, d) embeddings of (n,) classes."""
-        found = (embeddings, classes)
-        mined = () if self.miner is None else (self.miner(*found),)
-        loss: Tensor = self.loss(*found, *mined)
+        """Return the mean loss, a scalar, of (n, d) embeddings with (n,) class numbers."""
+        batch = (embeddings, classes)
+        mined = () if self.miner is None else (self.miner(*batch),)
+        loss: Tensor = self.loss(*batch, *mined)
         return loss
 
 
@@ -49,28 +49,28 @@ class CrossEntropy(Objective):
         self.classifier = nn.Linear(dimension, classes)
 
     def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
-        """Return the mean loss of (n, d) embeddings of (n,) classes."""
+        """Return the mean loss, a scalar, of (n, d) embeddings with (n,) class numbers."""
         logits = self.classifier(embeddings)
         return functional.cross_entropy(logits, classes, label_smoothing=SMOOTHING)
 
 
 def _arcface(dimension: int, classes: int) -> Objective:
-    """Deng et al., "ArcFace" (CVPR 2019)."""
+    """Build the ArcFace loss: Deng et al., "ArcFace" (CVPR 2019)."""
     return Objective(_library().losses.ArcFaceLoss(classes, dimension))
 
 
 def _supcon(dimension: int, classes: int) -> Objective:  # noqa: ARG001 - one signature for all
-    """Khosla et al., "Supervised contrastive learning" (NeurIPS 2020)."""
+    """Build the loss of Khosla et al., "Supervised contrastive learning" (NeurIPS 2020)."""
     return Objective(_library().losses.SupConLoss())
 
 
 def _proxy_anchor(dimension: int, classes: int) -> Objective:
-    """Kim et al., "Proxy anchor loss for deep metric learning" (CVPR 2020)."""
+    """Build the loss of Kim et al., "Proxy anchor loss for deep metric learning" (CVPR 2020)."""
     return Objective(_library().losses.ProxyAnchorLoss(classes, dimension))
 
 
 def _triplet(dimension: int, classes: int) -> Objective:  # noqa: ARG001 - one signature for all
-    """Schroff et al., "FaceNet" (CVPR 2015), with its semi-hard triplets."""
+    """Build the triplet loss of Schroff et al., "FaceNet" (CVPR 2015), with semi-hard triplets."""
     library = _library()
     miner = library.miners.TripletMarginMiner(type_of_triplets="semihard")
     return Objective(library.losses.TripletMarginLoss(margin=0.1), miner)
@@ -86,8 +86,11 @@ OBJECTIVES: dict[str, Callable[[int, int], Objective]] = {
 
 
 def make_objective(name: str, dimension: int, classes: int, seed: int) -> Objective:
-    """Make the objective of a name; what it draws at first is seeded."""
-    with torch.random.fork_rng(devices=[]):  # the caller's own draws stay what they were
+    """Build an objective by name, with seeded initial parameters.
+
+    Raises UsageError where it needs pytorch-metric-learning, which is not installed.
+    """
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays unchanged
         torch.manual_seed(seed)
         return OBJECTIVES[name](dimension, classes)
 
@@ -95,10 +98,10 @@ def make_objective(name: str, dimension: int, classes: int, seed: int) -> Object
 def _library() -> Any:
     try:
         import pytorch_metric_learning as library
-        from pytorch_metric_learning import losses, miners  # noqa: F401 - they are asked for
+        from pytorch_metric_learning import losses, miners  # noqa: F401 - submodules used as attributes
     except ImportError as error:
         raise UsageError(
             f"--objective needs pytorch-metric-learning ({error}); install lookalike[metric], or "
-            "take cross-entropy"
+            "use cross-entropy"
         ) from error
     return library

@@ -1,8 +1,9 @@
 """Training photos, decoded once into memory-mapped arrays.
 
-A network sees each photo dozens of times, and decoding would take longest. So each is decoded once,
-in threads, and kept as uint8 twice: as a bundle sees it, and with a margin that crops are cut from
-(at 224 pixels 150 and 190 kB a photo). Arrays are mapped, not read: memory does not grow with them.
+Training reads each photo dozens of times, and decoding would take most of the time. So each photo
+is decoded once, in threads, and stored as uint8 twice: transformed as for embedding, and with a
+margin for random crops (150 and 190 kB per photo at 224 pixels). Arrays are memory-mapped, so
+memory does not grow with them.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from retrieval.training.augmentation import MARGIN
 from retrieval.training.dataset import dataset_digest
 from retrieval.training.split import SplitBy, choose_validation
 
-_EXACT, _WIDE, _NOTE = "exact.npy", "wide.npy", "photos.json"
+_EXACT, _WIDE, _RECORD = "exact.npy", "wide.npy", "photos.json"
 
 
 @dataclass(frozen=True)
 class PhotoSubset:
-    """The photos of one part of the split: places `rows` of `pixels`, which both parts share.
+    """The n photos of one part of the split: `rows` (n,) of the array `pixels`.
 
-    `pixels` is uint8 (all, 3, side, side), mapped from disk; `classes` int64 (n,), places in
-    `names`.
+    `pixels` is uint8 (N, 3, side, side), mapped from disk and shared by both parts. `classes` is
+    (n,) int64, indices into `names`.
     """
 
     pixels: Tensor
@@ -52,12 +53,12 @@ class PhotoSubset:
     image_ids: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Count the photos."""
+        """Return the number of photos."""
         return len(self.rows)
 
-    def take(self, which: Tensor) -> Tensor:
-        """Read the pixels of some photos, by their place in this part."""
-        return self.pixels[torch.from_numpy(self.rows)[which]]
+    def take(self, positions: Tensor) -> Tensor:
+        """Return the pixels, uint8 (m, 3, side, side), at (m,) positions in this subset."""
+        return self.pixels[torch.from_numpy(self.rows)[positions]]
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ class PhotoSplit:
     """Training and validation photos; split by class, the two subsets share no class name."""
 
     training: PhotoSubset
-    plain: PhotoSubset  # those that train, as a bundle sees them
+    plain: PhotoSubset  # the training photos, transformed as for embedding
     validation: PhotoSubset
-    failures: tuple[str, ...]  # "image_id: why", of photos that could not be read
+    failures: tuple[str, ...]  # "image_id: reason", of photos that could not be read
 
     @property
     def same_classes(self) -> bool:
-        """Return whether what validates is of the classes that train."""
+        """Return whether validation and training photos have the same classes."""
         return self.training.names == self.validation.names
 
 
@@ -80,23 +81,27 @@ def decode_photos(
     items: Sequence[Item], transform: Transform, *, max_pixels: int, cache: str | None,
     threads: int, options: Mapping[str, Any] | None = None,
 ) -> Iterator[DecodedPhotos]:  # fmt: skip
-    """Decode photos into a folder below `cache`, or reuse them; without a cache, temporarily."""
+    """Yield decoded photos, in a folder below `cache`, where a later run reuses them.
+
+    Without a cache the folder is temporary. Raises UsageError where the cache cannot be written,
+    StorageFailure where its disk is full or a source fails temporarily.
+    """
     with TemporaryDirectory(prefix="lookalike-photos-") as scratch:
         name = _cache_name(items, transform, max_pixels)
         folder = Path(cache or scratch, f"photos-{name}")
-        found = _find_decoded(folder, items)
-        if found is None:
+        decoded = _find_decoded(folder, items)
+        if decoded is None:
             _make_folder(folder)
             with ItemReader(options) as opener:
-                found = _decode(items, opener, transform, max_pixels, folder, threads)
-        yield found
+                decoded = _decode(items, opener, transform, max_pixels, folder, threads)
+        yield decoded
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder of photos, or refuse the `--cache` that it would lie in."""
+    """Create the folder of photos; raise UsageError if `--cache` cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _NOTE).unlink(missing_ok=True)
+        (folder / _RECORD).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
             f"--cache {folder.parent} cannot be written ({error.strerror}); name a local folder "
@@ -106,27 +111,31 @@ def _make_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class DecodedPhotos:
-    """Photos as arrays; of item n the row n, which is blank where `failures` names the item."""
+    """Decoded photos, row n for item n; rows of items in `failures` are blank."""
 
     folder: Path
     items: tuple[Item, ...]
     exact: Tensor
     wide: Tensor
-    failures: Mapping[int, str]  # by place: why
+    failures: Mapping[int, str]  # reason by position of the item
 
-    def parted(self, *, by: SplitBy, share: float, seed: int) -> PhotoSplit:
-        """Split the readable photos into training and validation subsets."""
+    def split(self, *, by: SplitBy, share: float, seed: int) -> PhotoSplit:
+        """Split the readable photos into training and validation subsets (`choose_validation`)."""
         rows = np.array([n for n in range(len(self.items)) if n not in self.failures], np.int64)
         labels = [str(self.items[row].label) for row in rows]
-        held = (
+        is_validation = (
             choose_validation(labels, by=by, share=share, seed=seed)
             if len(rows)
             else np.zeros(0, bool)
         )
-        failures = sorted(f"{self.items[n].image_id}: {why}" for n, why in self.failures.items())
-        training = self._part(self.wide, rows[~held])
+        failures = sorted(
+            f"{self.items[n].image_id}: {reason}" for n, reason in self.failures.items()
+        )
+        training = self._part(self.wide, rows[~is_validation])
         plain = dataclasses.replace(training, pixels=self.exact)
-        return PhotoSplit(training, plain, self._part(self.exact, rows[held]), tuple(failures))
+        return PhotoSplit(
+            training, plain, self._part(self.exact, rows[is_validation]), tuple(failures)
+        )
 
     def _part(self, pixels: Tensor, rows: NDArray[np.int64]) -> PhotoSubset:
         items = [self.items[row] for row in rows]
@@ -138,7 +147,7 @@ class DecodedPhotos:
 
 
 def _cache_name(items: Sequence[Item], transform: Transform, max_pixels: int) -> str:
-    """Name photos by all that shapes their pixels."""
+    """Return a digest of everything that shapes the pixels, which names the cache folder."""
     shape = [
         dataset_digest(items),
         [item.path for item in items],
@@ -150,33 +159,37 @@ def _cache_name(items: Sequence[Item], transform: Transform, max_pixels: int) ->
 
 
 def open_decoded(folder: Path, items: Sequence[Item]) -> DecodedPhotos:
-    """Open photos that another process has decoded into a folder."""
-    found = _find_decoded(folder, items)
-    if found is None:
-        raise InputError(f"{folder} holds no photos; --cache must be seen by all workers")
-    return found
+    """Open photos that another process decoded; raise InputError if there are none."""
+    decoded = _find_decoded(folder, items)
+    if decoded is None:
+        raise InputError(f"{folder} holds no photos; --cache must be accessible to all workers")
+    return decoded
 
 
 def _find_decoded(folder: Path, items: Sequence[Item]) -> DecodedPhotos | None:
-    """Find what an earlier run has decoded, if it is whole and unaltered."""
+    """Return the photos that an earlier run decoded, or None if incomplete or altered."""
     try:
-        note = parse_checksummed_json((folder / _NOTE).read_bytes())
-        if note is None or any(
-            sha256_of_file(folder / n) != note["files"][n] for n in (_EXACT, _WIDE)
+        record = parse_checksummed_json((folder / _RECORD).read_bytes())
+        if record is None or any(
+            sha256_of_file(folder / name) != record["files"][name] for name in (_EXACT, _WIDE)
         ):
             return None
     except (FileNotFoundError, NotADirectoryError):
         return None
     exact, wide = (torch.from_numpy(_map_array(folder / name)) for name in (_EXACT, _WIDE))
     return DecodedPhotos(
-        folder, tuple(items), exact, wide, {int(n): w for n, w in note["failures"].items()}
+        folder,
+        tuple(items),
+        exact,
+        wide,
+        {int(position): reason for position, reason in record["failures"].items()},
     )
 
 
 def _map_array(path: Path) -> NDArray[np.uint8]:
-    """Map an array; for writing, though nobody does, since torch asks for it."""
-    found: NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
-    return found
+    """Memory-map an array, copy-on-write, since torch warns about read-only arrays."""
+    array: NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
+    return array
 
 
 def _decode(
@@ -185,29 +198,31 @@ def _decode(
 ) -> DecodedPhotos:  # fmt: skip
     transforms = (transform, _with_margin(transform))
     arrays = [
-        _allocate_array(folder / name, (len(items), 3, each.image_size, each.image_size))
-        for name, each in zip((_EXACT, _WIDE), transforms, strict=True)
+        _allocate_array(folder / name, (len(items), 3, target.image_size, target.image_size))
+        for name, target in zip((_EXACT, _WIDE), transforms, strict=True)
     ]
     failures: dict[int, str] = {}
 
-    def read(place: int) -> None:
-        pixels = _read(items[place], opener, transforms, max_pixels)
+    def read(position: int) -> None:
+        pixels = _read(items[position], opener, transforms, max_pixels)
         if isinstance(pixels, str):
-            failures[place] = pixels
+            failures[position] = pixels
             return
-        for array, each in zip(arrays, pixels, strict=True):
-            array[place] = each.numpy()
+        for array, variant in zip(arrays, pixels, strict=True):
+            array[position] = variant.numpy()
 
     with ThreadPoolExecutor(threads, "decode") as pool:
         list(pool.map(read, range(len(items))))
-    note = {"files": {name: sha256_of_file(folder / name) for name in (_EXACT, _WIDE)},
-            "failures": {str(place): failures[place] for place in sorted(failures)}}  # fmt: skip
-    (folder / _NOTE).write_bytes(checksummed_json(note))
+    record = {
+        "files": {name: sha256_of_file(folder / name) for name in (_EXACT, _WIDE)},
+        "failures": {str(position): failures[position] for position in sorted(failures)},
+    }
+    (folder / _RECORD).write_bytes(checksummed_json(record))
     return open_decoded(folder, items)
 
 
 def _allocate_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Make an array on disk, with all its room: a full disk would end the process later."""
+    """Create an array on disk and allocate its space: a full disk would kill the process later."""
     try:
         array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # macOS has none
@@ -222,7 +237,7 @@ def _allocate_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _with_margin(transform: Transform) -> Transform:
-    """Return the transform of a training photo: the same view of it, larger."""
+    """Return the transform of a training photo: the same crop, larger by `MARGIN`."""
     return dataclasses.replace(
         transform,
         resize_size=round(transform.resize_size * MARGIN),
@@ -233,14 +248,14 @@ def _with_margin(transform: Transform) -> Transform:
 def _read(
     item: Item, opener: ItemReader, transforms: Sequence[Transform], max_pixels: int
 ) -> list[Tensor] | str:
-    """Return the pixels of a photo by each transform, or why there are none."""
+    """Return the pixels of a photo for each transform, or the reason why it cannot be read."""
     if item.problem is not None:
         return item.problem
     try:
         data = opener.read(item.path, item.place, item.size)
-        whole = decode_full(data, max_pixels=max_pixels)
-        return [apply_transform(whole, transform) for transform in transforms]
-    except LookalikeError:  # a disk that fails for now is no broken photo
+        pixels = decode_full(data, max_pixels=max_pixels)
+        return [apply_transform(pixels, transform) for transform in transforms]
+    except LookalikeError:  # a temporary failure of the disk, not a broken photo
         raise
     except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all
         return " ".join(str(error).split())[:200] or type(error).__name__

@@ -16,16 +16,18 @@ SplitBy = Literal["image", "class"]
 def choose_validation(
     labels: Sequence[str], *, by: SplitBy, share: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Return a mask (n,) of the validation images, a `share` (0 to 1) of n images with `labels`.
+    """Return a mask, (n,) bool, of the validation images among n images with `labels`.
 
-    By image, each class is parted by its own seed, so that leaving one out does not part the others
-    anew; at least one image of each trains, and one of each validates. By class, whole classes are
-    held out, two of them at least, since only others of a class can be found; two train at least.
-    Refused: what is too little for that.
+    `share` (0 to 1) is the share of validation images, or of validation classes.
+
+    By image, each class is split with its own seed, so that excluding one class does not change the
+    split of the others; each class keeps at least one training and one validation image. By class,
+    whole classes are held out; at least two train and two validate. Raises InputError where there
+    are too few images or classes for that.
     """
     names = sorted(set(labels))
     of_class = np.searchsorted(names, labels)
-    held = np.zeros(len(labels), np.bool_)
+    is_validation = np.zeros(len(labels), np.bool_)
     if by == "class":
         order = np.random.default_rng((seed, *b"classes")).permutation(len(names))
         count = max(2, round(share * len(names)))
@@ -36,13 +38,13 @@ def choose_validation(
             )
         return np.isin(of_class, order[:count])
     for number, name in enumerate(names):
-        places = np.flatnonzero(of_class == number)
-        if len(places) < 2:
+        positions = np.flatnonzero(of_class == number)
+        if len(positions) < 2:
             raise InputError(
-                f"of class {name} of --data {len(places)} image can be read and training needs "
+                f"of class {name} of --data {len(positions)} image can be read and training needs "
                 "two; add some or --exclude-classes the class"
             )
-        order = np.random.default_rng((seed, *name.encode())).permutation(len(places))
-        count = min(max(1, round(share * len(places))), len(places) - 1)
-        held[places[order[:count]]] = True
-    return held
+        order = np.random.default_rng((seed, *name.encode())).permutation(len(positions))
+        count = min(max(1, round(share * len(positions))), len(positions) - 1)
+        is_validation[positions[order[:count]]] = True
+    return is_validation

@@ -11,7 +11,7 @@ from retrieval.evaluation.measures import average_precision, success
 from retrieval.evaluation.relevance import SCORED_MATCHES, RankingRelevance
 
 MAX_QUERIES = 2000
-"""Photos that look, at most: more would say the same more slowly."""
+"""Maximum number of query photos; more would hardly change the means."""
 
 _BLOCK = 256
 
@@ -19,38 +19,39 @@ _BLOCK = 256
 def evaluate_retrieval(embeddings: Tensor, classes: Tensor, *, seed: int) -> tuple[float, float]:
     """Return top-1 and mAP of (n, d) float32 embeddings by cosine, over the whole ranking.
 
-    A photo that is alone in its class does not look.
+    Photos that are alone in their class are not queries; of more than `MAX_QUERIES` queries a
+    sample is drawn with `seed`. Returns (0, 0) without queries.
     """
     vectors = embeddings.numpy()
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     labels = classes.numpy()
-    company = np.bincount(labels)[labels] > 1
-    asked = np.flatnonzero(company)
-    if len(asked) > MAX_QUERIES:
-        asked = np.sort(np.random.default_rng(seed).choice(asked, MAX_QUERIES, replace=False))
-    found = [
-        _judge_block(vectors, labels, asked[first : first + _BLOCK])
-        for first in range(0, len(asked), _BLOCK)
+    has_relevant = np.bincount(labels)[labels] > 1
+    queries = np.flatnonzero(has_relevant)
+    if len(queries) > MAX_QUERIES:
+        queries = np.sort(np.random.default_rng(seed).choice(queries, MAX_QUERIES, replace=False))
+    parts = [
+        _grade_block(vectors, labels, queries[first : first + _BLOCK])
+        for first in range(0, len(queries), _BLOCK)
     ]
-    if not found:
+    if not parts:
         return 0.0, 0.0
-    tops, precisions = (
+    top1, precisions = (
         np.concatenate(values)
-        for values in ([success(j, 1) for j in found], [average_precision(j) for j in found])
+        for values in ([success(j, 1) for j in parts], [average_precision(j) for j in parts])
     )
-    return float(tops.mean()), float(precisions.mean())
+    return float(top1.mean()), float(precisions.mean())
 
 
-def _judge_block(
-    vectors: NDArray[np.float32], labels: NDArray[np.int64], asked: NDArray[np.int64]
+def _grade_block(
+    vectors: NDArray[np.float32], labels: NDArray[np.int64], queries: NDArray[np.int64]
 ) -> RankingRelevance:
-    scores = vectors[asked] @ vectors.T
-    scores[np.arange(len(asked)), asked] = -np.inf  # itself is the last, and left out
+    scores = vectors[queries] @ vectors.T
+    scores[np.arange(len(queries)), queries] = -np.inf  # the query itself sorts last and is dropped
     order = np.argsort(-scores, axis=1, kind="stable")[:, :-1]
-    grades = (labels[order] == labels[asked][:, None]).astype(np.int16)
+    grades = (labels[order] == labels[queries][:, None]).astype(np.int16)
     counts = grades.sum(1, dtype=np.int64)[:, None]
-    nameless = pa.nulls(len(asked), pa.string())
+    no_names = pa.nulls(len(queries), pa.string())
     return RankingRelevance(
-        nameless, nameless, grades, np.full(len(asked), order.shape[1]), np.ones(1, np.int16),
+        no_names, no_names, grades, np.full(len(queries), order.shape[1]), np.ones(1, np.int16),
         counts, SCORED_MATCHES.empty_table(), 0, 0,
     )  # fmt: skip

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_SMALL = 2.0**-520  # its square is a subnormal number of float64
-_LEAST_NORMAL = 2.0**-126  # of float32
-_LEAST = 2.0**-149  # above zero, of float32
-_MAGNITUDE = np.uint32(0x7FFFFFFF)
-_FIRST_NORMAL = np.uint32(0x00800000)  # the bits of 2^-126
+_TINY = 2.0**-520  # its square is a subnormal number of float64
+_SMALLEST_NORMAL = 2.0**-126  # of float32
+_SMALLEST_SUBNORMAL = 2.0**-149  # above zero, of float32
+_MAGNITUDE_MASK = np.uint32(0x7FFFFFFF)
+_SMALLEST_NORMAL_BITS = np.uint32(0x00800000)  # the bits of 2^-126
 
 
 def flushes_subnormals() -> bool:
     """Return whether this thread flushes subnormal numbers (inputs or results) to zero."""
-    return _SMALL * _SMALL == 0.0
+    return _TINY * _TINY == 0.0
 
 
 def to_float64(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -30,10 +30,10 @@ def to_float64(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     wide: NDArray[np.float64] = values.astype(np.float64, order="C")
     if values.dtype == np.float32 and flushes_subnormals():
         bits = np.ascontiguousarray(values).view(np.uint32)
-        magnitude = bits & _MAGNITUDE
-        small = magnitude < _FIRST_NORMAL
-        numbers = magnitude[small] * _LEAST
-        wide[small] = np.where(bits[small] > _MAGNITUDE, -numbers, numbers)
+        magnitude = bits & _MAGNITUDE_MASK
+        is_subnormal = magnitude < _SMALLEST_NORMAL_BITS
+        numbers = magnitude[is_subnormal] * _SMALLEST_SUBNORMAL
+        wide[is_subnormal] = np.where(bits[is_subnormal] > _MAGNITUDE_MASK, -numbers, numbers)
     return wide
 
 
@@ -41,8 +41,8 @@ def to_float32(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Convert float16, float32 or float64 to float32, rounded to the nearest, ties to even."""
     narrow: NDArray[np.float32] = values.astype(np.float32, copy=False)
     if values.dtype == np.float64 and flushes_subnormals():
-        small = np.abs(values) < _LEAST_NORMAL
-        bits = np.rint(np.abs(values[small]) / _LEAST).astype(np.uint32)
-        signs = np.where(np.signbit(values[small]), ~_MAGNITUDE, np.uint32(0))
-        narrow.view(np.uint32)[small] = bits | signs
+        is_subnormal = np.abs(values) < _SMALLEST_NORMAL
+        bits = np.rint(np.abs(values[is_subnormal]) / _SMALLEST_SUBNORMAL).astype(np.uint32)
+        signs = np.where(np.signbit(values[is_subnormal]), ~_MAGNITUDE_MASK, np.uint32(0))
+        narrow.view(np.uint32)[is_subnormal] = bits | signs
     return narrow

@@ -44,7 +44,7 @@ _MAX_DIMENSION = 1 << 16  # dimension up to which an int32 sum cannot overflow
 _MIN_QUERIES_PER_ROW = 64  # queries per row above which quantising it pays
 _MIN_SUMS_PER_LIST = 1 << 13  # sums per list below which the calls cost more than they save
 _MIN_TORCH_WORK = 5e10  # multiplications that take a second less than in float32; torch's import
-_MIN_CALL_WORK = 1e9  # the same where torch is there
+_MIN_CALL_WORK = 1e9  # the same where torch is imported already
 _FLOAT64_ROUNDOFF: float = 2.0**-52
 _SUFFICIENT_ISA = ("VNNI", "BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 
@@ -69,7 +69,7 @@ class Int8Keys:
 
 
 class Int8Product:
-    """int8 by torch, on the CPU."""
+    """Products in int8 by torch, on the CPU."""
 
     name = "int8"
     cache_bytes = CPU_CACHE_BYTES
@@ -111,7 +111,7 @@ class Int8Product:
         )
 
     def select(self, queries: PreparedVectors, positions: Int64) -> PreparedVectors:
-        """Copy the selected queries."""
+        """Return a copy of the queries at `positions`."""
         assert queries.rounding_loss is not None
         return replace(
             queries, norms=queries.norms[positions], matrix=queries.matrix[positions], squares=None,
@@ -119,9 +119,9 @@ class Int8Product:
         )  # fmt: skip
 
     def keys(self, queries: PreparedVectors, rows: PreparedVectors) -> Int8Keys:
-        """Return the integer products with what converts them to keys."""
+        """Return the (b, n) integer products, with the steps that convert them to keys."""
         left, right = map(self._torch.from_numpy, (queries.matrix, rows.matrix))
-        sums = self._torch._int_mm(left, right.T)  # noqa: SLF001  (it has no other name)
+        sums = self._torch._int_mm(left, right.T)  # noqa: SLF001  (there is no public function)
         return Int8Keys(sums.numpy(), queries, rows)
 
     def key_error(self, queries: PreparedVectors, rows: PreparedVectors) -> Float64:
@@ -132,18 +132,18 @@ class Int8Product:
         query_lengths = rounding_loss + (1.0 if is_unit else queries.norms)
         longest = 1.0 if is_unit else rows.longest
         with np.errstate(over="ignore"):
-            widest, tiny = longest + rows.largest_loss, UNDERFLOW * dimension
+            max_length, underflow = longest + rows.largest_loss, UNDERFLOW * dimension
             exact = (dimension + 8) * _FLOAT64_ROUNDOFF  # the rounding of the float64 score itself
-            row_loss = rows.largest_loss + (8 * FLOAT32_ROUNDOFF + exact) * widest
+            row_loss = rows.largest_loss + (8 * FLOAT32_ROUNDOFF + exact) * max_length
             bound: Float64 = rounding_loss * (1.001 * longest)
-            bound += query_lengths * (1.001 * row_loss + tiny)
+            bound += query_lengths * (1.001 * row_loss + underflow)
             if queries.metric == "l2":
                 bound *= 2
                 bound += 1.001 * (
-                    8 * FLOAT32_ROUNDOFF * widest * (query_lengths + widest)
-                    + exact * (query_lengths + widest) ** 2
+                    8 * FLOAT32_ROUNDOFF * max_length * (query_lengths + max_length)
+                    + exact * (query_lengths + max_length) ** 2
                 )
-            bound += tiny * (1 + widest)
+            bound += underflow * (1 + max_length)
         return bound
 
     def kth_key(self, keys: Int8Keys, k: int) -> Float32:
@@ -192,10 +192,10 @@ def suitable_product(product: Product, queries: PreparedVectors) -> Product:
 @functools.cache
 def has_exact_int8() -> bool:
     """Return whether this CPU multiplies int8 fast and adds the products without saturating."""
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    max_isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if not {"avx512_vnni", "avx_vnni", "amx_int8"} & read_cpu_flags():
         return False
-    return (not allowed or any(word in allowed for word in _SUFFICIENT_ISA)) and _sums_are_exact()
+    return (not max_isa or any(word in max_isa for word in _SUFFICIENT_ISA)) and _sums_are_exact()
 
 
 def _sums_are_exact() -> bool:
@@ -203,7 +203,9 @@ def _sums_are_exact() -> bool:
     signs = np.random.default_rng(0).choice(np.array([-_MAX_INT8, _MAX_INT8], np.int8), (64, 512))
     signs[:8] = _MAX_INT8
     queries, rows = (
-        PreparedVectors("ip", np.ones(len(s)), s, None) for s in (signs[:33], signs[3:])
+        PreparedVectors("ip", np.ones(len(part)), part, None) for part in (signs[:33], signs[3:])
     )
-    widest = signs.astype(np.int64)
-    return np.array_equal(Int8Product().keys(queries, rows).sums, widest[:33] @ widest[3:].T)
+    wide_signs = signs.astype(np.int64)
+    return np.array_equal(
+        Int8Product().keys(queries, rows).sums, wide_signs[:33] @ wide_signs[3:].T
+    )

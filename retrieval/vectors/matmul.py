@@ -63,7 +63,7 @@ _FLOAT64_PRODUCT_ELEMENTS = 1 << 20  # elements of a product in float64: 8 MiB
 _FLOAT64_ROWS = 1 << 12  # vectors converted to float64 at once: 16 MiB at d = 512
 _MEDIAN_ROWS = 33  # rows sampled for the median; odd
 _PAIRS_PER_UNDECIDED = 32  # float64 proposes if more than one in this many pairs is undecided
-_MIN_UNDECIDED = 128  # up to so many pairs, scoring them is faster than another product
+_MIN_UNDECIDED = 128  # up to this many pairs, scoring them is faster than another product
 
 
 @dataclass(frozen=True)
@@ -123,31 +123,35 @@ def error_bound(
     dimension: int,
     norms: Float64,
     longest: float,
-    share: float,
-    last: float,
-    unit: float = FLOAT32_ROUNDOFF,
+    input_rounding: float,
+    output_rounding: float,
+    sum_roundoff: float = FLOAT32_ROUNDOFF,
 ) -> Float64:
     """Return the largest error of each query's keys, (b,), by the bound in the module docstring.
 
-    `norms` (b,) are the queries' lengths, `longest` is the longest row. `share` is the bound's a
-    (input rounding), `last` its o (output rounding), `unit` its u (unit roundoff of the sums).
+    `norms` (b,) are the lengths of the queries, `longest` is that of the longest row. In the bound,
+    `input_rounding` is a, `output_rounding` is o, and `sum_roundoff` is u.
     """
-    gamma = dimension * unit / (1 - dimension * unit)
-    off = (1 + share) ** 2 * (1 + gamma) * (1 + last) - 1
-    # tiny: underflow of products and inputs; wide: the rounding of the float64 score itself, whose
-    # clip to [-1, 1] only brings it closer to the cosine
-    tiny = (dimension + 8) * UNDERFLOW
-    wide = (dimension + 8) * 2.0**-52
+    gamma = dimension * sum_roundoff / (1 - dimension * sum_roundoff)
+    relative_error = (1 + input_rounding) ** 2 * (1 + gamma) * (1 + output_rounding) - 1
+    # `underflow` is that of products and inputs, `score_rounding` that of the float64 score itself,
+    # whose clip to [-1, 1] only brings it closer to the cosine
+    underflow = (dimension + 8) * UNDERFLOW
+    score_rounding = (dimension + 8) * 2.0**-52
     with np.errstate(over="ignore"):
         if metric == "cosine":
-            return np.full(len(norms), 1.001 * off + 3 * tiny + wide)
+            return np.full(len(norms), 1.001 * relative_error + 3 * underflow + score_rounding)
         product = norms * longest
-        under = tiny * (1 + norms + longest)
+        underflow_error = underflow * (1 + norms + longest)
         if metric == "ip":
-            return 1.001 * (off + wide) * product + under
+            return 1.001 * (relative_error + score_rounding) * product + underflow_error
         # twice the product's error, one rounding of |x|^2, one of the difference
-        rounding = FLOAT32_ROUNDOFF * (2 * longest**2 + 2 * product * (1 + off))
-        return 1.001 * (2 * off * product + rounding) + under + wide * (norms + longest) ** 2
+        rounding = FLOAT32_ROUNDOFF * (2 * longest**2 + 2 * product * (1 + relative_error))
+        return (
+            1.001 * (2 * relative_error * product + rounding)
+            + underflow_error
+            + score_rounding * (norms + longest) ** 2
+        )
 
 
 def _as_slice(positions: Int64) -> Int64 | slice:
@@ -173,8 +177,8 @@ def choose_centre(sample: VectorBlock) -> Float32 | None:
     """
     if sample.metric != "l2" or len(sample) == 0:
         return None
-    places = np.unique(np.linspace(0, len(sample) - 1, _MEDIAN_ROWS).astype(np.int64))
-    sampled_rows = sample.take(places)
+    positions = np.unique(np.linspace(0, len(sample) - 1, _MEDIAN_ROWS).astype(np.int64))
+    sampled_rows = sample.take(positions)
     middle = len(sampled_rows) // 2
     centre: Float32 = np.partition(sampled_rows.float32_values, middle, axis=0)[middle]
     length = float(compute_squared_norms(centre[None])[0])
@@ -192,9 +196,9 @@ def subtract_centre(vectors: VectorBlock, centre: Float32 | None) -> tuple[Float
         return vectors.float32_values - centre, np.sqrt(squares)
 
 
-def _from_centre(wide: Float32, centre: Float32 | None) -> Float64:
+def _from_centre(vectors: Float32, centre: Float32 | None) -> Float64:
     """Return vectors in float64, relative to a centre if there is one."""
-    values = to_float64(wide)
+    values = to_float64(vectors)
     if centre is not None:
         values -= to_float64(centre)
     return values
@@ -251,21 +255,23 @@ def propose_in_float64(
         keys, slack = _float64_keys(queries.take(part), rows, centre)
         if top is not None and top <= len(rows):
             kth_index = len(rows) - top
-            sure = np.partition(keys - slack, kth_index, axis=1)[:, kth_index]
-            floors[part] = np.maximum(floors[part], sure)
+            guaranteed = np.partition(keys - slack, kth_index, axis=1)[:, kth_index]
+            floors[part] = np.maximum(floors[part], guaranteed)
         q, x = np.nonzero(keys + slack >= floors[part, None])
         with np.errstate(over="ignore"):
-            near = keys[q, x].astype(np.float32)
-        wider = (
+            float32_keys = keys[q, x].astype(np.float32)
+        total_slack = (
             np.broadcast_to(slack, keys.shape)[q, x]
             + FLOAT32_ROUNDOFF * np.abs(keys[q, x])
             + UNDERFLOW
         )
-        not_finite = ~np.isfinite(near)
-        near[not_finite], wider[not_finite] = 0, np.inf
-        result.append((q + part.start, x, near, wider))
-    q, x, near, wider = (np.concatenate(column) for column in zip(*result, strict=True))
-    return ProposedPairs(q, x, near, wider, floors)
+        not_finite = ~np.isfinite(float32_keys)
+        float32_keys[not_finite], total_slack[not_finite] = 0, np.inf
+        result.append((q + part.start, x, float32_keys, total_slack))
+    q, x, float32_keys, total_slack = (
+        np.concatenate(column) for column in zip(*result, strict=True)
+    )
+    return ProposedPairs(q, x, float32_keys, total_slack, floors)
 
 
 def _float64_keys(
@@ -276,22 +282,24 @@ def _float64_keys(
     The bound is that of the module docstring with u = 2^-53. Lengths, centred numbers and the score
     itself are rounded too: at most 4 d + 8 roundings separate cosines, fewer for other metrics.
     """
-    left, long = _fine(queries, slice(None), centre)
+    left, query_norms = _float64_rows(queries, slice(None), centre)
     keys, norms = np.empty((len(queries), len(rows))), np.empty(len(rows))
     for part in split_range(len(rows), _FLOAT64_ROWS):
-        right, norms[part] = _fine(rows, part, centre)
+        right, norms[part] = _float64_rows(rows, part, centre)
         keys[:, part] = left @ right.T
-    share = (2 * left.shape[1] + 24) * 2.0**-52
+    relative_error = (2 * left.shape[1] + 24) * 2.0**-52
     if queries.metric == "cosine":
-        return keys, np.full((1, 1), share)
+        return keys, np.full((1, 1), relative_error)
     if queries.metric == "ip":
-        return keys, share * long[:, None] * norms
+        return keys, relative_error * query_norms[:, None] * norms
     keys *= 2
     keys -= norms**2
-    return keys, share * (long[:, None] + norms) ** 2
+    return keys, relative_error * (query_norms[:, None] + norms) ** 2
 
 
-def _fine(vectors: VectorBlock, part: slice, centre: Float32 | None) -> tuple[Float64, Float64]:
+def _float64_rows(
+    vectors: VectorBlock, part: slice, centre: Float32 | None
+) -> tuple[Float64, Float64]:
     """Return vectors[part] in float64, of unit length for cosine, and their lengths."""
     values = _from_centre(vectors.float32_values[part], centre)
     norms = vectors.norms[part]
@@ -314,13 +322,13 @@ def _input_rounding(vectors: PreparedVectors) -> float:
 
 
 class Float32Product:
-    """float32 on the CPU, by numpy's BLAS."""
+    """Products in float32 on the CPU, by numpy's BLAS."""
 
     name = "fp32"
     cache_bytes = CPU_CACHE_BYTES
 
     def prepare(self, vectors: VectorBlock, centre: Float32 | None = None) -> PreparedVectors:
-        """Keep vectors as they are, after subtracting the centre."""
+        """Return float32 vectors, relative to the centre if there is one."""
         matrix, norms = subtract_centre(vectors, centre)
         squares = squared_lengths(vectors.metric, norms)
         return PreparedVectors(vectors.metric, norms, matrix, squares, centred=centre is not None)
@@ -332,7 +340,7 @@ class Float32Product:
         return replace(queries, norms=norms, matrix=matrix, squares=None)
 
     def keys(self, queries: PreparedVectors, rows: PreparedVectors) -> Float32:
-        """Multiply."""
+        """Return the (b, n) float32 keys; the product runs in BLAS."""
         with np.errstate(over="ignore", invalid="ignore"):
             keys: Float32 = queries.matrix @ rows.matrix.T
             if queries.metric == "l2":
@@ -342,9 +350,11 @@ class Float32Product:
 
     def key_error(self, queries: PreparedVectors, rows: PreparedVectors) -> Float64:
         """Bound the error, with the rounding of normalised or centred inputs."""
-        share = _input_rounding(queries)
+        input_rounding = _input_rounding(queries)
         dimension = queries.matrix.shape[1]
-        return error_bound(queries.metric, dimension, queries.norms, rows.longest, share, 0.0)
+        return error_bound(
+            queries.metric, dimension, queries.norms, rows.longest, input_rounding, 0.0
+        )
 
     def kth_key(self, keys: Float32, k: int) -> Float32:
         """Return each query's k-th largest key by partitioning."""
@@ -356,17 +366,17 @@ class Float32Product:
         return result
 
     def pairs_reaching(self, keys: Float32, low: Float32) -> tuple[Int64, Int64, Float32]:
-        """Return the pairs by a comparison of all keys."""
-        places = np.flatnonzero(keys >= low[:, None])
-        q, x = np.divmod(places, keys.shape[1])
-        return q, x, keys.ravel()[places]
+        """Return the pairs, found by comparing all keys."""
+        flat_positions = np.flatnonzero(keys >= low[:, None])
+        q, x = np.divmod(flat_positions, keys.shape[1])
+        return q, x, keys.ravel()[flat_positions]
 
 
 FLOAT32_PRODUCT = Float32Product()
 
 
 class HalfPrecisionProduct:
-    """Half precision by torch, on the CPU (bfloat16) or on a GPU.
+    """Products in half precision by torch, on the CPU (bfloat16) or on a GPU.
 
     A GPU returns float32 sums; there vectors of unit length are float16, eight times as precise.
     The CPU rounds sums to bfloat16. It also compiles a kernel for each new shape, which costs more
@@ -386,13 +396,13 @@ class HalfPrecisionProduct:
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
-    def _fine(self, metric: Metric) -> bool:
+    def _uses_float16(self, metric: Metric) -> bool:
         return self._gpu and metric == "cosine"
 
     def prepare(self, vectors: VectorBlock, centre: Float32 | None = None) -> PreparedVectors:
         """Round and move vectors to the device; on the CPU pad with zero rows."""
         torch = self._torch
-        dtype = torch.float16 if self._fine(vectors.metric) else torch.bfloat16
+        dtype = torch.float16 if self._uses_float16(vectors.metric) else torch.bfloat16
         values, norms = subtract_centre(vectors, centre)
         matrix = torch.from_numpy(values).to(self._device, dtype)
         if not self._gpu and (padding := -len(matrix) % _ROW_MULTIPLE):
@@ -434,14 +444,22 @@ class HalfPrecisionProduct:
 
     def key_error(self, queries: PreparedVectors, rows: PreparedVectors) -> Float64:
         """Bound the error from rounding both inputs, and on the CPU the sums."""
-        share = _FP16_ROUNDOFF if self._fine(queries.metric) else _BF16_ROUNDOFF
-        share = (1 + share) * (1 + _input_rounding(queries)) - 1
+        input_rounding = _FP16_ROUNDOFF if self._uses_float16(queries.metric) else _BF16_ROUNDOFF
+        input_rounding = (1 + input_rounding) * (1 + _input_rounding(queries)) - 1
         dimension = queries.matrix.shape[1]
-        last, unit = (0.0, TENSOR_CORE_U) if self._gpu else (_BF16_ROUNDOFF, FLOAT32_ROUNDOFF)
-        error = error_bound(
-            queries.metric, dimension, queries.norms, rows.longest, share, last, unit
+        output_rounding, sum_roundoff = (
+            (0.0, TENSOR_CORE_U) if self._gpu else (_BF16_ROUNDOFF, FLOAT32_ROUNDOFF)
         )
-        if self._fine(queries.metric):  # float16 numbers below 2^-14 have fewer digits
+        error = error_bound(
+            queries.metric,
+            dimension,
+            queries.norms,
+            rows.longest,
+            input_rounding,
+            output_rounding,
+            sum_roundoff,
+        )
+        if self._uses_float16(queries.metric):  # float16 numbers below 2^-14 have fewer digits
             error += 2 * dimension**0.5 * 2.0**-24
         return error
 
@@ -457,9 +475,9 @@ class HalfPrecisionProduct:
         if not self._gpu:
             return FLOAT32_PRODUCT.pairs_reaching(keys.numpy(), low)
         floor = self._torch.from_numpy(low).to(self._device)
-        places = (keys >= floor[:, None]).view(-1).nonzero().view(-1)
-        values: Float32 = keys.view(-1)[places].cpu().numpy()
-        q, x = np.divmod(places.cpu().numpy(), keys.shape[1])
+        flat_positions = (keys >= floor[:, None]).view(-1).nonzero().view(-1)
+        values: Float32 = keys.view(-1)[flat_positions].cpu().numpy()
+        q, x = np.divmod(flat_positions.cpu().numpy(), keys.shape[1])
         return q, x, values
 
 
@@ -493,19 +511,19 @@ def choose_product(device: str, work: float) -> Product:
 @functools.cache
 def has_bf16() -> bool:
     """Return whether this CPU multiplies bfloat16 faster than float32."""
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    max_isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     supported = {"avx512_bf16", "amx_bf16"} & read_cpu_flags()
-    return bool(supported) and not allowed.startswith(("AVX2", "SSE"))
+    return bool(supported) and not max_isa.startswith(("AVX2", "SSE"))
 
 
 def read_cpu_flags() -> set[str]:
     """Return the CPU's feature flags from /proc/cpuinfo; empty where it is unreadable."""
     try:
         with open(_CPUINFO) as file:
-            words = re.search(r"^flags\s*:(.*)$", file.read(), re.MULTILINE)
+            match = re.search(r"^flags\s*:(.*)$", file.read(), re.MULTILINE)
     except OSError:
         return set()
-    return set(words[1].split()) if words else set()
+    return set(match[1].split()) if match else set()
 
 
 def round_down_to_float32(values: Float64) -> NDArray[np.float32]:

@@ -22,9 +22,9 @@ Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
-_PAIRS = 128  # pairs scored at once: half a MiB at d = 512, which fits a core's cache
-_NORMS = 128  # vectors whose norms are computed at once: the same size
-_SIGN_AND_REST = np.int32(-0x70002000)  # the bits of float32 that a shifted float16 may have
+_SCORED_PAIRS = 128  # pairs scored at once: half a MiB at d = 512, which fits a core's cache
+_NORM_ROWS = 128  # vectors whose norms are computed at once: the same size
+_SHIFTED_BITS = np.int32(-0x70002000)  # the bits of float32 that a shifted float16 may have
 _EXPONENT = np.float32(2.0**112)  # between the biases of float16 and float32
 _INFINITE = 0xF800  # the bits of infinity in float16, without the sign; those of NaN are more
 
@@ -121,7 +121,7 @@ def _shift_float16_bits(values: Vectors) -> Float32:
     """Return finite float16 numbers, divided by `_EXPONENT`, as float32."""
     bits = np.ascontiguousarray(values).view(np.int16).astype(np.int32)
     bits <<= 13
-    bits &= _SIGN_AND_REST
+    bits &= _SHIFTED_BITS
     return bits.view(np.float32)
 
 
@@ -132,8 +132,8 @@ def _unit_float32(vectors: VectorBlock) -> Float32:
     float64 where the factor or the numbers might leave the range of float32.
     """
     lengths = nonzero_lengths(vectors.norms)
-    plain = (lengths > 2.0**-14) & (lengths < 2.0**100)
-    factors = np.where(plain, 1 / lengths, 1.0).astype(np.float32)[:, None]
+    in_range = (lengths > 2.0**-14) & (lengths < 2.0**100)
+    factors = np.where(in_range, 1 / lengths, 1.0).astype(np.float32)[:, None]
     if flushes_subnormals():  # the product of two float32 is exact in float64
         unit = to_float32(to_float64(vectors.values) * factors)
     elif "float32_values" in vectors.__dict__ or vectors.values.dtype == np.float32:
@@ -141,9 +141,9 @@ def _unit_float32(vectors: VectorBlock) -> Float32:
     else:
         unit = _shift_float16_bits(vectors.values)
         unit *= _EXPONENT * factors
-    others = np.flatnonzero(~plain)
-    for part in split_range(len(others), _PAIRS):
-        rows = others[part]
+    out_of_range = np.flatnonzero(~in_range)
+    for part in split_range(len(out_of_range), _SCORED_PAIRS):
+        rows = out_of_range[part]
         unit[rows] = to_float32(to_float64(vectors.values[rows]) / lengths[rows, None])
     return unit
 
@@ -155,7 +155,7 @@ def compute_squared_norms(values: Vectors) -> Float64:
     squared norm to the last bit.
     """
     squares = np.empty(len(values))
-    for rows in split_range(len(values), _NORMS):
+    for rows in split_range(len(values), _NORM_ROWS):
         numbers = to_float64(values[rows])
         numbers *= numbers
         squares[rows] = numbers.sum(-1)
@@ -176,7 +176,7 @@ def score_pairs(queries: VectorBlock, rows: VectorBlock, q: Int64, x: Int64) -> 
     vectors from exceeding that of a copy of the query.
     """
     scores = np.empty(len(q))
-    for part in split_range(len(q), _PAIRS):
+    for part in split_range(len(q), _SCORED_PAIRS):
         left = to_float64(queries.float32_values.take(q[part], axis=0))
         right = to_float64(rows.float32_values.take(x[part], axis=0))
         if queries.metric == "l2":

@@ -82,8 +82,8 @@ class TopK:
     def _merge(
         self, query_positions: Int64, q: Int64, keys: Float64, ties: Int64, positions: Int64
     ) -> None:
-        old = np.repeat(np.arange(len(query_positions)), self.k)
-        owner = np.concatenate([old, q])
+        previous_owner = np.repeat(np.arange(len(query_positions)), self.k)
+        owner = np.concatenate([previous_owner, q])
         all_keys = np.concatenate([self.keys[query_positions].ravel(), keys])
         all_ties = np.concatenate([self.ties[query_positions].ravel(), ties])
         all_positions = np.concatenate([self.positions[query_positions].ravel(), positions])
@@ -148,10 +148,10 @@ def top_k(queries: VectorBlock, rows: VectorBlock, k: int, ties: Int64 | None = 
 
     Among equal scores the smaller of `ties` (n,) is closer, by default the smaller position.
     """
-    places = np.arange(len(rows))
+    positions = np.arange(len(rows))
     best = TopK(queries, k)
     for part in split_range(len(rows), 1 << 16):
-        best.push(rows.take(part), (places if ties is None else ties)[part], places[part])
+        best.push(rows.take(part), (positions if ties is None else ties)[part], positions[part])
     return best
 
 
@@ -175,10 +175,10 @@ def top_k_positions(queries: VectorBlock, rows: VectorBlock, k: int) -> Int64:
             result[part] = _closest_pairs(block_queries, rows, pairs, k)
             continue
         keys = FLOAT32_PRODUCT.keys(left, prepared)
-        places = np.argpartition(keys, len(rows) - k, axis=1)[:, len(rows) - k :]
-        approximate_keys = np.take_along_axis(keys, places, 1)
+        positions = np.argpartition(keys, len(rows) - k, axis=1)[:, len(rows) - k :]
+        approximate_keys = np.take_along_axis(keys, positions, 1)
         order = np.argsort(-approximate_keys, axis=1)
-        result[part] = np.take_along_axis(places, order, 1)
+        result[part] = np.take_along_axis(positions, order, 1)
         low = approximate_keys.min(1).astype(np.float64) - 2 * FLOAT32_PRODUCT.key_error(
             left, prepared
         )
@@ -228,8 +228,8 @@ def nearest_centroids(
         pairs.append(np.stack([q + part.start, x]))
     q, x = np.concatenate(pairs, axis=1)
     result: Int64 = x[_first_pairs(q)]
-    several = np.bincount(q)[q] > 1
-    q, x = q[several], x[several]
+    is_ambiguous = np.bincount(q)[q] > 1
+    q, x = q[is_ambiguous], x[is_ambiguous]
     result[q[_first_pairs(q)]] = _decide(queries, centroids, q, x)
     return result
 
@@ -279,17 +279,17 @@ def _exclude_by_float32(
     queries: VectorBlock, float32_rows: _PreparedRows, q: Int64, x: Int64
 ) -> tuple[Int64, Int64]:
     """Return the pairs that float32 keys cannot exclude from being the closest."""
-    several = np.flatnonzero(np.bincount(q)[q] > 1)
-    if len(several) == 0:
+    ambiguous = np.flatnonzero(np.bincount(q)[q] > 1)
+    if len(ambiguous) == 0:
         return q, x
     left, right = FLOAT32_PRODUCT.prepare(queries, float32_rows.centre), float32_rows.prepared
-    candidate_queries = q[several]
-    keys = compute_pair_keys(left, right, candidate_queries, x[several]).astype(np.float64)
+    candidate_queries = q[ambiguous]
+    keys = compute_pair_keys(left, right, candidate_queries, x[ambiguous]).astype(np.float64)
     starts = _first_pairs(candidate_queries)
     best = np.maximum.reduceat(keys, starts)
     slack = FLOAT32_PRODUCT.key_error(left, right)[candidate_queries]
     keep = np.ones(len(q), np.bool_)
-    keep[several] = (
+    keep[ambiguous] = (
         keys >= np.repeat(best, np.diff(starts, append=len(candidate_queries))) - 2 * slack
     )
     return q[keep], x[keep]
@@ -298,9 +298,9 @@ def _exclude_by_float32(
 def _decide(queries: VectorBlock, rows: VectorBlock, q: Int64, x: Int64) -> Int64:
     """Return the row of the closest pair, by float64, of each query that has pairs."""
     exact = np.zeros(len(q))
-    close = np.flatnonzero(np.bincount(q)[q] > 1)
-    scores = score_pairs(queries, rows, q[close], x[close])
-    exact[close] = scores_to_keys(scores, queries.metric)
+    ambiguous = np.flatnonzero(np.bincount(q)[q] > 1)
+    scores = score_pairs(queries, rows, q[ambiguous], x[ambiguous])
+    exact[ambiguous] = scores_to_keys(scores, queries.metric)
     order = np.lexsort((x, -exact, q))
     return x[order[_first_pairs(q)]]
 

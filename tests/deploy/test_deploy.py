@@ -51,7 +51,7 @@ def pod_templates(manifest):
     templates = [spec["headGroupSpec"]["template"]]
     templates += [group["template"] for group in spec["workerGroupSpecs"]]
     return templates + [
-        manifest["spec"][k] for k in ("submitterPodTemplate",) if k in manifest["spec"]
+        manifest["spec"][key] for key in ("submitterPodTemplate",) if key in manifest["spec"]
     ]
 
 
@@ -65,10 +65,10 @@ def validate_manifest(manifest):
 
 def run_linter(command, text):
     program = Path(sys.executable).with_name(command[0])
-    run = subprocess.run(
+    completed = subprocess.run(
         [program, *command[1:]], input=text, capture_output=True, text=True, check=False
     )
-    return run.stdout
+    return completed.stdout
 
 
 def parse_command(command):
@@ -99,7 +99,7 @@ def test_manifests_are_valid(manifest):
     ],
 )
 @pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS.keys())
-def test_validation_refuses_a_wrong_field(manifest, change):
+def test_validation_refuses_an_unknown_field(manifest, change):
     changed = copy.deepcopy(manifest)
     change(cluster_spec(changed))
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
@@ -107,13 +107,13 @@ def test_validation_refuses_a_wrong_field(manifest, change):
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS.keys())
-def test_the_autoscaler_of_ray_reads_the_worker_groups(manifest):
+def test_ray_autoscaler_reads_the_worker_groups(manifest):
     config = _derive_autoscaling_config_from_ray_cr(
         {"metadata": {"name": "any", "namespace": "any"}, "spec": cluster_spec(manifest)}
     )
     resources = {
-        name: (kind["resources"]["CPU"], kind["resources"].get("GPU", 0))
-        for name, kind in config["available_node_types"].items()
+        name: (node_type["resources"]["CPU"], node_type["resources"].get("GPU", 0))
+        for name, node_type in config["available_node_types"].items()
     }
     assert resources == {"headgroup": (0, 0), "cpu": (4, 0), "gpu": (4, 1)}
 
@@ -125,7 +125,7 @@ def test_ray_up_accepts_the_launcher_file():
         validate_config(prepare_config({**copy.deepcopy(LAUNCHER), "max_worker": 3}))
 
 
-def test_the_submitted_commands_are_accepted_by_the_command_line():
+def test_submitted_commands_are_valid():
     entrypoint = RAYJOB["spec"]["entrypoint"]
     settings = parse_command(entrypoint)
     assert settings.json
@@ -140,10 +140,10 @@ def test_the_submitted_commands_are_accepted_by_the_command_line():
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS.keys())
-def test_pods_are_unprivileged_and_hold_no_secrets(manifest):
-    head, *others = pod_templates(manifest)
-    assert all(t["spec"]["automountServiceAccountToken"] is False for t in others)
-    for template in (head, *others):
+def test_pods_are_unprivileged_and_contain_no_secrets(manifest):
+    head, *worker_templates = pod_templates(manifest)
+    assert all(t["spec"]["automountServiceAccountToken"] is False for t in worker_templates)
+    for template in (head, *worker_templates):
         context = template["spec"]["securityContext"]
         assert context["runAsNonRoot"] is True
         assert context["runAsUser"] > 0
@@ -161,18 +161,18 @@ def test_clusters_require_a_token_and_expose_no_port():
         assert cluster_spec(manifest)["headGroupSpec"]["serviceType"] == "ClusterIP"
     assert "--env RAY_AUTH_MODE=token" in LAUNCHER["docker"]["run_options"]
     assert "--dashboard-host=127.0.0.1" in " ".join(LAUNCHER["head_start_ray_commands"])
-    everywhere = "\n".join(path.read_text() for path in DEPLOY.iterdir())
-    assert not re.search(r"RAY_AUTH_TOKEN=(?![$\s`])", everywhere)
+    all_files = "\n".join(path.read_text() for path in DEPLOY.iterdir())
+    assert not re.search(r"RAY_AUTH_TOKEN=(?![$\s`])", all_files)
 
 
-def test_dockerfile_is_clean():
+def test_dockerfile_passes_hadolint():
     command = ["hadolint", "--no-color", "-"]
     assert run_linter(command, DOCKERFILE) == ""
     assert "DL3002" in run_linter(command, DOCKERFILE.replace("USER 1000:1000", "USER root"))
     assert "://" not in DOCKERFILE, "nothing is fetched from a URL"
 
 
-def test_dockerfile_context_is_exactly_what_is_copied():
+def test_docker_context_equals_copied_files():
     ignore = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     sources = re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE)
     copied = {source for line in sources for source in line.split()}
@@ -180,7 +180,7 @@ def test_dockerfile_context_is_exactly_what_is_copied():
     assert [source for source in sorted(copied) if not (ROOT / source).exists()] == []
 
 
-def test_versions_agree():
+def test_versions_agree_with_pyproject_and_constraints():
     requirements = [Requirement(text) for text in PROJECT["dependencies"]]
     assert CONSTRAINTS.keys() == {requirement.name for requirement in requirements}
     for requirement in requirements:
@@ -194,7 +194,7 @@ def test_versions_agree():
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("*.yaml")), ids=lambda path: path.name)
-def test_yaml_is_clean(path):
+def test_yaml_passes_yamllint(path):
     assert [str(problem) for problem in linter.run(path.read_text(), YamlLintConfig(_YAML))] == []
 
 
@@ -202,6 +202,6 @@ SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("script", [*COMMANDS, *SHELL], ids=lambda text: text[:30])
-def test_shell_commands_are_clean(script):
+def test_shell_commands_pass_shellcheck(script):
     command = ["shellcheck", "--shell=bash", "--color=never", "--exclude=SC2016", "-"]
     assert run_linter(command, script) == ""

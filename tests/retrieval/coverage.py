@@ -1,6 +1,7 @@
-"""How often 95 % intervals hold the truth, by simulation: ours, and Student's t beside it.
+"""Simulated coverage of 95 % confidence intervals: the score intervals, and Student's t.
 
-`tests/generated.py` writes the table into docs/measures.md, `test_intervals.py` holds it to bounds.
+`tests/generated.py` writes the table into docs/measures.md; `core/test_confidence.py` checks bounds
+of it.
 """
 
 from functools import cache
@@ -14,17 +15,17 @@ RUNS = 4000
 _T = {15: 2.1448, 50: 2.0096, 200: 1.9720}  # Student's t with n - 1 degrees of freedom, 97.5 %
 
 
-def _proportion(share):
-    return lambda generator, shape: (generator.random(shape) < share).astype(float)
+def _proportion(probability):
+    return lambda generator, shape: (generator.random(shape) < probability).astype(float)
 
 
-def _early(generator, shape):
-    """Average precision of an easy gallery: mostly close to 1, one query of ten anywhere."""
-    drawn = generator.random(shape)
-    return np.where(drawn < 0.9, 1 - 0.05 * generator.random(shape), generator.random(shape))
+def _mostly_near_one(generator, shape):
+    """Draw average precisions of an easy gallery: 90 % above 0.95, the others uniform in [0, 1)."""
+    uniform = generator.random(shape)
+    return np.where(uniform < 0.9, 1 - 0.05 * generator.random(shape), generator.random(shape))
 
 
-def _failing(generator, shape):
+def _mostly_high_some_zero(generator, shape):
     return np.where(generator.random(shape) < 0.05, 0.0, 0.95 + 0.05 * generator.random(shape))
 
 
@@ -33,7 +34,7 @@ def _normal(generator, shape):
 
 
 def _paired(before, change):
-    """Draw one ranking's values, and those of another that differs from it."""
+    """Return a function that draws (2, ...) values of two rankings of the same queries."""
 
     def draw(generator, shape):
         first = before(generator, shape)
@@ -42,7 +43,7 @@ def _paired(before, change):
     return draw
 
 
-def _won(generator, first):
+def _gains(generator, first):
     return (generator.random(first.shape) < 0.1).astype(float)
 
 
@@ -50,16 +51,16 @@ def _swapped(generator, first):
     return np.where(generator.random(first.shape) < 0.1, 1 - 2 * first, 0.0)
 
 
-def _lost(generator, first):
+def _losses(generator, first):
     noise = 0.01 * generator.standard_normal(first.shape)
     return np.where(generator.random(first.shape) < 0.04, -0.5, noise)
 
 
-def _slightly(generator, first):
+def _small_changes(generator, first):
     return 0.02 + 0.05 * generator.standard_normal(first.shape)
 
 
-def _broad(generator, shape):
+def _beta(generator, shape):
     return generator.beta(2, 2, shape)
 
 
@@ -68,41 +69,41 @@ CASES = {
     "0 or 1, 90 % of them 1": (_proportion(0.9), score_intervals),
     "0 or 1, 95 % of them 1": (_proportion(0.95), score_intervals),
     "0 or 1, 98 % of them 1": (_proportion(0.98), score_intervals),
-    "AP: 90 % above 0.95, the others anywhere": (_early, score_intervals),
-    "AP: anywhere, most near 0 or 1 (a beta distribution)": (
+    "AP: 90 % above 0.95, the others uniform": (_mostly_near_one, score_intervals),
+    "AP: beta distribution, most near 0 or 1": (
         lambda generator, shape: generator.beta(0.8, 0.5, shape), score_intervals,
     ),
-    "AP: 95 % above 0.95, the others 0": (_failing, score_intervals),
-    "AP: normal about 0.7, deviation 0.1": (_normal, score_intervals),
-    "paired, 0 or 1: of the wrong 10 % become right": (
-        _paired(_proportion(0.6), _won), difference_intervals,
+    "AP: 95 % above 0.95, the others 0": (_mostly_high_some_zero, score_intervals),
+    "AP: normal, mean 0.7, standard deviation 0.1": (_normal, score_intervals),
+    "paired, 0 or 1: 10 % of the zeros become 1": (
+        _paired(_proportion(0.6), _gains), difference_intervals,
     ),
-    "paired, 0 or 1: 10 % change sides": (
+    "paired, 0 or 1: 10 % are inverted": (
         _paired(_proportion(0.6), _swapped), difference_intervals,
     ),
-    "paired AP: 4 % lose 0.5, the others hardly change": (
-        _paired(_broad, _lost), difference_intervals,
+    "paired AP: 4 % lose 0.5, the others change slightly": (
+        _paired(_beta, _losses), difference_intervals,
     ),
-    "paired AP: changes normal about 0.02, deviation 0.05": (
-        _paired(_broad, _slightly), difference_intervals,
+    "paired AP: normal changes, mean 0.02, standard deviation 0.05": (
+        _paired(_beta, _small_changes), difference_intervals,
     ),
 }  # fmt: skip
-"""By what one query's value is: how values (or pairs of them) are drawn, and their interval."""
+"""Description of the values -> (function that draws them, or pairs of them; interval function)."""
 
 
 def student(values):
-    """Return the ends of Student's t intervals of the means of the columns of (n, m) values."""
-    half = _T[len(values)] * values.std(0, ddof=1) / np.sqrt(len(values))
-    return values.mean(0) - half, values.mean(0) + half
+    """Return both ends of Student's t interval of each column mean of (n, m) values: two (m,)."""
+    half_width = _T[len(values)] * values.std(0, ddof=1) / np.sqrt(len(values))
+    return values.mean(0) - half_width, values.mean(0) + half_width
 
 
 @cache
-def covered(case, size):
-    """Return the share of intervals that hold the true mean: of ours, and of Student's."""
+def measured_coverage(case, size):
+    """Return the share of intervals that contain the true mean: score intervals, Student's t."""
     draw, intervals = CASES[case]
     pairs = intervals is difference_intervals
-    truth = draw(np.random.default_rng(1), 400_000)
-    mean = float(truth[0].mean() - truth[1].mean() if pairs else truth.mean())
+    population = draw(np.random.default_rng(1), 400_000)
+    mean = float(population[0].mean() - population[1].mean() if pairs else population.mean())
     mean = round(mean, 2) if "0 or 1" in case else mean
     values = draw(np.random.default_rng(0), (size, RUNS))
     shares = []

@@ -93,15 +93,19 @@ def exact_keys(queries: Vectors, rows: Vectors, metric: Metric) -> NDArray[np.fl
 def brute_force(
     keys: NDArray[np.float64], ties: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return keys and positions of the k closest, (q, k) each; -inf and -1 if there are fewer."""
-    best, places = np.full((len(keys), k), -np.inf), np.full((len(keys), k), -1)
+    """Return keys and positions of the k closest rows of each query, (q, k) each.
+
+    `keys` is (q, n). Rows with key -inf are never returned; equal keys are ordered by `ties`.
+    Missing entries have key -inf and position -1.
+    """
+    best, positions = np.full((len(keys), k), -np.inf), np.full((len(keys), k), -1)
     for query, row in enumerate(keys):
         order = sorted(np.flatnonzero(row > -np.inf), key=lambda x: (-row[x], ties[x]))[:k]
-        best[query, : len(order)], places[query, : len(order)] = row[order], order
-    return best, places
+        best[query, : len(order)], positions[query, : len(order)] = row[order], order
+    return best, positions
 
 
-# --- hostile vectors ----------------------------------------------------------------------------
+# --- edge cases ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -122,36 +126,38 @@ def cases(draw: st.DrawFn, max_rows: int = 40, dims: st.SearchStrategy[int] = di
     d, n, q = draw(dims), draw(st.integers(1, max_rows)), draw(st.integers(1, 6))
     generator = np.random.default_rng(draw(seeds))
     values = generator.normal(size=(n + q, d))
-    if draw(st.booleans()):  # few different numbers: many exact ties
+    if draw(st.booleans()):  # few distinct numbers: many exact ties
         values = values.round()
-    if draw(st.booleans()):  # far from the origin: what decides an l2 distance cancels
+    if draw(st.booleans()):  # far from the origin: l2 distances lose digits by cancellation
         values += draw(st.sampled_from([1.0, 100.0, 1e4]))
     for _ in range(draw(st.integers(0, 6))):
-        plant(draw(st.sampled_from(PLANTS)), values, generator)
+        plant_special_vector(draw(st.sampled_from(SPECIAL_VECTORS)), values, generator)
     values *= 10.0 ** draw(st.sampled_from([0, 0, 0, -38, -18, -6, 4, 18]))
-    if draw(st.booleans()):  # every row a scale of its own
+    if draw(st.booleans()):  # a different scale for each row
         values *= 10.0 ** generator.integers(-18, 19, (n + q, 1))
     bound = float(np.finfo(dtype).max)
     stored = np.clip(values, -bound, bound).astype(dtype)
     return Case(stored[:q], stored[q:])
 
 
-PLANTS = ("same", "near", "opposite", "multiple", "zero", "huge", "small")
+SPECIAL_VECTORS = ("same", "near", "opposite", "multiple", "zero", "huge", "small")
 
 
-def plant(what: str, values: NDArray[np.float64], generator: np.random.Generator) -> None:
-    """Replace one random vector by a variant of another or by an extreme one."""
+def plant_special_vector(
+    kind: str, values: NDArray[np.float64], generator: np.random.Generator
+) -> None:
+    """Replace one random vector by a variant of another one, or by an extreme one."""
     target, other = generator.integers(0, len(values), 2)
     near = 1 + 1e-7 * generator.normal(size=values.shape[1])
     values[target] = {
         "same": values[other],
         "near": values[other] * near,
         "opposite": -values[other],
-        "multiple": values[other] * 3,  # the same direction: equal cosines, but for rounding
+        "multiple": values[other] * 3,  # the same direction: cosines equal up to rounding
         "zero": values[other] * 0,
-        "huge": values[other] * 1e19,  # squares of it leave float32
+        "huge": values[other] * 1e19,  # its squares overflow float32
         "small": values[other] * 1e-22,
-    }[what]
+    }[kind]
 
 
 # --- finished outputs ---------------------------------------------------------------------------
@@ -163,7 +169,7 @@ def image_ids(count: int) -> list[str]:
 
 
 def tiny_bundle(dimension: int) -> Bundle:
-    """Return a complete bundle with a dummy network, which cannot embed."""
+    """Return a complete bundle with a placeholder network that cannot embed."""
     transform = default_transform(SCRATCH, image_size=None, resize="crop")
     state = {"features.0.0.weight": torch.zeros(1)}
     return Bundle(SCRATCH, "avg", False, transform, dimension, serialize_state(state))
@@ -178,12 +184,12 @@ def make_store(
     chunk_rows: int = 4,
     labels: Sequence[str | None] | None = None,
 ) -> Store:
-    """Return a finished store of the given vectors, made as `jobs/embedding/embed.py` does.
+    """Write a finished store of `vectors` as `jobs/embedding/embed.py` does, and open it.
 
-    Vector i belongs to image `rows[i]` of `images` images (by default there is one image per
-    vector); the other images are failures in the ledger. `labels` are those of all images.
+    Vector i belongs to image `rows[i]` of `images` images (default: one image per vector); the
+    other images are recorded as failures. `labels` has one entry per image.
     """
-    at = np.arange(len(vectors)) if rows is None else np.asarray(rows, np.int64)
+    vector_rows = np.arange(len(vectors)) if rows is None else np.asarray(rows, np.int64)
     count = images if images is not None else len(vectors)
     folder = open_folder(str(root))
     bundle = tiny_bundle(vectors.shape[1])
@@ -192,8 +198,8 @@ def make_store(
     )
     write_bundle(folder, bundle)
     listing = _listing(count, labels)
-    for chunk in _put_segment(folder, listing, chunk_rows).chunks():
-        _put_chunk(folder, chunk, listing, at, vectors)
+    for chunk in _write_segment(folder, listing, chunk_rows).chunks():
+        _write_chunk(folder, chunk, listing, vector_rows, vectors)
     finish_store(folder, vectors.shape[1], (), 1.0)
     return stores.open_store(folder)
 
@@ -212,34 +218,40 @@ def _listing(count: int, labels: Sequence[str | None] | None) -> pa.Table:
     return pa.table(arrays, schema=LISTING.schema)
 
 
-def _put_segment(folder: Folder, listing: pa.Table, chunk_rows: int) -> Segment:
+def _write_segment(folder: Folder, listing: pa.Table, chunk_rows: int) -> Segment:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "listing.parquet")
         path.write_bytes(checksummed_parquet(listing))
-        nothing = np.empty(0, np.int64)
-        return claim_segment(folder, 0, 0, path, chunk_rows, len(listing), nothing)
+        no_deleted_rows = np.empty(0, np.int64)
+        return claim_segment(folder, 0, 0, path, chunk_rows, len(listing), no_deleted_rows)
 
 
-def _put_chunk(
-    folder: Folder, chunk: Chunk, listing: pa.Table, at: NDArray[np.int64], vectors: Vectors
+def _write_chunk(
+    folder: Folder,
+    chunk: Chunk,
+    listing: pa.Table,
+    vector_rows: NDArray[np.int64],
+    vectors: Vectors,
 ) -> None:
-    own = np.flatnonzero((at >= chunk.first) & (at < chunk.last))
-    lost = np.setdiff1d(np.arange(chunk.first, chunk.last), at)
-    items = listing.take(at[own])
+    stored = np.flatnonzero((vector_rows >= chunk.first) & (vector_rows < chunk.last))
+    failed_rows = np.setdiff1d(np.arange(chunk.first, chunk.last), vector_rows)
+    items = listing.take(vector_rows[stored])
     count = len(items)
     columns = {
         **{name: items[name] for name in ("row", "image_id", "path", "label")},
         "width": pa.array([640] * count, pa.int32()),
         "height": pa.array([480] * count, pa.int32()),
         "sha256": pa.array(["0" * 64] * count, pa.string()),
-        "embedding": stores.embedding_column(vectors[own]),
+        "embedding": stores.embedding_column(vectors[stored]),
     }
     schema = part_table(vectors.shape[1], str(vectors.dtype)).schema
     part = pa.table(columns).select(schema.names).cast(schema)
-    why = {"stage": "decode", "error": "OSError", "message": "broken"}
-    ledger = [{**item, **why} for item in listing.take(lost).to_pylist()]
+    failure = {"stage": "decode", "error": "OSError", "message": "broken"}
+    ledger = [{**item, **failure} for item in listing.take(failed_rows).to_pylist()]
     failures = (
-        checksummed_parquet(pa.Table.from_pylist(ledger, FAILURES.schema)) if len(lost) else None
+        checksummed_parquet(pa.Table.from_pylist(ledger, FAILURES.schema))
+        if len(failed_rows)
+        else None
     )
     stores.put_part(folder, chunk, checksummed_parquet(part), failures)
 
@@ -256,7 +268,7 @@ class FinishedIndex:
 
     @property
     def shards(self) -> list[shard.Shard]:
-        """Return all shards, opened."""
+        """Open all shards."""
         codes = self.manifest.counts["codes"]
         return [
             shard.open_shard(self.folder, self.manifest, number, self.metric, codes)
@@ -265,13 +277,13 @@ class FinishedIndex:
 
 
 def make_plan(rows: int, dtype: str, nlist: int, rows_per_shard: int = 10**9) -> IndexPlan:
-    """Return an index plan with explicit numbers."""
+    """Return an index plan with the requested numbers, without planning."""
     kind = "SQfp16" if dtype == "float16" else "Flat"
     return IndexPlan(f"IVF{nlist},{kind}", nlist, dtype, rows, rows_per_shard, 0, False, ())
 
 
 class IndexBuilder:
-    """An index under construction, built step by step as `index` does."""
+    """Build an index step by step, as the `index` command does."""
 
     def __init__(
         self,
@@ -307,9 +319,9 @@ class IndexBuilder:
 
     def finish(self) -> FinishedIndex:
         """Build the missing shards and finish the index."""
-        done = [self.shard(number) for number, _ in self.work]
+        results = [self.shard(number) for number, _ in self.work]
         manifest = finalize.finish_index(
-            self.folder, self.store, self.trained, self.samples, done, self.metric, self.seed
+            self.folder, self.store, self.trained, self.samples, results, self.metric, self.seed
         )
         centroids = read_centroids(deserialize_index(self.trained.faiss))
         return FinishedIndex(self.folder, manifest, self.store, self.metric, centroids)

@@ -1,4 +1,4 @@
-"""The start of the command line: its search path, and descriptors that are closed."""
+"""Tests of the program start: the module search path, and closed standard descriptors."""
 
 import json
 import os
@@ -11,81 +11,83 @@ import pytest
 from retrieval.entry import claim_packages, without_current_folder
 from retrieval.storage.local import LocalFolder
 from tests.commands import LOOKALIKE
-from tests.retrieval.storage.outputs import made
+from tests.retrieval.storage.outputs import make_finished_output
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def current_folder(tmp_path, monkeypatch):
+    """Return the path of an empty folder, the current one."""
     monkeypatch.chdir(tmp_path)
     return str(tmp_path)
 
 
-def test_the_current_folder_is_off_the_path_however_it_is_named(here, monkeypatch):
+def test_current_folder_is_removed_from_search_path(current_folder, monkeypatch):
     library = os.path.dirname(os.__file__)
-    path = ["", here, "/other", ".", library, here]
-    assert without_current_folder(path) == ["/other", library, here]
+    path = ["", current_folder, "/other", ".", library, current_folder]
+    assert without_current_folder(path) == ["/other", library, current_folder]
     assert without_current_folder(["", "/a"]) == ["/a"]
-    monkeypatch.chdir(ROOT)  # it holds our packages
+    monkeypatch.chdir(ROOT)  # the folder of the project packages is kept
     assert without_current_folder(["", str(ROOT)]) == ["", str(ROOT)]
     monkeypatch.chdir(os.path.dirname(os.__file__))
     assert without_current_folder(["", library]) == [library]
 
 
-def test_a_current_folder_that_was_removed_is_no_error(tmp_path, monkeypatch):
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
+def test_deleted_current_folder_is_tolerated(tmp_path, monkeypatch):
+    (tmp_path / "deleted").mkdir()
+    monkeypatch.chdir(tmp_path / "deleted")
+    (tmp_path / "deleted").rmdir()
     assert without_current_folder(["", "/a"]) == ["/a"]
 
 
-def test_what_lies_in_the_current_folder_is_not_imported(here, monkeypatch):
+def test_modules_in_current_folder_are_not_imported(current_folder, monkeypatch):
     for name in ("torch", "jobs"):
-        Path(here, f"{name}.py").write_text("raise RuntimeError('the wrong module')")
-    monkeypatch.setattr(sys, "path", ["", here, *sys.path])
+        Path(current_folder, f"{name}.py").write_text("raise RuntimeError('the wrong module')")
+    monkeypatch.setattr(sys, "path", ["", current_folder, *sys.path])
     claim_packages()
-    assert here not in sys.path
+    assert current_folder not in sys.path
     code = (
         "import sys; from retrieval.entry import claim_packages; claim_packages();"
         "import importlib.util; print(importlib.util.find_spec('torch').origin)"
     )
-    ran = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}"],
         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ":"},
     )  # fmt: skip
-    assert not ran.stdout.startswith(here)
+    assert not process.stdout.startswith(current_folder)
 
 
-def shell(words):
-    """Run a line of a shell; its exit code, stdout and stderr."""
-    line = words.format(lookalike=LOOKALIKE)
+def shell(command):
+    """Run a bash command, `{lookalike}` being the program; return the completed process."""
+    line = command.format(lookalike=LOOKALIKE)
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
-def output(here):
-    made(LocalFolder(os.path.join(here, "out")), "predictions")
+def output(current_folder):
+    """Write a finished output `out` to the current folder."""
+    make_finished_output(LocalFolder(os.path.join(current_folder, "out")), "predictions")
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-"])
-def test_closed_descriptors_change_no_exit_code(output, closed):
-    ended = shell(f"{{lookalike}} verify out {closed}")
-    assert ended.returncode == 0
-    assert "Traceback" not in ended.stderr
-    assert ended.stderr == ""
-    assert ("out is finished" in ended.stdout) == (closed == "2>&-")
+def test_closed_descriptors_do_not_change_exit_code(output, closed):
+    process = shell(f"{{lookalike}} verify out {closed}")
+    assert process.returncode == 0
+    assert "Traceback" not in process.stderr
+    assert process.stderr == ""
+    assert ("out is finished" in process.stdout) == (closed == "2>&-")
 
 
-def test_an_answer_holds_nothing_else_where_stderr_is_closed(output):
-    ended = shell("{lookalike} verify out --json 2>&- > answer")
-    assert ended.returncode == 0
+def test_json_output_is_unmixed_with_closed_stderr(output):
+    process = shell("{lookalike} verify out --json 2>&- > answer")
+    assert process.returncode == 0
     assert json.loads(Path("answer").read_text())["state"] == "finished"
 
 
-def test_help_and_answers_that_nobody_reads_are_no_error(output):
-    ended = shell("{lookalike} --help >&-; echo $?; {lookalike} --help | true; echo $PIPESTATUS")
-    assert (ended.stdout, ended.stderr) == ("0\n0\n", "")
-    ended = shell("{lookalike} verify out > /dev/full")
-    assert ended.returncode == 1
-    assert "error: the result could not be written to stdout (No space left" in ended.stderr
+def test_unread_help_succeeds_and_full_stdout_fails(output):
+    process = shell("{lookalike} --help >&-; echo $?; {lookalike} --help | true; echo $PIPESTATUS")
+    assert (process.stdout, process.stderr) == ("0\n0\n", "")
+    process = shell("{lookalike} verify out > /dev/full")
+    assert process.returncode == 1
+    assert "error: the result could not be written to stdout (No space left" in process.stderr

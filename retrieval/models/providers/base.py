@@ -14,7 +14,7 @@ from retrieval.core.schemas import Pooling
 
 State = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of its photos, red, green and blue, for values between 0 and 1."""
+"""Mean and standard deviation of ImageNet per channel (R, G, B), for values from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class BackboneCard:
 
     backbone: str
     parameters: int  # with the classifier of its own weights
-    dimension: int  # of our vectors, pooling avg
-    image_size: int  # pixels a side, as its own weights read them
+    dimension: int  # of the vectors, with pooling avg
+    image_size: int  # side of the input of its own weights, in pixels
     gflops: float | None  # 10^9 multiply-adds for one such image
-    imagenet_top1: float | None  # share of its validation photos told right, 0 to 1
-    imagenet_top5: float | None  # with five guesses
+    imagenet_top1: float | None  # accuracy on the ImageNet validation set, 0 to 1
+    imagenet_top5: float | None  # the same, for the five most likely classes
 
 
 class BackboneProvider(ABC):
@@ -38,29 +38,32 @@ class BackboneProvider(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """List the backbones, as they are typed."""
+        """Return the names of all backbones."""
 
     def has_name(self, name: str) -> bool:
         """Return whether there is a backbone of that name."""
         return name in self.names()
 
     def similar_names(self, name: str) -> list[str]:  # noqa: ARG002
-        """List the names to compare a mistyped name with."""
+        """Return the names among which suggestions for a mistyped name are searched."""
         return self.names()
 
     @abstractmethod
     def network(self, name: str, *, num_classes: int | None, state: State) -> nn.Module:
-        """Make a network of random parameters, with its classifier, of the size `state` is for.
+        """Build a network with random parameters and its classifier, for the input size of `state`.
 
-        Without a number of classes it has those of its own weights.
+        `num_classes` None means the number of classes of its pretrained weights.
         """
 
     def skeleton(self, name: str, state: State) -> nn.Module:
-        """Make a network without memory for parameters, where that can be done."""
+        """Build a network on the meta device, without memory for parameters."""
         try:
             with torch.device("meta"):
                 return self.network(name, num_classes=None, state=state)
-        except (NotImplementedError, RuntimeError):  # its widths are computed with tensors
+        except (
+            NotImplementedError,
+            RuntimeError,
+        ):  # some networks compute their widths with tensors
             return self.network(name, num_classes=None, state=state).to("meta")
 
     @abstractmethod
@@ -77,7 +80,7 @@ class BackboneProvider(ABC):
 
     @abstractmethod
     def default_transform(self, name: str, image_size: int | None) -> Transform:
-        """Return the transform of parameters that come without one."""
+        """Return the transform for parameters that come without one."""
 
     @abstractmethod
     def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
@@ -93,16 +96,20 @@ class BackboneProvider(ABC):
     def measure_dimension(self, name: str, side: int) -> int:
         """Measure the dimension of vectors (pooling avg) by embedding one blank image."""
         model = self.network(name, num_classes=None, state={})
-        aside = self.classifier_prefixes(model, name)
-        state = {k: value for k, value in model.state_dict().items() if not k.startswith(aside)}
+        classifier_prefixes = self.classifier_prefixes(model, name)
+        state = {
+            k: value
+            for k, value in model.state_dict().items()
+            if not k.startswith(classifier_prefixes)
+        }
         with torch.inference_mode():
             vectors = self.extractor(name, state, "avg")(torch.zeros(1, 3, side, side))
         return int(vectors.shape[1])
 
 
-def weights_unavailable(name: str, why: object) -> InputError:
-    """Build the error of a provider that cannot fetch its weights."""
+def weights_unavailable(name: str, reason: object) -> InputError:
+    """Return the error for weights that could not be fetched."""
     return InputError(
-        f"the weights of --backbone {name} could not be fetched ({why}); "
+        f"the weights of --backbone {name} could not be fetched ({reason}); "
         "name a file with --weights, or a trained bundle with --bundle"
     )

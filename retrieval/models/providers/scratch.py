@@ -49,6 +49,6 @@ class ScratchProvider(BackboneProvider):
         return trace_extractor(self.skeleton(name, state).eval(), name, state, pooling)
 
     def describe(self, name: str) -> BackboneCard:
-        """Return its size; there are no published accuracies."""
+        """Return the card of the network, which has no published figures of accuracy."""
         parameters = sum(value.numel() for value in self.skeleton(name, {}).parameters())
         return BackboneCard(name, parameters, WIDTHS[-1], IMAGE_SIZE, None, None, None)

@@ -1,9 +1,9 @@
 """Provider of timm's image models, named `timm:NAME` or `timm:NAME.TAG`.
 
-timm's models publish what other providers must find out: `forward_features` ends with the last
-features, `forward_head(…, pre_logits=True)` with what the classifier reads, and the configuration
-beside each name holds the transform, the classifier's layers and the place of the weights. What is
-not said, whether channels come first or last, shows in the shape.
+timm's models have an interface for this: `forward_features` returns the last features,
+`forward_head(…, pre_logits=True)` the input of the classifier, and the configuration of each name
+holds the transform, the classifier's layers and the location of the weights. Only whether channels
+come first or last must be inferred from the shape.
 """
 
 from __future__ import annotations
@@ -28,52 +28,55 @@ from retrieval.models.providers.base import (
 
 TIMM = "timm:"
 _RESIZE: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}
-"""timm's names for what is done with a photo that is not square."""
-_HUB_TIMEOUT = 5.0  # seconds to wait for the first response of the hub
+"""Our resize mode for each crop mode of timm."""
+_HUB_TIMEOUT = 5.0  # seconds to wait for a response of the hub
 
 
 class TimmProvider(BackboneProvider):
-    """The models that timm lists, where timm is installed; importing it takes seconds."""
+    """Provides the models that timm lists, if timm is installed; importing it takes seconds."""
 
     suggestion = f"{TIMM}resnet50, {TIMM}efficientnet_b0"
 
     def names(self) -> list[str]:
-        """List what timm lists, without tags: a name alone means its first weights."""
+        """Return all models of timm, without tags: a name without tag means its default weights."""
         return self.similar_names(f"{TIMM}NAME")
 
     def has_name(self, name: str) -> bool:
-        """Return whether timm lists a name, or has weights of that tag for it."""
+        """Return whether timm has the model and, if the name has a tag, weights with that tag."""
         return name in self.similar_names(name)
 
     def similar_names(self, name: str) -> list[str]:
-        """List names with tags for one that has a tag, without for others."""
-        return [TIMM + known for known in _library(name).list_models(include_tags="." in name)]
+        """Return all names, with tags if `name` has a tag, else without."""
+        return [TIMM + model for model in _library(name).list_models(include_tags="." in name)]
 
     def network(self, name: str, *, num_classes: int | None, state: State) -> nn.Module:  # noqa: ARG002
-        """Make a network; the size of images that it reads belongs to the name as well."""
-        chosen = {} if num_classes is None else {"num_classes": num_classes}
-        made: nn.Module = _library(name).create_model(name.removeprefix(TIMM), **chosen)
-        if not all(hasattr(made, part) for part in ("forward_head", "get_classifier")):
+        """Build a network; its input size is part of the name, so `state` is not needed.
+
+        Raises UsageError where its classifier cannot be removed.
+        """
+        arguments = {} if num_classes is None else {"num_classes": num_classes}
+        model: nn.Module = _library(name).create_model(name.removeprefix(TIMM), **arguments)
+        if not all(hasattr(model, part) for part in ("forward_head", "get_classifier")):
             raise UsageError(f"--backbone {name} has no classifier that can be removed")
-        return made
+        return model
 
     def classifier_prefixes(self, model: nn.Module, name: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the classifier's layers, and those that only help training."""
+        """Return the prefixes of the classifier's layers, auxiliary classifiers included."""
         return tuple(layer + "." for layer in _classifier_layers(model))
 
     def fetch(self, name: str) -> State:
-        """Fetch the weights of a name from timm's hub, once, and bring them into timm's layout."""
+        """Download the weights of a name from timm's hub, once, in the layout of timm's model."""
         timm = _library(name)
         if not _pretrained_config(name).has_weights:
             raise UsageError(
                 f"--backbone {name} has no weights of its own; name a file with --weights"
             )
-        with _check_hub_once() as answers:
+        with _check_hub_once() as reachable:
             try:
                 model = timm.create_model(name.removeprefix(TIMM), pretrained=True)
-            except Exception as error:  # whatever the hub's client of the day raises
+            except Exception as error:  # the hub's client raises various exceptions
                 raise weights_unavailable(
-                    name, error if answers else "no answer from its hub"
+                    name, error if reachable else "no answer from its hub"
                 ) from error
         return dict(model.state_dict())
 
@@ -94,14 +97,15 @@ class TimmProvider(BackboneProvider):
         return Transform(resize, shorter, size, configuration.interpolation, mean, std)
 
     def default_transform(self, name: str, image_size: int | None) -> Transform:
-        """Return the same: with timm the transform belongs to the name."""
+        """Return the pretrained transform: in timm it is part of the model's configuration."""
         return self.pretrained_transform(name, image_size)
 
     def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
-        """Make the network with these parameters and no classifier.
+        """Build the network with these parameters and without its classifier.
 
-        It is made in memory and not on PyTorch's meta device, since some of what it computes for
-        itself (relative positions, say) is not among the parameters.
+        It is not built on PyTorch's meta device, since some buffers that it computes itself (such
+        as relative positions) are not in the state dict. Raises Mismatch where the parameters
+        belong to another version of timm.
         """
         model = self.network(name, num_classes=None, state=state)
         for layer in _classifier_layers(model):
@@ -116,7 +120,7 @@ class TimmProvider(BackboneProvider):
         return TimmExtractor(model, name, pooling).eval()
 
     def describe(self, name: str) -> BackboneCard:
-        """Count the parameters; timm's package does not say how accurate they are."""
+        """Return the card of a model; timm's package has no accuracies."""
         parameters = sum(value.numel() for value in self.skeleton(name, {}).parameters())
         size = self.pretrained_transform(name, None).image_size
         dimension = self.measure_dimension(name, size)
@@ -133,7 +137,7 @@ class TimmExtractor(nn.Module):
         self.pooling = pooling
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed a batch: avg is what the network's own classifier reads, others pool its places."""
+        """Embed a batch; avg is the input of the classifier, others pool the feature map."""
         features = self.body.forward_features(images)
         return apply_pooling(self.pooling, lambda pooling: self._vectors(features, pooling))
 
@@ -144,12 +148,12 @@ class TimmExtractor(nn.Module):
         return POOLINGS[pooling](self._map(features))
 
     def _map(self, features: Tensor | list[Tensor]) -> Tensor:
-        """Bring the last features to (n, c, h, w), without class and register tokens."""
+        """Return the last features as (n, c, h, w), without class and register tokens."""
         if isinstance(features, Tensor) and features.ndim == 4:
             channels = self.body.num_features
-            last = features.shape[1] != channels and features.shape[-1] == channels
-            said = getattr(self.body, "output_fmt", "NHWC" if last else "NCHW")
-            return features.permute(0, 3, 1, 2) if said == "NHWC" else features
+            is_channels_last = features.shape[1] != channels and features.shape[-1] == channels
+            layout = getattr(self.body, "output_fmt", "NHWC" if is_channels_last else "NCHW")
+            return features.permute(0, 3, 1, 2) if layout == "NHWC" else features
         if isinstance(features, Tensor) and features.ndim == 3:
             tokens = features[:, self._prefix_tokens() :]
             if tokens.shape[1]:
@@ -159,10 +163,10 @@ class TimmExtractor(nn.Module):
         )
 
     def _prefix_tokens(self) -> int:
-        """Count the tokens before those of the patches, where a model does not say it itself."""
-        said: int | None = getattr(self.body, "num_prefix_tokens", None)
-        if said is not None:
-            return said
+        """Return the number of tokens before the patch tokens."""
+        count: int | None = getattr(self.body, "num_prefix_tokens", None)
+        if count is not None:
+            return count
         if getattr(self.body, "global_pool", None) != "token":
             return 0
         token = getattr(self.body, "cls_token", None)
@@ -182,15 +186,15 @@ def _pretrained_config(name: str) -> Any:
 
 
 def _classifier_layers(model: Any) -> list[str]:
-    """Name the layers that classify, by timm's configuration and by the model's own account.
+    """Return the names of the classifier's layers, from timm's configuration and the model.
 
-    What the model gives may hold more than the layer (a norm, a pooling that `forward_head` needs):
-    then the configuration knows it better.
+    The module that the model returns may contain more than the layer (a norm or a pooling that
+    `forward_head` needs); then the layer of the configuration is used.
     """
     configured = model.pretrained_cfg.get("classifier") or ()
     layers = [configured] if isinstance(configured, str) else list(configured)
-    given = model.get_classifier()
-    for part in given if isinstance(given, tuple | list) else (given,):
+    classifier = model.get_classifier()
+    for part in classifier if isinstance(classifier, tuple | list) else (classifier,):
         name = next((name for name, module in model.named_modules() if module is part), None)
         if name and not any(f"{layer}.".startswith(f"{name}.") for layer in layers):
             layers.append(name)
@@ -199,21 +203,23 @@ def _classifier_layers(model: Any) -> list[str]:
 
 @contextmanager
 def _check_hub_once() -> Iterator[bool]:
-    """Return whether the hub answers; while it does not, only files fetched before are looked for.
+    """Yield whether the hub is reachable; while it is not, its client only uses cached files.
 
-    Without this check its client would retry for a minute.
+    Without this check the client would retry for a minute.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    before = constants.HF_HUB_OFFLINE
+    was_offline = constants.HF_HUB_OFFLINE
     try:
-        answer = None if before else get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
-        answers = answer is not None and answer.status_code < 500
-    except Exception:  # noqa: BLE001 - whatever its client of the day raises
-        answers = False
-    constants.HF_HUB_OFFLINE = not answers
+        response = (
+            None if was_offline else get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
+        )
+        reachable = response is not None and response.status_code < 500
+    except Exception:  # noqa: BLE001 - its client raises various exceptions
+        reachable = False
+    constants.HF_HUB_OFFLINE = not reachable
     try:
-        yield answers
+        yield reachable
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = was_offline

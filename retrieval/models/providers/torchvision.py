@@ -27,32 +27,32 @@ from retrieval.models.providers.base import (
 from retrieval.models.providers.torchvision_dimensions import DIMENSIONS
 
 _POSITIONS = "encoder.pos_embedding"
-"""Of a vision transformer: it reads images of one size, and its parameters tell which."""
+"""Parameter of a vision transformer whose shape determines the input size."""
 
 
 class TorchvisionProvider(BackboneProvider):
-    """The classification models of torchvision, by its own names."""
+    """Provides the classification models of torchvision, under its names."""
 
     suggestion = "resnet50, mobilenet_v2"
 
     def names(self) -> list[str]:
-        """List what torchvision lists."""
+        """Return all classification models of torchvision, sorted."""
         return sorted(models.list_models(module=models))
 
     def network(self, name: str, *, num_classes: int | None, state: State) -> nn.Module:
-        """Make a network; 1000 classes unless others are asked for."""
-        extra = _extra_arguments(name, state)
+        """Build a network, by default with 1000 classes."""
+        arguments = _extra_arguments(name, state)
         if num_classes is not None:
-            extra["num_classes"] = num_classes
-        made: nn.Module = models.get_model(name, weights=None, **extra)
-        return made
+            arguments["num_classes"] = num_classes
+        model: nn.Module = models.get_model(name, weights=None, **arguments)
+        return model
 
     def classifier_prefixes(self, model: nn.Module, name: str) -> tuple[str, ...]:
-        """Return the one child, and the classifiers that only help training."""
+        """Return the prefixes of the classifier and of auxiliary classifiers."""
         return (find_classifier(model, name) + ".", "AuxLogits.", "aux1.", "aux2.")
 
     def fetch(self, name: str) -> State:
-        """Fetch torchvision's default weights; needs the network once."""
+        """Download torchvision's default weights, once."""
         try:
             state: State = _weights(name).get_state_dict(progress=False, check_hash=True)
         except (URLError, OSError, RuntimeError) as error:
@@ -60,7 +60,7 @@ class TorchvisionProvider(BackboneProvider):
         return state
 
     def pretrained_transform(self, name: str, image_size: int | None) -> Transform:
-        """Return the preset of the default weights; another size keeps its cropped share."""
+        """Return the preset of the default weights; `image_size` scales resize and crop alike."""
         preset = _weights(name).transforms()
         size, shorter = int(preset.crop_size[0]), int(preset.resize_size[0])
         if image_size is not None:
@@ -70,7 +70,7 @@ class TorchvisionProvider(BackboneProvider):
         return Transform("crop", shorter, size, "bicubic" if bicubic else "bilinear", mean, std)
 
     def default_transform(self, name: str, image_size: int | None) -> Transform:  # noqa: ARG002
-        """Return torchvision's first preset, as other programs take it for weights in a file."""
+        """Return torchvision's usual preset: resize to 256/224 of the size, centre crop."""
         size = image_size or DEFAULT_IMAGE_SIZE
         return Transform("crop", round(size * 256 / 224), size, "bilinear", *IMAGENET)
 
@@ -94,11 +94,11 @@ def _weights(name: str) -> Any:
 
 
 def _extra_arguments(name: str, state: State) -> dict[str, Any]:
-    """Return what some networks need so that torchvision's weights mean what they should."""
+    """Return the arguments that some networks need to match the weights."""
     if name in ("googlenet", "inception_v3"):
         return {"transform_input": True, "init_weights": False, "aux_logits": True}
     positions = state.get(_POSITIONS, torch.empty(0)).shape
-    if name.startswith("vit_") and len(positions) == 3:  # one a patch, and one of the class token
+    if name.startswith("vit_") and len(positions) == 3:  # one per patch, and one of the class token
         side = isqrt(max(positions[1] - 1, 1))
         return {"image_size": side * int(name.rsplit("_", 1)[1])}
     return {}

@@ -36,10 +36,10 @@ def draw_comparison(rows: Rows) -> ChartDrawing:
         + ("" if row["map_low"] is None else f" [{row['map_low']:.3f}, {row['map_high']:.3f}]")
         for row in best[:_ALT_NETWORKS]
     )
-    rest = f", and {len(best) - _ALT_NETWORKS} more below" if len(best) > _ALT_NETWORKS else ""
+    more = f", and {len(best) - _ALT_NETWORKS} more below" if len(best) > _ALT_NETWORKS else ""
     size = (_WIDTH, _TOP + _BOTTOM + _LINE * max(len(best), 2))
     draw = partial(_draw, networks=networks, size=size)
-    alt = f"mAP of the best combination of each network, with 95 % intervals: {summary}{rest}."
+    alt = f"mAP of the best combination of each network, with 95 % intervals: {summary}{more}."
     return ChartDrawing("comparison", "mAP by network", alt, draw, size)
 
 
@@ -52,23 +52,23 @@ def _draw(
     axes = add_axes(figure, size, _NAME, _BOTTOM, _RIGHT, _TOP)
     style_axes(axes, theme, grid=None)
     axes.grid(visible=True, axis="x", color=theme.line, linewidth=0.8)
-    for place, rows in enumerate(networks.values()):
+    for position, rows in enumerate(networks.values()):
         first = rows[0]
         sides = None
         if first["map_low"] is not None:
             distances = (first["map"] - first["map_low"], first["map_high"] - first["map"])
             sides = [[max(0.0, length)] for length in distances]
         axes.plot(
-            [row["map"] for row in rows[1:]], [place] * (len(rows) - 1), ls="none", marker="o",
+            [row["map"] for row in rows[1:]], [position] * (len(rows) - 1), ls="none", marker="o",
             ms=4, color=theme.soft, alpha=0.35, markeredgewidth=0,
         )  # fmt: skip
         axes.errorbar(
-            [first["map"]], [place], xerr=sides, fmt="o", ms=6, color=theme.accent, lw=1.8,
+            [first["map"]], [position], xerr=sides, fmt="o", ms=6, color=theme.accent, lw=1.8,
             capsize=3, zorder=3,
         )  # fmt: skip
     axes.set_ylim(max(len(networks), 2) - 0.4, -0.6)
-    room = (_NAME - 0.1) * 72
-    axes.set_yticks(range(len(networks)), [fit_text(name, room, SMALL) for name in networks])
+    width = (_NAME - 0.1) * 72
+    axes.set_yticks(range(len(networks)), [fit_text(name, width, SMALL) for name in networks])
     axes.tick_params(axis="y", labelcolor=theme.ink)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("mAP, each image against all others", color=theme.soft, size=SMALL, labelpad=5)

@@ -32,19 +32,24 @@ def draw_confusion_print(
     rows = [
         Row(
             Photo(
-                f"{pair['label']}", right[0] if right else None, f"{pair['images']} of {pair['of']}"
+                f"{pair['label']}",
+                correct[0] if correct else None,
+                f"{pair['images']} of {pair['of']}",
             ),
             (
                 tuple(
                     Photo(f"{pair['label']}", photo, grade=0)
-                    for photo in wrong[:SIDE_BY_SIDE_MATCHES]
+                    for photo in misclassified[:SIDE_BY_SIDE_MATCHES]
                 ),
                 tuple(
-                    Photo(f"{pair['predicted']}", photo) for photo in other[:SIDE_BY_SIDE_MATCHES]
+                    Photo(f"{pair['predicted']}", photo)
+                    for photo in predicted[:SIDE_BY_SIDE_MATCHES]
                 ),
             ),
         )
-        for pair, right, wrong, other in zip(pairs, typical, mistaken, others, strict=True)
+        for pair, correct, misclassified, predicted in zip(
+            pairs, typical, mistaken, others, strict=True
+        )
     ]
     caption = "Misclassified validation photos beside photos of the predicted class."
     return draw_contact_print(

@@ -30,7 +30,7 @@ DISTANCES = {
 """The meaning of the number below a match, by metric."""
 
 _DPI = 160  # a photo is 128 pixels wide, a dozen queries with ten matches some 3 MB
-_SIDE, _STEP, _GAP, _MARGIN = 0.8, 0.88, 0.26, 0.22  # inches: a photo, to the next, to a block
+_SIDE, _STEP, _GAP, _MARGIN = 0.8, 0.88, 0.26, 0.22  # inches: photo, step, between blocks, edge
 _TOP, _ROW = 1.0, 1.3  # inches: above the first row, and of a row
 _FRAME = 0.016  # inches from a photo to the middle of its frame's line
 _TYPE = 7.6
@@ -71,7 +71,7 @@ def draw_contact_print(
     title: str, rankings: Sequence[Ranking], rows: Sequence[Row], *, caption: str | None = None,
     first_heading: str = "Query",
 ) -> bytes:  # fmt: skip
-    """Draw at most `QUERIES` rows as PNG, on light ground: one ranking, or two side by side.
+    """Draw rows as a PNG in the light theme: one ranking, or two side by side.
 
     `caption` is the line below the title, by default the meaning of marks and numbers.
     `first_heading` is the heading of the left column.
@@ -97,8 +97,8 @@ def draw_contact_print(
             axes.plot((_MARGIN, size[0] - _MARGIN), (top - 0.12,) * 2, color=LIGHT.line, lw=0.8)
             _photo(axes, tiles, row.query, _MARGIN, top)
             for ranking, matches, left in zip(rankings, row.matches, lefts, strict=False):
-                for place, match in enumerate(matches[: ranking.columns]):
-                    _photo(axes, tiles, match, left + place * _STEP, top)
+                for column, match in enumerate(matches[: ranking.columns]):
+                    _photo(axes, tiles, match, left + column * _STEP, top)
                 if not matches:
                     _write_text(axes, left, top + _SIDE / 2, "no match", LIGHT.soft)
         ground = render_pixels(figure, LIGHT, _DPI)

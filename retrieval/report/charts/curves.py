@@ -77,10 +77,10 @@ def _axes(above: Axes, below: Axes, theme: Theme, epochs: Column, best: int) -> 
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     above.tick_params(labelbottom=False)
     below.set_xlabel("epoch", color=theme.soft, size=SMALL, labelpad=5)
-    late = best > (epochs[0] + epochs[-1]) / 2
+    is_late = best > (epochs[0] + epochs[-1]) / 2
     above.annotate(
-        f"epoch {best} kept", (best, 1), (3 if not late else -3, 4), va="bottom",
-        ha="right" if late else "left", xycoords=("data", "axes fraction"),
+        f"epoch {best} kept", (best, 1), (3 if not is_late else -3, 4), va="bottom",
+        ha="right" if is_late else "left", xycoords=("data", "axes fraction"),
         textcoords="offset points", size=SMALL, color=theme.ink,
     )  # fmt: skip
 

@@ -41,11 +41,11 @@ def principal_plane(vectors: Vectors | Plane) -> tuple[Plane, tuple[float, float
     return plane, (shares[0], shares[1])
 
 
-def select_separated(points: Plane, side: float, most: int) -> list[int]:
-    """Return the first at most `most` of (n, 2) points whose squares do not overlap."""
+def select_separated(points: Plane, side: float, limit: int) -> list[int]:
+    """Return the positions of at most `limit` points, (n, 2), whose squares do not overlap."""
     chosen: list[int] = []
     for number, point in enumerate(points):
-        if len(chosen) == most:
+        if len(chosen) == limit:
             break
         if (np.abs(points[chosen] - point).max(1, initial=0) >= side).all():
             chosen.append(number)

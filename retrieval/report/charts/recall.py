@@ -38,11 +38,11 @@ def draw_recall(table: pa.Table, certificate: Certificate, k: int) -> ChartDrawi
     if certificate.nprobe >= certificate.nlist or len(table) == 0:
         return None
     measured = sorted(set(table["k"].to_pylist()))
-    at = next((value for value in measured if value >= k), measured[-1])
-    rows = table.filter(pc.equal(table["k"], at)).sort_by("nprobe")
+    measured_k = next((value for value in measured if value >= k), measured[-1])
+    rows = table.filter(pc.equal(table["k"], measured_k)).sort_by("nprobe")
     curve = {name: rows[name].to_numpy().astype(np.float64) for name in rows.schema.names}
     alt = (
-        f"Recall of the {at} closest images rises from {curve['recall'][0]:.3f} where "
+        f"Recall of the {measured_k} closest images rises from {curve['recall'][0]:.3f} where "
         f"{curve['nprobe'][0]:.0f} list is read, to {curve['recall'][-1]:.3f} where "
         f"{curve['nprobe'][-1]:.0f} are; {certificate.nprobe} were read, "
         f"the target is {certificate.target:g}."
@@ -50,7 +50,7 @@ def draw_recall(table: pa.Table, certificate: Certificate, k: int) -> ChartDrawi
     if certificate.sample:
         alt = f"{alt[:-1]}, and {certificate.search_recall:.3f} was measured."
     draw = partial(_draw, curve=curve, certificate=certificate)
-    return ChartDrawing("recall", f"Recall@{at} against lists read", alt, draw, _SIZE)
+    return ChartDrawing("recall", f"Recall@{measured_k} against lists read", alt, draw, _SIZE)
 
 
 def _draw(figure: Figure, theme: Theme, curve: Curve, certificate: Certificate) -> None:
@@ -95,18 +95,22 @@ def _labels(axes: Axes, theme: Theme, curve: Curve, ends: Certificate) -> None:
     """Label the lines where the curve leaves room: below the target left, above it right."""
     from matplotlib.lines import Line2D
 
-    place = np.log2(ends.nprobe) / np.log2(curve["nprobe"][-1])  # 0 to 1, along the axis
-    left = place > 0.6
-    free = place > 0.4 and curve["recall"][0] < ends.target - 0.3 * (1 - curve["recall"][0])
+    position = np.log2(ends.nprobe) / np.log2(curve["nprobe"][-1])  # 0 to 1, along the axis
+    label_left = position > 0.6
+    target_left = position > 0.4 and curve["recall"][0] < ends.target - 0.3 * (
+        1 - curve["recall"][0]
+    )
     axes.annotate(
-        f"target {ends.target:g}", (0 if free else 1, ends.target), (2 if free else -2, -3),
-        va="top", ha="left" if free else "right", xycoords=("axes fraction", "data"),
+        f"target {ends.target:g}", (0 if target_left else 1, ends.target),
+        (2 if target_left else -2, -3), va="top", ha="left" if target_left else "right",
+        xycoords=("axes fraction", "data"),
         textcoords="offset points", size=SMALL, color=theme.soft, bbox=text_background(theme),
         zorder=1.5,
     )  # fmt: skip
     axes.annotate(
-        f"{ends.nprobe:,} of {ends.nlist:,} lists read", (ends.nprobe, 0), (-4 if left else 4, 3),
-        va="bottom", ha="right" if left else "left", xycoords=("data", "axes fraction"),
+        f"{ends.nprobe:,} of {ends.nlist:,} lists read", (ends.nprobe, 0),
+        (-4 if label_left else 4, 3), va="bottom", ha="right" if label_left else "left",
+        xycoords=("data", "axes fraction"),
         textcoords="offset points", size=SMALL, color=theme.ink, bbox=text_background(theme),
     )  # fmt: skip
     handles = [Line2D([], [], color=theme.accent, lw=1.8, marker="o", ms=3)]

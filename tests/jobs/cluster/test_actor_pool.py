@@ -1,26 +1,33 @@
-"""What workers answer and raise reaches the driver as it was said."""
+"""Test that results and errors of workers reach the driver unchanged."""
 
 import pytest
 
 from jobs.cluster.actor_pool import stream
 from jobs.cluster.resources import Cluster
 from retrieval.core.errors import InputError, UsageError
-from tests.jobs.light import doubled, refused, refusing
+from tests.jobs.cluster.worker_functions import (
+    multiply_by_factor,
+    raise_during_setup,
+    raise_during_work,
+)
 
-pytestmark = pytest.mark.usefixtures("ray_here")
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def test_items_are_done_with_what_is_shared():
-    answers = stream(Cluster(None, 2), doubled, [1, 2, 3], {"factor": 2}, "cpu")
-    assert sorted(a["item"] for a in answers) == [1, 2, 3]
-    answers = stream(Cluster(None, 1), doubled, [4], {"factor": 5}, "cpu")
-    assert list(answers) == [{"item": 4, "double": 20}]
+def test_items_are_processed_with_the_shared_value():
+    results = stream(Cluster(None, 2), multiply_by_factor, [1, 2, 3], {"factor": 2}, "cpu")
+    assert sorted(a["item"] for a in results) == [1, 2, 3]
+    results = stream(Cluster(None, 1), multiply_by_factor, [4], {"factor": 5}, "cpu")
+    assert list(results) == [{"item": 4, "double": 20}]
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "said"),
-    [(refused, UsageError, "--precision bf16"), (refusing, InputError, "item 1 is missing")],
+    ("make_work", "error", "message"),
+    [
+        (raise_during_setup, UsageError, "--precision bf16"),
+        (raise_during_work, InputError, "item 1 is missing"),
+    ],
 )
-def test_a_refusal_is_the_workers_own(make, kind, said):
-    with pytest.raises(kind, match=said):
-        list(stream(Cluster(None, 1), make, [1], None, "cpu"))
+def test_error_of_a_worker_is_raised(make_work, error, message):
+    with pytest.raises(error, match=message):
+        list(stream(Cluster(None, 1), make_work, [1], None, "cpu"))

@@ -1,4 +1,4 @@
-"""Local folders on a cluster of several nodes: each node must see the same ones."""
+"""Test the check that all nodes of a cluster see the same local folders."""
 
 import os
 
@@ -10,76 +10,86 @@ from jobs.config.settings import RankSettings, RunSettings
 from retrieval.core.errors import UsageError
 
 
-def test_places_are_the_local_paths_that_workers_need():
-    asked = RunSettings(
+def test_list_shared_paths_returns_local_inputs_and_outputs():
+    run_settings = RunSettings(
         gallery="s3://bucket/gallery", queries="queries", output="/out", labels="labels.csv",
         temp_dir="/fast",
     )  # fmt: skip
-    found = list_shared_paths(asked)
-    assert [(one.flag, one.written) for one in found] == [("--output", True), ("--queries", False)]
-    assert all(one.path.startswith("/") for one in found)
-    rank = RankSettings(index="file:///index", queries="s3://bucket/q", output="gs://bucket/out")
-    assert list_shared_paths(rank) == [SharedPath("--index", "/index", False)]
-    home = RankSettings(index="~/index", queries="s3://bucket/q", output="gs://bucket/out")
-    assert list_shared_paths(home) == [SharedPath("--index", os.path.expanduser("~/index"), False)]
+    paths = list_shared_paths(run_settings)
+    assert [(path.flag, path.written) for path in paths] == [
+        ("--output", True),
+        ("--queries", False),
+    ]
+    assert all(path.path.startswith("/") for path in paths)
+    settings = RankSettings(
+        index="file:///index", queries="s3://bucket/q", output="gs://bucket/out"
+    )
+    assert list_shared_paths(settings) == [SharedPath("--index", "/index", False)]
+    home_settings = RankSettings(index="~/index", queries="s3://bucket/q", output="gs://bucket/out")
+    assert list_shared_paths(home_settings) == [
+        SharedPath("--index", os.path.expanduser("~/index"), False)
+    ]
 
 
 @pytest.fixture
-def nodes(monkeypatch):
-    """Let there be another node, which sees what `look` gives."""
+def add_node(monkeypatch):
+    """Return a function that adds a node on which `find_unseen` is replaced."""
 
-    def let(look):
-        def ask(nodes, marks, tokens):
-            return [(address, look(marks, tokens)) for address in nodes.values()]
+    def add(find_unseen_on_node):
+        def find_unseen_by_node(nodes, marks, tokens):
+            return [(address, find_unseen_on_node(marks, tokens)) for address in nodes.values()]
 
         monkeypatch.setattr(shared_paths, "_other_nodes", lambda: {"some-id": "10.0.0.7"})
-        monkeypatch.setattr(shared_paths, "_find_unseen_by_node", ask)
+        monkeypatch.setattr(shared_paths, "_find_unseen_by_node", find_unseen_by_node)
 
-    return let
+    return add
 
 
 @pytest.fixture
-def places(tmp_path):
+def shared(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "list.csv").write_text("path\na.jpg\n")
-    read = [SharedPath("--gallery", str(tmp_path / name), False) for name in ("photos", "list.csv")]
-    return [*read, SharedPath("--output", str(tmp_path / "new" / "out"), True)]
+    inputs = [
+        SharedPath("--gallery", str(tmp_path / name), False) for name in ("photos", "list.csv")
+    ]
+    return [*inputs, SharedPath("--output", str(tmp_path / "new" / "out"), True)]
 
 
-def test_a_node_that_sees_the_same_is_fine_and_nothing_is_left(nodes, places, tmp_path):
+def test_node_that_sees_the_same_files_is_accepted(add_node, shared, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    nodes(find_unseen)
-    check_shared_paths(places)
+    add_node(find_unseen)
+    check_shared_paths(shared)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("which", range(3))
-def test_a_node_that_sees_another_folder_is_named(nodes, places, which):
-    place = places[which]
+@pytest.mark.parametrize("index", range(3))
+def test_node_that_sees_another_folder_is_named(add_node, shared, index):
+    shared_path = shared[index]
 
-    def look(marks, tokens):
-        if place.written:
-            file, _ = tokens[place.path]
-            return find_unseen(marks, {place.path: (file, "another text")})
-        inode, size = marks[place.path]
-        return find_unseen({**marks, place.path: (inode + 1, size)}, tokens)
+    def find_unseen_on_node(marks, tokens):
+        if shared_path.written:
+            file, _ = tokens[shared_path.path]
+            return find_unseen(marks, {shared_path.path: (file, "another text")})
+        inode, size = marks[shared_path.path]
+        return find_unseen({**marks, shared_path.path: (inode + 1, size)}, tokens)
 
-    nodes(look)
-    said = (
-        rf"^{place.flag} {place.path} is a local path, and node 10\.0\.0\.7 does not see the same"
+    add_node(find_unseen_on_node)
+    message = (
+        rf"^{shared_path.flag} {shared_path.path} is a local path, and node 10\.0\.0\.7 does not "
+        "see the same"
     )
-    with pytest.raises(UsageError, match=said):
-        check_shared_paths(places)
+    with pytest.raises(UsageError, match=message):
+        check_shared_paths(shared)
 
 
-def test_a_file_that_has_another_length_there_and_one_that_is_missing_are_others(places, tmp_path):
-    path = places[1].path
+def test_missing_files_and_other_sizes_are_unseen(shared, tmp_path):
+    path = shared[1].path
     inode, size = shared_paths._identify(path)
     assert find_unseen({path: (inode, size + 1)}, {}) == [path]
     assert find_unseen({str(tmp_path / "gone"): (1, 0)}, {}) == [str(tmp_path / "gone")]
     assert find_unseen({}, {"/out": (str(tmp_path / "no-token"), "text")}) == ["/out"]
 
 
-def test_what_is_missing_for_the_driver_too_is_for_others_to_say(nodes, tmp_path):
-    nodes(find_unseen)
+def test_path_missing_on_the_driver_is_not_reported(add_node, tmp_path):
+    add_node(find_unseen)
     check_shared_paths([SharedPath("--gallery", str(tmp_path / "gone"), False)])

@@ -21,83 +21,90 @@ from retrieval.core.errors import InputError, Stalled
 IMAGES = [f"/photos/{number}.jpg" for number in range(6)]
 
 
-def work(failure_log, item=0, images=IMAGES, kills=lambda attempt, image: False):
-    """Process an item as a pool does, with retries; return the quarantine and deaths by image."""
+def process(failure_log, item=0, images=IMAGES, kills=lambda attempt, image: False):
+    """Process an item as a pool does, with retries.
+
+    `kills(attempt, image)` tells whether an image kills its worker. Return the quarantined images
+    (or "refused") and the number of deaths by image.
+    """
     deaths = Counter()
     while True:
-        begun = failure_log.begin(item)
-        if begun.refused:
+        start = failure_log.begin(item)
+        if start.refused:
             return "refused", deaths
         for image in images:
-            if image in begun.given_up:
+            if image in start.given_up:
                 continue
             failure_log.note(item, image)
-            if kills(begun.attempt, image):
+            if kills(start.attempt, image):
                 deaths[image] += 1
                 break
         else:
             failure_log.note(item, None)
             failure_log.end(item)
-            return begun.given_up, deaths
+            return start.given_up, deaths
 
 
 @settings(deadline=None)
-@given(poison=st.sets(st.sampled_from(IMAGES), max_size=5))
-def test_exactly_the_images_that_kill_each_time_are_given_up_in_three_deaths(poison):
-    kills = lambda attempt, image: image in poison  # noqa: E731
+@given(killing_images=st.sets(st.sampled_from(IMAGES), max_size=5))
+def test_exactly_the_killing_images_are_quarantined_within_three_deaths(killing_images):
+    kills = lambda attempt, image: image in killing_images  # noqa: E731
     failure_log = FailureLog()
-    work(failure_log, 1)  # another chunk is sound
-    given_up, deaths = work(failure_log, kills=kills)
-    assert given_up == poison
+    process(failure_log, 1)  # a chunk without deaths
+    given_up, deaths = process(failure_log, kills=kills)
+    assert given_up == killing_images
     assert all(number <= 3 for number in deaths.values())
-    assert sum(deaths.values()) <= 2 * len(poison) + 1
+    assert sum(deaths.values()) <= 2 * len(killing_images) + 1
     assert [death.image for death in failure_log.summary().deaths if death.quarantined] == sorted(
-        poison
+        killing_images
     )
     assert not failure_log.summary().running
-    assert work(failure_log, 2, kills=kills) == (poison, {})  # no other item pays for it again
+    assert process(failure_log, 2, kills=kills) == (
+        killing_images,
+        {},
+    )  # other items skip the quarantined images
 
 
 @settings(deadline=None)
 @given(killed=st.lists(st.sampled_from(IMAGES), max_size=6, unique=True))
-def test_workers_that_are_killed_from_outside_cost_no_image(killed):
-    left = set(killed)
+def test_externally_killed_workers_quarantine_no_image(killed):
+    remaining = set(killed)
 
     def kills(attempt, image):
-        dies = image in left
-        left.discard(image)
-        return dies
+        is_killed = image in remaining
+        remaining.discard(image)
+        return is_killed
 
-    given_up, deaths = work(FailureLog(), kills=kills)
+    given_up, deaths = process(FailureLog(), kills=kills)
     assert given_up == set()
     assert sum(deaths.values()) == len(killed)
 
 
-def test_the_first_attempt_blames_nobody_since_images_are_read_ahead():
-    given_up, _ = work(
+def test_death_in_the_first_attempt_is_attributed_to_no_image():
+    given_up, _ = process(
         FailureLog(), kills=lambda attempt, image: attempt < 3 and image == IMAGES[2]
     )
     assert given_up == set()
 
 
-def test_no_count_outlives_the_failure_log():
-    for _ in range(6):  # the whole job is killed at this image
+def test_new_failure_log_starts_without_counts():
+    for _ in range(6):  # the job is killed at this image each time
         failure_log = FailureLog()
         assert failure_log.begin(0).attempt == 1
         failure_log.note(0, IMAGES[1])
-    assert work(FailureLog())[0] == set()
+    assert process(FailureLog())[0] == set()
 
 
-def test_a_lost_answer_is_no_death():
+def test_lost_result_is_not_a_death():
     failure_log = FailureLog()
-    work(failure_log)
+    process(failure_log)
     assert failure_log.summary().begun == 1
     assert failure_log.begin(0).attempt == 1
     assert failure_log.summary().begun == 1
     assert failure_log.summary().deaths == []
 
 
-def test_a_death_between_images_or_after_them_blames_none():
+def test_death_between_images_is_attributed_to_no_image():
     failure_log = FailureLog()
     for _ in range(4):
         failure_log.begin(0)
@@ -106,23 +113,23 @@ def test_a_death_between_images_or_after_them_blames_none():
     assert [death.image for death in failure_log.summary().deaths] == [None] * 3
 
 
-def test_what_kills_everywhere_is_refused_in_the_end():
+def test_item_is_refused_after_the_maximum_number_of_deaths():
     failure_log = FailureLog()
-    at = iter(range(1000))
-    ended, deaths = work(failure_log, images=[next(at) for _ in range(100)],
+    numbers = iter(range(1000))
+    outcome, deaths = process(failure_log, images=[next(numbers) for _ in range(100)],
                          kills=lambda attempt, image: image == 7 * attempt)  # fmt: skip
-    assert ended == "refused"
+    assert outcome == "refused"
     assert sum(deaths.values()) == MAX_DEATHS
     assert failure_log.summary().given_up == set()
 
 
-def test_where_every_image_kills_it_is_not_the_images():
+def test_item_whose_every_image_kills_is_refused():
     failure_log = FailureLog()
-    ended, deaths = work(failure_log, kills=lambda attempt, image: True)
-    assert ended == "refused"
-    assert sum(deaths.values()) == 7  # not two for each image there is
-    sound = FailureLog(IMAGES[:3])  # given up by a step before, which was finished
-    assert work(sound, kills=lambda attempt, image: image == IMAGES[4])[0] == {
+    outcome, deaths = process(failure_log, kills=lambda attempt, image: True)
+    assert outcome == "refused"
+    assert sum(deaths.values()) == 7  # instead of two for each image
+    later_log = FailureLog(IMAGES[:3])  # quarantined by an earlier stage
+    assert process(later_log, kills=lambda attempt, image: image == IMAGES[4])[0] == {
         *IMAGES[:3],
         IMAGES[4],
     }
@@ -131,7 +138,7 @@ def test_where_every_image_kills_it_is_not_the_images():
 # --- the stall detector ---
 
 
-class Signs:
+class FakePool:
     def __init__(self, *moves):
         self.moves = list(moves)
 
@@ -142,72 +149,75 @@ class Signs:
         return "a waits for b"
 
 
-def slowly(*seconds):
-    for number, each in enumerate(seconds):
-        time.sleep(each)
+def delayed(*seconds):
+    for number, delay in enumerate(seconds):
+        time.sleep(delay)
         yield number
 
 
 @pytest.fixture
-def soon(monkeypatch):
+def short_stall(monkeypatch):
     monkeypatch.setattr(stall_detector, "STALL_SECONDS", 1.0)
 
 
-@pytest.mark.usefixtures("soon")
-def test_a_wait_without_any_sign_of_life_ends_and_says_for_what():
-    answers = watch_for_stalls(slowly(0, 6), Signs())
-    assert next(answers) == 0
-    with pytest.raises(Stalled, match=r"nothing has moved for \d s: a waits for b; what is fini"):
-        next(answers)
+@pytest.mark.usefixtures("short_stall")
+def test_stall_is_raised_with_a_description():
+    results = watch_for_stalls(delayed(0, 6), FakePool())
+    assert next(results) == 0
+    with pytest.raises(Stalled, match=r"no progress for \d s: a waits for b; finished work"):
+        next(results)
 
 
-@pytest.mark.usefixtures("soon")
-def test_signs_of_life_and_answers_are_progress():
-    assert list(watch_for_stalls(slowly(2.2), Signs(*[True] * 20))) == [0]
-    assert list(watch_for_stalls(slowly(*[0.3] * 5), Signs())) == list(range(5))
+@pytest.mark.usefixtures("short_stall")
+def test_activity_and_results_reset_the_stall_timer():
+    assert list(watch_for_stalls(delayed(2.2), FakePool(*[True] * 20))) == [0]
+    assert list(watch_for_stalls(delayed(*[0.3] * 5), FakePool())) == list(range(5))
 
 
-def test_an_error_is_passed_on():
+def test_error_is_passed_on():
     def failing():
         yield 1
         raise InputError("no photo")
 
     with pytest.raises(InputError, match="no photo"):
-        list(watch_for_stalls(failing(), Signs()))
+        list(watch_for_stalls(failing(), FakePool()))
 
 
-def summary(begun, *running):
-    return AttemptSummary(5, begun, list(running), [], frozenset())
+def summary(started, *running):
+    return AttemptSummary(5, started, list(running), [], frozenset())
 
 
-NOBODY = (
-    "no worker has begun, 3 workers of 0.5 CPU wait for a place (2 of 2 booked), or die of too "
+NO_WORKER_STARTED = (
+    "no worker has begun, 3 workers of 0.5 CPU wait for resources (2 of 2 booked), or die of too "
     "little memory before they begin"
 )
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "expected"),
     [
-        (None, NOBODY),
-        (summary(0), NOBODY),
+        (None, NO_WORKER_STARTED),
+        (summary(0), NO_WORKER_STARTED),
         (summary(2), "7 of 9 work items wait for 3 workers of 0.5 CPU (2 of 2 booked)"),
         (
             summary(2, RunningItem(4, "/p/a.jpg", 12.0), RunningItem(5, "/p/b.jpg", 301.4)),
-            "chunk 5 waits for /p/b.jpg, or an image soon after it, since 301 s (2 of 2 booked)",
+            "chunk 5 has waited for /p/b.jpg, or an image soon after it, for 301 s (2 of 2 booked)",
         ),
         (
             summary(1, RunningItem(4, None, 300.0)),
-            "chunk 4 is being processed and does not answer since 300 s (2 of 2 booked)",
+            "chunk 4 has sent no message for 300 s (2 of 2 booked)",
         ),
     ],
 )
-def test_the_wait_of_a_pool_is_described(state, said):
-    assert format_wait(state, "chunk {}".format, 9, "3 workers of 0.5 CPU", "2 of 2 booked") == said
+def test_format_wait(state, expected):
+    assert (
+        format_wait(state, "chunk {}".format, 9, "3 workers of 0.5 CPU", "2 of 2 booked")
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
-    ("death", "said"),
+    ("death", "expected"),
     [
         (
             WorkerDeath(1, None, False),
@@ -223,5 +233,5 @@ def test_the_wait_of_a_pool_is_described(state, said):
         ),
     ],
 )
-def test_a_worker_death_is_reported(death, said):
-    assert format_worker_death(death, "chunk 1") == said
+def test_format_worker_death(death, expected):
+    assert format_worker_death(death, "chunk 1") == expected

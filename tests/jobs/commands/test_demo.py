@@ -1,4 +1,4 @@
-"""What the demo says of the species that its network never saw; the whole demo is `make demo`."""
+"""Test the evaluation of held-out species by the demo; `make demo` runs the complete demo."""
 
 import pyarrow as pa
 import pytest
@@ -9,8 +9,8 @@ from retrieval.evaluation.results import Results
 from retrieval.samples import HELD_OUT
 
 
-def test_three_species_say_nothing_certain_of_others():
-    """15 queries of 15 are right, five of each species that was held out, and one of another."""
+def test_three_held_out_species_have_no_interval_over_species():
+    """All 15 queries of held-out species are right, the one query of another species is wrong."""
     labels = [*HELD_OUT * 5, "elsewhere"]
     table = pa.table({
         "query_id": [f"q{n}" for n in range(16)], "label": labels, "top1": [1.0] * 15 + [0.0],

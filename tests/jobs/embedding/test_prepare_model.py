@@ -1,4 +1,4 @@
-"""Tests that model options which contradict `--bundle` are refused."""
+"""Test that model options that contradict `--bundle` are refused."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from retrieval.storage.local import open_folder
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def bundle_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("bundle")
     bundle = resolve_bundle(
         backbone="scratch", weights="random", bundle=None, pooling="gem", normalize=True,
@@ -21,25 +21,25 @@ def stored(tmp_path_factory):
     return path
 
 
-def load(stored, **options):
-    return load_bundle(EmbedSettings(input="x", output="y", bundle=str(stored), **options))
+def load(bundle_path, **options):
+    return load_bundle(EmbedSettings(input="x", output="y", bundle=str(bundle_path), **options))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "vgg16"}, "--backbone vgg16 does not go with --bundle .*, which has scratch"),
-        ({"pooling": "max"}, "--pooling max does not go with --bundle .*, which has gem"),
-        ({"image_size": 96}, "--image-size 96 does not go with"),
-        ({"resize": "squash"}, "--resize squash does not go with"),
-        ({"normalize": False}, "--no-normalize does not go with"),
+        ({"backbone": "vgg16"}, "--backbone vgg16 contradicts --bundle .*, which has scratch"),
+        ({"pooling": "max"}, "--pooling max contradicts --bundle .*, which has gem"),
+        ({"image_size": 96}, "--image-size 96 contradicts"),
+        ({"resize": "squash"}, "--resize squash contradicts"),
+        ({"normalize": False}, "--no-normalize contradicts"),
     ],
 )
-def test_options_that_contradict_the_bundle_are_refused(stored, options, message):
+def test_options_that_contradict_the_bundle_are_refused(bundle_path, options, message):
     with pytest.raises(UsageError, match=message):
-        load(stored, **options)
+        load(bundle_path, **options)
 
 
-def test_equal_options_and_defaults_are_accepted(stored):
-    same = {"backbone": "scratch", "pooling": "gem", "image_size": 64, "resize": "pad"}
-    assert load(stored, **same).digest == load(stored).digest
+def test_equal_options_and_defaults_are_accepted(bundle_path):
+    options = {"backbone": "scratch", "pooling": "gem", "image_size": 64, "resize": "pad"}
+    assert load(bundle_path, **options).digest == load(bundle_path).digest

@@ -1,4 +1,4 @@
-"""Tests that the live rows of a store match its source after any sequence of changes."""
+"""Test that the live rows of a store match its source after any sequence of changes."""
 
 import hashlib
 import io
@@ -22,17 +22,17 @@ from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
 from retrieval.store.reader import open_store, read_vectors
 from tests.conftest import draw_photos
-from tests.jobs.here import embed_here, prepared
+from tests.file_tree import read_tree
+from tests.jobs.in_process import embed_in_process, small_model
 from tests.retrieval.storage.faults import FailAt, Killed, inject_faults
-from tests.trees import tree
 
 NAMES = ["a.jpg", "b/c.jpg", "b/d.jpg", "e.png", "f.jpg", "g.jpg", "h.jpg"]
-PICTURES = range(5)
-BROKEN = b"no photo at all"
+PICTURE_NUMBERS = range(5)
+BROKEN_IMAGE = b"no photo at all"
 
 
 @cache
-def picture(number):
+def make_picture(number):
     sink = io.BytesIO()
     noise = np.random.default_rng(number).integers(0, 255, (40, 40 + number, 3), np.uint8)
     Image.fromarray(noise).save(sink, "PNG")
@@ -40,14 +40,14 @@ def picture(number):
 
 
 @cache
-def vector(data):
-    embedder = Embedder(prepared().bundle, prepared().plan)
-    pixels = decode(data, prepared().bundle.transform, max_pixels=10**6).pixels
+def embed_picture(data):
+    embedder = Embedder(small_model().bundle, small_model().plan)
+    pixels = decode(data, small_model().bundle.transform, max_pixels=10**6).pixels
     return embedder.embed([pixels])[0].astype(np.float16)
 
 
 class Source:
-    """A folder of photos, and what should be found of each."""
+    """A folder of photos with explicit modification times; `files` holds the expected contents."""
 
     def __init__(self, root):
         self.root = Path(root)
@@ -70,60 +70,63 @@ class Source:
         del self.files[name]
 
 
-def live(store):
-    """Path -> (sha256, vector) of the live rows, and the ids of the ledger; each once."""
-    rows, lost = {}, []
+def read_live_rows(store):
+    """Return (sha256, vector) of the live rows by image_id, and the set of ids in the ledger.
+
+    Assert that each id occurs once.
+    """
+    rows, failed = {}, []
     for table in store.blocks():
-        for row, found in zip(table.to_pylist(), read_vectors(table), strict=True):
+        for row, stored in zip(table.to_pylist(), read_vectors(table), strict=True):
             assert row["image_id"] not in rows
-            rows[row["image_id"]] = (row["sha256"], found)
+            rows[row["image_id"]] = (row["sha256"], stored)
     for table in store.failures():
-        lost += table["image_id"].to_pylist()
-    assert len(lost) == len(set(lost))
-    assert not rows.keys() & set(lost)
-    return rows, set(lost)
+        failed += table["image_id"].to_pylist()
+    assert len(failed) == len(set(failed))
+    assert not rows.keys() & set(failed)
+    return rows, set(failed)
 
 
-def check(source, output):
-    """The store holds exactly what the source holds now."""
+def check_store(source, output):
+    """Assert that a finished store matches its source, and return the opened store."""
     store = open_store(open_folder(str(output)))
-    rows, lost = live(store)
-    assert lost == {name for name, data in source.files.items() if data == BROKEN}
-    assert rows.keys() | lost == source.files.keys()
-    for name, (sha256, found) in rows.items():
+    rows, failed = read_live_rows(store)
+    assert failed == {name for name, data in source.files.items() if data == BROKEN_IMAGE}
+    assert rows.keys() | failed == source.files.keys()
+    for name, (sha256, stored) in rows.items():
         assert sha256 == hashlib.sha256(source.files[name]).hexdigest()
-        assert np.array_equal(found, vector(source.files[name]))
+        assert np.array_equal(stored, embed_picture(source.files[name]))
     counts = store.manifest.counts
     assert (counts["images"], counts["rows"], counts["failures"]) == (
-        len(source.files), len(rows), len(lost),
+        len(source.files), len(rows), len(failed),
     )  # fmt: skip
     assert [verdict.state for verdict in verify(open_folder(str(output)))] == ["finished"]
     return store
 
 
-class Growing(RuleBasedStateMachine):
-    """Any sequence of changes, runs, kills, retries and compactions."""
+class StoreMachine(RuleBasedStateMachine):
+    """State machine of source changes, runs, kills, retries and compactions."""
 
     @initialize()
     def begin(self):
         self.scratch = tempfile.TemporaryDirectory()
         self.output = Path(self.scratch.name, "store")
         self.source = Source(Path(self.scratch.name, "photos"))
-        self.source.put("a.jpg", picture(0))
-        self.source.put("b/c.jpg", picture(1))
+        self.source.put("a.jpg", make_picture(0))
+        self.source.put("b/c.jpg", make_picture(1))
         self.run()
 
     def teardown(self):
         if hasattr(self, "scratch"):
             self.scratch.cleanup()
 
-    @rule(name=st.sampled_from(NAMES), number=st.sampled_from(PICTURES))
+    @rule(name=st.sampled_from(NAMES), number=st.sampled_from(PICTURE_NUMBERS))
     def put(self, name, number):
-        self.source.put(name, picture(number))
+        self.source.put(name, make_picture(number))
 
     @rule(name=st.sampled_from(NAMES))
-    def spoil(self, name):
-        self.source.put(name, BROKEN)
+    def corrupt(self, name):
+        self.source.put(name, BROKEN_IMAGE)
 
     @rule(name=st.sampled_from(NAMES))
     def touch(self, name):
@@ -135,13 +138,13 @@ class Growing(RuleBasedStateMachine):
         if name in self.source.files and len(self.source.files) > 1:
             self.source.delete(name)
 
-    @rule(compact=st.booleans(), retry_failed=st.booleans(), at=st.integers(0, 150))
-    def killed(self, compact, retry_failed, at):
-        def kill(*moment):
-            raise Killed(moment)
+    @rule(compact=st.booleans(), retry_failed=st.booleans(), kill_at=st.integers(0, 150))
+    def run_killed(self, compact, retry_failed, kill_at):
+        def kill(*operation):
+            raise Killed(operation)
 
         try:
-            with inject_faults(FailAt(at, kill)):
+            with inject_faults(FailAt(kill_at, kill)):
                 self.run(compact=compact, retry_failed=retry_failed)
         except Killed:
             states = {verdict.state for verdict in verify(open_folder(str(self.output)))}
@@ -150,41 +153,43 @@ class Growing(RuleBasedStateMachine):
     @rule(retry_failed=st.booleans())
     def run(self, retry_failed=False, compact=False):
         try:
-            embed_here(self.source.root, self.output, retry_failed=retry_failed, compact=compact)
+            embed_in_process(
+                self.source.root, self.output, retry_failed=retry_failed, compact=compact
+            )
         except TooManyFailures:
-            good = sum(data != BROKEN for data in self.source.files.values())
-            assert good < 0.1 * len(self.source.files)
+            readable = sum(data != BROKEN_IMAGE for data in self.source.files.values())
+            assert readable < 0.1 * len(self.source.files)
         else:
-            check(self.source, self.output)
+            check_store(self.source, self.output)
 
-    @precondition(lambda self: any(d != BROKEN for d in self.source.files.values()))
+    @precondition(lambda self: any(d != BROKEN_IMAGE for d in self.source.files.values()))
     @rule()
     def compact(self):
-        embed_here(self.source.root, self.output, compact=True)
-        check(self.source, self.output)
-        anew = Path(self.scratch.name, "anew")
-        embed_here(self.source.root, anew)
-        assert tree(self.output) == tree(anew)
-        shutil.rmtree(anew)
+        embed_in_process(self.source.root, self.output, compact=True)
+        check_store(self.source, self.output)
+        rebuilt = Path(self.scratch.name, "anew")
+        embed_in_process(self.source.root, rebuilt)
+        assert read_tree(self.output) == read_tree(rebuilt)
+        shutil.rmtree(rebuilt)
 
 
-QUICK = settings(
+QUICK_SETTINGS = settings(
     max_examples=10, stateful_step_count=12, deadline=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
-TestGrowing = Growing.TestCase
-TestGrowing.settings = QUICK
+TestStoreSync = StoreMachine.TestCase
+TestStoreSync.settings = QUICK_SETTINGS
 
 
 @pytest.mark.nightly
-class TestGrowingAtLength(Growing.TestCase):
-    settings = settings(QUICK, max_examples=300, stateful_step_count=25)
+class TestStoreSyncNightly(StoreMachine.TestCase):
+    settings = settings(QUICK_SETTINGS, max_examples=300, stateful_step_count=25)
 
 
-def test_files_that_were_touched_are_counted_while_they_are_read(tmp_path, capsys):
+def test_touched_files_are_counted_while_they_are_read(tmp_path, capsys):
     photos = draw_photos(tmp_path / "photos", 5)
-    embed_here(photos, tmp_path / "store")
+    embed_in_process(photos, tmp_path / "store")
     for path in photos.glob("*/*"):
         os.utime(path, (1, 1))
-    embed_here(photos, tmp_path / "store")
+    embed_in_process(photos, tmp_path / "store")
     assert "compare: 5/5 images" in capsys.readouterr().err

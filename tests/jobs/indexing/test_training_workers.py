@@ -1,4 +1,4 @@
-"""Tests that training with Ray tasks gives the same centroids as in one process, byte for byte."""
+"""Test that training with Ray tasks gives the same centroids as in one process."""
 
 import numpy as np
 import pytest
@@ -12,53 +12,59 @@ from retrieval.index.train import train_index
 from retrieval.index.workers import InProcessWorkers
 from retrieval.storage import transaction
 from retrieval.storage.local import open_folder
-from tests.jobs.light import large_and_small, late
+from tests.jobs.cluster.worker_functions import array_and_number, delay_first_item
 from tests.retrieval.sample_vectors import make_plan, make_store
 
 
 @pytest.fixture
-def spread(ray_here):
+def ray_workers(local_ray):
     return RayWorkers(Cluster(None, 2))
 
 
-def test_answers_come_in_the_order_of_the_items(spread):
-    kept = spread.broadcast(10)
-    assert list(spread.map(late, [(n, kept) for n in range(5)])) == [0, 10, 20, 30, 40]
+def test_map_returns_results_in_order(ray_workers):
+    reference = ray_workers.broadcast(10)
+    assert list(ray_workers.map(delay_first_item, [(n, reference) for n in range(5)])) == [
+        0,
+        10,
+        20,
+        30,
+        40,
+    ]
 
 
-def test_what_is_held_is_read_by_other_tasks(spread):
-    held = spread.map_stored(large_and_small, [(n,) for n in range(4)])
-    assert [small for _, small in held] == [0, 1, 2, 3]
-    assert list(spread.map(np.sum, [(large,) for large, _ in held])) == [0, 1000, 2000, 3000]
+def test_stored_results_are_inputs_of_other_tasks(ray_workers):
+    stored = ray_workers.map_stored(array_and_number, [(n,) for n in range(4)])
+    assert [small for _, small in stored] == [0, 1, 2, 3]
+    assert list(ray_workers.map(np.sum, [(large,) for large, _ in stored])) == [0, 1000, 2000, 3000]
 
 
-def test_a_task_may_hold_more_than_a_remote_function_may(ray_here):
+def test_task_captures_more_than_the_remote_function_limit(local_ray):
     large = bytes(100_000_001)
-    found = tasks.run_tasks(Cluster(None, 1), lambda number: len(large) + number, [1])
-    assert list(found) == [100_000_002]
+    results = tasks.run_tasks(Cluster(None, 1), lambda number: len(large) + number, [1])
+    assert list(results) == [100_000_002]
 
 
 @pytest.mark.parametrize("count", [1, 100])
-def test_a_sample_does_not_depend_on_who_draws_it(spread, tmp_path, monkeypatch, count):
+def test_sample_is_independent_of_workers(ray_workers, tmp_path, monkeypatch, count):
     monkeypatch.setattr(sampling, "_GROUP", 3)
     vectors = np.random.default_rng(0).normal(size=(600, 12)).astype(np.float16)
     store = make_store(tmp_path / "store", vectors, chunk_rows=60)
-    for here, there in zip(
+    for local_array, remote_array in zip(
         draw_sample(store, count, 1, "curve"),
-        draw_sample(store, count, 1, "curve", spread),
+        draw_sample(store, count, 1, "curve", ray_workers),
         strict=True,
     ):
-        np.testing.assert_array_equal(here, there)
+        np.testing.assert_array_equal(local_array, remote_array)
 
 
-@pytest.mark.parametrize("flat", [10_000, 3])
-def test_centroids_do_not_depend_on_who_computes_them(spread, tmp_path, monkeypatch, flat):
+@pytest.mark.parametrize("flat_lists", [10_000, 3])
+def test_centroids_are_independent_of_workers(ray_workers, tmp_path, monkeypatch, flat_lists):
     monkeypatch.setattr(train, "_SLICE", 100)
-    monkeypatch.setattr(train, "FLAT_LISTS", flat)
+    monkeypatch.setattr(train, "FLAT_LISTS", flat_lists)
     vectors = np.random.default_rng(0).normal(size=(600, 12)).astype(np.float16)
     store = make_store(tmp_path / "store", vectors, chunk_rows=60)
     trained = []
-    for name, workers in (("here", InProcessWorkers()), ("spread", spread)):
+    for name, workers in (("here", InProcessWorkers()), ("spread", ray_workers)):
         folder = open_folder(str(tmp_path / name))
         transaction.claim_output(folder, "index", {})
         plan = make_plan(600, "float16", 12)

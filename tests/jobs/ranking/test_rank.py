@@ -1,4 +1,4 @@
-"""Tests of the rank command without Ray: equality with brute force, match constraints, resuming."""
+"""Test `rank` without Ray: equality with brute force, match constraints and resuming."""
 
 import json
 
@@ -20,18 +20,18 @@ from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
 from retrieval.vectors.int8_matmul import Int8Product, has_exact_int8
 from retrieval.vectors.matmul import FLOAT32_PRODUCT, HalfPrecisionProduct
-from tests.jobs.here import index_here, rank_here
+from tests.jobs.in_process import index_in_process, rank_in_process
 from tests.retrieval.sample_vectors import METRICS, exact_keys, metrics, seeds
 from tests.retrieval.storage.faults import Killed
-from tests.stores import write_store
+from tests.sample_stores import write_store
 
 ROWS, QUERIES, K = 400, 60, 7
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 @pytest.fixture(autouse=True)
-def small_blocks_and_looks(monkeypatch):
-    """Probe few of many lists in spite of the small gallery; make each chunk of queries a block."""
+def small_blocks_and_samples(monkeypatch):
+    """Search few of many lists despite the small gallery, in small blocks, with small samples."""
     monkeypatch.setattr(plan, "PROBE_ALL_ROWS", 0)
     monkeypatch.setattr(shard_search, "_BLOCK_BYTES", 1)
     monkeypatch.setattr(recall_interval, "LOOK_SIZES", (8, 16, 32))
@@ -42,7 +42,7 @@ def draw_vectors(dtype="float16"):
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(25, 12))
     gallery = centres[generator.integers(0, 25, ROWS)] + 0.3 * generator.normal(size=(ROWS, 12))
-    gallery[300:340] = gallery[:40]  # copies, in other shards than what they are of
+    gallery[300:340] = gallery[:40]  # copies of rows in other shards
     gallery[340:360] = gallery[:20] * (1 + 1e-3 * generator.normal(size=(20, 12)))
     queries = generator.normal(size=(QUERIES, 12))
     queries[:20] = gallery[:20]
@@ -53,7 +53,7 @@ def draw_vectors(dtype="float16"):
 def stores(tmp_path_factory):
     root = tmp_path_factory.mktemp("stores")
     gallery, queries = draw_vectors()
-    sums = [f"{row % 300:064x}" for row in range(ROWS)]  # the copies have the same bytes
+    sums = [f"{row % 300:064x}" for row in range(ROWS)]  # copies have equal checksums
     write_store(root / "gallery", gallery, sha256=sums, chunk_rows=64)
     query_sums = [f"{row:064x}" if row < 20 else None for row in range(QUERIES)]
     write_store(root / "queries", queries, sha256=query_sums, chunk_rows=25)
@@ -67,7 +67,7 @@ def make_index(stores, path, metric="cosine", **options):
         "metric": metric,
         **options,
     }
-    index_here(stores / "gallery", path, **index_options)
+    index_in_process(stores / "gallery", path, **index_options)
     return path
 
 
@@ -111,31 +111,34 @@ PRODUCTS = [
     *([Int8Product()] if has_exact_int8() else []),
 ]
 
-# --- the same ranking ---------------------------------------------------------------------------
+# --- equality with brute force ------------------------------------------------------------------
 
 
 @settings(max_examples=8, deadline=None)
 @given(
-    metric=metrics, shard=st.sampled_from([25, 70, 130, 400]), most=st.sampled_from([1, 10**6]),
-    product=st.sampled_from(PRODUCTS), nprobe=st.sampled_from([1, 3, 12]), seed=seeds,
+    metric=metrics, shard=st.sampled_from([25, 70, 130, 400]),
+    block_bytes=st.sampled_from([1, 10**6]), product=st.sampled_from(PRODUCTS),
+    nprobe=st.sampled_from([1, 3, 12]), seed=seeds,
 )  # fmt: skip
-def test_any_shards_blocks_and_products_give_the_same_matches(
-    stores, tmp_path_factory, metric, shard, most, product, nprobe, seed
+def test_matches_are_independent_of_shards_blocks_and_products(
+    stores, tmp_path_factory, metric, shard, block_bytes, product, nprobe, seed
 ):
-    """Shards are searched in random order, so that some use the keys of others and some do not."""
+    """Shards are searched in random order, since a search uses the keys of earlier shards."""
     root = tmp_path_factory.mktemp("rank")
-    plain = make_index(stores, root / "plain", metric, rows_per_shard=400)
-    rank_here(plain, stores / "queries", root / "a", nprobe=nprobe, top_k=K)
-    other = make_index(stores, root / "other", metric, rows_per_shard=shard)
+    single_shard_index = make_index(stores, root / "plain", metric, rows_per_shard=400)
+    rank_in_process(single_shard_index, stores / "queries", root / "a", nprobe=nprobe, top_k=K)
+    sharded_index = make_index(stores, root / "other", metric, rows_per_shard=shard)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_search, "_BLOCK_BYTES", most)
+        patch.setattr(shard_search, "_BLOCK_BYTES", block_bytes)
         patch.setattr(shard_search, "choose_search_product", lambda *_: product)
-        shuffled = np.random.default_rng(seed)
+        generator = np.random.default_rng(seed)
         patch.setattr(
-            "tests.jobs.here._tasks",
-            lambda where, do, items, **_: map(do, shuffled.permutation(items).tolist()),
+            "tests.jobs.in_process._run_tasks",
+            lambda cluster, function, items, **_: map(
+                function, generator.permutation(items).tolist()
+            ),
         )
-        rank_here(other, stores / "queries", root / "b", nprobe=nprobe, top_k=K)
+        rank_in_process(sharded_index, stores / "queries", root / "b", nprobe=nprobe, top_k=K)
     assert read_matches(root / "a") == read_matches(root / "b")
     if nprobe == 12:
         assert read_matches(root / "a") == brute_force_matches(metric)
@@ -144,7 +147,7 @@ def test_any_shards_blocks_and_products_give_the_same_matches(
 @every_metric
 def test_recall_one_equals_brute_force(stores, tmp_path, metric):
     index = make_index(stores, tmp_path / "index", metric)
-    manifest = rank_here(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K)
+    manifest = rank_in_process(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K)
     assert read_matches(tmp_path / "m") == brute_force_matches(metric)
     assert manifest.counts["certificate"]["recall"] == 1
 
@@ -154,49 +157,53 @@ def test_each_shard_is_read_once(stores, tmp_path, monkeypatch):
     opened = []
     open_shard = shard_search.open_shard
     monkeypatch.setattr(
-        shard_search, "open_shard", lambda *words: opened.append(words[2]) or open_shard(*words)
+        shard_search,
+        "open_shard",
+        lambda *arguments: opened.append(arguments[2]) or open_shard(*arguments),
     )
-    rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, top_k=K)
-    assert sorted(opened) == [0, 1, 2, 3]  # for three blocks of queries and their certificate
+    rank_in_process(index, stores / "queries", tmp_path / "m", nprobe=3, top_k=K)
+    assert sorted(opened) == [0, 1, 2, 3]  # once for three query blocks and the certificate
 
 
-# --- what may be a match ------------------------------------------------------------------------
+# --- match constraints --------------------------------------------------------------------------
 
 
 @every_metric
-def test_a_filter_returns_k_matches_that_pass_if_there_are_k(stores, tmp_path, metric):
-    """One class in seven and one width in five: hardly any list holds such a row."""
+def test_filter_returns_k_matching_rows(stores, tmp_path, metric):
+    """Two of seven labels and two of five widths pass, so few lists hold such a row."""
     index = make_index(stores, tmp_path / "index", metric)
-    wanted = "label in ('class1', 'class2') and width > 2"
-    rank_here(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K, filter=wanted)
+    condition = "label in ('class1', 'class2') and width > 2"
+    rank_in_process(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K, filter=condition)
     rows = np.arange(ROWS)
     row_filter = np.isin(rows % 7, [1, 2]) & (rows % 5 > 2)
     results = read_matches(tmp_path / "m")
     assert len(results) == QUERIES * K
     assert {int(name[1:6]) for _, name, _ in results} <= set(rows[row_filter])
-    rank_here(index, stores / "queries", tmp_path / "all", recall=1.0, top_k=K, filter=wanted)
+    rank_in_process(
+        index, stores / "queries", tmp_path / "all", recall=1.0, top_k=K, filter=condition
+    )
     assert read_matches(tmp_path / "all") == brute_force_matches(metric, row_filter=row_filter)
 
 
-def test_a_filter_that_passes_fewer_than_k_returns_all_of_them(stores, tmp_path):
+def test_filter_passing_fewer_than_k_returns_all_rows(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
-    rank_here(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K, filter="row < 3")
+    rank_in_process(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K, filter="row < 3")
     assert read_matches(tmp_path / "m") == brute_force_matches(
         "cosine", row_filter=np.arange(ROWS) < 3
     )
     options = {"nprobe": 1, "top_k": K, "filter": "row < 0"}
-    manifest = rank_here(index, stores / "queries", tmp_path / "none", **options)
+    manifest = rank_in_process(index, stores / "queries", tmp_path / "none", **options)
     assert read_matches(tmp_path / "none") == []
-    expected_text = f"{QUERIES} queries have no match under the options of the ranking"
+    expected_text = f"{QUERIES} queries have no match with the options of the ranking"
     assert expected_text in summary(str(tmp_path / "none"), manifest).lines
     check_verified(tmp_path / "none")
 
 
 @pytest.mark.parametrize("condition", ["colour = 'red'", "label", "read_text('/etc/passwd')"])
-def test_an_invalid_filter_is_refused_before_any_work(stores, tmp_path, condition):
+def test_invalid_filter_is_refused_before_any_work(stores, tmp_path, condition):
     index = make_index(stores, tmp_path / "index")
     with pytest.raises(UsageError, match="--filter"):
-        rank_here(index, stores / "queries", tmp_path / "m", filter=condition)
+        rank_in_process(index, stores / "queries", tmp_path / "m", filter=condition)
     assert not (tmp_path / "m").exists()
 
 
@@ -205,7 +212,7 @@ def test_an_invalid_filter_is_refused_before_any_work(stores, tmp_path, conditio
 def test_exclude_self_of_the_index_store_excludes_each_row(stores, tmp_path, metric, kind):
     """A copy of an image is a match, the image itself is not."""
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
-    manifest = rank_here(
+    manifest = rank_in_process(
         index, stores / "gallery", tmp_path / "m", recall=1.0, top_k=K, exclude_self=True,
         unique_pairs=True, format="csv",
     )  # fmt: skip
@@ -213,9 +220,9 @@ def test_exclude_self_of_the_index_store_excludes_each_row(stores, tmp_path, met
     expected = brute_force_matches(metric, excluded=np.diag_indices(ROWS), queries=gallery)
     assert read_matches(tmp_path / "m") == expected
     pairs = pq.read_table(tmp_path / "m/pairs.parquet").to_pylist()
-    once = {(*sorted([query, image]), score) for query, image, score in expected}
-    assert len(pairs) == len(once)
-    assert {(p["image_id"], p["other_id"], p["score"]) for p in pairs} == once
+    unique_pairs = {(*sorted([query, image]), score) for query, image, score in expected}
+    assert len(pairs) == len(unique_pairs)
+    assert {(p["image_id"], p["other_id"], p["score"]) for p in pairs} == unique_pairs
     scores = [p["score"] for p in pairs]
     assert scores == sorted(scores, reverse=metric != "l2")
     expected_text = summary(str(tmp_path / "m"), manifest).lines
@@ -227,13 +234,15 @@ def test_exclude_self_of_the_index_store_excludes_each_row(stores, tmp_path, met
 @pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
 def test_exclude_self_of_other_queries_excludes_equal_checksums(stores, tmp_path, kind):
     index = make_index(stores, tmp_path / "index", index_factory=kind)
-    rank_here(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, exclude_self=True)
+    rank_in_process(
+        index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, exclude_self=True
+    )
     excluded = np.zeros((QUERIES, ROWS), np.bool_)
-    for query in range(20):  # the others have no checksum, which is equal to nothing
+    for query in range(20):  # the other queries have no checksum
         excluded[query, [query, 300 + query]] = True
     assert read_matches(tmp_path / "m") == brute_force_matches("cosine", excluded=excluded)
-    noted = pq.read_table(tmp_path / "m/barred").sort_by("query_id")
-    pairs = zip(*(noted[name].to_pylist() for name in ("query_id", "image_id")), strict=True)
+    barred = pq.read_table(tmp_path / "m/barred").sort_by("query_id")
+    pairs = zip(*(barred[name].to_pylist() for name in ("query_id", "image_id")), strict=True)
     assert sorted(pairs) == [
         (f"a{q:05d}.jpg", f"a{x:05d}.jpg") for q, x in zip(*np.nonzero(excluded), strict=True)
     ]
@@ -243,7 +252,7 @@ def test_exclude_self_without_checksums_is_refused(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     write_store(tmp_path / "bare", draw_vectors()[1], sha256=[None] * QUERIES)
     with pytest.raises(UsageError, match="--exclude-self needs checksums"):
-        rank_here(index, tmp_path / "bare", tmp_path / "m", exclude_self=True)
+        rank_in_process(index, tmp_path / "bare", tmp_path / "m", exclude_self=True)
 
 
 @every_metric
@@ -251,7 +260,7 @@ def test_exclude_self_without_checksums_is_refused(stores, tmp_path):
 def test_min_score_excludes_matches_below_it(stores, tmp_path, metric, kind):
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
     min_key = {"cosine": 0.5, "ip": 4.0, "l2": 12.0}[metric]
-    manifest = rank_here(
+    manifest = rank_in_process(
         index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, min_score=min_key
     )
     results = read_matches(tmp_path / "m")
@@ -265,40 +274,44 @@ def test_min_score_of_equal_vectors_includes_all_of_them(stores, tmp_path, metri
     """In a gallery ranked against itself each image matches itself and its copies."""
     index = make_index(stores, tmp_path / "index", metric)
     options = {"min_score": min_key, "top_k": K, "recall": 1.0}
-    rank_here(index, stores / "gallery", tmp_path / "m", **options)
+    rank_in_process(index, stores / "gallery", tmp_path / "m", **options)
     gallery, _ = draw_vectors()
-    equal = (gallery[:, None] == gallery).all(-1)
+    equal_rows = (gallery[:, None] == gallery).all(-1)
     results = {(query, match) for query, match, _ in read_matches(tmp_path / "m")}
     assert {score for *_, score in read_matches(tmp_path / "m")} == {min_key}
-    named = [(f"a{q:05d}.jpg", f"a{x:05d}.jpg") for q, x in zip(*np.nonzero(equal), strict=True)]
-    assert results == set(named)
-    assert len(named) == ROWS + 2 * 40
+    expected_pairs = [
+        (f"a{q:05d}.jpg", f"a{x:05d}.jpg") for q, x in zip(*np.nonzero(equal_rows), strict=True)
+    ]
+    assert results == set(expected_pairs)
+    assert len(expected_pairs) == ROWS + 2 * 40
 
 
 def test_limit_with_a_query_store_is_refused(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     with pytest.raises(UsageError, match="--limit applies to images"):
-        rank_here(index, stores / "queries", tmp_path / "m", limit=3)
+        rank_in_process(index, stores / "queries", tmp_path / "m", limit=3)
 
 
 def test_unique_pairs_needs_a_gallery_against_itself(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     with pytest.raises(UsageError, match="--unique-pairs needs a gallery ranked against itself"):
-        rank_here(index, stores / "queries", tmp_path / "m", unique_pairs=True)
+        rank_in_process(index, stores / "queries", tmp_path / "m", unique_pairs=True)
     with pytest.raises(
         UsageError, match="--unique-pairs and --expand-queries are mutually exclusive"
     ):
-        rank_here(index, stores / "gallery", tmp_path / "m", unique_pairs=True, expand_queries="3")
+        rank_in_process(
+            index, stores / "gallery", tmp_path / "m", unique_pairs=True, expand_queries="3"
+        )
 
 
-# --- expansion ----------------------------------------------------------------------------------
+# --- query expansion ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("metric", "alpha"), [("cosine", 3.0), ("ip", 1.0), ("l2", 0.0)])
 @pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
 def test_expanded_queries_are_searched_again(stores, tmp_path, metric, alpha, kind):
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
-    rank_here(
+    rank_in_process(
         index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K,
         expand_queries=f"4,{alpha:g}",
     )  # fmt: skip
@@ -312,14 +325,14 @@ def test_expanded_queries_are_searched_again(stores, tmp_path, metric, alpha, ki
     assert read_matches(tmp_path / "m") == brute_force_matches(metric, queries=expanded)
 
 
-def test_an_invalid_expansion_is_refused(stores, tmp_path):
+def test_invalid_expansion_is_refused(stores, tmp_path):
     index = make_index(stores, tmp_path / "index", "l2")
-    for text, why in (("many", "is not an expansion"), ("3,2", "which l2 does not have")):
-        with pytest.raises(UsageError, match=why):
-            rank_here(index, stores / "queries", tmp_path / "m", expand_queries=text)
+    for text, message in (("many", "is not an expansion"), ("3,2", "which l2 does not have")):
+        with pytest.raises(UsageError, match=message):
+            rank_in_process(index, stores / "queries", tmp_path / "m", expand_queries=text)
 
 
-# --- killed and run again -----------------------------------------------------------------------
+# --- resuming after a kill ----------------------------------------------------------------------
 
 
 OPTIONS = {
@@ -332,46 +345,46 @@ OPTIONS = {
 
 
 def rank_with_kills(stores, root, options, step):
-    """Kill a ranking at every `step`-th file that it writes, and run it again."""
+    """Kill a ranking at every `step`-th written file, run it again, and compare the files."""
     index = make_index(stores, root / "index")
     folder = type(open_folder(str(root)))
-    put, puts = folder.put_new_file, []
+    put_new_file, writes = folder.put_new_file, []
 
-    def go(name, seam):
+    def run_rank(name, put):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(folder, "put_new_file", seam)
-            rank_here(index, stores / "queries", root / name, top_k=K, **options)
+            patch.setattr(folder, "put_new_file", put)
+            rank_in_process(index, stores / "queries", root / name, top_k=K, **options)
 
-    def dies_at(moment):
-        left = [moment]
+    def die_at(number):
+        remaining = [number]
 
-        def dies(self, path, write):
-            left[0] -= 1
-            if left[0] < 0:
+        def die(self, path, write):
+            remaining[0] -= 1
+            if remaining[0] < 0:
                 raise Killed
-            return put(self, path, write)
+            return put_new_file(self, path, write)
 
-        return dies
+        return die
 
-    go("whole", lambda *words: puts.append(1) or put(*words))
+    run_rank("whole", lambda *arguments: writes.append(1) or put_new_file(*arguments))
     expected = read_files(root / "whole")
-    assert len(puts) > 30
-    for moment in {*range(0, len(puts), step), len(puts) - 2, len(puts) - 1}:
+    assert len(writes) > 30
+    for number in {*range(0, len(writes), step), len(writes) - 2, len(writes) - 1}:
         with pytest.raises(Killed):
-            go(f"m{moment}", dies_at(moment))
-        go(f"m{moment}", put)
-        assert read_files(root / f"m{moment}") == expected
-        check_verified(root / f"m{moment}")
+            run_rank(f"m{number}", die_at(number))
+        run_rank(f"m{number}", put_new_file)
+        assert read_files(root / f"m{number}") == expected
+        check_verified(root / f"m{number}")
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_killed_at_sampled_writes_it_ends_the_same(stores, tmp_path, name):
+def test_rank_killed_at_sampled_writes_resumes(stores, tmp_path, name):
     rank_with_kills(stores, tmp_path, OPTIONS[name], 29)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", OPTIONS)
-def test_killed_at_any_write_it_ends_the_same(stores, tmp_path, name):
+def test_rank_killed_at_any_write_resumes(stores, tmp_path, name):
     rank_with_kills(stores, tmp_path, OPTIONS[name], 1)
 
 
@@ -380,34 +393,34 @@ def read_files(path):
     return {f.relative_to(path): f.read_bytes() for f in files if f.name != "run.json"}
 
 
-# --- further formats ----------------------------------------------------------------------------
+# --- export formats -----------------------------------------------------------------------------
 
 
-def test_a_format_added_later_does_not_rank_again(stores, tmp_path, monkeypatch):
+def test_format_added_later_does_not_rank_again(stores, tmp_path, monkeypatch):
     index = make_index(stores, tmp_path / "index")
     options = {"nprobe": 3, "top_k": K}
-    before = rank_here(index, stores / "queries", tmp_path / "m", **options, format="csv")
+    before = rank_in_process(index, stores / "queries", tmp_path / "m", **options, format="csv")
     assert "matches.csv" in before.files
-    monkeypatch.setattr(shard_search, "open_shard", None)  # it would be called
+    monkeypatch.setattr(shard_search, "open_shard", None)  # fails if it is called
     names = "parquet, csv,jsonl,trec,submission,html"
-    after = rank_here(index, stores / "queries", tmp_path / "m", **options, format=names)
-    added = {"matches.jsonl", "matches.trec", "submission.json", "report.html"}
+    after = rank_in_process(index, stores / "queries", tmp_path / "m", **options, format=names)
+    added_files = {"matches.jsonl", "matches.trec", "submission.json", "report.html"}
     assert (
         after.files.keys()
         - before.files.keys()
         - {f"{name}.sum.json" for name in ("jsonl", "trec", "submission")}
-        == added
+        == added_files
     )
     lines = [json.loads(line) for line in (tmp_path / "m/matches.jsonl").open()]
     assert [(row["query_id"], m["image_id"], m["score"]) for row in lines for m in row["matches"]] \
         == read_matches(tmp_path / "m")  # fmt: skip
-    assert rank_here(index, stores / "queries", tmp_path / "m", **options) == after
+    assert rank_in_process(index, stores / "queries", tmp_path / "m", **options) == after
     check_verified(tmp_path / "m")
 
 
-def test_the_report_names_the_match_constraints(stores, tmp_path):
+def test_report_names_the_match_constraints(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
-    rank_here(
+    rank_in_process(
         index, stores / "queries", tmp_path / "m", filter="label <> '<b>'", exclude_self=True,
         min_score=0.25, expand_queries="3", format="html",
     )  # fmt: skip
@@ -419,26 +432,26 @@ def test_the_report_names_the_match_constraints(stores, tmp_path):
         assert expected_text in page
 
 
-def test_a_missing_part_is_written_again(stores, tmp_path):
+def test_missing_part_is_written_again(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
-    rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv")
-    whole = read_files(tmp_path / "m")
+    rank_in_process(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv")
+    expected = read_files(tmp_path / "m")
     for path in ("manifest.json", "matches/part-00001.parquet"):
         (tmp_path / "m" / path).unlink()
-    rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv")
-    assert read_files(tmp_path / "m") == whole
+    rank_in_process(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv")
+    assert read_files(tmp_path / "m") == expected
 
 
-def test_an_unknown_format_is_refused():
-    settings = RankSettings(index="i", queries="q", output="o", format="csv,xml")
+def test_unknown_format_is_refused():
+    rank_settings = RankSettings(index="i", queries="q", output="o", format="csv,xml")
     with pytest.raises(UsageError, match="--format 'xml': write one or more of parquet,jsonl"):
-        parse_formats(settings)
+        parse_formats(rank_settings)
 
 
 @pytest.mark.parametrize("path", ["matches.csv", "submission.json", "certificate.json"])
-def test_an_altered_file_is_detected(stores, tmp_path, path):
+def test_altered_file_is_detected(stores, tmp_path, path):
     index = make_index(stores, tmp_path / "index")
-    rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv,submission")
+    rank_in_process(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv,submission")
     data = bytearray((tmp_path / "m" / path).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "m" / path).write_bytes(data)
@@ -446,28 +459,30 @@ def test_an_altered_file_is_detected(stores, tmp_path, path):
     assert verdict.state == "damaged"
     (tmp_path / "m/manifest.json").unlink()
     with pytest.raises(Damaged, match="was altered"):
-        rank_here(index, stores / "queries", tmp_path / "m", nprobe=3, format="csv,submission")
+        rank_in_process(
+            index, stores / "queries", tmp_path / "m", nprobe=3, format="csv,submission"
+        )
 
 
 def test_incomplete_queries_are_counted_once(stores, tmp_path, monkeypatch):
     """A run that was killed while searching all lists continues there."""
     index = make_index(stores, tmp_path / "index")
     options = {"nprobe": 1, "top_k": K, "filter": "width > 3"}
-    rank_here(index, stores / "queries", tmp_path / "whole", **options)
+    rank_in_process(index, stores / "queries", tmp_path / "whole", **options)
     filled = []
     search_all_lists = fill_matches.search_all_lists
 
-    def second_dies(task, number):
+    def kill_at_second_call(task, number):
         filled.append(number)
         if len(filled) == 2:
             raise Killed
         return search_all_lists(task, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fill_matches, "search_all_lists", second_dies)
+        patch.setattr(fill_matches, "search_all_lists", kill_at_second_call)
         with pytest.raises(Killed):
-            rank_here(index, stores / "queries", tmp_path / "m", **options)
-    rank_here(index, stores / "queries", tmp_path / "m", **options)
+            rank_in_process(index, stores / "queries", tmp_path / "m", **options)
+    rank_in_process(index, stores / "queries", tmp_path / "m", **options)
     assert pa.Table.equals(
         pq.read_table(tmp_path / "whole/matches"), pq.read_table(tmp_path / "m/matches")
     )

@@ -1,4 +1,4 @@
-"""An --output is refused before any work, and one that lies among the photos settles."""
+"""Test the checks of `--output` before any work, and an output inside the gallery."""
 
 import dataclasses
 import os
@@ -20,22 +20,22 @@ from jobs.runtime.check_output import check_file, check_inputs_outside
 from retrieval.core.errors import UsageError
 from retrieval.storage.local import LocalFolder, open_folder
 from retrieval.storage.verify import verify
-from tests.commands import lookalike_here
+from tests.commands import run_command_in_process
 from tests.conftest import draw_photos
-from tests.jobs.here import without_ray
-from tests.retrieval.storage.outputs import job
-from tests.trees import tree
+from tests.file_tree import read_tree
+from tests.jobs.in_process import without_ray
+from tests.retrieval.storage.outputs import make_run_output
 
 
-def apart(kind, output, **inputs):
+def check_settings(settings_class, output, **inputs):
     check_inputs_outside(
-        kind(output=str(output), **{name: str(value) for name, value in inputs.items()})
+        settings_class(output=str(output), **{name: str(value) for name, value in inputs.items()})
     )
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A folder with photos in it, a link to them, and another folder beside them."""
+    """Return a folder with photos, a link to them, and two other folders."""
     monkeypatch.chdir(tmp_path)
     for name in ("photos/cats", "other", "q"):
         (tmp_path / name).mkdir(parents=True)
@@ -44,7 +44,7 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("output", "gallery", "said"),
+    ("output", "gallery", "message"),
     [
         ("photos", "photos", "is --gallery photos"),
         ("photos/", "./photos", "is --gallery"),
@@ -58,12 +58,12 @@ def home(tmp_path, monkeypatch):
         ("gs://bucket/a", "gcs://bucket/a/photos", "contains --gallery"),
     ],
 )
-def test_an_output_that_is_or_holds_an_input_is_refused(home, output, gallery, said):
+def test_output_that_is_or_contains_an_input_is_refused(home, output, gallery, message):
     output = output.format(home=home)
-    with pytest.raises(UsageError, match=said):
-        apart(RunSettings, output, gallery=gallery, queries="memory://q")
-    with pytest.raises(UsageError, match=said.replace("gallery", "queries")):
-        apart(RunSettings, output, gallery="memory://q", queries=gallery)
+    with pytest.raises(UsageError, match=message):
+        check_settings(RunSettings, output, gallery=gallery, queries="memory://q")
+    with pytest.raises(UsageError, match=message.replace("gallery", "queries")):
+        check_settings(RunSettings, output, gallery="memory://q", queries=gallery)
 
 
 @pytest.mark.parametrize(
@@ -80,45 +80,45 @@ def test_an_output_that_is_or_holds_an_input_is_refused(home, output, gallery, s
         ("photos", "s3://bucket/photos"),
     ],
 )
-def test_an_output_beside_or_in_an_input_is_not(home, output, gallery):
-    apart(RunSettings, output, gallery=gallery, queries="q")
+def test_output_beside_or_inside_an_input_is_accepted(home, output, gallery):
+    check_settings(RunSettings, output, gallery=gallery, queries="q")
 
 
-def test_every_input_of_every_command_counts(home):
-    for kind, names in [
+def test_all_inputs_of_all_commands_are_checked(home):
+    for settings_class, names in [
         (EmbedSettings, ("input",)), (IndexSettings, ("embeddings",)),
         (RankSettings, ("index", "queries")), (TrainSettings, ("data",)),
         (CompareSettings, ("data",)), (PredictSettings, ("input",)),
     ]:  # fmt: skip
         for name in names:
             inputs = dict.fromkeys(names, "q") | {name: "photos"}
-            more = {"bundle": "b"} if kind is PredictSettings else {}
+            extra = {"bundle": "b"} if settings_class is PredictSettings else {}
             with pytest.raises(UsageError, match=f"is --{name} photos"):
-                apart(kind, "photos", **inputs, **more)
+                check_settings(settings_class, "photos", **inputs, **extra)
 
 
-def test_files_are_not_written_into_an_output(tmp_path):
-    job(LocalFolder(str(tmp_path / "out")))
-    before = tree(tmp_path / "out")
-    out, page = tmp_path / "out", tmp_path / "out/matches/better.html"
-    for words in (
-        ("report", "--matches", out / "matches", "--output", page),
-        ("report", "--matches", out / "matches", "--output", out / "report.html"),
-        ("evaluate", "--matches", out / "matches", "--per-query", out / "x.csv"),
-        ("index", "--embeddings", out / "gallery", "--output", tmp_path / "i", "--export-faiss",
-         out / "whole.faiss"),
+def test_files_inside_an_output_are_refused(tmp_path):
+    make_run_output(LocalFolder(str(tmp_path / "out")))
+    before = read_tree(tmp_path / "out")
+    output, page = tmp_path / "out", tmp_path / "out/matches/better.html"
+    for arguments in (
+        ("report", "--matches", output / "matches", "--output", page),
+        ("report", "--matches", output / "matches", "--output", output / "report.html"),
+        ("evaluate", "--matches", output / "matches", "--per-query", output / "x.csv"),
+        ("index", "--embeddings", output / "gallery", "--output", tmp_path / "i", "--export-faiss",
+         output / "whole.faiss"),
         ("train", "--data", tmp_path / "photos", "--output", tmp_path / "m", "--cache",
          tmp_path / "m" / "cache"),
     ):  # fmt: skip
-        ended = lookalike_here(*words)
-        assert ended.code == 2, ended.err
-        assert "an output of lookalike" in ended.error
-    assert tree(tmp_path / "out") == before
+        result = run_command_in_process(*arguments)
+        assert result.exit_code == 2, result.err
+        assert "an output of lookalike" in result.error
+    assert read_tree(tmp_path / "out") == before
     check_file("--output", str(tmp_path / "page.html"), output=str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("run", "--gallery", "nowhere", "--queries", "nowhere"),
         ("embed", "--input", "nowhere"),
@@ -129,28 +129,28 @@ def test_files_are_not_written_into_an_output(tmp_path):
         ("compare", "--data", "nowhere", "--backbones", "resnet18"),
     ],
 )
-def test_an_occupied_output_is_refused_before_any_input_is_looked_at(tmp_path, words):
+def test_occupied_output_is_refused_before_inputs_are_read(tmp_path, arguments):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    ended = lookalike_here(*words, "--output", tmp_path / "full")
-    assert ended.code == 2
-    assert "letter.txt" in ended.error
+    result = run_command_in_process(*arguments, "--output", tmp_path / "full")
+    assert result.exit_code == 2
+    assert "letter.txt" in result.error
     (tmp_path / "full" / "letter.txt").rename(tmp_path / "full" / ".DS_Store")
-    ended = lookalike_here(*words, "--output", tmp_path / "full")
-    assert ended.code == 3, ended.err  # the input that is missing
+    result = run_command_in_process(*arguments, "--output", tmp_path / "full")
+    assert result.exit_code == 3, result.err  # the input is missing
 
 
-def test_a_demo_looks_at_all_it_will_write_before_it_draws(tmp_path):
+def test_demo_checks_all_outputs_before_drawing(tmp_path):
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "letter.txt").write_text("dear")
-    ended = lookalike_here("demo", "--output", tmp_path)
-    assert ended.code == 2
+    result = run_command_in_process("demo", "--output", tmp_path)
+    assert result.exit_code == 2
     assert os.listdir(tmp_path) == ["result"]
 
 
 @pytest.fixture(scope="module")
-def settled(tmp_path_factory):
-    """Settings of a run whose output lies in its gallery, beside what a Mac leaves there."""
+def nested_settings(tmp_path_factory):
+    """Return settings of a finished run whose output is inside the gallery, with macOS files."""
     root = tmp_path_factory.mktemp("self")
     gallery = draw_photos(root / "self", 6)
     for photo in list(gallery.rglob("*.jpg")):
@@ -165,55 +165,57 @@ def settled(tmp_path_factory):
         weights="random", image_size=32, top_k=3,
     )  # fmt: skip
     with without_ray():
-        ran = run.run(settings)
-    assert ran.matches.counts["gallery"] == 6
+        outcome = run.run(settings)
+    assert outcome.matches.counts["gallery"] == 6
     return settings
 
 
-def test_an_output_in_its_own_gallery_settles_however_it_is_named(settled, monkeypatch, capsys):
-    root = Path(settled.gallery)
-    before = tree(root)
+def test_output_inside_the_gallery_is_not_listed_again(nested_settings, monkeypatch, capsys):
+    root = Path(nested_settings.gallery)
+    before = read_tree(root)
     times = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     monkeypatch.chdir(root.parent)
     with without_ray():
         for gallery, output in (
-            (settled.gallery, settled.output), ("self", "self/result"),
+            (nested_settings.gallery, nested_settings.output), ("self", "self/result"),
             ("./self/", "self/../self/result/"), (f"file://{root}", f"file://{root}/result"),
         ):  # fmt: skip
-            again = dataclasses.replace(settled, gallery=gallery, output=output)
-            assert run.run(again).matches.counts["gallery"] == 6
-            said = capsys.readouterr().err
-            assert "nothing to do" in said
-            assert "folders that lookalike wrote: 1 (such as result)" in said
-            assert "hidden files: 6 (such as ._photo" in said
-    assert tree(root) == before
+            settings = dataclasses.replace(nested_settings, gallery=gallery, output=output)
+            assert run.run(settings).matches.counts["gallery"] == 6
+            message = capsys.readouterr().err
+            assert "nothing to do" in message
+            assert "folders that lookalike wrote: 1 (such as result)" in message
+            assert "hidden files: 6 (such as ._photo" in message
+    assert read_tree(root) == before
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == times
 
 
-def test_every_command_reads_a_result_in_which_a_mac_has_been(settled, tmp_path):
-    out = Path(settled.output)
-    for path in list(out.rglob("*")):
+def test_outputs_with_macos_files_are_readable(nested_settings, tmp_path):
+    output = Path(nested_settings.output)
+    for path in list(output.rglob("*")):
         path.with_name(f"._{path.name}").write_bytes(b"x")
         path.with_name(".DS_Store").write_bytes(b"x")
     try:
-        assert {verdict.state for verdict in verify(open_folder(str(out)))} == {"finished"}
-        matches = out / "matches"
-        assert lookalike_here("evaluate", "--matches", matches).code == 0
+        assert {verdict.state for verdict in verify(open_folder(str(output)))} == {"finished"}
+        matches = output / "matches"
+        assert run_command_in_process("evaluate", "--matches", matches).exit_code == 0
         page = tmp_path / "report.html"
-        assert lookalike_here("report", "--matches", matches, "--output", page).code == 0
+        assert (
+            run_command_in_process("report", "--matches", matches, "--output", page).exit_code == 0
+        )
         with without_ray():
-            assert run.run(settled).result.exit_code == 0
+            assert run.run(nested_settings).result.exit_code == 0
     finally:
-        for path in [*out.rglob("._*"), *out.rglob(".DS_Store")]:
+        for path in [*output.rglob("._*"), *output.rglob(".DS_Store")]:
             path.unlink()
 
 
-def test_pictures_beside_a_page_are_no_photos(settled):
-    root = Path(settled.gallery)
+def test_report_pictures_are_not_listed_as_photos(nested_settings):
+    root = Path(nested_settings.gallery)
     page = root / "page.html"
-    words = ("report", "--matches", Path(settled.output) / "matches", "--output", page)
-    ended = lookalike_here(*words, "--format", "png")
-    assert ended.code == 0, ended.err
+    arguments = ("report", "--matches", Path(nested_settings.output) / "matches", "--output", page)
+    result = run_command_in_process(*arguments, "--format", "png")
+    assert result.exit_code == 0, result.err
     assert list((root / "page_pictures").glob("*.png"))
     with without_ray():
-        assert run.run(settled).matches.counts["gallery"] == 6
+        assert run.run(nested_settings).matches.counts["gallery"] == 6

@@ -1,4 +1,4 @@
-"""lookalike train, without a process of its own: what it writes, keeps, refuses and says."""
+"""Test `train` in this process: output files, resuming, refused options and messages."""
 
 import io
 import json
@@ -20,9 +20,9 @@ from retrieval.storage import finished_output, transaction
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
 from tests.conftest import draw_photos
-from tests.jobs.here import without_ray
+from tests.file_tree import read_tree
+from tests.jobs.in_process import without_ray
 from tests.retrieval.storage.faults import Killed
-from tests.trees import tree
 
 FILES = {
     "job.json",
@@ -43,7 +43,7 @@ FILES = {
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Let threads not wait for one another, which costs these small networks most of the time."""
+    """Limit PyTorch to one thread; synchronising threads dominates in these small networks."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,21 +51,21 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, Path, train.Result]:
-    """Photos of three classes, the bundle that was trained on them, and what was answered."""
+def trained(tmp_path_factory) -> tuple[Path, Path, train.Result]:
+    """Return photos of three classes, the bundle trained on them, and the result."""
     root = tmp_path_factory.mktemp("made")
     photos = draw_photos(root / "photos", 18)
     return photos, root / "bundle", start(photos, root / "bundle")
 
 
-def start(photos: Path, output: Path, **given) -> train.Result:
-    given = {"epochs": 2, "image_size": 32, **given}
-    return train.start(TrainSettings(data=str(photos), output=str(output), **given))
+def start(photos: Path, output: Path, **options) -> train.Result:
+    options = {"epochs": 2, "image_size": 32, **options}
+    return train.start(TrainSettings(data=str(photos), output=str(output), **options))
 
 
-def test_a_bundle_is_an_output_like_any_other(made):
-    _, output, _ = made
-    assert set(tree(output, but=())) - {"confusion.png"} == FILES  # which may have nothing to show
+def test_bundle_is_a_verified_output(trained):
+    _, output, _ = trained
+    assert set(read_tree(output, exclude=())) - {"confusion.png"} == FILES  # optional
     assert [verdict.state for verdict in verify(open_folder(str(output)))] == ["finished"]
     bundle = read_bundle(open_folder(str(output)))
     assert (bundle.backbone, bundle.pooling, bundle.normalize) == ("scratch", "gem", True)
@@ -78,8 +78,8 @@ def test_a_bundle_is_an_output_like_any_other(made):
     assert run["seconds"] > 0
 
 
-def test_the_answer_is_what_the_manifest_and_the_history_say(made):
-    _, output, result = made
+def test_result_agrees_with_manifest_and_history(trained):
+    _, output, result = trained
     expected = {"epochs": 2, "classes": 3, "images": 18, "training": 12, "validation": 6}
     assert {key: result.values[key] for key in expected} == expected
     assert result.values["failures"] == 0
@@ -94,7 +94,7 @@ def test_the_answer_is_what_the_manifest_and_the_history_say(made):
         result.values["accuracy"],
     )
     counts = finished_output.read_manifest(open_folder(str(output)), kind="bundle").counts
-    names = {"top1": "Success@1", "map": "AP"}  # of ir-measures, in what --json prints
+    names = {"top1": "Success@1", "map": "AP"}  # names of ir-measures, printed by --json
     values = {names.get(key, key): value for key, value in counts.items()}
     assert {"output": str(output), **values} == result.values
     assert json.loads(result.as_json()) == result.values
@@ -102,47 +102,47 @@ def test_the_answer_is_what_the_manifest_and_the_history_say(made):
     assert best["map"] == result.values["AP"]
 
 
-def test_a_second_call_leaves_all_as_it_is(made, capsys):
-    photos, output, result = made
+def test_finished_bundle_is_not_rewritten(trained, capsys):
+    photos, output, result = trained
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    again = start(photos, output)
-    assert again == result
+    second_result = start(photos, output)
+    assert second_result == result
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     assert "epoch" not in capsys.readouterr().err
 
 
-def test_progress_is_a_line_an_epoch_on_stderr(made, tmp_path, capsys):
-    start(made[0], tmp_path / "bundle")
+def test_progress_is_one_line_per_epoch_on_stderr(trained, tmp_path, capsys):
+    start(trained[0], tmp_path / "bundle")
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("train: epoch ")]
     assert [line.split(",")[0] for line in lines] == ["train: epoch 1/2", "train: epoch 2/2"]
     assert out == ""
 
 
-def test_the_same_job_elsewhere_gives_the_same_bytes_and_another_seed_others(made, tmp_path):
-    photos, output, _ = made
+def test_training_is_deterministic_for_a_seed(trained, tmp_path):
+    photos, output, _ = trained
     start(photos, tmp_path / "again")
-    assert tree(tmp_path / "again") == tree(output)
+    assert read_tree(tmp_path / "again") == read_tree(output)
     start(photos, tmp_path / "other", seed=1)
     weights = "model/weights.safetensors"
-    assert tree(tmp_path / "other")[weights] != tree(output)[weights]
+    assert read_tree(tmp_path / "other")[weights] != read_tree(output)[weights]
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [{"epochs": 3}, {"learning_rate": 0.1}, {"image_size": 48}, {"exclude_classes": "class0"}],
 )
-def test_other_settings_are_refused_and_name_what_differs(made, given):
-    photos, output, _ = made
-    before = tree(output, but=())
-    with pytest.raises(Mismatch, match=next(iter(given))):
-        start(photos, output, **given)
-    assert tree(output, but=()) == before
+def test_changed_settings_are_refused(trained, options):
+    photos, output, _ = trained
+    before = read_tree(output, exclude=())
+    with pytest.raises(Mismatch, match=next(iter(options))):
+        start(photos, output, **options)
+    assert read_tree(output, exclude=()) == before
 
 
-def test_changed_photos_make_another_job(made, tmp_path):
+def test_changed_photos_need_overwrite(trained, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "bundle"
-    shutil.copytree(made[0], photos)
+    shutil.copytree(trained[0], photos)
     start(photos, output, epochs=1)
     shutil.copy(photos / "class0" / "photo0000.jpg", photos / "class0" / "new.jpg")
     with pytest.raises(Mismatch, match="images was 18, is 19"):
@@ -151,64 +151,66 @@ def test_changed_photos_make_another_job(made, tmp_path):
     assert result.values["images"] == 19
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.nightly)])
-def test_killed_at_any_file_it_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch, every):
-    """The network as it was after the last whole epoch, its optimizer and all."""
-    photos, output, _ = made
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.nightly)])
+def test_training_killed_at_any_write_resumes(trained, tmp_path, monkeypatch, step):
+    """Network and optimizer resume from the last complete epoch."""
+    photos, output, _ = trained
     folder = type(open_folder(str(tmp_path)))
-    plain, real = folder.put, folder.put_new_file
-    puts: list[str] = []
+    original_put, original_put_new_file = folder.put, folder.put_new_file
+    writes: list[str] = []
 
-    def go(name, before):
+    def train_with(name, before_write):
         def put(self, path, data):
-            before(path)
-            return plain(self, path, data)
+            before_write(path)
+            return original_put(self, path, data)
 
         def put_new_file(self, path, write):
-            before(path)
-            return real(self, path, write)
+            before_write(path)
+            return original_put_new_file(self, path, write)
 
         with monkeypatch.context() as patch:
             patch.setattr(folder, "put", put)
             patch.setattr(folder, "put_new_file", put_new_file)
             start(photos, tmp_path / name)
 
-    go("whole", puts.append)
-    assert tree(tmp_path / "whole") == tree(output)
-    assert sum(path.startswith("work/epoch") for path in puts) == 4
-    for moment in range(0, len(puts), every):
-        left = [moment]
+    train_with("whole", writes.append)
+    assert read_tree(tmp_path / "whole") == read_tree(output)
+    assert sum(path.startswith("work/epoch") for path in writes) == 4
+    for number in range(0, len(writes), step):
+        remaining = [number]
 
-        def dies(path, left=left):
-            left[0] -= 1
-            if left[0] < 0:
+        def die(path, remaining=remaining):
+            remaining[0] -= 1
+            if remaining[0] < 0:
                 raise Killed
 
         with pytest.raises(Killed):
-            go(f"m{moment}", dies)
-        go(f"m{moment}", lambda path: None)
-        assert tree(tmp_path / f"m{moment}") == tree(output), puts[moment]
+            train_with(f"m{number}", die)
+        train_with(f"m{number}", lambda path: None)
+        assert read_tree(tmp_path / f"m{number}") == read_tree(output), writes[number]
 
 
-@pytest.mark.parametrize("killed_at", ["finish_output", "collect_records", "put_with_checksums"])
-def test_a_killed_run_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch, killed_at):
-    photos, output, _ = made
+@pytest.mark.parametrize(
+    "killed_function", ["finish_output", "collect_records", "put_with_checksums"]
+)
+def test_training_killed_while_finishing_resumes(trained, tmp_path, monkeypatch, killed_function):
+    photos, output, _ = trained
 
     def die(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(transaction, killed_at, die)
+        patch.setattr(transaction, killed_function, die)
         with pytest.raises(KeyboardInterrupt):
             start(photos, tmp_path / "bundle")
-    left = tmp_path / "bundle" / "model" / "weights.safetensors"
-    left.write_bytes(left.read_bytes()[:-1])  # as another number of threads would have left it
+    weights = tmp_path / "bundle" / "model" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])  # as if written with another number of threads
     start(photos, tmp_path / "bundle")
-    assert tree(tmp_path / "bundle") == tree(output)
+    assert read_tree(tmp_path / "bundle") == read_tree(output)
 
 
-def test_the_curves_are_named_with_their_checksum(made, tmp_path):
-    shutil.copytree(made[1], tmp_path / "bundle")
+def test_altered_curves_are_detected(trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path / "bundle")
     (tmp_path / "bundle" / "curves.png").write_bytes(b"other")
     (verdict,) = verify(open_folder(str(tmp_path / "bundle")))
     assert verdict.state == "damaged"
@@ -217,27 +219,29 @@ def test_the_curves_are_named_with_their_checksum(made, tmp_path):
     assert [problem.split(" ")[-2:] for problem in verdict.problems] == [["was", "altered"]]
 
 
-def test_left_out_classes_are_not_trained_and_their_order_does_not_matter(made, tmp_path):
+def test_excluded_classes_are_not_trained_in_any_order(trained, tmp_path):
     photos = draw_photos(tmp_path / "photos", 16, classes=4)
     result = start(photos, tmp_path / "bundle", epochs=1, exclude_classes="class3, class1")
     assert (result.values["classes"], result.values["images"]) == (2, 8)
-    again = start(photos, tmp_path / "bundle", epochs=1, exclude_classes="class1,class3,")
-    assert again == result
+    second_result = start(photos, tmp_path / "bundle", epochs=1, exclude_classes="class1,class3,")
+    assert second_result == result
 
 
-def test_labels_stand_instead_of_folders(made, tmp_path):
-    photos = made[0]
+def test_labels_file_replaces_folder_names(trained, tmp_path):
+    photos = trained[0]
     names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))
     labels = tmp_path / "labels.csv"
-    lines = [f"{name},{'odd' if place % 2 else 'even'}" for place, name in enumerate(names[:10])]
+    lines = [
+        f"{name},{'odd' if position % 2 else 'even'}" for position, name in enumerate(names[:10])
+    ]
     labels.write_text("\n".join(["image_id,label", *lines]) + "\n")
     result = start(photos, tmp_path / "bundle", epochs=1, labels=str(labels))
     assert (result.values["classes"], result.values["images"]) == (2, 10)
 
 
-def test_unreadable_photos_are_counted_and_named(made, tmp_path, capsys):
+def test_unreadable_photos_are_counted_and_named(trained, tmp_path, capsys):
     photos = tmp_path / "photos"
-    shutil.copytree(made[0], photos)
+    shutil.copytree(trained[0], photos)
     (photos / "class1" / "photo0001.jpg").write_bytes(b"no photo")
     result = start(photos, tmp_path / "bundle", epochs=1)
     assert (result.values["images"], result.values["failures"]) == (18, 1)
@@ -245,8 +249,8 @@ def test_unreadable_photos_are_counted_and_named(made, tmp_path, capsys):
     assert "class1/photo0001.jpg" in capsys.readouterr().err
 
 
-def test_the_split_is_written_down(made):
-    photos, output, result = made
+def test_split_is_recorded(trained):
+    photos, output, result = trained
     rows = pq.read_table(output / "split.parquet").to_pylist()
     assert [row["image_id"] for row in rows] == sorted(
         path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg")
@@ -256,16 +260,16 @@ def test_the_split_is_written_down(made):
     assert parts.count("validation") == result.values["validation"]
 
 
-def test_whole_classes_may_be_held_out(tmp_path):
+def test_validation_classes_are_disjoint_with_split_by_class(tmp_path):
     photos = draw_photos(tmp_path / "photos", 24, classes=6)
     result = start(photos, tmp_path / "bundle", epochs=1, split_by="class")
     assert result.values["accuracy"] is None
     assert "was best on 8 images of 2 other classes: mAP" in result.lines[1]
     assert not (tmp_path / "bundle/confusion.parquet").exists()
     rows = pq.read_table(tmp_path / "bundle/split.parquet").to_pylist()
-    held = {row["label"] for row in rows if row["part"] == "validation"}
-    assert len(held) == 2
-    assert not held & {row["label"] for row in rows if row["part"] == "training"}
+    validation_labels = {row["label"] for row in rows if row["part"] == "validation"}
+    assert len(validation_labels) == 2
+    assert not validation_labels & {row["label"] for row in rows if row["part"] == "training"}
 
 
 @pytest.mark.parametrize(
@@ -278,8 +282,8 @@ def test_whole_classes_may_be_held_out(tmp_path):
         pytest.param("resnet50", "last:4", "layer4.1.conv1.weight", marks=pytest.mark.nightly),
     ],
 )
-def test_any_backbone_goes_on_learning_where_its_weights_are(tmp_path, backbone, unfreeze, frozen):
-    """With random weights: what is frozen stays, what learns does not, and it is a bundle."""
+def test_frozen_layers_of_each_backbone_are_unchanged(tmp_path, backbone, unfreeze, frozen):
+    """With random weights, frozen parameters keep their values and others change."""
     if backbone.startswith("timm:"):
         pytest.importorskip("timm", reason="timm is not installed")
     photos = draw_photos(tmp_path / "photos", 8, classes=2)
@@ -291,31 +295,33 @@ def test_any_backbone_goes_on_learning_where_its_weights_are(tmp_path, backbone,
     before = registry.fit_state(registry.build_network(backbone).state_dict(), backbone)
     after = bundle.state()
     assert torch.equal(after[frozen], before[frozen])
-    learnt = [
+    changed_parameters = [
         key
         for key, value in after.items()
         if "running" not in key and "num_batches" not in key and not torch.equal(value, before[key])
     ]
-    assert bool(learnt) == (unfreeze != "none")
+    assert bool(changed_parameters) == (unfreeze != "none")
     assert result.values["epochs"] == 1
 
 
-def test_a_cache_is_kept_for_the_next_training(made, tmp_path):
-    photos, output, _ = made
+def test_cache_is_kept(trained, tmp_path):
+    photos, output, _ = trained
     start(photos, tmp_path / "one", cache=str(tmp_path / "cache"))
     assert {path.name for path in (tmp_path / "cache").glob("*/*")} == {
         "exact.npy", "wide.npy", "photos.json",
     }  # fmt: skip
-    assert tree(tmp_path / "one") == tree(output)
+    assert read_tree(tmp_path / "one") == read_tree(output)
 
 
-def test_classes_are_told_with_a_confidence(made, tmp_path):
-    photos, output, _ = made
+def test_predict_writes_classes_and_confidences(trained, tmp_path):
+    photos, output, _ = trained
     with without_ray():
-        asked = PredictSettings(input=str(photos), bundle=str(output), output=str(tmp_path / "p"))
-        result = predict.start(asked)
-        again = predict.start(asked)
-    assert result.values == again.values
+        settings = PredictSettings(
+            input=str(photos), bundle=str(output), output=str(tmp_path / "p")
+        )
+        result = predict.start(settings)
+        second_result = predict.start(settings)
+    assert result.values == second_result.values
     rows = pq.read_table(tmp_path / "p" / "predictions").to_pylist()
     assert len(rows) == result.values["images"] == 18
     right = sum(row["predicted"] == row["label"] for row in rows)
@@ -328,8 +334,8 @@ def test_classes_are_told_with_a_confidence(made, tmp_path):
     assert f"{right / 18:.1%} of the 18" in result.as_text()
 
 
-def test_a_bundle_without_a_classifier_tells_nothing(made, tmp_path):
-    shutil.copytree(made[1], tmp_path / "bundle")
+def test_predict_without_a_classifier_is_refused(trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path / "bundle")
     (tmp_path / "bundle/classifier.json").unlink()
     with pytest.raises(InputError, match="holds no classifier"):
         predict.start(
@@ -338,7 +344,7 @@ def test_a_bundle_without_a_classifier_tells_nothing(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "names"),
+    ("options", "error", "names"),
     [
         ({"augment": "wobble"}, UsageError, "--augment 'wobble'"),
         ({"unfreeze": "last:99"}, UsageError, "--unfreeze last:99: the backbone has 8 layers"),
@@ -351,13 +357,13 @@ def test_a_bundle_without_a_classifier_tells_nothing(made, tmp_path):
             {"device": "cuda"},
             UsageError,
             "--device cuda: there are fewer GPUs",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available"),
         ),
     ],
 )
-def test_refusals_are_one_sentence(made, tmp_path, given, error, names):
-    given = {"data": made[0], **given}
-    with pytest.raises(error) as refused:
-        start(given.pop("data"), tmp_path / "bundle", **given)
-    assert names in str(refused.value)
+def test_invalid_options_are_refused(trained, tmp_path, options, error, names):
+    options = {"data": trained[0], **options}
+    with pytest.raises(error) as raised:
+        start(options.pop("data"), tmp_path / "bundle", **options)
+    assert names in str(raised.value)
     assert not (tmp_path / "bundle" / "manifest.json").exists()

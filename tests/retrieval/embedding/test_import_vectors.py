@@ -1,4 +1,4 @@
-"""Tests of importing vectors: each becomes a row with its values, or a failure with a reason."""
+"""Tests of importing precomputed vectors: each becomes a row or a failure with a reason."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.core.errors import TooManyFailures
 from retrieval.core.records import Rounding
-from retrieval.embedding import import_vectors as module
+from retrieval.embedding import import_vectors as import_vectors_module
 from retrieval.embedding.attempt import Attempt
 from retrieval.embedding.changed_images import find_changed_rows
 from retrieval.embedding.import_vectors import ImportSettings, import_chunk, import_vectors
@@ -24,66 +24,71 @@ from retrieval.store.finalize import finish_store
 from retrieval.store.reader import open_store, read_vectors
 from retrieval.store.segment import claim_segment
 
-TAKING = ImportSettings(2, "float16")
+IMPORTING = ImportSettings(2, "float16")
 
 
-def taken(root, path, taking=TAKING, *, attempt=None, most=1.0, **options):
-    """Make a store of vectors step by step, three a chunk."""
+def import_store(root, path, importing=IMPORTING, *, attempt=None, max_failures=1.0, **options):
+    """Return a store of imported vectors with three rows per chunk.
+
+    Every chunk is imported twice: the second call must find the files of the first.
+    """
     folder = open_folder(str(root / "store"))
     source = open_vectors(str(path), **options)
     listing = root / "listing.parquet"
-    rows, step = write_listing(source.items(), listing, columns=source.columns(), chunk_rows=3)
-    transaction.claim_output(
-        folder, "store", {"embedding_dtype": taking.embedding_dtype, "bundle": None}
+    rows, chunk_rows = write_listing(
+        source.items(), listing, columns=source.columns(), chunk_rows=3
     )
-    segment = claim_segment(folder, 0, 0, listing, step, rows, np.empty(0, np.int64))
-    known = []
-    with ItemReader() as opener:
+    transaction.claim_output(
+        folder, "store", {"embedding_dtype": importing.embedding_dtype, "bundle": None}
+    )
+    segment = claim_segment(folder, 0, 0, listing, chunk_rows, rows, np.empty(0, np.int64))
+    file_records = []
+    with ItemReader() as reader:
         for chunk in segment.chunks():
-            given = {} if attempt is None else {"attempt": attempt}
-            known += import_chunk(chunk, folder, taking, opener, **given).files
-            again = import_chunk(chunk, folder, taking, opener)
-            assert set(again.files) <= set(known)
-    finish_store(folder, taking.dimension, known, most, unit="vectors")
+            keywords = {} if attempt is None else {"attempt": attempt}
+            file_records += import_chunk(chunk, folder, importing, reader, **keywords).files
+            second = import_chunk(chunk, folder, importing, reader)
+            assert set(second.files) <= set(file_records)
+    finish_store(folder, importing.dimension, file_records, max_failures, unit="vectors")
     assert {verdict.state for verdict in verify(folder)} == {"finished"}
     return open_store(folder)
 
 
-def rows_of(store):
+def all_rows(store):
     return pa.concat_tables(list(store.blocks()))
 
 
-def ledger(store):
-    lines = [line for table in store.failures() for line in table.to_pylist()]
-    assert {line["stage"] for line in lines} <= {"read"}
-    return {line["image_id"]: line["message"] for line in lines}
+def failure_messages(store):
+    failures = [failure for table in store.failures() for failure in table.to_pylist()]
+    assert {failure["stage"] for failure in failures} <= {"read"}
+    return {failure["image_id"]: failure["message"] for failure in failures}
 
 
-def save(root, rows, kind="float32"):
-    np.save(root / "x.npy", np.array(rows, kind))
+def save(root, rows, dtype="float32"):
+    np.save(root / "x.npy", np.array(rows, dtype))
     return root / "x.npy"
 
 
-@pytest.mark.parametrize("kind", ["float16", "float32", "float64", ">f4"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
 @pytest.mark.parametrize("stored", ["float16", "float32"])
-def test_each_is_a_row_as_its_file_has_it(tmp_path, monkeypatch, kind, stored):
-    monkeypatch.setattr(module, "_BATCH", 2)
-    values = np.random.default_rng(0).normal(size=(7, 5)).astype(kind)
-    store = taken(tmp_path, save(tmp_path, values, kind), ImportSettings(5, stored))
-    table = rows_of(store)
+def test_rows_hold_file_values_cast_to_stored_dtype(tmp_path, monkeypatch, dtype, stored):
+    monkeypatch.setattr(import_vectors_module, "_BATCH", 2)
+    values = np.random.default_rng(0).normal(size=(7, 5)).astype(dtype)
+    store = import_store(tmp_path, save(tmp_path, values, dtype), ImportSettings(5, stored))
+    table = all_rows(store)
     assert store.bundle is None
     assert table["image_id"].to_pylist() == [str(row) for row in range(7)]
     assert read_vectors(table).tobytes() == values.astype(stored).tobytes()
-    wanted = [hashlib.sha256(one.tobytes()).hexdigest() for one in values]
-    assert table["sha256"].to_pylist() == wanted
+    expected = [hashlib.sha256(vector.tobytes()).hexdigest() for vector in values]
+    assert table["sha256"].to_pylist() == expected
     assert table["width"].null_count == table["height"].null_count == 7
 
 
-def test_what_cannot_be_searched_for_stands_in_the_ledger(tmp_path):
+def test_unsearchable_vectors_are_recorded_as_failures(tmp_path):
     rows = [[1, 2], [np.nan, 1], [1, -np.inf], [0, 0], [1e30, 1], [1e-30, 0], [3, 4]]
-    store = taken(tmp_path, save(tmp_path, rows))
-    assert rows_of(store)["row"].to_pylist() == [0, 6]
-    assert ledger(store) == {
+    store = import_store(tmp_path, save(tmp_path, rows))
+    assert all_rows(store)["row"].to_pylist() == [0, 6]
+    assert failure_messages(store) == {
         "1": "the vector is not finite",
         "2": "the vector is not finite",
         "3": "the vector has no length",
@@ -92,59 +97,73 @@ def test_what_cannot_be_searched_for_stands_in_the_ledger(tmp_path):
     }
 
 
-def test_as_float32_fewer_are_lost_and_where_no_cosine_is_taken_zeros_are_kept(tmp_path):
+def test_float32_keeps_wide_range_and_zeros_option_keeps_zero_vectors(tmp_path):
     rows = [[0, 0], [1e30, 1], [1e-30, 0], [1e200, 0], [-0.0, 1]]
-    store = taken(
+    store = import_store(
         tmp_path, save(tmp_path, rows, "float64"), ImportSettings(2, "float32", zeros=True)
     )
-    assert rows_of(store)["row"].to_pylist() == [0, 1, 2, 4]
-    assert ledger(store) == {"3": "the vector is too large for float32; scale the vectors"}
+    assert all_rows(store)["row"].to_pylist() == [0, 1, 2, 4]
+    assert failure_messages(store) == {
+        "3": "the vector is too large for float32; scale the vectors"
+    }
 
 
 @pytest.mark.parametrize("scale", [3e-7, 1e-200, 1e200])
 @pytest.mark.parametrize("stored", ["float16", "float32"])
-def test_where_only_directions_count_no_scale_costs_more_than_rounding(tmp_path, scale, stored):
+def test_rescale_limits_error_to_rounding_at_any_scale(tmp_path, scale, stored):
     values = np.random.default_rng(0).normal(size=(50, 8)) * scale
     path = save(tmp_path, values, "float64")
-    vectors = read_vectors(rows_of(taken(tmp_path, path, ImportSettings(8, stored, rescale=True))))
-    exact, kept = (v / np.abs(v).max(1)[:, None] for v in (values, vectors.astype(np.float64)))
-    cosines = (exact * kept).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(kept, axis=1)
+    vectors = read_vectors(
+        all_rows(import_store(tmp_path, path, ImportSettings(8, stored, rescale=True)))
+    )
+    directions, stored_directions = (
+        rows / np.abs(rows).max(1)[:, None] for rows in (values, vectors.astype(np.float64))
+    )
+    cosines = (
+        (directions * stored_directions).sum(1)
+        / np.linalg.norm(directions, axis=1)
+        / np.linalg.norm(stored_directions, axis=1)
+    )
     unit_roundoff = {"float16": 2.0**-11, "float32": 2.0**-24}[stored]
     assert len(vectors) == 50
     assert (1 - cosines).max() < unit_roundoff**2 + 1e-15
 
 
-def test_numbers_that_the_stored_type_holds_are_not_scaled_away(tmp_path):
+def test_rescale_keeps_exactly_representable_directions(tmp_path):
     values = np.float32([[2.0**-20, 3 * 2.0**-20], [1, 3]])
-    store = taken(tmp_path, save(tmp_path, values), ImportSettings(2, "float16", rescale=True))
-    assert read_vectors(rows_of(store)).tolist() == [[0.25, 0.75], [1, 3]]
+    store = import_store(
+        tmp_path, save(tmp_path, values), ImportSettings(2, "float16", rescale=True)
+    )
+    assert read_vectors(all_rows(store)).tolist() == [[0.25, 0.75], [1, 3]]
 
 
-def test_what_rounding_changes_is_measured_over_all_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_BATCH", 2)
+def test_rounding_errors_are_measured_over_all_vectors(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_vectors_module, "_BATCH", 2)
     values = np.random.default_rng(0).normal(size=(7, 5))
-    values[2] = [1, 2, 3, 4, 5]  # which float16 holds
+    values[2] = [1, 2, 3, 4, 5]  # exactly representable in float16
     path = save(tmp_path, values, "float64")
-    items = [{**dataclasses.asdict(i), "row": i.place} for i in open_vectors(str(path)).items()]
+    items = [
+        {**dataclasses.asdict(item), "row": item.place} for item in open_vectors(str(path)).items()
+    ]
     measured = Rounding()
-    with ItemReader() as opener:
-        for batch in import_vectors(items, ImportSettings(5, "float16"), opener):
+    with ItemReader() as reader:
+        for batch in import_vectors(items, ImportSettings(5, "float16"), reader):
             measured += batch.rounding
-    lost = np.linalg.norm(values - values.astype(np.float16), axis=1)
-    lost /= np.linalg.norm(values, axis=1)
+    errors = np.linalg.norm(values - values.astype(np.float16), axis=1)
+    errors /= np.linalg.norm(values, axis=1)
     assert (measured.vectors, measured.changed) == (7, 6)
-    np.testing.assert_allclose([measured.largest, measured.total], [lost.max(), lost.sum()])
+    np.testing.assert_allclose([measured.largest, measured.total], [errors.max(), errors.sum()])
 
 
-def test_other_lengths_and_nulls_in_lists(tmp_path):
+def test_lists_with_wrong_length_or_nulls_are_recorded_as_failures(tmp_path):
     rows = pa.array([[1.0, 2.0], None, [1.0], [1.0, 2.0, 3.0], [1.0, None], [], [5.0, 6.0]])
     table = pa.table({"id": list("abcdefg"), "v": rows, "price": range(7)})
     pq.write_table(table, tmp_path / "x.parquet")
-    store = taken(tmp_path, tmp_path / "x.parquet")
-    found = rows_of(store)
-    assert found["image_id"].to_pylist() == ["a", "g"]
-    assert found["price"].to_pylist() == [0, 6]
-    assert ledger(store) == {
+    store = import_store(tmp_path, tmp_path / "x.parquet")
+    imported = all_rows(store)
+    assert imported["image_id"].to_pylist() == ["a", "g"]
+    assert imported["price"].to_pylist() == [0, 6]
+    assert failure_messages(store) == {
         "b": f"row 1 of {tmp_path}/x.parquet holds no vector (null)",
         "c": "the vector has 1 numbers, not 2",
         "d": "the vector has 3 numbers, not 2",
@@ -153,22 +172,22 @@ def test_other_lengths_and_nulls_in_lists(tmp_path):
     }
 
 
-def test_what_killed_its_worker_is_left_out(tmp_path):
+def test_given_up_vectors_are_recorded_as_failures(tmp_path):
     path = save(tmp_path, np.ones((4, 2)))
     attempt = Attempt(3, frozenset([f"npy://2::{path}"]))
-    store = taken(tmp_path, path, attempt=attempt)
-    assert list(ledger(store)) == ["2"]
+    store = import_store(tmp_path, path, attempt=attempt)
+    assert list(failure_messages(store)) == ["2"]
 
 
-def test_too_many_are_refused_in_words_that_fit(tmp_path):
+def test_too_many_failures_message_counts_vectors(tmp_path):
     with pytest.raises(TooManyFailures, match=r"1 of 3 vectors failed"):
-        taken(tmp_path, save(tmp_path, [[1, 1], [0, 0], [1, 2]]), most=0.1)
+        import_store(tmp_path, save(tmp_path, [[1, 1], [0, 0], [1, 2]]), max_failures=0.1)
 
 
-def test_a_file_that_was_only_touched_holds_the_same_vectors(tmp_path):
+def test_changed_rows_compare_vectors_not_modification_time(tmp_path):
     values = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float64)
     path = save(tmp_path, values, "float64")
-    store = taken(tmp_path, path)
+    store = import_store(tmp_path, path)
     items = [dataclasses.asdict(item) for item in open_vectors(str(path)).items()]
     items = [{**item, "row": row} for row, item in enumerate(items)]
     assert find_changed_rows(store.folder, store.chunks[0], items, {}) == []

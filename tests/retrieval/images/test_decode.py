@@ -21,35 +21,35 @@ from torchvision.transforms import v2
 from retrieval.core.records import Transform
 from retrieval.images import decode as module
 from retrieval.images.decode import FORMATS, MAX_ASPECT, apply_transform, decode, decode_full
-from tests.retrieval.images.odd_files_valid import chunk, png, tiff
+from tests.retrieval.images.valid_images import chunk, png, tiff
 
 BOUND = 10**7
-PLAIN = Transform("crop", 40, 32, "bilinear", (0.5, 0.25, 0.75), (0.2, 0.2, 0.2))
+TRANSFORM = Transform("crop", 40, 32, "bilinear", (0.5, 0.25, 0.75), (0.2, 0.2, 0.2))
 RESIZES = ("crop", "squash", "pad", "squash-crop")
 
 
 def photo(width=64, height=48, seed=0):
-    """Something like a photo: smooth, and different in all its corners."""
+    """Return a smooth random RGB image, which differs in all corners."""
     coarse = np.random.default_rng(seed).integers(30, 225, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encoded(image, kind="PNG", **options):
+def encoded(image, image_format="PNG", **options):
     sink = io.BytesIO()
-    image.save(sink, kind, **options)
+    image.save(sink, image_format, **options)
     return sink.getvalue()
 
 
 def pixels_of(data, max_pixels=BOUND):
-    """What decode_full gives, as an array (height, width, 3)."""
+    """Return the result of decode_full as a (height, width, 3) uint8 array."""
     pixels = decode_full(data, max_pixels=max_pixels)
     assert pixels.dtype == torch.uint8
     assert pixels.shape[0] == 3
     return pixels.permute(1, 2, 0).numpy()
 
 
-def same(data, image):
-    """Whether bytes decode to exactly this picture."""
+def decodes_to(data, image):
+    """Return whether the bytes decode to exactly the pixels of an image."""
     return np.array_equal(pixels_of(data), np.asarray(image.convert("RGB")))
 
 
@@ -65,37 +65,37 @@ LOSSLESS = {
     "JPEG2000": {},
 }
 LOSSY = {"JPEG": {"quality": 90}, "AVIF": {}, "MPO": {"quality": 90}}
-every_format = pytest.mark.parametrize("kind", [*LOSSLESS, *LOSSY])
+every_format = pytest.mark.parametrize("image_format", [*LOSSLESS, *LOSSY])
 
 
-def in_format(kind, image):
-    return encoded(image, kind, **(LOSSLESS | LOSSY)[kind])
+def encoded_as(image_format, image):
+    return encoded(image, image_format, **(LOSSLESS | LOSSY)[image_format])
 
 
-# --- real files ---
+# --- files of the data set ---
 
 
-def test_each_odd_or_broken_file_comes_out_as_expected(data):
+def test_unusual_and_damaged_files_decode_as_listed(data):
     with (data / "bad" / "manifest.csv").open(newline="", encoding="utf-8") as file:
         expected = list(csv.DictReader(file))
-    wrong = []
+    unexpected = []
     for line in expected:
         content = (data / "bad" / "files" / line["file"]).read_bytes()
         try:
-            found = decode(content, PLAIN, max_pixels=178_956_970)
-        except Exception as error:  # noqa: BLE001 - which one is compared below
-            names = [kind.__name__ for kind in type(error).__mro__]
+            decoded = decode(content, TRANSFORM, max_pixels=178_956_970)
+        except Exception as error:  # noqa: BLE001 - the type is compared below
+            names = [error_type.__name__ for error_type in type(error).__mro__]
             if line["expected"] == "ok" or line["what"] not in names:
-                wrong.append((line["file"], repr(error)))
+                unexpected.append((line["file"], repr(error)))
         else:
-            if (str(found.width), str(found.height)) != (line["width"], line["height"]):
-                wrong.append((line["file"], found.width, found.height))
-            assert found.pixels.shape == (3, 32, 32)
-    assert wrong == []
+            if (str(decoded.width), str(decoded.height)) != (line["width"], line["height"]):
+                unexpected.append((line["file"], decoded.width, decoded.height))
+            assert decoded.pixels.shape == (3, 32, 32)
+    assert unexpected == []
     assert len(expected) == 49
 
 
-def test_real_photos_decode_as_pillow_decodes_them(data):
+def test_photos_decode_like_pillow(data):
     paths = sorted((data / "images" / "queries").glob("*.jpg"))[::30]
     assert len(paths) == 6
     for path in paths:
@@ -109,28 +109,30 @@ def test_real_photos_decode_as_pillow_decodes_them(data):
 # --- formats and modes ---
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LOSSLESS if kind != "GIF"])
-def test_lossless_formats_give_the_very_pixels(kind):
-    assert same(in_format(kind, photo()), photo())
+@pytest.mark.parametrize(
+    "image_format", [image_format for image_format in LOSSLESS if image_format != "GIF"]
+)
+def test_lossless_formats_decode_to_exact_pixels(image_format):
+    assert decodes_to(encoded_as(image_format, photo()), photo())
 
 
-def test_a_gif_gives_the_very_pixels_of_its_palette():
+def test_gif_decodes_to_exact_palette_pixels():
     image = photo().quantize(200)
-    assert same(encoded(image, "GIF"), image)
+    assert decodes_to(encoded(image, "GIF"), image)
 
 
-@pytest.mark.parametrize("kind", LOSSY)
-def test_lossy_formats_give_nearly_the_pixels(kind):
-    error = np.abs(pixels_of(in_format(kind, photo())) - np.asarray(photo(), int))
+@pytest.mark.parametrize("image_format", LOSSY)
+def test_lossy_formats_decode_to_similar_pixels(image_format):
+    error = np.abs(pixels_of(encoded_as(image_format, photo())) - np.asarray(photo(), int))
     assert error.mean() < 4
 
 
-def test_all_formats_of_the_list_are_tried_here():
+def test_every_supported_format_is_covered():
     assert {*LOSSLESS, *LOSSY, "DIB"} - {"MPO"} >= set(FORMATS)
     assert "EPS" not in FORMATS
 
 
-def test_no_program_is_started_for_a_drawing():
+def test_postscript_is_not_decoded():
     with pytest.raises(Image.UnidentifiedImageError):
         pixels_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
 
@@ -138,55 +140,58 @@ def test_no_program_is_started_for_a_drawing():
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
 def test_modes_without_alpha(mode):
     image = photo().convert(mode)
-    assert same(encoded(image), image)
+    assert decodes_to(encoded(image), image)
 
 
-def test_a_grey_jpeg_has_three_equal_channels():
+def test_grey_jpeg_has_three_equal_channels():
     pixels = pixels_of(encoded(photo().convert("L"), "JPEG", quality=95)).astype(int)
     assert (pixels == pixels[..., :1]).all()
     assert np.abs(pixels[..., 0] - np.asarray(photo().convert("L"))).mean() < 2
 
 
-def test_a_cmyk_jpeg_has_the_colours_pillow_gives_it():
+def test_cmyk_jpeg_decodes_like_pillow():
     data = encoded(photo().convert("CMYK"), "JPEG", quality=95)
-    assert same(data, Image.open(io.BytesIO(data)))
+    assert decodes_to(data, Image.open(io.BytesIO(data)))
     assert np.abs(pixels_of(data) - np.asarray(photo(), int)).mean() < 6
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_become_the_upper_eight(kind):
-    deep = np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 21
-    pixels = pixels_of(encoded(Image.fromarray(deep), kind))
-    assert (pixels == (deep >> 8)[..., None]).all()
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_16_bit_grey_is_reduced_to_upper_8_bits(image_format):
+    samples = np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 21
+    pixels = pixels_of(encoded(Image.fromarray(samples), image_format))
+    assert (pixels == (samples >> 8)[..., None]).all()
 
 
 def grey_tiff(samples, **tags):
-    """A grey TIFF made by hand, with the tags that Pillow does not write; little-endian."""
+    """Return a little-endian grey TIFF of (height, width) samples; `tags` are named t280 etc."""
     height, width = samples.shape
-    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
-    plain = {
+    sample_format = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    default_tags = {
         256: (4, [width]), 257: (4, [height]), 258: (3, [8 * samples.itemsize]), 259: (3, [1]),
         262: (3, [1]), 273: (4, [0]), 277: (3, [1]), 278: (4, [height]),
-        279: (4, [samples.nbytes]), 339: (3, [kind]),
+        279: (4, [samples.nbytes]), 339: (3, [sample_format]),
     }  # fmt: skip
     return tiff(
-        plain | {int(number[1:]): value for number, value in tags.items()}, samples.tobytes()
+        default_tags | {int(number[1:]): value for number, value in tags.items()}, samples.tobytes()
     )
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
-        (np.float32([[0, 0.2, 0.5, 1]]), [0, 51, 128, 255]),  # of 1
+        (np.float32([[0, 0.2, 0.5, 1]]), [0, 51, 128, 255]),  # range 0 to 1
         (np.float32([[0, 0.2, 0.3]]), [0, 51, 77]),
-        (np.float32([[0, 1e-5, 2e-5]]), [0, 128, 255]),  # of the largest: nothing is near 1
-        (np.float32([[0, 100, 200, np.nan]]), [0, 100, 200, 0]),  # of 255
+        (
+            np.float32([[0, 1e-5, 2e-5]]),
+            [0, 128, 255],
+        ),  # scaled by the maximum, as all values are far below 1
+        (np.float32([[0, 100, 200, np.nan]]), [0, 100, 200, 0]),  # range 0 to 255
         (np.float32([[0, 1.5, 3, np.inf, -np.inf]]), [0, 128, 255, 255, 0]),
         (np.float32([[0, 32896, 65535]]), [0, 128, 255]),
         (np.float32([[-1, 0, 1]]), [0, 128, 255]),
         (np.float32([[0, 0]]), [0, 0]),
-        (np.uint16([[0, 256, 1024, 4095]]), [0, 16, 64, 255]),  # of 12 bits
-        (np.uint16([[0, 255]]), [0, 255]),  # of 8
+        (np.uint16([[0, 256, 1024, 4095]]), [0, 16, 64, 255]),  # 12 significant bits
+        (np.uint16([[0, 255]]), [0, 255]),  # 8 significant bits
         (np.uint16([[0, 256, 16384, 65535]]), [0, 1, 64, 255]),
         (np.int16([[-1000, 0, 3096]]), [0, 62, 255]),
         (np.uint32([[0, 2**31, 2**32 - 1]]), [0, 128, 255]),
@@ -195,30 +200,34 @@ def grey_tiff(samples, **tags):
         (np.int32([[-(2**31), 0, 2**31 - 1]]), [0, 128, 255]),
     ],
 )
-def test_samples_of_more_bits_fill_the_eight(values, wanted):
-    assert pixels_of(grey_tiff(values))[0, :, 0].tolist() == wanted
+def test_samples_above_8_bits_are_scaled_to_8_bits(values, expected):
+    assert pixels_of(grey_tiff(values))[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("values", "tags", "wanted"),
+    ("values", "tags", "expected"),
     [
         (np.uint16([[0, 100, 200]]), {"t281": (3, [65535]), "t280": (3, [0])}, [0, 0, 0]),
         (np.uint16([[0, 512, 1023]]), {"t281": (3, [1023]), "t280": (3, [0])}, [0, 128, 255]),
-        (np.uint16([[0, 100, 4000]]), {"t262": (3, [0])}, [255, 249, 5]),  # white is 0
+        (
+            np.uint16([[0, 100, 4000]]),
+            {"t262": (3, [0])},
+            [255, 249, 5],
+        ),  # photometric interpretation 0: white is zero
         (np.float32([[0, 1]]), {"t262": (3, [0])}, [255, 0]),
         (np.uint32([[0, 50, 200]]), {"t340": (4, [0]), "t341": (4, [99])}, [0, 128, 255]),
     ],
 )
-def test_what_a_tiff_says_of_its_levels_counts(values, tags, wanted):
-    assert pixels_of(grey_tiff(values, **tags))[0, :, 0].tolist() == wanted
+def test_tiff_level_tags_are_applied(values, tags, expected):
+    assert pixels_of(grey_tiff(values, **tags))[0, :, 0].tolist() == expected
 
 
-def test_a_float_image_without_a_number_is_refused():
+def test_float_image_without_finite_samples_is_refused():
     with pytest.raises(ValueError, match="none of the samples is a finite number"):
         pixels_of(grey_tiff(np.float32([[np.nan, np.inf]])))
 
 
-def test_a_photo_looks_the_same_in_any_samples():
+def test_photo_decodes_equally_from_all_sample_types():
     grey = np.asarray(photo().convert("L"))
     for samples in (
         grey.astype(np.float32), (grey / 255).astype(np.float32), grey.astype(np.uint16),
@@ -227,7 +236,7 @@ def test_a_photo_looks_the_same_in_any_samples():
         assert (pixels_of(grey_tiff(samples)) == grey[..., None]).all()
 
 
-def test_the_maximum_that_a_pgm_or_pfm_has_counts():
+def test_maximum_of_pgm_and_pfm_is_applied():
     ramp = np.arange(100).astype(">u2").tobytes()
     assert pixels_of(b"P5 100 1 1023\n" + ramp)[0, -1, 0] == 99 * 256 // 1024
     assert pixels_of(b"P5 100 1 99\n" + bytes(range(100)))[0, -1, 0] == 255
@@ -236,14 +245,14 @@ def test_the_maximum_that_a_pgm_or_pfm_has_counts():
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_a_png_of_few_bits_in_sixteen_is_not_dark(bits):
+def test_16_bit_png_with_few_significant_bits_is_rescaled(bits):
     grey = np.asarray(photo().convert("L"))
-    deep = grey.astype(np.uint16) << (bits - 8)
-    assert (pixels_of(encoded(Image.fromarray(deep), "PNG")) == grey[..., None]).all()
+    samples = grey.astype(np.uint16) << (bits - 8)
+    assert (pixels_of(encoded(Image.fromarray(samples), "PNG")) == grey[..., None]).all()
 
 
 def colour_files(samples):
-    """The same colours of 16 bits, (height, width, 3 or 4), in each way a file may hold them."""
+    """Yield a PNG, a raw TIFF and a deflated TIFF of (height, width, 3 or 4) 16-bit colours."""
     height, width, count = samples.shape
     rows = samples.reshape(height, -1)
     yield png(width, height, 16, 2 if count == 3 else 6, rows.astype(">u2"))
@@ -261,7 +270,7 @@ def colour_files(samples):
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
-def test_colours_of_few_bits_in_sixteen_are_not_dark(bits):
+def test_16_bit_colours_with_few_significant_bits_are_rescaled(bits):
     colours = np.asarray(photo())
     for data in colour_files(colours.astype(np.uint16) << (bits - 8)):
         assert (pixels_of(data) == colours).all()
@@ -273,36 +282,36 @@ def test_colours_of_few_bits_in_sixteen_are_not_dark(bits):
 # --- alpha ---
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "TGA"])
-def test_alpha_is_seen_on_white(kind):
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "TIFF", "TGA"])
+def test_alpha_is_composited_on_white(image_format):
     image = photo().convert("RGBA")
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     image.putalpha(Image.fromarray(np.tile(ramp, (48, 1))))
-    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    pixels = pixels_of(encoded(image, kind, **options))
-    share = ramp[None, :, None] / 255
-    wanted = np.asarray(photo()) * share + 255 * (1 - share)
+    options = {"lossless": True, "exact": True} if image_format == "WEBP" else {}
+    pixels = pixels_of(encoded(image, image_format, **options))
+    opacity = ramp[None, :, None] / 255
+    expected = np.asarray(photo()) * opacity + 255 * (1 - opacity)
     assert (pixels[:, 0] == 255).all()
     assert (pixels[:, -1] == np.asarray(photo())[:, -1]).all()
-    assert np.abs(pixels - wanted).max() <= 1
+    assert np.abs(pixels - expected).max() <= 1
 
 
-def test_grey_with_alpha_is_seen_on_white():
+def test_grey_with_alpha_is_composited_on_white():
     image = Image.merge("LA", [Image.new("L", (9, 9), 10), Image.new("L", (9, 9), 51)])
     assert set(pixels_of(encoded(image)).ravel()) == {round(10 * 0.2 + 255 * 0.8)}
 
 
-@pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_a_transparent_colour_of_a_palette_is_white(kind):
+@pytest.mark.parametrize("image_format", ["PNG", "GIF"])
+def test_transparent_palette_colour_is_white(image_format):
     image = Image.new("P", (8, 4))
     image.putpalette([10, 20, 30, 200, 0, 0])
     image.putdata([0, 1] * 16)
-    pixels = pixels_of(encoded(image, kind, transparency=0))
+    pixels = pixels_of(encoded(image, image_format, transparency=0))
     assert pixels[0, 0].tolist() == [255, 255, 255]
     assert pixels[0, 1].tolist() == [200, 0, 0]
 
 
-def test_a_palette_with_a_table_of_alphas():
+def test_palette_with_alpha_table():
     image = Image.new("P", (3, 1))
     image.putpalette([100, 100, 100] * 3)
     image.putdata([0, 1, 2])
@@ -311,21 +320,21 @@ def test_a_palette_with_a_table_of_alphas():
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "seen"),
+    ("mode", "colour", "expected"),
     [("RGB", (10, 20, 30), [255, 255, 255]), ("L", 77, [255, 255, 255])],
 )
-def test_one_colour_may_be_transparent(mode, colour, seen):
+def test_transparent_colour_key_is_white(mode, colour, expected):
     data = encoded(Image.new(mode, (4, 4), colour), transparency=colour)
-    assert pixels_of(data)[0, 0].tolist() == seen
+    assert pixels_of(data)[0, 0].tolist() == expected
 
 
 # --- several frames ---
 
 
-@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO", "AVIF"])
-def test_the_first_frame_stands_for_all(kind):
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "TIFF", "MPO", "AVIF"])
+def test_first_frame_is_decoded(image_format):
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("#f00000", "#0000f0", "#00f000")]
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
     assert Image.open(io.BytesIO(data)).n_frames == 3
     red, green, blue = pixels_of(data).reshape(-1, 3).mean(0)
     assert red > 230
@@ -335,54 +344,56 @@ def test_the_first_frame_stands_for_all(kind):
 # --- orientation ---
 
 
-def turned(kind, value, **options):
+def with_orientation(image_format, value, **options):
     exif = Image.Exif()
     exif[0x0112] = value
-    return encoded(photo(), kind, exif=exif, **(LOSSLESS | LOSSY)[kind], **options)
+    return encoded(photo(), image_format, exif=exif, **(LOSSLESS | LOSSY)[image_format], **options)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO"])
 @pytest.mark.parametrize("value", range(1, 9))
-def test_every_orientation_is_obeyed(kind, value):
-    data = turned(kind, value)
+def test_exif_orientation_is_applied(image_format, value):
+    data = with_orientation(image_format, value)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert upright.size == ((64, 48) if value < 5 else (48, 64))
     assert np.abs(pixels_of(data) - np.asarray(upright, int)).mean() < (
-        0.5 if kind == "JPEG" else 0.01
+        0.5 if image_format == "JPEG" else 0.01
     )
-    found = decode(data, PLAIN, max_pixels=BOUND)
-    assert (found.width, found.height) == upright.size
+    decoded = decode(data, TRANSFORM, max_pixels=BOUND)
+    assert (decoded.width, decoded.height) == upright.size
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_an_orientation_that_is_none_leaves_the_photo_as_it_lies(kind, value):
-    assert pixels_of(turned(kind, value)).shape == (48, 64, 3)
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_invalid_orientation_is_ignored(image_format, value):
+    assert pixels_of(with_orientation(image_format, value)).shape == (48, 64, 3)
 
 
 BROKEN_EXIF = {
     "empty": b"",
     "cut off": b"MM\0*\0\0",
-    "rubbish": b"\xff" * 99,
+    "garbage": b"\xff" * 99,
     "orientation as text": b"MM\0*\0\0\0\x08\0\1\x01\x12\0\2\0\0\0\4six\0\0\0\0\0",
     "entry beyond the end": b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\xff\xff\0\0\xff\xff\0\0\0\0",
 }
 
 
 @pytest.mark.parametrize("exif", BROKEN_EXIF.values(), ids=BROKEN_EXIF)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_broken_exif_loses_no_photo(kind, exif):
-    data = encoded(photo(), kind, exif=b"Exif\0\0" + exif, **(LOSSLESS | LOSSY)[kind])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_invalid_exif_is_ignored(image_format, exif):
+    data = encoded(
+        photo(), image_format, exif=b"Exif\0\0" + exif, **(LOSSLESS | LOSSY)[image_format]
+    )
     assert pixels_of(data).shape == (48, 64, 3)
 
 
 # --- broken files ---
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("tenths", range(10))
-def test_what_is_cut_off_is_refused(kind, tenths):
-    data = in_format(kind, photo(300, 200))
+def test_truncated_image_is_refused(image_format, tenths):
+    data = encoded_as(image_format, photo(300, 200))
     with pytest.raises((OSError, SyntaxError, ValueError)):
         pixels_of(data[: len(data) * tenths // 10])
 
@@ -399,71 +410,81 @@ every_jpeg = pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
 
 @every_jpeg
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("behind", [b"", b"\xff", bytes(999)], ids=["nothing", "half", "zeros"])
-def test_a_jpeg_without_its_end_mark_is_whole(options, mode, behind):
+@pytest.mark.parametrize(
+    "trailing", [b"", b"\xff", bytes(999)], ids=["none", "half a marker", "zeros"]
+)
+def test_jpeg_without_end_marker_is_decoded_completely(options, mode, trailing):
     data = encoded(photo().convert(mode), "JPEG", **options)
     assert data.endswith(b"\xff\xd9")
-    assert (pixels_of(data[:-2] + behind) == pixels_of(data)).all()
+    assert (pixels_of(data[:-2] + trailing) == pixels_of(data)).all()
 
 
 @every_jpeg
-def test_a_jpeg_that_lacks_more_than_its_end_mark_is_refused(options):
+def test_jpeg_missing_more_than_end_marker_is_refused(options):
     data = encoded(photo(), "JPEG", **options)
-    whole, first = pixels_of(data), data.index(b"\xff\xda")
-    marks = [at for at in range(first, len(data) - 2) if data[at] == 0xFF and data[at + 1]]
-    for cut in {*marks, *range(first, len(data) - 4, 41), *range(len(data) - 12, len(data) - 4)}:
-        for behind in (b"", bytes(99)):
+    complete, scan_start = pixels_of(data), data.index(b"\xff\xda")
+    markers = [
+        position
+        for position in range(scan_start, len(data) - 2)
+        if data[position] == 0xFF and data[position + 1]
+    ]
+    for length in {
+        *markers,
+        *range(scan_start, len(data) - 4, 41),
+        *range(len(data) - 12, len(data) - 4),
+    }:
+        for trailing in (b"", bytes(99)):
             try:
-                found = pixels_of(data[:cut] + behind)
+                decoded = pixels_of(data[:length] + trailing)
             except OSError:
                 continue
-            # bits that are left of the last byte may show nothing
-            assert cut >= len(data) - 8
-            assert (found == whole).all()
+            # the last bytes may hold only padding bits
+            assert length >= len(data) - 8
+            assert (decoded == complete).all()
 
 
-@pytest.mark.parametrize("before", [b"\n", b"\r\n\r\n", b"\xef\xbb\xbf", bytes(500)])
-def test_a_jpeg_may_have_something_before_it(before):
+@pytest.mark.parametrize("prefix", [b"\n", b"\r\n\r\n", b"\xef\xbb\xbf", bytes(500)])
+def test_bytes_before_jpeg_are_skipped(prefix):
     data = encoded(photo(), "JPEG", quality=90)
-    assert (pixels_of(before + data) == pixels_of(data)).all()
-    assert (pixels_of(before + data[:-2]) == pixels_of(data)).all()
+    assert (pixels_of(prefix + data) == pixels_of(data)).all()
+    assert (pixels_of(prefix + data[:-2]) == pixels_of(data)).all()
 
 
-def test_heic_is_named_whatever_the_file_is_called():
+def test_heic_is_refused_with_remedy():
     with pytest.raises(UnidentifiedImageError, match=r"HEIC image; .* pillow-heif"):
         pixels_of(b"\0\0\0\x18ftypheic" + bytes(99))
 
 
-def test_a_preview_deep_in_another_file_is_not_taken_for_the_photo():
+def test_embedded_jpeg_preview_is_not_decoded():
     with pytest.raises(UnidentifiedImageError):
         pixels_of(b"RAW " + bytes(5000) + encoded(photo(), "JPEG"))
 
 
-def texts(count, size, **options):
+def text_chunks(count, size, **options):
     info = PngInfo()
     for number in range(count):
         info.add_text(f"t{number}", "x" * size, **options)
     return {"pnginfo": info}
 
 
-LARGE = {
-    "text": texts(1, 3 << 20),
-    "packed text": texts(1, 3 << 20, zip=True),
-    "many texts": texts(70, 1_000_000),
-    "many packed texts": texts(70, 1_000_000, zip=True),
+LARGE_METADATA = {
+    "text": text_chunks(1, 3 << 20),
+    "packed text": text_chunks(1, 3 << 20, zip=True),
+    "many texts": text_chunks(70, 1_000_000),
+    "many packed texts": text_chunks(70, 1_000_000, zip=True),
     "profile": {"icc_profile": bytes(3 << 20)},
 }
 
 
-@pytest.mark.parametrize("options", LARGE.values(), ids=LARGE)
-def test_a_png_may_have_any_text_and_keeps_its_orientation(options):
+@pytest.mark.parametrize("options", LARGE_METADATA.values(), ids=LARGE_METADATA)
+def test_png_with_large_metadata_keeps_orientation(options):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(photo(), "PNG", exif=exif, **options)
     assert (pixels_of(data) == np.rot90(np.asarray(photo()), -1)).all()
 
 
-def test_text_that_unpacks_to_gigabytes_is_not_unpacked():
+def test_large_compressed_png_text_is_not_decompressed():
     packer = zlib.compressobj(1)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
     rows = np.asarray(photo()).reshape(48, -1)
@@ -475,49 +496,49 @@ def test_text_that_unpacks_to_gigabytes_is_not_unpacked():
 
 
 @every_format
-def test_cut_off_anywhere_it_raises_or_decodes_and_nothing_else(kind):
-    data = in_format(kind, photo())
+def test_truncation_at_any_length_raises_or_decodes(image_format):
+    data = encoded_as(image_format, photo())
     for length in range(0, len(data), 1 + len(data) // 60):
-        raises_or_decodes(data[:length])
+        assert_raises_or_decodes(data[:length])
 
 
-def raises_or_decodes(data):
+def assert_raises_or_decodes(data):
     try:
-        found = decode(data, PLAIN, max_pixels=10**5)
-    except Exception:  # noqa: BLE001 - decoders raise anything at all
+        decoded = decode(data, TRANSFORM, max_pixels=10**5)
+    except Exception:  # noqa: BLE001 - decoders raise any exception
         return
-    assert found.pixels.shape == (3, 32, 32)
-    assert 0 < found.width * found.height <= 10**5
+    assert decoded.pixels.shape == (3, 32, 32)
+    assert 0 < decoded.width * decoded.height <= 10**5
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=300))
-def test_random_bytes_raise_or_decode_and_nothing_else(data):
-    raises_or_decodes(data)
+def test_random_bytes_raise_or_decode(data):
+    assert_raises_or_decodes(data)
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from([*LOSSLESS, *LOSSY]), st.data())
-def test_altered_bytes_raise_or_decode_and_nothing_else(kind, draw):
-    data = bytearray(in_format(kind, photo()))
+def test_altered_bytes_raise_or_decode(image_format, draw):
+    data = bytearray(encoded_as(image_format, photo()))
     for _ in range(draw.draw(st.integers(1, 8))):
-        # headers are where it hurts
-        at = draw.draw(st.integers(0, min(80, len(data) - 1)) | st.integers(0, len(data) - 1))
-        data[at] = draw.draw(st.integers(0, 255))
-    raises_or_decodes(bytes(data))
+        # headers are where decoders are most sensitive
+        position = draw.draw(st.integers(0, min(80, len(data) - 1)) | st.integers(0, len(data) - 1))
+        data[position] = draw.draw(st.integers(0, 255))
+    assert_raises_or_decodes(bytes(data))
 
 
-def test_a_setting_of_pillow_s_made_elsewhere_lets_no_truncated_file_through(monkeypatch):
+def test_truncated_image_is_refused_despite_load_truncated_images(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    data = in_format("PNG", photo(300, 200))
+    data = encoded_as("PNG", photo(300, 200))
     with pytest.raises((OSError, SyntaxError)):
         pixels_of(data[: len(data) // 2])
 
 
-def test_rubbish_after_a_photo_does_no_harm():
-    for kind in ("JPEG", "PNG"):
-        data = in_format(kind, photo())
-        assert np.array_equal(pixels_of(data + b"rubbish" * 99), pixels_of(data))
+def test_bytes_after_image_are_ignored():
+    for image_format in ("JPEG", "PNG"):
+        data = encoded_as(image_format, photo())
+        assert np.array_equal(pixels_of(data + b"garbage" * 99), pixels_of(data))
 
 
 # --- size ---
@@ -537,51 +558,51 @@ def huge_png(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def claiming(kind, width, height):
-    """A small file whose header claims another size."""
-    data = bytearray(in_format(kind, photo()))
-    if kind == "JPEG":
-        at = data.index(b"\xff\xc0") + 5
-        data[at : at + 4] = struct.pack(">HH", height, width)
-    elif kind == "GIF":
+def with_claimed_size(image_format, width, height):
+    """Return a small file whose header claims another size."""
+    data = bytearray(encoded_as(image_format, photo()))
+    if image_format == "JPEG":
+        position = data.index(b"\xff\xc0") + 5
+        data[position : position + 4] = struct.pack(">HH", height, width)
+    elif image_format == "GIF":
         data[6:10] = struct.pack("<HH", width, height)
-    elif kind == "BMP":
+    elif image_format == "BMP":
         data[18:26] = struct.pack("<ii", width, height)
-    elif kind == "TGA":
+    elif image_format == "TGA":
         data[12:16] = struct.pack("<HH", width, height)
-    elif kind == "PPM":
+    elif image_format == "PPM":
         return b"P6\n%d %d\n255\n" % (width, height) + b"\0" * 99
     else:
         return huge_png(width, height)
     return bytes(data)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TGA", "PPM"])
-def test_a_header_that_claims_too_much_is_refused_at_once(kind):
-    data = claiming(kind, 20_000, 20_000)
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "BMP", "TGA", "PPM"])
+def test_header_beyond_max_pixels_is_refused_before_decoding(image_format):
+    data = with_claimed_size(image_format, 20_000, 20_000)
     assert len(data) < 20_000
-    began = time.perf_counter()
+    start = time.perf_counter()
     with pytest.raises(Image.DecompressionBombError, match="400000000"):
-        decode(data, PLAIN, max_pixels=178_956_970)
-    assert time.perf_counter() - began < 1
+        decode(data, TRANSFORM, max_pixels=178_956_970)
+    assert time.perf_counter() - start < 1
 
 
 @every_format
-def test_the_bound_is_exact(kind):
-    data = in_format(kind, photo())
+def test_max_pixels_bound_is_exact(image_format):
+    data = encoded_as(image_format, photo())
     assert pixels_of(data, 64 * 48).shape == (48, 64, 3)
     for bound in (64 * 48 - 1, 64 * 48 // 2, 64 * 48 // 2 - 1, 1):
         with pytest.raises(Image.DecompressionBombError):
             pixels_of(data, bound)
 
 
-def test_the_bound_is_exact_whatever_the_filters_of_warnings_are(monkeypatch):
-    """They belong to the process: a thread beside this one may have put back its own."""
+def test_max_pixels_bound_is_independent_of_warning_filters(monkeypatch):
+    """Warning filters are global: another thread may restore its own at any time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         monkeypatch.setattr(warnings, "simplefilter", lambda *args: None)
         with pytest.raises(Image.DecompressionBombError, match="64 x 48 pixels"):
-            pixels_of(in_format("PNG", photo()), 64 * 48 - 1)
+            pixels_of(encoded_as("PNG", photo()), 64 * 48 - 1)
 
 
 # --- resizing ---
@@ -589,31 +610,31 @@ def test_the_bound_is_exact_whatever_the_filters_of_warnings_are(monkeypatch):
 
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 2), (2, 3000), (31, 33), (640, 480)])
-def test_whatever_the_size_the_shape_that_comes_out_is_the_network_s(resize, size):
-    found = decode(encoded(photo(*size)), replace(PLAIN, resize=resize), max_pixels=BOUND)
-    assert found.pixels.shape == (3, 32, 32)
-    assert found.pixels.dtype == torch.uint8
-    assert (found.width, found.height) == size
+def test_output_shape_is_independent_of_image_size(resize, size):
+    decoded = decode(encoded(photo(*size)), replace(TRANSFORM, resize=resize), max_pixels=BOUND)
+    assert decoded.pixels.shape == (3, 32, 32)
+    assert decoded.pixels.dtype == torch.uint8
+    assert (decoded.width, decoded.height) == size
 
 
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [(3000, 2), (2, 3000), (9000, 1), (1, 9000)])
-def test_no_picture_becomes_large_on_the_way(monkeypatch, resize, size):
-    made = []
-    function = module.functional.interpolate
+def test_intermediate_images_are_bounded(monkeypatch, resize, size):
+    pixel_counts = []
+    original = module.functional.interpolate
 
-    def watched(pixels, shape, **options):
-        made.append(shape[0] * shape[1])
-        return function(pixels, shape, **options)
+    def recording_interpolate(pixels, shape, **options):
+        pixel_counts.append(shape[0] * shape[1])
+        return original(pixels, shape, **options)
 
-    monkeypatch.setattr(module.functional, "interpolate", watched)
-    decode(encoded(photo(*size)), replace(PLAIN, resize=resize), max_pixels=BOUND)
-    assert made
-    assert max(made) <= MAX_ASPECT * 40 * 40
+    monkeypatch.setattr(module.functional, "interpolate", recording_interpolate)
+    decode(encoded(photo(*size)), replace(TRANSFORM, resize=resize), max_pixels=BOUND)
+    assert pixel_counts
+    assert max(pixel_counts) <= MAX_ASPECT * 40 * 40
 
 
-def oracle(image, transform):
-    """torchvision's own preprocessing, as the weights were made for."""
+def torchvision_crop(image, transform):
+    """Return the image resized and center-cropped by torchvision, as for training the weights."""
     mode = v2.InterpolationMode(transform.interpolation)
     steps = [v2.Resize(transform.resize_size, mode, antialias=True)]
     return v2.Compose([*steps, v2.CenterCrop(transform.image_size)])(image)
@@ -629,72 +650,73 @@ def noise(height, width):
     st.integers(1, 90), st.integers(1, 90), st.integers(20, 50), st.integers(8, 20),
     st.sampled_from(["bilinear", "bicubic"]),
 )  # fmt: skip
-def test_crop_is_torchvision_s_own_preprocessing(height, width, resize_size, side, interpolation):
+def test_crop_equals_torchvision_preprocessing(height, width, resize_size, side, interpolation):
     if max(height, width) > MAX_ASPECT * min(height, width):
         width = height
-    transform = Transform("crop", resize_size, side, interpolation, PLAIN.mean, PLAIN.std)
+    transform = Transform("crop", resize_size, side, interpolation, TRANSFORM.mean, TRANSFORM.std)
     assert torch.equal(
-        apply_transform(noise(height, width), transform), oracle(noise(height, width), transform)
+        apply_transform(noise(height, width), transform),
+        torchvision_crop(noise(height, width), transform),
     )
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 3000), (3000, 2), (5, 1000), (9, 90)])
-def test_a_long_picture_is_cropped_as_if_it_had_been_resized_whole(height, width):
+def test_crop_of_elongated_image_approximates_full_resize(height, width):
     image = noise(height, width)
-    error = apply_transform(image, PLAIN).int() - oracle(image, PLAIN).int()
+    error = apply_transform(image, TRANSFORM).int() - torchvision_crop(image, TRANSFORM).int()
     assert error.abs().float().mean() < 1
 
 
 @settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90))
-def test_squash_fits_the_whole_picture_into_the_square(height, width):
+def test_squash_resizes_whole_image_to_square(height, width):
     image = noise(height, width)
-    wanted = v2.functional.resize(image, [32, 32], antialias=True)
-    assert torch.equal(apply_transform(image, replace(PLAIN, resize="squash")), wanted)
+    expected = v2.functional.resize(image, [32, 32], antialias=True)
+    assert torch.equal(apply_transform(image, replace(TRANSFORM, resize="squash")), expected)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90))
-def test_squash_crop_takes_the_middle_of_the_squashed_picture(height, width):
+def test_squash_crop_is_center_crop_of_squashed_image(height, width):
     image = noise(height, width)
     squashed = v2.functional.resize(image, [40, 40], antialias=True)
-    found = apply_transform(image, replace(PLAIN, resize="squash-crop"))
-    assert torch.equal(found, squashed[:, 4:36, 4:36])
+    decoded = apply_transform(image, replace(TRANSFORM, resize="squash-crop"))
+    assert torch.equal(decoded, squashed[:, 4:36, 4:36])
 
 
 @settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90))
-def test_pad_shows_the_whole_picture_in_its_proportions_on_the_mean(height, width):
+def test_pad_keeps_aspect_ratio_on_mean_colour(height, width):
     image = noise(height, width)
-    padded = apply_transform(image, replace(PLAIN, resize="pad"))
+    padded = apply_transform(image, replace(TRANSFORM, resize="pad"))
     scale = 32 / max(height, width)
-    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (32 - tall) // 2, (32 - wide) // 2
-    wanted = torch.tensor([128, 64, 191], dtype=torch.uint8)[:, None, None].repeat(1, 32, 32)
-    wanted[:, top : top + tall, left : left + wide] = v2.functional.resize(
-        image, [tall, wide], antialias=True
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (32 - new_height) // 2, (32 - new_width) // 2
+    expected = torch.tensor([128, 64, 191], dtype=torch.uint8)[:, None, None].repeat(1, 32, 32)
+    expected[:, top : top + new_height, left : left + new_width] = v2.functional.resize(
+        image, [new_height, new_width], antialias=True
     )
-    assert torch.equal(padded, wanted)
+    assert torch.equal(padded, expected)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(640, 480), (375, 500), (200, 90), (30, 25)])
-def test_a_jpeg_comes_out_as_pillow_would_resize_it(size, interpolation):
-    transform = replace(PLAIN, interpolation=interpolation)
+def test_jpeg_resize_approximates_pillow(size, interpolation):
+    transform = replace(TRANSFORM, interpolation=interpolation)
     data = encoded(photo(*size), "JPEG", quality=90)
-    kind = Image.Resampling[interpolation.upper()]
+    resampling = Image.Resampling[interpolation.upper()]
     image = Image.open(io.BytesIO(data)).convert("RGB")
     width, height = image.size
     shape = (40, int(40 * height / width)) if width < height else (int(40 * width / height), 40)
-    small = image.resize(shape, kind)
-    left, top = round((small.width - 32) / 2), round((small.height - 32) / 2)
-    wanted = np.asarray(small.crop((left, top, left + 32, top + 32)), int)
-    found = decode(data, transform, max_pixels=BOUND).pixels.permute(1, 2, 0).numpy()
-    assert np.abs(found - wanted).mean() < 1
+    resized = image.resize(shape, resampling)
+    left, top = round((resized.width - 32) / 2), round((resized.height - 32) / 2)
+    expected = np.asarray(resized.crop((left, top, left + 32, top + 32)), int)
+    decoded = decode(data, transform, max_pixels=BOUND).pixels.permute(1, 2, 0).numpy()
+    assert np.abs(decoded - expected).mean() < 1
 
 
 @every_format
-def test_the_same_bytes_give_the_same_pixels(kind):
-    data = in_format(kind, photo())
-    one, other = (decode(data, PLAIN, max_pixels=BOUND).pixels for _ in range(2))
-    assert torch.equal(one, other)
+def test_decoding_is_deterministic(image_format):
+    data = encoded_as(image_format, photo())
+    first, second = (decode(data, TRANSFORM, max_pixels=BOUND).pixels for _ in range(2))
+    assert torch.equal(first, second)

@@ -21,96 +21,99 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 
 @every_metric
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_correct_index_has_no_problems(tmp_path, metric, dtype):
+def test_valid_index_has_no_problems(tmp_path, metric, dtype):
     index = make_index(tmp_path, metric, dtype)
     assert audit_index(index.folder) == []
 
 
-def forge(index: FinishedIndex, **files: bytes) -> None:
-    """Put other files, and seal everything as if they were meant."""
+def replace_files(index: FinishedIndex, **files: bytes) -> None:
+    """Replace files of a finished index and write records and manifest that match them."""
     folder = index.folder
     counts = dict(index.manifest.counts)
     for path, data in files.items():
         folder.put(path, data)
     for number in range(counts["shards"]):
-        note = read_shard_record(folder, number)
+        record = read_shard_record(folder, number)
         digests = {
-            path: transaction.file_record(path, folder.read(path)).sha256 for path in note.files
+            path: transaction.file_record(path, folder.read(path)).sha256 for path in record.files
         }
         folder.put(
-            shard_record_path(number), type(note)(note.extents, note.spread, digests).to_json()
+            shard_record_path(number),
+            type(record)(record.extents, record.spread, digests).to_json(),
         )
     folder.delete(finished_output.MANIFEST)
     transaction.finish_output(folder, "index", counts)
     assert [verdict.state for verdict in verify(folder)] == ["finished"]
 
 
-def shard(index: FinishedIndex, number: int = 1) -> faiss.IndexIVF:
+def load_shard(index: FinishedIndex, number: int = 1) -> faiss.IndexIVF:
     return deserialize_index(index.folder.read(shard_path(number)))
 
 
-def test_a_row_in_two_shards_is_found(tmp_path):
+def test_row_in_two_shards_is_reported(tmp_path):
     index = make_index(tmp_path, "cosine")
     read = index.folder.read
-    forge(
+    replace_files(
         index, **{shard_path(1): read(shard_path(0)), shard_rows_path(1): read(shard_rows_path(0))}
     )
     (problem,) = audit_index(index.folder)
     assert problem.endswith("shard 1: holds rows of another shard")
 
 
-def test_ids_that_are_not_in_the_table_are_found(tmp_path):
+def test_ids_missing_from_the_rows_table_are_reported(tmp_path):
     index = make_index(tmp_path, "cosine")
-    forged = shard(index)
-    number = next(n for n in range(8) if forged.invlists.list_size(n))
-    faiss.rev_swig_ptr(forged.invlists.get_ids(number), 1)[0] += 1000
-    forge(index, **{shard_path(1): serialize_index(forged)})
-    assert "the ids in its lists are not the rows" in audit_index(index.folder)[0]
+    changed = load_shard(index)
+    number = next(n for n in range(8) if changed.invlists.list_size(n))
+    faiss.rev_swig_ptr(changed.invlists.get_ids(number), 1)[0] += 1000
+    replace_files(index, **{shard_path(1): serialize_index(changed)})
+    assert "the ids in its lists differ from the rows" in audit_index(index.folder)[0]
 
 
 @every_metric
-def test_a_vector_in_another_list_is_found(tmp_path, metric):
+def test_vector_in_the_wrong_list_is_reported(tmp_path, metric):
     index = make_index(tmp_path, metric)
-    forged = shard(index)
-    lists = forged.invlists
-    one, other = [n for n in range(8) if lists.list_size(n)][:2]
+    changed = load_shard(index)
+    lists = changed.invlists
+    first_list, second_list = [n for n in range(8) if lists.list_size(n)][:2]
     for get, width in ((lists.get_codes, lists.code_size), (lists.get_ids, 1)):
-        left = faiss.rev_swig_ptr(get(one), width)
-        right = faiss.rev_swig_ptr(get(other), width)
-        left[:], right[:] = right.copy(), left.copy()
-    forge(index, **{shard_path(1): serialize_index(forged)})
+        first = faiss.rev_swig_ptr(get(first_list), width)
+        second = faiss.rev_swig_ptr(get(second_list), width)
+        first[:], second[:] = second.copy(), first.copy()
+    replace_files(index, **{shard_path(1): serialize_index(changed)})
     assert any("lie nearer to another list" in problem for problem in audit_index(index.folder))
 
 
-def test_wrong_recorded_norm_is_found(tmp_path):
+def test_wrong_recorded_norm_is_reported(tmp_path):
     index = make_index(tmp_path, "cosine")
     table = index.shards[1].metadata
     name = "squared_norm"
-    changed = pa.array(table[name].to_numpy() * 1.001)
-    forged = table.set_column(table.schema.get_field_index(name), name, changed)
-    forge(index, **{shard_rows_path(1): checksummed_parquet(forged)})
-    assert any("have other lengths than noted" in problem for problem in audit_index(index.folder))
+    norms = pa.array(table[name].to_numpy() * 1.001)
+    changed = table.set_column(table.schema.get_field_index(name), name, norms)
+    replace_files(index, **{shard_rows_path(1): checksummed_parquet(changed)})
+    assert any("have other norms than recorded" in problem for problem in audit_index(index.folder))
 
 
-def test_a_wrong_count_is_found(tmp_path):
+def test_wrong_row_count_in_the_manifest_is_reported(tmp_path):
     index = make_index(tmp_path, "cosine")
     index.manifest.counts["rows"] += 1
-    forge(index)
-    assert audit_index(index.folder)[0].endswith("holds 150 rows, its manifest says otherwise")
+    replace_files(index)
+    assert audit_index(index.folder)[0].endswith(
+        "holds 150 rows, but its manifest records another number"
+    )
 
 
 @every_metric
-def test_recall_curve_is_reproduced(tmp_path, metric):
+def test_recall_curve_is_reproduced_and_a_different_one_reported(tmp_path, metric):
     index = make_index(tmp_path, metric)
     index.folder.delete("job.json")
     index.folder.put("job.json", checksummed_json(
         {"format": 1, "kind": "index", "settings": {"seed": 0}}
     ))  # fmt: skip
-    forge(index)
+    replace_files(index)
     assert verify_recall_curve(index.folder) == []
-    table = index.folder.read("recall.parquet")
+    previous = index.folder.read("recall.parquet")
     other = make_index(tmp_path / "other", "l2" if metric != "l2" else "ip")
-    forge(index, **{"recall.parquet": other.folder.read("recall.parquet")})
-    assert table != index.folder.read("recall.parquet")
-    assert "when recall is measured again" in verify_recall_curve(index.folder)[0]
+    replace_files(index, **{"recall.parquet": other.folder.read("recall.parquet")})
+    assert previous != index.folder.read("recall.parquet")
+    assert "differs from the recall curve" in verify_recall_curve(index.folder)[0]
     np.testing.assert_equal(audit_index(index.folder), [])

@@ -1,4 +1,7 @@
-"""Tests of drift: none for a fresh index of any size, some where new vectors lie elsewhere."""
+"""Tests of the drift of appended vectors from the centroids of an index.
+
+A new index has no drift, whatever its size; vectors of another distribution have.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,11 @@ from retrieval.storage.local import open_folder
 from tests.retrieval.sample_vectors import METRICS, make_store, quick, seeds
 
 
-def drift(root, first, vectors, metric, factory=None, rows_per_shard=None):
-    """Index vectors, then others around the same centroids; return how far these drifted."""
+def index_and_measure_drift(root, first, vectors, metric, factory=None, rows_per_shard=None):
+    """Index `first`, then `vectors` around the same centroids, and return the drift of `vectors`.
+
+    The result has the keys drift and drift_low, as in the manifest.
+    """
     folder = open_folder(str(root / "index"))
     transaction.claim_output(folder, "index", {})
     store = make_store(root / "first", first, chunk_rows=100)
@@ -33,8 +39,8 @@ def drift(root, first, vectors, metric, factory=None, rows_per_shard=None):
         store = make_store(root / f"store{number}", values, chunk_rows=100)
         shards = open_folder(str(root / f"shards{number}"))
         context = ShardBuildContext(shards, store, metric, trained.faiss, trained.plan.codes)
-        put = [write_shard(context, *work) for work in plan_shards(shards, store, plan)]
-        spread = merge_spreads([(len(one.shard.rows), one.spread) for one in put])
+        built = [write_shard(context, *work) for work in plan_shards(shards, store, plan)]
+        spread = merge_spreads([(len(shard.shard.rows), shard.spread) for shard in built])
         spreads.append(measure_drift(load_initial_spread(folder, spread), spread, metric))
     assert spreads[0]["drift"] == 1
     assert spreads[0]["drift_low"] <= 1
@@ -43,21 +49,23 @@ def drift(root, first, vectors, metric, factory=None, rows_per_shard=None):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("rows", "dimension"), [(1, 1), (2, 2), (40, 2), (300, 2), (700, 64)])
-def test_vectors_of_the_same_kind_have_not_drifted(tmp_path, metric, rows, dimension):
-    """Nor has a fresh index, whatever its size.
+def test_same_distribution_has_no_drift(tmp_path, metric, rows, dimension):
+    """A new index has no drift either, whatever its size.
 
-    Of 40 vectors one was measured, and held against all: `--overwrite`, which was advised, advised
-    it again.
+    Regression: of 40 vectors one was sampled and compared with all of them, so that a new index
+    was reported as drifted, and so was its replacement built with `--overwrite`.
     """
     generator = np.random.default_rng(0)
-    first, more = generator.normal(size=(2, rows, dimension)).astype(np.float32)
-    assert drift(tmp_path, first, more, metric)["drift_low"] <= RETRAIN_THRESHOLD
+    first, appended = generator.normal(size=(2, rows, dimension)).astype(np.float32)
+    assert (
+        index_and_measure_drift(tmp_path, first, appended, metric)["drift_low"] <= RETRAIN_THRESHOLD
+    )
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", ["same", "nearly the same", "far from the origin", "single far"])
-def test_odd_vectors_of_the_same_kind_have_not_drifted(tmp_path, metric, kind):
-    """Also where nearly all lie on their centroids, or single ones very far from them."""
+def test_same_degenerate_distribution_has_no_drift(tmp_path, metric, kind):
+    """Nearly all vectors lie on their centroids, or a few lie very far from them."""
     generator = np.random.default_rng(1)
     vectors = generator.normal(size=(600, 6))
     if kind == "same":
@@ -70,34 +78,36 @@ def test_odd_vectors_of_the_same_kind_have_not_drifted(tmp_path, metric, kind):
         vectors[:, 0] += 20
         vectors[300::100] *= -1e6
     stored = vectors.astype(np.float32)
-    found = drift(tmp_path, stored[:300], stored, metric, rows_per_shard=200)
-    assert found["drift_low"] <= RETRAIN_THRESHOLD
+    result = index_and_measure_drift(tmp_path, stored[:300], stored, metric, rows_per_shard=200)
+    assert result["drift_low"] <= RETRAIN_THRESHOLD
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_vectors_that_lie_elsewhere_have_drifted(tmp_path, metric):
+def test_other_distribution_has_drift(tmp_path, metric):
     generator = np.random.default_rng(2)
     centres = generator.normal(size=(8, 16))
     first = centres[generator.integers(8, size=600)] + 0.2 * generator.normal(size=(600, 16))
-    other = np.concatenate([first, generator.normal(size=(600, 16)) * 1.5])
-    vectors = first.astype(np.float32), other.astype(np.float32)
-    found = drift(tmp_path, *vectors, metric, factory="IVF8,Flat", rows_per_shard=500)
-    assert RETRAIN_THRESHOLD < found["drift_low"] < found["drift"]
+    appended = np.concatenate([first, generator.normal(size=(600, 16)) * 1.5])
+    vectors = first.astype(np.float32), appended.astype(np.float32)
+    result = index_and_measure_drift(
+        tmp_path, *vectors, metric, factory="IVF8,Flat", rows_per_shard=500
+    )
+    assert RETRAIN_THRESHOLD < result["drift_low"] < result["drift"]
 
 
-def test_vectors_that_left_their_centroids_have_drifted():
-    first, now = Spread(0.0, 0.0, 500), measure_spread([np.full(500, 0.3)])
+def test_first_spread_of_zero_has_the_maximum_drift():
+    first, current = Spread(0.0, 0.0, 500), measure_spread([np.full(500, 0.3)])
     for metric in METRICS:
         assert measure_drift(first, first, metric) == {"drift": 1, "drift_low": 1}
-        assert measure_drift(first, now, metric) == {"drift": 1e6, "drift_low": 1e6}
-    nothing = merge_spreads([(0, measure_spread([])), (0, measure_spread([]))])
-    assert measure_drift(nothing, nothing, "l2") == {"drift": 1, "drift_low": 0}
+        assert measure_drift(first, current, metric) == {"drift": 1e6, "drift_low": 1e6}
+    empty = merge_spreads([(0, measure_spread([])), (0, measure_spread([]))])
+    assert measure_drift(empty, empty, "l2") == {"drift": 1, "drift_low": 0}
 
 
 @quick
 @given(seeds, st.sampled_from(["normal", "lognormal", "pareto", "rare"]), st.integers(1, 4))
-def test_samples_of_one_population_seldom_seem_to_have_drifted(seed, kind, shards):
-    """The single ones that lie far away may all be missing from the smaller sample."""
+def test_samples_of_one_population_rarely_have_significant_drift(seed, kind, shards):
+    """The smaller sample may miss all of the few values that are very large."""
     generator = np.random.default_rng(seed)
 
     def draw(count):
@@ -115,10 +125,10 @@ def test_samples_of_one_population_seldom_seem_to_have_drifted(seed, kind, shard
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.2, 1.5, 3.0])
-def test_the_ratio_of_large_samples_is_what_it_is(factor):
+def test_drift_of_large_samples_equals_the_ratio_of_means(factor):
     generator = np.random.default_rng(3)
     first = measure_spread([generator.random(20_000)])
-    shards = [(n, measure_spread([factor * generator.random(20_000)])) for n in (10, 30)]
-    found = measure_drift(first, merge_spreads(shards), "cosine")
-    assert found["drift"] == pytest.approx(factor, rel=0.02)
-    assert factor * 0.95 < found["drift_low"] < found["drift"]
+    shards = [(rows, measure_spread([factor * generator.random(20_000)])) for rows in (10, 30)]
+    result = measure_drift(first, merge_spreads(shards), "cosine")
+    assert result["drift"] == pytest.approx(factor, rel=0.02)
+    assert factor * 0.95 < result["drift_low"] < result["drift"]

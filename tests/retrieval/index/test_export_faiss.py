@@ -20,87 +20,93 @@ from tests.retrieval.sample_vectors import METRICS, FinishedIndex, IndexBuilder,
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
 every_dtype = pytest.mark.parametrize("dtype", ["float16", "float32"])
-in_memory_or_not = pytest.mark.parametrize("memory", [1 << 30, 1])
+in_memory_and_on_disk = pytest.mark.parametrize("memory", [1 << 30, 1])
 
-GONE = np.arange(3, 120, 5)
+DELETED = np.arange(3, 120, 5)
 DIMENSION, ROWS = 12, 150
 
 
 def make_index(root: Path, metric: str, dtype: str) -> FinishedIndex:
-    """Make an index of three shards; then some of its rows are deleted."""
+    """Return an index of three shards with deleted rows."""
     vectors = np.random.default_rng(0).normal(size=(ROWS, DIMENSION)).astype(dtype)
     store = make_store(root / "store", vectors, chunk_rows=32)
-    building = IndexBuilder(root / "index", store, metric, nlist=8, rows_per_shard=60)
-    for number, _ in building.work:
-        building.shard(number)
-    store.__dict__["deleted"] = GONE
-    return building.finish()
+    builder = IndexBuilder(root / "index", store, metric, nlist=8, rows_per_shard=60)
+    for number, _ in builder.work:
+        builder.shard(number)
+    store.__dict__["deleted"] = DELETED
+    return builder.finish()
 
 
-def asked(count: int = 9) -> np.ndarray:
+def sample_queries(count: int = 9) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(count, DIMENSION)).astype(np.float32)
 
 
-def answered(index, nprobe: int, k: int = 20):
-    """Search as any program would; the answers without the deleted rows."""
+def search_live_rows(index, nprobe: int, k: int = 20):
+    """Return (id, distance) pairs of each query from `index.search`, without deleted rows."""
     faiss.extract_index_ivf(index).nprobe = nprobe
-    distances, ids = index.search(asked(), k)
+    distances, ids = index.search(sample_queries(), k)
     return [
-        [(i, d) for i, d in zip(*pair, strict=True) if i >= 0 and i not in GONE]
-        for pair in zip(ids.tolist(), distances.tolist(), strict=True)
+        [
+            (row, distance)
+            for row, distance in zip(*results, strict=True)
+            if row >= 0 and row not in DELETED
+        ]
+        for results in zip(ids.tolist(), distances.tolist(), strict=True)
     ]
 
 
-def together(index: FinishedIndex, nprobe: int, k: int) -> list[list[tuple[int, float]]]:
-    """Search all shards as FAISS files, one by one, and sort."""
-    most = [[] for _ in range(len(asked()))]
+def search_shards(index: FinishedIndex, nprobe: int, k: int) -> list[list[tuple[int, float]]]:
+    """Return the k best results of each query over all shards, searched as FAISS files."""
+    results = [[] for _ in range(len(sample_queries()))]
     for number in range(int(index.manifest.counts["shards"])):
         shard = faiss.read_index(index.folder.uri(shard_path(number)))
-        for held, found in zip(most, answered(shard, nprobe, ROWS), strict=True):
-            held.extend(found)
+        for merged, shard_results in zip(
+            results, search_live_rows(shard, nprobe, ROWS), strict=True
+        ):
+            merged.extend(shard_results)
     sign = 1 if index.metric == "l2" else -1
-    return [sorted(one, key=lambda x: (sign * x[1], x[0]))[:k] for one in most]
+    return [sorted(merged, key=lambda x: (sign * x[1], x[0]))[:k] for merged in results]
 
 
 @every_metric
 @every_dtype
-@in_memory_or_not
-def test_export_returns_the_results_of_all_shards_less_deleted(tmp_path, metric, dtype, memory):
+@in_memory_and_on_disk
+def test_export_returns_the_results_of_all_live_rows(tmp_path, metric, dtype, memory):
     index = make_index(tmp_path, metric, dtype)
-    file = str(tmp_path / "all.faiss")
-    merged = export_index(index.folder, index.manifest, file, memory)
-    assert merged.rows == ROWS - len(GONE)
-    assert (merged.lists is None) == (memory > 1)
-    opened = faiss.read_index(file)
-    assert opened.ntotal == merged.rows
+    path = str(tmp_path / "all.faiss")
+    exported = export_index(index.folder, index.manifest, path, memory)
+    assert exported.rows == ROWS - len(DELETED)
+    assert (exported.lists is None) == (memory > 1)
+    opened = faiss.read_index(path)
+    assert opened.ntotal == exported.rows
     lists = faiss.extract_index_ivf(opened).invlists
     ids = [
-        i for n in range(lists.nlist)
-        for i in faiss.rev_swig_ptr(lists.get_ids(n), lists.list_size(n)).tolist()
+        row for number in range(lists.nlist)
+        for row in faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)).tolist()
     ]  # fmt: skip
-    assert sorted(ids) == sorted(set(range(ROWS)) - set(GONE.tolist()))
+    assert sorted(ids) == sorted(set(range(ROWS)) - set(DELETED.tolist()))
     for nprobe in (1, 3, 8):
-        assert answered(opened, nprobe) == together(index, nprobe, 20)
+        assert search_live_rows(opened, nprobe) == search_shards(index, nprobe, 20)
     assert sorted(p.name for p in tmp_path.glob("*all.faiss*")) == (
         ["all.faiss"] if memory > 1 else ["all.faiss", "all.faiss.lists"]
     )
 
 
-def test_export_on_disk_holds_only_its_rows_and_can_be_moved(tmp_path):
+def test_export_on_disk_contains_only_live_rows_and_can_be_moved(tmp_path):
     index = make_index(tmp_path, "l2", "float16")
-    file = tmp_path / "there" / "all.faiss"
-    merged = export_index(index.folder, index.manifest, str(file), 1)
-    size = Path(merged.lists).stat().st_size
-    assert size == merged.rows * (2 * DIMENSION + 8)
-    shutil.move(tmp_path / "there", tmp_path / "elsewhere")
+    path = tmp_path / "original" / "all.faiss"
+    exported = export_index(index.folder, index.manifest, str(path), 1)
+    size = Path(exported.lists).stat().st_size
+    assert size == exported.rows * (2 * DIMENSION + 8)
+    shutil.move(tmp_path / "original", tmp_path / "moved")
     with pytest.raises(RuntimeError):
-        faiss.read_index(str(tmp_path / "elsewhere/all.faiss"))
-    opened = faiss.read_index(str(tmp_path / "elsewhere/all.faiss"), faiss.IO_FLAG_ONDISK_SAME_DIR)
-    assert answered(opened, 8) == together(index, 8, 20)
-    assert "IO_FLAG_ONDISK_SAME_DIR" in merged.sentence()
+        faiss.read_index(str(tmp_path / "moved/all.faiss"))
+    opened = faiss.read_index(str(tmp_path / "moved/all.faiss"), faiss.IO_FLAG_ONDISK_SAME_DIR)
+    assert search_live_rows(opened, 8) == search_shards(index, 8, 20)
+    assert "IO_FLAG_ONDISK_SAME_DIR" in exported.sentence()
 
 
-def test_export_of_an_index_that_probes_all_lists_probes_all_lists(tmp_path):
+def test_export_keeps_nprobe_of_an_index_that_probes_all_lists(tmp_path):
     index = make_index(tmp_path, "ip", "float32")
     assert index.manifest.counts["probe_all"]
     export_index(index.folder, index.manifest, str(tmp_path / "f"), 1 << 30)
@@ -112,31 +118,31 @@ def test_smaller_export_removes_the_old_lists_file(tmp_path):
     for memory in (1, 1 << 30):
         export_index(index.folder, index.manifest, str(tmp_path / "f"), memory)
     assert not (tmp_path / "f.lists").exists()
-    assert answered(faiss.read_index(str(tmp_path / "f")), 8) == together(index, 8, 20)
+    assert search_live_rows(faiss.read_index(str(tmp_path / "f")), 8) == search_shards(index, 8, 20)
 
 
 def test_export_is_byte_identical(tmp_path):
     index = make_index(tmp_path, "l2", "float32")
-    file = tmp_path / "f"
-    found = []
+    path = tmp_path / "f"
+    outputs = []
     for _ in range(2):
-        export_index(index.folder, index.manifest, str(file), 1)
-        found.append((file.read_bytes(), (tmp_path / "f.lists").read_bytes()))
-    assert found[0] == found[1]
+        export_index(index.folder, index.manifest, str(path), 1)
+        outputs.append((path.read_bytes(), (tmp_path / "f.lists").read_bytes()))
+    assert outputs[0] == outputs[1]
 
 
-@pytest.mark.parametrize("broken", ["f", "f.lists"])
-def test_interrupted_export_leaves_no_file(tmp_path, monkeypatch, broken):
+@pytest.mark.parametrize("failing_file", ["f", "f.lists"])
+def test_interrupted_export_leaves_no_file(tmp_path, monkeypatch, failing_file):
     index = make_index(tmp_path, "l2", "float32")
     export_index(index.folder, index.manifest, str(tmp_path / "f"), 1)
-    put = export_faiss._replace
+    replace = export_faiss._replace
 
-    def failing(file, write):
-        if file.endswith("/" + broken):
+    def fail_on_file(path, write):
+        if path.endswith("/" + failing_file):
             raise KeyboardInterrupt
-        put(file, write)
+        replace(path, write)
 
-    monkeypatch.setattr(export_faiss, "_replace", failing)
+    monkeypatch.setattr(export_faiss, "_replace", fail_on_file)
     with pytest.raises(KeyboardInterrupt):
         export_index(index.folder, index.manifest, str(tmp_path / "f"), 1)
     assert not (tmp_path / "f").exists()
@@ -145,44 +151,44 @@ def test_interrupted_export_leaves_no_file(tmp_path, monkeypatch, broken):
 def test_unusable_export_paths_are_refused(tmp_path):
     index = open_folder(str(tmp_path / "index"))
     (tmp_path / "index").mkdir()
-    (tmp_path / "there").write_text("x")
-    for file, why in (
+    (tmp_path / "existing").write_text("x")
+    for path, reason in (
         ("s3://bucket/f", "no local path"),
         (tmp_path, "is a folder"),
         (tmp_path / "index/shards/x", "inside the index"),
-        (tmp_path / "there", "--overwrite"),
-        (tmp_path / "there/f", "cannot be written .*; name a file that can"),
+        (tmp_path / "existing", "--overwrite"),
+        (tmp_path / "existing/f", "cannot be written .*; name a file that can"),
     ):
-        with pytest.raises(UsageError, match=why):
-            check_export_path(str(file), index, overwrite=False)
-    path = str(tmp_path / "there")
+        with pytest.raises(UsageError, match=reason):
+            check_export_path(str(path), index, overwrite=False)
+    path = str(tmp_path / "existing")
     assert check_export_path(path, index, overwrite=True) == path
     assert check_export_path(f"file://{tmp_path}/new", index, overwrite=False) == f"{tmp_path}/new"
 
 
-DRAWN = np.random.default_rng(0).normal(size=(400, DIMENSION)).astype(np.float32)
+VECTORS = np.random.default_rng(0).normal(size=(400, DIMENSION)).astype(np.float32)
 
 
 @cache
-def trained(factory):
-    """Train once for all tests: product quantisers take seconds."""
+def trained_index(factory):
+    """Return a trained FAISS index, cached because product quantizers train for seconds."""
     index = faiss.index_factory(DIMENSION, factory)
-    index.train(DRAWN)
+    index.train(VECTORS)
     return index
 
 
-class Faked:
-    """Shards of any kind of FAISS, as an index that has such would give them."""
+class FakeShards:
+    """Stand-in for `export_faiss._Shards` with four shards of any FAISS index type."""
 
     def __init__(self, factory):
-        self.trained = trained(factory)
+        self.trained = trained_index(factory)
         self.manifest = types.SimpleNamespace(counts={"factory": factory})
         self.folder = open_folder("somewhere")
 
-    def _with(self, rows):
+    def _index_of(self, rows):
         index = faiss.clone_index(self.trained)
-        index.add_with_ids(DRAWN[rows], rows)
-        index.remove_ids(faiss.IDSelectorBatch(GONE))
+        index.add_with_ids(VECTORS[rows], rows)
+        index.remove_ids(faiss.IDSelectorBatch(DELETED))
         return index
 
     def needed_bytes(self):
@@ -192,15 +198,20 @@ class Faked:
         return self
 
     def __iter__(self):
-        yield from map(self._with, np.split(np.arange(400), 4))
+        yield from map(self._index_of, np.split(np.arange(400), 4))
 
     def assert_equal(self, index):
-        """It answers as one index that has all rows; many distances of PQ4x4fs are equal."""
-        whole = self._with(np.arange(400))
-        assert index.ntotal == whole.ntotal == 400 - len(GONE)
-        for one in (index, whole):
-            faiss.extract_index_ivf(one).nprobe = 4
-        np.testing.assert_array_equal(index.search(asked(), 9)[0], whole.search(asked(), 9)[0])
+        """Assert that an index returns the distances of one index of all rows.
+
+        Ids are not compared, since many distances of PQ4x4fs are equal.
+        """
+        expected = self._index_of(np.arange(400))
+        assert index.ntotal == expected.ntotal == 400 - len(DELETED)
+        for searched in (index, expected):
+            faiss.extract_index_ivf(searched).nprobe = 4
+        np.testing.assert_array_equal(
+            index.search(sample_queries(), 9)[0], expected.search(sample_queries(), 9)[0]
+        )
 
 
 @pytest.mark.parametrize(
@@ -208,32 +219,32 @@ class Faked:
     ["IVF4,SQ8", "PCA4,IVF4,Flat", pytest.param("IVF4,PQ4", marks=pytest.mark.nightly),
      "IVF4,PQ4x4fs"],
 )  # fmt: skip
-def test_lossy_kinds_are_merged(factory):
-    shards = Faked(factory)
-    whole = faiss.clone_index(shards.trained)
-    export_faiss._merge(whole, shards)
-    shards.assert_equal(whole)
+def test_lossy_index_types_are_merged_in_memory(factory):
+    shards = FakeShards(factory)
+    merged = faiss.clone_index(shards.trained)
+    export_faiss._merge(merged, shards)
+    shards.assert_equal(merged)
 
 
 @pytest.mark.parametrize(
     "factory",
     ["IVF4,SQ8", "PCA4,IVF4,Flat", pytest.param("IVF4,PQ4", marks=pytest.mark.nightly)],
 )
-def test_lossy_kinds_are_exported_on_disk(factory, tmp_path):
-    shards = Faked(factory)
-    whole = faiss.clone_index(shards.trained)
-    export_faiss._on_disk(whole, shards, str(tmp_path / "f"), str(tmp_path / "f.lists"))
+def test_lossy_index_types_are_exported_on_disk(factory, tmp_path):
+    shards = FakeShards(factory)
+    empty = faiss.clone_index(shards.trained)
+    export_faiss._on_disk(empty, shards, str(tmp_path / "f"), str(tmp_path / "f.lists"))
     shards.assert_equal(faiss.read_index(str(tmp_path / "f")))
 
 
-def test_kinds_that_faiss_cannot_merge_or_keep_on_disk_are_refused_in_a_sentence(tmp_path):
+def test_index_types_that_faiss_cannot_merge_or_store_on_disk_are_refused(tmp_path):
     index = make_index(tmp_path, "l2", "float32")
     refined = faiss.index_factory(DIMENSION, "IVF4,SQ8,RFlat")
     with pytest.raises(UsageError, match=r"cannot merge .* IVF8,Flat"):
         export_faiss._merge(
-            refined, export_faiss._Shards(index.folder, index.manifest, GONE, lambda: None)
+            refined, export_faiss._Shards(index.folder, index.manifest, DELETED, lambda: None)
         )
-    packed = Faked("IVF4,PQ4x4fs")
+    packed = FakeShards("IVF4,PQ4x4fs")
     with pytest.raises(UsageError, match=r"cannot keep .* --max-index-memory 12345 bytes"):
         export_faiss._on_disk(packed.trained, packed, str(tmp_path / "f"), str(tmp_path / "l"))
     assert not (tmp_path / "f").exists()

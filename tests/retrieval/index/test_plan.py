@@ -15,9 +15,9 @@ GIB = 1 << 30
 
 
 def plan(rows: int, memory: int = 4 * GIB, **changes: object) -> IndexPlan:
-    by_hand = {name: changes.pop(name, None) for name in ("rows_per_shard", "factory")}
-    asked = {"dimension": 512, "dtype": "float16", "metric": "cosine", **changes}
-    return plan_index(Gallery(rows, **asked), memory, **by_hand)
+    overrides = {name: changes.pop(name, None) for name in ("rows_per_shard", "factory")}
+    gallery = {"dimension": 512, "dtype": "float16", "metric": "cosine", **changes}
+    return plan_index(Gallery(rows, **gallery), memory, **overrides)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def plan(rows: int, memory: int = 4 * GIB, **changes: object) -> IndexPlan:
         (1_000_000_000, 256, "float16", 64 * GIB, "IVF65536,SQfp16", 22, False),
     ],
 )
-def test_plan_of_a_gallery(rows, dimension, dtype, memory, factory, shards, probe_all):
-    made = plan(rows, dimension=dimension, dtype=dtype, memory=memory)
-    assert made.factory == factory
-    assert -(-rows // made.rows_per_shard) == shards
-    assert made.probe_all == probe_all
+def test_planned_lists_codes_and_shards(rows, dimension, dtype, memory, factory, shards, probe_all):
+    result = plan(rows, dimension=dimension, dtype=dtype, memory=memory)
+    assert result.factory == factory
+    assert -(-rows // result.rows_per_shard) == shards
+    assert result.probe_all == probe_all
 
 
 @quick
@@ -52,20 +52,20 @@ def test_plan_of_a_gallery(rows, dimension, dtype, memory, factory, shards, prob
     metric=metrics,
     memory=st.integers(1 << 24, 1 << 40),
 )
-def test_every_plan_fits_and_can_be_trained(rows, dimension, dtype, metric, memory):
-    asked = {"dimension": dimension, "dtype": dtype, "metric": metric, "memory": memory}
-    made = plan(rows, **asked)
-    width = {"float16": 2, "float32": 4, None: 1}[made.codes]
-    assert made.rows_per_shard * dimension * width <= memory // 2
-    assert made.nlist <= made.sample_rows <= rows
-    assert made.nlist == 1 or rows // made.nlist >= LIST_ROWS
-    assert made.probe_all == (rows <= PROBE_ALL_ROWS and made.codes is not None)
-    assert made == plan(rows, **asked)
+def test_plan_fits_memory_and_sample_covers_lists(rows, dimension, dtype, metric, memory):
+    arguments = {"dimension": dimension, "dtype": dtype, "metric": metric, "memory": memory}
+    result = plan(rows, **arguments)
+    code_bytes = {"float16": 2, "float32": 4, None: 1}[result.codes]
+    assert result.rows_per_shard * dimension * code_bytes <= memory // 2
+    assert result.nlist <= result.sample_rows <= rows
+    assert result.nlist == 1 or rows // result.nlist >= LIST_ROWS
+    assert result.probe_all == (rows <= PROBE_ALL_ROWS and result.codes is not None)
+    assert result == plan(rows, **arguments)
 
 
 def test_shards_are_nearly_equal():
-    made = plan(10**6, memory=2 * 300_000 * (1024 + 216))  # 300,000 fit: four shards
-    assert made.rows_per_shard == 250_000
+    result = plan(10**6, memory=2 * 300_000 * (1024 + 216))  # 300,000 fit: four shards
+    assert result.rows_per_shard == 250_000
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_shards_are_nearly_equal():
         (4096, "float32", 4 << 20, "IVF30,SQ8"),
     ],
 )
-def test_little_memory_selects_sq8_codes(dimension, dtype, memory, factory):
-    made = plan(10**7, memory=memory, dimension=dimension, dtype=dtype)
-    assert made.factory == factory
-    assert made.codes == (None if "SQ8" in factory else dtype)
-    assert not made.probe_all
-    assert ("from the store" in made.reasons[0]) == ("SQ8" in factory)
+def test_insufficient_memory_for_vectors_selects_sq8_codes(dimension, dtype, memory, factory):
+    result = plan(10**7, memory=memory, dimension=dimension, dtype=dtype)
+    assert result.factory == factory
+    assert result.codes == (None if "SQ8" in factory else dtype)
+    assert not result.probe_all
+    assert ("from the store" in result.reasons[0]) == ("SQ8" in factory)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_little_memory_selects_sq8_codes(dimension, dtype, memory, factory):
         ("IVF16_HNSW32,Flat", "float32", None),
     ],
 )
-def test_any_ivf_factory_can_be_requested(factory, dtype, codes):
-    made = plan(10**6, dtype=dtype, factory=factory)
-    assert (made.factory, made.nlist, made.codes) == (factory, 16, codes)
-    assert made.reasons[0].startswith(f"{factory}: asked for")
+def test_requested_ivf_factory_is_used(factory, dtype, codes):
+    result = plan(10**6, dtype=dtype, factory=factory)
+    assert (result.factory, result.nlist, result.codes) == (factory, 16, codes)
+    assert result.reasons[0].startswith(f"{factory}: asked for")
 
 
 @pytest.mark.parametrize(
-    ("factory", "said"),
+    ("factory", "message"),
     [
         ("HNSW32", "makes an IndexHNSWFlat, which has no inverted lists to shard"),
         ("Flat", "makes an IndexFlat"),
@@ -113,30 +113,32 @@ def test_any_ivf_factory_can_be_requested(factory, dtype, codes):
         ("IVF16,Rubbish", "cannot be made for 512 dimensions"),
     ],
 )
-def test_other_factories_are_refused_with_the_reason(factory, said):
-    with pytest.raises(UsageError, match=f"--index-factory {factory} {said}"):
+def test_non_ivf_factory_is_refused_with_the_reason(factory, message):
+    with pytest.raises(UsageError, match=f"--index-factory {factory} {message}"):
         plan(10**6, factory=factory)
 
 
 @pytest.mark.parametrize(
-    ("dimension", "dtype", "least"),
+    ("dimension", "dtype", "minimum"),
     [(512, "float16", 372_736), (512, "float32", 372_736), (2048, "float32", 1_159_168)],
 )
-def test_too_little_memory_is_refused_naming_what_is_enough(dimension, dtype, least):
-    asked = {"dimension": dimension, "dtype": dtype}
-    with pytest.raises(UsageError, match=f"--max-index-memory {least - 1} .* at least {least} "):
-        plan(10**6, memory=least - 1, **asked)
-    assert plan(10**6, memory=least, **asked).rows_per_shard <= 256
+def test_insufficient_memory_error_names_the_minimum(dimension, dtype, minimum):
+    gallery = {"dimension": dimension, "dtype": dtype}
+    with pytest.raises(
+        UsageError, match=f"--max-index-memory {minimum - 1} .* at least {minimum} "
+    ):
+        plan(10**6, memory=minimum - 1, **gallery)
+    assert plan(10**6, memory=minimum, **gallery).rows_per_shard <= 256
 
 
-def test_rows_per_shard_overrides_the_memory():
-    made = plan(1000, rows_per_shard=300, memory=1)
-    assert made.rows_per_shard == 300
-    assert "4 shards of 300 rows: asked for" in made.reasons
+def test_rows_per_shard_overrides_the_memory_limit():
+    result = plan(1000, rows_per_shard=300, memory=1)
+    assert result.rows_per_shard == 300
+    assert "4 shards of 300 rows: asked for" in result.reasons
 
 
-def test_the_reasons_name_the_numbers():
-    said = "\n".join(plan(1_000_000, memory=GIB, metric="l2").reasons)
+def test_plan_reasons_contain_the_numbers():
+    reasons = "\n".join(plan(1_000_000, memory=GIB, metric="l2").reasons)
     for number in ("3906 lists", "249984 rows train", "3 shards of 333334 rows", "1240 each"):
-        assert number in said
-    assert "nearest centroid" in said
+        assert number in reasons
+    assert "nearest centroid" in reasons

@@ -53,33 +53,36 @@ def naive_recall(
     metric: Metric,
     k: int,
     nprobe: int,
-    own: NDArray[np.int64] | None = None,
+    own_rows: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
-    """Search `nprobe` lists and all rows, and count, query by query; `own` rows are no answer."""
+    """Return the recall@k of each query by searching `nprobe` lists and all rows by brute force.
+
+    `own_rows` holds for each query the position of the same vector in `rows`, which is no result.
+    """
     measure = assignment_metric(metric)
     lists = exact_keys(rows, centroids, measure).argmax(1)
-    keys, near = exact_keys(queries, rows, metric), exact_keys(queries, centroids, measure)
+    keys, centroid_keys = exact_keys(queries, rows, metric), exact_keys(queries, centroids, measure)
     ties, values = np.arange(len(rows)), []
     for query in range(len(queries)):
         allowed = np.ones(len(rows), bool)
-        if own is not None:
-            allowed[own[query]] = False
-        probed = np.lexsort((np.arange(len(centroids)), -near[query]))[:nprobe]
-        read = allowed & np.isin(lists, probed)
+        if own_rows is not None:
+            allowed[own_rows[query]] = False
+        probed_lists = np.lexsort((np.arange(len(centroids)), -centroid_keys[query]))[:nprobe]
+        searched = allowed & np.isin(lists, probed_lists)
         _, exact = brute_force(np.where(allowed, keys[[query]], -np.inf), ties, k)
-        _, found = brute_force(np.where(read, keys[[query]], -np.inf), ties, k)
-        wanted = set(exact[0].tolist()) - {-1}
-        values.append(len(wanted & set(found[0].tolist())) / len(wanted) if wanted else 1.0)
+        _, result = brute_force(np.where(searched, keys[[query]], -np.inf), ties, k)
+        expected = set(exact[0].tolist()) - {-1}
+        values.append(len(expected & set(result[0].tolist())) / len(expected) if expected else 1.0)
     return np.array(values)
 
 
 def neighbours_of(
     queries: Vectors, rows: Vectors, centroids: NDArray[np.float32], metric: Metric, k: int
 ) -> Neighbours:
-    keys, places = brute_force(exact_keys(queries, rows, metric), np.arange(len(rows)), k)
+    keys, positions = brute_force(exact_keys(queries, rows, metric), np.arange(len(rows)), k)
     measure = assignment_metric(metric)
     lists = nearest_centroids(block(rows, measure), block(centroids, measure))
-    return Neighbours(keys, places, np.where(places < 0, -1, lists[places]))
+    return Neighbours(keys, positions, np.where(positions < 0, -1, lists[positions]))
 
 
 @quick
@@ -87,118 +90,122 @@ def neighbours_of(
 def test_recall_from_required_nprobe_equals_counted_recall(case, metric, k, nlist, seed):
     nlist = min(nlist, len(case.rows))
     centroids = train_centroids(case.rows, nlist, metric, seed=seed)
-    found = neighbours_of(case.queries, case.rows, centroids, metric, k)
+    exact_neighbours = neighbours_of(case.queries, case.rows, centroids, metric, k)
     measure = assignment_metric(metric)
-    needed = required_nprobe(block(case.queries, measure), block(centroids, measure), found)
+    required = required_nprobe(
+        block(case.queries, measure), block(centroids, measure), exact_neighbours
+    )
     for nprobe in range(1, nlist + 1):
-        counted = naive_recall(case.queries, case.rows, centroids, metric, k, nprobe)
-        np.testing.assert_array_equal(recall_at(*needed, nprobe), counted)
-    assert (recall_at(*needed, nlist) == 1).all()
+        expected = naive_recall(case.queries, case.rows, centroids, metric, k, nprobe)
+        np.testing.assert_array_equal(recall_at(*required, nprobe), expected)
+    assert (recall_at(*required, nlist) == 1).all()
 
 
 @every_metric
-def test_the_curve_of_an_index_is_that_of_the_sample_without_itself(tmp_path, metric, monkeypatch):
-    """Of four shards, with holes and duplicates, from what was put beside each."""
+def test_curve_of_an_index_equals_counted_recall_of_its_sample(tmp_path, metric, monkeypatch):
+    """The gallery has four shards, holes and duplicates; neighbours are merged from all shards."""
     monkeypatch.setattr(recall_curve_module, "SAMPLE_SIZE", 25)
     vectors = np.random.default_rng(1).normal(size=(120, 6)).astype(np.float16)
     vectors[30:60] = vectors[:30]
     store = make_store(tmp_path / "store", vectors, rows=range(10, 130), images=140, chunk_rows=32)
-    building = IndexBuilder(tmp_path / "index", store, metric, nlist=9, rows_per_shard=40)
-    index = building.finish()
-    own = building.rows - 10  # place among the vectors
-    assert 12 < len(own) < 40
+    builder = IndexBuilder(tmp_path / "index", store, metric, nlist=9, rows_per_shard=40)
+    index = builder.finish()
+    sample_positions = builder.rows - 10  # positions among the vectors
+    assert 12 < len(sample_positions) < 40
     curve = pq.read_table(io.BytesIO(index.folder.read(RECALL_TABLE)))
     assert curve.schema.equals(RECALL.schema)
-    lines = curve.to_pylist()
-    assert [(line["k"], line["nprobe"]) for line in lines] == [
+    rows = curve.to_pylist()
+    assert [(row["k"], row["nprobe"]) for row in rows] == [
         (k, nprobe) for k in (1, 10, 100, 119) for nprobe in (1, 2, 3, 4, 6, 8, 9)
     ]
-    for line in lines:
-        sampled = own[::4] if line["k"] == 119 else own
+    for row in rows:
+        positions = sample_positions[::4] if row["k"] == 119 else sample_positions
         values = naive_recall(
-            vectors[sampled], vectors, index.centroids, metric, line["k"], line["nprobe"], sampled
+            vectors[positions], vectors, index.centroids, metric, row["k"], row["nprobe"], positions
         )
-        assert line["recall"] == pytest.approx(values.mean(), abs=1e-12)
-        ends = [end[0] for end in mean_intervals(values[:, None])]
-        assert (line["low"], line["high"]) == pytest.approx(ends, abs=1e-12)
-        assert line["sample"] == len(sampled)
+        assert row["recall"] == pytest.approx(values.mean(), abs=1e-12)
+        interval = [bound[0] for bound in mean_intervals(values[:, None])]
+        assert (row["low"], row["high"]) == pytest.approx(interval, abs=1e-12)
+        assert row["sample"] == len(positions)
 
 
 @every_metric
-def test_the_curve_rises_to_one(metric):
+def test_curve_is_monotonic_and_reaches_one(metric):
     rows = np.random.default_rng(2).normal(size=(300, 8)).astype(np.float32)
     centroids = train_centroids(rows, 20, metric, seed=0)
     queries = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
-    found = neighbours_of(queries, rows, centroids, metric, 100)
+    exact = neighbours_of(queries, rows, centroids, metric, 100)
     measure = assignment_metric(metric)
     curve = recall_curve(
-        block(queries, measure), block(centroids, measure), found, (1, 10, 100), seed=0
+        block(queries, measure), block(centroids, measure), exact, (1, 10, 100), seed=0
     )
     for k in (1, 10, 100):
-        own = [line for line in curve.to_pylist() if line["k"] == k]
-        shares = [line["recall"] for line in own]
-        assert shares == sorted(shares)
-        assert shares[0] < 1
-        assert shares[-1] == 1
-        assert all(line["low"] <= line["recall"] <= line["high"] for line in own)
+        rows_of_k = [row for row in curve.to_pylist() if row["k"] == k]
+        recalls = [row["recall"] for row in rows_of_k]
+        assert recalls == sorted(recalls)
+        assert recalls[0] < 1
+        assert recalls[-1] == 1
+        assert all(row["low"] <= row["recall"] <= row["high"] for row in rows_of_k)
 
 
-# --- merging ------------------------------------------------------------------------------------
+# --- merging --------------------------------------------------------------------------------------
 
 
 @quick
 @given(cases(max_rows=30), metrics, st.integers(1, 8), st.integers(1, 5), seeds)
-def test_neighbours_of_shards_merge_to_those_of_the_whole(case, metric, k, cuts, seed):
+def test_merged_neighbours_of_shards_equal_those_of_the_gallery(case, metric, k, cuts, seed):
     keys = exact_keys(case.queries, case.rows, metric)
-    owner = np.random.default_rng(seed).integers(0, cuts, len(case.rows))
+    shard_of_row = np.random.default_rng(seed).integers(0, cuts, len(case.rows))
     parts = []
     for number in range(cuts):
-        own = np.flatnonzero(owner == number)
-        best, places = brute_force(keys[:, own], own, k)
-        if len(own):
-            places = np.where(places < 0, -1, own[places])
-        parts.append(Neighbours(best, places, np.where(places < 0, -1, places * 7)))
+        shard_rows = np.flatnonzero(shard_of_row == number)
+        best, positions = brute_force(keys[:, shard_rows], shard_rows, k)
+        if len(shard_rows):
+            positions = np.where(positions < 0, -1, shard_rows[positions])
+        parts.append(Neighbours(best, positions, np.where(positions < 0, -1, positions * 7)))
     merged = merge_neighbours(parts, k)
-    expected, places = brute_force(keys, np.arange(len(case.rows)), k)
+    expected, positions = brute_force(keys, np.arange(len(case.rows)), k)
     np.testing.assert_array_equal(merged.keys, expected)
-    np.testing.assert_array_equal(merged.rows, places)
-    np.testing.assert_array_equal(merged.lists, np.where(places < 0, -1, places * 7))
+    np.testing.assert_array_equal(merged.rows, positions)
+    np.testing.assert_array_equal(merged.lists, np.where(positions < 0, -1, positions * 7))
 
 
 def neighbours(rows: list[list[int]]) -> Neighbours:
-    at = np.array(rows)
-    return Neighbours(-at.astype(float), at, at * 10)
+    row_numbers = np.array(rows)
+    return Neighbours(-row_numbers.astype(float), row_numbers, row_numbers * 10)
 
 
-def test_a_sampled_row_is_no_neighbour_of_itself():
-    others = drop_self(neighbours([[5, 1, 2], [1, 5, 2], [1, 2, 5]]), np.array([5, 5, 5]))
-    assert others.rows.tolist() == [[1, 2]] * 3
-    assert others.lists.tolist() == [[10, 20]] * 3
-    assert others.keys.tolist() == [[-1, -2]] * 3
+def test_drop_self_removes_the_sampled_row():
+    result = drop_self(neighbours([[5, 1, 2], [1, 5, 2], [1, 2, 5]]), np.array([5, 5, 5]))
+    assert result.rows.tolist() == [[1, 2]] * 3
+    assert result.lists.tolist() == [[10, 20]] * 3
+    assert result.keys.tolist() == [[-1, -2]] * 3
 
 
-def test_where_a_row_is_not_among_its_own_neighbours_the_last_one_goes():
-    """More copies of it than neighbours were asked for come first by row."""
+def test_drop_self_removes_the_last_neighbour_if_self_is_missing():
+    """Duplicates with smaller row numbers displace the row itself from its neighbours."""
     assert drop_self(neighbours([[1, 2, 3]]), np.array([9])).rows.tolist() == [[1, 2]]
 
 
-def test_a_query_without_neighbours_misses_nothing():
-    needed = np.array([[1, 1], [3, 1], [1, 1]])
-    there = np.array([[False, False], [True, True], [True, False]])
-    assert recall_at(needed, there, 1).tolist() == [1, 1 / 2, 1]
+def test_query_without_neighbours_has_recall_one():
+    required = np.array([[1, 1], [3, 1], [1, 1]])
+    is_present = np.array([[False, False], [True, True], [True, False]])
+    assert recall_at(required, is_present, 1).tolist() == [1, 1 / 2, 1]
 
 
 def test_required_nprobe_of_a_small_example():
-    """Three centroids on a line; the query reads 0, then 1, then 2."""
+    """Three centroids on a line; the query probes lists 0, 1, 2 in this order."""
     centroids = block(np.array([[0], [10], [20]], np.float32), "l2")
     query = block(np.array([[1]], np.float32), "l2")
-    found = Neighbours(np.zeros((1, 4)), np.array([[7, 8, 9, -1]]), np.array([[2, 0, 1, -1]]))
-    needed, there = required_nprobe(query, centroids, found)
-    assert needed[there].tolist() == [3, 1, 2]
-    assert recall_at(needed, there, 2).tolist() == [2 / 3]
+    exact_neighbours = Neighbours(
+        np.zeros((1, 4)), np.array([[7, 8, 9, -1]]), np.array([[2, 0, 1, -1]])
+    )
+    required, is_present = required_nprobe(query, centroids, exact_neighbours)
+    assert required[is_present].tolist() == [3, 1, 2]
+    assert recall_at(required, is_present, 2).tolist() == [2 / 3]
 
 
-# --- choosing -----------------------------------------------------------------------------------
+# --- choosing nprobe ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -211,13 +218,13 @@ def test_required_nprobe_of_a_small_example():
         (20, [1, 2, 3, 4, 6, 8, 12, 16, 20]),
     ],
 )
-def test_the_grid_grows_by_halves_and_ends_with_all(nlist, grid):
+def test_probe_grid_grows_by_halves_and_ends_with_nlist(nlist, grid):
     assert probe_grid(nlist) == grid
 
 
-def curve_of(*lines: tuple[int, int, float]) -> pa.Table:
-    """Make a curve of (k, nprobe, recall)."""
-    columns = zip(*[(k, nprobe, mean, 0.0, 1.0, 5) for k, nprobe, mean in lines], strict=True)
+def curve_of(*rows: tuple[int, int, float]) -> pa.Table:
+    """Return a recall curve with one row per (k, nprobe, recall)."""
+    columns = zip(*[(k, nprobe, mean, 0.0, 1.0, 5) for k, nprobe, mean in rows], strict=True)
     return pa.table([list(column) for column in columns], schema=RECALL.schema)
 
 
@@ -232,39 +239,41 @@ CURVE = curve_of(
     ("k", "goal", "nprobe"),
     [
         (1, 0.80, 1),
-        (1, 0.81, 2),  # between two nprobe: 1.1 lists
+        (1, 0.81, 2),  # interpolated: 1.1 lists
         (1, 0.90, 2),
-        (1, 0.95, 7),  # half of the way from 2 to 12
+        (1, 0.95, 7),  # halfway from 2 to 12
         (10, 0.88, 6),  # 2 + 10 x 0.08 / 0.2
         (3.1622776601683795, 0.85, 2),  # halfway between k = 1 and 10 by its logarithm
         (100, 0.80, 12),
-        (100, 0.81, 99),  # reached by none: all lists
-        (101, 0.80, 13),  # beyond what was measured: in proportion
+        (100, 0.81, 99),  # not reached by the curve: all lists
+        (101, 0.80, 13),  # beyond the measured k: in proportion
         (200, 0.60, 4),
-        (900, 0.80, 99),  # no more than there are
+        (900, 0.80, 99),  # at most all lists
     ],
 )
-def test_the_fewest_lists_are_chosen_of_which_the_goal_is_expected(k, goal, nprobe):
+def test_choose_nprobe_interpolates_the_curve(k, goal, nprobe):
     target = (goal - 0.4) / 0.6  # a first search leaves two fifths of the allowed loss unused
     assert choose_nprobe(CURVE, k, target + 1e-12 * (goal < 0.8), 99) == nprobe
 
 
-def test_a_curve_in_any_order_of_lines_says_the_same():
-    turned = CURVE.take(np.random.default_rng(0).permutation(len(CURVE)))
-    assert choose_nprobe(turned, 10, 0.8, 99) == choose_nprobe(CURVE, 10, 0.8, 99)
+def test_choose_nprobe_does_not_depend_on_row_order():
+    shuffled = CURVE.take(np.random.default_rng(0).permutation(len(CURVE)))
+    assert choose_nprobe(shuffled, 10, 0.8, 99) == choose_nprobe(CURVE, 10, 0.8, 99)
 
 
 @quick
 @given(seeds, st.floats(0.05, 1))
-def test_a_wider_search_is_the_first_of_the_grid_that_is_shown_to_be_enough(seed, target):
-    needed = np.random.default_rng(seed).integers(1, 21, (30, 5))
-    there = np.ones((30, 5), bool)
-    chosen = smallest_sufficient_nprobe(needed, there, 20, lambda recalls: recalls.mean() >= target)
-    assert recall_at(needed, there, chosen).mean() >= target
+def test_smallest_sufficient_nprobe_is_the_first_of_the_grid(seed, target):
+    required = np.random.default_rng(seed).integers(1, 21, (30, 5))
+    is_present = np.ones((30, 5), bool)
+    chosen = smallest_sufficient_nprobe(
+        required, is_present, 20, lambda recalls: recalls.mean() >= target
+    )
+    assert recall_at(required, is_present, chosen).mean() >= target
     smaller = [nprobe for nprobe in probe_grid(20) if nprobe < chosen]
-    assert all(recall_at(needed, there, nprobe).mean() < target for nprobe in smaller)
+    assert all(recall_at(required, is_present, nprobe).mean() < target for nprobe in smaller)
 
 
-def test_all_lists_are_read_if_no_nprobe_is_sufficient():
-    needed, there = np.full((3, 2), 4), np.ones((3, 2), bool)
-    assert smallest_sufficient_nprobe(needed, there, 20, lambda recalls: False) == 20
+def test_smallest_sufficient_nprobe_is_nlist_if_none_suffices():
+    required, is_present = np.full((3, 2), 4), np.ones((3, 2), bool)
+    assert smallest_sufficient_nprobe(required, is_present, 20, lambda recalls: False) == 20

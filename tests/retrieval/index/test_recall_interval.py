@@ -1,4 +1,7 @@
-"""Tests of the coverage of recall intervals and of the error rate of sequential verdicts."""
+"""Tests of the coverage of recall intervals and of the error rate of sequential verdicts.
+
+`python -m tests.retrieval.index.test_recall_interval` prints the miss rates per population.
+"""
 
 from __future__ import annotations
 
@@ -24,65 +27,67 @@ from retrieval.index.recall_interval import (
 from tests.retrieval.sample_vectors import quick, seeds
 
 Values = NDArray[np.float64]
-KINDS = ("all or nothing", "now and then nothing", "tenths", "hundredths")
+KINDS = ("zero or one", "mostly one", "tenths", "hundredths")
 
 
 def population(kind: str, mean: float, size: int, seed: int = 0) -> Values:
-    """Draw the recalls of `size` queries around a mean, most of them 1."""
+    """Draw recalls of `size` queries with an expected mean, most of them 1."""
     generator = np.random.default_rng(seed)
-    if kind == "all or nothing":
+    if kind == "zero or one":
         return (generator.random(size) < mean).astype(float)
-    if kind == "now and then nothing":
-        bad = generator.random(size) < (1 - mean) / 0.9
-        return np.where(bad, generator.integers(0, 3, size) / 10, 1.0)
-    parts, odd = (10, 2.0) if kind == "tenths" else (100, 0.5)
-    shares = generator.beta(odd * mean / (1 - mean), odd, size)
-    return generator.binomial(parts, shares) / parts
+    if kind == "mostly one":
+        imperfect = generator.random(size) < (1 - mean) / 0.9
+        return np.where(imperfect, generator.integers(0, 3, size) / 10, 1.0)
+    trials, beta = (10, 2.0) if kind == "tenths" else (100, 0.5)
+    probabilities = generator.beta(beta * mean / (1 - mean), beta, size)
+    return generator.binomial(trials, probabilities) / trials
 
 
-def missed(values: Values, sampled: int, runs: int, seed: int = 0) -> tuple[float, float]:
-    """Return how often the lower and the upper end lie beyond the mean of all values."""
+def miss_rates(values: Values, sampled: int, runs: int, seed: int = 0) -> tuple[float, float]:
+    """Return the shares of intervals that lie above, and below, the mean of all values."""
     generator = np.random.default_rng(seed)
-    mean, beyond = values.mean(), np.zeros(2)
+    mean, misses = values.mean(), np.zeros(2)
     for run in range(runs):
         sample = generator.choice(values, sampled, replace=False)
         low, high = sampled_interval(sample, len(values), seed=run)
-        beyond += low > mean + 1e-12, high < mean - 1e-12
-    return float(beyond[0] / runs), float(beyond[1] / runs)
+        misses += low > mean + 1e-12, high < mean - 1e-12
+    return float(misses[0] / runs), float(misses[1] / runs)
 
 
-# --- intervals ----------------------------------------------------------------------------------
+# --- intervals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("sampled", "queries"), [(15, 10_000), (250, 400), (500, 10_000)])
-def test_interval_ends_miss_the_mean_as_rarely_as_stated(kind, sampled, queries, monkeypatch):
+def test_interval_coverage_is_at_least_nominal(kind, sampled, queries, monkeypatch):
     monkeypatch.setattr(recall_interval, "DRAWS", 1000)
     runs = 80
     allowed = runs * TAIL + 3 * math.sqrt(runs * TAIL * (1 - TAIL))
-    for share in missed(population(kind, 0.95, queries), sampled, runs):
-        assert share * runs <= allowed
+    for rate in miss_rates(population(kind, 0.95, queries), sampled, runs):
+        assert rate * runs <= allowed
 
 
 @pytest.mark.parametrize(
-    ("right", "sampled", "queries"),
+    ("correct", "sampled", "queries"),
     [(40, 40, 41), (38, 40, 60), (240, 250, 260), (95, 100, 400)],
 )
-def test_interval_of_zeros_and_ones_is_exact_hypergeometric(right, sampled, queries):
-    """The fewest right ones of all of which so many or more of the sample are right in 2.5 %."""
+def test_interval_of_binary_recalls_equals_the_hypergeometric(correct, sampled, queries):
+    """The lower end is the smallest total that is not rejected by a one-sided test at 2.5 %."""
 
-    def at_least(total: int) -> float:
+    def tail_probability(total: int) -> float:
         ways = sum(
             math.comb(total, hits) * math.comb(queries - total, sampled - hits)
-            for hits in range(right, min(total, sampled) + 1)
+            for hits in range(correct, min(total, sampled) + 1)
         )
         return ways / math.comb(queries, sampled)
 
-    fewest = next(total for total in range(right, queries + 1) if at_least(total) > TAIL)
-    sample = np.repeat([1.0, 0.0], [right, sampled - right])
+    smallest = next(
+        total for total in range(correct, queries + 1) if tail_probability(total) > TAIL
+    )
+    sample = np.repeat([1.0, 0.0], [correct, sampled - correct])
     low, high = sampled_interval(sample, queries)
-    assert low == pytest.approx(fewest / queries, abs=max(1.01 / queries, 0.001))
-    assert low <= right / sampled <= high
+    assert low == pytest.approx(smallest / queries, abs=max(1.01 / queries, 0.001))
+    assert low <= correct / sampled <= high
 
 
 @quick
@@ -100,27 +105,29 @@ def test_interval_narrows_as_the_sample_grows():
     assert widths[2] == pytest.approx(widths[3] * math.sqrt(1 - 250 / 400), rel=0.2)
 
 
-def test_perfect_sample_recall_does_not_imply_perfect_recall():
+def test_interval_of_perfect_sample_recall_is_not_a_point():
     low, high = sampled_interval(np.ones(250), 10**6)
     assert (low, high) == pytest.approx((TAIL ** (1 / 250), 1), abs=1e-3)
 
 
-def test_several_looks_share_the_error():
+def test_several_looks_widen_the_interval():
     sample = population("tenths", 0.95, 250)
-    one, five = (sampled_interval(sample, 10_000, looks=looks) for looks in (1, 5))
-    assert five[0] < one[0] < one[1] < five[1]
+    one_look, five_looks = (sampled_interval(sample, 10_000, looks=looks) for looks in (1, 5))
+    assert five_looks[0] < one_look[0] < one_look[1] < five_looks[1]
     low, _ = sampled_interval(np.ones(250), 10**6, looks=5)
     assert low == pytest.approx((TAIL / 5) ** (1 / 250), abs=2e-3)
 
 
-def test_column_intervals_match_those_of_a_huge_population():
+def test_mean_intervals_equal_those_of_an_infinite_population():
     columns = np.stack([population(kind, 0.95, 300) for kind in KINDS], axis=1)
     low, high = mean_intervals(columns)
-    for place, column in enumerate(columns.T):
-        assert (low[place], high[place]) == pytest.approx(sampled_interval(column, 10**9), abs=1e-3)
+    for position, column in enumerate(columns.T):
+        assert (low[position], high[position]) == pytest.approx(
+            sampled_interval(column, 10**9), abs=1e-3
+        )
 
 
-# --- looks --------------------------------------------------------------------------------------
+# --- looks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def test_column_intervals_match_those_of_a_huge_population():
         (300, 3, 10, (250, 300)),
         (1000, 3, 10, (250, 500, 1000)),
         (20_000, 10, 200, (250, 500, 1000)),
-        (40_000, 10, 200, (250, 500, 1000, 2000)),  # as dear as the search itself
+        (40_000, 10, 200, (250, 500, 1000, 2000)),  # costs as much as the ranking
         (10**6, 10, 200, (250, 500, 1000, 2000, 4000)),
     ],
 )
@@ -145,19 +152,19 @@ def test_interval_verdict_is_met_missed_or_undecided():
     assert interval_verdict(0.93, 0.95, 0.95) == "undecided"
 
 
-def test_sampled_queries_count_as_found():
+def test_delivered_recall_counts_sampled_queries_as_exact():
     assert delivered_recall(0.9, 0, 100) == 0.9
     assert delivered_recall(0.9, 50, 100) == 0.95
     assert delivered_recall(0.9, 100, 100) == 1
 
 
-# --- the gate -----------------------------------------------------------------------------------
+# --- the gate -------------------------------------------------------------------------------------
 
 
 def verdicts(kind: str, mean: float, runs: int) -> list[str]:
-    """Let searches of a known recall be judged against 0.95, look by look."""
+    """Return sequential verdicts on searches with the recall `mean`, against the target 0.95."""
     values = population(kind, mean, 200_000)
-    values += mean - values.mean()  # to the last bit, and beyond 1 by a hair
+    values += mean - values.mean()  # the mean is exact; values may exceed 1 slightly
     generator = np.random.default_rng(1)
     sizes = (250, 500, 1000, 2000, 4000)
     return [
@@ -166,17 +173,17 @@ def verdicts(kind: str, mean: float, runs: int) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["now and then nothing", "tenths"])
-def test_a_recall_below_the_target_hardly_ever_passes(kind, monkeypatch):
-    """A point estimate passes a search of 0.945 in 29 % of rankings."""
+@pytest.mark.parametrize("kind", ["mostly one", "tenths"])
+def test_recall_below_the_target_is_rarely_accepted(kind, monkeypatch):
+    """A point estimate would accept a recall of 0.945 in 29 % of rankings."""
     monkeypatch.setattr(recall_interval, "DRAWS", 1000)
     runs = 60
-    passed = verdicts(kind, 0.945, runs).count("met")
-    assert passed <= runs * TAIL + 3 * math.sqrt(runs * TAIL)
+    accepted = verdicts(kind, 0.945, runs).count("met")
+    assert accepted <= runs * TAIL + 3 * math.sqrt(runs * TAIL)
 
 
-@pytest.mark.parametrize("kind", ["now and then nothing", "tenths"])
-def test_a_recall_well_above_the_target_nearly_always_passes(kind, monkeypatch):
+@pytest.mark.parametrize("kind", ["mostly one", "tenths"])
+def test_recall_well_above_the_target_is_nearly_always_accepted(kind, monkeypatch):
     monkeypatch.setattr(recall_interval, "DRAWS", 1000)
     assert verdicts(kind, 0.965, 40).count("met") >= 38
 
@@ -186,6 +193,6 @@ if __name__ == "__main__":
     for kind in KINDS:
         for mean in (0.95, 0.99):
             for sampled in (15, 250, 1000, 2000):
-                below, above = missed(population(kind, mean, 10_000), sampled, RUNS)
+                below, above = miss_rates(population(kind, mean, 10_000), sampled, RUNS)
                 line = f"{kind:>22} {mean} n {sampled:>4}: {below:.4f} {above:.4f}\n"
                 sys.stdout.write(line)

@@ -25,6 +25,7 @@ from retrieval.index.train import TRAINED, TRAINED_JSON
 from retrieval.storage.local import open_folder
 from retrieval.store.reader import Store
 from retrieval.vectors.matmul import HalfPrecisionProduct
+from tests.file_tree import read_tree
 from tests.retrieval.sample_vectors import (
     METRICS,
     NEIGHBOUR_COUNT,
@@ -39,7 +40,6 @@ from tests.retrieval.sample_vectors import (
     slow,
 )
 from tests.retrieval.storage.s3 import new_prefix, options
-from tests.trees import tree
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
 every_dtype = pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -50,67 +50,69 @@ def unit_vectors(count: int, d: int = 16, dtype: str = "float32") -> NDArray[np.
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(dtype)
 
 
-HOLED = np.sort(np.random.default_rng(0).permutation(200)[:150]).tolist()
+STORED_ROWS = np.sort(np.random.default_rng(0).permutation(200)[:150]).tolist()
 
 
-def holed_store(root: Path, dtype: str = "float32") -> Store:
-    """Make a store of 150 vectors; here and there one of its 200 images failed."""
-    return make_store(root, unit_vectors(150, dtype=dtype), rows=HOLED, images=200, chunk_rows=32)
+def store_with_failures(root: Path, dtype: str = "float32") -> Store:
+    """Return a store of 150 vectors; the other 50 of its 200 images failed."""
+    return make_store(
+        root, unit_vectors(150, dtype=dtype), rows=STORED_ROWS, images=200, chunk_rows=32
+    )
 
 
 def make_index(root: Path, metric: Metric, dtype: str = "float32") -> FinishedIndex:
-    """Make an index of three shards, of 60, 60 and 30 rows."""
-    store = holed_store(root / "store", dtype)
+    """Return an index of three shards, of 60, 60 and 30 rows."""
+    store = store_with_failures(root / "store", dtype)
     return IndexBuilder(root / "index", store, metric, nlist=8, rows_per_shard=60).finish()
 
 
-def stored(store: Store) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def stored_rows_and_vectors(store: Store) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     vectors, rows = draw_sample(store, store.rows, 0, "curve")
     return rows, vectors
 
 
 def read_by_faiss(index: FinishedIndex, number: int) -> faiss.IndexIVF:
-    """Open a shard as any program with FAISS would."""
+    """Open a shard by `faiss.read_index`."""
     return faiss.read_index(index.folder.uri(shard_path(number)))
 
 
-# --- what is in a shard -------------------------------------------------------------------------
+# --- contents of a shard --------------------------------------------------------------------------
 
 
 @every_metric
 @every_dtype
-def test_faiss_opens_a_shard_and_finds_the_stored_vectors_by_row(tmp_path, metric, dtype):
+def test_faiss_reconstructs_the_stored_vectors_by_row(tmp_path, metric, dtype):
     index = make_index(tmp_path, metric, dtype)
-    rows, vectors = stored(index.store)
+    rows, vectors = stored_rows_and_vectors(index.store)
     for number in range(3):
         opened = read_by_faiss(index, number)
         assert opened.metric_type == (
             faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
         )
         opened.set_direct_map_type(faiss.DirectMap.Hashtable)
-        own = slice(60 * number, 60 * (number + 1))
-        assert opened.ntotal == len(rows[own])
-        for row, vector in zip(rows[own], vectors[own], strict=True):
+        shard_slice = slice(60 * number, 60 * (number + 1))
+        assert opened.ntotal == len(rows[shard_slice])
+        for row, vector in zip(rows[shard_slice], vectors[shard_slice], strict=True):
             np.testing.assert_array_equal(opened.reconstruct(int(row)), vector)
 
 
 @slow
 @given(cases(), metrics, st.integers(1, 9))
-def test_codes_are_the_stored_vectors_bit_for_bit(tmp_path_factory, case, metric, nlist):
+def test_codes_are_bit_identical_to_stored_vectors(tmp_path_factory, case, metric, nlist):
     root = tmp_path_factory.mktemp("codes")
     store = make_store(root / "store", case.rows, chunk_rows=16)
     (shard,) = IndexBuilder(root / "index", store, metric, nlist=nlist).finish().shards
-    seen = {}
+    result = {}
     for number in range(shard.index.nlist):
         rows, codes = shard.list_vectors(number)
         assert codes.dtype == case.rows.dtype
-        seen |= {row: code.tobytes() for row, code in zip(rows.tolist(), codes, strict=True)}
-    assert seen == {row: vector.tobytes() for row, vector in enumerate(case.rows)}
+        result |= {row: code.tobytes() for row, code in zip(rows.tolist(), codes, strict=True)}
+    assert result == {row: vector.tobytes() for row, vector in enumerate(case.rows)}
     shutil.rmtree(root)
 
 
-def test_every_number_that_float16_has_is_kept(tmp_path):
-    """With subnormal ones and both zeros: FAISS converts from float32 and back."""
+def test_every_finite_float16_value_is_preserved(tmp_path):
+    """Subnormal numbers and negative zero survive FAISS' conversion to float32 and back."""
     numbers = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     vectors = numbers[np.isfinite(numbers)].reshape(-1, 64)
     store = make_store(tmp_path / "store", vectors, chunk_rows=512)
@@ -120,23 +122,23 @@ def test_every_number_that_float16_has_is_kept(tmp_path):
 
 @every_metric
 @every_dtype
-def test_every_vector_lies_in_its_nearest_list(tmp_path, metric, dtype):
+def test_every_vector_is_in_its_nearest_list(tmp_path, metric, dtype):
     index = make_index(tmp_path, metric, dtype)
-    rows, vectors = stored(index.store)
+    rows, vectors = stored_rows_and_vectors(index.store)
     nearest = exact_keys(vectors, index.centroids, assignment_metric(metric)).argmax(1)
     expected = dict(zip(rows.tolist(), nearest.tolist(), strict=True))
-    found = {
+    result = {
         row: number
         for shard in index.shards
         for number in range(8)
         for row in shard.list_vectors(number)[0].tolist()
     }
-    assert found == expected
+    assert result == expected
     assert len(set(expected.values())) > 1
 
 
 @every_metric
-def test_all_shards_have_the_quantizer_that_was_trained(tmp_path, metric):
+def test_all_shards_contain_the_trained_quantizer(tmp_path, metric):
     index = make_index(tmp_path, metric)
     trained = faiss.read_index(index.folder.uri(TRAINED))
     assert trained.ntotal == 0
@@ -148,15 +150,15 @@ def test_all_shards_have_the_quantizer_that_was_trained(tmp_path, metric):
 
 
 @every_metric
-def test_the_table_of_rows_says_what_the_store_says(tmp_path, metric):
+def test_rows_table_equals_the_store(tmp_path, metric):
     vectors = unit_vectors(30, 3) * 7
     labels = ["cat", None, "dog"] * 10
     store = make_store(tmp_path / "store", vectors, labels=labels, chunk_rows=8)
-    building = IndexBuilder(tmp_path / "index", store, metric, rows_per_shard=20)
-    counts = [building.shard(number) for number in (0, 1)]
-    assert [c.rows for c in counts] == [20, 10]
-    assert [c.labels for c in counts] == [{"cat": 7, "dog": 6}, {"dog": 4, "cat": 3}]
-    table = pa.concat_tables([shard.metadata for shard in building.finish().shards])
+    builder = IndexBuilder(tmp_path / "index", store, metric, rows_per_shard=20)
+    shards = [builder.shard(number) for number in (0, 1)]
+    assert [shard.rows for shard in shards] == [20, 10]
+    assert [shard.labels for shard in shards] == [{"cat": 7, "dog": 6}, {"dog": 4, "cat": 3}]
+    table = pa.concat_tables([shard.metadata for shard in builder.finish().shards])
     assert table.schema.equals(SHARD_ROWS.schema)
     assert table["row"].to_pylist() == list(range(30))
     assert table["image_id"].to_pylist() == image_ids(30)
@@ -165,7 +167,7 @@ def test_the_table_of_rows_says_what_the_store_says(tmp_path, metric):
 
 
 @every_metric
-def test_chunks_whose_images_all_failed_are_passed_over(tmp_path, metric):
+def test_chunks_without_vectors_are_skipped(tmp_path, metric):
     vectors = unit_vectors(20)
     store = make_store(tmp_path / "store", vectors, rows=range(20, 40), images=60, chunk_rows=10)
     index = IndexBuilder(tmp_path / "index", store, metric, rows_per_shard=15).finish()
@@ -174,34 +176,34 @@ def test_chunks_whose_images_all_failed_are_passed_over(tmp_path, metric):
 
 
 @every_metric
-def test_stock_faiss_finds_the_exact_neighbours(tmp_path, metric):
-    """Away from ties; for cosine the vectors have unit length, as ours do unless asked for."""
+def test_faiss_search_of_all_lists_returns_exact_neighbours(tmp_path, metric):
+    """There are no ties. Vectors have unit length, so that cosine equals FAISS' dot product."""
     index = make_index(tmp_path, metric)
-    rows, vectors = stored(index.store)
+    rows, vectors = stored_rows_and_vectors(index.store)
     queries = unit_vectors(170)[150:]
     for number in range(3):
-        own = np.arange(len(rows))[60 * number : 60 * (number + 1)]
-        keys = exact_keys(queries, vectors[own], metric)
-        expected, places = brute_force(keys, rows[own], 5)
+        shard_positions = np.arange(len(rows))[60 * number : 60 * (number + 1)]
+        keys = exact_keys(queries, vectors[shard_positions], metric)
+        expected, positions = brute_force(keys, rows[shard_positions], 5)
         assert (np.diff(np.sort(keys)[:, -6:]) > 1e-6).all()  # no ties
         opened = read_by_faiss(index, number)
         opened.nprobe = 8
-        scores, found = opened.search(queries, 5)
-        np.testing.assert_array_equal(found, rows[own][places])
+        scores, result = opened.search(queries, 5)
+        np.testing.assert_array_equal(result, rows[shard_positions][positions])
         np.testing.assert_allclose(scores, -expected if metric == "l2" else expected, atol=1e-5)
 
 
-# --- the same bytes again -----------------------------------------------------------------------
+# --- reproducible bytes ---------------------------------------------------------------------------
 
 
 @every_metric
-def test_an_index_has_the_same_bytes_again(tmp_path, metric):
+def test_second_build_is_byte_identical(tmp_path, metric):
     index = make_index(tmp_path, metric)
     IndexBuilder(tmp_path / "again", index.store, metric, nlist=8, rows_per_shard=60).finish()
-    assert tree(tmp_path / "again") == tree(tmp_path / "index")
+    assert read_tree(tmp_path / "again") == read_tree(tmp_path / "index")
 
 
-def test_an_index_has_the_same_bytes_whatever_multiplies(tmp_path, monkeypatch):
+def test_build_with_bf16_products_is_byte_identical(tmp_path, monkeypatch):
     vectors = np.random.default_rng(0).normal(size=(400, 24)).astype(np.float16)
     vectors[200:300] = vectors[:100]
     store = make_store(tmp_path / "store", vectors, chunk_rows=64)
@@ -209,13 +211,13 @@ def test_an_index_has_the_same_bytes_whatever_multiplies(tmp_path, monkeypatch):
         IndexBuilder(tmp_path / name, store, "l2", nlist=9, rows_per_shard=150).finish()
         for module in ("kmeans", "build_shard"):
             monkeypatch.setattr(
-                f"retrieval.index.{module}.product_for", lambda *_: HalfPrecisionProduct("cpu")
+                f"retrieval.index.{module}.choose_product", lambda *_: HalfPrecisionProduct("cpu")
             )
-    assert tree(tmp_path / "fp32") == tree(tmp_path / "bf16")
+    assert read_tree(tmp_path / "fp32") == read_tree(tmp_path / "bf16")
 
 
 @pytest.mark.parametrize(
-    "lost",
+    "missing",
     [
         [shard_record_path(1)],
         [shard_rows_path(1), shard_record_path(1)],
@@ -228,42 +230,44 @@ def test_an_index_has_the_same_bytes_whatever_multiplies(tmp_path, monkeypatch):
     ],
     ids=" ".join,
 )
-def test_interrupted_build_continues_to_the_same_bytes(tmp_path, lost):
-    store = holed_store(tmp_path / "store")
+def test_resumed_build_is_byte_identical(tmp_path, missing):
+    store = store_with_failures(tmp_path / "store")
     options = {"nlist": 8, "rows_per_shard": 60}
     IndexBuilder(tmp_path / "whole", store, "cosine", **options).finish()
-    before = IndexBuilder(tmp_path / "index", store, "cosine", **options)
+    interrupted = IndexBuilder(tmp_path / "index", store, "cosine", **options)
     for number in (0, 1):
-        before.shard(number)
-    for path in lost:
-        known = {"neighbours": neighbours_path(before.sample, 1)}
-        before.folder.delete(known.get(path, path))
+        interrupted.shard(number)
+    for path in missing:
+        special_paths = {"neighbours": neighbours_path(interrupted.sample, 1)}
+        interrupted.folder.delete(special_paths.get(path, path))
     IndexBuilder(tmp_path / "index", store, "cosine", **options).finish()
-    assert tree(tmp_path / "index") == tree(tmp_path / "whole")
+    assert read_tree(tmp_path / "index") == read_tree(tmp_path / "whole")
 
 
-def test_a_shard_that_is_there_is_not_made_again(tmp_path, monkeypatch):
-    store = holed_store(tmp_path / "store")
-    building = IndexBuilder(tmp_path / "index", store, "cosine", rows_per_shard=60)
-    first = building.shard(1)
-    monkeypatch.setattr("retrieval.index.build_shard.nearest", None)  # it would be called
-    assert building.shard(1) == first
+def test_existing_shard_is_not_rebuilt(tmp_path, monkeypatch):
+    store = store_with_failures(tmp_path / "store")
+    builder = IndexBuilder(tmp_path / "index", store, "cosine", rows_per_shard=60)
+    expected = builder.shard(1)
+    monkeypatch.setattr(
+        "retrieval.index.build_shard.nearest_centroids", None
+    )  # a rebuild would call it
+    assert builder.shard(1) == expected
 
 
-# --- altered files ------------------------------------------------------------------------------
+# --- corrupted files ------------------------------------------------------------------------------
 
 
-def alter(root: Path, path: str) -> None:
-    """Turn one bit in the middle of a file."""
+def flip_bit(root: Path, path: str) -> None:
+    """Flip one bit in the middle of a file."""
     data = bytearray((root / path).read_bytes())
     data[len(data) // 2] ^= 1
     (root / path).write_bytes(data)
 
 
 @pytest.mark.parametrize("path", [shard_path(1), shard_rows_path(1)])
-def test_an_altered_shard_of_a_finished_index_is_not_opened(tmp_path, path):
+def test_corrupted_shard_of_a_finished_index_is_not_opened(tmp_path, path):
     index = make_index(tmp_path, "cosine")
-    alter(tmp_path / "index", path)
+    flip_bit(tmp_path / "index", path)
     with pytest.raises(Damaged, match="was altered"):
         open_shard(index.folder, index.manifest, 1, "cosine", "float32")
 
@@ -271,63 +275,63 @@ def test_an_altered_shard_of_a_finished_index_is_not_opened(tmp_path, path):
 @pytest.mark.parametrize(
     "path", [shard_path(1), shard_rows_path(1), shard_record_path(1), TRAINED, TRAINED_JSON]
 )
-def test_an_altered_file_of_a_killed_run_is_found_when_it_goes_on(tmp_path, path):
-    store = holed_store(tmp_path / "store")
+def test_corrupted_file_of_a_killed_run_is_detected_on_resume(tmp_path, path):
+    store = store_with_failures(tmp_path / "store")
     IndexBuilder(tmp_path / "index", store, "cosine", rows_per_shard=60).shard(1)
-    alter(tmp_path / "index", path)
+    flip_bit(tmp_path / "index", path)
     with pytest.raises(Damaged, match="was altered"):
         IndexBuilder(tmp_path / "index", store, "cosine", rows_per_shard=60).finish()
 
 
 @pytest.mark.parametrize("path", [shard_path(1), shard_rows_path(1)])
-def test_a_file_that_was_altered_before_the_shard_was_whole_is_found(tmp_path, path):
-    store = holed_store(tmp_path / "store")
-    building = IndexBuilder(tmp_path / "index", store, "cosine", rows_per_shard=60)
-    building.shard(1)
-    building.folder.delete(shard_record_path(1))
-    alter(tmp_path / "index", path)
+def test_corrupted_file_of_an_incomplete_shard_is_detected(tmp_path, path):
+    store = store_with_failures(tmp_path / "store")
+    builder = IndexBuilder(tmp_path / "index", store, "cosine", rows_per_shard=60)
+    builder.shard(1)
+    builder.folder.delete(shard_record_path(1))
+    flip_bit(tmp_path / "index", path)
     with pytest.raises(Damaged, match=rf"{path} was altered"):
-        building.shard(1)
+        builder.shard(1)
 
 
 def test_record_of_another_shard_is_detected(tmp_path):
-    """Sealed and sound by itself, but not this shard's."""
-    store = holed_store(tmp_path / "store")
-    building = IndexBuilder(tmp_path / "index", store, "cosine", rows_per_shard=60)
-    building.shard(0)
-    building.shard(1)
-    building.folder.put(shard_record_path(1), building.folder.read(shard_record_path(0)))
+    """Its checksum is valid, but it belongs to another shard."""
+    store = store_with_failures(tmp_path / "store")
+    builder = IndexBuilder(tmp_path / "index", store, "cosine", rows_per_shard=60)
+    builder.shard(0)
+    builder.shard(1)
+    builder.folder.put(shard_record_path(1), builder.folder.read(shard_record_path(0)))
     with pytest.raises(Damaged, match="was altered"):
-        building.shard(1)
+        builder.shard(1)
 
 
-def test_a_missing_faiss_file_of_a_killed_run_is_found(tmp_path):
-    building = IndexBuilder(tmp_path / "index", holed_store(tmp_path / "store"), "cosine")
-    building.shard(0)
-    building.folder.delete(shard_path(0))
+def test_missing_faiss_file_of_a_killed_run_is_detected(tmp_path):
+    builder = IndexBuilder(tmp_path / "index", store_with_failures(tmp_path / "store"), "cosine")
+    builder.shard(0)
+    builder.folder.delete(shard_path(0))
     with pytest.raises(Damaged, match=r"00000\.faiss is missing; make the index again"):
-        building.shard(0)
+        builder.shard(0)
 
 
-def test_a_missing_shard_of_a_finished_index_is_found(tmp_path):
+def test_missing_shard_of_a_finished_index_is_detected(tmp_path):
     index = make_index(tmp_path, "cosine")
     index.folder.delete(shard_path(2))
     with pytest.raises(Damaged, match=r"00002\.faiss is missing"):
         open_shard(index.folder, index.manifest, 2, "cosine", "float32")
 
 
-# --- samples and neighbours ---------------------------------------------------------------------
+# --- samples and neighbours -----------------------------------------------------------------------
 
 
 @every_dtype
-def test_a_sample_is_drawn_over_all_parts_and_knows_its_rows(tmp_path, dtype):
-    store = holed_store(tmp_path, dtype)
-    all_rows, all_vectors = stored(store)
-    assert all_rows.tolist() == HOLED
+def test_sample_covers_all_parts_and_returns_row_numbers(tmp_path, dtype):
+    store = store_with_failures(tmp_path, dtype)
+    all_rows, all_vectors = stored_rows_and_vectors(store)
+    assert all_rows.tolist() == STORED_ROWS
     vectors, rows = draw_sample(store, 60, 7, "curve")
     assert vectors.dtype == dtype
     assert (np.diff(rows) > 0).all()
-    assert set(rows // 32) == set(range(7))  # from each part
+    assert set(rows // 32) == set(range(7))  # rows of every part
     assert 40 < len(rows) < 80
     np.testing.assert_array_equal(vectors, all_vectors[np.searchsorted(all_rows, rows)])
     np.testing.assert_array_equal(rows, draw_sample(store, 60, 7, "curve")[1])
@@ -335,52 +339,56 @@ def test_a_sample_is_drawn_over_all_parts_and_knows_its_rows(tmp_path, dtype):
 
 
 @every_metric
-def test_neighbours_beside_a_shard_are_its_exact_ones(tmp_path, metric):
-    store = holed_store(tmp_path / "store")
-    building = IndexBuilder(tmp_path / "index", store, metric, nlist=8, rows_per_shard=60)
-    building.shard(1)
-    found = read_neighbours(building.folder, neighbours_path(building.sample, 1))
-    rows, vectors = stored(store)
-    own = slice(60, 120)
-    keys, places = brute_force(
-        exact_keys(building.sample.vectors, vectors[own], metric), rows[own], NEIGHBOUR_COUNT
+def test_neighbours_of_a_shard_are_exact(tmp_path, metric):
+    store = store_with_failures(tmp_path / "store")
+    builder = IndexBuilder(tmp_path / "index", store, metric, nlist=8, rows_per_shard=60)
+    builder.shard(1)
+    result = read_neighbours(builder.folder, neighbours_path(builder.sample, 1))
+    rows, vectors = stored_rows_and_vectors(store)
+    shard_slice = slice(60, 120)
+    keys, positions = brute_force(
+        exact_keys(builder.sample.vectors, vectors[shard_slice], metric),
+        rows[shard_slice],
+        NEIGHBOUR_COUNT,
     )
-    assert (places < 0).any()  # fewer than asked for
-    np.testing.assert_array_equal(found.keys, keys)
-    np.testing.assert_array_equal(found.rows, np.where(places < 0, -1, rows[own][places]))
-    index = building.finish()
-    lists = exact_keys(vectors[own], index.centroids, assignment_metric(metric)).argmax(1)
-    np.testing.assert_array_equal(found.lists, np.where(places < 0, -1, lists[places]))
+    assert (positions < 0).any()  # fewer than requested
+    np.testing.assert_array_equal(result.keys, keys)
+    np.testing.assert_array_equal(
+        result.rows, np.where(positions < 0, -1, rows[shard_slice][positions])
+    )
+    index = builder.finish()
+    lists = exact_keys(vectors[shard_slice], index.centroids, assignment_metric(metric)).argmax(1)
+    np.testing.assert_array_equal(result.lists, np.where(positions < 0, -1, lists[positions]))
 
 
-def test_a_shard_of_a_bucket_lies_in_scratch_while_it_is_read(tmp_path, monkeypatch, s3):
+def test_shard_of_a_bucket_is_read_through_a_temporary_file(tmp_path, monkeypatch, s3):
     index = make_index(tmp_path, "cosine")
-    bucket, scratch, seen = open_folder(new_prefix(), options(s3)), tmp_path / "scratch", []
-    scratch.mkdir()
-    for path, data in tree(tmp_path / "index").items():
+    bucket, temporary, sizes = open_folder(new_prefix(), options(s3)), tmp_path / "scratch", []
+    temporary.mkdir()
+    for path, data in read_tree(tmp_path / "index").items():
         bucket.put(path, data)
     read = shard_module.read_faiss_index
 
-    def look(name):
-        seen.extend(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
-        return read(name)
+    def record_sizes(path):
+        sizes.extend(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+        return read(path)
 
-    monkeypatch.setattr(shard_module, "read_faiss_index", look)
-    shard = open_shard(bucket, index.manifest, 1, "cosine", "float32", str(scratch))
-    assert seen == [index.manifest.files[shard_path(1)].size]
-    assert not list(scratch.iterdir())
+    monkeypatch.setattr(shard_module, "read_faiss_index", record_sizes)
+    shard = open_shard(bucket, index.manifest, 1, "cosine", "float32", str(temporary))
+    assert sizes == [index.manifest.files[shard_path(1)].size]
+    assert not list(temporary.iterdir())
     assert shard.index.ntotal == 60
 
 
-def test_neighbours_come_back_as_they_were_and_are_found_altered(tmp_path):
+def test_neighbours_round_trip_and_corruption_is_detected(tmp_path):
     shape = (3, 2)
     keys = np.array([[0.5, -np.inf]] * 3)
-    found = Neighbours(keys, np.arange(6).reshape(shape), np.arange(6).reshape(shape) % 4)
+    expected = Neighbours(keys, np.arange(6).reshape(shape), np.arange(6).reshape(shape) % 4)
     folder = open_folder(str(tmp_path))
-    folder.put_new("found", serialize_neighbours(found))
-    read = read_neighbours(folder, "found")
+    folder.put_new("neighbours", serialize_neighbours(expected))
+    result = read_neighbours(folder, "neighbours")
     for name in ("keys", "rows", "lists"):
-        np.testing.assert_array_equal(getattr(read, name), getattr(found, name))
-    alter(tmp_path, "found")
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
+    flip_bit(tmp_path, "neighbours")
     with pytest.raises(Damaged, match="was altered"):
-        read_neighbours(folder, "found")
+        read_neighbours(folder, "neighbours")

@@ -1,4 +1,4 @@
-"""Helpers that run k-means in tests: a sample in one slice or several, in this process."""
+"""Helpers for k-means tests, run in this process on samples of one or more slices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from retrieval.index.kmeans import StoredSlice, fit_kmeans, make_slice
 from retrieval.index.workers import InProcessWorkers
 
 
-def slices_of(
+def make_slices(
     sample: Vectors, metric: Metric, seed: int, cuts: tuple[int, ...] = ()
 ) -> list[StoredSlice]:
     """Return a sample cut into slices at `cuts`, with seeded hashes of the row positions."""
@@ -26,4 +26,4 @@ def train_centroids(
     sample: Vectors, nlist: int, metric: Metric, *, seed: int, cuts: tuple[int, ...] = ()
 ) -> NDArray[np.float32]:
     """Return k-means centroids of a sample."""
-    return fit_kmeans(slices_of(sample, metric, seed, cuts), nlist, metric, InProcessWorkers())
+    return fit_kmeans(make_slices(sample, metric, seed, cuts), nlist, metric, InProcessWorkers())

@@ -1,4 +1,4 @@
-"""A bundle is data: it comes back as it was, is found altered, and never runs code."""
+"""Tests of bundles: round trip, digests, detection of altered files, and safe loading."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from retrieval.storage import transaction
 from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.local import Folder, open_folder
 from retrieval.storage.verify import verify
-from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, operations
+from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, record_operations
 
 TRANSFORM = Transform("pad", 256, 224, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
-def state_of(seed: int = 0) -> State:
+def make_state(seed: int = 0) -> State:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 3, generator=generator)
     return {"a.weight": weight, "a.count": torch.tensor(7), "b.bias": weight.t()}
 
 
-def bundle_of(**changes: object) -> Bundle:
-    plain = Bundle("resnet18", "gem", True, TRANSFORM, 512, serialize_state(state_of()))
-    return dataclasses.replace(plain, **changes)
+def make_bundle(**changes: object) -> Bundle:
+    bundle = Bundle("resnet18", "gem", True, TRANSFORM, 512, serialize_state(make_state()))
+    return dataclasses.replace(bundle, **changes)
 
 
-def projection_of(seed: int = 0, dimensions: int = 3, numbers: int = 512) -> Projection:
-    axes = np.random.default_rng(seed).normal(size=(dimensions, numbers)).astype(np.float32)
+def make_projection(seed: int = 0, dimensions: int = 3, width: int = 512) -> Projection:
+    axes = np.random.default_rng(seed).normal(size=(dimensions, width)).astype(np.float32)
     return Projection(axes.mean(0), axes)
 
 
-def projected(**changes: object) -> Bundle:
-    return bundle_of(**changes).with_projection(projection_of())
+def projected_bundle(**changes: object) -> Bundle:
+    return make_bundle(**changes).with_projection(make_projection())
 
 
 @pytest.fixture
@@ -62,27 +62,27 @@ def folder(tmp_path) -> Folder:
     return open_folder(str(tmp_path / "output"))
 
 
-def test_a_bundle_comes_back_as_it_was(folder):
-    write_bundle(folder, bundle_of())
+def test_bundle_round_trip(folder):
+    write_bundle(folder, make_bundle())
     read = read_bundle(folder)
-    assert read == bundle_of()
-    assert read.digest == bundle_of().digest
+    assert read == make_bundle()
+    assert read.digest == make_bundle().digest
     state = read.state()
-    assert state.keys() == state_of().keys()
-    assert all(torch.equal(state[key], value) for key, value in state_of().items())
+    assert state.keys() == make_state().keys()
+    assert all(torch.equal(state[key], value) for key, value in make_state().items())
 
 
-def test_a_bundle_is_read_from_the_folder_that_holds_it_too(folder):
-    write_bundle(folder, bundle_of())
-    assert read_bundle(folder.child(MODEL)) == bundle_of()
+def test_bundle_is_read_from_its_own_folder(folder):
+    write_bundle(folder, make_bundle())
+    assert read_bundle(folder.child(MODEL)) == make_bundle()
 
 
-def test_the_same_parameters_are_the_same_bytes_in_whatever_order_and_layout():
-    state = state_of()
-    again = {key: state[key].clone() for key in reversed(state)}
-    again["b.bias"] = again["b.bias"].contiguous()
-    assert serialize_state(again) == serialize_state(state)
-    assert serialize_state(state_of(seed=1)) != serialize_state(state)
+def test_serialized_state_does_not_depend_on_key_order_or_layout():
+    state = make_state()
+    reordered = {key: state[key].clone() for key in reversed(state)}
+    reordered["b.bias"] = reordered["b.bias"].contiguous()
+    assert serialize_state(reordered) == serialize_state(state)
+    assert serialize_state(make_state(seed=1)) != serialize_state(state)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_same_parameters_are_the_same_bytes_in_whatever_order_and_layout():
         {"pooling": "avg"},
         {"normalize": False},
         {"dimension": 2048},
-        {"weights": serialize_state(state_of(seed=1))},
+        {"weights": serialize_state(make_state(seed=1))},
         *(
             {"transform": dataclasses.replace(TRANSFORM, **other)}
             for other in (
@@ -107,13 +107,13 @@ def test_the_same_parameters_are_the_same_bytes_in_whatever_order_and_layout():
     ],
     ids=str,
 )
-def test_whatever_changes_a_vector_changes_the_digest(change):
-    assert bundle_of(**change).digest != bundle_of().digest
+def test_digest_changes_with_every_field(change):
+    assert make_bundle(**change).digest != make_bundle().digest
 
 
 @pytest.mark.parametrize("name", [BUNDLE, WEIGHTS])
-def test_an_altered_byte_is_found(folder, name):
-    write_bundle(folder, bundle_of())
+def test_altered_byte_raises_damaged(folder, name):
+    write_bundle(folder, make_bundle())
     path = f"{MODEL}/{name}"
     data = bytearray(folder.read(path))
     data[len(data) // 2] ^= 1
@@ -122,24 +122,24 @@ def test_an_altered_byte_is_found(folder, name):
         read_bundle(folder)
 
 
-def test_weights_of_another_bundle_are_found(folder):
-    write_bundle(folder, bundle_of())
-    folder.put(f"{MODEL}/{WEIGHTS}", serialize_state(state_of(seed=1)))
+def test_weights_of_another_bundle_raise_damaged(folder):
+    write_bundle(folder, make_bundle())
+    folder.put(f"{MODEL}/{WEIGHTS}", serialize_state(make_state(seed=1)))
     with pytest.raises(Damaged, match=f"{WEIGHTS} was altered"):
         read_bundle(folder)
 
 
-def test_another_format_is_refused(folder):
-    write_bundle(folder, bundle_of())
-    values = parse_checksummed_json(bundle_of().json)
+def test_unsupported_format_raises_mismatch(folder):
+    write_bundle(folder, make_bundle())
+    values = parse_checksummed_json(make_bundle().json)
     folder.put(f"{MODEL}/{BUNDLE}", checksummed_json({**values, "format": 2}))
     with pytest.raises(Mismatch, match="has format 2, but this version reads format 1"):
         read_bundle(folder)
 
 
 @pytest.mark.parametrize("missing", [(BUNDLE,), (WEIGHTS,), (BUNDLE, WEIGHTS)])
-def test_where_there_is_no_bundle_it_says_what_writes_one(folder, missing):
-    write_bundle(folder, bundle_of())
+def test_missing_bundle_files_raise_input_error(folder, missing):
+    write_bundle(folder, make_bundle())
     for name in missing:
         folder.delete(f"{MODEL}/{name}")
     with pytest.raises(
@@ -148,21 +148,21 @@ def test_where_there_is_no_bundle_it_says_what_writes_one(folder, missing):
         read_bundle(folder)
 
 
-def test_a_file_is_no_bundle(tmp_path):
+def test_bundle_path_that_is_a_file_raises_input_error(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(InputError, match="holds no bundle"):
         read_bundle(open_folder(str(tmp_path / "weights.pth")))
 
 
-def test_a_bundle_that_is_there_is_kept(folder):
-    write_bundle(folder, bundle_of())
-    write_bundle(folder, bundle_of(pooling="max"))
-    assert read_bundle(folder) == bundle_of()
+def test_existing_bundle_is_kept(folder):
+    write_bundle(folder, make_bundle())
+    write_bundle(folder, make_bundle(pooling="max"))
+    assert read_bundle(folder) == make_bundle()
 
 
-def test_bundle_json_can_be_read_by_eye():
-    """Whoever opens it sees what made the vectors; the digest is that of these bytes."""
-    values = json.loads(bundle_of().json)
+def test_bundle_json_contents():
+    """The JSON is readable and complete; the digest is the hash of its bytes."""
+    values = json.loads(make_bundle().json)
     assert values.pop("seal").startswith("lookalike-sha256:")
     files = values.pop("files")
     assert list(files) == [WEIGHTS]
@@ -183,74 +183,75 @@ def test_bundle_json_can_be_read_by_eye():
     }
 
 
-# --- with a projection --------------------------------------------------------------------------
+# --- bundles with a projection --------------------------------------------------------------------
 
 
-def test_a_projection_comes_back_with_its_bundle(folder):
-    write_bundle(folder, projected())
+def test_bundle_with_projection_round_trip(folder):
+    write_bundle(folder, projected_bundle())
     read = read_bundle(folder)
-    assert read == projected()
-    assert read.digest == projected().digest
+    assert read == projected_bundle()
+    assert read.digest == projected_bundle().digest
     assert read.dimension == 3
-    np.testing.assert_array_equal(read.projection.mean, projection_of().mean)
-    np.testing.assert_array_equal(read.projection.axes, projection_of().axes)
+    np.testing.assert_array_equal(read.projection.mean, make_projection().mean)
+    np.testing.assert_array_equal(read.projection.axes, make_projection().axes)
     assert list(parse_checksummed_json(read.json)["files"]) == [PROJECTION, WEIGHTS]
 
 
-def test_without_one_a_bundle_is_what_it_was_before_there_were_any(folder):
-    assert bundle_of(weights=b"weights").digest == (
+def test_bundle_without_projection_keeps_its_format_and_digest(folder):
+    assert make_bundle(weights=b"weights").digest == (
         "7dbd165120465bdcb08754d89f6a12a43604576adc58ead25a978f1bd76748a5"
     )
-    write_bundle(folder, bundle_of())
+    write_bundle(folder, make_bundle())
     assert sorted(e.path for e in folder.child(MODEL).entries()) == [BUNDLE, WEIGHTS]
     assert read_bundle(folder).projection is None
 
 
-def test_another_projection_is_another_digest():
-    other = bundle_of().with_projection(projection_of(seed=1))
-    digests = {made.digest for made in (bundle_of(), bundle_of(dimension=3), projected(), other)}
+def test_digest_changes_with_projection():
+    other = make_bundle().with_projection(make_projection(seed=1))
+    bundles = (make_bundle(), make_bundle(dimension=3), projected_bundle(), other)
+    digests = {bundle.digest for bundle in bundles}
     assert len(digests) == 4
 
 
-def test_the_bundle_that_it_was_fitted_for_stays_as_it_was():
-    plain = bundle_of()
-    made = plain.with_projection(projection_of())
-    assert plain == bundle_of()
-    assert made.weights == plain.weights
-    assert dataclasses.replace(made, dimension=512, projection_bytes=None) == plain
+def test_with_projection_leaves_original_bundle_unchanged():
+    original = make_bundle()
+    with_projection = original.with_projection(make_projection())
+    assert original == make_bundle()
+    assert with_projection.weights == original.weights
+    assert dataclasses.replace(with_projection, dimension=512, projection_bytes=None) == original
 
 
-def test_one_projection_a_bundle():
+def test_second_projection_raises_usage_error():
     with pytest.raises(UsageError, match=r"--pca: the bundle has a projection .*leave --pca out"):
-        projected().with_projection(projection_of(numbers=3))
+        projected_bundle().with_projection(make_projection(width=3))
 
 
-def test_a_projection_of_other_vectors_is_refused():
-    with pytest.raises(Mismatch, match=r"vectors of 7 numbers does not fit .* gives 512; fit it"):
-        bundle_of().with_projection(projection_of(numbers=7))
+def test_projection_of_other_dimension_raises_mismatch():
+    with pytest.raises(Mismatch, match="dimension 7, but the bundle has dimension 512"):
+        make_bundle().with_projection(make_projection(width=7))
 
 
-@pytest.mark.parametrize("place", [0, 100, -1])
-def test_an_altered_projection_is_found(folder, place):
-    write_bundle(folder, projected())
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_altered_projection_raises_damaged(folder, position):
+    write_bundle(folder, projected_bundle())
     path = f"{MODEL}/{PROJECTION}"
     data = bytearray(folder.read(path))
-    data[place] ^= 1
+    data[position] ^= 1
     folder.put(path, bytes(data))
-    with pytest.raises(Damaged, match=f"{PROJECTION} was altered") as caught:
+    with pytest.raises(Damaged, match=f"{PROJECTION} was altered") as error:
         read_bundle(folder)
-    assert caught.value.exit_code == 7
+    assert error.value.exit_code == 7
 
 
-def test_the_projection_of_another_bundle_is_found(folder):
-    write_bundle(folder, projected())
-    folder.put(f"{MODEL}/{PROJECTION}", projection_of(seed=1).to_bytes())
+def test_projection_of_another_bundle_raises_damaged(folder):
+    write_bundle(folder, projected_bundle())
+    folder.put(f"{MODEL}/{PROJECTION}", make_projection(seed=1).to_bytes())
     with pytest.raises(Damaged, match=f"{PROJECTION} was altered"):
         read_bundle(folder)
 
 
-def test_a_missing_projection_is_as_missing_weights(folder):
-    write_bundle(folder, projected())
+def test_missing_projection_raises_input_error(folder):
+    write_bundle(folder, projected_bundle())
     folder.delete(f"{MODEL}/{PROJECTION}")
     with pytest.raises(
         InputError, match=r"holds no bundle \(.* and projection\.safetensors\); name"
@@ -258,78 +259,80 @@ def test_a_missing_projection_is_as_missing_weights(folder):
         read_bundle(folder)
 
 
-def test_killed_at_any_moment_it_is_whole_or_none_and_writing_again_completes_it(tmp_path):
-    def kill(*moment: object) -> None:
+def test_interrupted_write_leaves_complete_or_no_bundle(tmp_path):
+    def kill(*operation: object) -> None:
         raise Killed
 
-    moments = operations(lambda: write_bundle(open_folder(str(tmp_path / "whole")), projected()))
-    assert len(moments) >= 6  # before and after each of three files
-    for number in range(len(moments)):
+    operations = record_operations(
+        lambda: write_bundle(open_folder(str(tmp_path / "complete")), projected_bundle())
+    )
+    assert len(operations) >= 6  # before and after each of three files
+    for number in range(len(operations)):
         folder = open_folder(str(tmp_path / str(number)))
         with inject_faults(FailAt(number, kill)), pytest.raises(Killed):
-            write_bundle(folder, projected())
+            write_bundle(folder, projected_bundle())
         if folder.exists(f"{MODEL}/{BUNDLE}"):
-            assert read_bundle(folder) == projected()
-        write_bundle(folder, projected())
-        assert read_bundle(folder) == projected()
+            assert read_bundle(folder) == projected_bundle()
+        write_bundle(folder, projected_bundle())
+        assert read_bundle(folder) == projected_bundle()
 
 
 @pytest.mark.parametrize("kind", ["bundle", "store", "index"])
-def test_every_output_that_holds_a_bundle_may_hold_its_projection(folder, kind):
-    """Finished or not, verify takes it as the output's own and finds it altered."""
+def test_outputs_with_bundle_verify_its_projection(folder, kind):
+    """Verify accepts the projection and detects changes in finished and unfinished outputs."""
     path = f"{MODEL}/{PROJECTION}"
     counts = {"store": {"segments": 0}, "index": {"shards": 0}}.get(kind, {})
     transaction.claim_output(folder, kind, {})
-    write_bundle(folder, projected())
+    write_bundle(folder, projected_bundle())
     for state in ("unfinished", "finished"):
         (verdict,) = verify(folder)
         assert (verdict.state, verdict.problems) == (state, ())
-        kept = folder.read(path)
-        folder.put(path, kept[:-1] + bytes([kept[-1] ^ 1]))
+        original = folder.read(path)
+        folder.put(path, original[:-1] + bytes([original[-1] ^ 1]))
         (verdict,) = verify(folder)
         assert verdict.state == "damaged"
         assert verdict.problems[0].startswith(f"{folder.uri(path)} was altered")
         if state == "unfinished":
             with pytest.raises(Damaged, match=f"{PROJECTION} was altered"):
                 transaction.finish_output(folder, kind, counts)
-        folder.put(path, kept)
+        folder.put(path, original)
         transaction.finish_output(folder, kind, counts)
 
 
-# --- weights from elsewhere ---------------------------------------------------------------------
+# --- loading weights files ------------------------------------------------------------------------
 
 
-def pth(value: object) -> bytes:
+def serialize_pth(value: object) -> bytes:
     sink = io.BytesIO()
     torch.save(value, sink)
     return sink.getvalue()
 
 
-def plain(state: State) -> State:
-    return {key: value.contiguous() for key, value in state.items()}
+def contiguous_state() -> State:
+    return {key: value.contiguous() for key, value in make_state().items()}
 
 
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("w.safetensors", save_safetensors(plain(state_of()))),
-        ("W.SafeTensors", save_safetensors(plain(state_of()))),
-        ("w.pth", pth(state_of())),
-        ("w.pt", pth({"state_dict": state_of(), "epoch": 3})),
-        ("w.bin", pth({"model": state_of(), "optimizer": {}})),
-        ("w.ckpt", pth({"state_dict": {"model": state_of()}})),
-        ("w.pt", pth({"model_state_dict": state_of(), "epoch": 3})),
-        ("w.pt", pth({"model": {"state_dict": state_of()}})),
+        ("w.safetensors", save_safetensors(contiguous_state())),
+        ("W.SafeTensors", save_safetensors(contiguous_state())),
+        ("w.pth", serialize_pth(make_state())),
+        ("w.pt", serialize_pth({"state_dict": make_state(), "epoch": 3})),
+        ("w.bin", serialize_pth({"model": make_state(), "optimizer": {}})),
+        ("w.ckpt", serialize_pth({"state_dict": {"model": make_state()}})),
+        ("w.pt", serialize_pth({"model_state_dict": make_state(), "epoch": 3})),
+        ("w.pt", serialize_pth({"model": {"state_dict": make_state()}})),
     ],
 )
-def test_state_dicts_are_understood_as_programs_write_them(name, data):
+def test_state_dicts_of_common_layouts_are_loaded(name, data):
     state = load_weights(data, name)
-    assert state.keys() == state_of().keys()
-    assert all(torch.equal(state[key], value) for key, value in state_of().items())
+    assert state.keys() == make_state().keys()
+    assert all(torch.equal(state[key], value) for key, value in make_state().items())
 
 
-class Bomb:
-    """Makes a folder when it is unpickled."""
+class CreatesFolderWhenUnpickled:
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -338,26 +341,31 @@ class Bomb:
         return os.system, (f"mkdir {self.path}",)
 
 
-@pytest.mark.parametrize("how", ["zip", "pickle"])
-def test_code_in_weights_is_refused_and_does_not_run(tmp_path, how):
-    mark = tmp_path / "ran"
-    value = {**state_of(), "bomb": Bomb(str(mark))}
-    data = pth(value) if how == "zip" else pickle.dumps({"bomb": Bomb(str(mark))})
+@pytest.mark.parametrize("file_format", ["zip", "pickle"])
+def test_code_in_weights_raises_input_error_without_running(tmp_path, file_format):
+    marker = tmp_path / "ran"
+    value = {**make_state(), "code": CreatesFolderWhenUnpickled(str(marker))}
+    data = (
+        serialize_pth(value)
+        if file_format == "zip"
+        else pickle.dumps({"code": CreatesFolderWhenUnpickled(str(marker))})
+    )
     with pytest.raises(InputError, match=r"w\.pth is neither .* without running code"):
         load_weights(data, "w.pth")
-    assert not mark.exists()
-    pickle.loads(pickle.dumps(Bomb(str(mark))))  # it would have
-    assert mark.exists()
+    assert not marker.exists()
+    # confirm that unpickling would run the code
+    pickle.loads(pickle.dumps(CreatesFolderWhenUnpickled(str(marker))))
+    assert marker.exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"GIF89a", pth(state_of())[:-100]])
+@pytest.mark.parametrize("data", [b"", b"GIF89a", serialize_pth(make_state())[:-100]])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_what_is_no_file_of_weights_is_refused(name, data):
+def test_invalid_weights_file_raises_input_error(name, data):
     with pytest.raises(InputError, match="is neither safetensors nor a state dict"):
         load_weights(data, name)
 
 
 @pytest.mark.parametrize("value", [{}, [torch.zeros(1)], {"a": 1}, {"state_dict": {}}, 3])
-def test_what_is_no_state_dict_is_refused(value):
+def test_weights_without_state_dict_raise_input_error(value):
     with pytest.raises(InputError, match=r"w\.pth holds no state dict of tensors"):
-        load_weights(pth(value), "w.pth")
+        load_weights(serialize_pth(value), "w.pth")

@@ -1,4 +1,4 @@
-"""Which engine runs a network is decided by what was asked and what is there alone."""
+"""Tests of the choice of engine, precision and device from options and available hardware."""
 
 import subprocess
 import sys
@@ -10,28 +10,28 @@ from retrieval.models import engine_plan
 from retrieval.models.engine_plan import EnginePlan, plan_engine
 
 
-@pytest.fixture(params=[True, False], ids=["with openvino", "without openvino"])
+@pytest.fixture(params=[True, False], ids=["openvino installed", "openvino missing"])
 def installed(request, monkeypatch):
     monkeypatch.setattr(engine_plan, "openvino_installed", lambda: request.param)
     return request.param
 
 
-def planned(*, gpus=False, **asked):
-    wanted = {"engine": None, "precision": None, "device": None, "batch_size": None, **asked}
-    return plan_engine(**wanted, gpus=gpus)
+def make_plan(*, gpus=False, **requested):
+    options = {"engine": None, "precision": None, "device": None, "batch_size": None, **requested}
+    return plan_engine(**options, gpus=gpus)
 
 
-def test_on_cpus_it_is_openvino_where_it_is_installed(installed):
+def test_cpu_default_is_openvino_if_installed(installed):
     engine = "openvino" if installed else "torch"
-    assert planned() == EnginePlan(engine, "fp32", "cpu", engine_plan.BATCH_CPU)
+    assert make_plan() == EnginePlan(engine, "fp32", "cpu", engine_plan.BATCH_CPU)
 
 
-def test_a_gpu_is_used_where_there_is_one(installed):
-    assert planned(gpus=True) == EnginePlan("torch", "bf16", "cuda", engine_plan.BATCH_GPU)
+def test_gpu_is_used_if_available(installed):
+    assert make_plan(gpus=True) == EnginePlan("torch", "bf16", "cuda", engine_plan.BATCH_GPU)
 
 
 @pytest.mark.parametrize(
-    ("asked", "answer"),
+    ("options", "expected"),
     [
         ({"engine": "torch"}, ("torch", "fp32", "cpu", engine_plan.BATCH_CPU)),
         ({"batch_size": 7}, ("openvino", "fp32", "cpu", 7)),
@@ -43,30 +43,30 @@ def test_a_gpu_is_used_where_there_is_one(installed):
          ("torch", "fp32", "cpu", engine_plan.BATCH_CPU)),
     ],
 )  # fmt: skip
-def test_what_is_asked_for_is_taken(monkeypatch, asked, answer):
+def test_explicit_options_override_defaults(monkeypatch, options, expected):
     monkeypatch.setattr(engine_plan, "openvino_installed", lambda: True)
-    assert planned(**asked) == EnginePlan(*answer)
+    assert make_plan(**options) == EnginePlan(*expected)
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("options", "message"),
     [
         ({"device": "cuda"}, "--device cuda: no GPU was found; use --device cpu"),
         ({"engine": "openvino", "device": "cuda", "gpus": True}, "--engine openvino runs on CPUs"),
     ],
 )
-def test_what_does_not_go_together_is_refused(installed, asked, said):
-    with pytest.raises(UsageError, match=said):
-        planned(**asked)
+def test_incompatible_options_raise_usage_error(installed, options, message):
+    with pytest.raises(UsageError, match=message):
+        make_plan(**options)
 
 
-def test_an_engine_that_is_not_installed_is_refused(monkeypatch):
+def test_missing_engine_raises_usage_error(monkeypatch):
     monkeypatch.setattr(engine_plan, "openvino_installed", lambda: False)
     with pytest.raises(UsageError, match="--engine openvino: the package is not installed; pip"):
-        planned(engine="openvino")
+        make_plan(engine="openvino")
 
 
-def test_planning_imports_neither_torch_nor_an_engine():
+def test_planning_imports_no_torch_openvino_or_ray():
     code = (
         "import sys; from retrieval.models.engine_plan import plan_engine;"
         "plan_engine(None, None, None, None, gpus=False);"

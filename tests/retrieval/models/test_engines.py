@@ -1,4 +1,4 @@
-"""Each engine gives the vectors of the plain network, bit for bit whatever else is in the batch."""
+"""Tests that each engine reproduces the network, independent of the rest of the batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PLANS = [
 ]
 
 
-def bundle_of(backbone: str, **changes: object) -> Bundle:
+def random_bundle(backbone: str, **changes: object) -> Bundle:
     options: dict = {
         "weights": RANDOM, "bundle": None, "pooling": "avg", "normalize": False,
         "image_size": None, "resize": "crop", "seed": 0,
@@ -45,140 +45,159 @@ def bundle_of(backbone: str, **changes: object) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def small() -> Bundle:
-    return bundle_of("mobilenet_v3_small", image_size=64)
+def small_bundle() -> Bundle:
+    return random_bundle("mobilenet_v3_small", image_size=64)
 
 
 @pytest.fixture(scope="module")
-def ir(small) -> openvino.IR:
-    """What OpenVINO reads of it, made once as the driver does for all workers."""
-    return convert_bundle(small, EnginePlan("openvino", "fp32", "cpu", BATCH))
+def ir(small_bundle) -> openvino.IR:
+    """Return the OpenVINO representation, converted once as the driver does for all workers."""
+    return convert_bundle(small_bundle, EnginePlan("openvino", "fp32", "cpu", BATCH))
 
 
 @pytest.fixture(params=PLANS, ids=lambda plan: f"{plan.engine} {plan.precision}")
 def plan(request) -> EnginePlan:
     try:
         check_processor(request.param)
-    except UsageError as refused:
-        pytest.skip(str(refused))
+    except UsageError as error:
+        pytest.skip(str(error))
     return request.param
 
 
-def noise(bundle: Bundle, count: int = BATCH) -> np.ndarray:
+def random_images(bundle: Bundle, count: int = BATCH) -> np.ndarray:
     side = bundle.transform.image_size
     return np.random.default_rng(0).integers(0, 256, (count, 3, side, side), np.uint8)
 
 
-def vectors(engine: engines.Engine, images: np.ndarray) -> np.ndarray:
-    """Embed up to a batch, the rest of it blank."""
+def embed_batch(engine: engines.Engine, images: np.ndarray) -> np.ndarray:
+    """Return the vectors of up to a batch of images; the batch is padded with zeros."""
     pixels = engine.next_buffer()
     pixels[:] = 0
     pixels[: len(images)] = images
     return engine.submit(pixels)()[: len(images)]
 
 
-def plainly(bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    body = build_extractor(bundle.backbone, bundle.state(), bundle.pooling)
+def reference_vectors(bundle: Bundle, images: np.ndarray) -> np.ndarray:
+    """Return the vectors of the unconverted network."""
+    extractor = build_extractor(bundle.backbone, bundle.state(), bundle.pooling)
     mean, std = bundle.transform.mean, bundle.transform.std
     with torch.inference_mode():
-        return body(normalize(torch.from_numpy(images) / 255, mean, std)).numpy()
+        return extractor(normalize(torch.from_numpy(images) / 255, mean, std)).numpy()
 
 
-def apart(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).max() / np.abs(other).max())
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-def test_it_is_the_plain_network(small, plan, ir):
-    found = vectors(load_engine(small, plan, ir, threads=1), noise(small))
-    assert found.dtype == np.float32
-    assert found.shape == (BATCH, small.dimension)
-    assert apart(found, plainly(small, noise(small))) < (1e-5 if plan.precision == "fp32" else 0.05)
+def test_engine_reproduces_network(small_bundle, plan, ir):
+    actual = embed_batch(
+        load_engine(small_bundle, plan, ir, threads=1), random_images(small_bundle)
+    )
+    assert actual.dtype == np.float32
+    assert actual.shape == (BATCH, small_bundle.dimension)
+    assert relative_error(actual, reference_vectors(small_bundle, random_images(small_bundle))) < (
+        1e-5 if plan.precision == "fp32" else 0.05
+    )
 
 
-def test_a_vector_depends_neither_on_its_place_nor_on_its_neighbours(small, plan, ir):
-    engine = load_engine(small, plan, ir, threads=1)
-    whole = vectors(engine, noise(small)).copy()
-    assert len(np.unique(whole, axis=0)) == BATCH
+def test_vectors_do_not_depend_on_batch_position_or_neighbours(small_bundle, plan, ir):
+    engine = load_engine(small_bundle, plan, ir, threads=1)
+    full_batch = embed_batch(engine, random_images(small_bundle)).copy()
+    assert len(np.unique(full_batch, axis=0)) == BATCH
     for count in (1, 3, BATCH):
-        np.testing.assert_array_equal(vectors(engine, noise(small)[:count]), whole[:count])
+        np.testing.assert_array_equal(
+            embed_batch(engine, random_images(small_bundle)[:count]), full_batch[:count]
+        )
     order = [3, 0, 7, 1, 6, 2, 5, 4]
-    np.testing.assert_array_equal(vectors(engine, noise(small)[order]), whole[order])
+    np.testing.assert_array_equal(
+        embed_batch(engine, random_images(small_bundle)[order]), full_batch[order]
+    )
 
 
-def test_a_second_engine_gives_the_same_bits(small, plan, ir):
-    one, other = (load_engine(small, plan, made, threads=1) for made in (ir, None))
-    np.testing.assert_array_equal(vectors(one, noise(small)), vectors(other, noise(small)))
+def test_second_engine_gives_identical_vectors(small_bundle, plan, ir):
+    first, second = (
+        load_engine(small_bundle, plan, converted, threads=1) for converted in (ir, None)
+    )
+    np.testing.assert_array_equal(
+        embed_batch(first, random_images(small_bundle)),
+        embed_batch(second, random_images(small_bundle)),
+    )
 
 
-def test_answers_may_be_taken_after_the_next_batch_has_begun(small, plan, ir):
-    engine = load_engine(small, plan, ir, threads=1)
-    expected = [vectors(engine, images[None]).copy() for images in noise(small)]
-    answers, found = [], []
-    for image in noise(small):
+def test_results_are_collected_after_later_batches_were_submitted(small_bundle, plan, ir):
+    engine = load_engine(small_bundle, plan, ir, threads=1)
+    expected = [embed_batch(engine, images[None]).copy() for images in random_images(small_bundle)]
+    pending, collected = [], []
+    for image in random_images(small_bundle):
         pixels = engine.next_buffer()
         pixels[:] = image
-        answers.append(engine.submit(pixels))
-        if len(answers) > engine.ahead:
-            found.append(answers.pop(0)()[:1])
-    found += [answer()[:1] for answer in answers]
-    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+        pending.append(engine.submit(pixels))
+        if len(pending) > engine.ahead:
+            collected.append(pending.pop(0)()[:1])
+    collected += [result()[:1] for result in pending]
+    np.testing.assert_array_equal(np.concatenate(collected), np.concatenate(expected))
 
 
-LONG = (
+SLOW_FAMILIES = (
     "maxvit_t", "swin_v2_t", "wide_resnet50_2", "swin_t", "densenet121", "efficientnet_v2_s",
     "inception_v3", "resnext50_32x4d", "vgg11", "vit_b_32", "convnext_tiny", "shufflenet_v2_x0_5",
     "efficientnet_b0", "mobilenet_v3_small", "mnasnet0_5",
 )  # fmt: skip
-"""Long to convert, for the night. What they are made of stays: timm's test_vit3 in `test_timm.py`,
-the blocks of googlenet, the groups of regnet_y_400mf, the plain layers of alexnet."""
+"""Families that are slow to convert; they run in the nightly tests. Their layers are also covered
+by faster networks: test_vit3 in `test_timm.py`, googlenet, regnet_y_400mf and alexnet."""
 
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=[pytest.mark.nightly] if f in LONG else []) for f in FAMILIES],
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] if name in SLOW_FAMILIES else [])
+        for name in FAMILIES
+    ],
 )
-def test_openvino_takes_every_family_of_torchvision(family):
-    bundle = bundle_of(family)
+def test_openvino_converts_every_torchvision_family(family):
+    bundle = random_bundle(family)
     engine = load_engine(bundle, EnginePlan("openvino", "fp32", "cpu", 4), threads=1)
-    images = noise(bundle, 4)
-    whole = vectors(engine, images).copy()
-    assert whole.shape == (4, bundle.dimension) == (4, FAMILIES[family][0])
-    np.testing.assert_array_equal(vectors(engine, images), whole)
-    np.testing.assert_array_equal(vectors(engine, images[2:3]), whole[2:3])
+    images = random_images(bundle, 4)
+    full_batch = embed_batch(engine, images).copy()
+    assert full_batch.shape == (4, bundle.dimension) == (4, FAMILIES[family][0])
+    np.testing.assert_array_equal(embed_batch(engine, images), full_batch)
+    np.testing.assert_array_equal(embed_batch(engine, images[2:3]), full_batch[2:3])
     single = load_engine(bundle, EnginePlan("torch", "fp32", "cpu", 1), threads=1)
-    assert apart(vectors(single, images[:1]), whole[:1]) < 1e-4
+    assert relative_error(embed_batch(single, images[:1]), full_batch[:1]) < 1e-4
 
 
-def test_pooling_is_part_of_the_network(small, plan):
-    bundle = dataclasses.replace(small, pooling="max")
-    found = vectors(load_engine(bundle, plan, threads=1), noise(small))
-    expected = plainly(bundle, noise(small))
-    assert apart(found, expected) < (1e-5 if plan.precision == "fp32" else 0.05)
-    assert apart(expected, plainly(small, noise(small))) > 0.1
+def test_engine_applies_pooling(small_bundle, plan):
+    bundle = dataclasses.replace(small_bundle, pooling="max")
+    actual = embed_batch(load_engine(bundle, plan, threads=1), random_images(small_bundle))
+    expected = reference_vectors(bundle, random_images(small_bundle))
+    assert relative_error(actual, expected) < (1e-5 if plan.precision == "fp32" else 0.05)
+    assert (
+        relative_error(expected, reference_vectors(small_bundle, random_images(small_bundle))) > 0.1
+    )
 
 
-class Odd(nn.Module):
-    """A network whose path depends on the pixels: no engine but torch can take it."""
+class DataDependentNetwork(nn.Module):
+    """A network with data-dependent control flow, which only PyTorch can run."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.float()
         return images.mean((-2, -1)) if images.sum() > 1 else images.amax((-2, -1))
 
 
-class Twofold(nn.Module):
-    """A network that is another one while it is exported."""
+class ExportDependentNetwork(nn.Module):
+    """A network that computes something else while it is exported."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.float().mean((-2, -1)) * (1.01 if torch.compiler.is_exporting() else 1)
 
 
-@pytest.mark.parametrize("network", [Odd(), Twofold()])
-def test_what_openvino_does_not_take_or_gets_wrong_is_said(network):
+@pytest.mark.parametrize("network", [DataDependentNetwork(), ExportDependentNetwork()])
+def test_unconvertible_or_wrongly_converted_network_raises(network):
     with pytest.raises(openvino.ConversionFailed):
         openvino.convert_network(network, (2, 3, 8, 8))
 
 
-def test_a_precision_that_the_processor_lacks_is_refused(monkeypatch):
+def test_precision_unsupported_by_processor_raises_usage_error(monkeypatch):
     class Core:
         def get_property(self, *_: str) -> list[str]:
             return ["FP32", "INT8"]
@@ -189,18 +208,18 @@ def test_a_precision_that_the_processor_lacks_is_refused(monkeypatch):
     check_processor(EnginePlan("openvino", "fp32", "cpu", 4))
 
 
-def test_openvino_s_telemetry_is_never_loaded(small):
+def test_openvino_telemetry_is_not_loaded(small_bundle):
     import sys
 
     openvino.openvino_core()
     assert sys.modules["openvino_telemetry"] is None
 
 
-def test_batch_norms_are_folded(small):
-    names = [type(module).__name__ for module in build_network(small).modules()]
+def test_batch_norms_are_folded_into_convolutions(small_bundle):
+    names = [type(module).__name__ for module in build_network(small_bundle).modules()]
     assert "Conv2d" in names
     assert "BatchNorm2d" not in names
 
 
-def test_the_shape_is_that_of_the_bundle(small):
-    assert batch_shape(small, EnginePlan("torch", "fp32", "cpu", 5)) == (5, 3, 64, 64)
+def test_batch_shape_follows_bundle_image_size(small_bundle):
+    assert batch_shape(small_bundle, EnginePlan("torch", "fp32", "cpu", 5)) == (5, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""Pooling equals numpy."""
+"""Tests of pooling against numpy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from retrieval.models.registry import build_extractor
 from retrieval.models.resolve import RANDOM, resolve_all_poolings
 from tests.retrieval.sample_vectors import quick, seeds
 
-IN_NUMPY = {
-    "avg": lambda places: places.mean(-1),
-    "max": lambda places: places.max(-1),
-    "gem": lambda places: (np.maximum(places, 1e-6) ** 3).mean(-1) ** (1 / 3),
+NUMPY_POOLINGS = {
+    "avg": lambda features: features.mean(-1),
+    "max": lambda features: features.max(-1),
+    "gem": lambda features: (np.maximum(features, 1e-6) ** 3).mean(-1) ** (1 / 3),
 }
 
 
@@ -29,51 +29,55 @@ def test_pooling_equals_numpy(name, seed, sides):
     features = np.random.default_rng(seed).normal(1, 2, sides).astype(np.float32)
     pooled = POOLINGS[name](torch.from_numpy(features)).numpy()
     assert pooled.dtype == np.float32
-    expected = IN_NUMPY[name](features.reshape(*sides[:2], -1).astype(np.float64))
+    expected = NUMPY_POOLINGS[name](features.reshape(*sides[:2], -1).astype(np.float64))
     np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_each_pooling_by_hand():
+def test_poolings_equal_hand_computed_values():
     features = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     assert POOLINGS["avg"](features).item() == (1 + 2 + 3 + 4) / 4
     assert POOLINGS["max"](features).item() == 4
     assert POOLINGS["gem"](features).item() == pytest.approx(((1 + 8 + 27 + 64) / 4) ** (1 / 3))
 
 
-def test_gem_lies_between_the_mean_and_the_largest():
+def test_gem_is_between_mean_and_maximum():
     features = torch.rand(3, 5, 4, 4)
     assert (POOLINGS["avg"](features) < gem(features)).all()
     assert (gem(features) < POOLINGS["max"](features)).all()
 
 
-def test_gem_of_nothing_positive_is_small_and_finite():
+def test_gem_of_negative_features_is_small_and_finite():
     assert gem(torch.full((1, 2, 3, 3), -5.0)).tolist() == [[pytest.approx(1e-6, rel=1e-3)] * 2]
 
 
 @pytest.mark.parametrize(("tokens", "shape"), [(False, (2, 7, 3, 4)), (True, (2, 5, 7))])
-def test_each_is_the_three_side_by_side(tokens, shape):
-    """Of maps, and of tokens, where avg is the class token."""
+def test_all_poolings_concatenate_single_poolings(tokens, shape):
+    """Cover feature maps and tokens, of which avg takes the class token."""
     features = torch.randn(shape)
     parts = [TracedExtractor(nn.Identity(), name, tokens=tokens)(features) for name in POOLINGS]
-    whole = TracedExtractor(nn.Identity(), ALL_POOLINGS, tokens=tokens)(features)
-    assert whole.shape == (2, 21)
-    assert torch.equal(whole, torch.cat(parts, 1))
+    concatenated = TracedExtractor(nn.Identity(), ALL_POOLINGS, tokens=tokens)(features)
+    assert concatenated.shape == (2, 21)
+    assert torch.equal(concatenated, torch.cat(parts, 1))
 
 
 @pytest.mark.parametrize(
-    ("name", "widths"),
+    ("name", "dimensions"),
     [
         ("timm:test_resnet", {"avg": 96, "max": 96, "gem": 96}),
         ("timm:mobilenetv3_small_050", {"avg": 1024, "max": 288, "gem": 288}),
     ],
 )
-def test_each_of_timm_has_the_widths_that_are_said(name, widths):
+def test_timm_backbones_have_reported_pooling_dimensions(name, dimensions):
     pytest.importorskip("timm", reason="timm is not installed")
-    bundle, found = resolve_all_poolings(name, RANDOM, image_size=None, resize=None, seed=0)
-    assert (found, list(found), bundle.dimension) == (widths, list(POOLINGS), sum(widths.values()))
+    bundle, reported = resolve_all_poolings(name, RANDOM, image_size=None, resize=None, seed=0)
+    assert (reported, list(reported), bundle.dimension) == (
+        dimensions,
+        list(POOLINGS),
+        sum(dimensions.values()),
+    )
     images = torch.rand(1, 3, bundle.transform.image_size, bundle.transform.image_size)
     with torch.inference_mode():
-        whole = build_extractor(name, bundle.state(), ALL_POOLINGS)(images)
+        concatenated = build_extractor(name, bundle.state(), ALL_POOLINGS)(images)
         parts = [build_extractor(name, bundle.state(), pooling)(images) for pooling in POOLINGS]
-    assert torch.equal(whole, torch.cat(parts, 1))
-    assert [part.shape[1] for part in parts] == list(widths.values())
+    assert torch.equal(concatenated, torch.cat(parts, 1))
+    assert [part.shape[1] for part in parts] == list(dimensions.values())

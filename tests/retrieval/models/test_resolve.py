@@ -1,4 +1,4 @@
-"""From what a person asked for to a bundle, or to a sentence that says what to ask for."""
+"""Tests of resolving options to a bundle, and of the errors for invalid options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def resolve(backbone: str = "scratch", **changes: object) -> Bundle:
-    asked = {
+    defaults = {
         "weights": None,
         "bundle": None,
         "pooling": "avg",
@@ -36,23 +36,23 @@ def resolve(backbone: str = "scratch", **changes: object) -> Bundle:
         "resize": "crop",
         "seed": 0,
     }
-    return resolve_bundle(backbone=backbone, **{**asked, **changes})
+    return resolve_bundle(backbone=backbone, **{**defaults, **changes})
 
 
-def test_random_weights_are_those_of_the_seed():
+def test_random_weights_are_determined_by_seed():
     assert resolve(weights=RANDOM, seed=3) == resolve(weights=RANDOM, seed=3)
     assert resolve(weights=RANDOM, seed=3).digest != resolve(weights=RANDOM, seed=4).digest
 
 
-def test_what_was_asked_for_stands_in_the_bundle():
-    made = resolve("scratch", weights=RANDOM, pooling="gem", normalize=False, resize="pad")
-    assert (made.backbone, made.pooling, made.normalize) == ("scratch", "gem", False)
-    assert made.dimension == 192
-    assert made.transform == Transform("pad", 128, 128, "bilinear", *IMAGENET)
+def test_bundle_records_requested_options():
+    bundle = resolve("scratch", weights=RANDOM, pooling="gem", normalize=False, resize="pad")
+    assert (bundle.backbone, bundle.pooling, bundle.normalize) == ("scratch", "gem", False)
+    assert bundle.dimension == 192
+    assert bundle.transform == Transform("pad", 128, 128, "bilinear", *IMAGENET)
 
 
 @pytest.mark.parametrize(
-    ("backbone", "asked", "shorter", "side"),
+    ("backbone", "requested", "resize_size", "image_size"),
     [
         ("resnet18", None, 256, 224),
         ("resnet18", 96, 110, 96),  # 96 x 256 / 224 = 109.7
@@ -60,25 +60,25 @@ def test_what_was_asked_for_stands_in_the_bundle():
         ("scratch", 64, 64, 64),
     ],
 )
-def test_the_side_of_an_image_is_the_usual_one_unless_asked_for(backbone, asked, shorter, side):
-    transform = resolve(backbone, weights=RANDOM, image_size=asked).transform
-    assert (transform.resize_size, transform.image_size) == (shorter, side)
+def test_image_size_defaults_to_that_of_backbone(backbone, requested, resize_size, image_size):
+    transform = resolve(backbone, weights=RANDOM, image_size=requested).transform
+    assert (transform.resize_size, transform.image_size) == (resize_size, image_size)
 
 
-@pytest.mark.parametrize(("asked", "becomes"), [(None, "crop"), ("squash", "squash")])
-def test_a_photo_that_is_not_square_is_cropped_unless_asked_otherwise(asked, becomes):
-    assert resolve(weights=RANDOM, resize=asked).transform.resize == becomes
+@pytest.mark.parametrize(("requested", "expected"), [(None, "crop"), ("squash", "squash")])
+def test_resize_defaults_to_crop(requested, expected):
+    assert resolve(weights=RANDOM, resize=requested).transform.resize == expected
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_weights_are_read_from_a_file(tmp_path, suffix):
+def test_weights_are_loaded_from_file(tmp_path, suffix):
     state = dict(build_network("scratch", num_classes=5).state_dict())
     path = tmp_path / f"trained.{suffix}"
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
     assert resolve(weights=str(path)).weights == serialize_state(fit_state(state, "scratch"))
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path):
+def test_weights_of_another_backbone_raise_usage_error(tmp_path):
     path = tmp_path / "trained.safetensors"
     save_file(dict(build_network("scratch").state_dict()), path)
     with pytest.raises(UsageError, match="--weights do not fit --backbone squeezenet1_0: missing"):
@@ -86,19 +86,19 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "", "no-such-protocol://bucket/a.pth"])
-def test_weights_that_cannot_be_read_are_refused(tmp_path, name):
+def test_unreadable_weights_raise_input_error(tmp_path, name):
     path = name if "://" in name else str(tmp_path / name)  # "" is the folder itself
     with pytest.raises(InputError, match=r"--weights .* cannot be read"):
         resolve(weights=path)
 
 
-def test_a_bundle_is_taken_as_it_is(tmp_path):
+def test_existing_bundle_overrides_other_options(tmp_path):
     stored = resolve(weights=RANDOM, pooling="max")
     write_bundle(open_folder(str(tmp_path)), stored)
     assert resolve("resnet50", bundle=str(tmp_path)) == stored
 
 
-def test_a_bundle_of_timm_needs_timm(tmp_path, monkeypatch):
+def test_timm_bundle_requires_timm(tmp_path, monkeypatch):
     stored = dataclasses.replace(resolve(weights=RANDOM), backbone="timm:test_resnet")
     write_bundle(open_folder(str(tmp_path)), stored)
     monkeypatch.setitem(sys.modules, "timm", None)
@@ -106,18 +106,18 @@ def test_a_bundle_of_timm_needs_timm(tmp_path, monkeypatch):
         resolve(bundle=str(tmp_path))
 
 
-def test_weights_and_bundle_are_not_both_taken(tmp_path):
+def test_weights_and_bundle_are_mutually_exclusive(tmp_path):
     with pytest.raises(UsageError, match="--weights and --bundle are mutually exclusive"):
         resolve(weights=RANDOM, bundle=str(tmp_path))
 
 
-def test_scratch_has_no_weights_to_fetch():
-    with pytest.raises(UsageError, match="train it, name --bundle"):
+def test_scratch_without_weights_raises_usage_error():
+    with pytest.raises(UsageError, match="train it and name --bundle"):
         resolve("scratch")
 
 
 @pytest.mark.parametrize("weights", [None, RANDOM, "file.pth"])
-def test_an_unknown_backbone_is_refused_before_anything_is_read(weights):
+def test_unknown_backbone_raises_before_weights_are_read(weights):
     with pytest.raises(UsageError, match="--backbone resnet51 is not known; did you mean"):
         resolve("resnet51", weights=weights)
 
@@ -131,7 +131,7 @@ def test_an_unknown_backbone_is_refused_before_anything_is_read(weights):
     ],
     ids=repr,
 )
-def test_without_the_network_the_two_ways_out_are_named(monkeypatch, error):
+def test_failed_download_suggests_weights_or_bundle(monkeypatch, error):
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -141,26 +141,26 @@ def test_without_the_network_the_two_ways_out_are_named(monkeypatch, error):
 
 
 @pytest.mark.parametrize(
-    ("asked", "shorter", "side"),
+    ("requested", "resize_size", "image_size"),
     [(None, 232, 224), (112, 116, 112)],
 )
-def test_fetched_weights_come_with_their_own_transform(monkeypatch, asked, shorter, side):
-    """MobileNet's newer weights were made for 232 and 224 pixels; another side keeps the ratio."""
-    seen: list[str] = []
+def test_downloaded_weights_define_transform(monkeypatch, requested, resize_size, image_size):
+    """MobileNet's V2 weights use 232 and 224 pixels; another image size keeps the ratio."""
+    calls: list[str] = []
     state = dict(build_network("mobilenet_v2").state_dict())
 
     def fetch(weights: WeightsEnum, **options: object) -> object:
-        seen.append(f"{weights} {options}")
+        calls.append(f"{weights} {options}")
         return state
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", fetch)
-    made = resolve("mobilenet_v2", image_size=asked, resize="squash")
-    assert seen == ["MobileNet_V2_Weights.IMAGENET1K_V2 {'progress': False, 'check_hash': True}"]
-    assert made.weights == serialize_state(fit_state(state, "mobilenet_v2"))
-    assert made.transform == Transform("squash", shorter, side, "bilinear", *IMAGENET)
+    bundle = resolve("mobilenet_v2", image_size=requested, resize="squash")
+    assert calls == ["MobileNet_V2_Weights.IMAGENET1K_V2 {'progress': False, 'check_hash': True}"]
+    assert bundle.weights == serialize_state(fit_state(state, "mobilenet_v2"))
+    assert bundle.transform == Transform("squash", resize_size, image_size, "bilinear", *IMAGENET)
 
 
-def test_bicubic_presets_stay_bicubic(monkeypatch):
+def test_bicubic_preset_is_kept(monkeypatch):
     state = dict(build_network("efficientnet_b0").state_dict())
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
     preset = models.EfficientNet_B0_Weights.DEFAULT.transforms()
@@ -170,16 +170,18 @@ def test_bicubic_presets_stay_bicubic(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "side"),
+    ("backbone", "image_size"),
     [("vit_b_32", 256), ("alexnet", 16), ("squeezenet1_0", 8)],
 )
-def test_images_a_network_does_not_take_are_refused(backbone, side):
-    way_out = f"--backbone {backbone} does not take images of {side} pixels; change --image-size"
-    with pytest.raises(UsageError, match=way_out):
-        resolve(backbone, weights=RANDOM, image_size=side)
+def test_unsupported_image_size_raises_usage_error(backbone, image_size):
+    message = (
+        f"--backbone {backbone} does not take images of {image_size} pixels; change --image-size"
+    )
+    with pytest.raises(UsageError, match=message):
+        resolve(backbone, weights=RANDOM, image_size=image_size)
 
 
-def test_the_real_weights_are_taken(data: Path):
-    made = resolve("squeezenet1_0", weights=str(data / "weights" / "squeezenet1_0.safetensors"))
-    assert made.dimension == 512
-    assert made.transform == Transform("crop", 256, 224, "bilinear", *IMAGENET)
+def test_real_squeezenet_weights_are_loaded(data: Path):
+    bundle = resolve("squeezenet1_0", weights=str(data / "weights" / "squeezenet1_0.safetensors"))
+    assert bundle.dimension == 512
+    assert bundle.transform == Transform("crop", 256, 224, "bilinear", *IMAGENET)

@@ -1,5 +1,7 @@
-"""The report in a real browser: one file, a folder from disk and over http, with and without
-JavaScript; whatever names say, nothing of theirs runs."""
+"""Tests of the report in a real browser: as one file, and as a folder on disk and over HTTP.
+
+They cover pages with and without JavaScript, and hostile names, none of which may be executed.
+"""
 
 import functools
 import http.server
@@ -20,29 +22,32 @@ from retrieval.report.contact_sheet import PageFrame, render, render_first_page
 from retrieval.report.facets import facets_script
 from retrieval.report.names import ReportFiles, page_count
 from retrieval.storage.local import open_folder
-from tests.retrieval.report.pages import (
+from tests.retrieval.report.sample_pages import (
     HOSTILE,
     MEASURES,
-    PICTURES,
     QUERIES,
-    hostile,
-    page_of,
-    query,
-    shown_of,
+    THUMBNAILS,
+    hostile_queries,
+    make_page,
+    make_query,
+    shown_queries,
 )
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-dev-shm-usage",
 )  # fmt: skip
-LONG = "2026/11/" + "Aufnahmen aus dem Zoologischen Garten, Gehege 14 " * 3 + "x" * 120 + ".jpg"
+LONG_NAME = (
+    "2026/11/" + "Aufnahmen aus dem Zoologischen Garten, Gehege 14 " * 3 + "x" * 120 + ".jpg"
+)
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+    """Return headless Chromium with its console log enabled."""
     reason = "needs selenium, chromium and chromedriver (make browser)"
-    if not (CHROMIUM and DRIVER and find_spec("selenium")):
+    if not (CHROMIUM and CHROMEDRIVER and find_spec("selenium")):
         unavailable = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         unavailable(reason)
     from selenium import webdriver
@@ -52,7 +57,7 @@ def browser(tmp_path_factory):
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
+    service = webdriver.ChromeService(executable_path=CHROMEDRIVER)
     driver = webdriver.Chrome(options=options, service=service)
     driver.set_script_timeout(20)
     yield driver
@@ -60,90 +65,107 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture
-def quiet(browser):
-    """Give the browser, which must have nothing to complain of afterwards."""
+def clean_browser(browser):
+    """Return the browser, and check afterwards that it logged no errors."""
     size = {"width": 1200, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get_log("browser")
     yield browser
-    assert browser.get_log("browser") == []  # neither errors nor what the policy had to stop
+    # neither errors nor violations of the content security policy
+    assert browser.get_log("browser") == []
 
 
-SINGLE = (
-    *QUERIES[:3], hostile(HOSTILE[0])[0], hostile(HOSTILE[1])[0],
-    replace(query("long", True, False), query_id=LONG, path="/photos/" + LONG, label=LONG),
-    *(query(f"more{number}", True, True, True, False, margin=(number * 7 % 5) / 10)
+SINGLE_FILE_QUERIES = (
+    *QUERIES[:3], hostile_queries(HOSTILE[0])[0], hostile_queries(HOSTILE[1])[0],
+    replace(make_query("long", True, False), query_id=LONG_NAME, path="/photos/" + LONG_NAME,
+            label=LONG_NAME),
+    *(make_query(f"more{number}", True, True, True, False, margin=(number * 7 % 5) / 10)
       for number in range(20)),
-    QUERIES[3], hostile(HOSTILE[0])[1], hostile(HOSTILE[1])[1],
+    QUERIES[3], hostile_queries(HOSTILE[0])[1], hostile_queries(HOSTILE[1])[1],
 )  # fmt: skip
 
 
-def whole(queries, **other):
-    return page_of(queries, title=HOSTILE[0], recall=LONG, facts=((LONG, LONG),),
-                   classes=(ClassResult(LONG, 3, MEASURES), ClassResult("dog", 1, MEASURES)),
-                   notes=(LONG,), **other)  # fmt: skip
+def full_page(queries, **fields):
+    """Return a page with all sections, in which the title is hostile and most texts are long."""
+    classes = (ClassResult(LONG_NAME, 3, MEASURES), ClassResult("dog", 1, MEASURES))
+    return make_page(
+        queries,
+        title=HOSTILE[0],
+        recall=LONG_NAME,
+        facts=((LONG_NAME, LONG_NAME),),
+        classes=classes,
+        notes=(LONG_NAME,),
+        **fields,
+    )
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory):
+def single_file_url(tmp_path_factory):
+    """Return the URL of a report in a single file."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_bytes(render(whole(SINGLE), shown_of(SINGLE), PICTURES))
+    path.write_bytes(
+        render(full_page(SINGLE_FILE_QUERIES), shown_queries(SINGLE_FILE_QUERIES), THUMBNAILS)
+    )
     return path.as_uri()
 
 
-def many():
-    """Give queries for a folder: of all states and some classes, some without margin, bad names."""
+def generate_queries():
+    """Generate queries of all states and several classes, some with hostile names or no margin."""
     generator = np.random.default_rng(3)
     for number in range(230):
         label = ("cat", "dog", "emu & <b>", None, "a=b&c#d")[generator.integers(5)]
         margin = float("nan") if number % 9 == 0 else round(float(generator.random()), 2)
-        row = query(f"q{number:03}", bool(generator.integers(2)), True, label=label, margin=margin)
+        row = make_query(
+            f"q{number:03}", bool(generator.integers(2)), True, label=label, margin=margin
+        )
         name = HOSTILE[number % len(HOSTILE)] if number % 40 < len(HOSTILE) else row.query_id
         cells = tuple(replace(cell, path=f"/photos/{generator.integers(8)}.jpg", image_id=name)
                       for cell in row.matches)  # fmt: skip
         yield replace(row, query_id=f"{number:03}{name}", path="/photos/0.jpg", matches=cells)
     for number in range(7):
-        yield query(f"{HOSTILE[number]} failed{number}", failure=HOSTILE[0], label="cat")
+        yield make_query(f"{HOSTILE[number]} failed{number}", failure=HOSTILE[0], label="cat")
 
 
-MANY = tuple(many())
+MANY_QUERIES = tuple(generate_queries())
 NAMES = ReportFiles("my report#1.html")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Put a report in a folder, as the job does; one picture cannot be read."""
-    where = tmp_path_factory.mktemp("folder")
+def report_folder(tmp_path_factory):
+    """Write a report with a folder, as the report job does; one image cannot be read."""
+    output = tmp_path_factory.mktemp("folder")
     photos = tmp_path_factory.mktemp("photos")
     for number in range(7):
         Image.new("RGB", (300, 200), (number * 30, 90, 200)).save(photos / f"{number}.jpg")
     rows = [
         replace(row, path=row.path.replace("/photos", str(photos)), matches=tuple(
             replace(cell, path=cell.path.replace("/photos", str(photos))) for cell in row.matches))
-        for row in MANY
+        for row in MANY_QUERIES
     ]  # fmt: skip
-    folder, shown = open_folder(str(where)), shown_of(rows)
+    folder, shown = open_folder(str(output)), shown_queries(rows)
     paths = shown.paths()
-    missing = []
+    unreadable = []
     for work in page_slices.thumbnail_slices(folder, NAMES, paths, max_pixels=10**7):
-        missing += page_slices.write_thumbnails(work)
-    assert str(photos / "7.jpg") in [paths[number] for number in missing]
-    shown = shown.with_pictures(paths, missing)
+        unreadable += page_slices.write_thumbnails(work)
+    assert str(photos / "7.jpg") in [paths[number] for number in unreadable]
+    shown = shown.with_pictures(paths, unreadable)
     frame = PageFrame(HOSTILE[1], NAMES, page_count(len(shown)))
     page_slices.write_pages(page_slices.PageSlice(folder, frame, shown))
     page_slices.write_facets(folder, NAMES, facets_script(shown, NAMES))
-    folder.put(NAMES.page, render_first_page(whole(rows), shown, NAMES))
-    return where
+    folder.put(NAMES.page, render_first_page(full_page(rows), shown, NAMES))
+    return output
 
 
 @pytest.fixture(scope="module")
-def served(root):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+def served_url(report_folder):
+    """Return the URL of the report on a local HTTP server."""
+
+    class SilentHandler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
     server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=root)
+        ("127.0.0.1", 0), functools.partial(SilentHandler, directory=report_folder)
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/my%20report%231.html"
@@ -151,48 +173,48 @@ def served(root):
     server.server_close()
 
 
-def opened(browser, url):
+def open_page(browser, url):
     browser.get("about:blank")
     browser.get(url)
-    settle(browser)
+    wait_until_idle(browser)
 
 
-def settle(browser):
-    """Wait until what was chosen is in place."""
+def wait_until_idle(browser):
+    """Wait until the list of queries is updated."""
     browser.execute_async_script(
-        "const done = arguments[0]; const look = () => document.getElementById('list')"
-        ".hasAttribute('aria-busy') ? setTimeout(look, 5) : done(); setTimeout(look, 5)"
+        "const done = arguments[0]; const check = () => document.getElementById('list')"
+        ".hasAttribute('aria-busy') ? setTimeout(check, 5) : done(); setTimeout(check, 5)"
     )
 
 
 def wait_for(browser, condition):
-    """Wait until a condition in JavaScript holds; ten seconds are enough for any machine."""
+    """Wait up to ten seconds until a JavaScript condition holds."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     WebDriverWait(browser, 10, 0.05).until(lambda b: b.execute_script(f"return {condition}"))
 
 
-def choose(browser, script, *given):
-    browser.execute_script(script, *given)
-    settle(browser)
+def run_script(browser, script, *arguments):
+    browser.execute_script(script, *arguments)
+    wait_until_idle(browser)
 
 
-def visible(browser):
-    """Give the numbers of the queries that are in the page."""
+def visible_queries(browser):
+    """Return the numbers of the queries in the page."""
     return browser.execute_script(
         "return [...document.querySelectorAll('.query')].map((row) => Number(row.id.slice(1)))"
     )
 
 
-def click(browser, value):
-    choose(browser, f"document.querySelector('button[value={value}]').click()")
+def click_filter(browser, value):
+    run_script(browser, f"document.querySelector('button[value={value}]').click()")
 
 
-SORT = (
+SELECT_SORT = (
     "const menu = document.getElementById('sort'); menu.value = arguments[0];"
     "menu.dispatchEvent(new Event('change'))"
 )
-CLASS = (
+ENTER_CLASS = (
     "const field = document.getElementById('class'); field.value = arguments[0];"
     "field.dispatchEvent(new Event('input')); field.dispatchEvent(new Event('change'))"
 )
@@ -202,301 +224,343 @@ def status(browser):
     return browser.execute_script("return document.getElementById('status').textContent")
 
 
-def expected(queries, show="all", label=None, sort="name"):
-    """Choose and sort as the page should."""
-    found = [
-        number for number, each in enumerate(queries)
-        if (show == "all" or each.state == show) and label in (None, each.label)
+def expected_queries(queries, show="all", label=None, sort="name"):
+    """Return the numbers of the filtered queries in the requested order."""
+    matching = [
+        number for number, row in enumerate(queries)
+        if (show == "all" or row.state == show) and label in (None, row.label)
     ]  # fmt: skip
     sign = {"name": 0, "least": 1, "most": -1}[sort]
-    known = [number for number in found if queries[number].margin == queries[number].margin]
+    with_margin = [
+        number for number in matching if queries[number].margin == queries[number].margin
+    ]
     if sign:
-        known.sort(key=lambda number: (sign * queries[number].margin, number))
-        return known + [number for number in found if number not in set(known)]
-    return found
+        with_margin.sort(key=lambda number: (sign * queries[number].margin, number))
+        return with_margin + [number for number in matching if number not in set(with_margin)]
+    return matching
 
 
-# --- one file ----------------------------------------------------------------------------------
+# --- one file -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [360, 900, 1600])
 @pytest.mark.parametrize(
-    ("kind", "scheme"), [("single", "light"), ("folder", "dark"), ("further", "light")]
+    ("kind", "scheme"), [("single", "light"), ("folder", "dark"), ("further page", "light")]
 )
-def test_nothing_overflows(quiet, single, root, kind, width, scheme):
+def test_page_fits_window_width(clean_browser, single_file_url, report_folder, kind, width, scheme):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    quiet.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    quiet.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
-    page = {"single": single, "folder": (root / NAMES.page).as_uri(),
-            "further": (root / NAMES.further_page(3)).as_uri()}[kind]  # fmt: skip
-    quiet.get(page)
-    for first in ("document.body", "document.querySelector('.matches figure')"):
-        quiet.execute_script(
-            f"{first}.focus();document.querySelectorAll('details').forEach((d) => d.open = true)"
+    clean_browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    clean_browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    page = {"single": single_file_url, "folder": (report_folder / NAMES.page).as_uri(),
+            "further page": (report_folder / NAMES.further_page(3)).as_uri()}[kind]  # fmt: skip
+    clean_browser.get(page)
+    for focused in ("document.body", "document.querySelector('.matches figure')"):
+        clean_browser.execute_script(
+            f"{focused}.focus();document.querySelectorAll('details').forEach((d) => d.open = true)"
         )
-        across, inner = quiet.execute_script(
+        scroll_width, window_width = clean_browser.execute_script(
             "return [document.documentElement.scrollWidth, window.innerWidth]"
         )  # fmt: skip
-        assert inner == width
-        assert across <= width
-    ground = quiet.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", ground))) < 300) is (scheme == "dark")
-    left = quiet.execute_script(
+        assert window_width == width
+        assert scroll_width <= width
+    background = clean_browser.execute_script(
+        "return getComputedStyle(document.body).backgroundColor"
+    )
+    assert (sum(map(int, re.findall(r"\d+", background))) < 300) is (scheme == "dark")
+    beside = clean_browser.execute_script(
         "const right = document.querySelector('.ask').getBoundingClientRect().right;"
         "return right < document.querySelector('.matches').getBoundingClientRect().left"
     )
-    assert left is (width > 520)  # the query stands beside its matches, or above them
+    assert beside is (width > 520)  # the query is beside its matches, or above them
 
 
-def test_what_can_be_touched_is_large_enough(quiet, root):
+def test_touch_targets_are_at_least_44_pixels_high(clean_browser, report_folder):
     size = {"width": 360, "height": 900, "deviceScaleFactor": 1, "mobile": True}
-    quiet.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    opened(quiet, (root / NAMES.page).as_uri())
-    heights = quiet.execute_script(
+    clean_browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    open_page(clean_browser, (report_folder / NAMES.page).as_uri())
+    heights = clean_browser.execute_script(
         "return [...document.querySelectorAll('.filter :is(button, input, select),"
-        " .pages :is(a, input)')].map((each) => each.getBoundingClientRect().height)"
+        " .pages :is(a, input)')].map((element) => element.getBoundingClientRect().height)"
     )
     assert min(heights) >= 44
 
 
-def test_a_hostile_name_does_not_run(quiet, single):
-    opened(quiet, single)
-    assert quiet.title == HOSTILE[0]  # an alert would make this raise, a script would change it
-    assert quiet.execute_script("return document.querySelectorAll('img, script').length") == 2
-    heading = quiet.execute_script("return document.querySelectorAll('.query h3')[3].textContent")
+def test_hostile_name_is_not_executed(clean_browser, single_file_url):
+    open_page(clean_browser, single_file_url)
+    # an alert would make this raise, a script would change the title
+    assert clean_browser.title == HOSTILE[0]
+    assert (
+        clean_browser.execute_script("return document.querySelectorAll('img, script').length") == 2
+    )
+    heading = clean_browser.execute_script(
+        "return document.querySelectorAll('.query h3')[3].textContent"
+    )
     assert heading == HOSTILE[0]
 
 
-def test_pictures_are_drawn_where_they_are_used(quiet, single):
-    opened(quiet, single)
-    sizes = quiet.execute_script(
+def test_thumbnails_are_drawn_where_referenced(clean_browser, single_file_url):
+    open_page(clean_browser, single_file_url)
+    sizes = clean_browser.execute_script(
         "return [...document.querySelectorAll('.picture use')].slice(0, 2)"
         ".map((use) => use.getBBox().width)"
     )
     assert sizes == [160, 160]
 
 
-def test_filters_and_order_of_one_file(quiet, single):
-    opened(quiet, single)
-    assert visible(quiet) == list(range(len(SINGLE)))
+def test_filter_and_sort_in_single_file(clean_browser, single_file_url):
+    open_page(clean_browser, single_file_url)
+    assert visible_queries(clean_browser) == list(range(len(SINGLE_FILE_QUERIES)))
     for value in ("wrong", "failed"):
-        click(quiet, value)
-        assert visible(quiet) == expected(SINGLE, value)
-        pressed = quiet.execute_script("return document.querySelector('[aria-pressed=true]').value")
+        click_filter(clean_browser, value)
+        assert visible_queries(clean_browser) == expected_queries(SINGLE_FILE_QUERIES, value)
+        pressed = clean_browser.execute_script(
+            "return document.querySelector('[aria-pressed=true]').value"
+        )
         assert pressed == value
-        assert status(quiet) == f"{len(expected(SINGLE, value))} of {len(SINGLE)} queries"
-    choose(quiet, CLASS, "DOG")
-    assert visible(quiet) == expected(SINGLE, "failed", "dog")
-    choose(quiet, CLASS, "nobody")
-    assert visible(quiet) == []
-    assert quiet.execute_script("return document.getElementById('empty').checkVisibility()")
-    choose(quiet, CLASS, "")
-    click(quiet, "all")
+        shown = len(expected_queries(SINGLE_FILE_QUERIES, value))
+        assert status(clean_browser) == f"{shown} of {len(SINGLE_FILE_QUERIES)} queries"
+    run_script(clean_browser, ENTER_CLASS, "DOG")
+    assert visible_queries(clean_browser) == expected_queries(SINGLE_FILE_QUERIES, "failed", "dog")
+    run_script(clean_browser, ENTER_CLASS, "no-such-class")
+    assert visible_queries(clean_browser) == []
+    assert clean_browser.execute_script("return document.getElementById('empty').checkVisibility()")
+    run_script(clean_browser, ENTER_CLASS, "")
+    click_filter(clean_browser, "all")
     for sort in ("least", "most", "name"):
-        choose(quiet, SORT, sort)
-        assert visible(quiet) == expected(SINGLE, sort=sort)
-    assert quiet.execute_script("return location.hash") == ""
-    assert not quiet.execute_script("return document.querySelector('.pages').checkVisibility()")
+        run_script(clean_browser, SELECT_SORT, sort)
+        assert visible_queries(clean_browser) == expected_queries(SINGLE_FILE_QUERIES, sort=sort)
+    assert clean_browser.execute_script("return location.hash") == ""
+    assert not clean_browser.execute_script(
+        "return document.querySelector('.pages').checkVisibility()"
+    )
 
 
 def press(browser, *keys):
+    """Press keys and return the number of the focused query, or None."""
     from selenium.webdriver import ActionChains
 
     ActionChains(browser).send_keys(*keys).perform()
-    settle(browser)
+    wait_until_idle(browser)
     return browser.execute_script(
         "const row = document.querySelector('[aria-current]');"
         "return row && row === document.activeElement ? Number(row.id.slice(1)) : null"
     )
 
 
-def test_keys_walk_the_queries(quiet, single):
+def test_keys_move_between_queries(clean_browser, single_file_url):
     from selenium.webdriver import ActionChains, Keys
 
-    opened(quiet, single)
-    assert [press(quiet, key) for key in ("j", "j", Keys.ARROW_RIGHT)] == [0, 1, 2]
-    assert [press(quiet, key) for key in ("k", Keys.ARROW_LEFT, "k")] == [1, 0, 0]
-    ActionChains(quiet).send_keys(Keys.TAB, Keys.TAB).perform()
-    tip = quiet.execute_script(
+    open_page(clean_browser, single_file_url)
+    assert [press(clean_browser, key) for key in ("j", "j", Keys.ARROW_RIGHT)] == [0, 1, 2]
+    assert [press(clean_browser, key) for key in ("k", Keys.ARROW_LEFT, "k")] == [1, 0, 0]
+    ActionChains(clean_browser).send_keys(Keys.TAB, Keys.TAB).perform()
+    tip = clean_browser.execute_script(
         "const tip = document.activeElement.querySelector('.tip');"
         "return tip.checkVisibility({visibilityProperty: true}) && tip.textContent"
     )
     assert tip == "cat · /photos/cat/1.jpg"
 
 
-# --- a folder ----------------------------------------------------------------------------------
+# --- a folder -------------------------------------------------------------------------------------
 
 
-def test_without_javascript_pages_are_linked_and_whole(quiet, root):
-    quiet.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+def test_pages_without_javascript_are_complete_and_linked(clean_browser, report_folder):
+    clean_browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
-        quiet.get((root / NAMES.page).as_uri())
-        seen = visible(quiet)
-        assert not quiet.execute_script(
+        clean_browser.get((report_folder / NAMES.page).as_uri())
+        numbers = visible_queries(clean_browser)
+        assert not clean_browser.execute_script(
             "return document.getElementById('filter').checkVisibility()"
         )
         for _ in range(4):
-            quiet.get(quiet.execute_script("return document.querySelector('[rel=next]').href"))
-            while quiet.execute_script("return document.readyState") != "complete":
-                pass  # the driver does not wait where scripts are off
-            seen += visible(quiet)
-        assert seen == list(range(len(MANY)))
-        assert not quiet.execute_script("return document.querySelector('[rel=next]').href")
-        loaded = quiet.execute_script(
+            clean_browser.get(
+                clean_browser.execute_script("return document.querySelector('[rel=next]').href")
+            )
+            while clean_browser.execute_script("return document.readyState") != "complete":
+                pass  # without scripts the driver does not wait for the page
+            numbers += visible_queries(clean_browser)
+        assert numbers == list(range(len(MANY_QUERIES)))
+        assert not clean_browser.execute_script("return document.querySelector('[rel=next]').href")
+        loaded = clean_browser.execute_script(
             "const image = document.images[0]; image.loading = 'eager';"
             "return image.decode().then(() => image.naturalWidth)"
-        ) if visible(quiet)[0] < 230 else 160  # fmt: skip
+        ) if visible_queries(clean_browser)[0] < 230 else 160  # fmt: skip
         assert loaded == 160
-        quiet.get(quiet.execute_script("return document.querySelector('header a').href"))
-        assert quiet.title == HOSTILE[0]
+        clean_browser.get(
+            clean_browser.execute_script("return document.querySelector('header a').href")
+        )
+        assert clean_browser.title == HOSTILE[0]
     finally:
-        quiet.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+        clean_browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def walked(browser):
-    """Give the numbers of all queries that are chosen, page after page."""
-    seen = visible(browser)
+def all_pages(browser):
+    """Return the numbers of all filtered queries, page by page."""
+    numbers = visible_queries(browser)
     while browser.execute_script("return Boolean(document.querySelector('[rel=next]').href)"):
-        choose(browser, "document.querySelector('[rel=next]').click()")
-        seen += visible(browser)
-    return seen
+        run_script(browser, "document.querySelector('[rel=next]').click()")
+        numbers += visible_queries(browser)
+    return numbers
 
 
-@pytest.mark.parametrize("where", ["disk", "http"])
-def test_filters_and_order_work_over_all_queries(quiet, root, served, where):
-    opened(quiet, (root / NAMES.page).as_uri() if where == "disk" else served)
-    assert walked(quiet) == list(range(len(MANY)))
-    chosen = [("all", "least", None), ("wrong", "most", None), ("wrong", "least", "a=b&c#d"),
+@pytest.mark.parametrize("protocol", ["file", "http"])
+def test_filter_and_sort_across_pages(clean_browser, report_folder, served_url, protocol):
+    open_page(
+        clean_browser, (report_folder / NAMES.page).as_uri() if protocol == "file" else served_url
+    )
+    assert all_pages(clean_browser) == list(range(len(MANY_QUERIES)))
+    selections = [("all", "least", None), ("wrong", "most", None), ("wrong", "least", "a=b&c#d"),
               ("failed", "name", "cat")]  # fmt: skip
-    for show, sort, label in chosen if where == "disk" else chosen[1:3]:
-        click(quiet, show)
-        choose(quiet, SORT, sort)
-        choose(quiet, CLASS, label or "")
-        wanted = expected(MANY, show, label, sort)
-        assert walked(quiet) == wanted
-        count = quiet.execute_script(
+    for show, sort, label in selections if protocol == "file" else selections[1:3]:
+        click_filter(clean_browser, show)
+        run_script(clean_browser, SELECT_SORT, sort)
+        run_script(clean_browser, ENTER_CLASS, label or "")
+        expected = expected_queries(MANY_QUERIES, show, label, sort)
+        assert all_pages(clean_browser) == expected
+        count = clean_browser.execute_script(
             "return document.querySelector(`button[value=${arguments[0]}] span`).textContent", show
         )
-        assert int(count) == len(expected(MANY, show, label))
-        choose(quiet, CLASS, "")
-    names = quiet.execute_script("return document.title")
-    assert names == HOSTILE[0]
+        assert int(count) == len(expected_queries(MANY_QUERIES, show, label))
+        run_script(clean_browser, ENTER_CLASS, "")
+    title = clean_browser.execute_script("return document.title")
+    assert title == HOSTILE[0]
 
 
-def test_the_state_stands_in_the_hash(quiet, root):
-    url = (root / NAMES.page).as_uri()
-    opened(quiet, url + "#show=wrong&sort=least&page=2")
-    wanted = expected(MANY, "wrong", None, "least")
-    assert visible(quiet) == wanted[50:100]
-    assert status(quiet) == f"51–{min(100, len(wanted))} of {len(wanted)} queries"
-    choose(quiet, CLASS, "emu & <b>")
-    assert visible(quiet) == expected(MANY, "wrong", "emu & <b>", "least")[:50]
-    told = quiet.execute_script("return location.href")
-    opened(quiet, told)
-    assert visible(quiet) == expected(MANY, "wrong", "emu & <b>", "least")[:50]
-    assert quiet.execute_script("return document.getElementById('class').value") == "emu & <b>"
-    choose(quiet, "history.go(0)")
-    settle(quiet)
-    assert visible(quiet) == expected(MANY, "wrong", "emu & <b>", "least")[:50]
-    choose(quiet, "document.querySelector('.classes a[href*=dog]').click()")
-    assert visible(quiet) == expected(MANY, "all", "dog")[:50]
-    opened(quiet, url + "#show=nonsense&class=nobody&page=99&sort=up")
-    assert visible(quiet) == []
-    assert quiet.execute_script("return document.getElementById('empty').checkVisibility()")
-    choose(quiet, "document.querySelector('#empty a').click()")
-    assert visible(quiet) == list(range(50))
-    choose(quiet, "document.querySelector('.skip').click()")
-    assert visible(quiet) == list(range(50))
+def test_page_state_is_kept_in_url_hash(clean_browser, report_folder):
+    url = (report_folder / NAMES.page).as_uri()
+    open_page(clean_browser, url + "#show=wrong&sort=least&page=2")
+    expected = expected_queries(MANY_QUERIES, "wrong", None, "least")
+    assert visible_queries(clean_browser) == expected[50:100]
+    assert status(clean_browser) == f"51–{min(100, len(expected))} of {len(expected)} queries"
+    run_script(clean_browser, ENTER_CLASS, "emu & <b>")
+    assert (
+        visible_queries(clean_browser)
+        == expected_queries(MANY_QUERIES, "wrong", "emu & <b>", "least")[:50]
+    )
+    url_with_state = clean_browser.execute_script("return location.href")
+    open_page(clean_browser, url_with_state)
+    assert (
+        visible_queries(clean_browser)
+        == expected_queries(MANY_QUERIES, "wrong", "emu & <b>", "least")[:50]
+    )
+    assert (
+        clean_browser.execute_script("return document.getElementById('class').value") == "emu & <b>"
+    )
+    run_script(clean_browser, "history.go(0)")
+    wait_until_idle(clean_browser)
+    assert (
+        visible_queries(clean_browser)
+        == expected_queries(MANY_QUERIES, "wrong", "emu & <b>", "least")[:50]
+    )
+    run_script(clean_browser, "document.querySelector('.classes a[href*=dog]').click()")
+    assert visible_queries(clean_browser) == expected_queries(MANY_QUERIES, "all", "dog")[:50]
+    open_page(clean_browser, url + "#show=nonsense&class=no-such-class&page=99&sort=up")
+    assert visible_queries(clean_browser) == []
+    assert clean_browser.execute_script("return document.getElementById('empty').checkVisibility()")
+    run_script(clean_browser, "document.querySelector('#empty a').click()")
+    assert visible_queries(clean_browser) == list(range(50))
+    run_script(clean_browser, "document.querySelector('.skip').click()")
+    assert visible_queries(clean_browser) == list(range(50))
 
 
-def test_keys_walk_across_pages(quiet, root):
-    opened(quiet, (root / NAMES.page).as_uri())
-    assert press(quiet, "j") == 0
-    choose(quiet, "[...document.querySelectorAll('.query')].at(-1).scrollIntoView()")
-    assert [press(quiet, key) for key in ("jj", "k", "k", "n", "n", "p", "p")][-4:] == [
+def test_keys_move_across_pages(clean_browser, report_folder):
+    open_page(clean_browser, (report_folder / NAMES.page).as_uri())
+    assert press(clean_browser, "j") == 0
+    run_script(clean_browser, "[...document.querySelectorAll('.query')].at(-1).scrollIntoView()")
+    assert [press(clean_browser, key) for key in ("jj", "k", "k", "n", "n", "p", "p")][-4:] == [
         50, 100, 50, 0,
     ]  # fmt: skip
-    quiet.execute_script("document.querySelector('.query:last-child').scrollIntoView()")
-    walk = [press(quiet, "j") for _ in range(4)]
-    assert walk[walk.index(49) :][:2] == [49, 50]
-    assert [press(quiet, "k"), press(quiet, "k")][-1] in (48, 49, 50)
+    clean_browser.execute_script("document.querySelector('.query:last-child').scrollIntoView()")
+    positions = [press(clean_browser, "j") for _ in range(4)]
+    assert positions[positions.index(49) :][:2] == [49, 50]
+    assert [press(clean_browser, "k"), press(clean_browser, "k")][-1] in (48, 49, 50)
     field = "const field = document.querySelector('.pages input'); field.value = arguments[0];"
-    choose(quiet, field + "field.dispatchEvent(new Event('change'))", "5")
-    assert visible(quiet) == list(range(200, 237))
-    focused = quiet.execute_script("return document.activeElement.id")
+    run_script(clean_browser, field + "field.dispatchEvent(new Event('change'))", "5")
+    assert visible_queries(clean_browser) == list(range(200, 237))
+    focused = clean_browser.execute_script("return document.activeElement.id")
     assert focused == "queries"
-    assert quiet.execute_script(
+    assert clean_browser.execute_script(
         "return document.querySelector('.pages [rel=next]').getAttribute('aria-disabled')"
     ) == "true"  # fmt: skip
-    assert press(quiet, "n") is None
-    assert visible(quiet) == list(range(200, 237))
+    assert press(clean_browser, "n") is None
+    assert visible_queries(clean_browser) == list(range(200, 237))
 
 
-def test_pictures_come_from_the_folder_and_nothing_jumps(quiet, root):
-    opened(quiet, (root / NAMES.page).as_uri())
-    before = quiet.execute_script("return document.getElementById('list').scrollHeight")
-    widths = quiet.execute_async_script(
+def test_thumbnails_are_loaded_from_folder_without_layout_shift(clean_browser, report_folder):
+    open_page(clean_browser, (report_folder / NAMES.page).as_uri())
+    before = clean_browser.execute_script("return document.getElementById('list').scrollHeight")
+    widths = clean_browser.execute_async_script(
         "const done = arguments[0], all = [...document.images];"
         "all.forEach((image) => image.loading = 'eager');"
         "Promise.all(all.map((image) => image.decode())).then(() =>"
         " done([...new Set(all.map((image) => image.naturalWidth))]))"
     )
     assert widths == [160]
-    assert quiet.execute_script("return document.getElementById('list').scrollHeight") == before
-    assert quiet.execute_script("return document.querySelectorAll('.picture .none').length") > 0
+    assert (
+        clean_browser.execute_script("return document.getElementById('list').scrollHeight")
+        == before
+    )
+    assert (
+        clean_browser.execute_script("return document.querySelectorAll('.picture .none').length")
+        > 0
+    )
 
 
-def test_hostile_names_do_not_run_from_chunks(quiet, root):
-    opened(quiet, (root / NAMES.page).as_uri() + "#page=5")
-    failed = quiet.execute_script("return document.querySelectorAll('.failed h3')[0].textContent")
+def test_hostile_names_in_chunks_are_not_executed(clean_browser, report_folder):
+    open_page(clean_browser, (report_folder / NAMES.page).as_uri() + "#page=5")
+    failed = clean_browser.execute_script(
+        "return document.querySelectorAll('.failed h3')[0].textContent"
+    )
     assert failed == f"{HOSTILE[0]} failed0.jpg"
-    assert quiet.title == HOSTILE[0]
-    assert quiet.execute_script("return document.querySelectorAll('#list script').length") == 0
-    outside = quiet.execute_script(
+    assert clean_browser.title == HOSTILE[0]
+    assert (
+        clean_browser.execute_script("return document.querySelectorAll('#list script').length") == 0
+    )
+    outside = clean_browser.execute_script(
         "return [...document.images].filter((image) => !image.src.includes('/thumbnails/')).length"
     )
     assert outside == 0
 
 
-def test_a_page_without_its_folder_says_so(browser, root, tmp_path):
-    shutil.copy(root / NAMES.page, tmp_path / "alone.html")
-    browser.get((tmp_path / "alone.html").as_uri())
-    told = "document.getElementById('filter').textContent"
-    wait_for(browser, f"{told}.includes('the folder beside it is missing')")
-    assert len(visible(browser)) == 50
+def test_page_without_its_folder_shows_message(browser, report_folder, tmp_path):
+    shutil.copy(report_folder / NAMES.page, tmp_path / "page-only.html")
+    browser.get((tmp_path / "page-only.html").as_uri())
+    status_text = "document.getElementById('filter').textContent"
+    wait_for(browser, f"{status_text}.includes('the folder beside it is missing')")
+    assert len(visible_queries(browser)) == 50
     browser.get_log("browser")
 
 
-def test_a_chunk_that_is_missing_is_told(browser, root, tmp_path):
-    shutil.copytree(root, tmp_path / "copy")
+def test_missing_chunk_shows_message(browser, report_folder, tmp_path):
+    shutil.copytree(report_folder, tmp_path / "copy")
     (tmp_path / "copy" / NAMES.chunk(2)).unlink()
     browser.get((tmp_path / "copy" / NAMES.page).as_uri() + "#page=2")
-    told = "document.getElementById('status').textContent"
-    wait_for(browser, f"{told}.includes('could not be loaded')")
+    status_text = "document.getElementById('status').textContent"
+    wait_for(browser, f"{status_text}.includes('could not be loaded')")
     browser.get_log("browser")
 
 
-def test_the_class_can_be_found_among_many(quiet, tmp_path):
-    rows = [query(f"q{n}", True, label=f"class {n:05}") for n in range(3000)]
-    shown = shown_of(rows)
+def test_class_field_suggests_matching_classes(clean_browser, tmp_path):
+    rows = [make_query(f"q{n}", True, label=f"class {n:05}") for n in range(3000)]
+    shown = shown_queries(rows)
     folder = open_folder(str(tmp_path))
     page_slices.write_facets(folder, NAMES, facets_script(shown, NAMES))
     shown = shown.with_pictures([], [])
-    folder.put(NAMES.page, render_first_page(page_of(rows), shown, NAMES))
-    opened(quiet, (tmp_path / NAMES.page).as_uri())
-    offered = quiet.execute_script(
+    folder.put(NAMES.page, render_first_page(make_page(rows), shown, NAMES))
+    open_page(clean_browser, (tmp_path / NAMES.page).as_uri())
+    suggestions = clean_browser.execute_script(
         "const field = document.getElementById('class'); field.value = 'CLASS 000';"
         "field.dispatchEvent(new Event('input'));"
-        "return [...document.querySelectorAll('datalist option')].map((each) => each.value)"
+        "return [...document.querySelectorAll('datalist option')].map((option) => option.value)"
     )
-    assert offered == [f"class {n:05}" for n in range(40)]
-    choose(quiet, CLASS, "class 00007")
-    assert visible(quiet) == [7]
+    assert suggestions == [f"class {n:05}" for n in range(40)]
+    run_script(clean_browser, ENTER_CLASS, "class 00007")
+    assert visible_queries(clean_browser) == [7]
 
 
-def test_contrast_is_enough(quiet, root):
-    """WCAG AA: 4.5 for text, against what lies behind it."""
+def test_text_contrast_meets_wcag_aa(clean_browser, report_folder):
+    """WCAG AA requires a contrast of 4.5 between text and its background."""
     script = """
     const parse = (text) => text.match(/[\\d.]+/g).map(Number);
     const light = ([r, g, b]) => [r, g, b].map((v) => (v /= 255) <= .04045 ? v / 12.92
@@ -516,7 +580,7 @@ def test_contrast_is_enough(quiet, root):
     }
     return [...new Set(found)];"""
     for scheme in ("light", "dark"):
-        wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        quiet.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
-        opened(quiet, (root / NAMES.page).as_uri())
-        assert quiet.execute_script(script) == []
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        clean_browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        open_page(clean_browser, (report_folder / NAMES.page).as_uri())
+        assert clean_browser.execute_script(script) == []

@@ -1,4 +1,4 @@
-"""Test the report page: content, hostile names, files, links and security policy."""
+"""Tests of the report page: content, hostile names, files, links and security policy."""
 
 import base64
 import functools
@@ -27,114 +27,116 @@ from retrieval.report.names import PER_CHUNK, PER_PAGE, ReportFiles
 from retrieval.report.page import MARGIN_MEANING, SCORE_MEANINGS
 from retrieval.report.templates import format_number, format_share
 from retrieval.storage.checksum import CHECKSUM_PLACEHOLDER, has_valid_checksum
-from tests.retrieval.report.pages import (
+from tests.retrieval.report.sample_pages import (
     HOSTILE,
     MEASURES,
     PAGE,
-    PICTURES,
     QUERIES,
-    Reader,
-    hostile,
-    match,
-    page_of,
-    picture,
-    query,
-    shown_of,
+    THUMBNAILS,
+    ParsedPage,
+    hostile_queries,
+    jpeg,
+    make_match,
+    make_page,
+    make_query,
+    shown_queries,
 )
 
-SHOWN = shown_of(QUERIES)
+SHOWN = shown_queries(QUERIES)
 NAN = float("nan")
 
 
 @functools.cache
-def page():
-    return Reader(render(PAGE, SHOWN, PICTURES))
+def parsed_page():
+    return ParsedPage(render(PAGE, SHOWN, THUMBNAILS))
 
 
-def drawn(queries, **other):
-    return Reader(render(page_of(queries, **other), shown_of(queries), PICTURES))
+def render_page(queries, **fields):
+    return ParsedPage(render(make_page(queries, **fields), shown_queries(queries), THUMBNAILS))
 
 
-def test_the_page_is_sealed_and_ends_with_the_mark():
-    data = render(PAGE, SHOWN, PICTURES)
+def test_page_ends_with_valid_checksum():
+    data = render(PAGE, SHOWN, THUMBNAILS)
     assert has_valid_checksum(io.BytesIO(data))
     assert re.search(rb"<!-- lookalike-sha256:[0-9a-f]{64} -->\s*\Z", data)
     assert CHECKSUM_PLACEHOLDER.encode() not in data
-    for at in (10, len(data) // 2, data.index(b"Cats")):
-        altered = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    for position in (10, len(data) // 2, data.index(b"Cats")):
+        altered = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
         assert not has_valid_checksum(io.BytesIO(altered))
 
 
-def test_the_same_page_gives_the_same_bytes():
-    turned = dict(reversed(PICTURES.items()))
-    assert render(PAGE, SHOWN, PICTURES) == render(replace(PAGE), shown_of(QUERIES), turned)
-    other = render(replace(PAGE, title="Other"), SHOWN, PICTURES)
-    assert render(PAGE, SHOWN, PICTURES) != other
+def test_page_bytes_are_reproducible():
+    reordered = dict(reversed(THUMBNAILS.items()))
+    assert render(PAGE, SHOWN, THUMBNAILS) == render(
+        replace(PAGE), shown_queries(QUERIES), reordered
+    )
+    other = render(replace(PAGE, title="Other"), SHOWN, THUMBNAILS)
+    assert render(PAGE, SHOWN, THUMBNAILS) != other
 
 
-def test_the_summary_says_what_came_out():
-    assert page().texts("h1") == ["Cats & dogs"]
-    assert page().texts("title") == ["Cats & dogs"]
-    introduction = page().texts("p")[0]
+def test_summary_contents():
+    assert parsed_page().texts("h1") == ["Cats & dogs"]
+    assert parsed_page().texts("title") == ["Cats & dogs"]
+    introduction = parsed_page().texts("p")[0]
     assert introduction.startswith("5 of 1,234 queries, each with its most similar gallery images")
-    cards = page().texts("div", **{"class": "card"})
+    cards = parsed_page().texts("div", **{"class": "card"})
     assert cards[0] == f"Top-1 0.500 95 % interval 0.250 to 0.750 {MEASURES[0].meaning}"
     assert cards[1] == f"mAP 0.667 {MEASURES[1].meaning}"
     assert cards[2] == "Failed queries 1 of the 5 shown have no matches. See why"
     assert cards[3] == "Source data gallery 600 images in /photos backbone resnet50, avg pooling"
-    notes = page().texts("div", **{"class": "card notes"})[0]
+    notes = parsed_page().texts("div", **{"class": "card notes"})[0]
     assert notes.startswith(f"Recall {PAGE.recall}")
     assert notes.endswith(f"Score {SCORE_MEANINGS['cosine']} Margin {MARGIN_MEANING}")
-    rows = [row for row in page().texts("tr") if row.startswith("MRR")]
+    rows = [row for row in parsed_page().texts("tr") if row.startswith("MRR")]
     assert rows == [f"MRR RR0.750 0.500 to 1.000{MEASURES[2].meaning}"]
 
 
-def test_the_interval_is_drawn():
-    (band,) = page().all("rect", **{"class": "range"})
-    assert (band[0]["x"], band[0]["width"]) == ("25.0", "50.0")
+def test_confidence_interval_is_drawn():
+    (interval,) = parsed_page().find_all("rect", **{"class": "range"})
+    assert (interval[0]["x"], interval[0]["width"]) == ("25.0", "50.0")
 
 
 @pytest.mark.parametrize(
     "measure",
     [
-        MeasureResult("top1", "loss", 2.5, 2.0, 3.0, "no share"),
+        MeasureResult("top1", "loss", 2.5, 2.0, 3.0, "not a share"),
         MeasureResult("top1", "top-1", 0.5, NAN, NAN, "no interval"),
         MeasureResult("top1", "top-1", NAN, NAN, NAN, "nothing measured"),
         MeasureResult("top1", "odd", 0.9, 0.1, 0.2, "outside its interval"),
     ],
 )
-def test_what_is_no_share_with_an_interval_is_not_drawn(measure):
-    found = Reader(render(replace(PAGE, measures=(measure,)), SHOWN, {}))
-    assert not found.all("rect")
+def test_measures_without_share_or_interval_are_not_drawn(measure):
+    rendered = ParsedPage(render(replace(PAGE, measures=(measure,)), SHOWN, {}))
+    assert not rendered.find_all("rect")
     if measure.value != measure.value:
-        assert found.texts("dd", **{"class": "value"})[0] == "–"
+        assert rendered.texts("dd", **{"class": "value"})[0] == "–"
 
 
 @pytest.mark.parametrize("metric", SCORE_MEANINGS)
-def test_the_score_is_explained_by_metric(metric):
-    assert SCORE_MEANINGS[metric] in Reader(render(replace(PAGE, metric=metric), SHOWN, {})).texts(
-        "p"
-    )
+def test_score_is_explained_per_metric(metric):
+    assert SCORE_MEANINGS[metric] in ParsedPage(
+        render(replace(PAGE, metric=metric), SHOWN, {})
+    ).texts("p")
 
 
-def test_classes_stand_in_a_table_whose_names_filter_and_the_rest_is_folded():
-    def of(place):
-        return ClassResult(f"a & {place}", place + 1, MEASURES[:2])
+def test_class_table_links_filters_and_folds_after_twenty():
+    def class_result(number):
+        return ClassResult(f"a & {number}", number + 1, MEASURES[:2])
 
-    found = drawn(QUERIES, classes=tuple(map(of, range(23))))
-    assert found.texts("details", **{"class": "rest"})[0].startswith("3 more ClassQueries Top-1")
-    rows = [row for row in found.texts("tr") if row.startswith("a & ")]
+    rendered = render_page(QUERIES, classes=tuple(map(class_result, range(23))))
+    assert rendered.texts("details", **{"class": "rest"})[0].startswith("3 more ClassQueries Top-1")
+    rows = [row for row in rendered.texts("tr") if row.startswith("a & ")]
     assert rows[1] == "a & 12 0.500 0.250 to 0.750 0.667"
     assert len(rows) == 23
-    links = [a["href"] for a, text in found.all("a") if text == "a & 2"]
-    assert links == ["#class=a%20%26%202"]
-    folded = found.texts("table", **{"class": "classes"})[1]
+    hrefs = [attributes["href"] for attributes, text in rendered.find_all("a") if text == "a & 2"]
+    assert hrefs == ["#class=a%20%26%202"]
+    folded = rendered.texts("table", **{"class": "classes"})[1]
     assert "a & 20" in folded
     assert "a & 19" not in folded
 
 
-def test_least_scores_notes_and_charts_are_shown():
-    found = drawn(
+def test_thresholds_notes_and_charts_are_shown():
+    rendered = render_page(
         QUERIES,
         thresholds=(
             Threshold(0.9, 0.61, 0.905, 0.88, 0.93, 0.5, 120, 0.75),
@@ -144,294 +146,325 @@ def test_least_scores_notes_and_charts_are_shown():
         notes=("3 queries <have> no label.",),
         charts=(Chart("curve", "A curve", 'It "rises".', b"<svg>light</svg>", b"<svg>dark</svg>"),),
     )
-    rows = found.texts("tr")
+    rows = rendered.texts("tr")
     assert "90.0 % 0.610090.5 % 88.0 % to 93.0 % 12075.0 %" in rows
-    assert "95.0 % 0.7200100.0 % 925.0 %" in rows, "of few queries there is no interval"
+    assert "95.0 % 0.7200100.0 % 925.0 %" in rows, "too few queries for an interval"
     assert "99.9 % No score reaches this precision." in rows
-    assert found.texts("ul", **{"class": "said"}) == ["3 queries <have> no label."]
-    ((image, _),) = found.all("img")
-    ((dark, _),) = found.all("source")
+    assert rendered.texts("ul", **{"class": "said"}) == ["3 queries <have> no label."]
+    ((image, _),) = rendered.find_all("img")
+    ((dark, _),) = rendered.find_all("source")
     assert image["alt"] == 'It "rises".'
-    head = "data:image/svg+xml;base64,"
-    assert base64.b64decode(image["src"].removeprefix(head)) == b"<svg>light</svg>"
-    assert base64.b64decode(dark["srcset"].removeprefix(head)) == b"<svg>dark</svg>"
+    prefix = "data:image/svg+xml;base64,"
+    assert base64.b64decode(image["src"].removeprefix(prefix)) == b"<svg>light</svg>"
+    assert base64.b64decode(dark["srcset"].removeprefix(prefix)) == b"<svg>dark</svg>"
     assert dark["media"] == "(prefers-color-scheme: dark)"
 
 
-def test_without_labels_the_page_says_so():
-    found = drawn((query("a", None, label=None),), measures=())
-    assert "There are no labels" in found.texts("div", **{"class": "card"})[0]
-    assert found.texts("p")[0].startswith("1 query, each")
-    assert not found.all("input", id="class")
-    assert not found.all("select")
-    assert not found.all("span", **{"class": "verdict"})
-    assert ["disabled" in button for button, _ in found.all("button")] == [False, True, True]
+def test_page_without_labels_shows_message():
+    rendered = render_page((make_query("a", None, label=None),), measures=())
+    assert "There are no labels" in rendered.texts("div", **{"class": "card"})[0]
+    assert rendered.texts("p")[0].startswith("1 query, each")
+    assert not rendered.find_all("input", id="class")
+    assert not rendered.find_all("select")
+    assert not rendered.find_all("span", **{"class": "verdict"})
+    disabled = ["disabled" in button for button, _ in rendered.find_all("button")]
+    assert disabled == [False, True, True]
 
 
-def test_without_any_query_the_page_says_so():
-    found = drawn((), measures=())
-    assert found.texts("p", id="empty") == ["There are no queries."]
-    assert not found.all("article")
+def test_page_without_queries_shows_message():
+    rendered = render_page((), measures=())
+    assert rendered.texts("p", id="empty") == ["There are no queries."]
+    assert not rendered.find_all("article")
 
 
-def test_marks_say_right_wrong_skipped_or_nothing_by_class_sign_and_text():
-    states = [attributes.get("class") for attributes, _ in page().all("figure")]
+def test_matches_are_marked_by_class_sign_and_text():
+    states = [attributes.get("class") for attributes, _ in parsed_page().find_all("figure")]
     assert states == ["ask", "right", "wrong", "right", "ask", "wrong", "right", "right",
                       "ask", "unknown", "unknown", "ask"]  # fmt: skip
-    names = page().texts("div", **{"class": "name"})
+    names = parsed_page().texts("div", **{"class": "name"})
     assert names == ["right cat", "wrong dog", "right cat", "wrong dog", "right cat", "right cat",
                      "1.jpg", "2.jpg"]  # fmt: skip
-    signs = [attributes["href"] for attributes, _ in page().all("use")]
-    assert signs.count("#right") == 4 + 1  # four matches, one verdict
+    signs = [attributes["href"] for attributes, _ in parsed_page().find_all("use")]
+    assert signs.count("#right") == 4 + 1  # four matches and one verdict
     assert signs.count("#wrong") == 2 + 1
-    verdicts = page().texts("span", **{"class": "verdict"})
+    verdicts = parsed_page().texts("span", **{"class": "verdict"})
     assert verdicts == ["Top-1 right", "Top-1 wrong", "No matches"]
-    junk = replace(QUERIES[0], matches=(match(1, True, grade=-1), match(2, True)))
-    found = drawn((junk,))
-    assert found.texts("div", **{"class": "name"}) == ["skipped cat", "right cat"]
+    junk = replace(QUERIES[0], matches=(make_match(1, True, grade=-1), make_match(2, True)))
+    rendered = render_page((junk,))
+    assert rendered.texts("div", **{"class": "name"}) == ["skipped cat", "right cat"]
 
 
-def test_matches_stand_in_order_with_rank_score_and_path():
-    lines = page().texts("div", **{"class": "line"})
+def test_matches_are_listed_with_rank_score_and_path():
+    lines = parsed_page().texts("div", **{"class": "line"})
     assert lines[:3] == ["rank 1 score 0.8000", "rank 2 score 0.7000", "rank 3 score 0.6000"]
-    tips = page().texts("div", **{"class": "tip"})
+    tips = parsed_page().texts("div", **{"class": "tip"})
     assert tips[:2] == ["/queries/good.jpg", "cat · /photos/cat/1.jpg"]
-    assert all(attributes["tabindex"] == "0" for attributes, _ in page().all("figure"))
-    assert page().texts("span", **{"class": "small margin"}) == ["margin 0.1000", "margin 0.0200"]
+    assert all(attributes["tabindex"] == "0" for attributes, _ in parsed_page().find_all("figure"))
+    assert parsed_page().texts("span", **{"class": "small margin"}) == [
+        "margin 0.1000",
+        "margin 0.0200",
+    ]
 
 
-def test_an_identity_that_the_path_does_not_show_is_shown_beside_it():
-    found = drawn((replace(QUERIES[0], matches=(match(1, True, image_id="s3-key/1.jpg"),)),))
-    assert found.texts("div", **{"class": "tip"})[1] == "cat · s3-key/1.jpg · /photos/cat/1.jpg"
+def test_image_id_is_shown_if_not_in_path():
+    rendered = render_page(
+        (replace(QUERIES[0], matches=(make_match(1, True, image_id="s3-key/1.jpg"),)),)
+    )
+    assert rendered.texts("div", **{"class": "tip"})[1] == "cat · s3-key/1.jpg · /photos/cat/1.jpg"
 
 
-def test_failures_are_listed_with_their_reason():
-    (failed,) = page().texts("article", **{"class": "query failed"})
+def test_failed_queries_are_listed_with_reason():
+    (failed,) = parsed_page().texts("article", **{"class": "query failed"})
     assert failed == (
         "not readable broken.jpg No matches UnidentifiedImageError: cannot identify image file "
         "dog · /queries/broken.jpg"
     )
-    assert page().all("a", **{"class": "why"})[0][0]["href"] == "#q4"  # failed ones come last
-    assert "No matches." in page().texts("p")
-    whole = drawn(QUERIES[:1])
-    assert not whole.all("a", **{"class": "why"})
-    cards = whole.texts("div", **{"class": "card"})
+    # failed queries come last
+    assert parsed_page().find_all("a", **{"class": "why"})[0][0]["href"] == "#q4"
+    assert "No matches." in parsed_page().texts("p")
+    without_failures = render_page(QUERIES[:1])
+    assert not without_failures.find_all("a", **{"class": "why"})
+    cards = without_failures.texts("div", **{"class": "card"})
     assert "Failed queries 0 No query failed." in cards
 
 
-def test_a_path_without_a_thumbnail_gets_a_placeholder():
-    tiles = page().texts("div", **{"class": "picture"})
+def test_missing_thumbnail_has_placeholder():
+    tiles = parsed_page().texts("div", **{"class": "picture"})
     assert len(tiles) == len(QUERIES) + 8
-    assert tiles.count("not readable") == len(tiles) - 3  # one query, one match in two rows
-    (alt, _), *_ = page().all("span", **{"class": "none"})
-    assert alt["aria-label"].endswith(", not readable")
+    # there are thumbnails of one query and of one match in two rows
+    assert tiles.count("not readable") == len(tiles) - 3
+    (placeholder, _), *_ = parsed_page().find_all("span", **{"class": "none"})
+    assert placeholder["aria-label"].endswith(", not readable")
 
 
-def test_each_picture_lies_in_the_file_once():
-    images = page().all("image")
+def test_each_thumbnail_is_embedded_once():
+    images = parsed_page().find_all("image")
     assert len(images) == 2
     data = [base64.b64decode(image["href"].partition(",")[2]) for image, _ in images]
-    assert data == list(PICTURES.values())
-    uses = [use["href"] for use, _ in page().all("use") if use["href"].startswith("#p")]
+    assert data == list(THUMBNAILS.values())
+    uses = [use["href"] for use, _ in parsed_page().find_all("use") if use["href"].startswith("#p")]
     assert uses == ["#p0", "#p1", "#p1"]
-    same = Reader(render(PAGE, SHOWN, dict.fromkeys(PICTURES, picture("red"))))
-    assert len(same.all("image")) == 1
+    identical = ParsedPage(render(PAGE, SHOWN, dict.fromkeys(THUMBNAILS, jpeg("red"))))
+    assert len(identical.find_all("image")) == 1
 
 
-def test_every_reference_within_the_page_has_its_target():
-    names = [attributes["id"] for _, attributes, _ in page().elements if "id" in attributes]
-    assert len(names) == len(set(names))
-    for tag, attributes, _ in page().elements:
+def test_internal_references_have_targets():
+    ids = [attributes["id"] for _, attributes, _ in parsed_page().elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes, _ in parsed_page().elements:
         for key in ("href", "aria-labelledby", "aria-describedby", "list"):
             target = attributes.get(key, "data:")
-            known = target.startswith("data:") or target.removeprefix("#") in names
-            assert known or target == "#show=all", (tag, target)
+            resolved = target.startswith("data:") or target.removeprefix("#") in ids
+            assert resolved or target == "#show=all", (tag, target)
 
 
-def test_for_screen_readers_there_are_landmarks_headings_and_names():
-    tags = [tag for tag, _, _ in page().elements]
+def test_page_has_landmarks_headings_and_labels_for_screen_readers():
+    tags = [tag for tag, _, _ in parsed_page().elements]
     assert [tags.count(tag) for tag in ("h1", "header", "main", "footer")] == [1, 1, 1, 1]
     levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
     assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
-    assert all(svg.get("aria-hidden") or svg.get("aria-label") for svg, _ in page().all("svg"))
-    assert page().all("html")[0][0]["lang"] == "en"
-    assert all(article["aria-labelledby"] for article, _ in page().all("article"))
+    assert all(
+        svg.get("aria-hidden") or svg.get("aria-label") for svg, _ in parsed_page().find_all("svg")
+    )
+    assert parsed_page().find_all("html")[0][0]["lang"] == "en"
+    assert all(article["aria-labelledby"] for article, _ in parsed_page().find_all("article"))
 
 
-def test_without_javascript_all_is_there_but_the_filter():
+def test_only_filter_and_navigation_are_hidden_without_javascript():
     hidden = [
-        (tag, keys.get("id") or keys.get("class")) for tag, keys, _ in page().elements
+        (tag, keys.get("id") or keys.get("class")) for tag, keys, _ in parsed_page().elements
         if "hidden" in keys and tag != "input"
     ]  # fmt: skip
     assert hidden == [("div", "filter"), ("nav", "pages"), ("p", "empty"), ("nav", "pages")]
 
 
-def policy_of(found):
+def security_policy(rendered):
     (policy,) = [
-        meta["content"] for meta, _ in found.all("meta")
+        meta["content"] for meta, _ in rendered.find_all("meta")
         if meta.get("http-equiv") == "Content-Security-Policy"
     ]  # fmt: skip
     return dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
 
 
-def hashes(found, tag):
+def source_hashes(rendered, tag):
     return " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for attributes, text in found.all(tag) if "src" not in attributes
+        for attributes, text in rendered.find_all(tag) if "src" not in attributes
     )  # fmt: skip
 
 
-def test_the_policy_allows_this_style_these_scripts_and_pictures_from_within():
-    assert policy_of(page()) == {
+def test_policy_allows_own_style_scripts_and_embedded_images_only():
+    assert security_policy(parsed_page()) == {
         "default-src": "'none'",
         "img-src": "data:",
-        "style-src": hashes(page(), "style"),
-        "script-src": hashes(page(), "script"),
+        "style-src": source_hashes(parsed_page(), "style"),
+        "script-src": source_hashes(parsed_page(), "script"),
         "base-uri": "'none'",
         "form-action": "'none'",
     }
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_hostile_name_stays_text(text):
-    def all_of(text):
+def test_hostile_name_is_escaped(text):
+    def page_with(text):
         return replace(
-            page_of(hostile(text)), title=text, facts=((text, text),), recall=text, notes=(text,),
+            make_page(hostile_queries(text)), title=text, facts=((text, text),), recall=text,
+            notes=(text,),
             measures=(MeasureResult("top1", text, 0.5, 0.4, 0.6, text),),
             classes=(ClassResult(text, 1, ()),),
             charts=(Chart("x", text, text, b"", b""),),
         )  # fmt: skip
 
-    data = render(all_of(text), shown_of(hostile(text)), {})
+    data = render(page_with(text), shown_queries(hostile_queries(text)), {})
     assert has_valid_checksum(io.BytesIO(data))
-    found = Reader(data)
-    tame = Reader(render(all_of("tame"), shown_of(hostile("tame")), {}))
-    assert [tag for tag, _, _ in found.elements] == [tag for tag, _, _ in tame.elements]
-    assert [set(keys) for _, keys, _ in found.elements] == [
-        set(keys) for _, keys, _ in tame.elements
+    rendered = ParsedPage(data)
+    harmless = ParsedPage(
+        render(page_with("harmless"), shown_queries(hostile_queries("harmless")), {})
+    )
+    assert [tag for tag, _, _ in rendered.elements] == [tag for tag, _, _ in harmless.elements]
+    assert [set(keys) for _, keys, _ in rendered.elements] == [
+        set(keys) for _, keys, _ in harmless.elements
     ]
-    assert len(found.comments) == 1
-    for tag, attributes, _ in found.elements:
+    assert len(rendered.comments) == 1
+    for tag, attributes, _ in rendered.elements:
         assert not any(key.startswith("on") or key == "style" for key in attributes), tag
         assert attributes.get("href", "#").startswith("#") or attributes["href"] == "data:,"
         assert attributes.get("src", "data:").startswith("data:")
-    assert found.texts("script")[1] == tame.texts("script")[1]
-    shown = text.encode("utf-8", "backslashreplace").decode()
-    assert literal(found.texts("script")[0])["facets"]["classes"] == [shown]
+    assert rendered.texts("script")[1] == harmless.texts("script")[1]
+    escaped = text.encode("utf-8", "backslashreplace").decode()
+    assert parse_script(rendered.texts("script")[0])["facets"]["classes"] == [escaped]
     if "\r" not in text:
-        assert [heading for _, heading in found.all("h3")][-1] == shown
-        assert found.all("h1")[0][1] == shown
+        assert [heading for _, heading in rendered.find_all("h3")][-1] == escaped
+        assert rendered.find_all("h1")[0][1] == escaped
 
 
-def literal(script):
-    """Read a script of facets, or of a chunk, as the JSON that it is."""
+def parse_script(script):
+    """Parse the JSON within a script of facets or of a chunk."""
     assert script.isascii()
     assert "</" not in script
     assert "<!" not in script
-    inside = script[script.index("{") if "facets" in script[:24] else script.index("[") :]
-    return json.loads(inside.replace("{ facets:", '{ "facets":').rstrip(");\n"
-                      if inside.startswith("[") else ";\n"))  # fmt: skip
+    content = script[script.index("{") if "facets" in script[:24] else script.index("[") :]
+    return json.loads(content.replace("{ facets:", '{ "facets":').rstrip(");\n"
+                      if content.startswith("[") else ";\n"))  # fmt: skip
 
 
-# --- a folder ----------------------------------------------------------------------------------
+# --- a folder -------------------------------------------------------------------------------------
 
 NAMES = ReportFiles("my report.html")
-MANY = [query(f"q{place:03}", place % 3 != 0, True, margin=0.01) for place in range(120)]
-FOLDER = shown_of(MANY).with_pictures(["/photos/cat/1.jpg", "/photos/cat/2.jpg"], [1])
+MANY_QUERIES = [
+    make_query(f"q{number:03}", number % 3 != 0, True, margin=0.01) for number in range(120)
+]
+SHOWN_IN_FOLDER = shown_queries(MANY_QUERIES).with_pictures(
+    ["/photos/cat/1.jpg", "/photos/cat/2.jpg"], [1]
+)
 
 
-def test_a_report_is_one_file_up_to_a_number_of_cells():
-    row = query("x", True, True)
-    assert fits_one_file(shown_of([row] * (MAX_SINGLE_FILE_IMAGES // 3)))
-    assert not fits_one_file(shown_of([row] * (MAX_SINGLE_FILE_IMAGES // 3) + [query("y")]))
+def test_single_file_is_limited_by_number_of_images():
+    row = make_query("x", True, True)
+    assert fits_one_file(shown_queries([row] * (MAX_SINGLE_FILE_IMAGES // 3)))
+    assert not fits_one_file(
+        shown_queries([row] * (MAX_SINGLE_FILE_IMAGES // 3) + [make_query("y")])
+    )
 
 
-def test_the_first_page_of_a_folder_has_the_summary_and_its_queries():
-    found = Reader(render_first_page(page_of(MANY), FOLDER, NAMES))
-    assert len(found.all("article")) == PER_PAGE
+def test_first_page_of_folder_has_summary_and_queries():
+    rendered = ParsedPage(render_first_page(make_page(MANY_QUERIES), SHOWN_IN_FOLDER, NAMES))
+    assert len(rendered.find_all("article")) == PER_PAGE
     first = "my%20report_files/thumbnails/0000/000.jpg"
-    assert {image["src"] for image, _ in found.all("img")} == {first}
-    assert {(image["width"], image["height"], image["loading"]) for image, _ in found.all("img")} \
-        == {("160", "160", "lazy")}  # fmt: skip
-    assert found.texts("figure", **{"class": "right"})[0].startswith("not readable rank 2")
-    nexts = [a["href"] for a, _ in found.all("a", rel="next")]
-    assert nexts == ["my%20report_files/pages/00002.html"] * 2
-    scripts = [keys.get("src") for keys, _ in found.all("script")]
+    assert {image["src"] for image, _ in rendered.find_all("img")} == {first}
+    attributes = ("width", "height", "loading")
+    assert {tuple(image[name] for name in attributes) for image, _ in rendered.find_all("img")} == {
+        ("160", "160", "lazy")
+    }
+    assert rendered.texts("figure", **{"class": "right"})[0].startswith("not readable rank 2")
+    next_links = [attributes["href"] for attributes, _ in rendered.find_all("a", rel="next")]
+    assert next_links == ["my%20report_files/pages/00002.html"] * 2
+    scripts = [keys.get("src") for keys, _ in rendered.find_all("script")]
     assert scripts == ["my%20report_files/facets.js", None]
-    policy = policy_of(found)
-    assert policy["script-src"] == f"{hashes(found, 'script')} 'self' file:"
+    policy = security_policy(rendered)
+    assert policy["script-src"] == f"{source_hashes(rendered, 'script')} 'self' file:"
     assert policy["img-src"] == "data: 'self' file:"
-    assert "Page 1 of 3" in found.texts("span", **{"class": "at"})
+    assert "Page 1 of 3" in rendered.texts("span", **{"class": "at"})
 
 
-def test_further_pages_and_chunks_are_drawn_alike():
+def test_further_pages_equal_chunks():
     frame = PageFrame("Cats & dogs", NAMES, 3)
-    files = render_further_pages(frame, FOLDER)
+    files = render_further_pages(frame, SHOWN_IN_FOLDER)
     pages = {name: data for name, data in files.items() if name.endswith(".html")}
     assert list(pages) == ["my report_files/pages/00002.html", "my report_files/pages/00003.html"]
-    found = Reader(pages["my report_files/pages/00002.html"])
+    rendered = ParsedPage(pages["my report_files/pages/00002.html"])
     assert has_valid_checksum(io.BytesIO(pages["my report_files/pages/00002.html"]))
-    assert [a["href"] for a, text in found.all("a") if text == "Back to the summary"] == [
+    assert [
+        attributes["href"]
+        for attributes, text in rendered.find_all("a")
+        if text == "Back to the summary"
+    ] == ["../../my%20report.html"]
+    assert {attributes["href"] for attributes, _ in rendered.find_all("a", rel="prev")} == {
         "../../my%20report.html"
-    ]
-    assert {a["href"] for a, _ in found.all("a", rel="prev")} == {"../../my%20report.html"}
-    assert {a["href"] for a, _ in found.all("a", rel="next")} == {"../pages/00003.html"}
-    assert not found.all("script")
-    assert policy_of(found)["script-src"] == "'none'"
-    assert {i["src"] for i, _ in found.all("img")} == {"../thumbnails/0000/000.jpg"}
+    }
+    assert {attributes["href"] for attributes, _ in rendered.find_all("a", rel="next")} == {
+        "../pages/00003.html"
+    }
+    assert not rendered.find_all("script")
+    assert security_policy(rendered)["script-src"] == "'none'"
+    assert {attributes["src"] for attributes, _ in rendered.find_all("img")} == {
+        "../thumbnails/0000/000.jpg"
+    }
     fragments = [
         fragment
         for number in range(120 // PER_CHUNK + 1)
-        for fragment in literal(files[f"my report_files/chunks/{number:05d}.js"].decode())
+        for fragment in parse_script(files[f"my report_files/chunks/{number:05d}.js"].decode())
     ]
     assert len(fragments) == 120
-    home = "my%20report_files/thumbnails/"
+    thumbnail_url = "my%20report_files/thumbnails/"
     text = pages["my report_files/pages/00002.html"].decode()
-    for place in range(50, 100):
-        assert fragments[place].replace(home, "../thumbnails/") in text
-    last = Reader(pages["my report_files/pages/00003.html"])
-    assert not any("href" in a for a, _ in last.all("a", rel="next"))
-    # cut elsewhere, the same bytes
-    again = render_further_pages(frame, FOLDER.cut(0, 50)) | render_further_pages(
-        frame, FOLDER.cut(50, 120)
+    for number in range(50, 100):
+        assert fragments[number].replace(thumbnail_url, "../thumbnails/") in text
+    last = ParsedPage(pages["my report_files/pages/00003.html"])
+    assert not any("href" in attributes for attributes, _ in last.find_all("a", rel="next"))
+    # other slices give the same bytes
+    recombined = render_further_pages(frame, SHOWN_IN_FOLDER.cut(0, 50)) | render_further_pages(
+        frame, SHOWN_IN_FOLDER.cut(50, 120)
     )
-    assert again == files
+    assert recombined == files
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_hostile_name_stays_text_in_chunks_and_further_pages(text):
+def test_hostile_name_is_escaped_in_chunks_and_further_pages(text):
 
-    def further(text):
-        shown = replace(shown_of(hostile(text)), first=PER_PAGE).with_pictures([], [])
+    def render_further(text):
+        shown = replace(shown_queries(hostile_queries(text)), first=PER_PAGE).with_pictures([], [])
         return render_further_pages(PageFrame(text, ReportFiles("r.html"), 2), shown)
 
-    files, tame = further(text), further("tame")
-    assert list(files) == list(tame) == ["r_files/chunks/00002.js", "r_files/pages/00002.html"]
+    files, harmless = render_further(text), render_further("harmless")
+    assert list(files) == list(harmless) == ["r_files/chunks/00002.js", "r_files/pages/00002.html"]
     for name, data in files.items():
         if name.endswith(".js"):
-            both = [literal(each.decode()) for each in (data, tame[name])]
-            both = [Reader("\n".join(each).encode()) for each in both]
+            fragments = [parse_script(script.decode()) for script in (data, harmless[name])]
+            pages = [ParsedPage("\n".join(part).encode()) for part in fragments]
         else:
-            both = [Reader(data), Reader(tame[name])]
-        ours, others = ([(tag, set(keys)) for tag, keys, _ in each.elements] for each in both)
-        assert ours == others
+            pages = [ParsedPage(data), ParsedPage(harmless[name])]
+        actual, expected = ([(tag, set(keys)) for tag, keys, _ in page.elements] for page in pages)
+        assert actual == expected
 
 
-def test_failures_beyond_the_first_page_are_linked():
-    many = [*MANY, query("broken", failure="x: y")]
-    found = Reader(render_first_page(page_of(many), shown_of(many).with_pictures([], []), NAMES))
-    assert found.all("a", **{"class": "why"})[0][0]["href"] == (
+def test_failures_on_further_pages_are_linked():
+    queries = [*MANY_QUERIES, make_query("broken", failure="x: y")]
+    rendered = ParsedPage(
+        render_first_page(make_page(queries), shown_queries(queries).with_pictures([], []), NAMES)
+    )
+    assert rendered.find_all("a", **{"class": "why"})[0][0]["href"] == (
         "my%20report_files/pages/00003.html#q120"
     )
 
 
-def test_links_lead_to_the_neighbours():
+def test_links_to_previous_and_next_page():
     assert links(None, 1, 1) == {"prev": None, "next": None}
     assert links(ReportFiles("r.html"), 1, 2)["next"] == "r_files/pages/00002.html"
     assert links(ReportFiles("r.html"), 3, 3) == {"prev": "../pages/00002.html", "next": None}
 
 
-def test_numbers_align_and_never_lie_about_their_sign():
+def test_formatted_numbers_have_fixed_digits_and_no_negative_zero():
     assert [format_number(value) for value in (0.5, 1, -0.25, 0.00004, -0.00004, 0)] == [
         "0.5000", "1.0000", "−0.2500", "0.0000", "0.0000", "0.0000",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Test the selection, grading and order of shown queries against a loop."""
+"""Tests of the selection, grading and order of shown queries against a plain loop."""
 
 import numpy as np
 import pyarrow as pa
@@ -13,22 +13,22 @@ from retrieval.report.rows import SHOWN_MATCHES, select_queries
 LABELS = ("cat", "dog", "emu", "", "distractor", None)
 
 
-def plain_margin(matches, metric):
-    """The same by a loop: rows of one query, best first."""
+def expected_margin(matches, metric):
+    """Return the margin of one query from its matches, best first, by a plain loop."""
     first = matches[0]
     if len(matches) == 1:
         return float("nan")
     if first["label"] in (None, ""):
         other = matches[1]
     else:  # each distractor is a class of its own
-        same = first["label"] if first["label"] != "distractor" else None
-        others = [m for m in matches[1:] if m["label"] not in (None, "", same)]
+        first_class = first["label"] if first["label"] != "distractor" else None
+        others = [match for match in matches[1:] if match["label"] not in (None, "", first_class)]
         other = others[0] if others else matches[-1]
-    lead = first["score"] - other["score"]
-    return -lead if metric == "l2" else lead
+    difference = first["score"] - other["score"]
+    return -difference if metric == "l2" else difference
 
 
-def made(generator, queries, top_k, metric, labels=LABELS):
+def random_matches(generator, queries, top_k, metric, labels=LABELS):
     rows = []
     for name in queries:
         scores = np.sort(generator.random(generator.integers(1, top_k + 1)))
@@ -43,11 +43,11 @@ def made(generator, queries, top_k, metric, labels=LABELS):
     return rows
 
 
-def table(rows):
+def matches_table(rows):
     return pa.Table.from_pylist(rows, schema=MATCHES.schema)
 
 
-def failures(*names):
+def failures_table(*names):
     return pa.Table.from_pylist(
         [{"row": 1, "image_id": name, "path": f"/q/{name}", "stage": "read", "error": "OSError",
           "message": "broken", "label": "cat"} for name in names],
@@ -55,16 +55,16 @@ def failures(*names):
     )  # fmt: skip
 
 
-class Graded:
-    """Grades by what the score says, each of the four kinds."""
+class ScoreDependentGrades:
+    """Grades of all four kinds, which depend on the digits of the score."""
 
     def grades(self, rows):
         return ((rows["score"].to_numpy() * 1e6).astype(np.int64) % 4 - 2).astype(np.int16)
 
 
-def plain_state(matches):
-    for each in matches:
-        grade = int(each["score"] * 1e6) % 4 - 2
+def expected_state(matches):
+    for match in matches:
+        grade = int(match["score"] * 1e6) % 4 - 2
         if grade != -1:
             return {1: "right", 0: "wrong", -2: "unknown"}[grade]
     return "unknown"
@@ -72,79 +72,91 @@ def plain_state(matches):
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 @pytest.mark.parametrize("parts", [1, 4])
-def test_queries_are_gathered_judged_and_ordered_as_a_loop_would(metric, parts):
+def test_shown_queries_equal_loop(metric, parts):
     generator = np.random.default_rng(7)
     names = [f"q{number:03}é.jpg" for number in generator.permutation(60)]
     blocks = [sorted(block) for block in np.array_split(names, parts)]
-    rows = [made(generator, block, 30, metric) for block in blocks]
+    rows = [random_matches(generator, block, 30, metric) for block in blocks]
     shown, count = select_queries(
-        lambda: map(table, rows), failures("q999", "a"), Graded(), metric, 1000
+        lambda: map(matches_table, rows),
+        failures_table("q999", "a"),
+        ScoreDependentGrades(),
+        metric,
+        1000,
     )
-    found = shown.cut(0, len(shown)).rows()
+    rows_shown = shown.cut(0, len(shown)).rows()
     assert count == 60
-    of = {}
+    rows_by_query = {}
     for row in (row for block in rows for row in block if row["rank"] <= SHOWN_MATCHES):
-        of.setdefault(row["query_id"], []).append(row)
-    assert [query.query_id for query in found] == [*sorted(names), "a", "q999"]
-    assert [query.number for query in found] == list(range(62))
-    for query in found[:60]:
-        expected = of[query.query_id]
+        rows_by_query.setdefault(row["query_id"], []).append(row)
+    assert [query.query_id for query in rows_shown] == [*sorted(names), "a", "q999"]
+    assert [query.number for query in rows_shown] == list(range(62))
+    for query in rows_shown[:60]:
+        expected = rows_by_query[query.query_id]
         assert [cell.image_id for cell in query.matches] == [row["image_id"] for row in expected]
         assert [cell.score for cell in query.matches] == [row["score"] for row in expected]
-        margin = plain_margin(expected, metric)
+        margin = expected_margin(expected, metric)
         assert query.margin == margin or (margin != margin and query.margin != query.margin)
-        assert query.state == plain_state(expected)
+        assert query.state == expected_state(expected)
         assert query.label == expected[0]["query_label"]
-    assert found[60].failure == "OSError: broken"
-    assert found[61].state == "failed"
+    assert rows_shown[60].failure == "OSError: broken"
+    assert rows_shown[61].state == "failed"
     assert sum(shown.counts().values()) == 62
 
 
-def test_a_bound_keeps_all_failed_ones_and_then_the_first_by_name():
-    rows = [table(made(np.random.default_rng(1), [name], 3, "cosine")) for name in "dbca"]
-    for most, expected in ((4, "abxy"), (3, "axy"), (2, "xy"), (1, "x"), (9, "abcdxy")):
-        shown, _ = select_queries(lambda: rows, failures("x", "y"), None, "cosine", most)
+def test_limit_keeps_failed_queries_then_first_by_name():
+    rows = [
+        matches_table(random_matches(np.random.default_rng(1), [name], 3, "cosine"))
+        for name in "dbca"
+    ]
+    for limit, expected in ((4, "abxy"), (3, "axy"), (2, "xy"), (1, "x"), (9, "abcdxy")):
+        shown, _ = select_queries(lambda: rows, failures_table("x", "y"), None, "cosine", limit)
         assert "".join(shown.queries["query_id"].to_pylist()) == expected
     assert set(shown.matches["grade"].to_pylist()) == {-2}
-    assert not len(select_queries(list, failures(), None, "cosine", 5)[0])
+    assert not len(select_queries(list, failures_table(), None, "cosine", 5)[0])
 
 
-def test_pictures_are_numbered_once_and_the_missing_have_none():
-    rows = [table(made(np.random.default_rng(1), ["b", "a"][::-1], 9, "cosine"))]
-    shown, _ = select_queries(lambda: rows, failures("x"), None, "cosine", 9)
+def test_thumbnails_are_numbered_and_missing_ones_are_null():
+    rows = [matches_table(random_matches(np.random.default_rng(1), ["b", "a"][::-1], 9, "cosine"))]
+    shown, _ = select_queries(lambda: rows, failures_table("x"), None, "cosine", 9)
     paths = shown.paths()
     assert paths == sorted({*shown.queries["path"].to_pylist(), *shown.matches["path"].to_pylist()})
-    gone = paths.index("/q/a")
-    numbered = shown.with_pictures(paths, [gone])
+    missing = paths.index("/q/a")
+    numbered = shown.with_pictures(paths, [missing])
     for query in numbered.rows():
         expected = None if query.path == "/q/a" else paths.index(query.path)
         assert query.picture == expected
         assert [cell.picture for cell in query.matches] == [
             paths.index(cell.path) for cell in query.matches
         ]
-    part = numbered.cut(1, 3)
-    assert repr(part.rows()) == repr(numbered.rows()[1:])  # nan is not itself
-    assert part.matches.nbytes < numbered.matches.nbytes
+    rows_slice = numbered.cut(1, 3)
+    # repr, since nan is not equal to itself
+    assert repr(rows_slice.rows()) == repr(numbered.rows()[1:])
+    assert rows_slice.matches.nbytes < numbered.matches.nbytes
 
 
-def test_margins_of_nothing_and_of_one():
+def test_margins_of_no_single_and_infinite_scores():
     empty = np.zeros(0)
     assert len(compute_margins(empty, empty.astype(np.int64), np.zeros(1, np.int64), "cosine")) == 0
-    lone = compute_margins(np.array([0.5]), np.array([0]), np.array([0, 1]), "l2")
-    assert np.isnan(lone).all()
-    odd = compute_margins(np.array([np.inf, 0.5]), np.array([0, 1]), np.array([0, 2]), "ip")
-    assert np.isnan(odd).all()
+    single = compute_margins(np.array([0.5]), np.array([0]), np.array([0, 1]), "l2")
+    assert np.isnan(single).all()
+    infinite = compute_margins(np.array([np.inf, 0.5]), np.array([0, 1]), np.array([0, 2]), "ip")
+    assert np.isnan(infinite).all()
 
 
-def test_places_order_margins_exactly():
+def test_margin_ranks_are_exact():
     values = np.array([0.3, np.nan, 0.1, 0.3, np.nextafter(0.3, 1), -0.0, 0.0])
     assert rank_margins(values).tolist() == [2, -1, 1, 2, 3, 0, 0]
     assert rank_margins(np.array([np.nan])).tolist() == [-1]
 
 
-def test_facets_are_a_few_bytes_a_query():
-    rows = [table(made(np.random.default_rng(1), [f"q{i}" for i in range(2000)], 2, "cosine"))]
-    shown, _ = select_queries(lambda: rows, failures(), None, "cosine", 2000)
+def test_facets_take_at_most_13_bytes_per_query():
+    rows = [
+        matches_table(
+            random_matches(np.random.default_rng(1), [f"q{i}" for i in range(2000)], 2, "cosine")
+        )
+    ]
+    shown, _ = select_queries(lambda: rows, failures_table(), None, "cosine", 2000)
     assert len(facets_script(shown, None)) < 13 * 2000
     assert LETTERS == "rwuf"
     assert len(STATES) == 4

@@ -1,4 +1,4 @@
-"""Test fitting of names into pictures: width and missing glyphs."""
+"""Tests of fitting names into images: width and missing glyphs."""
 
 import unicodedata
 import warnings
@@ -21,39 +21,39 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(
-    ("name", "written"),
+    ("name", "expected"),
     [
         ("panda", "panda"), ("$x^2$", "$x^2$"), ("two\nlines", "two lines"), ("", "–"),
         ("\n\0", "–"), ("中a🐼", "□a□"), ("e\u0301", "é"), ("\u202egpj.exe", "gpj.exe"),
         ("\ud800", "□"), ("a" + "\u0336" * 99, "a"), ("שלום", "שלום"),
     ],
 )  # fmt: skip
-def test_what_is_written_for_a_name(name, written):
-    assert fit_text(name, 500, 8) == written
+def test_fitted_text_of_name(name, expected):
+    assert fit_text(name, 500, 8) == expected
 
 
-def test_the_middle_of_what_is_too_long_is_left_out():
-    written = fit_text("beginning-of-a-long-name-and-its-end.jpg", 100, 8)
-    assert written.startswith("beginn")
-    assert written.endswith("jpg")
-    assert written.count("…") == 1
+def test_long_name_is_shortened_in_middle():
+    fitted = fit_text("beginning-of-a-long-name-and-its-end.jpg", 100, 8)
+    assert fitted.startswith("beginn")
+    assert fitted.endswith("jpg")
+    assert fitted.count("…") == 1
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text() | st.sampled_from(HOSTILE), st.floats(30, 300))
-def test_any_name_fits_and_holds_only_what_can_be_drawn(name, width):
-    written = fit_text(name, width, 8)
-    assert written
-    assert sum(map(_advance, written)) * 8 <= width + 1e-9
-    assert {ord(character) for character in written} <= _charmap() | {0x25A1}
-    assert not any(unicodedata.category(character).startswith("C") for character in written)
+def test_any_name_fits_and_has_drawable_characters_only(name, width):
+    fitted = fit_text(name, width, 8)
+    assert fitted
+    assert sum(map(_advance, fitted)) * 8 <= width + 1e-9
+    assert {ord(character) for character in fitted} <= _charmap() | {0x25A1}
+    assert not any(unicodedata.category(character).startswith("C") for character in fitted)
 
 
-def test_hostile_names_are_drawn_without_a_warning():
+def test_hostile_names_are_drawn_without_warnings():
     with warnings.catch_warnings(), matplotlib_style():
         warnings.simplefilter("error")
         figure = Figure((4, 4))
-        for place, name in enumerate(HOSTILE):
+        for number, name in enumerate(HOSTILE):
             for weight in ("normal", "bold"):
-                figure.text(0, place / len(HOSTILE), fit_text(name, 200, 8), weight=weight)
+                figure.text(0, number / len(HOSTILE), fit_text(name, 200, 8), weight=weight)
         FigureCanvasAgg(figure).draw()

@@ -1,4 +1,4 @@
-"""Tests of the export formats: golden files, completeness of matches and failures, trec order."""
+"""Tests of the export formats: golden files, completeness of matches and failures, TREC order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from retrieval.search.export_formats import (
 from tests.retrieval.sample_vectors import quick
 
 GOLDEN = Path(__file__).parent / "golden"
-ODD = [
+IMAGE_IDS = [
     'a, "b"/two\nlines.png',
     "cats/50%20 cat.jpg",
     "cats/50%20\u2028cat.jpg",
@@ -42,11 +42,14 @@ ODD = [
 SCORES = [1.0, 0.1 + 0.2, 0.3, 0.3, 1e-17, 0.0, -0.25, -1.0]
 
 
-def make_matches(matches, failures=(), metric="cosine", cut=2, **more):
-    """Return a FinishedMatches of {query: {image: score}}, in tables of `cut` queries each."""
+def make_matches(matches, failures=(), metric="cosine", cut=2, **options):
+    """Return finished matches from {query_id: {image_id: score}}, in tables of `cut` queries each.
+
+    `failures` are ids of failed queries; further arguments go to FinishedMatches.
+    """
 
     def table(queries):
-        lines = [
+        rows = [
             {
                 "query_id": query,
                 "rank": rank,
@@ -60,11 +63,11 @@ def make_matches(matches, failures=(), metric="cosine", cut=2, **more):
             for query in queries
             for rank, (image, score) in enumerate(matches[query].items(), 1)
         ]
-        return pa.Table.from_pylist(lines, MATCHES.schema)
+        return pa.Table.from_pylist(rows, MATCHES.schema)
 
     ledger = [
         {
-            "row": row,
+            "row": row_number,
             "image_id": query,
             "path": f"/queries/{query}",
             "stage": "decode",
@@ -72,19 +75,19 @@ def make_matches(matches, failures=(), metric="cosine", cut=2, **more):
             "message": 'no image, "at all"',
             "label": None,
         }
-        for row, query in enumerate(failures)
+        for row_number, query in enumerate(failures)
     ]
     queries = list(matches)
     return FinishedMatches(
-        lambda: (table(queries[at : at + cut]) for at in range(0, len(queries), cut)),
+        lambda: (table(queries[start : start + cut]) for start in range(0, len(queries), cut)),
         lambda: iter([pa.Table.from_pylist(ledger, FAILURES.schema)]),
         metric,
-        **more,
+        **options,
     )
 
 
 def write_format(name, ranking):
-    """Return what a format writes, and check that it leaves its file open."""
+    """Return the bytes that a format writes, and assert that the file is left open."""
     file = io.BytesIO()
     write_matches(name, ranking, file)
     assert not file.closed
@@ -93,10 +96,10 @@ def write_format(name, ranking):
 
 ALL = make_matches(
     {
-        query: dict(zip(ODD[at:] + ODD[:at], SCORES, strict=True))
-        for at, query in enumerate(ODD[:-1])
+        query: dict(zip(IMAGE_IDS[at:] + IMAGE_IDS[:at], SCORES, strict=True))
+        for at, query in enumerate(IMAGE_IDS[:-1])
     },
-    failures=[ODD[-1], "lost/x.jpg"],
+    failures=[IMAGE_IDS[-1], "lost/x.jpg"],
 )
 
 
@@ -106,8 +109,8 @@ def test_each_format_equals_its_golden_file(name):
 
 
 @pytest.mark.parametrize("name", FORMAT_WRITERS)
-def test_output_does_not_depend_on_the_cut_into_tables(name):
-    ranking = {query: {"a": 1.0, "b": 0.5} for query in ODD}
+def test_output_does_not_depend_on_table_boundaries(name):
+    ranking = {query: {"a": 1.0, "b": 0.5} for query in IMAGE_IDS}
     expected = write_format(name, make_matches(ranking, cut=1))
     assert all(write_format(name, make_matches(ranking, cut=cut)) == expected for cut in (3, 100))
 
@@ -119,7 +122,7 @@ def test_matches_of_a_query_stay_together_across_batches(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FORMAT_WRITERS)
-def test_an_empty_ranking_is_a_valid_file(name):
+def test_empty_ranking_writes_a_valid_file(name):
     assert (
         write_format(name, make_matches({}))
         == {
@@ -131,27 +134,27 @@ def test_an_empty_ranking_is_a_valid_file(name):
     )
 
 
-def test_each_format_has_its_own_file_name():
+def test_file_names_are_distinct():
     assert list(FORMAT_FILES) == list(FORMAT_WRITERS)
     assert len(set(FORMAT_FILES.values())) == len(FORMAT_WRITERS)
 
 
-def test_an_unknown_format_is_refused():
+def test_unknown_format_is_refused():
     with pytest.raises(UsageError, match=r"^--format 'xml': write one of parquet, jsonl, csv"):
         write_matches("xml", ALL, io.BytesIO())
 
 
-# --- read again ---------------------------------------------------------------------------------
+# --- round trip -----------------------------------------------------------------------------------
 
 
-def parse_lines(ranking):
-    """Return the matches as a list of dicts, and the ids of failed queries."""
+def read_rows(ranking):
+    """Return all matches and all failures, each as a list of rows."""
     matches = [row for part in ranking.parts() for row in part.to_pylist()]
     return matches, [row for part in ranking.failures() for row in part.to_pylist()]
 
 
 def test_jsonl_holds_every_match_and_failure():
-    matches, failures = parse_lines(ALL)
+    matches, failures = read_rows(ALL)
     result, failed = [], []
     text = write_format("jsonl", ALL).decode()
     assert text.splitlines() == text.split("\n")[:-1]
@@ -170,12 +173,12 @@ def test_jsonl_holds_every_match_and_failure():
 
 
 def expected_csv_rows():
-    matches, failures = parse_lines(ALL)
+    matches, failures = read_rows(ALL)
     rows = [row | {"error": None, "message": None} for row in matches]
     for row in failures:
         failed = {"query_id": row["image_id"], "query_path": row["path"], "query_label": None}
-        rest = dict.fromkeys(("rank", "image_id", "score", "path", "label"))
-        rows.append(failed | rest | {key: row[key] for key in ("error", "message")})
+        empty = dict.fromkeys(("rank", "image_id", "score", "path", "label"))
+        rows.append(failed | empty | {key: row[key] for key in ("error", "message")})
     return rows
 
 
@@ -204,11 +207,11 @@ def test_csv_read_by_duckdb_holds_every_match_and_failure(tmp_path):
 
 @quick
 @given(st.text())
-def test_a_trec_id_has_no_whitespace_and_decodes_to_the_id(name):
-    word = trec_id(name)
-    assert unquote(word) == name
-    assert len(word.split()) == bool(name)
-    assert not any(c.isspace() or ord(c) < 33 for c in word)
+def test_trec_id_has_no_whitespace_and_decodes_to_the_id(image_id):
+    encoded = trec_id(image_id)
+    assert unquote(encoded) == image_id
+    assert len(encoded.split()) == bool(image_id)
+    assert not any(character.isspace() or ord(character) < 33 for character in encoded)
 
 
 scores = st.sampled_from([-2.0, -0.0, 0.0, 1e-300, 0.5, np.nextafter(0.5, 1), 0.7, 1e6, 1e300])
@@ -216,14 +219,14 @@ scores = st.sampled_from([-2.0, -0.0, 0.0, 1e-300, 0.5, np.nextafter(0.5, 1), 0.
 
 @quick
 @given(st.lists(scores | st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.data())
-def test_trec_scores_are_strictly_descending_float32_close_to_the_scores(values, data):
+def test_trec_scores_are_strictly_descending_float32(values, data):
     metric = data.draw(st.sampled_from(["cosine", "ip", "l2"]))
     values = sorted(values, reverse=metric != "l2")
     ranking = make_matches(
-        {"q": {f"i{at}": value for at, value in enumerate(values)}}, metric=metric
+        {"q": {f"i{rank}": value for rank, value in enumerate(values)}}, metric=metric
     )
     lines = [line.split() for line in write_format("trec", ranking).decode().splitlines()]
-    assert [line[2] for line in lines] == [f"i{at}" for at in range(len(values))]
+    assert [line[2] for line in lines] == [f"i{rank}" for rank in range(len(values))]
     assert [int(line[3]) for line in lines] == list(range(1, len(values) + 1))
     result = np.array([line[4] for line in lines]).astype(np.float32)
     assert (np.diff(result.astype(np.float64)) < 0).all()
@@ -232,7 +235,7 @@ def test_trec_scores_are_strictly_descending_float32_close_to_the_scores(values,
     assert (np.abs(result - keys) <= tolerance).all()
 
 
-def test_submission_has_a_list_per_query_without_repeated_names():
+def test_submission_lists_each_query_without_repeated_names():
     result = json.loads(write_format("submission", ALL))["images"]
     names = ["two\nlines.png", "50%20 cat.jpg", "50%20\u2028cat.jpg", "dogs/x.jpg"]
     names += ["more dogs/x.jpg", "猫 🐈.jpg", "x.jpg"]
@@ -242,7 +245,7 @@ def test_submission_has_a_list_per_query_without_repeated_names():
     assert result["lost/x.jpg"] == []
 
 
-def test_queries_that_share_a_file_name_are_named_by_their_whole_id():
+def test_queries_with_equal_file_names_are_named_by_their_id():
     ranking = {"a/x.jpg": {"g/1": 1.0, "h/1": 0.5}, "b/y.jpg": {"g/1": 1.0}, "c/": {"d/": 1.0}}
     text = write_format(
         "submission", make_matches(ranking, failures=["y.jpg"], groupname='the "A" team')
@@ -253,15 +256,15 @@ def test_queries_that_share_a_file_name_are_named_by_their_whole_id():
     }
 
 
-# --- measured by others -------------------------------------------------------------------------
+# --- measures of a TREC file ----------------------------------------------------------------------
 
 
 def draw_tied_ranking(metric):
-    """Draw a ranking with many equal scores, ordered as by lookalike, and the relevant images."""
+    """Draw a ranking with many equal scores, in the order of lookalike, and its relevant images."""
     rng = np.random.default_rng(3)
     ranking, relevant = {}, {}
-    for at in range(20):
-        query = f"some queries/{at}%.jpg"
+    for number in range(20):
+        query = f"some queries/{number}%.jpg"
         values = np.sort(rng.integers(0, 4, 12) / 3)
         keys = values if metric == "l2" else values[::-1]
         images = [f"gallery/{number} .jpg" for number in sorted(rng.permutation(40)[:12])]
@@ -271,12 +274,12 @@ def draw_tied_ranking(metric):
 
 
 def compute_measures(images, relevant):
-    """Return average precision, reciprocal rank and precision at 5, by their definitions."""
+    """Return average precision, reciprocal rank and precision at 5 by their definitions."""
     hits = [image in relevant for image in images]
-    places = [place for place, hit in enumerate(hits, 1) if hit]
+    ranks = [rank for rank, hit in enumerate(hits, 1) if hit]
     return {
-        "AP": sum(at / place for at, place in enumerate(places, 1)) / len(relevant),
-        "RR": 1 / places[0] if places else 0.0,
+        "AP": sum(count / rank for count, rank in enumerate(ranks, 1)) / len(relevant),
+        "RR": 1 / ranks[0] if ranks else 0.0,
         "P@5": sum(hits[:5]) / 5,
     }
 

@@ -45,7 +45,7 @@ from tests.retrieval.sample_vectors import (
 )
 
 Int64 = NDArray[np.int64]
-NOTHING = np.empty(0, np.int64)
+NO_ROWS = np.empty(0, np.int64)
 
 
 def make_shard(
@@ -54,7 +54,7 @@ def make_shard(
     ids: list[str],
     centroids: NDArray[np.float32],
     metric: Metric,
-    deleted: Int64 = NOTHING,
+    deleted: Int64 = NO_ROWS,
 ) -> Shard:
     """Return a shard in memory with some rows; `ids` are those of all rows."""
     dtype = str(vectors.dtype)
@@ -73,7 +73,7 @@ def make_shard(
     return Shard(index, pa.table(columns, schema=SHARD_ROWS.schema), metric, dtype, deleted)
 
 
-CHEAP = [
+PRODUCTS = [
     FLOAT32_PRODUCT,
     HalfPrecisionProduct("cpu"),
     *([Int8Product()] if has_exact_int8() else []),
@@ -91,11 +91,11 @@ def check_against_brute_force(
     undecided: int,
     seed: int,
 ) -> None:
-    """Compare the search of a gallery cut into shards with brute force.
+    """Assert that the search of a gallery cut into `cuts` shards equals brute force.
 
-    The order of image_ids differs from that of rows. Random pairs are excluded, and random
-    `known_min_keys` are set. `nprobe` None searches all lists.
-    At most `undecided` pairs wait to be scored.
+    The order of image_ids differs from that of rows. Random rows are deleted, random pairs are
+    excluded, and some queries have a lower bound on their keys. `nprobe` None searches all lists.
+    At most `undecided` pairs are buffered before they are scored.
     """
     generator = np.random.default_rng(seed)
     count, measure = len(case.rows), assignment_metric(metric)
@@ -104,39 +104,39 @@ def check_against_brute_force(
     queries = block(case.queries, measure)
     lists_read = min(nprobe or nlist, nlist)
     probes = top_k(queries, block(centroids, measure), lists_read).positions
-    places = generator.permutation(count)  # of each row in the order of image_ids
-    ids = [image_ids(count)[place] for place in places]
-    numbers = np.sort(generator.permutation(50)[: len(case.queries)])
+    positions = generator.permutation(count)  # position of each row in the order of image_ids
+    ids = [image_ids(count)[position] for position in positions]
+    query_numbers = np.sort(generator.permutation(50)[: len(case.queries)])
     deleted = np.flatnonzero(generator.random(count) < generator.choice([0, 0.3, 1]))
     excluded = generator.random((len(queries), count)) < generator.choice([0, 0.2, 0.9])
 
     lists = exact_keys(case.rows, centroids, measure).argmax(1)
-    read = (lists[None, :, None] == probes[:, None, :]).any(-1)
-    read[:, deleted] = False
-    keys = np.where(read & ~excluded, exact_keys(case.queries, case.rows, metric), -np.inf)
-    expected, result = brute_force(keys, places, k)
+    is_probed = (lists[None, :, None] == probes[:, None, :]).any(-1)
+    is_probed[:, deleted] = False
+    keys = np.where(is_probed & ~excluded, exact_keys(case.queries, case.rows, metric), -np.inf)
+    expected, result = brute_force(keys, positions, k)
     is_known = generator.random(len(queries)) < 0.5
-    min_keys = np.where(is_known, expected[:, -1], -np.inf)  # as other shards could have set them
+    min_keys = np.where(is_known, expected[:, -1], -np.inf)  # as other shards may have set them
     parts = [
         ShardSearcher(
             make_shard(case.rows, rows, ids, centroids, metric, deleted), product,
             max_undecided=undecided,
         ).search(
             QueryBatch(
-                block(case.queries, metric), numbers, [min_keys, None][generator.integers(2)],
+                block(case.queries, metric), query_numbers, [min_keys, None][generator.integers(2)],
                 np.nonzero(excluded[:, rows]) if excluded.any() else None,
             ),
             None if nprobe is None else probes, k,
         )
         for rows in np.array_split(np.arange(count), cuts)
-        for product in [CHEAP[generator.integers(len(CHEAP))]]
+        for product in [PRODUCTS[generator.integers(len(PRODUCTS))]]
     ]  # fmt: skip
     assert all(part.schema.equals(CANDIDATES_SCHEMA) for part in parts)
 
     query, rank = np.nonzero(result >= 0)
     rows = result[query, rank]
     merged, ranks = top_candidates(parts, k)
-    assert merged["query"].to_pylist() == numbers[query].tolist()
+    assert merged["query"].to_pylist() == query_numbers[query].tolist()
     assert merged["row"].to_pylist() == rows.tolist()
     assert merged["key"].to_pylist() == expected[query, rank].tolist()  # to the last bit
     assert merged["list"].to_pylist() == lists[rows].tolist()
@@ -146,7 +146,7 @@ def check_against_brute_force(
     assert ranks.tolist() == rank.tolist()
 
 
-top_ks = st.integers(1, 12) | st.integers(13, 45)  # up to more than all rows
+top_ks = st.integers(1, 12) | st.integers(13, 45)  # also more than all rows
 list_counts = st.integers(1, 8)
 undecided_pairs = st.sampled_from([0, 1, 5, 30, 200, MAX_UNDECIDED])
 
@@ -160,39 +160,39 @@ def test_searching_all_lists_equals_brute_force(case, metric, k, nlist, cuts, un
 @settings(quick, max_examples=60)
 @given(cases(), metrics, st.integers(1, 12), list_counts, st.booleans(), undecided_pairs, seeds)
 def test_float64_proposals_equal_brute_force(case, metric, k, nlist, all_lists, undecided, seed):
-    """Every undecided pair is proposed by float64 here."""
+    """Every undecided pair is proposed by a product in float64."""
     with mock.patch.multiple(matmul, _MIN_UNDECIDED=-1, _PAIRS_PER_UNDECIDED=1 << 40):
         probes = None if all_lists else 2
         check_against_brute_force(case, metric, k, nlist, probes, 2, undecided, seed)
 
 
-@pytest.mark.parametrize("product", CHEAP, ids=lambda product: product.name)
+@pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: product.name)
 @pytest.mark.parametrize(
-    ("metric", "what"),
+    ("metric", "outlier"),
     [("ip", "row"), ("l2", "row"), ("ip", "long row"), ("ip", "query"), ("l2", "offset")],
 )
-def test_an_outlier_or_an_offset_leaves_few_pairs_to_score(metric, what, product, monkeypatch):
+def test_outlier_or_offset_leaves_few_pairs_to_score(metric, outlier, product, monkeypatch):
     """Regression: all 60,000 pairs were scored, which takes a hundred times as long."""
     generator = np.random.default_rng(0)
     values, rows = (generator.normal(size=(n, 16)).astype(np.float32) for n in (30, 2000))
-    odd = rows if "row" in what else values
-    odd[7] *= np.float32({"row": 1e19, "long row": 1e12, "query": 1e19, "offset": 1}[what])
-    if what == "offset":
+    scaled = rows if "row" in outlier else values
+    scaled[7] *= np.float32({"row": 1e19, "long row": 1e12, "query": 1e19, "offset": 1}[outlier])
+    if outlier == "offset":
         values, rows = values + np.float32(300), rows + np.float32(300)
     counted = []
 
-    def counting(queries, block_of_rows, q, x):
+    def count_pairs(queries, block_of_rows, q, x):
         counted.append(len(q))
         return score_pairs(queries, block_of_rows, q, x)
 
-    monkeypatch.setattr(topk_accumulator, "score_pairs", counting)
+    monkeypatch.setattr(topk_accumulator, "score_pairs", count_pairs)
     centroids = rows[100:110] if metric == "l2" else np.eye(10, 16, dtype=np.float32)
     shard = make_shard(rows, np.arange(2000), image_ids(2000), centroids, metric)
     batch = QueryBatch(block(values, metric), np.arange(30))
     table = ShardSearcher(shard, product).search(batch, None, 10)
-    keys, places = brute_force(exact_keys(values, rows, metric), np.arange(2000), 10)
+    keys, positions = brute_force(exact_keys(values, rows, metric), np.arange(2000), 10)
     merged, _ = top_candidates([table], 10)
-    assert merged["row"].to_pylist() == places.ravel().tolist()
+    assert merged["row"].to_pylist() == positions.ravel().tolist()
     assert merged["key"].to_pylist() == keys.ravel().tolist()
     assert sum(counted) < 30 * 10 * 8
 
@@ -240,7 +240,7 @@ def _scale_one_row(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("shape", [np.array, _round_to_ties, _shift_from_origin, _scale_one_row])
-def test_matches_do_not_depend_on_query_blocks_or_the_limit_of_undecided_pairs(metric, shape):
+def test_matches_do_not_depend_on_query_blocks_or_undecided_limit(metric, shape):
     """Regression: with --top-k 1000 and thousands of queries a third of the matches came twice."""
     generator = np.random.default_rng(0)
     rows = shape(generator.normal(size=(300, 8))).astype(np.float32)
@@ -271,8 +271,10 @@ def test_equal_scores_are_ordered_by_the_bytes_of_image_id(metric, dtype):
     ids = ["é.jpg", "z.jpg", "Z.jpg", "🐟.jpg", "￿.jpg", "a b.jpg"]
     centroids = train_centroids(rows, 2, metric, seed=0)
     shard = make_shard(rows, np.arange(6), ids, centroids, metric)
-    probes, number = np.array([[0, 1]]), np.array([0])
-    result = ShardSearcher(shard).search(QueryBatch(block(rows[:1], metric), number), probes, 4)
+    probes, query_numbers = np.array([[0, 1]]), np.array([0])
+    result = ShardSearcher(shard).search(
+        QueryBatch(block(rows[:1], metric), query_numbers), probes, 4
+    )
     merged, _ = top_candidates([result], 4)
     assert merged["image_id"].to_pylist() == ["Z.jpg", "a b.jpg", "z.jpg", "é.jpg"]
 
@@ -298,7 +300,11 @@ def test_negative_zero_ties_with_zero():
 def test_each_query_searches_only_its_probed_lists():
     probes = np.array([[2, 0], [1, 2], [2, 1]])
     pairs = ivf_search._group_by_list(probes, np.array([[True, True], [True, True], [True, False]]))
-    assert {number: which.tolist() for number, which in pairs} == {0: [0], 1: [1], 2: [0, 1, 2]}
+    assert {number: positions.tolist() for number, positions in pairs} == {
+        0: [0],
+        1: [1],
+        2: [0, 1, 2],
+    }
     assert (
         list(ivf_search._group_by_list(np.empty((3, 0), np.int64), np.empty((3, 0), np.bool_)))
         == []
@@ -306,7 +312,7 @@ def test_each_query_searches_only_its_probed_lists():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_shard_read_from_disk_gives_the_same_candidates(tmp_path, metric):
+def test_shard_read_from_disk_has_the_same_candidates(tmp_path, metric):
     vectors = np.random.default_rng(0).normal(size=(90, 12)).astype(np.float16)
     vectors[40:60] = vectors[:20]
     store = make_store(tmp_path / "store", vectors, chunk_rows=32)
@@ -320,7 +326,7 @@ def test_a_shard_read_from_disk_gives_the_same_candidates(tmp_path, metric):
     assert merged["image_id"].to_pylist() == [ids[row] for row in result.ravel()]
 
 
-def test_an_empty_shard_has_no_candidates():
+def test_empty_shard_has_no_candidates():
     rows = np.ones((3, 2), np.float32)
     shard = make_shard(rows, np.arange(0), ["a", "b", "c"], rows[:1], "ip")
     batch = QueryBatch(block(rows, "ip"), np.arange(3))
@@ -329,12 +335,16 @@ def test_an_empty_shard_has_no_candidates():
     assert len(result) == 0
 
 
-def test_an_empty_batch_has_no_candidates():
+def test_empty_batch_has_no_candidates():
     rows = np.ones((3, 2), np.float32)
     shard = make_shard(rows, np.arange(3), ["a", "b", "c"], rows[:1], "ip")
-    nobody = np.empty((0, 1), np.int64)
+    no_probes = np.empty((0, 1), np.int64)
     assert (
-        len(ShardSearcher(shard).search(QueryBatch(block(rows[:0], "ip"), nobody[:, 0]), nobody, 2))
+        len(
+            ShardSearcher(shard).search(
+                QueryBatch(block(rows[:0], "ip"), no_probes[:, 0]), no_probes, 2
+            )
+        )
         == 0
     )
 
@@ -343,8 +353,8 @@ def test_stored_norms_are_used():
     """The norms are read with the shard, so that no vector's length is computed again."""
     rows = np.array([[3, 4], [6, 8]], np.float32)
     shard = make_shard(rows, np.arange(2), ["a", "b"], np.ones((1, 2), np.float32), "cosine")
-    place = SHARD_ROWS.schema.get_field_index("squared_norm")
-    doubled = shard.metadata.set_column(place, "squared_norm", pa.array([100.0, 400.0]))
+    column = SHARD_ROWS.schema.get_field_index("squared_norm")
+    doubled = shard.metadata.set_column(column, "squared_norm", pa.array([100.0, 400.0]))
     shard = dataclasses.replace(shard, metadata=doubled)
     batch = QueryBatch(block(rows[:1], "cosine"), np.array([0]))
     result = ShardSearcher(shard).search(batch, np.array([[0]]), 2)

@@ -1,4 +1,4 @@
-"""Tests of merging candidates: total order, independence of the cut into parts, repeated rows."""
+"""Tests of merging candidates: total order, independence of part boundaries, repeated rows."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ def cut_candidates(draw: st.DrawFn) -> tuple[list[Candidate], list[list[Candidat
     pairs = draw(st.sets(st.tuples(st.integers(0, 4), st.sampled_from(ids)), max_size=40))
     rows = [(query, draw(keys), name) for query, name in sorted(pairs)]
     shuffled = draw(st.permutations(rows))
-    at = sorted(draw(st.lists(st.integers(0, len(rows)), max_size=4)))
-    parts = [shuffled[a:b] for a, b in zip([0, *at], [*at, len(rows)], strict=True)]
+    bounds = sorted(draw(st.lists(st.integers(0, len(rows)), max_size=4)))
+    parts = [
+        shuffled[first:last] for first, last in zip([0, *bounds], [*bounds, len(rows)], strict=True)
+    ]
     return rows, parts
 
 
@@ -53,10 +55,10 @@ def cut_candidates(draw: st.DrawFn) -> tuple[list[Candidate], list[list[Candidat
 @given(cut_candidates(), st.integers(1, 6))
 def test_top_candidates_are_ordered_by_score_then_bytes_of_image_id(cut, k):
     rows, parts = cut
-    order = sorted(rows, key=lambda line: (line[0], -line[1], line[2].encode()))
+    order = sorted(rows, key=lambda candidate: (candidate[0], -candidate[1], candidate[2].encode()))
     expected, ranks = [], []
     for query in range(5):
-        best = [line for line in order if line[0] == query][:k]
+        best = [candidate for candidate in order if candidate[0] == query][:k]
         expected += best
         ranks += range(len(best))
     table, rank = top_candidates([candidates(part) for part in parts], k)
@@ -68,13 +70,13 @@ def test_top_candidates_are_ordered_by_score_then_bytes_of_image_id(cut, k):
 
 @quick
 @given(cut_candidates(), st.integers(1, 6), seeds)
-def test_the_result_does_not_depend_on_parts_or_their_order(cut, k, seed):
+def test_result_does_not_depend_on_parts_or_their_order(cut, k, seed):
     rows, parts = cut
     shuffled = np.random.default_rng(seed).permutation(len(parts))
-    table, rank = top_candidates([candidates(parts[place]) for place in shuffled], k)
+    table, rank = top_candidates([candidates(parts[position]) for position in shuffled], k)
     whole, whole_rank = top_candidates([candidates(rows)], k)
     assert table.drop_columns("key").equals(whole.drop_columns("key"))
-    np.testing.assert_array_equal(table["key"], whole["key"])  # -0.0 is 0.0
+    np.testing.assert_array_equal(table["key"], whole["key"])  # -0.0 equals 0.0
     assert rank.tolist() == whole_rank.tolist()
 
 
@@ -84,7 +86,7 @@ def test_no_candidates_merge_to_an_empty_table():
     assert len(table) == len(rank) == 0
 
 
-# --- matches ------------------------------------------------------------------------------------
+# --- matches --------------------------------------------------------------------------------------
 
 QUERIES = pa.table(
     {
@@ -94,7 +96,7 @@ QUERIES = pa.table(
         "label": ["x", None, "z"],
     }
 )
-FOUND = [
+PARTS = [
     candidates([(3, -4.0, "p"), (8, -1.0, "q"), (5, -9.0, "r")]),
     candidates([(3, -2.0, "s"), (8, -1.0, "p"), (5, -0.0, "t"), (3, -7.0, "u")]),
 ]
@@ -102,7 +104,7 @@ FOUND = [
 
 @pytest.mark.parametrize(("metric", "sign"), [("cosine", 1), ("ip", 1), ("l2", -1)])
 def test_matches_have_the_columns_of_query_and_image(metric, sign):
-    table = rank_candidates(FOUND, 2, QUERIES, metric)
+    table = rank_candidates(PARTS, 2, QUERIES, metric)
     assert table.schema.equals(MATCHES.schema)
     names = ("query_id", "query_path", "query_label", "rank", "image_id", "path", "label", "score")
     rows = list(zip(*(table[name].to_pylist() for name in names), strict=True))
@@ -116,19 +118,19 @@ def test_matches_have_the_columns_of_query_and_image(metric, sign):
     ]
 
 
-def test_a_query_without_candidates_has_no_match():
+def test_query_without_candidates_has_no_match():
     table = rank_candidates([candidates([(3, 1.0, "p")])], 2, QUERIES, "cosine")
     assert table["query_id"].to_pylist() == ["b"]
     assert len(rank_candidates([], 2, QUERIES, "cosine")) == 0
 
 
-def test_a_missing_label_is_null():
+def test_missing_label_is_null():
     table = rank_candidates([candidates([(3, 1.0, "")])], 2, QUERIES, "cosine")
     assert table["label"].to_pylist() == [None]
 
 
 @pytest.mark.parametrize("key", [1.0, 0.5])
-def test_a_repeated_row_of_a_query_is_an_error(key):
+def test_repeated_row_of_a_query_is_an_error(key):
     """The rows may come from one shard or from two, with equal or different scores."""
     candidate, repeated = (3, 1.0, "p"), (3, key, "p")
     for parts in (
@@ -141,7 +143,7 @@ def test_a_repeated_row_of_a_query_is_an_error(key):
     assert len(rank_candidates([candidates([candidate, (8, 1.0, "p")])], 4, QUERIES, "cosine")) == 2
 
 
-def test_two_rows_with_the_same_image_id_are_an_error():
+def test_rows_with_equal_image_ids_are_an_error():
     result = candidates([(3, 1.0, "p"), (3, 0.5, "s")])
     result = result.set_column(result.column_names.index("image_id"), "image_id", [["p", "p"]])
     with pytest.raises(Damaged, match="more than one row with the image_id p, found for b"):
@@ -149,7 +151,7 @@ def test_two_rows_with_the_same_image_id_are_an_error():
 
 
 @pytest.mark.parametrize("scale", [1, 2**40, 2**62])
-def test_repeated_pairs_are_found_for_large_numbers(scale):
+def test_repeated_pairs_of_large_numbers_are_detected(scale):
     """The combined keys overflow 64 bits here, where different pairs may collide."""
     query, image = np.array([0, 1, 1, 0, 1]), np.array([1, 0, 1, 0, 1])
     assert first_repeated_pair(query[:4] * scale, image[:4] * scale) is None

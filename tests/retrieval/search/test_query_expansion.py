@@ -1,4 +1,4 @@
-"""Tests of query expansion against the formula of the paper, and of its options."""
+"""Tests of query expansion against the formula of its paper, and of --expand-queries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ similar = st.sampled_from(["cosine", "ip"])
 
 
 def draw_queries(seed, dtype, metric, n=7, d=5, max_neighbours=4):
-    """Draw queries, their neighbours with true scores, and which of these are present."""
+    """Draw queries, their neighbours with exact scores, and a mask of present neighbours."""
     rng = np.random.default_rng(seed)
     queries = rng.normal(size=(n, d)).astype(dtype)
     neighbours = (queries[:, None] + rng.normal(size=(n, max_neighbours, d))).astype(dtype)
@@ -39,17 +39,17 @@ def normalize(vector):
 
 
 def expand_by_definition(query, neighbours, scores, present, alpha, metric):
-    """Expand one query by the definition in the docstring."""
+    """Expand one query by the formula in the docstring of `expand_queries`."""
     query = query.astype(np.float64)
-    ready = normalize if metric == "cosine" else np.asarray
-    total, mass = ready(query), 1.0
-    own_weight = query @ query if metric == "ip" and alpha else 1.0
-    for x, score, is_present in zip(neighbours, scores, present, strict=True):
+    prepare = normalize if metric == "cosine" else np.asarray
+    total, total_weight = prepare(query), 1.0
+    query_weight = query @ query if metric == "ip" and alpha else 1.0
+    for neighbour, score, is_present in zip(neighbours, scores, present, strict=True):
         if is_present:
-            similarity = max(0.0, score) / own_weight if own_weight else 0.0
-            total = total + similarity**alpha * ready(x.astype(np.float64))
-            mass += similarity**alpha
-    return normalize(total) if metric == "cosine" else total / mass
+            similarity = max(0.0, score) / query_weight if query_weight else 0.0
+            total = total + similarity**alpha * prepare(neighbour.astype(np.float64))
+            total_weight += similarity**alpha
+    return normalize(total) if metric == "cosine" else total / total_weight
 
 
 @quick
@@ -67,9 +67,7 @@ def test_expansion_equals_the_formula_of_the_paper(seed, dtype, metric, alpha):
 @quick
 @given(seeds, dtypes, similar, alphas, st.lists(st.integers(0, 7), max_size=4).map(sorted),
        st.integers(1, 40))  # fmt: skip
-def test_the_result_of_a_query_does_not_depend_on_other_queries(
-    seed, dtype, metric, alpha, cuts, d
-):
+def test_result_of_a_query_does_not_depend_on_other_queries(seed, dtype, metric, alpha, cuts, d):
     arrays = draw_queries(seed, dtype, metric, d=d)
     whole = expand_queries(*arrays, alpha, metric)
     parts = [
@@ -78,11 +76,12 @@ def test_the_result_of_a_query_does_not_depend_on_other_queries(
     ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     alone = [
-        expand_queries(*(array[[at]] for array in arrays), alpha, metric)[0] for at in range(7)
+        expand_queries(*(array[[position]] for array in arrays), alpha, metric)[0]
+        for position in range(7)
     ]
     np.testing.assert_array_equal(alone, whole)
-    spread = [np.asfortranarray(array) for array in arrays]
-    np.testing.assert_array_equal(expand_queries(*spread, alpha, metric), whole)
+    fortran_ordered = [np.asfortranarray(array) for array in arrays]
+    np.testing.assert_array_equal(expand_queries(*fortran_ordered, alpha, metric), whole)
 
 
 X, Y = [1.0, 0.0], [0.0, 1.0]
@@ -109,13 +108,13 @@ def expand_lists(query, neighbours, scores, alpha, metric, present=None):
         (([2.0, 0.0], [], [], 3, "ip"), [2.0, 0.0]),
         ((X, [[0.0, 5.0]], [0.5], 1, "cosine"), normalize(np.array([1, 0.5]))),
         ((X, [[0.0, 5.0]], [0.5], 3, "cosine"), normalize(np.array([1, 0.5**3]))),
-        ((X, [[0.0, 5.0]], [-0.5], 3, "cosine"), X),  # what is unlike adds nothing
-        ((X, [[0.0, 5.0]], [-0.5], 0, "cosine"), normalize(np.array([1, 1]))),  # but for alpha 0
+        ((X, [[0.0, 5.0]], [-0.5], 3, "cosine"), X),  # negative similarity adds nothing
+        ((X, [[0.0, 5.0]], [-0.5], 0, "cosine"), normalize(np.array([1, 1]))),  # except for alpha 0
         ((X, [Y, Y], [0.0, 0.0], 0, "ip"), [1 / 3, 2 / 3]),
         ((X, [Y, [4.0, 0.0]], [0.0, 4.0], 1, "ip"), [(1 + 4 * 4) / (1 + 4), 0]),
         ((X, [Y, [4.0, 0.0]], [0.0, 4.0], 2, "ip"), [(1 + 16 * 4) / (1 + 16), 0]),
         ((X, [[3.0, 4.0]], [20.0], 0, "l2"), [(1 + 3) / 2, 4 / 2]),  # plain average
-        (([0.0, 0.0], [Y], [0.0], 3, "cosine"), [0.0, 0.0]),  # no length, no direction
+        (([0.0, 0.0], [Y], [0.0], 3, "cosine"), [0.0, 0.0]),  # a zero vector has no direction
         (([0.0, 0.0], [[0.0, 3.0]], [0.0], 0, "cosine"), Y),
         (([0.0, 0.0], [Y], [0.0], 3, "ip"), [0.0, 0.0]),
         ((X, [[0.0, 0.0]], [0.0], 0, "cosine"), X),
@@ -125,18 +124,18 @@ def expand_lists(query, neighbours, scores, alpha, metric, present=None):
         ((X, [Y], [1 + 1e-9], 1e300, "cosine"), normalize(np.array([1, 1]))),  # rounded above 1
     ],
 )  # fmt: skip
-def test_hand_computed_expansions(arguments, expected):
+def test_expansion_equals_hand_computed_values(arguments, expected):
     assert expand_lists(*arguments) == pytest.approx(list(expected), rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
 def test_scaling_all_vectors_scales_the_result(scale):
-    query, near, far = [0.6, 0.8], [1.0, 1.0], [50.0, -10.0]
-    vectors = np.array([query, near, far]) * scale
+    query, close, distant = [0.6, 0.8], [1.0, 1.0], [50.0, -10.0]
+    vectors = np.array([query, close, distant]) * scale
     scores = (vectors[1:] @ vectors[0]).tolist()
     expanded = expand_lists(vectors[0].tolist(), vectors[1:].tolist(), scores, 3, "ip")
-    plain = expand_lists(query, [near, far], [1.4, 22.0], 3, "ip")
-    assert expanded == pytest.approx([number * scale for number in plain], rel=1e-5)
+    unscaled = expand_lists(query, [close, distant], [1.4, 22.0], 3, "ip")
+    assert expanded == pytest.approx([number * scale for number in unscaled], rel=1e-5)
 
 
 def test_alpha_with_l2_is_refused():
@@ -146,14 +145,14 @@ def test_alpha_with_l2_is_refused():
         check_expansion(alpha, metric)
 
 
-# --- the option ---------------------------------------------------------------------------------
+# --- the option -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "count", "alpha"),
     [("10", 10, 3.0), (" 1 ", 1, 3.0), ("10,0", 10, 0.0), ("5,2.5", 5, 2.5), ("007,3", 7, 3.0)],
 )
-def test_an_expansion_is_parsed(text, count, alpha):
+def test_expansion_is_parsed(text, count, alpha):
     assert parse_query_expansion(text) == Expansion(count, alpha)
 
 

@@ -48,7 +48,7 @@ from tests.retrieval.sample_vectors import (
     slow,
 )
 
-LOOKED_AT = 7
+FIRST_LOOK = 7
 """Number of queries in the first of two looks."""
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
@@ -64,10 +64,10 @@ def make_task(
     seed: int = 0,
     first: int = 0,
 ) -> tuple[SearchTask, FinishedIndex]:
-    """Return a task with three shards, three blocks of queries with holes, and two looks at 12.
+    """Return a search task with three shards, three query blocks, and two looks at 12 queries.
 
-    Vectors are small integers, so that rows of different lists tie at the k-th rank. The queries
-    before `first` of 60 have failed.
+    Of 60 queries 25 have a vector; those before `first` have none. Vectors are small integers, so
+    that rows of different lists tie at the k-th rank.
     """
     generator = np.random.default_rng(seed)
     gallery = generator.integers(-3, 4, (90, 3)).astype(dtype)
@@ -89,7 +89,7 @@ def make_task(
         folder,
         nprobe,
         top_k,
-        tuple(np.split(sampled, [LOOKED_AT])),
+        tuple(np.split(sampled, [FIRST_LOOK])),
         look=1,
     ), index
 
@@ -106,7 +106,8 @@ def merged_matches(task: SearchTask) -> pa.Table:
     shards, tables = range(int(task.manifest.counts["shards"])), []
     for number in range(len(task.query_chunks)):
         parts = [
-            read_intermediate(task.output, candidates_path(task.nprobe, s, number)) for s in shards
+            read_intermediate(task.output, candidates_path(task.nprobe, shard, number))
+            for shard in shards
         ]
         queries_table = task.stored_queries(number)
         tables.append(rank_candidates(parts, task.top_k, queries_table, task.metric))
@@ -124,22 +125,23 @@ def count_recall(task: SearchTask, index: FinishedIndex) -> NDArray[np.float64]:
     ids, gallery, _ = read_contents(index.store)
     names, vectors, rows = read_contents(task.queries)
     keys = exact_keys(vectors, gallery, task.metric)
-    _, exact = brute_force(keys, np.arange(len(gallery)), task.top_k)  # rows are in order of ids
-    found_images: dict[str, set[str]] = {name: set() for name in names}
-    for line in merged_matches(task).to_pylist():
-        found_images[line["query_id"]].add(line["image_id"])
-    shares = []
+    ties = np.arange(len(gallery))  # rows are ordered by image_id
+    _, exact = brute_force(keys, ties, task.top_k)
+    matched_images: dict[str, set[str]] = {name: set() for name in names}
+    for match in merged_matches(task).to_pylist():
+        matched_images[match["query_id"]].add(match["image_id"])
+    recalls = []
     for query in np.flatnonzero(np.isin(rows, task.sampled_queries)):
-        wanted = {ids[place] for place in exact[query] if place >= 0}
-        shares.append(len(wanted & found_images[names[query]]) / len(wanted))
-    return np.array(shares)
+        expected = {ids[position] for position in exact[query] if position >= 0}
+        recalls.append(len(expected & matched_images[names[query]]) / len(expected))
+    return np.array(recalls)
 
 
 def check_certificate(
     task: SearchTask, index: FinishedIndex, target: float, seed: int
 ) -> Certificate:
     run_search(task)
-    certificate, wider = certify(task, target, seed)
+    certificate, sufficient_nprobe = certify(task, target, seed)
     assert (certificate.nprobe, certificate.nlist, certificate.target, certificate.passes) == (
         task.nprobe,
         9,
@@ -154,35 +156,35 @@ def check_certificate(
             0,
         )
         return certificate
-    values = count_recall(task, index)
-    ends = np.array(sampled_interval(values, 25, looks=len(task.looks), seed=seed))
-    assert certificate.search_recall == pytest.approx(values.mean(), abs=1e-12)
+    recalls = count_recall(task, index)
+    interval = np.array(sampled_interval(recalls, 25, looks=len(task.looks), seed=seed))
+    assert certificate.search_recall == pytest.approx(recalls.mean(), abs=1e-12)
     assert (certificate.search_low, certificate.search_high) == pytest.approx(
-        tuple(ends), abs=1e-12
+        tuple(interval), abs=1e-12
     )
-    # sampled queries get their exact answers: of 25 the others have the search's recall
+    # sampled queries have recall 1; the other queries of the 25 have the recall of the search
     assert certificate.recall == pytest.approx(
-        (len(values) + (25 - len(values)) * values.mean()) / 25, abs=1e-12
+        (len(recalls) + (25 - len(recalls)) * recalls.mean()) / 25, abs=1e-12
     )
-    ends = np.minimum(ends + (1 - values).sum() / 25, 1)
-    assert (certificate.low, certificate.high) == pytest.approx(tuple(ends), abs=1e-12)
-    assert (certificate.sample, certificate.queries) == (len(values), 25)
-    assert wider == smallest_sufficient_nprobe(task, index, target, seed, certificate)
+    interval = np.minimum(interval + (1 - recalls).sum() / 25, 1)
+    assert (certificate.low, certificate.high) == pytest.approx(tuple(interval), abs=1e-12)
+    assert (certificate.sample, certificate.queries) == (len(recalls), 25)
+    assert sufficient_nprobe == smallest_sufficient_nprobe(task, index, target, seed, certificate)
     return certificate
 
 
 def smallest_sufficient_nprobe(
     task: SearchTask, index: FinishedIndex, target: float, seed: int, certificate: Certificate
 ) -> int:
-    """Search with growing nprobe to find the smallest whose lower bound meets the target."""
+    """Return the smallest nprobe whose lower bound meets the target, found by searching."""
     if certificate.low >= target:
         return task.nprobe
     for nprobe in probe_grid(9):
-        again = dataclasses.replace(task, nprobe=nprobe)
-        run_search(again)
-        values = count_recall(again, index)
-        low, _ = sampled_interval(values, 25, looks=len(task.looks), seed=seed)
-        if low + (1 - values).sum() / 25 >= target:
+        repeated = dataclasses.replace(task, nprobe=nprobe)
+        run_search(repeated)
+        recalls = count_recall(repeated, index)
+        low, _ = sampled_interval(recalls, 25, looks=len(task.looks), seed=seed)
+        if low + (1 - recalls).sum() / 25 >= target:
             return max(nprobe, task.nprobe)
     return 9
 
@@ -193,7 +195,7 @@ def smallest_sufficient_nprobe(
 def test_certified_recall_equals_counted_recall(tmp_path, metric, dtype, nprobe, target):
     task, index = make_task(tmp_path, metric, dtype=dtype, nprobe=nprobe)
     certificate = check_certificate(task, index, target, seed=5)
-    assert 0 < certificate.search_recall < 1  # else the case would show nothing
+    assert 0 < certificate.search_recall < 1  # so that the case is not trivial
 
 
 @pytest.mark.nightly
@@ -215,24 +217,24 @@ def test_searching_all_lists_has_recall_one(tmp_path, metric):
 
 
 @every_metric
-def test_k_beyond_the_gallery_size_returns_the_whole_gallery(tmp_path, metric):
+def test_top_k_larger_than_gallery_is_certified(tmp_path, metric):
     task, index = make_task(tmp_path, metric, nprobe=4, top_k=200)
     check_certificate(task, index, 0.95, seed=0)
 
 
-def test_blocks_with_only_failed_queries_are_certified(tmp_path):
+def test_block_with_only_failed_queries_is_certified(tmp_path):
     task, index = make_task(tmp_path, "cosine", first=30)
     assert len(task.stored_queries(0)) == 0
     check_certificate(task, index, 0.95, seed=0)
 
 
-def test_blocks_without_a_sampled_query_are_certified(tmp_path):
+def test_block_without_a_sampled_query_is_certified(tmp_path):
     task, index = make_task(tmp_path, "cosine")
     task = dataclasses.replace(task, looks=(task.sampled_queries[:1],), look=0)
     check_certificate(task, index, 0.95, seed=0)
 
 
-def test_without_a_sample_nothing_is_measured(tmp_path):
+def test_empty_sample_has_recall_one_without_measurement(tmp_path):
     task, _ = make_task(tmp_path, "cosine", nprobe=9)
     task = dataclasses.replace(task, looks=())
     run_search(task)
@@ -241,19 +243,19 @@ def test_without_a_sample_nothing_is_measured(tmp_path):
 
 
 @every_metric
-def test_the_same_task_has_the_same_certificate(tmp_path, metric):
+def test_repeated_search_has_the_same_certificate(tmp_path, metric):
     for name in ("one", "other"):
         run_search(make_task(tmp_path / name, metric)[0])
     first_task, second_task = (make_task(tmp_path / name, metric)[0] for name in ("one", "other"))
     assert certify(first_task, 0.9, 3) == certify(second_task, 0.9, 3)
-    of_3, of_4 = (certify(first_task, 0.9, seed)[0] for seed in (3, 4))
-    assert (of_3.low, of_3.high) == pytest.approx((of_4.low, of_4.high), abs=0.02)
+    seed_3, seed_4 = (certify(first_task, 0.9, seed)[0] for seed in (3, 4))
+    assert (seed_3.low, seed_3.high) == pytest.approx((seed_4.low, seed_4.high), abs=0.02)
 
 
-# --- answers ------------------------------------------------------------------------------------
+# --- exact candidates -----------------------------------------------------------------------------
 
 
-def test_exact_candidates_cover_only_the_sampled_queries(tmp_path):
+def test_exact_candidates_contain_only_sampled_queries(tmp_path):
     task, index = make_task(tmp_path, "l2", nprobe=1)
     run_search(task)
     _, gallery, rows = read_contents(index.store)
@@ -267,37 +269,36 @@ def test_exact_candidates_cover_only_the_sampled_queries(tmp_path):
         assert merged["row"].to_pylist() == rows[exact.ravel()].tolist()
 
 
-def test_existing_files_are_not_computed_again(tmp_path, monkeypatch):
+def test_existing_files_are_not_recomputed(tmp_path, monkeypatch):
     task, _ = make_task(tmp_path, "cosine")
     run_search(task)
-    before = {e.path: task.output.read(e.path) for e in task.output.entries()}
-    exact = sum(len(task.exact_outputs(shard, range(3))) for shard in range(3))
-    assert 9 < exact <= 18  # of two looks
-    assert (
-        len(before) == 3 + 3 * 3 + exact
-    )  # probed lists per block, candidates per shard and block
-    monkeypatch.setattr(shard_search, "open_shard", None)  # it would be called
+    expected = {entry.path: task.output.read(entry.path) for entry in task.output.entries()}
+    exact_count = sum(len(task.exact_outputs(shard, range(3))) for shard in range(3))
+    assert 9 < exact_count <= 18  # for two looks
+    # probed lists per block, candidates per shard and block
+    assert len(expected) == 3 + 3 * 3 + exact_count
+    monkeypatch.setattr(shard_search, "open_shard", None)  # a second search would call it
     run_search(task)
-    assert {e.path for e in task.output.entries()} == before.keys()
+    assert {entry.path for entry in task.output.entries()} == expected.keys()
 
 
-def test_a_lost_file_is_computed_again_with_the_same_matches(tmp_path):
-    """It may hold fewer rows than before, since other shards have set lower limits by now."""
+def test_missing_file_is_recomputed_with_the_same_matches(tmp_path):
+    """The new file may contain fewer rows, since other shards have raised the bounds meanwhile."""
     task, _ = make_task(tmp_path, "cosine")
     run_search(task)
-    whole, exact = merged_matches(task), task.output.read(exact_path(1, 2, 0))
-    lost = candidates_path(task.nprobe, 1, 2), exact_path(1, 2, 0)
-    sizes = [len(read_intermediate(task.output, path)) for path in lost]
-    for path in lost:
+    expected, exact = merged_matches(task), task.output.read(exact_path(1, 2, 0))
+    missing = candidates_path(task.nprobe, 1, 2), exact_path(1, 2, 0)
+    sizes = [len(read_intermediate(task.output, path)) for path in missing]
+    for path in missing:
         task.output.delete(path)
     run_search(task)
-    assert merged_matches(task).equals(whole)
-    assert task.output.read(lost[1]) == exact
-    assert 0 < len(read_intermediate(task.output, lost[0])) < sizes[0]
+    assert merged_matches(task).equals(expected)
+    assert task.output.read(missing[1]) == exact
+    assert 0 < len(read_intermediate(task.output, missing[0])) < sizes[0]
 
 
 @pytest.mark.parametrize("path", [candidates_path(2, 1, 1), exact_path(0, 0, 2)])
-def test_an_altered_file_is_detected(tmp_path, path):
+def test_corrupted_file_is_detected(tmp_path, path):
     task, _ = make_task(tmp_path, "cosine")
     run_search(task)
     data = bytearray(task.output.read(path))
@@ -307,7 +308,7 @@ def test_an_altered_file_is_detected(tmp_path, path):
         read_intermediate(task.output, path)
 
 
-def test_tasks_that_share_a_shard_find_the_same_candidates(tmp_path: Path) -> None:
+def test_tasks_sharing_a_shard_have_the_same_candidates(tmp_path: Path) -> None:
     alone, _ = make_task(tmp_path / "alone", "ip")
     shared, _ = make_task(tmp_path / "shared", "ip")
     run_search(alone)
@@ -320,47 +321,50 @@ def test_tasks_that_share_a_shard_find_the_same_candidates(tmp_path: Path) -> No
     assert certify(shared, 0.5, 0)[0] == certify(alone, 0.5, 0)[0]
 
 
-def test_tasks_that_share_a_shard_use_the_memory_of_one(tmp_path: Path) -> None:
+def test_tasks_sharing_a_shard_stay_within_the_memory_limit(tmp_path: Path) -> None:
     task, index = make_task(tmp_path, "ip")
     largest = max(index.manifest.files[shard_path(number)].size for number in task.shards)
     assert (len(task.shards), len(task.query_chunks)) == (3, 3)
     assert [shares_per_shard(task, workers) for workers in (1, 3, 6, 9, 99)] == [1, 1, 2, 3, 3]
-    small = dataclasses.replace(task, memory=4 * largest)
-    assert [shares_per_shard(small, workers) for workers in (6, 99)] == [2, 2]
+    limited = dataclasses.replace(task, memory=4 * largest)
+    assert [shares_per_shard(limited, workers) for workers in (6, 99)] == [2, 2]
     assert shares_per_shard(dataclasses.replace(task, memory=1), 99) == 1
 
 
-# --- a store against itself ---------------------------------------------------------------------
+# --- a store against itself -----------------------------------------------------------------------
 
 
-def test_the_sample_is_independent_of_the_centroid_sample(tmp_path: Path) -> None:
-    """K-means starts with rows drawn by hash; the queries that recall is measured on are others.
+def test_certificate_sample_is_independent_of_the_centroid_sample(tmp_path: Path) -> None:
+    """Queries whose rows were initial centroids would have a recall above the average.
 
-    The truth is that of all queries, by numpy. Over seeds the mean error is nothing.
+    The expected recall is computed by numpy over all queries; over seeds the mean error is zero.
     """
     vectors = np.random.default_rng(0).normal(size=(1200, 16)).astype(np.float32)
     store = make_store(tmp_path / "store", vectors, chunk_rows=1200)
-    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1)[:, None]
-    nearest = np.argsort(-(unit @ unit.T), axis=1)[:, :10]
-    errors, inside = [], []
+    unit_vectors = (
+        vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1)[:, None]
+    )
+    nearest = np.argsort(-(unit_vectors @ unit_vectors.T), axis=1)[:, :10]
+    errors, covered = [], []
     for seed in range(4):
         index = IndexBuilder(
             tmp_path / f"index{seed}", store, "cosine", nlist=60, seed=seed
         ).finish()
-        order = np.argsort(-(unit @ index.centroids.T.astype(np.float64)), axis=1)
-        lists = order[:, 0]
+        list_order = np.argsort(-(unit_vectors @ index.centroids.T.astype(np.float64)), axis=1)
+        lists = list_order[:, 0]
         sampled = rows_in_hash_order(store, 100, seed, "certificate")
         for nprobe in (1, 4):
-            is_found = lists[nearest][:, :, None] == order[:, None, :nprobe]
-            truth = is_found.any(2).mean()
+            is_probed = lists[nearest][:, :, None] == list_order[:, None, :nprobe]
+            expected = is_probed.any(2).mean()
             task = SearchTask(
                 index.folder, index.manifest, "float32", "cosine", store,
                 open_folder(str(tmp_path / f"matches{seed}{nprobe}")), nprobe, 10, (sampled,),
             )  # fmt: skip
             run_search(task)
             certificate, _ = certify(task, 0.95, 0)
-            errors.append(certificate.search_recall - truth)
-            inside.append(certificate.search_low <= truth <= certificate.search_high)
-    assert sum(inside) >= 7
-    assert abs(np.mean(errors)) < 3 * np.std(errors) / np.sqrt(4)  # of each seed two, alike
+            errors.append(certificate.search_recall - expected)
+            covered.append(certificate.search_low <= expected <= certificate.search_high)
+    assert sum(covered) >= 7
+    # only four independent errors: the two values of a seed are correlated
+    assert abs(np.mean(errors)) < 3 * np.std(errors) / np.sqrt(4)
     assert np.std(errors) < 0.05

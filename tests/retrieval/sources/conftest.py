@@ -1,4 +1,4 @@
-"""Fixtures for source tests: a local folder, and one behind a URI."""
+"""Fixtures of source tests: a local folder, and a folder behind a URI."""
 
 import uuid
 from pathlib import Path
@@ -7,13 +7,14 @@ import fsspec
 import pytest
 
 
-class Place:
-    """A folder somewhere, in which files are laid."""
+class WritableFolder:
+    """A local or remote folder to which tests write files."""
 
     def __init__(self, root):
         self.root = root
 
     def put(self, name, data):
+        """Write a file, creating its folders; return its path or URI."""
         if "://" in self.root:
             fsspec.filesystem("memory").pipe_file(f"{self.root}/{name}", data)
         else:
@@ -31,13 +32,13 @@ class Place:
 
 @pytest.fixture
 def local(tmp_path):
-    return Place(str(tmp_path / "photos"))
+    return WritableFolder(str(tmp_path / "photos"))
 
 
 @pytest.fixture
 def remote():
-    place = Place(f"memory://{uuid.uuid4()}/photos")
-    yield place
-    system = fsspec.filesystem("memory")
-    for path in system.find(place.root):
-        system.rm_file(path)
+    folder = WritableFolder(f"memory://{uuid.uuid4()}/photos")
+    yield folder
+    filesystem = fsspec.filesystem("memory")
+    for path in filesystem.find(folder.root):
+        filesystem.rm_file(path)

@@ -1,4 +1,4 @@
-"""Contract tests of sources; each source has a subclass that writes its input files."""
+"""Contract tests of sources: each kind of source subclasses them and writes its input files."""
 
 from abc import ABC, abstractmethod
 
@@ -23,41 +23,42 @@ NAMES = (
     "a:b, c;d.jpg",
     "a=b+c.jpg",
 )
-"""Folders, cases, spaces, quotes, letters, and what means something in a URI or a pattern."""
+"""Image names with folders, spaces, quotes, Unicode, and special characters of URIs and globs."""
 
 
 class SourceContract(ABC):
-    """The promises; `place` is a folder that does not exist yet, here and behind a URI."""
+    """Tests every source must pass; `folder` does not exist yet, and is local or behind a URI."""
 
     unit = "images"
-    others = True  # whether it meets files that are not images
+    has_other_files = True  # whether the input may contain files that are not images
 
     @pytest.fixture(params=["local", "remote"])
-    def place(self, request):
+    def folder(self, request):
         return request.getfixturevalue(request.param)
 
     @abstractmethod
-    def source(self, place, images, others=()):
-        """Lay out images (name -> bytes) and files that are none; give the source of them."""
+    def make_source(self, folder, images, other_files=()):
+        """Write images (name -> bytes) and other files; return the source of them."""
 
     @abstractmethod
-    def missing(self, place):
-        """Give a source whose root is not there."""
+    def missing_source(self, folder):
+        """Return a source whose root does not exist."""
 
-    def image_id(self, name):
-        """Give the id that the image of a name gets."""
+    def expected_id(self, name):
+        """Return the expected `image_id` of the image of a name."""
         return name
 
-    def images(self, names=NAMES):
+    def make_images(self, names=NAMES):
+        """Return distinct contents (bytes) by image name."""
         return {name: f"bytes of {name}".encode() for name in names}
 
-    def test_each_image_is_offered_once_under_its_own_id(self, place):
-        ids = [item.image_id for item in self.source(place, self.images()).items()]
-        assert sorted(ids) == sorted(map(self.image_id, NAMES))
+    def test_each_image_is_listed_once_with_expected_id(self, folder):
+        ids = [item.image_id for item in self.make_source(folder, self.make_images()).items()]
+        assert sorted(ids) == sorted(map(self.expected_id, NAMES))
 
-    def test_every_path_opens_to_the_same_bytes_with_its_place_and_without(self, place):
-        images = {self.image_id(name): data for name, data in self.images().items()}
-        items = list(self.source(place, self.images()).items())
+    def test_paths_are_readable_with_and_without_position(self, folder):
+        images = {self.expected_id(name): data for name, data in self.make_images().items()}
+        items = list(self.make_source(folder, self.make_images()).items())
         assert len({item.path for item in items}) == len(items)
         with ItemReader() as reader:
             for item in items:
@@ -65,39 +66,41 @@ class SourceContract(ABC):
             for item in reversed(items):
                 assert reader.read(item.path) == images[item.image_id]
 
-    def test_a_size_is_that_of_the_bytes_where_it_is_known(self, place):
-        images = {self.image_id(name): data for name, data in self.images().items()}
-        for item in self.source(place, self.images()).items():
+    def test_size_equals_byte_count_if_known(self, folder):
+        images = {self.expected_id(name): data for name, data in self.make_images().items()}
+        for item in self.make_source(folder, self.make_images()).items():
             assert item.size in (None, len(images[item.image_id]))
 
-    def test_no_image_has_a_problem(self, place):
-        assert {item.problem for item in self.source(place, self.images()).items()} == {None}
+    def test_valid_images_have_no_problem(self, folder):
+        assert {item.problem for item in self.make_source(folder, self.make_images()).items()} == {
+            None
+        }
 
-    def test_values_stand_for_the_columns_that_are_told(self, place):
-        source = self.source(place, self.images())
+    def test_extra_values_match_extra_columns(self, folder):
+        source = self.make_source(folder, self.make_images())
         for item in source.items():
             assert len(item.more) == len(source.columns())
 
-    def test_going_through_it_twice_gives_the_same(self, place):
-        source = self.source(place, self.images())
+    def test_repeated_iteration_yields_same_items(self, folder):
+        source = self.make_source(folder, self.make_images())
         assert list(source.items()) == list(source.items())
 
-    def test_files_that_are_no_images_are_counted_each_time(self, place):
-        others = ("notes.txt", "cats/a.jpg.bak", "README") if self.others else ()
-        source = self.source(place, self.images(("a.jpg", "cats/b.jpg")), others)
+    def test_other_files_are_counted_on_each_iteration(self, folder):
+        other_files = ("notes.txt", "cats/a.jpg.bak", "README") if self.has_other_files else ()
+        source = self.make_source(folder, self.make_images(("a.jpg", "cats/b.jpg")), other_files)
         for _ in range(2):
             assert len(list(source.items())) == 2
-            assert source.others == len(others)
+            assert source.others == len(other_files)
 
-    def test_a_missing_root_is_refused_by_name(self, place):
-        source = self.missing(place)
-        for use in (lambda: list(source.items()), source.check):
+    def test_missing_root_is_refused_by_name(self, folder):
+        source = self.missing_source(folder)
+        for call in (lambda: list(source.items()), source.check):
             with pytest.raises(InputError, match=r"photos.* does not exist"):
-                use()
+                call()
 
-    def test_a_source_without_images_is_refused_by_check(self, place):
-        source = self.source(place, {}, ("notes.txt",) if self.others else ())
+    def test_check_refuses_source_without_images(self, folder):
+        source = self.make_source(folder, {}, ("notes.txt",) if self.has_other_files else ())
         assert list(source.items()) == []
         with pytest.raises(InputError, match=rf"photos.* holds no {self.unit}"):
             source.check()
-        self.source(place, self.images(("a.jpg",))).check()
+        self.make_source(folder, self.make_images(("a.jpg",))).check()

@@ -15,13 +15,13 @@ from retrieval.sources.path_list import ListSource
 from retrieval.sources.webdataset import TarSource
 
 
-def parquet(**columns):
+def parquet_bytes(**columns):
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue()
 
 
-def tar():
+def tar_bytes():
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as file:
         file.addfile(tarfile.TarInfo("a.jpg"))
@@ -31,31 +31,31 @@ def tar():
 FILES = {
     "photos/a/b.jpg": b"1",
     "photos/a/c.tar": b"2",
-    "tars/x/1.tar": tar(),
-    "tars/x/2.TAR": tar(),
+    "tars/x/1.tar": tar_bytes(),
+    "tars/x/2.TAR": tar_bytes(),
     "tars/notes.txt": b"3",
-    "rows/1.parquet": parquet(image=[b"1"]),
-    "rows/2.parquet": parquet(image=[b"1"]),
+    "rows/1.parquet": parquet_bytes(image=[b"1"]),
+    "rows/2.parquet": parquet_bytes(image=[b"1"]),
     "other/notes.md": b"4",
     "list.txt": b"photos/a/b.jpg",
     "list.CSV": b"path\nphotos/a/b.jpg\n",
-    "list.parquet": parquet(path=["photos/a/b.jpg"]),
-    "both.pq": parquet(path=["photos/a/b.jpg"], image=[b"1"]),
-    "lists/1.parquet": parquet(path=["a.jpg"]),
-    "two.parquet": parquet(left=[b"1"], right=[b"1"]),
-    "numbers.parquet": parquet(a=[1]),
+    "list.parquet": parquet_bytes(path=["photos/a/b.jpg"]),
+    "both.pq": parquet_bytes(path=["photos/a/b.jpg"], image=[b"1"]),
+    "lists/1.parquet": parquet_bytes(path=["a.jpg"]),
+    "two.parquet": parquet_bytes(left=[b"1"], right=[b"1"]),
+    "numbers.parquet": parquet_bytes(a=[1]),
     "x.tar.gz": b"\x1f\x8b0000",
     "[a]*/b.jpg": b"1",
-    "[b].tar": tar(),
+    "[b].tar": tar_bytes(),
 }
 
 
 @pytest.fixture(params=["local", "remote"])
-def place(request):
-    place = request.getfixturevalue(request.param)
+def folder(request):
+    folder = request.getfixturevalue(request.param)
     for name, data in FILES.items():
-        place.put(name, data)
-    return place
+        folder.put(name, data)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -81,58 +81,58 @@ def place(request):
         ("[a]*", FolderSource),
     ],
 )
-def test_what_is_there_decides(place, name, kind):
-    assert type(open_source(f"{place.root}/{name}")) is kind
+def test_source_kind_is_detected_from_files(folder, name, kind):
+    assert type(open_source(f"{folder.root}/{name}")) is kind
 
 
 @pytest.mark.parametrize(
     "name", ["photos", "tars", "rows", "list.txt", "list.CSV", "list.parquet", "[a]*", "[b].tar"]
 )
-def test_each_offers_an_image(place, name):
-    source = open_source(f"{place.root}/{name}")
+def test_each_detected_source_lists_images(folder, name):
+    source = open_source(f"{folder.root}/{name}")
     source.check()
-    assert source.root == f"{place.root}/{name}"
+    assert source.root == f"{folder.root}/{name}"
 
 
-def test_a_column_tells_images_from_paths(place):
-    both = f"{place.root}/both.pq"
-    assert isinstance(open_source(both, image_column="path"), ListSource)
-    assert isinstance(open_source(both, image_column="image"), ParquetSource)
-    right = open_source(f"{place.root}/two.parquet", image_column="right")
+def test_image_column_selects_source_kind(folder):
+    path = f"{folder.root}/both.pq"
+    assert isinstance(open_source(path, image_column="path"), ListSource)
+    assert isinstance(open_source(path, image_column="image"), ParquetSource)
+    right = open_source(f"{folder.root}/two.parquet", image_column="right")
     assert next(right.items()).path.startswith("parquet://right/")
 
 
 @pytest.mark.parametrize("name", ["both.pq", "rows", "list.CSV", "list.parquet", "rows/*"])
 @pytest.mark.parametrize("option", ["image_column", "id_column"])
-def test_a_column_that_is_not_there_is_refused_naming_those_there_are(place, name, option):
-    way = "--" + option.replace("_", "-")
-    with pytest.raises(UsageError, match=f"{way} nothing .*it has .*(path|image)"):
-        open_source(f"{place.root}/{name}", **{option: "nothing"})
+def test_missing_column_is_refused_with_existing_columns(folder, name, option):
+    flag = "--" + option.replace("_", "-")
+    with pytest.raises(UsageError, match=f"{flag} missing .*it has .*(path|image)"):
+        open_source(f"{folder.root}/{name}", **{option: "missing"})
 
 
-def test_sources_without_columns_take_no_notice_of_them(place):
+def test_sources_without_columns_ignore_column_options(folder):
     for name in ("photos", "tars", "list.txt"):
-        open_source(f"{place.root}/{name}", image_column="a", id_column="b").check()
+        open_source(f"{folder.root}/{name}", image_column="a", id_column="b").check()
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "photos/nowhere does not exist; name"),
-        ("nowhere.tar", "photos/nowhere.tar does not exist; name"),
-        ("nowhere*.tar", "matches no file"),
+        ("missing", "photos/missing does not exist; name"),
+        ("missing.tar", "photos/missing.tar does not exist; name"),
+        ("missing*.tar", "matches no file"),
         ("photos/a/b.jpg", "is not a folder and no list"),
         ("other/*", "matches files that are neither"),
         ("lists", "names several"),
         ("numbers.parquet", "neither images nor paths"),
     ],
 )
-def test_what_cannot_be_a_source_is_refused_by_name(place, name, message):
+def test_path_that_is_no_source_is_refused_by_name(folder, name, message):
     with pytest.raises(InputError, match=message.replace("*", r"\*")):
-        open_source(f"{place.root}/{name}")
+        open_source(f"{folder.root}/{name}")
 
 
-def test_secrets_stay_out_of_what_is_printed(local):
+def test_repr_of_sources_excludes_secrets(local):
     for name, data in FILES.items():
         local.put(name, data)
     for name in ("photos", "tars", "rows", "list.txt"):

@@ -27,64 +27,73 @@ def ids(source):
 
 
 class TestContract(SourceContract):
-    """What every source promises."""
+    """The source contract for folders."""
 
-    def source(self, place, images, others=()):
-        if not (images or others):
-            place.put("empty.txt", b"")
-        for name, data in [*images.items(), *((name, b"x") for name in others)]:
-            place.put(name, data)
-        return FolderSource(place.root)
+    def make_source(self, folder, images, other_files=()):
+        if not (images or other_files):
+            folder.put("empty.txt", b"")
+        for name, data in [*images.items(), *((name, b"x") for name in other_files)]:
+            folder.put(name, data)
+        return FolderSource(folder.root)
 
-    def missing(self, place):
-        return FolderSource(place.root)
+    def missing_source(self, folder):
+        return FolderSource(folder.root)
 
 
 class FolderTests(ABC):
-    """What a folder promises beyond that, here and behind a URI."""
+    """Further tests of folder sources, local and behind a URI."""
 
     @abstractmethod
     def root(self):
-        """A fixture that gives the URI of a root that does not exist yet."""
+        """Return the path or URI of a root that does not exist yet (a fixture)."""
 
     @abstractmethod
     def put(self, root, name, data):
-        """Lay a file below the root."""
+        """Write a file below the root."""
 
-    def source(self, root, *names):
+    def make_source(self, root, *names):
         for name in names:
             self.put(root, name, name.encode())
         return FolderSource(root)
 
-    def test_each_image_is_offered_once_with_its_size_and_opens_by_its_path(self, root):
+    def test_images_are_listed_once_with_size_and_readable_path(self, root):
         names = ["a.jpg", "cats/a.jpg", "cats/big/b.png", "dogs/c.webp", "zoo/cats/d.gif"]
-        items = sorted(self.source(root, *names).items(), key=lambda item: item.image_id)
+        items = sorted(self.make_source(root, *names).items(), key=lambda item: item.image_id)
         assert [item.image_id for item in items] == names
         for item in items:
             assert read_uri(item.path) == item.image_id.encode()
             assert item.size == len(item.image_id.encode())
 
-    def test_the_label_is_the_folder_an_image_lies_in(self, root):
-        source = self.source(root, "a.jpg", "cats/a.jpg", "cats/big/b.jpg")
+    def test_label_is_parent_folder(self, root):
+        source = self.make_source(root, "a.jpg", "cats/a.jpg", "cats/big/b.jpg")
         labels = {item.image_id: item.label for item in source.items()}
         assert labels == {"a.jpg": None, "cats/a.jpg": "cats", "cats/big/b.jpg": "big"}
 
     @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
-    def test_a_suffix_counts_in_any_case(self, root, suffix):
+    def test_suffixes_are_case_insensitive(self, root, suffix):
         names = [f"{number}.{name}" for number, name in enumerate({suffix, suffix.upper()})]
         names.append("mixed." + suffix[0].upper() + suffix[1:].lower())
-        assert ids(self.source(root, *names)) == sorted(names)
+        assert ids(self.make_source(root, *names)) == sorted(names)
 
-    def test_other_files_are_left_out(self, root):
-        others = ["notes.txt", "jpg", "a/png", "a.jpg.bak", "a.jpgx", "a.jpg/b", "README", "a."]
-        assert ids(self.source(root, "x.jpg", *others)) == ["x.jpg"]
+    def test_files_without_image_suffix_are_skipped(self, root):
+        other_files = [
+            "notes.txt",
+            "jpg",
+            "a/png",
+            "a.jpg.bak",
+            "a.jpgx",
+            "a.jpg/b",
+            "README",
+            "a.",
+        ]
+        assert ids(self.make_source(root, "x.jpg", *other_files)) == ["x.jpg"]
 
-    def test_odd_names_are_kept(self, root):
+    def test_special_characters_in_names_are_kept(self, root):
         names = [
             "it's & <b>bold.jpg",
             "two  spaces /a b.jpg",
             "Grüße – 猫.jpg",
-            "e\u0301.jpg",  # not composed: another name than the next
+            "e\u0301.jpg",  # decomposed: differs from the next name
             "\u00e9.jpg",
             "100%.jpg",
             "a%20b.jpg",
@@ -94,36 +103,36 @@ class FolderTests(ABC):
             "a-b.jpg",
             "a/b.jpg",
         ]
-        source = self.source(root, *names)
+        source = self.make_source(root, *names)
         assert ids(source) == sorted(names)
         for item in source.items():
             assert read_uri(item.path) == item.image_id.encode()
 
-    def test_a_slash_at_the_end_of_the_root_makes_no_difference(self, root):
-        source = self.source(root, "cats/a.jpg", "b.jpg")
+    def test_trailing_slash_of_root_is_ignored(self, root):
+        source = self.make_source(root, "cats/a.jpg", "b.jpg")
         assert sorted(FolderSource(root + "/").items(), key=str) == sorted(source.items(), key=str)
 
-    def test_a_missing_root_is_refused(self, root):
-        for use in (ids, FolderSource.check):
+    def test_missing_root_is_refused(self, root):
+        for call in (ids, FolderSource.check):
             with pytest.raises(InputError, match="does not exist"):
-                use(FolderSource(root))
+                call(FolderSource(root))
 
-    def test_a_file_as_root_is_refused(self, root):
+    def test_file_as_root_is_refused(self, root):
         self.put(root, "a.jpg", b"1")
         with pytest.raises(InputError, match="is not a folder"):
             ids(FolderSource(f"{root}/a.jpg"))
 
-    def test_a_root_without_images_offers_nothing_and_is_refused_by_check(self, root):
-        source = self.source(root, "notes.txt")
+    def test_check_refuses_root_without_images(self, root):
+        source = self.make_source(root, "notes.txt")
         assert ids(source) == []
         with pytest.raises(InputError, match="holds no images"):
             source.check()
         self.put(root, "a/b/c.jpg", b"1")
         source.check()
 
-    def test_a_file_that_vanished_is_missing_when_it_is_read(self, root):
-        (item,) = self.source(root, "a.jpg").items()
-        self.remove(root, "a.jpg")
+    def test_reading_deleted_file_raises_file_not_found(self, root):
+        (item,) = self.make_source(root, "a.jpg").items()
+        self.delete(root, "a.jpg")
         with pytest.raises(FileNotFoundError):
             read_uri(item.path)
 
@@ -140,15 +149,15 @@ class TestRemote(FolderTests):
     def put(self, root, name, data):
         fsspec.filesystem("memory").pipe_file(f"{root}/{name}", data)
 
-    def remove(self, root, name):
+    def delete(self, root, name):
         fsspec.filesystem("memory").rm_file(f"{root}/{name}")
 
-    def test_the_last_change_is_what_the_store_says(self, root):
-        (item,) = self.source(root, "a.jpg").items()
+    def test_remote_modification_time_is_listed(self, root):
+        (item,) = self.make_source(root, "a.jpg").items()
         assert abs(item.mtime_ns - time.time_ns()) < 60 * 10**9
 
     @pytest.mark.parametrize("root", ["nonsense://bucket/photos"])
-    def test_an_unknown_kind_of_store_is_refused(self, root):
+    def test_unknown_uri_scheme_is_refused(self, root):
         with pytest.raises(InputError, match="nonsense"):
             ids(FolderSource(root))
 
@@ -163,30 +172,30 @@ class TestLocal(FolderTests):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    def remove(self, root, name):
+    def delete(self, root, name):
         Path(root, name).unlink()
 
-    def test_the_last_change_is_known(self, root):
-        source = self.source(root, "a.jpg")
+    def test_local_modification_time_is_listed(self, root):
+        source = self.make_source(root, "a.jpg")
         os.utime(f"{root}/a.jpg", ns=(1, 1_700_000_000_123_456_789))
         (item,) = source.items()
         assert item.mtime_ns == 1_700_000_000_123_456_789
 
-    @pytest.mark.parametrize("form", ["photos", "./photos", "../{name}/photos", "~/photos"])
-    def test_paths_are_absolute_however_the_root_is_named(self, root, monkeypatch, form):
+    @pytest.mark.parametrize("root_form", ["photos", "./photos", "../{name}/photos", "~/photos"])
+    def test_paths_are_absolute_for_relative_roots(self, root, monkeypatch, root_form):
         self.put(root, "a b/c.jpg", b"1")
-        here = Path(root).parent
-        monkeypatch.chdir(here)
-        monkeypatch.setenv("HOME", str(here))
-        (item,) = FolderSource(form.format(name=here.name)).items()
+        parent = Path(root).parent
+        monkeypatch.chdir(parent)
+        monkeypatch.setenv("HOME", str(parent))
+        (item,) = FolderSource(root_form.format(name=parent.name)).items()
         assert (item.image_id, item.path) == ("a b/c.jpg", f"{root}/a b/c.jpg")
 
-    def test_a_file_uri_names_a_local_folder(self, root):
+    def test_file_uri_as_root(self, root):
         self.put(root, "a b/c.jpg", b"1")
         (item,) = FolderSource(f"file://{root}").items()
         assert (item.image_id, item.path) == ("a b/c.jpg", f"{root}/a b/c.jpg")
 
-    def test_names_that_are_not_utf_8_are_written_with_percents_and_open_again(self, root):
+    def test_non_utf8_names_are_escaped_and_readable(self, root):
         for name in (b"caf\xe9.jpg", b"\xff/\xc3\xbc\xfc.jpg", b"100%25 \xe9.jpg"):
             path = os.path.join(os.fsencode(root), name)
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -200,7 +209,7 @@ class TestLocal(FolderTests):
         }
         assert all(item.path.encode() for item in source.items())
 
-    def test_links_to_files_and_folders_are_followed_under_their_own_names(self, root):
+    def test_links_to_files_and_folders_are_followed(self, root):
         self.put(root, "cats/a.jpg", b"1")
         self.put(root, "../elsewhere/b.jpg", b"12")
         os.symlink("cats/a.jpg", f"{root}/link.jpg")
@@ -210,40 +219,40 @@ class TestLocal(FolderTests):
         assert items["dogs/b.jpg"].size == 2
         assert items["dogs/b.jpg"].label == "dogs"
 
-    def test_a_link_to_a_folder_above_is_not_followed(self, root):
+    def test_link_to_ancestor_folder_is_not_followed(self, root):
         self.put(root, "cats/deep/a.jpg", b"1")
         os.symlink("..", f"{root}/cats/up")
         os.symlink(".", f"{root}/cats/here")
         os.symlink(root, f"{root}/cats/deep/root")
         assert ids(FolderSource(root)) == ["cats/deep/a.jpg"]
 
-    def test_two_folders_that_link_to_each_other_end(self, root):
+    def test_mutually_linked_folders_are_listed_once(self, root):
         self.put(root, "a/1.jpg", b"1")
         self.put(root, "b/2.jpg", b"2")
         os.symlink("../b", f"{root}/a/b")
         os.symlink("../a", f"{root}/b/a")
         assert ids(FolderSource(root)) == ["a/1.jpg", "a/b/2.jpg", "b/2.jpg", "b/a/1.jpg"]
 
-    def test_the_root_may_be_a_link(self, root):
+    def test_root_may_be_link(self, root):
         self.put(root, "a.jpg", b"1")
         os.symlink(root, root + "-link")
         assert ids(FolderSource(root + "-link")) == ["a.jpg"]
 
-    def test_a_link_to_nothing_is_offered_if_it_is_named_like_an_image(self, root):
-        """So that it fails and stands in the ledger, as a file that vanished does."""
+    def test_dangling_link_with_image_name_is_listed(self, root):
+        """Reading then fails, and the ledger records the image, as with a deleted file."""
         self.put(root, "a.jpg", b"1")
-        os.symlink("nowhere", f"{root}/dangling.jpg")
+        os.symlink("missing", f"{root}/dangling.jpg")
         os.symlink("circle.jpg", f"{root}/circle.jpg")
-        os.symlink("nowhere", f"{root}/dangling.txt")
-        os.symlink("nowhere", f"{root}/folder")
+        os.symlink("missing", f"{root}/dangling.txt")
+        os.symlink("missing", f"{root}/folder")
         items = {item.image_id: item for item in FolderSource(root).items()}
         assert sorted(items) == ["a.jpg", "circle.jpg", "dangling.jpg"]
         for name in ("circle.jpg", "dangling.jpg"):
             with pytest.raises(OSError, match=r"symbolic links|No such file"):
                 read_uri(items[name].path)
 
-    def test_what_is_neither_file_nor_folder_and_named_like_an_image_has_a_problem(self, root):
-        """Opening a named pipe would hang: it is never read, and the ledger names it."""
+    def test_special_files_with_image_names_have_problems(self, root):
+        """Opening a named pipe would hang: it is never read, and recorded in the ledger."""
         self.put(root, "a.jpg", b"1")
         os.mkfifo(f"{root}/pipe.jpg")
         os.mkfifo(f"{root}/pipe")
@@ -264,7 +273,7 @@ class TestLocal(FolderTests):
                 reader.read(f"{root}/{name}")
 
     @pytest.mark.parametrize(
-        ("seconds", "known"),
+        ("seconds", "in_range"),
         [
             (-(2**32), True),
             (9_000_000_000, True),
@@ -272,32 +281,32 @@ class TestLocal(FolderTests):
             (-10_000_000_000, False),
         ],
     )
-    def test_a_time_out_of_range_is_unknown(self, root, seconds, known):
+    def test_modification_time_out_of_range_is_none(self, root, seconds, in_range):
         self.put(root, "a.jpg", b"1")
         try:
             os.utime(f"{root}/a.jpg", (0, seconds))
         except OverflowError:
-            pytest.skip("this file system keeps no such times")
+            pytest.skip("the file system cannot store this time")
         if os.stat(f"{root}/a.jpg").st_mtime != seconds:
-            pytest.skip("this file system keeps no such times")
+            pytest.skip("the file system cannot store this time")
         (item,) = FolderSource(root).items()
-        assert item.mtime_ns == (seconds * 10**9 if known else None)
+        assert item.mtime_ns == (seconds * 10**9 if in_range else None)
 
-    def test_an_empty_root(self, root):
+    def test_check_refuses_empty_root(self, root):
         os.mkdir(root)
         assert ids(FolderSource(root)) == []
         with pytest.raises(InputError, match="holds no images"):
             FolderSource(root).check()
 
     @pytest.fixture
-    def closed(self, monkeypatch):
-        """Let some folders and files refuse to be listed or looked at, whoever asks."""
+    def inaccessible(self, monkeypatch):
+        """Return a dict path suffix -> errno; scandir and stat of matching paths fail with it."""
         errors = {}
-        listed = os.scandir
+        original_scandir = os.scandir
 
         def refuse(path):
-            for end, error in errors.items():
-                if str(path).endswith(end):
+            for suffix, error in errors.items():
+                if str(path).endswith(suffix):
                     raise OSError(error, os.strerror(error), path)
 
         class Entry:
@@ -314,45 +323,44 @@ class TestLocal(FolderTests):
         @contextmanager
         def scandir(path):
             refuse(f"{path}/")
-            with listed(path) as entries:
+            with original_scandir(path) as entries:
                 yield map(Entry, entries)
 
         monkeypatch.setattr(os, "scandir", scandir)
         return errors
 
-    def test_a_subfolder_that_may_not_be_listed_is_one_item_with_a_problem(self, root, closed):
+    def test_unreadable_subfolder_is_single_item_with_problem(self, root, inaccessible):
         for name in ("a.jpg", "cats/deep/b.jpg", "cats/c.jpg", "dogs/d.jpg", "mice/e.jpg"):
             self.put(root, name, b"1")
-        closed |= {"cats/": errno.EACCES, "mice": errno.EACCES}
-        found = {item.image_id: item for item in FolderSource(root).items()}
-        assert sorted(found) == ["a.jpg", "cats", "dogs/d.jpg", "mice"]
+        inaccessible |= {"cats/": errno.EACCES, "mice": errno.EACCES}
+        items = {item.image_id: item for item in FolderSource(root).items()}
+        assert sorted(items) == ["a.jpg", "cats", "dogs/d.jpg", "mice"]
         for name in ("cats", "mice"):
-            assert found[name].problem == "the folder cannot be listed (Permission denied)"
-            assert found[name].path == f"{root}/{name}"
+            assert items[name].problem == "the folder cannot be listed (Permission denied)"
+            assert items[name].path == f"{root}/{name}"
 
-    def test_a_file_that_may_not_be_looked_at_is_offered(self, root, closed):
-        """As in a folder that may be listed and not entered; reading says why."""
+    def test_file_without_stat_permission_is_listed(self, root, inaccessible):
+        """As in a folder with read but no execute permission; reading the file fails later."""
         self.put(root, "cats/a.jpg", b"1")
         self.put(root, "cats/b.jpg", b"1")
-        closed |= {"a.jpg": errno.EACCES, "b.jpg": errno.ENOENT}  # the other one is gone since
+        inaccessible |= {"a.jpg": errno.EACCES, "b.jpg": errno.ENOENT}  # deleted meanwhile
         (item,) = FolderSource(root).items()
         assert (item.image_id, item.size, item.mtime_ns) == ("cats/a.jpg", None, None)
 
     @pytest.mark.parametrize(
-        ("end", "error"), [("photos/", errno.EACCES), ("cats/", errno.EIO), ("cats/", errno.ESTALE)]
+        ("suffix", "error"),
+        [("photos/", errno.EACCES), ("cats/", errno.EIO), ("cats/", errno.ESTALE)],
     )
-    def test_a_root_that_may_not_be_listed_and_a_disk_that_fails_are_refused(
-        self, root, closed, end, error
-    ):
+    def test_unreadable_root_and_disk_errors_are_refused(self, root, inaccessible, suffix, error):
         self.put(root, "cats/a.jpg", b"1")
-        closed[end] = error
+        inaccessible[suffix] = error
         with pytest.raises(
-            InputError, match=rf"{end[:-1]} cannot be listed \({os.strerror(error)}"
+            InputError, match=rf"{suffix[:-1]} cannot be listed \({os.strerror(error)}"
         ):
             ids(FolderSource(root))
 
 
-def test_options_stay_out_of_what_is_printed():
+def test_repr_excludes_storage_options():
     assert "hunter2" not in repr(FolderSource("s3://bucket", {"secret": "hunter2"}))
 
 
@@ -360,7 +368,7 @@ def test_options_stay_out_of_what_is_printed():
     ("path", "expected"),
     [("a.jpg", True), ("b/a.JPG", True), ("jpg", False), ("b.jpg/a", False), ("a.b.png", True)],
 )
-def test_the_suffix_of_the_name_tells_an_image(path, expected):
+def test_is_image_checks_suffix(path, expected):
     assert is_image(path) is expected
 
 
@@ -405,35 +413,37 @@ def test_parent_folder_name_and_escaping():
         ({"mtime": 1 << 70}, None),
     ],
 )
-def test_the_last_change_is_read_as_each_store_writes_it(info, expected):
+def test_modified_ns_reads_metadata_of_each_file_system(info, expected):
     assert modified_ns(info) == expected
 
 
-def test_a_listing_holds_no_more_than_a_folder_of_a_store(remote, monkeypatch):
+def test_remote_folders_are_listed_lazily(remote, monkeypatch):
     for name in ("a/1.jpg", "a/b/2.jpg", "c/3.jpg"):
         remote.put(name, b"x")
-    asked = []
-    system = fsspec.filesystem("memory", use_listings_cache=False)
-    plain = type(system).ls
+    listed_paths = []
+    filesystem = fsspec.filesystem("memory", use_listings_cache=False)
+    original_ls = type(filesystem).ls
     monkeypatch.setattr(
-        type(system), "ls", lambda self, path, **kw: asked.append(path) or plain(self, path, **kw)
+        type(filesystem),
+        "ls",
+        lambda self, path, **kwargs: listed_paths.append(path) or original_ls(self, path, **kwargs),
     )
-    found = FolderSource(remote.root).items()
-    next(found)
-    assert len(asked) == 2
-    assert len(list(found)) == 2
-    assert len(asked) == 4
+    items = FolderSource(remote.root).items()
+    next(items)
+    assert len(listed_paths) == 2
+    assert len(list(items)) == 2
+    assert len(listed_paths) == 4
 
 
-def test_a_folder_is_walked_without_being_listed_as_a_whole(local, monkeypatch):
+def test_local_folders_are_listed_lazily(local, monkeypatch):
     for number in range(50):
         local.put(f"{number}.jpg", b"x")
-    met = []
-    plain = os.scandir
+    visited = []
+    original_scandir = os.scandir
 
-    class Counted:
+    class RecordingScandir:
         def __init__(self, path):
-            self.entries = plain(path)
+            self.entries = original_scandir(path)
 
         def __enter__(self):
             return self
@@ -443,17 +453,17 @@ def test_a_folder_is_walked_without_being_listed_as_a_whole(local, monkeypatch):
 
         def __iter__(self):
             for entry in self.entries:
-                met.append(entry.name)
+                visited.append(entry.name)
                 yield entry
 
-    monkeypatch.setattr(os, "scandir", Counted)
-    found = FolderSource(local.root).items()
-    next(found)
-    assert len(met) == 1
-    assert len(list(found)) == 49
+    monkeypatch.setattr(os, "scandir", RecordingScandir)
+    items = FolderSource(local.root).items()
+    next(items)
+    assert len(visited) == 1
+    assert len(list(items)) == 49
 
 
-def test_a_folder_of_heic_files_is_refused_with_the_way_out(tmp_path):
+def test_check_refuses_heic_folder_with_remedy(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.HEIC").write_bytes(b"")
     source = FolderSource(str(tmp_path))

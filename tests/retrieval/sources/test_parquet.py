@@ -18,64 +18,64 @@ from retrieval.sources.parquet import ParquetSource
 from tests.retrieval.sources.contract import SourceContract
 
 
-def parquet(table, **options):
+def parquet_bytes(table, **options):
     sink = io.BytesIO()
     pq.write_table(pa.table(table) if isinstance(table, dict) else table, sink, **options)
     return sink.getvalue()
 
 
-def rows_of(place, table, **options):
-    return list(ParquetSource(place.put("x.parquet", parquet(table)), **options).items())
+def items_of(folder, table, **options):
+    return list(ParquetSource(folder.put("x.parquet", parquet_bytes(table)), **options).items())
 
 
 IMAGES = pa.array([b"1", b"2", b"3"])
 
 
 class TestFile(SourceContract):
-    """One file whose column image_id names the images."""
+    """The source contract for a single file with a column image_id."""
 
-    others = False
+    has_other_files = False
 
-    def source(self, place, images, others=()):
+    def make_source(self, folder, images, other_files=()):
         table = {
             "image_id": pa.array(list(images), pa.string()),
             "bytes": pa.array(images.values(), pa.binary()),
             "more": pa.array(range(len(images))),
         }
-        return ParquetSource(place.put("x.parquet", parquet(table, row_group_size=4)))
+        return ParquetSource(folder.put("x.parquet", parquet_bytes(table, row_group_size=4)))
 
-    def missing(self, place):
-        return ParquetSource(f"{place.root}/x.parquet")
+    def missing_source(self, folder):
+        return ParquetSource(f"{folder.root}/x.parquet")
 
 
 class TestFolder(SourceContract):
-    """Files of Hugging Face's kind in a folder; ids are places, in files with odd names."""
+    """The source contract for a folder of Hugging Face files, without an id column."""
 
-    def source(self, place, images, others=()):
+    def make_source(self, folder, images, other_files=()):
         for name, data in images.items():
             struct = pa.array([{"bytes": data, "path": "elsewhere.jpg"}])
-            place.put(f"{name}.parquet", parquet({"picture": struct}))
+            folder.put(f"{name}.parquet", parquet_bytes({"picture": struct}))
         if not images:
             empty = pa.array([], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-            place.put("empty.pq", parquet({"picture": empty}))
-        for name in others:
-            place.put(name, b"x")
-        return ParquetSource(place.root)
+            folder.put("empty.pq", parquet_bytes({"picture": empty}))
+        for name in other_files:
+            folder.put(name, b"x")
+        return ParquetSource(folder.root)
 
-    def missing(self, place):
-        return ParquetSource(place.root)
+    def missing_source(self, folder):
+        return ParquetSource(folder.root)
 
-    def image_id(self, name):
+    def expected_id(self, name):
         return f"{name}.parquet/0"
 
 
-def test_an_id_is_a_file_and_a_row_where_no_column_names_it(local):
-    found = rows_of(local, {"image": IMAGES})
-    assert [item.image_id for item in found] == [f"x.parquet/{row}" for row in range(3)]
-    assert [item.place for item in found] == [0, 1, 2]
-    assert found[2].path == f"parquet://image/2::{local.root}/x.parquet"
-    assert {(item.size, item.label) for item in found} == {(None, None)}
-    assert {item.mtime_ns for item in found} == {os.stat(f"{local.root}/x.parquet").st_mtime_ns}
+def test_ids_without_id_column_are_file_and_row(local):
+    items = items_of(local, {"image": IMAGES})
+    assert [item.image_id for item in items] == [f"x.parquet/{row}" for row in range(3)]
+    assert [item.place for item in items] == [0, 1, 2]
+    assert items[2].path == f"parquet://image/2::{local.root}/x.parquet"
+    assert {(item.size, item.label) for item in items} == {(None, None)}
+    assert {item.mtime_ns for item in items} == {os.stat(f"{local.root}/x.parquet").st_mtime_ns}
 
 
 @pytest.mark.parametrize(
@@ -86,18 +86,18 @@ def test_an_id_is_a_file_and_a_row_where_no_column_names_it(local):
         (["b", None, ""], ["b", "x.parquet/1", "x.parquet/2"]),
     ],
 )
-def test_an_id_column_gives_ids_as_text(local, ids, expected):
+def test_id_column_is_read_as_text(local, ids, expected):
     for column, option in (("image_id", None), ("key", "key")):
-        found = rows_of(local, {"image": IMAGES, column: ids}, id_column=option)
-        assert [item.image_id for item in found] == expected
+        items = items_of(local, {"image": IMAGES, column: ids}, id_column=option)
+        assert [item.image_id for item in items] == expected
 
 
-def test_the_name_in_the_structs_of_images_is_an_id_if_it_is_asked_for(local):
+def test_struct_field_as_id_column(local):
     table = {"image": pa.array([{"bytes": b"1", "path": "cats/a.jpg"}, {"bytes": b"2"}])}
-    found = rows_of(local, table, id_column="image.path")
-    assert [item.image_id for item in found] == ["cats/a.jpg", "x.parquet/1"]
+    items = items_of(local, table, id_column="image.path")
+    assert [item.image_id for item in items] == ["cats/a.jpg", "x.parquet/1"]
     with pytest.raises(UsageError, match=r"--id-column image\.name"):
-        rows_of(local, table, id_column="image.name")
+        items_of(local, table, id_column="image.name")
 
 
 @pytest.mark.parametrize(
@@ -109,23 +109,23 @@ def test_the_name_in_the_structs_of_images_is_an_id_if_it_is_asked_for(local):
         {"picture": pa.array([{"bytes": b"1"}, {"bytes": b"2"}, {"bytes": b"3"}])},
     ],
 )
-def test_the_column_of_images_is_found(local, table):
-    found = rows_of(local, table)
+def test_image_column_is_detected(local, table):
+    items = items_of(local, table)
     with ItemReader() as reader:
-        assert [reader.read(item.path, item.place) for item in found] == [b"1", b"2", b"3"]
+        assert [reader.read(item.path, item.place) for item in items] == [b"1", b"2", b"3"]
 
 
-def test_the_column_of_images_is_named_where_there_are_two(local):
+def test_image_column_must_be_given_if_ambiguous(local):
     table = {"left": IMAGES, "right": pa.array([b"4", b"5", b"6"])}
-    with pytest.raises(InputError, match=r"--image-column \(there are left, right\)"):
-        rows_of(local, table)
-    assert rows_of(local, table, image_column="right")[0].path.startswith("parquet://right/0::")
+    with pytest.raises(InputError, match=r"--image-column \(columns: left, right\)"):
+        items_of(local, table)
+    assert items_of(local, table, image_column="right")[0].path.startswith("parquet://right/0::")
     with pytest.raises(UsageError, match=r"--image-column middle .*it has left, right"):
-        rows_of(local, table, image_column="middle")
+        items_of(local, table, image_column="middle")
     with pytest.raises(UsageError, match=r"--id-column name .*it has left, right"):
-        rows_of(local, table, image_column="left", id_column="name")
+        items_of(local, table, image_column="left", id_column="name")
     with pytest.raises(InputError, match="holds no bytes"):
-        rows_of(local, {"left": IMAGES, "text": ["a", "b", "c"]}, image_column="text")
+        items_of(local, {"left": IMAGES, "text": ["a", "b", "c"]}, image_column="text")
 
 
 @pytest.mark.parametrize(
@@ -136,40 +136,42 @@ def test_the_column_of_images_is_named_where_there_are_two(local):
         (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
     ],
 )
-def test_labels_are_text(local, labels, expected):
-    assert [item.label for item in rows_of(local, {"image": IMAGES, "label": labels})] == expected
+def test_labels_are_read_as_text(local, labels, expected):
+    assert [item.label for item in items_of(local, {"image": IMAGES, "label": labels})] == expected
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], {"0": "cat", "1": "dog"}])
-def test_classes_of_hugging_face_go_by_their_names(local, names):
+def test_hugging_face_class_labels_are_mapped_to_names(local, names):
     feature = {"names": names, "_type": "ClassLabel"}
-    notes = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
-    table = pa.table({"image": IMAGES, "label": [1, -1, 0]}).replace_schema_metadata(notes)
-    assert [item.label for item in rows_of(local, table)] == ["dog", None, "cat"]
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    table = pa.table({"image": IMAGES, "label": [1, -1, 0]}).replace_schema_metadata(metadata)
+    assert [item.label for item in items_of(local, table)] == ["dog", None, "cat"]
 
 
-@pytest.mark.parametrize("notes", ["", "[]", "{}", '{"info": null}', '{"info": {"features": []}}'])
-def test_notes_of_another_kind_are_none(local, notes):
+@pytest.mark.parametrize(
+    "metadata", ["", "[]", "{}", '{"info": null}', '{"info": {"features": []}}']
+)
+def test_invalid_hugging_face_metadata_is_ignored(local, metadata):
     table = pa.table({"image": IMAGES, "label": [1, 2, 3]})
-    found = rows_of(local, table.replace_schema_metadata({"huggingface": notes}))
-    assert [item.label for item in found] == ["1", "2", "3"]
+    items = items_of(local, table.replace_schema_metadata({"huggingface": metadata}))
+    assert [item.label for item in items] == ["1", "2", "3"]
 
 
-def test_classes_of_a_column_that_was_dropped_are_no_labels(local):
+def test_class_names_of_missing_column_are_ignored(local):
     feature = {"names": ["cat", "dog"], "_type": "ClassLabel"}
-    notes = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
-    table = pa.table({"image": IMAGES}).replace_schema_metadata(notes)
-    assert [item.label for item in rows_of(local, table)] == [None, None, None]
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    table = pa.table({"image": IMAGES}).replace_schema_metadata(metadata)
+    assert [item.label for item in items_of(local, table)] == [None, None, None]
 
 
-def test_classes_go_by_their_numbers_and_not_by_their_order(local):
+def test_class_names_are_keyed_by_number_not_by_order(local):
     feature = {"names": {"2": "dog", "1": "cat"}, "_type": "ClassLabel"}
-    notes = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
-    table = pa.table({"image": IMAGES, "label": [1, 2, 7]}).replace_schema_metadata(notes)
-    assert [item.label for item in rows_of(local, table)] == ["cat", "dog", "7"]
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    table = pa.table({"image": IMAGES, "label": [1, 2, 7]}).replace_schema_metadata(metadata)
+    assert [item.label for item in items_of(local, table)] == ["cat", "dog", "7"]
 
 
-SEVERAL = [
+NESTED_COLUMNS = [
     pa.array([["a"], ["b", "c"], None]),
     pa.array([[1], [2], [3]]),
     pa.array([[1], [2], [3]], pa.list_(pa.int8(), 1)),
@@ -179,17 +181,23 @@ SEVERAL = [
 ]
 
 
-@pytest.mark.parametrize("column", SEVERAL, ids=lambda column: str(column.type))
-def test_a_label_of_several_values_is_none_and_said_and_other_columns_are_refused(local, column):
-    path = local.put("x.parquet", parquet({"image": IMAGES, "label": column, "more": [1, 2, 3]}))
+@pytest.mark.parametrize("column", NESTED_COLUMNS, ids=lambda column: str(column.type))
+def test_nested_label_is_ignored_with_note_and_nested_id_is_refused(local, column):
+    path = local.put(
+        "x.parquet", parquet_bytes({"image": IMAGES, "label": column, "more": [1, 2, 3]})
+    )
     source = ParquetSource(path)
     assert source.columns().names == ["more"]
     (note,) = source.column_notes
-    kind = str(column.type).partition("<")[0]  # fields within have other names in Parquet
-    assert note.startswith(f"the column label of {path} holds {kind}<")
+    type_name = str(column.type).partition("<")[0]  # Parquet renames nested fields
+    assert note.startswith(f"the column label of {path} holds {type_name}<")
     assert "which is no label" in note
-    assert [(item.label, item.more) for item in source.items()] == [(None, (n,)) for n in (1, 2, 3)]
-    source = ParquetSource(local.put("y.parquet", parquet({"image": IMAGES, "image_id": column})))
+    assert [(item.label, item.more) for item in source.items()] == [
+        (None, (number,)) for number in (1, 2, 3)
+    ]
+    source = ParquetSource(
+        local.put("y.parquet", parquet_bytes({"image": IMAGES, "image_id": column}))
+    )
     with pytest.raises(InputError, match=r"the column image_id of .*y\.parquet holds .*rename"):
         list(source.items())
 
@@ -209,20 +217,20 @@ def test_a_label_of_several_values_is_none_and_said_and_other_columns_are_refuse
     ],
     ids=lambda column: str(getattr(column, "type", "")),
 )
-def test_labels_of_odd_types_are_text(local, column, expected):
-    found = rows_of(local, {"image": IMAGES, "label": column}, image_column="image")
-    assert [item.label for item in found] == expected
+def test_labels_of_uncommon_types_are_read_as_text(local, column, expected):
+    items = items_of(local, {"image": IMAGES, "label": column}, image_column="image")
+    assert [item.label for item in items] == expected
 
 
-def test_bytes_that_are_no_text_are_no_label(local):
+def test_labels_that_are_not_utf8_are_refused(local):
     table = {"image": IMAGES, "label": pa.array([b"cat", b"\xff", b"dog"])}
     message = r"the column label of .*x\.parquet holds binary, which cannot be read as string"
     with pytest.raises(InputError, match=message):
-        rows_of(local, table, image_column="image")
+        items_of(local, table, image_column="image")
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "kind", "values"),
+    ("first_type", "second_type", "expected_type", "values"),
     [
         (pa.int8(), pa.int16(), pa.int16(), [1, 300]),
         (pa.int16(), pa.int8(), pa.int16(), [1, 100]),
@@ -235,23 +243,24 @@ def test_bytes_that_are_no_text_are_no_label(local):
         (pa.float32(), pa.float64(), pa.float64(), [0.5, 0.1]),
     ],
 )
-def test_a_column_has_a_type_that_takes_the_values_of_all_files(local, first, second, kind, values):
-    for name, column, value in (("a", first, values[0]), ("b", second, values[1])):
+def test_column_types_of_files_are_unified(local, first_type, second_type, expected_type, values):
+    for name, column, value in (("a", first_type, values[0]), ("b", second_type, values[1])):
         array = pa.array([value], column)
-        local.put(f"{name}.parquet", parquet({"image": [name.encode()], "more": array}))
+        local.put(f"{name}.parquet", parquet_bytes({"image": [name.encode()], "more": array}))
     source = ParquetSource(local.root)
-    assert source.columns() == pa.schema([("more", kind)])
-    wanted = values
-    if kind == pa.string():
-        wanted = [None if value is None else str(value).lower() for value in values]
-    assert [item.more for item in source.items()] == [(value,) for value in wanted]
+    assert source.columns() == pa.schema([("more", expected_type)])
+    expected_values = values
+    if expected_type == pa.string():
+        expected_values = [None if value is None else str(value).lower() for value in values]
+    assert [item.more for item in source.items()] == [(value,) for value in expected_values]
 
 
 @pytest.mark.parametrize("value", [["a"], 1 << 60])
-def test_a_later_file_whose_values_fit_no_common_type_is_refused_by_column(local, value):
-    local.put("a.parquet", parquet({"image": [b"1"], "more": [0.5]}))
+def test_column_without_common_type_is_refused_by_name(local, value):
+    local.put("a.parquet", parquet_bytes({"image": [b"1"], "more": [0.5]}))
     local.put(
-        "b.parquet", parquet({"image": [b"2"], "more": [value if value != 1 << 60 else value + 1]})
+        "b.parquet",
+        parquet_bytes({"image": [b"2"], "more": [value if value != 1 << 60 else value + 1]}),
     )
     with pytest.raises(
         InputError, match=r"the column more of .*b\.parquet holds .*cannot be read as"
@@ -259,8 +268,8 @@ def test_a_later_file_whose_values_fit_no_common_type_is_refused_by_column(local
         list(ParquetSource(local.root).items())
 
 
-def test_what_is_named_like_a_file_and_is_none_has_a_problem(local):
-    local.put("b.parquet", parquet({"image": [b"1"], "more": [7]}))
+def test_named_pipe_has_problem(local):
+    local.put("b.parquet", parquet_bytes({"image": [b"1"], "more": [7]}))
     os.mkfifo(f"{local.root}/a.parquet")
     source = ParquetSource(local.root)
     assert source.columns().names == ["more"]
@@ -269,16 +278,18 @@ def test_what_is_named_like_a_file_and_is_none_has_a_problem(local):
     assert (pipe.more, image.more) == ((None,), (7,))
 
 
-def test_each_footer_is_read_once_for_the_columns(local, monkeypatch):
+def test_footers_are_read_once_for_columns(local, monkeypatch):
     for number in range(5):
-        local.put(f"{number}.parquet", parquet({"image": [b"1"], "more": [number]}))
+        local.put(f"{number}.parquet", parquet_bytes({"image": [b"1"], "more": [number]}))
     opened = []
-    plain = pq.ParquetFile
-    monkeypatch.setattr(pq, "ParquetFile", lambda *a, **k: opened.append(a) or plain(*a, **k))
+    original = pq.ParquetFile
+    monkeypatch.setattr(
+        pq, "ParquetFile", lambda *args, **kwargs: opened.append(args) or original(*args, **kwargs)
+    )
     source = ParquetSource(local.root)
     source.columns()
     assert len(list(source.items())) == 5
-    assert len(opened) == 1 + 5 + 5  # the label of the first, the columns, the rows
+    assert len(opened) == 1 + 5 + 5  # label of the first file, columns of 5, rows of 5
 
 
 @pytest.mark.parametrize(
@@ -293,21 +304,21 @@ def test_each_footer_is_read_once_for_the_columns(local, monkeypatch):
     ],
     ids=lambda column: str(column.type),
 )
-def test_times_that_no_calendar_has_are_null(local, column):
-    path = local.put("x.parquet", parquet({"image": IMAGES, "seen": column}))
-    found = [item.more[0] for item in ParquetSource(path).items()]
-    assert found[0] is not None
-    assert found[1:] == [None, None]
+def test_timestamps_out_of_calendar_range_are_null(local, column):
+    path = local.put("x.parquet", parquet_bytes({"image": IMAGES, "seen": column}))
+    items = [item.more[0] for item in ParquetSource(path).items()]
+    assert items[0] is not None
+    assert items[1:] == [None, None]
 
 
-def test_times_of_a_zone_that_is_unknown_here_are_those_of_utc(local):
+def test_timestamps_of_unknown_time_zone_are_utc(local):
     column = pa.array([0, 1, None], pa.timestamp("s", "Nonsense/Zone"))
-    found = rows_of(local, {"image": IMAGES, "seen": column})
-    assert found[1].more == (dt.datetime(1970, 1, 1, 0, 0, 1, tzinfo=dt.UTC),)
+    items = items_of(local, {"image": IMAGES, "seen": column})
+    assert items[1].more == (dt.datetime(1970, 1, 1, 0, 0, 1, tzinfo=dt.UTC),)
 
 
-def test_scalars_become_metadata_and_all_else_does_not(local):
-    when = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+def test_only_scalar_columns_become_metadata(local):
+    timestamp = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
     table = {
         "image": IMAGES,
         "name": ["a", "", None],
@@ -315,8 +326,8 @@ def test_scalars_become_metadata_and_all_else_does_not(local):
         "price": pa.array([decimal.Decimal("1.50"), None, None]),
         "kind": pa.array(["x", "y", "x"]).dictionary_encode(),
         "good": [True, False, None],
-        "day": pa.array([when.date()] * 3),
-        "when": pa.array([when] * 3, pa.timestamp("ns", "UTC")),
+        "day": pa.array([timestamp.date()] * 3),
+        "when": pa.array([timestamp] * 3, pa.timestamp("ns", "UTC")),
         "half": pa.array([1.5, 2.5, None], pa.float16()),
         "list": [[1], [2], []],
         "struct": [{"a": 1}] * 3,
@@ -324,61 +335,61 @@ def test_scalars_become_metadata_and_all_else_does_not(local):
         "row": [7, 8, 9],
         "path": ["p", "q", "r"],
     }
-    source = ParquetSource(local.put("x.parquet", parquet(table)))
+    source = ParquetSource(local.put("x.parquet", parquet_bytes(table)))
     assert dict(zip(source.columns().names, source.columns().types, strict=True)) == {
         "name": pa.string(), "count": pa.int16(), "price": pa.float64(), "kind": pa.string(),
         "good": pa.bool_(), "day": pa.date32(), "when": pa.timestamp("us", "UTC"),
         "half": pa.float32(),
     }  # fmt: skip
     first, second, third = source.items()
-    assert first.more == ("a", 1, 1.5, "x", True, when.date(), when, 1.5)
+    assert first.more == ("a", 1, 1.5, "x", True, timestamp.date(), timestamp, 1.5)
     assert second.more[:5] == ("", 2, None, "y", False)
-    assert third.more == (None, None, None, "x", None, when.date(), when, None)
+    assert third.more == (None, None, None, "x", None, timestamp.date(), timestamp, None)
 
 
-def test_a_file_that_lacks_a_column_of_the_first_has_nulls(local):
-    local.put("a.parquet", parquet({"image": IMAGES, "more": [1, 2, 3]}))
-    local.put("b.parquet", parquet({"image": IMAGES, "other": [1, 2, 3]}))
+def test_missing_column_in_later_file_yields_nulls(local):
+    local.put("a.parquet", parquet_bytes({"image": IMAGES, "more": [1, 2, 3]}))
+    local.put("b.parquet", parquet_bytes({"image": IMAGES, "other": [1, 2, 3]}))
     source = ParquetSource(local.root)
     assert source.columns().names == ["more"]
     assert [item.more for item in source.items()] == [(1,), (2,), (3,), *[(None,)] * 3]
 
 
-def test_listing_reads_no_image(local, monkeypatch):
-    asked = []
-    plain = pq.ParquetFile.iter_batches
+def test_listing_does_not_read_image_column(local, monkeypatch):
+    requested = []
+    original = pq.ParquetFile.iter_batches
 
-    def note(self, *args, **options):
-        asked.append(options["columns"])
-        return plain(self, *args, **options)
+    def record_columns(self, *args, **options):
+        requested.append(options["columns"])
+        return original(self, *args, **options)
 
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", note)
-    assert len(rows_of(local, {"image": IMAGES, "label": ["a", "b", "c"]})) == 3
-    assert len(rows_of(local, {"image": IMAGES})) == 3
-    assert asked == [["label"]]
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", record_columns)
+    assert len(items_of(local, {"image": IMAGES, "label": ["a", "b", "c"]})) == 3
+    assert len(items_of(local, {"image": IMAGES})) == 3
+    assert requested == [["label"]]
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 1000])
-def test_what_is_no_parquet_is_refused_by_name(local, data):
+def test_invalid_parquet_file_is_refused_by_name(local, data):
     source = ParquetSource(local.put("x.parquet", data))
-    for use in (lambda: list(source.items()), source.columns):
+    for call in (lambda: list(source.items()), source.columns):
         with pytest.raises(InputError, match=r"photos/x\.parquet cannot be read as Parquet"):
-            use()
+            call()
 
 
-def test_two_columns_of_one_name_are_refused(local):
+def test_duplicate_column_names_are_refused(local):
     table = pa.table([IMAGES, pa.array([1, 2, 3]), pa.array([1, 2, 3])], ["image", "a", "a"])
     with pytest.raises(InputError, match="two columns a"):
-        rows_of(local, table)
+        items_of(local, table)
 
 
 # --- reading ---
 
 
 @pytest.fixture
-def numbered(local):
+def numbered_rows(local):
     table = {"image": pa.array([f"{row}".encode() for row in range(500)])}
-    path = local.put("x.parquet", parquet(table, row_group_size=200))
+    path = local.put("x.parquet", parquet_bytes(table, row_group_size=200))
     return path, list(ParquetSource(path).items())
 
 
@@ -389,45 +400,45 @@ def numbered(local):
         [199, 200, 199, 400, 399],
     ],
 )  # fmt: skip
-def test_rows_are_read_in_any_order(numbered, order):
+def test_rows_are_read_in_any_order(numbered_rows, order):
     with ItemReader() as reader:
         for row in order:
-            assert reader.read(numbered[1][row].path) == f"{row}".encode()
+            assert reader.read(numbered_rows[1][row].path) == f"{row}".encode()
 
 
-def test_consecutive_rows_cost_one_pass_even_a_little_out_of_order(numbered, monkeypatch):
+def test_nearly_ordered_rows_are_read_in_single_pass(numbered_rows, monkeypatch):
     starts = []
-    plain = pq.ParquetFile.iter_batches
+    original = pq.ParquetFile.iter_batches
 
-    def note(self, *args, **options):
+    def record_row_groups(self, *args, **options):
         starts.append(options["row_groups"])
-        return plain(self, *args, **options)
+        return original(self, *args, **options)
 
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", note)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", record_row_groups)
     with ItemReader() as reader:
         for first in range(0, 200, 10):
             for row in range(first + 9, first - 1, -1):
-                assert reader.read(numbered[1][row].path) == f"{row}".encode()
-            assert len(reader._open._kept) <= item_reader._KEPT
+                assert reader.read(numbered_rows[1][row].path) == f"{row}".encode()
+            assert len(reader._open._kept) <= item_reader._KEPT_BATCHES
     assert starts == [[0]]
 
 
-def test_a_null_image_a_missing_row_and_a_missing_column_are_told(local):
-    path = local.put("x.parquet", parquet({"image": pa.array([None, b"2"])}))
+def test_null_image_missing_row_and_missing_column_raise(local):
+    path = local.put("x.parquet", parquet_bytes({"image": pa.array([None, b"2"])}))
     with ItemReader() as reader:
-        for found, message in (
+        for uri, message in (
             (f"parquet://image/0::{path}", r"row 0 .* no image \(null\)"),
             (f"parquet://image/9::{path}", "no row 9"),
             (f"parquet://other/0::{path}", "no column other"),
         ):
             with pytest.raises(ValueError, match=message):
-                reader.read(found)
+                reader.read(uri)
         assert reader.read(f"parquet://image/1::{path}") == b"2"
 
 
-def test_damage_is_an_error_of_the_image_and_no_reason_to_wait(numbered, monkeypatch):
+def test_damaged_file_raises_value_error_without_retries(numbered_rows, monkeypatch):
     monkeypatch.setattr("retrieval.storage.retry.wait", lambda seconds: pytest.fail("waited"))
-    path, items = numbered
+    path, items = numbered_rows
     data = bytearray(Path(path).read_bytes())
     data[4:400] = b"\xff" * 396
     Path(path).write_bytes(data)
@@ -435,6 +446,6 @@ def test_damage_is_an_error_of_the_image_and_no_reason_to_wait(numbered, monkeyp
         with pytest.raises(ValueError, match=r"x\.parquet"):
             reader.read(items[0].path)
         assert reader.read(items[250].path) == b"250"
-        Path(path).write_bytes(b"nothing")
+        Path(path).write_bytes(b"not Parquet")
     with ItemReader() as reader, pytest.raises(ValueError, match=r"x\.parquet|Parquet"):
         reader.read(items[0].path)

@@ -16,48 +16,48 @@ from retrieval.sources.path_list import ListSource
 from tests.retrieval.sources.contract import SourceContract
 
 
-def csv(columns):
+def encode_csv(columns):
     def cell(value):
         return "" if value is None else '"' + str(value).replace('"', '""') + '"'
 
-    lines = [",".join(columns)]
-    lines += [",".join(map(cell, row)) for row in zip(*columns.values(), strict=True)]
-    return ("\n".join(lines) + "\n").encode()
+    encode_text = [",".join(columns)]
+    encode_text += [",".join(map(cell, row)) for row in zip(*columns.values(), strict=True)]
+    return ("\n".join(encode_text) + "\n").encode()
 
 
-def parquet(columns):
+def encode_parquet(columns):
     sink = io.BytesIO()
-    texts = {k: v or pa.array([], pa.string()) for k, v in columns.items()}
-    pq.write_table(pa.table(texts), sink)
+    arrays = {name: values or pa.array([], pa.string()) for name, values in columns.items()}
+    pq.write_table(pa.table(arrays), sink)
     return sink.getvalue()
 
 
-def lines(columns):
+def encode_text(columns):
     (paths,) = columns.values()
     return "".join(f"{path}\n" for path in paths).encode()
 
 
-FORMS = {"x.txt": lines, "x.csv": csv, "x.parquet": parquet}
+ENCODERS = {"x.txt": encode_text, "x.csv": encode_csv, "x.parquet": encode_parquet}
 tables = pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
 
 
-def listed(place, name, columns, **options):
-    return ListSource(place.put(name, FORMS[name](columns)), **options)
+def make_list(folder, name, columns, **options):
+    return ListSource(folder.put(name, ENCODERS[name](columns)), **options)
 
 
 class ListContract(SourceContract):
-    """A list beside the images that it names."""
+    """The source contract for a list in the folder of its images."""
 
     name = ""
-    others = False
+    has_other_files = False
 
-    def source(self, place, images, others=()):
+    def make_source(self, folder, images, other_files=()):
         for name, data in images.items():
-            place.put(name, data)
-        return listed(place, self.name, {"path": list(images)})
+            folder.put(name, data)
+        return make_list(folder, self.name, {"path": list(images)})
 
-    def missing(self, place):
-        return ListSource(f"{place.root}/{self.name}")
+    def missing_source(self, folder):
+        return ListSource(f"{folder.root}/{self.name}")
 
 
 class TestText(ListContract):
@@ -72,7 +72,7 @@ class TestParquet(ListContract):
     name = "x.parquet"
 
 
-def test_blank_lines_windows_line_ends_and_a_byte_order_mark_are_no_part_of_paths(local):
+def test_blank_lines_crlf_and_byte_order_mark_are_stripped(local):
     local.put("a b.jpg", b"1")
     source = ListSource(local.put("x.TXT", b"\xef\xbb\xbfa b.jpg\r\n\r\n  \n/x/cats/b.jpg"))
     first, second = source.items()
@@ -80,7 +80,7 @@ def test_blank_lines_windows_line_ends_and_a_byte_order_mark_are_no_part_of_path
     assert (second.image_id, second.label, second.size) == ("/x/cats/b.jpg", "cats", None)
 
 
-def test_a_path_that_is_not_utf_8_is_written_with_percents_and_opens_again(local):
+def test_non_utf8_path_is_escaped_and_readable(local):
     name = b"caf\xe9.jpg"
     Path(local.put("x", b"")).unlink()
     Path(os.fsdecode(os.fsencode(local.root) + b"/" + name)).write_bytes(b"1")
@@ -91,17 +91,17 @@ def test_a_path_that_is_not_utf_8_is_written_with_percents_and_opens_again(local
 
 
 @pytest.mark.parametrize(
-    ("written", "path"),
+    ("listed_path", "path"),
     [
         ("a.jpg", "{root}/a.jpg"),
         ("./cats/a.jpg", "{root}/cats/a.jpg"),
-        ("../a.jpg", "{above}/a.jpg"),
+        ("../a.jpg", "{parent}/a.jpg"),
         ("/x/a.jpg", "/x/a.jpg"),
         ("file:///x/a.jpg", "/x/a.jpg"),
         ("file://localhost/x/a.jpg", "/x/a.jpg"),
         ("file:///x/a%20b%231.jpg", "/x/a b#1.jpg"),
         ("file:///x/%C3%B6%2520.jpg", "/x/ö%20.jpg"),
-        ("file:///x/caf%E9.jpg", "/x/caf%E9.jpg"),  # not UTF-8: so it stands in listings
+        ("file:///x/caf%E9.jpg", "/x/caf%E9.jpg"),  # not UTF-8: listings use the escaped name
         ("file:///x/50%.jpg", "/x/50%.jpg"),
         ("/x/a%20b%231.jpg", "/x/a%20b%231.jpg"),
         ("a%20b#1.jpg", "{root}/a%20b#1.jpg"),
@@ -110,35 +110,35 @@ def test_a_path_that_is_not_utf_8_is_written_with_percents_and_opens_again(local
         ("tar://a.jpg::/x/y.tar", "tar://a.jpg::/x/y.tar"),
     ],
 )
-def test_where_a_path_starts_from(local, monkeypatch, written, path):
+def test_paths_are_resolved_against_list_folder(local, monkeypatch, listed_path, path):
     monkeypatch.setenv("HOME", "/home/me")
-    (item,) = listed(local, "x.txt", {"path": [written]}).items()
-    above = str(Path(local.root).parent)
-    assert item.path == path.format(root=local.root, above=above)
-    assert item.image_id == written
+    (item,) = make_list(local, "x.txt", {"path": [listed_path]}).items()
+    parent = str(Path(local.root).parent)
+    assert item.path == path.format(root=local.root, parent=parent)
+    assert item.image_id == listed_path
 
 
-def test_a_file_uri_opens_what_its_percents_mean_or_a_file_of_that_very_name(local):
+def test_file_uri_is_unquoted_unless_literal_file_exists(local):
     for name, data in (("a b#1.jpg", b"1"), ("c%20d.jpg", b"2"), ("ö.jpg", b"3")):
         local.put(name, data)
     uris = [f"file://{local.root}/{name}" for name in ("a%20b%231.jpg", "c%20d.jpg", "%C3%B6.jpg")]
-    found = list(listed(local, "x.txt", {"path": uris}).items())
-    assert [item.size for item in found] == [1, 1, 1]
+    items = list(make_list(local, "x.txt", {"path": uris}).items())
+    assert [item.size for item in items] == [1, 1, 1]
     with ItemReader() as reader:
-        assert [reader.read(item.path) for item in found] == [b"1", b"2", b"3"]
+        assert [reader.read(item.path) for item in items] == [b"1", b"2", b"3"]
 
 
-def test_a_relative_path_in_a_remote_list_is_remote(remote):
+def test_relative_path_of_remote_list_is_remote(remote):
     remote.put("cats/a.jpg", b"1")
-    (item,) = listed(remote, "x.txt", {"path": ["cats/a.jpg"]}).items()
+    (item,) = make_list(remote, "x.txt", {"path": ["cats/a.jpg"]}).items()
     assert (item.path, item.size, item.mtime_ns) == (f"{remote.root}/cats/a.jpg", None, None)
 
 
-def test_size_and_time_of_local_files_are_looked_up_and_missing_ones_are_listed(local):
+def test_local_files_have_size_and_time_and_missing_files_none(local):
     os.utime(local.put("a.jpg", b"12"), ns=(1, 1_700_000_000_123_456_789))
-    here, gone = listed(local, "x.txt", {"path": ["a.jpg", "gone.jpg"]}).items()
-    assert (here.size, here.mtime_ns) == (2, 1_700_000_000_123_456_789)
-    assert (gone.size, gone.mtime_ns, gone.problem) == (None, None, None)
+    existing, missing = make_list(local, "x.txt", {"path": ["a.jpg", "missing.jpg"]}).items()
+    assert (existing.size, existing.mtime_ns) == (2, 1_700_000_000_123_456_789)
+    assert (missing.size, missing.mtime_ns, missing.problem) == (None, None, None)
 
 
 @tables
@@ -153,77 +153,82 @@ def test_size_and_time_of_local_files_are_looked_up_and_missing_ones_are_listed(
         (("image_id", "label"), "image_id"),
     ],
 )
-def test_the_column_of_paths_is_found(local, name, columns, path):
-    table = {c: [1, 2] if c == "count" else [f"{c}/1.jpg", f"{c}/2.jpg"] for c in columns}
-    found = list(listed(local, name, table).items())
-    assert [item.path for item in found] == [f"{local.root}/{path}/{n}.jpg" for n in (1, 2)]
+def test_path_column_is_detected(local, name, columns, path):
+    table = {
+        column: [1, 2] if column == "count" else [f"{column}/1.jpg", f"{column}/2.jpg"]
+        for column in columns
+    }
+    items = list(make_list(local, name, table).items())
+    assert [item.path for item in items] == [
+        f"{local.root}/{path}/{number}.jpg" for number in (1, 2)
+    ]
 
 
 @tables
-def test_columns_are_taken_by_the_options_and_refused_where_there_are_none(local, name):
+def test_column_options_select_columns_and_refuse_missing_ones(local, name):
     table = {"path": ["a", "b"], "other": ["c", "d"], "key": ["007", "08"]}
-    source = listed(local, name, table, image_column="other", id_column="key")
-    assert [(i.image_id, i.path) for i in source.items()] == [
+    source = make_list(local, name, table, image_column="other", id_column="key")
+    assert [(entry.image_id, entry.path) for entry in source.items()] == [
         ("007", f"{local.root}/c"), ("08", f"{local.root}/d"),
     ]  # fmt: skip
     assert source.columns().names == []
-    for option, way in (("image_column", "--image-column"), ("id_column", "--id-column")):
-        source = listed(local, name, table, **{option: "none"})
-        for use in (lambda source=source: list(source.items()), source.check_columns):
-            with pytest.raises(UsageError, match=f"{way} none .*it has path, other, key"):
-                use()
+    for option, flag in (("image_column", "--image-column"), ("id_column", "--id-column")):
+        source = make_list(local, name, table, **{option: "none"})
+        for call in (lambda source=source: list(source.items()), source.check_columns):
+            with pytest.raises(UsageError, match=f"{flag} none .*it has path, other, key"):
+                call()
 
 
 @tables
-def test_labels_are_a_column_or_else_folders(local, name):
+def test_labels_are_column_or_else_parent_folders(local, name):
     paths = ["cats/a.jpg", "b.jpg", "s3://x/dogs/c.jpg"]
-    source = listed(local, name, {"path": paths})
+    source = make_list(local, name, {"path": paths})
     assert [item.label for item in source.items()] == ["cats", None, "dogs"]
-    source = listed(local, name, {"path": paths, "label": ["007", None, "x"]})
+    source = make_list(local, name, {"path": paths, "label": ["007", None, "x"]})
     assert [item.label for item in source.items()] == ["007", None, "x"]
-    source = listed(local, name, {"path": paths, "image_id": ["1", "z/2", "3"]})
+    source = make_list(local, name, {"path": paths, "image_id": ["1", "z/2", "3"]})
     assert [item.label for item in source.items()] == [None, "z", None]
 
 
 @tables
 @pytest.mark.parametrize("names", [("Path", "Label", "Image_ID"), ("PATH", "LABEL", "IMAGE_ID")])
-def test_known_columns_are_found_in_any_case(local, name, names):
+def test_column_names_are_case_insensitive(local, name, names):
     table = dict(zip(names, (["c/a.jpg"], ["007"], ["00120"]), strict=True))
-    source = listed(local, name, {"note": ["x"], **table})
+    source = make_list(local, name, {"note": ["x"], **table})
     (item,) = source.items()
     assert (item.image_id, item.path, item.label) == ("00120", f"{local.root}/c/a.jpg", "007")
     assert source.columns().names == ["note"]
 
 
-def test_blanks_around_names_and_values_do_not_count(local):
+def test_spaces_around_csv_names_and_values_are_stripped(local):
     data = b"path, label , price\na b.jpg, cat , 200\nb.jpg, dog, 99\n"
     source = ListSource(local.put("x.csv", data))
     assert source.columns() == pa.schema([("price", pa.int64())])
-    found = [(Path(item.path).name, item.label, item.more) for item in source.items()]
-    assert found == [("a b.jpg", "cat", (200,)), ("b.jpg", "dog", (99,))]
+    items = [(Path(item.path).name, item.label, item.more) for item in source.items()]
+    assert items == [("a b.jpg", "cat", (200,)), ("b.jpg", "dog", (99,))]
 
 
-def test_digits_that_are_a_name_stay_as_they_are(local):
+def test_values_with_leading_zeros_stay_text(local):
     table = {"path": ["a.jpg", "b.jpg"], "sku": ["00120", "120"], "long": ["9" * 20, "1"]}
-    source = listed(local, "x.csv", table)
+    source = make_list(local, "x.csv", table)
     assert [item.more for item in source.items()] == [("00120", "9" * 20), ("120", "1")]
 
 
-def test_a_list_of_lines_in_utf_16_is_refused(local):
+def test_utf16_text_list_is_refused(local):
     with pytest.raises(InputError, match=r"x\.txt is no text in UTF-8"):
         list(ListSource(local.put("x.txt", "a.jpg\nb.jpg\n".encode("utf-16"))).items())
 
 
 @tables
-def test_a_row_without_a_path_is_an_image_with_a_problem(local, name):
+def test_row_without_path_has_problem(local, name):
     table = {"path": ["a.jpg", None, None], "image_id": ["1", "2", None]}
-    found = list(listed(local, name, table).items())
-    assert [item.image_id for item in found] == ["1", "2", "row 3 of the list"]
-    assert [item.problem is None for item in found] == [True, False, False]
+    items = list(make_list(local, name, table).items())
+    assert [item.image_id for item in items] == ["1", "2", "row 3 of the list"]
+    assert [item.problem is None for item in items] == [True, False, False]
 
 
 @tables
-def test_further_columns_become_metadata(local, name):
+def test_extra_columns_become_metadata(local, name):
     table = {
         "path": ["a.jpg", "b.jpg"],
         "text": ["NA", None],
@@ -232,7 +237,7 @@ def test_further_columns_become_metadata(local, name):
         "good": [True, None],
         "size": [7, 8],
     }
-    source = listed(local, name, table)
+    source = make_list(local, name, table)
     columns = source.columns()
     assert columns.names == ["text", "count", "ratio", "good"]
     assert columns.types == [pa.string(), pa.int64(), pa.float64(), pa.bool_()]
@@ -240,7 +245,7 @@ def test_further_columns_become_metadata(local, name):
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"),
+    ("values", "expected_type"),
     [
         (["1", "2", ""], pa.int64()),
         (["1", "x"], pa.string()),
@@ -249,7 +254,7 @@ def test_further_columns_become_metadata(local, name):
         (["5", "true"], pa.string()),
         (["2026-01-02", "NA"], pa.date32()),
         (["2026-01-02", "2026-01-02 03:04:05"], pa.timestamp("us")),
-        (["99999999999999999999"], pa.string()),  # a double would be another number
+        (["99999999999999999999"], pa.string()),  # not exactly representable as float64
         (["12345678901234567", "2.5"], pa.string()),
         (["9223372036854775807", "-1"], pa.int64()),
         (["00120", "7"], pa.string()),
@@ -257,11 +262,11 @@ def test_further_columns_become_metadata(local, name):
         (["0", "0.25", "10"], pa.float64()),
     ],
 )
-def test_a_type_is_one_that_all_values_of_a_column_have(local, values, kind, monkeypatch):
-    monkeypatch.setattr(csv_rows, "_BLOCK", 100)  # each batch sees a few rows
-    rows = [f"{number:060d}.jpg" for number in range(len(values))]
-    source = listed(local, "x.csv", {"path": rows, "more": values})
-    assert source.columns().types == [kind]
+def test_inferred_csv_type_fits_all_values(local, values, expected_type, monkeypatch):
+    monkeypatch.setattr(csv_rows, "_BLOCK", 100)  # each batch has a few rows
+    paths = [f"{number:060d}.jpg" for number in range(len(values))]
+    source = make_list(local, "x.csv", {"path": paths, "more": values})
+    assert source.columns().types == [expected_type]
     assert len(list(source.items())) == len(values)
 
 
@@ -279,19 +284,19 @@ def test_a_type_is_one_that_all_values_of_a_column_have(local, values, kind, mon
         ("path,label\na.jpg,cat\n".encode("utf-16"), "no text in UTF-8"),
     ],
 )
-def test_a_csv_file_that_cannot_be_a_list_is_refused_by_name(local, data, message):
+def test_invalid_csv_list_is_refused_by_name(local, data, message):
     with pytest.raises(InputError, match=rf"photos/x\.csv .*{message}"):
         list(ListSource(local.put("x.csv", data)).items())
 
 
-def test_a_file_that_is_no_parquet_is_refused_by_name(local):
+def test_invalid_parquet_file_is_refused_by_name(local):
     with pytest.raises(InputError, match=r"photos/x\.parquet cannot be read as Parquet"):
-        list(ListSource(local.put("x.parquet", b"nothing")).items())
+        list(ListSource(local.put("x.parquet", b"not Parquet")).items())
 
 
-def test_a_label_of_several_values_is_none_and_said(local):
+def test_nested_label_is_ignored_with_note(local):
     table = {"path": ["cats/a.jpg", "b.jpg"], "label": [["x"], ["y", "z"]]}
-    source = ListSource(local.put("x.parquet", parquet(table)))
+    source = ListSource(local.put("x.parquet", encode_parquet(table)))
     source.columns()
     (note,) = source.column_notes
     assert note.startswith(f"the column label of {local.root}/x.parquet holds list<")
@@ -299,21 +304,23 @@ def test_a_label_of_several_values_is_none_and_said(local):
 
 
 @pytest.mark.parametrize("option", ["image_column", "id_column"])
-def test_paths_and_ids_of_several_values_are_refused_by_column(local, option):
+def test_nested_path_and_id_columns_are_refused_by_name(local, option):
     table = {"path": ["a.jpg", "b.jpg"], "odd": [["x"], ["y"]]}
-    source = ListSource(local.put("x.parquet", parquet(table)), **{option: "odd"})
+    source = ListSource(local.put("x.parquet", encode_parquet(table)), **{option: "odd"})
     with pytest.raises(
         InputError, match=r"the column odd of .*x\.parquet holds list<.*rename or drop"
     ):
         list(source.items())
 
 
-def test_what_is_no_file_has_a_problem_and_is_never_opened(local):
+def test_special_files_have_problems_and_are_not_opened(local):
     for name in ("a.jpg", "folder/b.jpg"):
         local.put(name, b"1")
     os.mkfifo(f"{local.root}/pipe.jpg")
-    found = listed(local, "x.txt", {"path": ["a.jpg", "pipe.jpg", "/dev/null", "folder"]}).items()
-    assert [item.problem for item in found] == [
+    items = make_list(
+        local, "x.txt", {"path": ["a.jpg", "pipe.jpg", "/dev/null", "folder"]}
+    ).items()
+    assert [item.problem for item in items] == [
         None, "it is a named pipe, not a file", "it is a device, not a file", None,
     ]  # fmt: skip
     with ItemReader() as reader:
@@ -323,16 +330,16 @@ def test_what_is_no_file_has_a_problem_and_is_never_opened(local):
             reader.read(f"{local.root}/folder")
 
 
-def test_a_time_out_of_range_is_unknown(local, monkeypatch):
+def test_modification_time_out_of_range_is_none(local, monkeypatch):
     local.put("a.jpg", b"1")
-    plain = os.stat
+    original_stat = os.stat
 
-    def late(path, **options):
-        info = plain(path, **options)
+    def stat_with_late_mtime(path, **options):
+        info = original_stat(path, **options)
         fields = {name: getattr(info, name) for name in dir(info) if name.startswith("st_")}
         return SimpleNamespace(**{**fields, "st_mtime_ns": 13_569_465_600 * 10**9})
 
-    source = listed(local, "x.txt", {"path": ["a.jpg"]})
-    monkeypatch.setattr(os, "stat", late)
+    source = make_list(local, "x.txt", {"path": ["a.jpg"]})
+    monkeypatch.setattr(os, "stat", stat_with_late_mtime)
     (item,) = source.items()
     assert (item.size, item.mtime_ns) == (1, None)

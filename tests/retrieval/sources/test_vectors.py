@@ -18,144 +18,144 @@ from tests.retrieval.sources.contract import NAMES, SourceContract
 D = 3
 
 
-def npy(array):
+def npy_bytes(array):
     sink = io.BytesIO()
     np.save(sink, array, allow_pickle=True)
     return sink.getvalue()
 
 
-def parquet(table, **options):
+def parquet_bytes(table, **options):
     sink = io.BytesIO()
     pq.write_table(pa.table(table) if isinstance(table, dict) else table, sink, **options)
     return sink.getvalue()
 
 
-def column(data, kind=np.float32, *, listed=False):
-    """Vectors, as bytes, as a column."""
-    array = np.array([np.frombuffer(one, kind) for one in data], kind).reshape(-1, D)
-    if listed:
-        return pa.array(list(array), pa.list_(pa.from_numpy_dtype(kind)))
+def vector_column(vectors, dtype=np.float32, *, as_lists=False):
+    """Return an Arrow column of D-dimensional vectors given as bytes."""
+    array = np.array([np.frombuffer(vector, dtype) for vector in vectors], dtype).reshape(-1, D)
+    if as_lists:
+        return pa.array(list(array), pa.list_(pa.from_numpy_dtype(dtype)))
     return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), D)
 
 
 class VectorContract(SourceContract):
-    unit, others = "vectors", False
+    unit, has_other_files = "vectors", False
     kind = np.float32
 
-    def images(self, names=NAMES):
+    def make_images(self, names=NAMES):
         values = np.random.default_rng(0).normal(size=(len(names), D)).astype(self.kind)
-        return {name: one.tobytes() for name, one in zip(names, values, strict=True)}
+        return {name: vector.tobytes() for name, vector in zip(names, values, strict=True)}
 
-    def test_every_path_opens_to_the_numbers(self, place):
-        wanted = {self.image_id(name): data for name, data in self.images().items()}
+    def test_vectors_are_readable_by_path(self, folder):
+        expected = {self.expected_id(name): data for name, data in self.make_images().items()}
         with ItemReader() as reader:
-            for item in self.source(place, self.images()).items():
-                found = reader.vector(item.path)
-                assert found.dtype == self.kind
-                assert found.tobytes() == wanted[item.image_id]
+            for item in self.make_source(folder, self.make_images()).items():
+                vector = reader.vector(item.path)
+                assert vector.dtype == self.kind
+                assert vector.tobytes() == expected[item.image_id]
 
-    def test_the_dimension_is_told(self, place):
-        assert self.source(place, self.images()).dimension() == D
+    def test_dimension(self, folder):
+        assert self.make_source(folder, self.make_images()).dimension() == D
 
 
 class TestParquetFile(VectorContract):
-    def source(self, place, images, others=()):
+    def make_source(self, folder, images, other_files=()):
         table = {
             "id": pa.array(list(images), pa.string()),
-            "embedding": column(images.values()),
+            "embedding": vector_column(images.values()),
             "more": pa.array(range(len(images))),
-            "other": column(images.values()),
+            "other": vector_column(images.values()),
         }
-        return ParquetVectors(place.put("x.parquet", parquet(table, row_group_size=4)))
+        return ParquetVectors(folder.put("x.parquet", parquet_bytes(table, row_group_size=4)))
 
-    def missing(self, place):
-        return ParquetVectors(f"{place.root}/x.parquet")
+    def missing_source(self, folder):
+        return ParquetVectors(f"{folder.root}/x.parquet")
 
 
 class TestParquetFolderOfLists(VectorContract):
     kind = np.float64
 
-    def source(self, place, images, others=()):
+    def make_source(self, folder, images, other_files=()):
         for name, data in images.items():
-            rows = column([data], self.kind, listed=True)
-            place.put(f"{name}.parquet", parquet({"clip": rows}))
+            rows = vector_column([data], self.kind, as_lists=True)
+            folder.put(f"{name}.parquet", parquet_bytes({"clip": rows}))
         if not images:
-            place.put("empty.pq", parquet({"clip": pa.array([], pa.list_(pa.float64()))}))
-        return ParquetVectors(place.root, embedding_column="clip")
+            folder.put("empty.pq", parquet_bytes({"clip": pa.array([], pa.list_(pa.float64()))}))
+        return ParquetVectors(folder.root, embedding_column="clip")
 
-    def missing(self, place):
-        return ParquetVectors(place.root)
+    def missing_source(self, folder):
+        return ParquetVectors(folder.root)
 
-    def image_id(self, name):
+    def expected_id(self, name):
         return f"{name}.parquet/0"
 
 
 class TestNpy(VectorContract):
     kind = np.float16
 
-    def source(self, place, images, others=()):
-        array = [np.frombuffer(one, self.kind) for one in images.values()]
+    def make_source(self, folder, images, other_files=()):
+        array = [np.frombuffer(vector, self.kind) for vector in images.values()]
         lines = "".join(f"{name}\n" for name in images)
         return NpyVectors(
-            place.put("x.npy", npy(np.array(array, self.kind).reshape(-1, D))),
-            ids=place.put("ids.txt", lines.encode()),
+            folder.put("x.npy", npy_bytes(np.array(array, self.kind).reshape(-1, D))),
+            ids=folder.put("ids.txt", lines.encode()),
         )
 
-    def missing(self, place):
-        return NpyVectors(f"{place.root}/x.npy")
+    def missing_source(self, folder):
+        return NpyVectors(f"{folder.root}/x.npy")
 
 
 class TestNpyFolder(VectorContract):
-    """Parts of one array, at several depths, and files of other kinds."""
+    """The source contract for an array in several parts."""
 
-    others = False
+    has_other_files = False
 
-    def source(self, place, images, others=()):
-        array = [np.frombuffer(one, self.kind) for one in images.values()]
+    def make_source(self, folder, images, other_files=()):
+        array = [np.frombuffer(vector, self.kind) for vector in images.values()]
         rows = np.array(array, self.kind).reshape(-1, D)
         for number, part in enumerate(np.array_split(rows, 11)):  # more than ten
-            place.put(f"parts/e-{number}.npy", npy(part))
+            folder.put(f"parts/e-{number}.npy", npy_bytes(part))
         lines = "".join(f"{name}\n" for name in images)
-        return NpyVectors(f"{place.root}/parts", ids=place.put("ids.txt", lines.encode()))
+        return NpyVectors(f"{folder.root}/parts", ids=folder.put("ids.txt", lines.encode()))
 
-    def missing(self, place):
-        return NpyVectors(f"{place.root}/parts")
-
-
-# --- ids ----------------------------------------------------------------------------------------
+    def missing_source(self, folder):
+        return NpyVectors(f"{folder.root}/parts")
 
 
-def test_without_ids_they_are_the_numbers_of_the_rows(local):
-    source = open_vectors(local.put("x.npy", npy(np.eye(D))))
+# --- ids ------------------------------------------------------------------------------------------
+
+
+def test_ids_without_id_file_are_row_numbers(local):
+    source = open_vectors(local.put("x.npy", npy_bytes(np.eye(D))))
     assert [item.image_id for item in source.items()] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("root", ["{}", "{}/*.npy"])
-def test_parts_of_an_array_are_numbered_through_by_the_numbers_in_their_names(local, root):
+def test_array_parts_are_concatenated_in_numeric_name_order(local, root):
     array = np.arange(36, dtype=np.float32).reshape(12, D)
     for number, part in enumerate(np.split(array, 12)):
-        local.put(f"e{number}.npy", npy(part))
+        local.put(f"e{number}.npy", npy_bytes(part))
     local.put("notes.txt", b"")
     source = open_vectors(root.format(local.root))
-    found = list(source.items())
-    assert [item.image_id for item in found] == [str(row) for row in range(12)]
+    items = list(source.items())
+    assert [item.image_id for item in items] == [str(row) for row in range(12)]
     with ItemReader() as reader:
-        np.testing.assert_array_equal([reader.vector(item.path) for item in found], array)
+        np.testing.assert_array_equal([reader.vector(item.path) for item in items], array)
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_as_many_ids_as_rows_in_all_parts(local, count):
+def test_wrong_id_count_for_array_parts_is_refused(local, count):
     for number in range(3):
-        local.put(f"parts/{number}.npy", npy(np.eye(1, D)))
-    ids_ = local.put("i.txt", b"1\n2\n3\n4\n"[: 2 * count])
+        local.put(f"parts/{number}.npy", npy_bytes(np.eye(1, D)))
+    ids_path = local.put("i.txt", b"1\n2\n3\n4\n"[: 2 * count])
     with pytest.raises(Mismatch, match=r"has (only 2|more) ids for the 3 vectors"):
-        list(open_vectors(f"{local.root}/parts", ids=ids_).items())
+        list(open_vectors(f"{local.root}/parts", ids=ids_path).items())
 
 
-def test_parts_that_do_not_make_one_array_are_refused(local):
-    local.put("parts/0.npy", npy(np.eye(2)))
-    local.put("parts/1.npy", npy(np.eye(3)))
-    with pytest.raises(InputError, match=r"1\.npy has vectors of 3 numbers and .*0\.npy of 2"):
+def test_array_parts_of_different_dimensions_are_refused(local):
+    local.put("parts/0.npy", npy_bytes(np.eye(2)))
+    local.put("parts/1.npy", npy_bytes(np.eye(3)))
+    with pytest.raises(InputError, match=r"1\.npy has vectors of dimension 3, and .*0\.npy of 2"):
         list(open_vectors(f"{local.root}/parts").items())
     os.mkfifo(f"{local.root}/parts/2.npy")
     with pytest.raises(InputError, match=r"2\.npy cannot be read: it is a named pipe"):
@@ -163,73 +163,74 @@ def test_parts_that_do_not_make_one_array_are_refused(local):
 
 
 @pytest.mark.parametrize("other", ["a.jpg", "x/a.tar", "a.parquet"])
-def test_a_folder_of_images_tars_or_parquet_is_no_array(local, other):
-    local.put("e.npy", npy(np.eye(2)))
+def test_folder_with_other_data_files_is_no_array(local, other):
+    local.put("e.npy", npy_bytes(np.eye(2)))
     assert vectors.is_npy(local.root)
     local.put(other, b"")
     assert not vectors.is_npy(local.root)
 
 
-WANTED = ["b", "a/1", "ü"]
+EXPECTED_IDS = ["b", "a/1", "ü"]
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "named"),
+    ("name", "data", "id_column"),
     [
         ("i.txt", "b\r\na/1\nü".encode(), None),
-        ("i.npy", npy(np.array(WANTED)), None),
-        ("i.npy", npy(np.array([one.encode() for one in WANTED])), None),
+        ("i.npy", npy_bytes(np.array(EXPECTED_IDS)), None),
+        ("i.npy", npy_bytes(np.array([each.encode() for each in EXPECTED_IDS])), None),
         ("i.csv", "x,id\n1,b\n2,a/1\n3,ü\n".encode(), None),
         ("i.csv", "x,name\n1,b\n2,a/1\n3,ü\n".encode(), "name"),
-        ("i.parquet", parquet({"x": [1, 2, 3], "image_id": WANTED}), None),
-        ("i.parquet", parquet({"key": WANTED}), None),
+        ("i.parquet", parquet_bytes({"x": [1, 2, 3], "image_id": EXPECTED_IDS}), None),
+        ("i.parquet", parquet_bytes({"key": EXPECTED_IDS}), None),
     ],
 )
-def test_ids_of_every_kind(local, monkeypatch, name, data, named):
+def test_id_files_of_each_format(local, monkeypatch, name, data, id_column):
     monkeypatch.setattr(id_files, "_BATCH", 2)
     source = open_vectors(
-        local.put("x.npy", npy(np.eye(D))), ids=local.put(name, data), id_column=named
+        local.put("x.npy", npy_bytes(np.eye(D))), ids=local.put(name, data), id_column=id_column
     )
-    assert [item.image_id for item in source.items()] == WANTED
+    assert [item.image_id for item in source.items()] == EXPECTED_IDS
 
 
-def test_whole_numbers_are_ids_too(local):
-    found = id_files.read_ids(local.put("i.npy", npy(np.array([7, 1 << 62]))), None, {})
-    assert list(found) == ["7", str(1 << 62)]
+def test_integer_ids_are_read_as_text(local):
+    ids = id_files.read_ids(local.put("i.npy", npy_bytes(np.array([7, 1 << 62]))), None, {})
+    assert list(ids) == ["7", str(1 << 62)]
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_as_many_ids_as_vectors(local, count):
+def test_wrong_id_count_is_refused(local, count):
     source = open_vectors(
-        local.put("x.npy", npy(np.eye(D))), ids=local.put("i.txt", b"1\n2\n3\n4\n"[: 2 * count])
+        local.put("x.npy", npy_bytes(np.eye(D))),
+        ids=local.put("i.txt", b"1\n2\n3\n4\n"[: 2 * count]),
     )
     with pytest.raises(Mismatch, match=r"--ids .*i\.txt has (only 2|more) ids for the 3 vectors"):
         list(source.items())
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "why"),
+    ("name", "data", "reason"),
     [
-        ("i.jpg", b"", "of no kind"),
-        ("i.npy", npy(np.array(["a", None], object)), "unpickling"),
-        ("i.npy", npy(np.eye(2)), "of shape"),
-        ("i.npy", b"no array", "no .npy file"),
+        ("i.jpg", b"", "unsupported suffix"),
+        ("i.npy", npy_bytes(np.array(["a", None], object)), "unpickling"),
+        ("i.npy", npy_bytes(np.eye(2)), "of shape"),
+        ("i.npy", b"not an array", "not a readable .npy file"),
         ("i.csv", b"a,b\n1,2\n", "--id-column"),
         ("none.txt", None, "does not exist"),
     ],
 )
-def test_ids_that_are_refused(local, name, data, why):
-    array = local.put("x.npy", npy(np.eye(2)))
+def test_invalid_id_files_are_refused(local, name, data, reason):
+    array = local.put("x.npy", npy_bytes(np.eye(2)))
     path = f"{local.root}/{name}" if data is None else local.put(name, data)
-    with pytest.raises(InputError, match=why):
+    with pytest.raises(InputError, match=reason):
         list(open_vectors(array, ids=path).items())
 
 
-# --- arrays -------------------------------------------------------------------------------------
+# --- arrays ---------------------------------------------------------------------------------------
 
 
-class Trap:
-    """Leaves a trace where it is unpickled."""
+class FileCreator:
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -239,7 +240,7 @@ class Trap:
 
 
 @pytest.mark.parametrize(
-    ("array", "why"),
+    ("array", "reason"),
     [
         (np.eye(3, dtype=bool), "save vectors as rows of float16"),
         (np.ones(3), "save vectors as rows"),
@@ -250,50 +251,52 @@ class Trap:
         (np.asfortranarray(np.ones((3, 2))), "ascontiguousarray"),
     ],
 )
-def test_arrays_that_hold_no_vectors(local, array, why):
-    path = local.put("x.npy", npy(array))
-    with pytest.raises(InputError, match=rf"x\.npy .*{why}"):
+def test_arrays_without_float_rows_are_refused(local, array, reason):
+    path = local.put("x.npy", npy_bytes(array))
+    with pytest.raises(InputError, match=rf"x\.npy .*{reason}"):
         list(open_vectors(path).items())
 
 
-def test_nothing_is_unpickled(local, tmp_path):
-    path = local.put("x.npy", npy(np.array([[Trap(tmp_path / "trace")]], object)))
+def test_pickled_array_is_refused_and_not_unpickled(local, tmp_path):
+    path = local.put("x.npy", npy_bytes(np.array([[FileCreator(tmp_path / "trace")]], object)))
     with pytest.raises(InputError, match="unpickling"):
         open_vectors(path).dimension()
     assert not (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize("cut", [0, 5, 9, 60, 127, 130])
-def test_an_array_that_is_cut_off_is_refused(local, cut):
-    path = local.put("x.npy", npy(np.eye(3))[:cut])
+@pytest.mark.parametrize("length", [0, 5, 9, 60, 127, 130])
+def test_truncated_array_is_refused(local, length):
+    path = local.put("x.npy", npy_bytes(np.eye(3))[:length])
     with pytest.raises(InputError, match=r"x\.npy"):
         list(open_vectors(path).items())
 
 
-def test_arrays_saved_one_behind_the_other_are_refused(local):
-    path = local.put("x.npy", npy(np.eye(3)) + npy(np.eye(3)))
-    with pytest.raises(InputError, match=r"x\.npy goes on behind its last row"):
+def test_concatenated_arrays_are_refused(local):
+    path = local.put("x.npy", npy_bytes(np.eye(3)) + npy_bytes(np.eye(3)))
+    with pytest.raises(InputError, match=r"x\.npy continues after its last row"):
         list(open_vectors(path).items())
 
 
-def test_any_byte_order_and_later_headers(local):
+def test_big_endian_array_and_version_2_header(local):
     array = np.arange(6, dtype=">f4").reshape(2, 3)
     sink = io.BytesIO()
     np.lib.format.write_array(sink, array, version=(2, 0))
     source = open_vectors(local.put("x.npy", sink.getvalue()))
     with ItemReader() as reader:
-        found = [reader.vector(item.path) for item in source.items()]
-    np.testing.assert_array_equal(found, array)
+        vectors_read = [reader.vector(item.path) for item in source.items()]
+    np.testing.assert_array_equal(vectors_read, array)
     assert read_header(io.BytesIO(sink.getvalue()), "x").row_bytes == 12
 
 
-# --- columns ------------------------------------------------------------------------------------
+# --- columns --------------------------------------------------------------------------------------
 
 
-def test_columns_that_are_refused(local):
-    both = parquet({"a": column([b"\0" * 12]), "b": column([b"\0" * 12]), "n": [1]})
-    path = local.put("x.parquet", both)
-    with pytest.raises(InputError, match=r"--embedding-column \(there are a, b, n\)"):
+def test_invalid_columns_and_options_are_refused(local):
+    data = parquet_bytes(
+        {"a": vector_column([b"\0" * 12]), "b": vector_column([b"\0" * 12]), "n": [1]}
+    )
+    path = local.put("x.parquet", data)
+    with pytest.raises(InputError, match=r"--embedding-column \(columns: a, b, n\)"):
         open_vectors(path)
     with pytest.raises(InputError, match=r"n .* no lists of numbers"):
         open_vectors(path, embedding_column="n")
@@ -304,27 +307,27 @@ def test_columns_that_are_refused(local):
     with pytest.raises(UsageError, match=r"--ids is for \.npy"):
         open_vectors(path, ids="x")
     with pytest.raises(UsageError, match="--embedding-column is for Parquet"):
-        open_vectors(local.put("x.npy", npy(np.eye(2))), embedding_column="a")
+        open_vectors(local.put("x.npy", npy_bytes(np.eye(2))), embedding_column="a")
     with pytest.raises(InputError, match="holds no vectors"):
         open_vectors(local.put("photo.jpg", b""))
     with pytest.raises(InputError, match="does not exist"):
-        open_vectors(f"{local.root}/nowhere")
+        open_vectors(f"{local.root}/missing")
 
 
-def test_further_columns_and_labels_go_along(local):
+def test_labels_and_extra_columns_are_listed(local):
     table = {
-        "image_id": [3, 1], "embedding": column([b"\0" * 12] * 2), "label": ["cat", None],
+        "image_id": [3, 1], "embedding": vector_column([b"\0" * 12] * 2), "label": ["cat", None],
         "price": [1.5, 2.5], "seen": pa.array([True, None]),
     }  # fmt: skip
-    source = open_vectors(local.put("x.parquet", parquet(table)))
+    source = open_vectors(local.put("x.parquet", parquet_bytes(table)))
     assert source.columns().names == ["price", "seen"]
-    found = [(item.image_id, item.label, item.more) for item in source.items()]
-    assert found == [("3", "cat", (1.5, True)), ("1", None, (2.5, None))]
+    actual = [(item.image_id, item.label, item.more) for item in source.items()]
+    assert actual == [("3", "cat", (1.5, True)), ("1", None, (2.5, None))]
 
 
-def test_lists_of_any_length_have_the_length_of_most(local, monkeypatch):
+def test_dimension_is_most_common_list_length(local, monkeypatch):
     rows = pa.array([None, [], [1.0], [1.0, 2.0], [3.0, 4.0]], pa.large_list(pa.float16()))
-    path = local.put("x.parquet", parquet({"v": rows}))
+    path = local.put("x.parquet", parquet_bytes({"v": rows}))
     assert open_vectors(path).dimension() == 2
     monkeypatch.setattr(vectors, "_SAMPLE_ROWS", 2)
     assert open_vectors(path).dimension() in (1, 2)
@@ -336,34 +339,36 @@ def test_lists_of_any_length_have_the_length_of_most(local, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(D,), (1, D), (D, 1)])
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_tensors_of_one_dimension_are_vectors(local, shape, kind):
-    array = np.arange(4 * D, dtype=kind).reshape(4, *shape)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_one_dimensional_tensor_column_is_read(local, shape, dtype):
+    array = np.arange(4 * D, dtype=dtype).reshape(4, *shape)
     column = pa.FixedShapeTensorArray.from_numpy_ndarray(array)
     column = pa.concat_arrays([column, pa.nulls(1, column.type)])
-    source = open_vectors(local.put("x.parquet", parquet({"id": list("abcde"), "clip": column})))
+    source = open_vectors(
+        local.put("x.parquet", parquet_bytes({"id": list("abcde"), "clip": column}))
+    )
     assert source.dimension() == D
-    found = list(source.items())
-    assert [item.image_id for item in found] == list("abcde")
+    items = list(source.items())
+    assert [item.image_id for item in items] == list("abcde")
     with ItemReader() as reader:
-        read = [reader.vector(item.path) for item in found[:4]]
-        assert {one.dtype for one in read} == {np.dtype(kind)}
-        np.testing.assert_array_equal(read, array.reshape(4, D))
-        assert reader.read(found[0].path) == array[0].tobytes()
+        actual = [reader.vector(item.path) for item in items[:4]]
+        assert {vector.dtype for vector in actual} == {np.dtype(dtype)}
+        np.testing.assert_array_equal(actual, array.reshape(4, D))
+        assert reader.read(items[0].path) == array[0].tobytes()
         with pytest.raises(ValueError, match="holds no vector"):
-            reader.vector(found[4].path)
+            reader.vector(items[4].path)
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 2, 2), np.float32), np.ones((2, D), np.int64)])
-def test_other_tensors_are_no_vectors(local, array):
+def test_other_tensor_columns_are_refused(local, array):
     column = pa.FixedShapeTensorArray.from_numpy_ndarray(array)
-    path = local.put("x.parquet", parquet({"clip": column}))
-    with pytest.raises(InputError, match="no column that must be the vectors"):
+    path = local.put("x.parquet", parquet_bytes({"clip": column}))
+    with pytest.raises(InputError, match=r"unclear which column of .* holds vectors"):
         open_vectors(path)
 
 
-def test_a_null_among_the_numbers_is_no_number(local):
+def test_null_in_vector_is_nan(local):
     rows = pa.array([[1.0, None]], pa.list_(pa.float32(), 2))
-    (item,) = open_vectors(local.put("x.parquet", parquet({"v": rows}))).items()
+    (item,) = open_vectors(local.put("x.parquet", parquet_bytes({"v": rows}))).items()
     with ItemReader() as reader:
         np.testing.assert_array_equal(reader.vector(item.path), [1.0, np.nan])

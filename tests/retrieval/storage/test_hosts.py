@@ -1,4 +1,4 @@
-"""Tests of web hosts: a refusal or a timeout is an error of one image and costs little time."""
+"""Tests of web hosts: a refusal or timeout fails a single image, and takes little time."""
 
 import pickle
 
@@ -11,12 +11,12 @@ from retrieval.storage import hosts, retry
 from retrieval.storage.hosts import HostError, HostHealth, host_of, with_timeouts
 from retrieval.storage.input_files import read_uri
 from retrieval.storage.retry import is_access_denied
-from tests.web import closed_port, serving
+from tests.web_server import closed_port, serve_files
 
 
 @pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    """Seconds that would have been slept."""
+def sleeps(monkeypatch):
+    """Return the list of requested sleeps, in seconds; no test sleeps."""
     slept = []
     monkeypatch.setattr(retry, "wait", slept.append)
     return slept
@@ -24,94 +24,98 @@ def waits(monkeypatch):
 
 @pytest.fixture
 def web():
-    with serving() as web:
+    with serve_files() as web:
         web.files["a.jpg"] = b"photo"
         yield web
 
 
 @pytest.mark.parametrize(
-    ("status", "times"), [(401, 1), (403, 1), (410, 1), (429, 4), (500, 4), (503, 4)]
+    ("status", "attempts"), [(401, 1), (403, 1), (410, 1), (429, 4), (500, 4), (503, 4)]
 )
-def test_what_a_host_answers_is_said_after_bounded_attempts(web, status, times):
+def test_error_status_is_reported_after_bounded_attempts(web, status, attempts):
     web.statuses["x.jpg"] = status
-    with ItemReader() as opener:
+    with ItemReader() as reader:
         with pytest.raises(HostError, match=rf"127\.0\.0\.1:\d+ answered {status} \(") as raised:
-            opener.read(web.url("x.jpg"))
+            reader.read(web.url("x.jpg"))
         assert raised.value.status == status
         assert is_access_denied(raised.value) == (status in (401, 403))
-        assert web.asked["x.jpg"] == times
-        assert opener.read(web.url("a.jpg")) == b"photo"
+        assert web.request_counts["x.jpg"] == attempts
+        assert reader.read(web.url("a.jpg")) == b"photo"
 
 
-def test_a_missing_page_and_a_circle_of_redirects(web, waits):
-    with ItemReader() as opener:
+def test_missing_page_and_redirect_loop_are_not_retried(web, sleeps):
+    with ItemReader() as reader:
         with pytest.raises(FileNotFoundError):
-            opener.read(web.url("none.jpg"))
+            reader.read(web.url("none.jpg"))
         with pytest.raises(HostError, match="redirects in a circle"):
-            opener.read(web.url("loop"))
-    assert waits == []
+            reader.read(web.url("loop"))
+    assert sleeps == []
 
 
-def test_a_host_in_trouble_is_asked_once_an_image_until_it_answers(web):
+def test_failing_host_gets_single_request_per_image_until_success(web):
     for name in ("1", "2"):
         web.statuses[name] = 500
-    with ItemReader() as opener:
-        for name, times in (("1", 4), ("2", 1)):
+    with ItemReader() as reader:
+        for name, attempts in (("1", 4), ("2", 1)):
             with pytest.raises(HostError, match="answered 500"):
-                opener.read(web.url(name))
-            assert web.asked[name] == times
-        opener.read(web.url("a.jpg"))
+                reader.read(web.url(name))
+            assert web.request_counts[name] == attempts
+        reader.read(web.url("a.jpg"))
         with pytest.raises(HostError):
-            opener.read(web.url("1"))
-    assert web.asked["1"] == 4 + 4
+            reader.read(web.url("1"))
+    assert web.request_counts["1"] == 4 + 4
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:{}/{}.jpg", "http://no-such-host.invalid/{1}.jpg",
             "ftp://127.0.0.1:{}/{}.jpg"]
 )  # fmt: skip
-def test_a_silent_host_costs_each_image_nothing_and_all_say_the_same(url, waits, monkeypatch):
-    port, said, asked = closed_port(), [], []
-    plain = fsspec.core.url_to_fs
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda *a, **k: asked.append(a) or plain(*a, **k))
-    with ItemReader() as opener:
+def test_unreachable_host_fails_fast_with_identical_errors(url, sleeps, monkeypatch):
+    port, messages, calls = closed_port(), [], []
+    original = fsspec.core.url_to_fs
+    monkeypatch.setattr(
+        fsspec.core,
+        "url_to_fs",
+        lambda *args, **kwargs: calls.append(args) or original(*args, **kwargs),
+    )
+    with ItemReader() as reader:
         for number in range(20):
             with pytest.raises(HostError, match="cannot be reached") as raised:
-                opener.read(url.format(port, number))
-            said.append(str(raised.value))
+                reader.read(url.format(port, number))
+            messages.append(str(raised.value))
             assert raised.value.status is None
-    assert len(set(said)) == 1
-    assert len(asked) == 4 + 2
-    assert sum(waits) < 3
+    assert len(set(messages)) == 1
+    assert len(calls) == 4 + 2
+    assert sum(sleeps) < 3
 
 
-def test_a_silent_host_is_asked_again_after_a_while(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(hosts.time, "monotonic", lambda: now[0])
-    known, answers = HostHealth(), []
+def test_unreachable_host_is_retried_after_delay(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(hosts.time, "monotonic", lambda: clock[0])
+    health, attempt_counts = HostHealth(), []
 
-    def silent(attempts):
-        answers.append(attempts)
+    def fail(attempts):
+        attempt_counts.append(attempts)
         raise StorageFailure("no") from ConnectionRefusedError(111, "refused")
 
     for seconds in (0, 0, 0, 0, 59, 61, 61, 62, 130):
-        now[0] = seconds
+        clock[0] = seconds
         with pytest.raises(HostError, match=r"h:7 cannot be reached \(refused\)"):
-            known.read("http://h:7/x", silent)
-    assert answers == [4, 1, 1, 1, 1]
-    now[0] = 200
-    assert known.read("http://h:7/x", lambda attempts: bytes([attempts])) == b"\1"
-    assert known.read("http://h:7/x", lambda attempts: bytes([attempts])) == b"\4"
+            health.read("http://h:7/x", fail)
+    assert attempt_counts == [4, 1, 1, 1, 1]
+    clock[0] = 200
+    assert health.read("http://h:7/x", lambda attempts: bytes([attempts])) == b"\1"
+    assert health.read("http://h:7/x", lambda attempts: bytes([attempts])) == b"\4"
 
 
-def test_a_host_that_takes_a_connection_and_never_answers(web, monkeypatch):
+def test_host_without_response_times_out(web, monkeypatch):
     monkeypatch.setitem(hosts._TIMEOUTS, "sock_read", 0.2)
-    with ItemReader() as opener, pytest.raises(HostError, match="did not answer in time"):
-        opener.read(web.url("hang"))
-    assert web.asked["hang"] == 4
+    with ItemReader() as reader, pytest.raises(HostError, match="did not answer in time"):
+        reader.read(web.url("hang"))
+    assert web.request_counts["hang"] == 4
 
 
-def test_buckets_and_disks_still_stop_the_job():
+def test_storage_failures_of_buckets_and_disks_are_raised():
     def failing(attempts):
         raise StorageFailure("away") from ConnectionResetError("reset")
 
@@ -120,8 +124,8 @@ def test_buckets_and_disks_still_stop_the_job():
             HostHealth().read(url, failing)
 
 
-def test_other_reads_of_a_web_host_still_stop_it(web):
-    """A list, labels or weights are one file that all depends on."""
+def test_web_errors_of_required_files_are_raised(web):
+    """The whole job depends on a list, labels or weights."""
     web.statuses |= {"list.txt": 500, "labels.csv": 401}
     with pytest.raises(StorageFailure):
         read_uri(web.url("list.txt"))
@@ -129,13 +133,13 @@ def test_other_reads_of_a_web_host_still_stop_it(web):
         read_uri(web.url("labels.csv"))
 
 
-def test_the_host_of_a_url():
+def test_host_of_url():
     assert host_of("https://user:secret@Example.org:8443/x?y=1") == "example.org:8443"
     assert host_of("http://[::1]/x") == "::1"
     assert [host_of(path) for path in ("s3://bucket/x", "/http://x", "x.jpg")] == [None] * 3
 
 
-def test_what_a_person_sets_for_the_web_stays(monkeypatch):
+def test_user_client_settings_are_kept(monkeypatch):
     assert "timeout" in with_timeouts("http://h/x", {})["client_kwargs"]
     assert with_timeouts("s3://b/x", {}) == {}
     assert with_timeouts("http://h/x", {"client_kwargs": {}}) == {"client_kwargs": {}}
@@ -144,6 +148,6 @@ def test_what_a_person_sets_for_the_web_stays(monkeypatch):
 
 
 def test_host_failures_are_not_pickled():
-    hosts_health = HostHealth()
-    hosts_health._record_failure("h", "no", timed_out=True)
-    assert pickle.loads(pickle.dumps(hosts_health)) == HostHealth()
+    health = HostHealth()
+    health._record_failure("h", "no", timed_out=True)
+    assert pickle.loads(pickle.dumps(health)) == HostHealth()

@@ -1,4 +1,4 @@
-"""Tests that files left by desktops and file systems are ignored in outputs, on every store."""
+"""Tests that files of desktops and file systems are ignored in local and remote outputs."""
 
 import shutil
 import uuid
@@ -12,9 +12,9 @@ from retrieval.storage import finished_output, transaction
 from retrieval.storage.ignored_files import hidden_part, is_hidden, is_system_name
 from retrieval.storage.local import LocalFolder, open_folder
 from retrieval.storage.verify import verify
-from tests.retrieval.storage.outputs import PUT, job, made
+from tests.retrieval.storage.outputs import FILE_WRITERS, make_finished_output, make_run_output
 
-SYSTEM = [
+SYSTEM_NAMES = [
     ".DS_Store", "._photo.jpg", "._.DS_Store", "Thumbs.db", "thumbs.db", "Desktop.ini", "Icon\r",
     ".nfs000000000012ab34", ".fuse_hidden0000ab01", ".~lock.matches.csv#", ".directory",
     "lost+found", "@eaDir", ".Trash", ".Trash-1000", "__MACOSX", "$RECYCLE.BIN",
@@ -34,8 +34,8 @@ def folder(request, tmp_path):
         system.rm_file(path)
 
 
-@pytest.mark.parametrize("name", SYSTEM)
-def test_a_system_name_is_hidden(name):
+@pytest.mark.parametrize("name", SYSTEM_NAMES)
+def test_system_names_are_hidden(name):
     assert is_system_name(name)
     assert is_hidden(name)
 
@@ -45,11 +45,11 @@ def test_a_system_name_is_hidden(name):
     ["photo.jpg", "_a.jpg", "DS_Store", "desktop.ini.jpg", "a.nfs12", "lost and found", ".", "..",
      "job.json", "a._b"],
 )  # fmt: skip
-def test_other_names_are_not(name):
+def test_ordinary_names_are_not_hidden(name):
     assert not is_hidden(name)
 
 
-def test_a_hidden_name_is_no_system_name_unless_it_is_known():
+def test_hidden_names_are_not_system_names():
     for name in (".git", ".hidden.jpg", ".tmp-host-1-2-3", ".gitignore"):
         assert is_hidden(name)
         assert not is_system_name(name)
@@ -57,24 +57,24 @@ def test_a_hidden_name_is_no_system_name_unless_it_is_known():
     assert hidden_part("./a/../b.jpg") is None
 
 
-def test_entries_hold_none_and_still_hold_temporary_files(folder):
-    ours = {"a/b.parquet", "a/.tmp-elsewhere-1-1-0"}
-    for path in ours | {f"a/{name}" for name in SYSTEM}:
+def test_entries_skip_system_files_and_list_temporary_files(folder):
+    expected = {"a/b.parquet", "a/.tmp-elsewhere-1-1-0"}
+    for path in expected | {f"a/{name}" for name in SYSTEM_NAMES}:
         folder.put(path, b"x")
-    assert {entry.path for entry in folder.entries()} == ours
+    assert {entry.path for entry in folder.entries()} == expected
 
 
-def test_what_lies_in_a_system_folder_is_absent_too(folder):
+def test_entries_skip_files_in_system_folders(folder):
     folder.put("a.parquet", b"1")
     for name in ("@eaDir", "lost+found", ".Trash-1000", ".ipynb_checkpoints"):
         folder.put(f"{name}/files/photo.jpg", b"x")
     assert [entry.path for entry in folder.entries()] == ["a.parquet"]
 
 
-@pytest.mark.parametrize("kind", PUT)
-def test_a_copy_with_a_companion_beside_every_file_is_finished(folder, kind):
-    """As macOS copies to a disk that has no room for its attributes."""
-    made(folder, kind)
+@pytest.mark.parametrize("kind", FILE_WRITERS)
+def test_output_with_macos_companion_files_is_finished(folder, kind):
+    """macOS writes companion files to disks that cannot store its extended attributes."""
+    make_finished_output(folder, kind)
     manifest = finished_output.read_manifest(folder)
     for entry in list(folder.entries()):
         head, slash, name = entry.path.rpartition("/")
@@ -89,9 +89,9 @@ def test_a_copy_with_a_companion_beside_every_file_is_finished(folder, kind):
     assert finished_output.read_settings(folder) == {"other": 1}
 
 
-def test_an_unfinished_one_with_companions_goes_on_and_names_none_of_them(folder):
+def test_manifest_of_resumed_output_excludes_companion_files(folder):
     transaction.claim_output(folder, "matches", {})
-    PUT["matches"](folder)
+    FILE_WRITERS["matches"](folder)
     for path in ("._job.json", "matches/._part-00000.parquet", "matches/Thumbs.db", ".DS_Store"):
         folder.put(path, b"x")
     assert [verdict.state for verdict in verify(folder)] == ["unfinished"]
@@ -99,8 +99,8 @@ def test_an_unfinished_one_with_companions_goes_on_and_names_none_of_them(folder
     assert not [path for path in manifest.files if hidden_part(path) or "Thumbs" in path]
 
 
-def test_a_job_moved_or_copied_is_finished_all_through(tmp_path):
-    job(LocalFolder(str(tmp_path / "out")))
+def test_moved_and_copied_outputs_are_finished(tmp_path):
+    make_run_output(LocalFolder(str(tmp_path / "out")))
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
     shutil.move(tmp_path / "out", tmp_path / "moved")
     for name in ("copy", "moved"):
@@ -111,8 +111,8 @@ def test_a_job_moved_or_copied_is_finished_all_through(tmp_path):
         }
 
 
-def test_a_folder_that_holds_only_such_files_is_empty(folder):
-    for name in SYSTEM:
+def test_folder_of_system_files_can_be_claimed(folder):
+    for name in SYSTEM_NAMES:
         folder.put(name, b"x")
     transaction.check_output_claim(folder, "store")
     transaction.claim_output(folder, "store", {"a": 1})
@@ -120,7 +120,7 @@ def test_a_folder_that_holds_only_such_files_is_empty(folder):
     assert folder.read(".DS_Store") == b"x"
 
 
-def test_a_folder_that_holds_a_hidden_file_of_somebody_is_not(folder):
+def test_folder_with_foreign_hidden_file_is_refused(folder):
     folder.put(".git/config", b"x")
     for claim in (
         lambda: transaction.check_output_claim(folder, "store"),
@@ -132,11 +132,11 @@ def test_a_folder_that_holds_a_hidden_file_of_somebody_is_not(folder):
 
 @pytest.mark.parametrize("data", [b"{}", b'{"kind": "Job", "format": 1}', b"[]", b'"x"'])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_job_json_of_somebody_else_is_neither_ours_nor_removed(folder, data, overwrite):
+def test_foreign_job_json_is_refused_and_kept(folder, data, overwrite):
     folder.put("job.json", data)
     for claim in (
         transaction.check_output_claim,
-        lambda *a, **k: transaction.claim_output(*a, {}, **k),
+        lambda *args, **kwargs: transaction.claim_output(*args, {}, **kwargs),
     ):
         with pytest.raises(UsageError, match=r"not lookalike's \(job\.json\)"):
             claim(folder, "store", overwrite=overwrite)
@@ -144,19 +144,19 @@ def test_a_job_json_of_somebody_else_is_neither_ours_nor_removed(folder, data, o
     assert not finished_output.is_output(folder)
 
 
-def test_an_output_is_told_by_its_job_or_its_manifest(folder):
-    made(folder, "store")
+def test_output_is_recognized_by_job_or_manifest(folder):
+    make_finished_output(folder, "store")
     assert finished_output.is_output(folder)
-    folder.put("job.json", b"rubbish")
+    folder.put("job.json", b"garbage")
     assert finished_output.is_output(folder)
     folder.delete("manifest.json")
     assert not finished_output.is_output(folder)
 
 
-def test_a_claim_is_checked_without_writing(folder):
+def test_check_output_claim_writes_nothing(folder):
     transaction.check_output_claim(folder, "store")
     assert not list(folder.entries())
-    made(folder, "store")
+    make_finished_output(folder, "store")
     transaction.check_output_claim(folder, "store")
     with pytest.raises(Exception, match="kind store and format 1, not index"):
         transaction.check_output_claim(folder, "index")
@@ -167,8 +167,8 @@ def test_a_claim_is_checked_without_writing(folder):
     assert finished_output.is_finished(folder)
 
 
-def test_an_output_in_an_output_is_refused_but_for_those_that_belong_there(tmp_path):
-    job(LocalFolder(str(tmp_path / "out")))
+def test_output_inside_output_is_refused_except_its_stages(tmp_path):
+    make_run_output(LocalFolder(str(tmp_path / "out")))
     (tmp_path / "link").symlink_to(tmp_path / "out")
     for name in ("out/more", "out/gallery/more", "link/more"):
         with pytest.raises(UsageError, match="an output of lookalike"):
@@ -179,10 +179,10 @@ def test_an_output_in_an_output_is_refused_but_for_those_that_belong_there(tmp_p
     assert finished_output.enclosing_output("memory://somewhere/page.html") is None
 
 
-def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path, monkeypatch):
+def test_unwritable_folder_is_refused(tmp_path, monkeypatch):
     Path(tmp_path, "file").write_bytes(b"")
-    Path(tmp_path, "nowhere").symlink_to("gone")
-    for name in ("file/out", "nowhere/out"):
+    Path(tmp_path, "dangling").symlink_to("missing")
+    for name in ("file/out", "dangling/out"):
         with pytest.raises(UsageError, match="cannot be written"):
             transaction.check_output_claim(open_folder(f"{tmp_path}/{name}"), "store")
     monkeypatch.setattr(transaction.os, "access", lambda *_: False)

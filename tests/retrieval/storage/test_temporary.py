@@ -1,4 +1,4 @@
-"""Tests that temporary files of dead processes are removed, and those of live ones kept."""
+"""Tests that temporary files of dead processes are removed, and those of live processes kept."""
 
 import os
 import socket
@@ -15,19 +15,20 @@ from retrieval.storage.temporary import TEMPORARY_PREFIX, make_temp_dir
 from tests.retrieval.storage.faults import inject_faults
 
 
-def mine():
+def current_owner():
+    """Return the owner part of a temporary file name of this process."""
     return f"{socket.gethostname()}-{os.getpid()}-{int(psutil.Process().create_time())}-0"
 
 
 def dead_process():
-    """The number of a process that has just ended."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    return ended.pid
+    """Return the id of a process that has exited."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
-def lay(folder, owner, *, age=0.0):
-    """Lay a temporary file of an owner into a folder; give its path below it."""
+def write_temporary_file(folder, owner, *, age=0.0):
+    """Write a temporary file of an owner, `age` seconds old; return its path in the folder."""
     path = f"parts/{TEMPORARY_PREFIX}{owner}"
     folder.put(path, b"half")
     os.utime(folder.uri(path), (time.time() - age, time.time() - age))
@@ -42,35 +43,37 @@ def folder(tmp_path):
     return LocalFolder(str(tmp_path / "out"))
 
 
-def test_sweep_removes_what_dead_processes_left(folder):
+def test_sweep_removes_files_of_dead_processes(folder):
     host, start = socket.gethostname(), int(psutil.Process().create_time())
-    lay(folder, f"{host}-{dead_process()}-{start}-0")
-    lay(folder, f"{host}-{os.getpid()}-{start - 1000}-0")  # its number is ours by now
-    lay(folder, f"{host}-{1 << 70}-{start}-0")
-    folder.put("parts/00000000.parquet", b"whole")
+    write_temporary_file(folder, f"{host}-{dead_process()}-{start}-0")
+    write_temporary_file(folder, f"{host}-{os.getpid()}-{start - 1000}-0")  # a reused process id
+    write_temporary_file(folder, f"{host}-{1 << 70}-{start}-0")
+    folder.put("parts/00000000.parquet", b"complete")
     folder.sweep()
     assert [entry.path for entry in folder.entries()] == ["parts/00000000.parquet"]
 
 
-def test_sweep_keeps_what_living_processes_write_until_it_is_a_day_old(folder):
-    kept = lay(folder, mine(), age=DAY - 60)
-    lay(folder, mine().replace("-0", "-1"), age=DAY + 60)
+def test_sweep_keeps_files_of_live_processes_for_one_day(folder):
+    expected = write_temporary_file(folder, current_owner(), age=DAY - 60)
+    write_temporary_file(folder, current_owner().replace("-0", "-1"), age=DAY + 60)
     folder.sweep()
-    assert [entry.path for entry in folder.entries()] == [kept]
+    assert [entry.path for entry in folder.entries()] == [expected]
 
 
-def test_a_clock_that_was_set_makes_no_living_process_dead(folder):
-    """A process's start is counted from the boot, whose time moves when the clock is set."""
+def test_sweep_tolerates_clock_change_of_one_second(folder):
+    """The start time of a process is computed from the boot time, which shifts with the clock."""
     host, start = socket.gethostname(), int(psutil.Process().create_time())
-    kept = {lay(folder, f"{host}-{os.getpid()}-{start + shift}-0") for shift in (-1, 1)}
+    expected = {
+        write_temporary_file(folder, f"{host}-{os.getpid()}-{start + shift}-0") for shift in (-1, 1)
+    }
     folder.sweep()
-    assert {entry.path for entry in folder.entries()} == kept
+    assert {entry.path for entry in folder.entries()} == expected
 
 
 @pytest.mark.parametrize(
     "owner",
     [
-        "elsewhere-1-1-0",  # of another host: it may live
+        "elsewhere-1-1-0",  # of another host: the process may be alive
         "",
         "x",
         "1-2-3",
@@ -81,8 +84,8 @@ def test_a_clock_that_was_set_makes_no_living_process_dead(folder):
         "{host}-1-two-3",
     ],
 )
-def test_sweep_keeps_what_it_cannot_judge_until_it_is_a_day_old(folder, owner):
-    path = lay(folder, owner.format(host=socket.gethostname()))
+def test_sweep_keeps_files_of_unknown_owners_for_one_day(folder, owner):
+    path = write_temporary_file(folder, owner.format(host=socket.gethostname()))
     folder.sweep()
     assert folder.exists(path)
     os.utime(folder.uri(path), (time.time() - DAY - 60,) * 2)
@@ -90,27 +93,27 @@ def test_sweep_keeps_what_it_cannot_judge_until_it_is_a_day_old(folder, owner):
     assert not folder.exists(path)
 
 
-def test_hosts_may_have_hyphens(folder, monkeypatch):
+def test_host_name_with_hyphens_is_parsed(folder, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "ip-10-0-0-1")
-    kept = lay(folder, mine())
-    lay(folder, f"ip-10-0-0-1-{dead_process()}-5-0")
+    expected = write_temporary_file(folder, current_owner())
+    write_temporary_file(folder, f"ip-10-0-0-1-{dead_process()}-5-0")
     folder.sweep()
-    assert [entry.path for entry in folder.entries()] == [kept]
+    assert [entry.path for entry in folder.entries()] == [expected]
 
 
-def test_a_writer_at_work_is_not_swept(folder):
-    with inject_faults(lambda *moment: moment[1] == "link" and folder.sweep()):
+def test_sweep_during_write_keeps_temporary_file(folder):
+    with inject_faults(lambda *event: event[1] == "link" and folder.sweep()):
         assert folder.put_new("parts/x", b"1")
     assert folder.read("parts/x") == b"1"
 
 
-def test_the_folder_of_scratch_is_made_or_refused_by_name(tmp_path):
+def test_temp_dir_is_created_or_refused_by_name(tmp_path):
     make_temp_dir(None)
     make_temp_dir(f"{tmp_path}/fast/disk")
     make_temp_dir(f"{tmp_path}/fast/disk")
     assert (tmp_path / "fast/disk").is_dir()
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        UsageError, match=f"--temp-dir {tmp_path}/file/x cannot be made on .*; name"
+        UsageError, match=f"--temp-dir {tmp_path}/file/x cannot be created on .*; name"
     ):
         make_temp_dir(f"{tmp_path}/file/x")

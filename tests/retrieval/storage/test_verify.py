@@ -1,4 +1,4 @@
-"""Tests of `verify`: finished, unfinished and damaged outputs are told apart."""
+"""Tests of `verify`, which classifies outputs as finished, unfinished or damaged."""
 
 import os
 import shutil
@@ -19,9 +19,18 @@ from retrieval.storage.checksum import (
 )
 from retrieval.storage.local import LocalFolder, open_folder
 from retrieval.storage.verify import verify
-from tests.retrieval.storage.outputs import PUT, VOUCHED, begin, instead, job, made, paths, rows_of
+from tests.retrieval.storage.outputs import (
+    CHECKSUMMED_FILES,
+    FILE_WRITERS,
+    make_finished_output,
+    make_run_output,
+    make_unfinished_output,
+    output_paths,
+    table_bytes,
+    temporarily_changed,
+)
 
-every_kind = pytest.mark.parametrize("kind", PUT)
+every_kind = pytest.mark.parametrize("kind", FILE_WRITERS)
 
 
 @pytest.fixture
@@ -29,58 +38,58 @@ def folder(tmp_path):
     return LocalFolder(str(tmp_path / "out"))
 
 
-def only(verdicts):
+def single(verdicts):
     (verdict,) = verdicts
     return verdict
 
 
 def states(folder):
-    """The state of each output, by its path below the outermost."""
+    """Return the state of each output by its path relative to the outermost output."""
     root = folder.uri()
     return {os.path.relpath(verdict.path, root): verdict.state for verdict in verify(folder)}
 
 
-# --- what is sound ---
+# --- undamaged outputs ---
 
 
 @every_kind
-def test_a_finished_output(folder, kind):
-    verdict = only(verify(made(folder, kind)))
+def test_finished_output_is_reported_with_file_count(folder, kind):
+    verdict = single(verify(make_finished_output(folder, kind)))
     assert (verdict.kind, verdict.state, verdict.problems) == (kind, "finished", ())
-    assert verdict.files == len(paths(folder)) - 2  # without manifest and inventory
+    assert verdict.files == len(output_paths(folder)) - 2  # without manifest and inventory
 
 
 @every_kind
-def test_an_unfinished_output_says_how_far_it_is(folder, kind):
-    verdict = only(verify(begin(folder, kind)))
+def test_unfinished_output_is_reported_with_progress(folder, kind):
+    verdict = single(verify(make_unfinished_output(folder, kind)))
     assert (verdict.kind, verdict.state, verdict.problems) == (kind, "unfinished", ())
-    done = {"bundle": "6 files", "store": "2 of 2 chunks", "index": "1 shards",
+    progress = {"bundle": "6 files", "store": "2 of 2 chunks", "index": "1 shards",
             "matches": "2 parts", "predictions": "1 parts", "comparison": "1 networks"}  # fmt: skip
-    assert verdict.done == done[kind]
+    assert verdict.progress == progress[kind]
 
 
-def test_a_store_whose_listing_is_not_finished_or_has_a_chunk_left(folder):
+def test_progress_of_store_without_listing_or_with_missing_chunk(folder):
     transaction.claim_output(folder, "store", {})
-    assert only(verify(folder)).done == "listing not finished"
-    begin(folder, "store")
+    assert single(verify(folder)).progress == "listing not finished"
+    make_unfinished_output(folder, "store")
     folder.delete("segments/00000/parts/00000001.parquet")
     folder.put("segments/00000/parts/.tmp-elsewhere-1-1-0", b"half")
-    verdict = only(verify(folder))
-    assert (verdict.state, verdict.done) == ("unfinished", "1 of 2 chunks")
+    verdict = single(verify(folder))
+    assert (verdict.state, verdict.progress) == ("unfinished", "1 of 2 chunks")
 
 
-def test_a_claimed_and_an_empty_folder_are_unfinished(folder):
+def test_empty_and_claimed_folders_are_unfinished(folder):
     os.mkdir(folder.uri())
-    assert only(verify(folder)).state == "unfinished"
+    assert single(verify(folder)).state == "unfinished"
     folder.put("run.json", b"{}")
     folder.put(".tmp-elsewhere-1-1-0", b"half")
-    assert only(verify(folder)).state == "unfinished"
+    assert single(verify(folder)).state == "unfinished"
     transaction.claim_output(folder, "store", {})
-    assert only(verify(folder)).state == "unfinished"
+    assert single(verify(folder)).state == "unfinished"
 
 
-def test_every_output_inside_is_judged_outermost_first(folder):
-    verdicts = verify(job(folder))
+def test_nested_outputs_are_reported_outermost_first(folder):
+    verdicts = verify(make_run_output(folder))
     assert [os.path.relpath(verdict.path, folder.uri()) for verdict in verdicts] == [
         ".",
         "gallery",
@@ -92,93 +101,95 @@ def test_every_output_inside_is_judged_outermost_first(folder):
 
 
 @every_kind
-def test_an_output_in_a_bucket_is_judged_alike(kind):
+def test_remote_outputs_are_verified(kind):
     folder = open_folder(f"memory://verify/{kind}")
     try:
-        assert only(verify(made(folder, kind))).state == "finished"
+        assert single(verify(make_finished_output(folder, kind))).state == "finished"
         folder.delete("manifest.json")
-        assert only(verify(folder)).state == "unfinished"
+        assert single(verify(folder)).state == "unfinished"
         folder.put("job.json", b"{}")
-        assert only(verify(folder)).state == "damaged"
+        assert single(verify(folder)).state == "damaged"
     finally:
         fsspec.filesystem("memory").rm("/verify", recursive=True)
 
 
-@pytest.mark.parametrize("place", ["nothing", "file", "memory://verify/nothing"])
-def test_what_is_no_folder_is_a_missing_input(tmp_path, monkeypatch, place):
+@pytest.mark.parametrize("path", ["missing", "file", "memory://verify/missing"])
+def test_missing_folder_or_file_raises_input_error(tmp_path, monkeypatch, path):
     (tmp_path / "file").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=place):
-        verify(open_folder(place))
+    with pytest.raises(InputError, match=path):
+        verify(open_folder(path))
 
 
-# --- what is missing or extra ---
-
-
-@every_kind
-def test_without_its_manifest_an_output_is_unfinished(folder, kind):
-    made(folder, kind).delete("manifest.json")
-    assert only(verify(folder)).state == "unfinished"
+# --- missing and extra files ---
 
 
 @every_kind
-def test_each_missing_file_is_named(folder, kind):
-    made(folder, kind)
-    for path in paths(folder):
+def test_output_without_manifest_is_unfinished(folder, kind):
+    make_finished_output(folder, kind).delete("manifest.json")
+    assert single(verify(folder)).state == "unfinished"
+
+
+@every_kind
+def test_each_missing_file_is_reported(folder, kind):
+    make_finished_output(folder, kind)
+    for path in output_paths(folder):
         if path != "manifest.json":
-            with instead(folder, path, os.unlink):
-                verdict = only(verify(folder))
+            with temporarily_changed(folder, path, os.unlink):
+                verdict = single(verify(folder))
                 assert verdict.state == "damaged"
                 assert any(folder.uri(path) in problem for problem in verdict.problems)
-    assert only(verify(folder)).state == "finished"
+    assert single(verify(folder)).state == "finished"
 
 
 @every_kind
-def test_without_job_json_an_output_is_damaged_finished_or_not(folder, kind):
-    begin(folder, kind).delete("job.json")
-    assert only(verify(folder)).problems == (f"{folder.uri('job.json')} is missing",)
+def test_output_without_job_json_is_damaged(folder, kind):
+    make_unfinished_output(folder, kind).delete("job.json")
+    assert single(verify(folder)).problems == (f"{folder.uri('job.json')} is missing",)
     shutil.rmtree(folder.uri())
-    made(folder, kind).delete("job.json")
-    assert only(verify(folder)).problems == (f"{folder.uri('job.json')} is missing",)
+    make_finished_output(folder, kind).delete("job.json")
+    assert single(verify(folder)).problems == (f"{folder.uri('job.json')} is missing",)
 
 
-@pytest.mark.parametrize("left", ["manifest.json", "files.parquet", "model/weights.safetensors"])
-def test_a_single_file_that_is_left_is_damage(folder, left):
-    made(folder, "bundle")
-    for path in paths(folder):
-        if path != left:
+@pytest.mark.parametrize(
+    "remaining", ["manifest.json", "files.parquet", "model/weights.safetensors"]
+)
+def test_single_remaining_file_is_damage(folder, remaining):
+    make_finished_output(folder, "bundle")
+    for path in output_paths(folder):
+        if path != remaining:
             folder.delete(path)
-    assert only(verify(folder)).problems == (f"{folder.uri('job.json')} is missing",)
+    assert single(verify(folder)).problems == (f"{folder.uri('job.json')} is missing",)
 
 
 @pytest.mark.parametrize("extra", ["notes.txt", "a/photo.jpg", "matches/part-7.parquet"])
-@pytest.mark.parametrize("make", [begin, made])
-def test_what_does_not_belong_there_is_named(folder, make, extra):
+@pytest.mark.parametrize("make", [make_unfinished_output, make_finished_output])
+def test_extra_file_is_reported(folder, make, extra):
     make(folder, "matches").put(extra, b"")
-    verdict = only(verify(folder))
+    verdict = single(verify(folder))
     assert verdict.state == "damaged"
     assert any(f"{folder.uri(extra)} does not belong" in problem for problem in verdict.problems)
 
 
-@pytest.mark.parametrize(("kind", "path"), VOUCHED)
-def test_what_differs_from_its_checksum_in_another_file_is_named(folder, kind, path):
-    begin(folder, kind)
-    folder.put(path, rows_of(FILES))  # sealed, but not what was there
-    assert only(verify(folder)).problems == (f"{folder.uri(path)} was altered",)
+@pytest.mark.parametrize(("kind", "path"), CHECKSUMMED_FILES)
+def test_file_that_differs_from_recorded_checksum_is_reported(folder, kind, path):
+    make_unfinished_output(folder, kind)
+    folder.put(path, table_bytes(FILES))  # a valid checksummed file, but another one
+    assert single(verify(folder)).problems == (f"{folder.uri(path)} was altered",)
 
 
-def test_all_problems_are_named_not_only_the_first(folder):
-    made(folder, "matches")
-    named = [f"matches/part-{number:05d}.parquet" for number in range(2)]
-    for path in named:
+def test_all_problems_are_reported(folder):
+    make_finished_output(folder, "matches")
+    altered = [f"matches/part-{number:05d}.parquet" for number in range(2)]
+    for path in altered:
         data = folder.read(path)
         folder.put(path, data[:-1] + b"\0")
-    problems = only(verify(folder)).problems
-    assert [path for path in named for problem in problems if path in problem] == named
+    problems = single(verify(folder)).problems
+    assert [path for path in altered for problem in problems if path in problem] == altered
 
 
-def test_damage_inside_is_the_inner_outputs_alone(folder):
-    job(folder)
+def test_damage_of_nested_output_does_not_affect_outer_output(folder):
+    make_run_output(folder)
     part = "gallery/segments/00000/parts/00000000.parquet"
     folder.put(part, folder.read(part)[:-1] + b"\0")
     assert states(folder) == {
@@ -190,19 +201,19 @@ def test_damage_inside_is_the_inner_outputs_alone(folder):
     }
 
 
-def test_an_output_that_was_made_again_does_not_belong_to_the_job_around_it(folder):
-    job(folder)
+def test_replaced_nested_output_damages_outer_output(folder):
+    make_run_output(folder)
     shutil.rmtree(folder.uri("gallery"))
-    made(folder.child("gallery"), "store", other="settings")
-    found = states(folder)
-    assert (found["."], found["gallery"]) == ("damaged", "finished")
+    make_finished_output(folder.child("gallery"), "store", other="settings")
+    actual = states(folder)
+    assert (actual["."], actual["gallery"]) == ("damaged", "finished")
 
 
-# --- whatever the damage resembles ---
+# --- files replaced by other contents ---
 
 
-def odd(path, other):
-    """Bytes that may stand where a file was: rubbish, cut off, of another file, sealed nonsense."""
+def replacement_contents(path, other):
+    """Yield replacements of a file: garbage, truncated, `other`, bad JSON with valid checksum."""
     yield from (b"", b"\0" * 64, b"{", b"null", b"[]", b"{}", b"PAR1", b"\xff\xfe", b"[" * 9999)
     yield other
     yield from (other[:-1], other[1:], other[: len(other) // 2])
@@ -220,80 +231,85 @@ def odd(path, other):
     yield checksummed_parquet(FILES.schema.empty_table())
 
 
-def laid(data):
-    return lambda at: Path(at).write_bytes(data)
+def overwrite_with(data):
+    return lambda disk_path: Path(disk_path).write_bytes(data)
 
 
-def a_folder(at):
-    os.unlink(at)
-    os.mkdir(at)
+def replace_by_empty_folder(disk_path):
+    os.unlink(disk_path)
+    os.mkdir(disk_path)
 
 
-def a_full_folder(at):
-    a_folder(at)
-    Path(at, "x").write_bytes(b"x")
+def replace_by_nonempty_folder(disk_path):
+    replace_by_empty_folder(disk_path)
+    Path(disk_path, "x").write_bytes(b"x")
 
 
-def a_link_to_nothing(at):
-    os.unlink(at)
-    os.symlink("nowhere", at)
+def replace_by_dangling_link(disk_path):
+    os.unlink(disk_path)
+    os.symlink("nowhere", disk_path)
 
 
-def a_link_to_itself(at):
-    os.unlink(at)
-    os.symlink(os.path.basename(at), at)
+def replace_by_link_to_itself(disk_path):
+    os.unlink(disk_path)
+    os.symlink(os.path.basename(disk_path), disk_path)
 
 
-NO_FILES = [a_folder, a_full_folder, a_link_to_nothing, a_link_to_itself]
+REPLACEMENTS = [
+    replace_by_empty_folder,
+    replace_by_nonempty_folder,
+    replace_by_dangling_link,
+    replace_by_link_to_itself,
+]
 
 
 @every_kind
-def test_a_finished_output_is_damaged_whatever_a_file_is_replaced_by(folder, tmp_path, kind):
-    made(folder, kind)
-    other = made(LocalFolder(str(tmp_path / "other")), kind, other="settings")
+def test_replaced_file_contents_in_finished_output_are_damage(folder, tmp_path, kind):
+    make_finished_output(folder, kind)
+    other = make_finished_output(LocalFolder(str(tmp_path / "other")), kind, other="settings")
     other.put("files.parquet", folder.read("files.parquet"))
-    for path in paths(folder):
-        kept = folder.read(path)
-        for data in odd(path, other.read(path)):
+    for path in output_paths(folder):
+        original = folder.read(path)
+        for data in replacement_contents(path, other.read(path)):
             Path(folder.uri(path)).write_bytes(data)
-            verdict = only(verify(folder))
-            assert data == kept or verdict.state == "damaged", (path, data)
-            assert data == kept or all(folder.uri() in problem for problem in verdict.problems)
-        folder.put(path, kept)
-    assert only(verify(folder)).state == "finished"
+            verdict = single(verify(folder))
+            assert data == original or verdict.state == "damaged", (path, data)
+            assert data == original or all(folder.uri() in problem for problem in verdict.problems)
+        folder.put(path, original)
+    assert single(verify(folder)).state == "finished"
 
 
 @every_kind
-def test_an_unfinished_output_is_judged_whatever_a_file_is_replaced_by(folder, kind):
-    """Another sealed file in its place cannot be known as such yet; but nothing may go wrong."""
-    begin(folder, kind)
-    for path in paths(folder):
-        kept = folder.read(path)
-        for data in odd(path, kept):
+def test_replaced_file_contents_in_unfinished_output_never_look_finished(folder, kind):
+    """Without a manifest another valid file cannot be detected, but `verify` must not fail."""
+    make_unfinished_output(folder, kind)
+    for path in output_paths(folder):
+        original = folder.read(path)
+        for data in replacement_contents(path, original):
             Path(folder.uri(path)).write_bytes(data)
-            verdict = only(verify(folder))
+            verdict = single(verify(folder))
             assert verdict.state != "finished"
             assert all(folder.uri() in problem for problem in verdict.problems), verdict
-        folder.put(path, kept)
-    assert only(verify(folder)).state == "unfinished"
+        folder.put(path, original)
+    assert single(verify(folder)).state == "unfinished"
 
 
 @every_kind
-@pytest.mark.parametrize("make", [begin, made])
-@pytest.mark.parametrize("change", NO_FILES)
-def test_folders_and_links_where_files_were_are_judged(folder, kind, make, change):
+@pytest.mark.parametrize("make", [make_unfinished_output, make_finished_output])
+@pytest.mark.parametrize("change", REPLACEMENTS)
+def test_files_replaced_by_folders_or_links_are_damage(folder, kind, make, change):
     make(folder, kind)
-    for path in paths(folder):
-        with instead(folder, path, change):
+    for path in output_paths(folder):
+        with temporarily_changed(folder, path, change):
             verdict = verify(folder)[0]
-            if make is made and path != "manifest.json":
+            if make is make_finished_output and path != "manifest.json":
                 assert verdict.state == "damaged", path
-            assert make is made or verdict.state != "finished"
+            assert make is make_finished_output or verdict.state != "finished"
 
 
-def test_a_manifest_that_fits_an_empty_inventory_only(folder):
-    """Both sealed, each naming the other: but there are files nobody names."""
-    made(folder, "matches")
+def test_valid_manifest_with_empty_inventory_is_damaged(folder):
+    """The checksums of manifest and inventory are valid, but the files are in no inventory."""
+    make_finished_output(folder, "matches")
     manifest = finished_output.read_manifest(folder)
     inventory = checksummed_parquet(FILES.schema.empty_table())
     folder.put("files.parquet", inventory)
@@ -302,6 +318,6 @@ def test_a_manifest_that_fits_an_empty_inventory_only(folder):
 
     values["files_sha256"] = sha256(inventory).hexdigest()
     folder.put("manifest.json", checksummed_json(values))
-    verdict = only(verify(folder))
+    verdict = single(verify(folder))
     assert verdict.state == "damaged"
     assert "does not belong there" in verdict.problems[0]

@@ -1,4 +1,4 @@
-"""Which photos are trained on, what is said of them before, and what is refused."""
+"""Tests of the selection of training images, its notes, and its errors."""
 
 import pytest
 
@@ -11,38 +11,44 @@ def item(image_id: str, label: str | None) -> Item:
     return Item(image_id, f"/{image_id}", 1, 1, label)
 
 
-FOUR = [item("b/2", "b"), item("a/1", "a"), item("b/1", "b"), item("a/2", "a")]
+ITEMS = [item("b/2", "b"), item("a/1", "a"), item("b/1", "b"), item("a/2", "a")]
 
 
-def test_items_are_sorted_and_those_left_out_are_gone():
-    more = [*FOUR, item("c/1", "c"), item("c/2", "c"), item("at the root", None)]
-    found = select_training_images(more, None, ["c"])
-    assert [i.image_id for i in found.items] == ["a/1", "a/2", "b/1", "b/2"]
-    assert found.notes == ("4 of 7 images have one of the 2 classes to be trained",)
+def test_items_are_sorted_and_excluded_classes_removed():
+    items = [*ITEMS, item("c/1", "c"), item("c/2", "c"), item("unlabelled", None)]
+    dataset = select_training_images(items, None, ["c"])
+    assert [i.image_id for i in dataset.items] == ["a/1", "a/2", "b/1", "b/2"]
+    assert dataset.notes == ("4 of 7 images have one of the 2 classes to be trained",)
 
 
-def test_labels_stand_instead_of_folders():
-    labels = {"a/1": "x", "b/1": "x", "b/2": "y", "a/2": "y", "not there": "z"}
-    found = select_training_images([*FOUR, item("c/1", "c")], labels, ())
-    assert {i.image_id: i.label for i in found.items} == {k: labels[k] for k in labels if "/" in k}
+def test_labels_replace_folder_names():
+    labels = {"a/1": "x", "b/1": "x", "b/2": "y", "a/2": "y", "missing": "z"}
+    dataset = select_training_images([*ITEMS, item("c/1", "c")], labels, ())
+    assert {i.image_id: i.label for i in dataset.items} == {
+        k: labels[k] for k in labels if "/" in k
+    }
 
 
-@pytest.mark.parametrize("nothing", ["", "distractor", None])
-def test_what_is_no_class_is_not_trained(nothing):
-    more = [*FOUR, item("x/1", nothing), item("x/2", nothing)]
-    assert len(select_training_images(more, None, ()).items) == 4
+@pytest.mark.parametrize("label", ["", "distractor", None])
+def test_unlabelled_images_and_distractors_are_excluded(label):
+    items = [*ITEMS, item("x/1", label), item("x/2", label)]
+    assert len(select_training_images(items, None, ()).items) == 4
 
 
-def test_classes_of_one_image_are_left_out_and_said():
-    lone = [item(f"lone{n}/1", f"lone{n}") for n in range(5)]
-    found = select_training_images([*FOUR, *lone], None, ())
-    assert len(found.items) == 4
-    assert "5 classes of a single image are left out: lone0, lone1, lone2 and 2 more" in found.notes
+def test_classes_of_single_image_are_excluded_with_note():
+    single = [item(f"lone{n}/1", f"lone{n}") for n in range(5)]
+    dataset = select_training_images([*ITEMS, *single], None, ())
+    assert len(dataset.items) == 4
+    assert (
+        "5 classes of a single image are left out: lone0, lone1, lone2 and 2 more" in dataset.notes
+    )
 
 
-def test_labels_that_differ_hardly_are_said():
-    twins = [item(f"{name}/{n}", name) for name in ("Cat", "cat", "c_at", "dog") for n in "12"]
-    notes = select_training_images(twins, None, ()).notes
+def test_similar_class_names_are_noted():
+    similar_items = [
+        item(f"{name}/{n}", name) for name in ("Cat", "cat", "c_at", "dog") for n in "12"
+    ]
+    notes = select_training_images(similar_items, None, ()).notes
     assert "the labels 'Cat' and 'c_at' and 'cat' are 3 classes and hardly differ" in notes
     assert similar_names(["café", "cafe\u0301", "Big Dog", "big-dog", "x"]) == [
         ["Big Dog", "big-dog"], ["cafe\u0301", "café"],
@@ -50,38 +56,36 @@ def test_labels_that_differ_hardly_are_said():
 
 
 @pytest.mark.parametrize(
-    ("items", "labels", "exclude_classes", "error", "names"),
+    ("items", "labels", "exclude_classes", "error", "message"),
     [
         ([], None, (), InputError, "none of the 0 images"),
-        ([item("a", None)], None, (), InputError, "a folder a class"),
-        (FOUR, {}, (), InputError, "--labels"),
-        (FOUR, {"a/1": None}, (), InputError, "--labels"),
-        (FOUR[:1] * 2, None, (), InputError, "leaves 1"),
-        (FOUR, None, ("a",), InputError, "leaves 1"),
-        (FOUR, None, ("a", "b"), InputError, "leaves 0"),
-        (FOUR[:3], None, (), InputError, "leaves 1"),
-        (FOUR, None, ("c",), UsageError, "--exclude-classes c is not a class"),
-        ([*FOUR, item("owl/1", "owl")], None, ("owls",), UsageError, "did you mean owl?"),
+        ([item("a", None)], None, (), InputError, "into its own folder"),
+        (ITEMS, {}, (), InputError, "--labels"),
+        (ITEMS, {"a/1": None}, (), InputError, "--labels"),
+        (ITEMS[:1] * 2, None, (), InputError, "leaves 1"),
+        (ITEMS, None, ("a",), InputError, "leaves 1"),
+        (ITEMS, None, ("a", "b"), InputError, "leaves 0"),
+        (ITEMS[:3], None, (), InputError, "leaves 1"),
+        (ITEMS, None, ("c",), UsageError, "--exclude-classes c is not a class"),
+        ([*ITEMS, item("owl/1", "owl")], None, ("owls",), UsageError, "did you mean owl?"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused_in_one_sentence(
-    items, labels, exclude_classes, error, names
-):
-    with pytest.raises(error) as refused:
+def test_invalid_selection_raises_single_line_error(items, labels, exclude_classes, error, message):
+    with pytest.raises(error) as raised:
         select_training_images(items, labels, exclude_classes)
-    assert names in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_the_digest_tells_any_change_of_a_listing():
+def test_digest_changes_with_listing_but_not_with_paths():
     changed = [
-        FOUR[1:],
-        [item("b/3", "b"), *FOUR[1:]],
-        [item("b/2", "a"), *FOUR[1:]],
-        [Item("b/2", "/b/2", 2, 1, "b"), *FOUR[1:]],
-        [Item("b/2", "/b/2", 1, None, "b"), *FOUR[1:]],
+        ITEMS[1:],
+        [item("b/3", "b"), *ITEMS[1:]],
+        [item("b/2", "a"), *ITEMS[1:]],
+        [Item("b/2", "/b/2", 2, 1, "b"), *ITEMS[1:]],
+        [Item("b/2", "/b/2", 1, None, "b"), *ITEMS[1:]],
     ]
-    digests = {dataset_digest(items) for items in (FOUR, *changed)}
+    digests = {dataset_digest(items) for items in (ITEMS, *changed)}
     assert len(digests) == 1 + len(changed)
-    elsewhere = [Item(i.image_id, "/elsewhere", i.size, i.mtime_ns, i.label) for i in FOUR]
-    assert dataset_digest(elsewhere) == dataset_digest(FOUR)
+    moved = [Item(i.image_id, "/moved", i.size, i.mtime_ns, i.label) for i in ITEMS]
+    assert dataset_digest(moved) == dataset_digest(ITEMS)

@@ -1,4 +1,4 @@
-"""The loop: it learns, keeps the best epoch, goes on to the same bytes, and stops when it must."""
+"""Tests of the training loop: convergence, best epoch, resuming, early stopping and errors."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,122 +21,129 @@ from retrieval.training.network import build_trainable_backbone
 from retrieval.training.objectives import OBJECTIVES, make_objective
 from retrieval.training.schedule import count_plateaus, learning_rate_factor, should_stop_early
 from retrieval.training.validation import evaluate_retrieval
-from tests.retrieval.training.shapes import TRANSFORM, photos_of, stripes
+from tests.retrieval.training.sample_photos import TRANSFORM, draw_stripes, make_photo_split
 
-PHOTOS, SMALL = photos_of(16, 8), photos_of(2, 2)
+PHOTOS, FEW_PHOTOS = make_photo_split(16, 8), make_photo_split(2, 2)
 RECIPE = TrainingRecipe(
     epochs=2, batch=16, learning_rate=1e-3, backbone_lr_scale=0.1, schedule="cosine", patience=None,
-    unfreeze="all", varied=VARIATIONS, seed=0,
+    unfreeze="all", augmentations=VARIATIONS, seed=0,
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Let threads not wait for one another, which costs these small networks most of the time."""
-    before = torch.get_num_threads()
+    """Limit PyTorch to one thread: synchronization dominates the time of such small networks."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
 def train(
-    photos=PHOTOS, *, objective="cross-entropy", pretrained=False, before=None, device="cpu",
-    **given,
+    photos=PHOTOS, *, objective="cross-entropy", pretrained=False, resume_from=None, device="cpu",
+    **changes,
 ):  # fmt: skip
-    recipe = replace(RECIPE, **given)
+    """Train on synthetic photos; `train.epochs` holds the progress after each epoch."""
+    recipe = replace(RECIPE, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         state = dict(registry.build_network("scratch").state_dict())
     source = registry.WeightSource(state, TRANSFORM)
-    body = build_trainable_backbone("scratch", source, "avg", pretrained=pretrained, device=device)
-    asked = make_objective(objective, 192, 3, recipe.seed)
-    said: list[TrainingProgress] = []
-    found = loop.train(body, asked, photos, recipe, before=before, on_epoch=said.append)
-    assert not said or found is said[-1]
-    train.said = said
-    return found
+    backbone = build_trainable_backbone(
+        "scratch", source, "avg", pretrained=pretrained, device=device
+    )
+    objective_module = make_objective(objective, 192, 3, recipe.seed)
+    epochs: list[TrainingProgress] = []
+    final = loop.train(
+        backbone, objective_module, photos, recipe, resume_from=resume_from, on_epoch=epochs.append
+    )
+    assert not epochs or final is epochs[-1]
+    train.epochs = epochs
+    return final
 
 
 @pytest.fixture(scope="module")
-def learnt() -> TrainingProgress:
+def trained() -> TrainingProgress:
     return train(epochs=10, learning_rate=2e-3)
 
 
-def test_it_learns(learnt):
-    assert [epoch.epoch for epoch in learnt.history] == list(range(1, 11))
-    assert learnt.history[-1].loss < 0.8 * learnt.history[0].loss
-    assert learnt.best_epoch.top1 > 0.8  # a third by chance
-    assert learnt.best_epoch.map > 0.7
-    assert learnt.best_epoch.accuracy > 0.8
+def test_training_converges(trained):
+    assert [epoch.epoch for epoch in trained.history] == list(range(1, 11))
+    assert trained.history[-1].loss < 0.8 * trained.history[0].loss
+    assert trained.best_epoch.top1 > 0.8  # 1/3 at random
+    assert trained.best_epoch.map > 0.7
+    assert trained.best_epoch.accuracy > 0.8
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_gpu_learns_and_hands_out_what_a_cpu_goes_on_from(name):
-    found = train(objective=name, pretrained=True, device="cuda", learning_rate=2e-3)
-    assert all(not value.is_cuda for value in [*found.state.values(), *found.best.values()])
-    further = train(objective=name, pretrained=True, before=found, epochs=6, learning_rate=2e-3)
-    assert further.best_epoch.map > 0.65
+def test_training_on_gpu_is_resumed_on_cpu(name):
+    on_gpu = train(objective=name, pretrained=True, device="cuda", learning_rate=2e-3)
+    assert all(not value.is_cuda for value in [*on_gpu.state.values(), *on_gpu.best.values()])
+    resumed = train(
+        objective=name, pretrained=True, resume_from=on_gpu, epochs=6, learning_rate=2e-3
+    )
+    assert resumed.best_epoch.map > 0.65
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "cross-entropy"])
-def test_every_objective_learns(name):
+def test_every_objective_converges(name):
     pytest.importorskip("pytorch_metric_learning", reason="lookalike[metric] is not installed")
-    found = train(objective=name, epochs=6, learning_rate=2e-3)
-    assert found.best_epoch.map > 0.65  # 0.35 by chance
-    assert found.history[0].accuracy is None
+    progress = train(objective=name, epochs=6, learning_rate=2e-3)
+    assert progress.best_epoch.map > 0.65  # 0.35 at random
+    assert progress.history[0].accuracy is None
 
 
-def test_a_bundle_of_it_embeds_as_was_measured(learnt):
-    bundle = make_bundle("scratch", registry.WeightSource(learnt.best, TRANSFORM), "avg", True)
-    part = PHOTOS.validation
-    plan = EnginePlan("torch", "fp32", "cpu", len(part))
-    vectors = Embedder(bundle, plan).embed(list(part.take(torch.arange(len(part)))))
+def test_bundle_of_best_epoch_reproduces_validation_measures(trained):
+    bundle = make_bundle("scratch", registry.WeightSource(trained.best, TRANSFORM), "avg", True)
+    subset = PHOTOS.validation
+    plan = EnginePlan("torch", "fp32", "cpu", len(subset))
+    vectors = Embedder(bundle, plan).embed(list(subset.take(torch.arange(len(subset)))))
     assert vectors.shape == (24, 192)
-    found = evaluate_retrieval(torch.from_numpy(vectors), part.classes, seed=0)
-    assert found == pytest.approx((learnt.best_epoch.top1, learnt.best_epoch.map), abs=1e-6)
+    measures = evaluate_retrieval(torch.from_numpy(vectors), subset.classes, seed=0)
+    assert measures == pytest.approx((trained.best_epoch.top1, trained.best_epoch.map), abs=1e-6)
 
 
-def test_the_kept_parameters_are_those_of_the_best_epoch_by_map(monkeypatch):
-    qualities = iter([(0.9, 0.2), (0.1, 0.9), (0.5, 0.9), (0.4, 0.5)])
-    monkeypatch.setattr(loop, "evaluate_retrieval", lambda *_, **__: next(qualities))
-    found = train(epochs=4)
-    assert found.best_epoch.epoch == 3  # of equal mAP the one of more top-1
+def test_best_parameters_are_those_of_epoch_with_highest_map(monkeypatch):
+    measures = iter([(0.9, 0.2), (0.1, 0.9), (0.5, 0.9), (0.4, 0.5)])
+    monkeypatch.setattr(loop, "evaluate_retrieval", lambda *_, **__: next(measures))
+    progress = train(epochs=4)
+    assert progress.best_epoch.epoch == 3  # equal mAP, higher top-1
     states = [
-        {k.removeprefix("body.body."): v for k, v in one.state.items() if k.startswith("body.")}
-        for one in train.said
+        {k.removeprefix("body.body."): v for k, v in epoch.state.items() if k.startswith("body.")}
+        for epoch in train.epochs
     ]
     key = "features.0.0.weight"
-    assert torch.equal(found.best[key], states[2][key])
-    assert not torch.equal(found.best[key], states[3][key])
+    assert torch.equal(progress.best[key], states[2][key])
+    assert not torch.equal(progress.best[key], states[3][key])
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_one_others():
-    first, again, other = train(), train(), train(seed=1)
-    assert serialize_state(first.best) == serialize_state(again.best)
-    assert first.history == again.history
+def test_seed_determines_trained_bytes():
+    first, second, other = train(), train(), train(seed=1)
+    assert serialize_state(first.best) == serialize_state(second.best)
+    assert first.history == second.history
     assert serialize_state(first.best) != serialize_state(other.best)
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
 @pytest.mark.parametrize("schedule", ["cosine", "plateau"])
-def test_a_run_that_goes_on_ends_with_the_same_bytes(pretrained, schedule):
-    asked = {"epochs": 4, "pretrained": pretrained, "schedule": schedule}
-    whole = train(**asked)
-    halfway = train.said[1]
-    rest = train(before=halfway, **asked)
-    assert len(train.said) == 2
-    assert rest.history == whole.history
-    assert serialize_state(rest.best) == serialize_state(whole.best)
-    assert serialize_state(rest.state) == serialize_state(whole.state)
+def test_resumed_training_gives_same_bytes(pretrained, schedule):
+    options = {"epochs": 4, "pretrained": pretrained, "schedule": schedule}
+    uninterrupted = train(**options)
+    halfway = train.epochs[1]
+    resumed = train(resume_from=halfway, **options)
+    assert len(train.epochs) == 2
+    assert resumed.history == uninterrupted.history
+    assert serialize_state(resumed.best) == serialize_state(uninterrupted.best)
+    assert serialize_state(resumed.state) == serialize_state(uninterrupted.state)
 
 
-def test_a_finished_run_that_goes_on_does_nothing():
-    whole = train()
-    assert train(before=whole) is whole
+def test_resuming_finished_training_returns_it():
+    finished = train()
+    assert train(resume_from=finished) is finished
 
 
-def test_what_the_caller_draws_stays_as_it_was():
+def test_training_keeps_global_random_state():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -144,75 +151,77 @@ def test_what_the_caller_draws_stays_as_it_was():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_frozen_body_stays_and_its_head_learns_first():
-    found = train(pretrained=True, unfreeze="none", epochs=1)
+def test_frozen_backbone_is_unchanged_and_head_is_trained():
+    progress = train(pretrained=True, unfreeze="none", epochs=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         before = registry.build_network("scratch").state_dict()
-    assert all(torch.equal(value, before[key]) for key, value in found.best.items())
-    assert found.history[0].accuracy > 0.5  # of random features a head tells some
+    assert all(torch.equal(value, before[key]) for key, value in progress.best.items())
+    assert progress.history[0].accuracy > 0.5  # a linear head on random features
 
 
-def test_patience_ends_it(monkeypatch):
-    qualities = iter([(0, 0.2), (0, 0.5), (0, 0.4), (0, 0.5), (0, 0.3), (0, 0.9)])
-    monkeypatch.setattr(loop, "evaluate_retrieval", lambda *_, **__: next(qualities))
+def test_patience_stops_training_early(monkeypatch):
+    measures = iter([(0, 0.2), (0, 0.5), (0, 0.4), (0, 0.5), (0, 0.3), (0, 0.9)])
+    monkeypatch.setattr(loop, "evaluate_retrieval", lambda *_, **__: next(measures))
     assert len(train(epochs=6, patience=3).history) == 5
 
 
-@pytest.mark.parametrize("photos", [PHOTOS, SMALL], ids=["while learning", "after the last step"])
-def test_a_loss_that_is_no_number_stops_it_and_names_the_learning_rate(photos):
+@pytest.mark.parametrize(
+    "photos", [PHOTOS, FEW_PHOTOS], ids=["during an epoch", "after the last step"]
+)
+def test_nan_loss_raises_and_names_learning_rate(photos):
     with pytest.raises(LookalikeError, match=r"in epoch 1, .* --learning-rate 1e\+30 "):
         train(photos, learning_rate=1e30)
 
 
-def test_held_out_classes_are_judged_by_retrieval_alone():
-    photos = replace(PHOTOS, validation=stripes(8, 32, 1, names=("x", "y", "z")))
-    found = train(photos, epochs=1)
-    assert found.history[0].accuracy is None
-    assert found.history[0].map > 0
+def test_held_out_classes_are_measured_by_retrieval_only():
+    photos = replace(PHOTOS, validation=draw_stripes(8, 32, 1, names=("x", "y", "z")))
+    progress = train(photos, epochs=1)
+    assert progress.history[0].accuracy is None
+    assert progress.history[0].map > 0
 
 
-# --- batches ------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 16, 17, 33, 100])
-def test_plain_batches_hold_every_photo_once_and_none_is_a_single_one(count):
-    found = draw_batches(
+def test_unbalanced_batches_cover_each_photo_once_in_batches_of_two_or_more(count):
+    batches = draw_batches(
         torch.zeros(count, dtype=torch.int64), 16, torch.Generator(), balanced=False
     )
-    assert sorted(torch.cat(found).tolist()) == list(range(count))
-    assert all(2 <= len(one) <= 16 for one in found)
+    assert sorted(torch.cat(batches).tolist()) == list(range(count))
+    assert all(2 <= len(batch) <= 16 for batch in batches)
 
 
-def test_balanced_batches_give_each_photo_company():
+def test_balanced_batches_hold_several_photos_per_class():
     classes = torch.tensor([n for n in range(12) for _ in range(2 + n)])
-    found = draw_batches(classes, 16, torch.Generator().manual_seed(0), balanced=True)
-    assert sorted(torch.cat(found).tolist()) == list(range(len(classes)))
-    for one in found:
-        counts = np.bincount(classes[one].numpy())
+    batches = draw_batches(classes, 16, torch.Generator().manual_seed(0), balanced=True)
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(classes)))
+    for batch in batches:
+        counts = np.bincount(classes[batch].numpy())
         assert len(counts[counts > 0]) >= 2, "several classes"
-    alone = sum((np.bincount(classes[one].numpy()) == 1).sum() for one in found)
-    assert alone <= len(found)
-    assert max(map(len, found)) <= 16 + 2 * PER_CLASS
+    single_photos = sum((np.bincount(classes[batch].numpy()) == 1).sum() for batch in batches)
+    assert single_photos <= len(batches)
+    assert max(map(len, batches)) <= 16 + 2 * PER_CLASS
 
 
-# --- schedule -----------------------------------------------------------------------------------
+# --- schedule -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 100])
-def test_the_cosine_rises_and_falls_to_nothing(steps):
+def test_cosine_schedule_warms_up_and_decays_to_zero(steps):
     rates = [learning_rate_factor("cosine", step, steps, ()) for step in range(steps)]
-    top = rates.index(max(rates))
-    assert rates[top] == 1
-    assert top <= max(0, steps // 10)
-    assert rates[: top + 1] == sorted(rates[: top + 1])
-    assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert all(0 <= share <= 1 for share in rates)
+    peak = rates.index(max(rates))
+    assert rates[peak] == 1
+    assert peak <= max(0, steps // 10)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert all(0 <= rate <= 1 for rate in rates)
     assert steps == 1 or rates[-1] == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
-    ("qualities", "decays"),
+    ("measures", "plateaus"),
     [
         ([], 0),
         ([0.1, 0.2, 0.3], 0),
@@ -222,36 +231,36 @@ def test_the_cosine_rises_and_falls_to_nothing(steps):
         ([0.3, 0.2, 0.1, 0.5, 0.4, 0.4], 2),
     ],
 )
-def test_a_plateau_multiplies_the_rate_once(qualities, decays):
-    assert count_plateaus(qualities) == decays
-    assert learning_rate_factor("plateau", 50, 100, qualities) == pytest.approx(0.85**decays)
+def test_each_plateau_decays_learning_rate_once(measures, plateaus):
+    assert count_plateaus(measures) == plateaus
+    assert learning_rate_factor("plateau", 50, 100, measures) == pytest.approx(0.85**plateaus)
 
 
-def test_patience_counts_from_the_first_of_the_best():
+def test_patience_counts_from_first_best_epoch():
     assert not should_stop_early([0.5, 0.4], None)
     assert not should_stop_early([0.5, 0.4], 2)
     assert should_stop_early([0.5, 0.5, 0.4], 2)
     assert not should_stop_early([], 1)
 
 
-# --- judged -------------------------------------------------------------------------------------
+# --- validation -----------------------------------------------------------------------------------
 
 
-def test_retrieval_by_hand():
+def test_retrieval_measures_equal_hand_computed_values():
     angles = torch.tensor([0.0, 0.1, 0.25, 3.0])  # nearest: 1, 0, 1, 2
     embeddings = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0], [9], [2], [5]])
     top1, precision = evaluate_retrieval(embeddings, torch.tensor([0, 0, 1, 1]), seed=0)
     assert top1 == (1 + 1 + 0 + 1) / 4
-    # the one right image of each is at rank 1, 1, 3 and 1
+    # the only relevant image of each query is at rank 1, 1, 3 and 1
     assert precision == pytest.approx((1 + 1 + 1 / 3 + 1) / 4)
 
 
-def test_an_equal_photo_is_another_photo():
+def test_duplicate_embeddings_count_as_matches():
     embeddings = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1], [0, 1]])
     assert evaluate_retrieval(embeddings, torch.tensor([0, 0, 1, 1, 1]), seed=0) == (1, 1)
 
 
-def test_one_of_its_kind_does_not_look():
+def test_images_without_relevant_image_are_no_queries():
     embeddings = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
     assert evaluate_retrieval(embeddings, torch.tensor([0, 0, 1]), seed=0) == (1, 1)
     assert evaluate_retrieval(embeddings, torch.tensor([0, 1, 2]), seed=0) == (0, 0)

@@ -1,4 +1,4 @@
-"""Tests of int8 products: exact sums, measured rounding losses, fallback to finer products."""
+"""Tests of int8 products: exact sums, rounding losses, and the choice of more precise products."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from retrieval.vectors.matmul import FLOAT32_PRODUCT
 from retrieval.vectors.scoring import block
 from tests.retrieval.sample_vectors import METRICS, cases, metrics, quick, seeds
 
-needed = pytest.mark.skipif(not has_exact_int8(), reason="no such product is there")
+needs_int8 = pytest.mark.skipif(
+    not has_exact_int8(), reason="no exact int8 product on this machine"
+)
 
 
-@needed
+@needs_int8
 @quick
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 600), seeds)
-def test_sums_are_exact_whatever_the_shape(count, others, dimension, seed):
+def test_sums_are_exact_for_any_shape(query_count, row_count, dimension, seed):
     generator = np.random.default_rng(seed)
     vectors = [
-        generator.choice([-1.0, 1.0, 0.5], (n, dimension)).astype(np.float32)
-        for n in (count, others)
+        generator.choice([-1.0, 1.0, 0.5], (rows, dimension)).astype(np.float32)
+        for rows in (query_count, row_count)
     ]
     product = Int8Product()
-    queries, rows = (product.prepare(block(one, "ip")) for one in vectors)
+    queries, rows = (product.prepare(block(values, "ip")) for values in vectors)
     sums = product.keys(queries, rows).sums
     np.testing.assert_array_equal(
         sums, queries.matrix.astype(np.int64) @ rows.matrix.T.astype(np.int64)
@@ -44,38 +46,37 @@ def test_sums_are_exact_whatever_the_shape(count, others, dimension, seed):
 @given(cases(), metrics)
 def test_rounding_loss_is_an_upper_bound(case, metric):
     vectors = block(case.rows, metric)
-    ready = Int8Product().prepare(vectors)
+    prepared = Int8Product().prepare(vectors)
     exact = case.rows.astype(np.float64)
     if metric == "cosine":
         exact /= np.where(vectors.norms > 0, vectors.norms, 1)[:, None]
-    stands = ready.matrix[:, : exact.shape[1]] * ready.scales.astype(np.float64)[:, None]
-    assert (np.linalg.norm(exact - stands, axis=1) <= ready.rounding_loss).all()
+    dequantized = prepared.matrix[:, : exact.shape[1]] * prepared.scales.astype(np.float64)[:, None]
+    assert (np.linalg.norm(exact - dequantized, axis=1) <= prepared.rounding_loss).all()
 
 
-@needed
+@needs_int8
 @pytest.mark.parametrize("metric", METRICS)
-def test_vectors_with_few_large_numbers_use_a_finer_product(metric):
-    numbers = np.random.default_rng(0).normal(size=(50, 512)).astype(np.float32)
-    even, uneven = block(numbers, metric), block(numbers**3, metric)
+def test_vectors_with_few_large_values_use_a_more_precise_product(metric):
+    values = np.random.default_rng(0).normal(size=(50, 512)).astype(np.float32)
+    even, uneven = block(values, metric), block(values**3, metric)
     product = Int8Product()
     assert suitable_product(product, product.prepare(even)) is product
     assert suitable_product(product, product.prepare(uneven)).name in ("bf16", "fp32")
     assert suitable_product(FLOAT32_PRODUCT, FLOAT32_PRODUCT.prepare(uneven)) is FLOAT32_PRODUCT
 
 
-def test_whole_numbers_are_for_rows_that_many_queries_meet(monkeypatch):
+def test_int8_is_chosen_for_much_work_on_long_lists(monkeypatch):
     monkeypatch.setattr(int8_matmul, "has_exact_int8", lambda: True)
     monkeypatch.setattr(matmul, "has_bf16", lambda: False)
     assert choose_search_product("cpu", 600, 1_000_000, 512, 1000).name == "int8"
-    assert (
-        choose_search_product("cpu", 10, 10**8, 512, 1000) is FLOAT32_PRODUCT
-    )  # rounding rows takes longer
-    assert (
-        choose_search_product("cpu", 600, 1_000_000, 512, 10**6) is FLOAT32_PRODUCT
-    )  # short lists
-    assert choose_search_product("cpu", 600, 10_000, 16, 10) is FLOAT32_PRODUCT  # little work
+    # few queries per row: rounding the rows takes longer
+    assert choose_search_product("cpu", 10, 10**8, 512, 1000) is FLOAT32_PRODUCT
+    # short lists
+    assert choose_search_product("cpu", 600, 1_000_000, 512, 10**6) is FLOAT32_PRODUCT
+    # little work
+    assert choose_search_product("cpu", 600, 10_000, 16, 10) is FLOAT32_PRODUCT
     assert choose_search_product("cpu", 600, 10_000, 512, 10).name == "int8"
-    monkeypatch.delitem(sys.modules, "torch")  # so its import would count
+    monkeypatch.delitem(sys.modules, "torch")  # so that its import counts
     assert choose_search_product("cpu", 600, 10_000, 512, 10) is FLOAT32_PRODUCT
     monkeypatch.setattr(int8_matmul, "has_exact_int8", lambda: False)
     assert choose_search_product("cpu", 600, 1_000_000, 512, 1000) is FLOAT32_PRODUCT

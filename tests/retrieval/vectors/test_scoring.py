@@ -1,4 +1,4 @@
-"""Tests that top-k equals brute force in float64 for any product, block size and order."""
+"""Tests that scores and top-k equal brute force in float64 for any block size and order."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ from tests.retrieval.sample_vectors import (
 )
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
-brief = settings(quick, max_examples=60)
+short = settings(quick, max_examples=60)
 
 
 def float32(rows: object) -> NDArray[np.float32]:
     return np.array(rows, np.float32)
 
 
-def assert_same(best: TopK, keys: NDArray[np.float64], places: NDArray[np.int64]) -> None:
-    np.testing.assert_array_equal(best.positions, places)
-    np.testing.assert_array_equal(best.keys, keys)  # to the last bit
+def assert_same(result: TopK, keys: NDArray[np.float64], positions: NDArray[np.int64]) -> None:
+    np.testing.assert_array_equal(result.positions, positions)
+    np.testing.assert_array_equal(result.keys, keys)  # to the last bit
 
 
-# --- top-k is brute force -----------------------------------------------------------------------
+# --- top-k ----------------------------------------------------------------------------------------
 
 
-def top_k_is_brute_force(case: Case, metric: Metric, k: int, seed: int, product: int) -> None:
-    """All rows at once, ties by a shuffled number."""
+def assert_top_k_equals_brute_force(
+    case: Case, metric: Metric, k: int, seed: int, product: int
+) -> None:
+    """Assert that top_k equals brute force, with ties ordered by random numbers."""
     ties = np.random.default_rng(seed).permutation(len(case.rows))
     expected = brute_force(exact_keys(case.queries, case.rows, metric), ties, k)
     with mock.patch.object(topk, "_PRODUCT_ELEMENTS", product):
@@ -54,24 +56,29 @@ def top_k_is_brute_force(case: Case, metric: Metric, k: int, seed: int, product:
     assert_same(best, *expected)
 
 
-pairs_at_once = st.sampled_from([1, 30, 1 << 23])
+product_elements = st.sampled_from([1, 30, 1 << 23])
 
 
 @quick
-@given(cases(), metrics, st.integers(1, 45), seeds, pairs_at_once)
-def test_top_k_is_brute_force(case, metric, k, seed, product):
-    top_k_is_brute_force(case, metric, k, seed, product)
+@given(cases(), metrics, st.integers(1, 45), seeds, product_elements)
+def test_top_k_equals_brute_force(case, metric, k, seed, product):
+    assert_top_k_equals_brute_force(case, metric, k, seed, product)
 
 
 @pytest.mark.nightly
 @nightly
-@given(cases(), metrics, st.integers(1, 45), seeds, pairs_at_once)
-def test_top_k_is_brute_force_many_times(case, metric, k, seed, product):
-    top_k_is_brute_force(case, metric, k, seed, product)
+@given(cases(), metrics, st.integers(1, 45), seeds, product_elements)
+def test_top_k_equals_brute_force_many_times(case, metric, k, seed, product):
+    assert_top_k_equals_brute_force(case, metric, k, seed, product)
 
 
-def pushes_do_not_matter(case: Case, metric: Metric, k: int, seed: int, cuts: int) -> None:
-    """Rows come in shuffled blocks of any size, each to some of the queries."""
+def assert_pushes_equal_brute_force(
+    case: Case, metric: Metric, k: int, seed: int, cuts: int
+) -> None:
+    """Assert that pushing blocks of rows equals brute force.
+
+    The blocks are shuffled, and each is pushed to a subset of the queries.
+    """
     generator = np.random.default_rng(seed)
     count = len(case.rows)
     ties, positions = generator.permutation(count), generator.permutation(1000)[:count]
@@ -79,13 +86,13 @@ def pushes_do_not_matter(case: Case, metric: Metric, k: int, seed: int, cuts: in
     keys = exact_keys(case.queries, case.rows, metric)
     best = TopK(queries, k)
     for part in np.array_split(generator.permutation(count), cuts):
-        asked = np.flatnonzero(generator.random(len(queries)) < 0.7)
-        which = None if len(asked) == len(queries) else generator.permutation(asked)
-        best.push(rows.take(part), ties[part], positions[part], which)
-        unasked = np.setdiff1d(np.arange(len(queries)), asked)
-        keys[np.ix_(unasked, part)] = -np.inf
-    expected_keys, places = brute_force(keys, ties, k)
-    expected = np.where(places < 0, -1, positions[places])
+        selected = np.flatnonzero(generator.random(len(queries)) < 0.7)
+        query_positions = None if len(selected) == len(queries) else generator.permutation(selected)
+        best.push(rows.take(part), ties[part], positions[part], query_positions)
+        others = np.setdiff1d(np.arange(len(queries)), selected)
+        keys[np.ix_(others, part)] = -np.inf
+    expected_keys, best_positions = brute_force(keys, ties, k)
+    expected = np.where(best_positions < 0, -1, positions[best_positions])
     assert_same(best, expected_keys, expected)
 
 
@@ -94,21 +101,21 @@ cuts = st.integers(1, 12)
 
 @quick
 @given(cases(), metrics, st.integers(1, 12), seeds, cuts)
-def test_blocks_and_query_subsets_do_not_matter(case, metric, k, seed, cuts):
-    pushes_do_not_matter(case, metric, k, seed, cuts)
+def test_top_k_does_not_depend_on_blocks_or_query_subsets(case, metric, k, seed, cuts):
+    assert_pushes_equal_brute_force(case, metric, k, seed, cuts)
 
 
 @pytest.mark.nightly
 @nightly
 @given(cases(), metrics, st.integers(1, 12), seeds, cuts)
-def test_blocks_and_query_subsets_do_not_matter_many_times(case, metric, k, seed, cuts):
-    pushes_do_not_matter(case, metric, k, seed, cuts)
+def test_top_k_does_not_depend_on_blocks_or_query_subsets_many_times(case, metric, k, seed, cuts):
+    assert_pushes_equal_brute_force(case, metric, k, seed, cuts)
 
 
 @every_metric
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_rows_that_tie_at_the_kth_place_are_kept_by_their_tie_alone(metric, dtype):
-    """Every row is the same, so that ties decide everything."""
+def test_equal_rows_are_selected_by_their_tie_breaker(metric, dtype):
+    """All rows are equal, so that ties decide the order."""
     rows = np.full((50, 33), 0.3, dtype)
     ties = np.random.default_rng(0).permutation(50)
     best = top_k(block(rows[:2], metric), block(rows, metric), 7, ties)
@@ -117,41 +124,47 @@ def test_rows_that_tie_at_the_kth_place_are_kept_by_their_tie_alone(metric, dtyp
 
 @every_metric
 @pytest.mark.parametrize("step", [300, 40, 7, 1])
-def test_near_ties_that_float32_cannot_tell_apart_are_ordered_in_float64(metric, step):
+def test_near_ties_are_ordered_in_float64(metric, step):
     generator = np.random.default_rng(5)
     centre = generator.normal(size=(1, 257))
     values = (centre * (1 + 1e-7 * generator.normal(size=(300, 257)))).astype(np.float32)
     queries, rows = block(centre.astype(np.float32), metric), block(values, metric)
     keys = exact_keys(queries.values, values, metric)
-    cheap = FLOAT32_PRODUCT.keys(FLOAT32_PRODUCT.prepare(queries), FLOAT32_PRODUCT.prepare(rows))
-    assert not np.array_equal(np.argsort(-cheap[0]), np.argsort(-keys[0]))  # the case is hard
-    best, places = TopK(queries, 10), np.arange(300)
+    float32_keys = FLOAT32_PRODUCT.keys(
+        FLOAT32_PRODUCT.prepare(queries), FLOAT32_PRODUCT.prepare(rows)
+    )
+    # float32 orders the rows differently
+    assert not np.array_equal(np.argsort(-float32_keys[0]), np.argsort(-keys[0]))
+    best, positions = TopK(queries, 10), np.arange(300)
     for part in scoring.split_range(300, step):
-        best.push(rows.take(part), places[part], places[part])
-    assert_same(best, *brute_force(keys, places, 10))
+        best.push(rows.take(part), positions[part], positions[part])
+    assert_same(best, *brute_force(keys, positions, 10))
 
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])
-def test_pairs_whose_float32_product_overflows_are_decided_in_float64(metric):
+def test_pairs_with_float32_overflow_are_decided_in_float64(metric):
     generator = np.random.default_rng(1)
     values = (generator.normal(size=(60, 40)) * 1e19).astype(np.float32)
     values[::7] *= np.float32(1e18)  # up to 1e37: their products reach 1e74
     values[::5] *= np.float32(1e-18)
     queries, rows = block(values[:4], metric), block(values, metric)
-    cheap = FLOAT32_PRODUCT.keys(FLOAT32_PRODUCT.prepare(queries), FLOAT32_PRODUCT.prepare(rows))
-    assert 0 < np.isfinite(cheap).sum() < cheap.size  # the case has both
+    float32_keys = FLOAT32_PRODUCT.keys(
+        FLOAT32_PRODUCT.prepare(queries), FLOAT32_PRODUCT.prepare(rows)
+    )
+    # some products overflow, some do not
+    assert 0 < np.isfinite(float32_keys).sum() < float32_keys.size
     expected = brute_force(exact_keys(values[:4], values, metric), np.arange(60), 9)
     assert_same(top_k(queries, rows, 9), *expected)
 
 
-def test_a_best_row_whose_product_overflows_is_found_beside_k_that_do_not():
+def test_best_row_with_float32_overflow_is_found():
     rows = float32([[1, 0]] * 20 + [[1e30, 0], [-1e30, 0]])
     best = top_k(block(float32([[1e10, 0]]), "ip"), block(rows, "ip"), 3)
     assert best.positions.tolist() == [[20, 0, 1]]
 
 
 @every_metric
-def test_rows_of_the_size_of_subnormal_numbers_are_told_apart(metric):
+def test_subnormal_rows_are_ordered_exactly(metric):
     tiny = np.arange(1, 9, dtype=np.float32)[:, None] * np.float32(1e-45)
     rows = np.concatenate([tiny, -tiny, tiny * np.float32(1e30), np.zeros((2, 1), np.float32)])
     queries = float32([[3e-45], [1e38], [-2e-16]])
@@ -160,7 +173,7 @@ def test_rows_of_the_size_of_subnormal_numbers_are_told_apart(metric):
 
 
 @every_metric
-def test_galleries_longer_than_one_slice_are_searched_whole(metric):
+def test_gallery_larger_than_one_slice_is_searched_completely(metric):
     generator = np.random.default_rng(2)
     rows = generator.integers(-9, 10, ((1 << 16) + 4000, 2)).astype(np.float32)
     rows[-1] = (0, 1e-3)
@@ -168,24 +181,24 @@ def test_galleries_longer_than_one_slice_are_searched_whole(metric):
     keys = exact_keys(queries, rows, metric)
     best = top_k(block(queries, metric), block(rows, metric), 5)
     for query in range(3):
-        places = np.lexsort((np.arange(len(rows)), -keys[query]))[:5]
-        np.testing.assert_array_equal(best.positions[query], places)
+        expected = np.lexsort((np.arange(len(rows)), -keys[query]))[:5]
+        np.testing.assert_array_equal(best.positions[query], expected)
 
 
 @every_metric
-def test_the_number_of_queries_asked_at_once_does_not_matter(metric):
+def test_top_k_of_a_query_does_not_depend_on_other_queries(metric):
     generator = np.random.default_rng(3)
     queries = block(generator.normal(size=(30, 20)).astype(np.float32), metric)
     rows = block(generator.normal(size=(200, 20)).astype(np.float32), metric)
-    together = top_k(queries, rows, 8)
-    for place in range(len(queries)):
-        alone = top_k(queries.take(np.array([place])), rows, 8)
-        np.testing.assert_array_equal(alone.positions[0], together.positions[place])
-        np.testing.assert_array_equal(alone.keys[0], together.keys[place])
+    expected = top_k(queries, rows, 8)
+    for position in range(len(queries)):
+        result = top_k(queries.take(np.array([position])), rows, 8)
+        np.testing.assert_array_equal(result.positions[0], expected.positions[position])
+        np.testing.assert_array_equal(result.keys[0], expected.keys[position])
 
 
 @every_metric
-def test_where_there_are_fewer_rows_than_k_the_rest_has_no_position(metric):
+def test_fewer_rows_than_k_leave_positions_empty(metric):
     best = top_k(block(float32([[1, 2]]), metric), block(float32([[1, 2], [0, 1]]), metric), 4)
     assert best.positions.tolist() == [[0, 1, -1, -1]]
     worst = np.inf if metric == "l2" else -np.inf
@@ -193,19 +206,19 @@ def test_where_there_are_fewer_rows_than_k_the_rest_has_no_position(metric):
 
 
 @every_metric
-def test_empty_push_changes_nothing(metric):
+def test_empty_push_has_no_effect(metric):
     queries, rows = block(float32([[1, 2]]), metric), block(float32([[1, 2]]), metric)
-    one = np.array([0])
+    zero = np.array([0])
     best = TopK(queries, 2)
-    best.push(rows.take(slice(0, 0)), one[:0], one[:0])
-    best.push(rows, one, one, query_positions=one[:0])
+    best.push(rows.take(slice(0, 0)), zero[:0], zero[:0])
+    best.push(rows, zero, zero, query_positions=zero[:0])
     assert best.positions.tolist() == [[-1, -1]]
 
 
-# --- scores -------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
-def test_scores_are_what_their_metric_says():
+def test_scores_equal_hand_computed_values():
     queries, rows = float32([[3, 4]]), float32([[4, 3], [0, 0], [-6, -8]])
     pairs = np.zeros(3, np.int64), np.arange(3)
     scores = {m: score_pairs(block(queries, m), block(rows, m), *pairs).tolist() for m in METRICS}
@@ -216,7 +229,7 @@ def test_scores_are_what_their_metric_says():
     }
 
 
-def test_scores_of_l2_are_distances_and_not_keys():
+def test_l2_scores_are_squared_distances():
     best = top_k(block(float32([[1, 0]]), "l2"), block(float32([[1, 3], [1, 0]]), "l2"), 2)
     assert best.scores().tolist() == [[0, 9]]
     assert best.keys.tolist() == [[0, -9]]
@@ -224,39 +237,39 @@ def test_scores_of_l2_are_distances_and_not_keys():
 
 @quick
 @given(cases(), metrics, st.sampled_from([1, 2, 3, 7, 64]))
-def test_a_score_has_the_same_bits_however_pairs_are_cut(case, metric, pairs):
+def test_scores_do_not_depend_on_how_pairs_are_batched(case, metric, pairs):
     queries, rows = block(case.queries, metric), block(case.rows, metric)
     q, x = (part.ravel() for part in np.indices((len(queries), len(rows))))
-    whole = score_pairs(queries, rows, q, x)
-    with mock.patch.object(scoring, "_PAIRS", pairs):
-        assert score_pairs(queries, rows, q, x).tobytes() == whole.tobytes()
+    expected = score_pairs(queries, rows, q, x)
+    with mock.patch.object(scoring, "_SCORED_PAIRS", pairs):
+        assert score_pairs(queries, rows, q, x).tobytes() == expected.tobytes()
         assert compute_squared_norms(case.rows).tobytes() == rows.squared_norms.tobytes()
-    alone = [score_pairs(queries, rows, q[[i]], x[[i]])[0] for i in range(0, len(q), 7)]
-    assert np.array(alone).tobytes() == whole[::7].tobytes()
+    single_pairs = [score_pairs(queries, rows, q[[i]], x[[i]])[0] for i in range(0, len(q), 7)]
+    assert np.array(single_pairs).tobytes() == expected[::7].tobytes()
 
 
 @quick
 @given(cases(dims=st.integers(1, 12)), metrics)
-def test_scores_are_right_to_float64(case, metric):
-    """Against rational numbers, so that the definition itself is not its own oracle."""
-    scores = score_pairs(*ready(case, metric), *first_pair())
+def test_scores_are_accurate_to_float64(case, metric):
+    """The reference is computed with rational numbers, independently of the code under test."""
+    scores = score_pairs(*make_blocks(case, metric), *first_pair())
     q = [Fraction(float(value)) for value in case.queries[0]]
     x = [Fraction(float(value)) for value in case.rows[0]]
-    size = sum(a * a for a in q) * sum(b * b for b in x)
+    squared_lengths = sum(a * a for a in q) * sum(b * b for b in x)
     if metric == "l2":
         exact = sum((a - b) ** 2 for a, b in zip(q, x, strict=True))
-        allowed = exact * Fraction(20, 2**52)
+        tolerance = exact * Fraction(20, 2**52)
     else:
         exact = sum(a * b for a, b in zip(q, x, strict=True))
-        allowed = sum(abs(a * b) for a, b in zip(q, x, strict=True)) * Fraction(20, 2**52)
-    if metric == "cosine" and size:  # compare squares: roots are not rational
+        tolerance = sum(abs(a * b) for a, b in zip(q, x, strict=True)) * Fraction(20, 2**52)
+    if metric == "cosine" and squared_lengths:  # compare squares: roots are not rational
         score = Fraction(float(scores[0]))
-        assert abs(score * abs(score) - exact * abs(exact) / size) <= Fraction(60, 2**52)
+        assert abs(score * abs(score) - exact * abs(exact) / squared_lengths) <= Fraction(60, 2**52)
     else:
-        assert abs(Fraction(float(scores[0])) - exact) <= allowed
+        assert abs(Fraction(float(scores[0])) - exact) <= tolerance
 
 
-def ready(case: Case, metric: Metric) -> tuple[VectorBlock, VectorBlock]:
+def make_blocks(case: Case, metric: Metric) -> tuple[VectorBlock, VectorBlock]:
     return block(case.queries, metric), block(case.rows, metric)
 
 
@@ -264,47 +277,49 @@ def first_pair() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.zeros(1, np.int64), np.zeros(1, np.int64)
 
 
-# --- the bound ----------------------------------------------------------------------------------
+# --- error bound ----------------------------------------------------------------------------------
 
 
-def worst_of_bound(case: Case, metric: Metric, keys: NDArray[np.float64] | None = None) -> float:
-    """Give the largest share of the bound that an error takes up; more than 1 would break it."""
-    queries, rows = ready(case, metric)
+def worst_relative_error(
+    case: Case, metric: Metric, keys: NDArray[np.float64] | None = None
+) -> float:
+    """Return the largest error of a float32 key relative to its bound; at most 1 is expected."""
+    queries, rows = make_blocks(case, metric)
     left, right = FLOAT32_PRODUCT.prepare(queries), FLOAT32_PRODUCT.prepare(rows)
-    cheap, slack = FLOAT32_PRODUCT.keys(left, right), FLOAT32_PRODUCT.key_error(left, right)
+    float32_keys, bound = FLOAT32_PRODUCT.keys(left, right), FLOAT32_PRODUCT.key_error(left, right)
     keys = exact_keys(case.queries, case.rows, metric) if keys is None else keys
     if metric == "l2":
-        keys = keys + (queries.norms**2)[:, None]  # the cheap key lacks it
+        keys = keys + (queries.norms**2)[:, None]  # the float32 key omits it
     with np.errstate(invalid="ignore"):
-        error = np.abs(cheap.astype(np.float64) - keys)
-    decided = np.isfinite(cheap)
-    return float((error / slack[:, None])[decided].max(initial=0.0))
+        error = np.abs(float32_keys.astype(np.float64) - keys)
+    decided = np.isfinite(float32_keys)
+    return float((error / bound[:, None])[decided].max(initial=0.0))
 
 
 @quick
 @given(cases(), metrics)
-def test_the_cheap_key_is_within_its_bound(case, metric):
-    worst = worst_of_bound(case, metric)
-    target(worst)
-    assert worst <= 1
+def test_float32_key_is_within_its_bound(case, metric):
+    error = worst_relative_error(case, metric)
+    target(error)
+    assert error <= 1
 
 
 @pytest.mark.nightly
 @nightly
 @given(cases(), metrics)
-def test_the_cheap_key_is_within_its_bound_many_times(case, metric):
-    test_the_cheap_key_is_within_its_bound.hypothesis.inner_test(case, metric)
+def test_float32_key_is_within_its_bound_many_times(case, metric):
+    test_float32_key_is_within_its_bound.hypothesis.inner_test(case, metric)
 
 
-def rounding_up(d: int) -> Vectors:
-    """Numbers whose every partial sum rounds the same way, which is what the bound allows for."""
+def same_direction_rounding(d: int) -> Vectors:
+    """Return a vector whose partial sums are all rounded in the same direction, shape (1, d)."""
     values = np.full(d, 1 + 2.0**-12, np.float32)
     values[0] = 2**11
     return values[None]
 
 
-def cancelling(d: int) -> Vectors:
-    """Terms of alternating sign whose sum is far smaller than any of them."""
+def cancelling_terms(d: int) -> Vectors:
+    """Return a vector of alternating signs whose sum is far below its values, shape (1, d)."""
     signs = np.where(np.arange(d) % 2, -1, 1)
     values = signs * (1 + np.random.default_rng(d).random(d) * 1e-3)
     return values.astype(np.float32)[None]
@@ -313,88 +328,90 @@ def cancelling(d: int) -> Vectors:
 @every_metric
 @pytest.mark.parametrize("d", [1, 2, 31, 513, 4096])
 @pytest.mark.parametrize("scale", [1e-30, 1e-22, 1, 1e15, 3e18])
-def test_the_bound_holds_where_rounding_adds_up(metric, d, scale):
-    straight, crossed = rounding_up(d), cancelling(d)
-    rows = np.concatenate([straight, crossed, np.abs(crossed), -straight, straight * 0])
+def test_bound_holds_where_rounding_errors_add_up(metric, d, scale):
+    same_direction, cancelling = same_direction_rounding(d), cancelling_terms(d)
+    rows = np.concatenate(
+        [same_direction, cancelling, np.abs(cancelling), -same_direction, same_direction * 0]
+    )
     rows = (rows * np.float32(scale)).astype(np.float32)
-    queries = np.concatenate([straight, np.abs(crossed), crossed])
-    assert worst_of_bound(Case(queries, rows), metric) <= 1
-    assert worst_of_bound(Case(rows, rows), metric) <= 1
+    queries = np.concatenate([same_direction, np.abs(cancelling), cancelling])
+    assert worst_relative_error(Case(queries, rows), metric) <= 1
+    assert worst_relative_error(Case(rows, rows), metric) <= 1
 
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])
-def test_the_bound_holds_for_numbers_whose_rounding_is_worst(metric):
-    """One dimension, mantissas just above 1: a rounding may then take all that the bound has."""
+def test_bound_is_nearly_reached_by_the_worst_case(metric):
+    """In one dimension, with mantissas just above 1, a rounding error nearly reaches the bound."""
     generator = np.random.default_rng(0)
     mantissas = (1 + generator.random((2, 1000)) * 1e-3).astype(np.float32)
     small = mantissas[1] * np.float32(2**-23)  # its square is half of the last bit of 2 q x
     case = Case(mantissas[0][:, None], small[:, None])
-    assert 0.9 < worst_of_bound(case, metric) <= 1
+    assert 0.9 < worst_relative_error(case, metric) <= 1
 
 
 @every_metric
-def test_the_bound_is_narrow_enough_to_spare_nearly_all_pairs(metric):
+def test_bound_excludes_nearly_all_other_pairs(metric):
     generator = np.random.default_rng(0)
     rows = block(generator.normal(size=(5000, 128)).astype(np.float32), metric)
     queries = rows.take(slice(0, 20))
-    near = topk._PreparedRows(rows)
-    fresh, _ = topk._survivors(queries, near, np.full(20, -np.inf), 10)
+    prepared = topk._PreparedRows(rows)
+    without_threshold, _ = topk._survivors(queries, prepared, np.full(20, -np.inf), 10)
     kth = top_k(queries, rows, 10).keys[:, -1]
-    later, _ = topk._survivors(queries, near, kth, 10)
-    for survivors in (fresh, later):  # the 10 that are asked for, and hardly more
+    with_threshold, _ = topk._survivors(queries, prepared, kth, 10)
+    for survivors in (without_threshold, with_threshold):  # the requested 10, and few more
         assert 20 * 10 <= len(survivors) <= 20 * 12
 
 
-# --- nearest, refusals --------------------------------------------------------------------------
+# --- nearest centroids, invalid vectors -----------------------------------------------------------
 
 
 @every_metric
-def test_nearest_gives_ties_to_the_smaller_number(metric):
+def test_nearest_centroid_of_ties_is_the_smaller_number(metric):
     centroids = float32([[0, 1], [1, 0], [1, 0], [0, 1]])
     queries = float32([[1, 0], [0, 1], [1, 1], [0, 0]])
-    found = nearest_centroids(block(queries, metric), block(centroids, metric))
-    assert found.tolist() == [1, 0, 0, 0]
+    result = nearest_centroids(block(queries, metric), block(centroids, metric))
+    assert result.tolist() == [1, 0, 0, 0]
 
 
 @every_metric
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_row_that_is_not_finite_is_refused_by_number(metric, dtype, bad):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_non_finite_row_is_refused_by_row_number(metric, dtype, value):
     values = np.ones((1500, 3), dtype)
-    values[1300, 1] = bad
+    values[1300, 1] = value
     with pytest.raises(ValueError, match="row 1300 holds NaN or infinity"):
         block(values, metric)
 
 
 @pytest.mark.parametrize("values", [np.ones((2, 2)), np.ones(2, np.float32), np.ones((2, 2), int)])
-def test_only_matrices_of_float16_or_float32_are_vectors(values):
+def test_other_dtypes_and_shapes_are_refused(values):
     with pytest.raises(ValueError, match="float16 or float32"):
         block(values, "ip")
 
 
 @every_metric
-def test_the_layout_in_memory_does_not_matter(metric):
+def test_top_k_does_not_depend_on_memory_layout(metric):
     values = np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)
-    plain = top_k(block(values[:5], metric), block(values, metric), 6)
-    wide = np.repeat(values, 2, axis=1)[:, ::2]
-    odd = top_k(block(np.asfortranarray(values[:5]), metric), block(wide, metric), 6)
-    assert_same(odd, plain.keys, plain.positions)
+    expected = top_k(block(values[:5], metric), block(values, metric), 6)
+    strided = np.repeat(values, 2, axis=1)[:, ::2]
+    result = top_k(block(np.asfortranarray(values[:5]), metric), block(strided, metric), 6)
+    assert_same(result, expected.keys, expected.positions)
 
 
-# --- equal vectors, rows by themselves, subnormal numbers ---------------------------------------
+# --- equal vectors, independence of other rows, subnormal numbers ---------------------------------
 
 
-@brief
+@short
 @given(cases(), metrics)
-def test_equal_vectors_score_as_equal_and_none_scores_above(case, metric):
-    """cosine: 1, or 0 without length; l2: 0. And a score is that of the swapped pair."""
+def test_equal_vectors_have_the_best_possible_score(case, metric):
+    """A cosine is 1 (0 for zero vectors), a distance 0; scores are symmetric."""
     queries, rows = block(case.queries, metric), block(case.rows, metric)
-    each = np.arange(len(rows))
-    own = score_pairs(rows, block(case.rows.copy(), metric), each, each)
+    positions = np.arange(len(rows))
+    self_scores = score_pairs(rows, block(case.rows.copy(), metric), positions, positions)
     if metric == "cosine":
-        np.testing.assert_array_equal(own, case.rows.astype(bool).any(1).astype(float))
+        np.testing.assert_array_equal(self_scores, case.rows.astype(bool).any(1).astype(float))
     elif metric == "l2":
-        np.testing.assert_array_equal(own, 0)
+        np.testing.assert_array_equal(self_scores, 0)
     q, x = (part.ravel() for part in np.indices((len(queries), len(rows))))
     scores = score_pairs(queries, rows, q, x)
     assert scores.tobytes() == score_pairs(rows, queries, x, q).tobytes()
@@ -404,42 +421,45 @@ def test_equal_vectors_score_as_equal_and_none_scores_above(case, metric):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_the_cosine_of_every_vector_with_itself_is_one(dtype, scale):
+def test_cosine_of_each_vector_with_itself_is_one(dtype, scale):
     rows = block((np.random.default_rng(0).normal(size=(800, 64)) * scale).astype(dtype), "cosine")
-    each = np.arange(800)
-    assert score_pairs(rows, rows, each, each).tolist() == [1.0] * 800
+    positions = np.arange(800)
+    assert score_pairs(rows, rows, positions, positions).tolist() == [1.0] * 800
     best = top_k(rows, rows, 1)
-    assert best.positions[:, 0].tolist() == each.tolist()
+    assert best.positions[:, 0].tolist() == positions.tolist()
     assert best.scores()[:, 0].tolist() == [1.0] * 800
 
 
-@brief
+@short
 @given(cases(), metrics, seeds)
 def test_matmul_input_of_a_row_depends_on_that_row_alone(case, metric, seed):
-    which = np.flatnonzero(np.random.default_rng(seed).random(len(case.rows)) < 0.5)
-    whole = block(case.rows, metric).matmul_input
-    assert block(case.rows[which], metric).matmul_input.tobytes() == whole[which].tobytes()
-    known = compute_squared_norms(case.rows)
-    fresh = VectorBlock(metric, case.rows[which], known[which])  # nothing was computed of it before
-    assert fresh.matmul_input.tobytes() == whole[which].tobytes()
-
-
-def test_one_tiny_vector_changes_nothing_of_its_neighbours():
-    values = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
-    beside = np.concatenate([values, np.full((1, 8), 1e-20, np.float32)])
+    positions = np.flatnonzero(np.random.default_rng(seed).random(len(case.rows)) < 0.5)
+    expected = block(case.rows, metric).matmul_input
     assert (
-        block(beside, "cosine").matmul_input[:100].tobytes()
+        block(case.rows[positions], metric).matmul_input.tobytes() == expected[positions].tobytes()
+    )
+    squared_norms = compute_squared_norms(case.rows)
+    # without cached values
+    subset = VectorBlock(metric, case.rows[positions], squared_norms[positions])
+    assert subset.matmul_input.tobytes() == expected[positions].tobytes()
+
+
+def test_tiny_vector_does_not_change_other_rows():
+    values = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+    with_tiny_row = np.concatenate([values, np.full((1, 8), 1e-20, np.float32)])
+    assert (
+        block(with_tiny_row, "cosine").matmul_input[:100].tobytes()
         == block(values, "cosine").matmul_input.tobytes()
     )
 
 
-def bits_of(case: Case, metric: Metric) -> list[bytes]:
-    """Score all pairs, and the copies that k-means sums."""
+def output_bytes(case: Case, metric: Metric) -> list[bytes]:
+    """Return the bytes of all scores, norms and float32 copies of a case."""
     queries, rows = block(case.queries, metric), block(case.rows, metric)
-    q, x = (part.ravel() for part in np.indices((len(queries), len(rows))))
+    q, x = (output.ravel() for output in np.indices((len(queries), len(rows))))
     scores = score_pairs(queries, rows, q, x)
     best = top_k(queries, rows, 5)
-    parts = (
+    outputs = (
         scores,
         rows.squared_norms,
         rows.matmul_input,
@@ -447,99 +467,99 @@ def bits_of(case: Case, metric: Metric) -> list[bytes]:
         best.keys,
         best.positions,
     )
-    return [part.tobytes() for part in parts]
+    return [output.tobytes() for output in outputs]
 
 
-@brief
+@short
 @given(cases(), metrics)
-def test_subnormal_numbers_count_where_the_processor_takes_them_for_zero(case, metric):
-    assert call_with_flushed_subnormals(lambda: bits_of(case, metric)) == bits_of(case, metric)
+def test_results_do_not_depend_on_flushed_subnormals(case, metric):
+    assert call_with_flushed_subnormals(lambda: output_bytes(case, metric)) == output_bytes(
+        case, metric
+    )
 
 
-def test_float16_of_small_numbers_scores_the_same_where_subnormals_are_zero():
-    """Such a query had another cosine by 1.6e-4."""
+def test_small_float16_scores_do_not_depend_on_flushed_subnormals():
+    """Regression: such cosines differed by 1.6e-4."""
     generator = np.random.default_rng(0)
     values = (generator.normal(size=(60, 32)) * 1e-4).astype(np.float16)
     queries, rows = values[:5], values[5:]
     expected = exact_keys(queries, rows, "cosine")
     q, x = (part.ravel() for part in np.indices(expected.shape))
-    found = call_with_flushed_subnormals(
+    result = call_with_flushed_subnormals(
         lambda: score_pairs(block(queries, "cosine"), block(rows, "cosine"), q, x)
     )
-    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+    np.testing.assert_array_equal(result.reshape(expected.shape), expected)
 
 
-@brief
+@short
 @given(cases(), metrics)
-def test_the_cheap_key_is_within_its_bound_where_subnormals_are_zero(case, metric):
-    keys = exact_keys(case.queries, case.rows, metric)  # numpy's casts would lose subnormals
-    assert call_with_flushed_subnormals(lambda: worst_of_bound(case, metric, keys)) <= 1
+def test_float32_key_is_within_its_bound_with_flushed_subnormals(case, metric):
+    keys = exact_keys(case.queries, case.rows, metric)  # numpy's casts would flush subnormals
+    assert call_with_flushed_subnormals(lambda: worst_relative_error(case, metric, keys)) <= 1
 
 
-# --- what float32 cannot tell goes to a product in float64 --------------------------------------
+# --- undecided pairs are proposed by a float64 product --------------------------------------------
 
 
 @pytest.fixture
 def pairs_scored(monkeypatch):
-    """Count the pairs that are scored one by one."""
+    """Record the number of pairs of each call of score_pairs."""
     counted = []
 
-    def counting(queries, rows, q, x):
+    def count_pairs(queries, rows, q, x):
         counted.append(len(q))
         return score_pairs(queries, rows, q, x)
 
-    monkeypatch.setattr(topk, "score_pairs", counting)
+    monkeypatch.setattr(topk, "score_pairs", count_pairs)
     return counted
 
 
-def spoiled(what: str) -> tuple[Vectors, Vectors]:
-    """Draw 30 queries and 2,000 rows, of which one is odd or which lie far from the origin."""
+def vectors_with_outlier(outlier: str) -> tuple[Vectors, Vectors]:
+    """Draw 30 queries and 2,000 rows; one is an outlier, or all lie far from the origin."""
     generator = np.random.default_rng(0)
     queries, rows = (generator.normal(size=(n, 16)).astype(np.float32) for n in (30, 2000))
-    if what == "a row beyond float32's squares":
+    if outlier == "a row beyond float32's squares":
         rows[77] *= np.float32(1e19)
-    elif what == "a long row":
+    elif outlier == "a long row":
         rows[77] *= np.float32(1e12)
-    elif what == "a query beyond float32's squares":
+    elif outlier == "a query beyond float32's squares":
         queries[7] *= np.float32(1e19)
     else:
         queries, rows = queries + np.float32(300), rows + np.float32(300)
     return queries, rows
 
 
-SPOILED = [
+OUTLIERS = [
     ("ip", "a row beyond float32's squares"),
     ("l2", "a row beyond float32's squares"),
     ("ip", "a long row"),
     ("l2", "a long row"),
-    ("ip", "a query beyond float32's squares"),  # of l2 all its distances are one float64
+    ("ip", "a query beyond float32's squares"),  # not l2: all its distances are equal in float64
     ("l2", "an offset"),
 ]
 
 
-@pytest.mark.parametrize(("metric", "what"), SPOILED)
-def test_one_odd_vector_or_an_offset_leaves_few_pairs_to_score_one_by_one(
-    metric, what, pairs_scored
-):
-    """Of 60,000 pairs; before, all of them were scored so, which takes a hundred times as long."""
-    values, vectors = spoiled(what)
+@pytest.mark.parametrize(("metric", "outlier"), OUTLIERS)
+def test_outlier_or_offset_leaves_few_pairs_to_score(metric, outlier, pairs_scored):
+    """Regression: all 60,000 pairs were scored, which takes a hundred times as long."""
+    values, vectors = vectors_with_outlier(outlier)
     queries, rows = block(values, metric), block(vectors, metric)
     keys = exact_keys(values, vectors, metric)
     best = top_k(queries, rows, 10)
     assert_same(best, *brute_force(keys, np.arange(2000), 10))
     assert nearest_centroids(queries, rows).tolist() == best.positions[:, 0].tolist()
-    found = topk.top_k_positions(queries, rows, 10)
-    np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(best.positions, axis=1))
+    result = topk.top_k_positions(queries, rows, 10)
+    np.testing.assert_array_equal(np.sort(result, axis=1), np.sort(best.positions, axis=1))
     assert sum(pairs_scored) < 3 * 30 * 10 * 4
 
 
-@brief
+@short
 @given(cases(), metrics, st.integers(1, 12), st.booleans())
-def test_a_product_in_float64_proposes_no_worse(case, metric, k, flush):
-    """It is taken here wherever a pair is undecided."""
+def test_float64_proposals_equal_brute_force(case, metric, k, flush):
+    """It is used here wherever a pair is undecided."""
 
-    def found() -> TopK:
-        with mock.patch.multiple(matmul, _FEW_DOUBTFUL=-1, _DOUBTFUL=1 << 40):
+    def search() -> TopK:
+        with mock.patch.multiple(matmul, _MIN_UNDECIDED=-1, _PAIRS_PER_UNDECIDED=1 << 40):
             queries, rows = block(case.queries, metric), block(case.rows, metric)
             best = top_k(queries, rows, k)
             assert (
@@ -548,14 +568,14 @@ def test_a_product_in_float64_proposes_no_worse(case, metric, k, flush):
             )
             return best
 
-    places = np.arange(len(case.rows))
-    expected = brute_force(exact_keys(case.queries, case.rows, metric), places, k)
-    assert_same(call_with_flushed_subnormals(found) if flush else found(), *expected)
+    positions = np.arange(len(case.rows))
+    expected = brute_force(exact_keys(case.queries, case.rows, metric), positions, k)
+    assert_same(call_with_flushed_subnormals(search) if flush else search(), *expected)
 
 
-@brief
+@short
 @given(cases(), metrics, st.booleans())
-def test_keys_in_float64_are_within_their_bound_pair_by_pair(case, metric, centred):
+def test_float64_keys_are_within_their_bound_per_pair(case, metric, centred):
     queries, rows = block(case.queries, metric), block(case.rows, metric)
     centre = rows.float32_values[0] if centred and metric == "l2" else None
     proposed = matmul.propose_in_float64(
@@ -564,32 +584,32 @@ def test_keys_in_float64_are_within_their_bound_pair_by_pair(case, metric, centr
     assert len(proposed.q) == len(queries) * len(rows)
     keys = exact_keys(case.queries, case.rows, metric)
     if metric == "l2":
-        shift = matmul.key_offsets(FLOAT32_PRODUCT.prepare(queries, centre))
-        keys = keys + shift[:, None]
+        offsets = matmul.key_offsets(FLOAT32_PRODUCT.prepare(queries, centre))
+        keys = keys + offsets[:, None]
     error = np.abs(proposed.keys.astype(np.float64) - keys[proposed.q, proposed.x])
     assert (error <= proposed.slack).all()
 
 
-@brief
+@short
 @given(cases())
-def test_the_bound_holds_from_a_centre(case):
-    """Any centre: here a row, which is far from some of the others."""
+def test_bound_holds_with_a_centre(case):
+    """Any centre is allowed; here it is a row, which is far from some of the others."""
     queries, rows = block(case.queries, "l2"), block(case.rows, "l2")
     centre = rows.float32_values[0]
     left, right = FLOAT32_PRODUCT.prepare(queries, centre), FLOAT32_PRODUCT.prepare(rows, centre)
-    safe = matmul.fits_float32(left)[:, None] & matmul.fits_float32(right)
-    keys, slack = FLOAT32_PRODUCT.keys(left, right), FLOAT32_PRODUCT.key_error(left, right)
+    is_bounded = matmul.fits_float32(left)[:, None] & matmul.fits_float32(right)
+    keys, bound = FLOAT32_PRODUCT.keys(left, right), FLOAT32_PRODUCT.key_error(left, right)
     exact = exact_keys(case.queries, case.rows, "l2") + matmul.key_offsets(left)[:, None]
     error = np.abs(keys.astype(np.float64) - exact)
-    assert (error[safe] <= np.broadcast_to(slack[:, None], error.shape)[safe]).all()
+    assert (error[is_bounded] <= np.broadcast_to(bound[:, None], error.shape)[is_bounded]).all()
 
 
-def test_a_centre_is_taken_only_far_from_the_origin_and_no_odd_row_moves_it():
+def test_centre_is_chosen_far_from_the_origin_and_is_robust():
     values = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
-    far = values + np.float32(300)
+    shifted = values + np.float32(300)
     assert matmul.choose_centre(block(values, "l2")) is None
-    assert matmul.choose_centre(block(far, "ip")) is None
-    far[::20] *= np.float32(1e30)
-    centre = matmul.choose_centre(block(far, "l2"))
+    assert matmul.choose_centre(block(shifted, "ip")) is None
+    shifted[::20] *= np.float32(1e30)
+    centre = matmul.choose_centre(block(shifted, "l2"))
     assert centre is not None
     np.testing.assert_allclose(centre, 300, atol=2)

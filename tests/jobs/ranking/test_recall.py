@@ -1,0 +1,174 @@
+"""Test approximate ranking: nprobe from the recall curve, certificate, second pass, exit code 5."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.cluster.resources import Cluster
+from jobs.config.settings import IndexSettings, RankSettings
+from jobs.indexing import index
+from jobs.ranking import rank
+from retrieval.index import plan, recall_interval
+from tests.sample_stores import write_store
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+DIMENSION, ROWS = 16, 3000
+
+
+@pytest.fixture
+def ranking(tmp_path, monkeypatch):
+    """Return a function that ranks random queries against a clustered gallery in 100 lists."""
+    monkeypatch.setattr(plan, "PROBE_ALL_ROWS", 0)
+    monkeypatch.setattr(plan, "LIST_ROWS", 24)
+    monkeypatch.setattr(recall_interval, "LOOK_SIZES", (40, 80, 120))
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(60, DIMENSION))
+    rows = centres[generator.integers(0, 60, ROWS)] + 0.3 * generator.normal(size=(ROWS, DIMENSION))
+    write_store(tmp_path / "gallery", rows.astype(np.float16))
+    write_store(tmp_path / "queries", generator.normal(size=(200, DIMENSION)).astype(np.float16))
+    cluster = Cluster("local", None)
+    index.build_index(
+        IndexSettings(
+            embeddings=str(tmp_path / "gallery"), output=str(tmp_path / "index"),
+            rows_per_shard=1100,
+        ),
+        cluster,
+    )  # fmt: skip
+
+    def run_rank(name, **options):
+        settings = RankSettings(
+            index=str(tmp_path / "index"), queries=str(tmp_path / "queries"),
+            output=str(tmp_path / name), **options,
+        )  # fmt: skip
+        manifest = rank.rank(settings, cluster)
+        matches = pq.read_table(tmp_path / name / "matches/part-00000.parquet")
+        return rank.summary(settings.output, manifest), matches
+
+    return run_rank
+
+
+def matched_images(matches: pa.Table) -> dict[str, set[str]]:
+    """Return the set of matched images of each query."""
+    sets: dict[str, set[str]] = {}
+    pairs = zip(matches["query_id"].to_pylist(), matches["image_id"].to_pylist(), strict=True)
+    for query, image in pairs:
+        sets.setdefault(query, set()).add(image)
+    return sets
+
+
+def measure_recall(matches: pa.Table, exact: pa.Table) -> float:
+    """Return the recall counted on the matches."""
+    matched, expected = matched_images(matches), matched_images(exact)
+    return float(
+        np.mean(
+            [len(matched[query] & expected[query]) / len(expected[query]) for query in expected]
+        )
+    )
+
+
+def test_target_recall_is_reached(ranking):
+    """The interval contains the recall of the matches and is above the target."""
+    _, exact = ranking("exact", recall=1.0)
+    result, matches = ranking("asked", recall=0.9)
+    assert result.exit_code == 0
+    assert result.values["nprobe"] < result.values["nlist"]
+    assert 0.9 <= result.values["recall_low"] <= measure_recall(matches, exact)
+    assert measure_recall(matches, exact) <= result.values["recall_high"]
+    assert result.values["recall_sample"] in (40, 80, 120)
+
+
+def test_undecided_sample_grows_and_gets_exact_matches(ranking, monkeypatch):
+    _, exact = ranking("exact", recall=1.0)
+    monkeypatch.setattr(recall_curve_module(), "choose_nprobe", lambda *_: 6)
+    _, matches_at_nprobe = ranking("hand", nprobe=6)
+    target = measure_recall(matches_at_nprobe, exact)
+    result, matches = ranking("close", recall=target)
+    assert result.values["recall_sample"] > 40
+    expected, actual = matched_images(exact), matched_images(matches)
+    assert (
+        sum(expected[query] == actual[query] for query in expected)
+        >= result.values["recall_sample"]
+    )
+    assert result.values["recall_low"] >= target
+    assert measure_recall(matches, exact) >= target
+
+
+def test_few_queries_search_all_lists(ranking, monkeypatch):
+    monkeypatch.setattr(recall_interval, "LOOK_SIZES", (200, 400, 800))
+    _, exact = ranking("exact", recall=1.0)
+    result, matches = ranking("few", recall=0.9)
+    assert matches == exact
+    assert result.values["nprobe"] == result.values["nlist"]
+    assert "recall 1.000: all" in result.lines[1]
+
+
+def test_second_pass_corrects_a_misleading_curve(ranking, monkeypatch):
+    monkeypatch.setattr(recall_curve_module(), "choose_nprobe", lambda *_: 1)
+    result, _ = ranking("misled", recall=0.9)
+    assert result.values["passes"] == 2
+    assert result.values["recall_low"] >= 0.9
+    assert result.exit_code == 0
+
+
+def test_recall_below_the_target_is_exit_code_5_in_every_run(ranking, monkeypatch):
+    monkeypatch.setattr(recall_curve_module(), "choose_nprobe", lambda *_: 1)
+    monkeypatch.setattr(recall_curve_module(), "smallest_sufficient_nprobe", lambda *_: 2)
+    for _ in range(2):
+        result, matches = ranking("below", recall=0.99)
+        assert result.exit_code == 5
+        assert 0 < result.values["recall_low"] < 0.99
+        assert len(matched_images(matches)) == 200
+
+
+def test_recall_of_explicit_nprobe_is_measured_without_exit_code_5(ranking):
+    _, exact = ranking("exact", recall=1.0)
+    result, matches = ranking("hand", nprobe=2)
+    assert result.exit_code == 0
+    assert result.values["passes"] == 1
+    assert result.values["recall_sample"] == 40
+    assert (
+        result.values["recall_low"]
+        <= measure_recall(matches, exact)
+        <= result.values["recall_high"]
+    )
+    recall = result.values["search_recall"]
+    assert result.values["recall"] == pytest.approx((40 + 160 * recall) / 200, abs=1e-12)
+
+
+def test_top_k_above_100_does_not_search_all_lists(ranking):
+    _, exact = ranking("exact", recall=1.0, top_k=101)
+    result, matches = ranking("deep", recall=0.8, top_k=101)
+    assert result.values["nprobe"] < result.values["nlist"]
+    assert measure_recall(matches, exact) >= 0.8
+    assert result.values["recall_extrapolated"] == 0
+
+
+def test_top_k_beyond_the_curve_is_extrapolated_and_reported(ranking, monkeypatch):
+    _, exact = ranking("exact", recall=1.0, top_k=1001)
+    result, matches = ranking("beyond", recall=0.5, top_k=1001)
+    assert result.values["nprobe"] < result.values["nlist"]
+    assert measure_recall(matches, exact) >= 0.5
+    assert result.values["recall_extrapolated"] == 1000
+    assert "was measured for 1000 matches per query" in result.lines[1]
+
+
+def test_query_store_of_another_dimension_is_refused(ranking, tmp_path):
+    from retrieval.core.errors import Mismatch
+
+    write_store(tmp_path / "other", np.ones((3, 8), np.float16), model=1)
+    settings = RankSettings(
+        index=str(tmp_path / "index"), queries=str(tmp_path / "other"), output=str(tmp_path / "m")
+    )
+    with pytest.raises(Mismatch):
+        rank.rank(dataclasses.replace(settings), Cluster("local", None))
+
+
+def recall_curve_module():
+    """Return the module whose functions the tests patch."""
+    from retrieval.index import recall_curve
+
+    return recall_curve
