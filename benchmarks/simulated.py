@@ -179,14 +179,14 @@ class Team:
         self._failure_log = FailureLog()  # the log ends with the pool
         self._meter.begin("finish", self._bucket)
 
-    def moved(self) -> bool:
+    def has_activity(self) -> bool:
         """Return whether the failure log got messages since the last call."""
         with self._meter.other_process("failure log"):
             messages = self._failure_log.summary().messages
         previous, self._messages = self._messages, messages
         return messages != previous
 
-    def waiting(self) -> str:
+    def describe_wait(self) -> str:
         return "simulated workers wait for each other"
 
     def iter_batches(self, **_: Any) -> Iterator[dict[str, list[str]]]:

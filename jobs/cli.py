@@ -24,7 +24,7 @@ from jobs.cluster.submit import dashboard_address, submit
 from jobs.config import options, settings
 from jobs.config.options import REQUIRED, VALUE_PARSERS, Option
 from jobs.runtime.interrupts import CONTINUE_HINT, Interrupts, describe_interrupt, exit_code
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from jobs.runtime.result import redirect_stdout, write_result
 from retrieval.core.errors import InputError, LookalikeError
 
@@ -220,7 +220,7 @@ def _print_error(message: str, code: int) -> int:
     if "--debug" in sys.argv:
         with suppress(OSError):
             traceback.print_exc()
-    say("error: " + " ".join(message.split()))
+    print_message("error: " + " ".join(message.split()))
     return code
 
 

@@ -31,12 +31,12 @@ def without_current_folder(entries: list[str]) -> list[str]:
         current = os.path.realpath(os.getcwd())
     except FileNotFoundError:  # it has been removed
         current = ""
-    kept = [
+    remaining = [
         entry
         for entry in entries[:first]
         if (os.path.realpath(entry) if entry else current) != current or holds_packages(entry)
     ]
-    return kept + entries[first:]
+    return remaining + entries[first:]
 
 
 def claim_packages() -> None:

@@ -39,11 +39,11 @@ class Cluster:
         self.gpu_share = gpus_per_worker
         self._connected = self._paths_checked = False
         self._connection_error: InputError | None = None
-        self.given_up: set[str] = set()
+        self.quarantined_images: set[str] = set()
         """Quarantined images: each crashed its worker twice in this run, in any step."""
         self.failure_log: Any = None
         """Handle of the actor that counts attempts (`worker_failures.py`), once it is started."""
-        self.at_work = 0
+        self.busy_workers = 0
         """Number of busy workers at the last check."""
         self.peak = 0
         """Largest memory of a worker in bytes since a stage reset this to 0."""

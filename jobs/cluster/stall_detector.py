@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from jobs.cluster.resources import Cluster
 from jobs.cluster.worker_failures import AttemptSummary, RunningItem, WorkerDeath
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from retrieval.core.errors import LookalikeError, Stalled
 
 STALL_SECONDS = 300.0
@@ -36,11 +36,11 @@ _last_heartbeat = [time.monotonic()]
 class Activity(Protocol):
     """Activity of workers other than results."""
 
-    def moved(self) -> bool:
+    def has_activity(self) -> bool:
         """Return whether there was any activity since the last call."""
         ...
 
-    def waiting(self) -> str:
+    def describe_wait(self) -> str:
         """Return what the job is waiting for, as a clause for the message of Stalled."""
         ...
 
@@ -58,7 +58,7 @@ def watch_for_stalls(results: Iterator[Any], activity: Activity) -> Iterator[Any
         if event != "nothing":
             last_activity = now
         if event in ("end", "error") or now - last_check >= min(_CHECK_INTERVAL, STALL_SECONDS / 4):
-            last_activity = now if activity.moved() else last_activity
+            last_activity = now if activity.has_activity() else last_activity
             last_check = now
         if event == "end":
             return
@@ -68,8 +68,8 @@ def watch_for_stalls(results: Iterator[Any], activity: Activity) -> Iterator[Any
             yield value
         elif now - last_activity > STALL_SECONDS:
             raise Stalled(
-                f"no progress for {now - last_activity:.0f} s: {activity.waiting()}; finished work "
-                "is kept, run the same command again"
+                f"no progress for {now - last_activity:.0f} s: {activity.describe_wait()}; finished "
+                "work is kept, run the same command again"
             )
 
 
@@ -115,13 +115,13 @@ class TaskActivity:
         self._cluster, self._cpus = cluster, cpus
         self._heartbeats = 0
 
-    def moved(self) -> bool:
+    def has_activity(self) -> bool:
         """Return whether any task has sent a heartbeat since the last call."""
         previous = self._heartbeats
         self._heartbeats = count_heartbeats(min(_REPLY_TIMEOUT, STALL_SECONDS))
         return self._heartbeats != previous
 
-    def waiting(self) -> str:
+    def describe_wait(self) -> str:
         """Return what the tasks are waiting for."""
         return (
             f"tasks of {self._cpus:g} CPU wait for resources or for an input that does not answer "
@@ -140,7 +140,7 @@ class PoolActivity:
         self._items, self._workers = items, workers
         self._summary: AttemptSummary | None = None
 
-    def moved(self) -> bool:
+    def has_activity(self) -> bool:
         """Read the failure log, print new worker deaths, and return whether there were messages."""
         import ray
 
@@ -153,13 +153,13 @@ class PoolActivity:
             return False
         reported = len(previous.deaths) if previous else 0
         for death in summary.deaths[reported:]:
-            say(format_worker_death(death, self._item_name(death.item)))
-        self._cluster.given_up |= summary.given_up
-        self._cluster.at_work = len(summary.running)
+            print_message(format_worker_death(death, self._item_name(death.item)))
+        self._cluster.quarantined_images |= summary.quarantined_images
+        self._cluster.busy_workers = len(summary.running)
         self._summary = summary
         return previous is None or summary.messages != previous.messages
 
-    def waiting(self) -> str:
+    def describe_wait(self) -> str:
         """Return what the workers are waiting for."""
         return format_wait(
             self._summary, self._item_name, self._items, self._workers,

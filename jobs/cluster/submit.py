@@ -30,7 +30,7 @@ from jobs.runtime.interrupts import (
     describe_interrupt,
     exit_code,
 )
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from jobs.runtime.result import RESULT_MARK_VARIABLE
 from retrieval.core.errors import InputError, LookalikeError, UsageError
 
@@ -72,10 +72,10 @@ def submit(dashboard: str, verb: str, settings: Any, stdout: TextIO) -> int:
         mark = f"{RESULT_MARK_VARIABLE}={log.mark}"
         entrypoint = shlex.join(["exec", "env", mark, *arguments])
         _request(source, lambda: client.submit_job(entrypoint=entrypoint, submission_id=job))
-        say(f"{job} runs on {dashboard}")
+        print_message(f"{job} runs on {dashboard}")
         details = _follow(client, job, log, source)
     except KeyboardInterrupt as error:
-        say(
+        print_message(
             f"error: {describe_interrupt(error)}, but the job goes on; to stop it: "
             f"ray job stop {job} --address {shlex.quote(dashboard)}"
         )
@@ -168,7 +168,7 @@ class _Log:
         if mark:
             self.result = json.loads(f'"{result}')
         if message or not mark:
-            say(message)
+            print_message(message)
 
 
 def _follow(client: Any, job: str, log: _Log, source: str) -> Any:
@@ -226,7 +226,7 @@ def _finish(job: str, details: Any, log: _Log, stdout: TextIO) -> int:
         stdout.write(log.result)
         stdout.flush()
     if details.status == "STOPPED":
-        say(f"error: {job} was stopped; {CONTINUE_HINT}")
+        print_message(f"error: {job} was stopped; {CONTINUE_HINT}")
         return INTERRUPTED
     if code not in _EXIT_CODES:
         message = str(details.message).partition("\n")[0]

@@ -38,7 +38,7 @@ def _tasks(
 
     def next_result() -> Any:
         nonlocal running
-        cluster.at_work = len(running)
+        cluster.busy_workers = len(running)
         ready, running = ray.wait(running, num_returns=1)
         result, peak = ray.get(ready[0])
         cluster.peak = max(cluster.peak, peak)

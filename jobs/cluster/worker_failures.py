@@ -33,7 +33,7 @@ class AttemptStart:
     """Reply of the failure log to a worker that begins an item."""
 
     attempt: int  # 1 for the first
-    given_up: frozenset[str]  # quarantined images
+    quarantined_images: frozenset[str]  # quarantined images
     deaths: int = 0  # of this item since its last quarantined image
     refused: bool = False  # the item must not be tried again
 
@@ -64,7 +64,7 @@ class AttemptSummary:
     begun: int  # items that were begun
     running: list[RunningItem]
     deaths: list[WorkerDeath]
-    given_up: frozenset[str]  # quarantined images
+    quarantined_images: frozenset[str]  # quarantined images
 
 
 @dataclass
@@ -80,17 +80,19 @@ class _Item:
 class FailureLog:
     """Counter of attempts and worker deaths; runs as a Ray actor, in tests without Ray."""
 
-    def __init__(self, given_up: Iterable[str] = ()) -> None:
+    def __init__(self, quarantined_images: Iterable[str] = ()) -> None:
         self._messages = 0
-        self.start(given_up)
+        self.start(quarantined_images)
 
-    def start(self, given_up: Iterable[str]) -> None:
+    def start(self, quarantined_images: Iterable[str]) -> None:
         """Begin a step of the run with new items; keep the quarantined images of earlier steps."""
         self._items: dict[int, _Item] = {}
         self._ended: set[int] = set()  # items that ended in their first attempt
-        self._given_up = set(given_up)
+        self._quarantined_images = set(quarantined_images)
         self._deaths: list[WorkerDeath] = []
-        self._any_success = bool(self._given_up)  # of an earlier step, which then has finished
+        self._any_success = bool(
+            self._quarantined_images
+        )  # of an earlier step, which then has finished
 
     def begin(self, number: int) -> AttemptStart:
         """Count an attempt at an item, and a worker death if the last attempt did not end."""
@@ -101,10 +103,11 @@ class FailureLog:
             item.attempt += 1
         item.running, item.image = True, None
         without_success = (
-            len(self._given_up) >= _MAX_QUARANTINED_WITHOUT_SUCCESS and not self._any_success
+            len(self._quarantined_images) >= _MAX_QUARANTINED_WITHOUT_SUCCESS
+            and not self._any_success
         )
         refused = item.deaths >= MAX_DEATHS or (without_success and item.attempt > 1)
-        return AttemptStart(item.attempt, frozenset(self._given_up), item.deaths, refused)
+        return AttemptStart(item.attempt, frozenset(self._quarantined_images), item.deaths, refused)
 
     def note(self, number: int, image: str | None) -> None:
         """Record the image that is processed next, or None between images."""
@@ -123,14 +126,16 @@ class FailureLog:
 
     def summary(self) -> AttemptSummary:
         """Return the state that the stall detector needs."""
-        now, given_up = time.monotonic(), frozenset(self._given_up)
+        now, quarantined_images = time.monotonic(), frozenset(self._quarantined_images)
         running = [
             RunningItem(number, item.image, now - item.last_message)
             for number, item in self._items.items()
             if item.running
         ]
         begun = len(self._items) + len(self._ended)
-        return AttemptSummary(self._messages, begun, running, list(self._deaths), given_up)
+        return AttemptSummary(
+            self._messages, begun, running, list(self._deaths), quarantined_images
+        )
 
     def _update(self, number: int) -> _Item:
         """Count a message about an item and return its state."""
@@ -149,7 +154,7 @@ class FailureLog:
             item.deaths_by_image[image] += 1
             quarantined = item.deaths_by_image[image] >= _QUARANTINE_DEATHS
         if quarantined:
-            self._given_up.add(str(image))
+            self._quarantined_images.add(str(image))
             item.deaths = 0
         self._deaths.append(WorkerDeath(number, image, quarantined))
 
@@ -165,7 +170,7 @@ def begin_item(failure_log: Any, number: int, item_name: str) -> Attempt:
     if start.refused:
         raise Stalled(_format_refusal(start, item_name))
     note = _blocking_note if start.attempt > 1 else _occasional_note
-    return Attempt(start.attempt, start.given_up, note(failure_log, number))
+    return Attempt(start.attempt, start.quarantined_images, note(failure_log, number))
 
 
 def _format_refusal(start: AttemptStart, item_name: str) -> str:
@@ -212,13 +217,13 @@ def failure_log_for_step(cluster: Cluster) -> Any:
     import ray
 
     if cluster.failure_log is None:
-        cluster.failure_log = start_failure_log(cluster.given_up)
+        cluster.failure_log = start_failure_log(cluster.quarantined_images)
     else:
-        ray.get(cluster.failure_log.start.remote(frozenset(cluster.given_up)))
+        ray.get(cluster.failure_log.start.remote(frozenset(cluster.quarantined_images)))
     return cluster.failure_log
 
 
-def start_failure_log(given_up: Iterable[str]) -> Any:
+def start_failure_log(quarantined_images: Iterable[str]) -> Any:
     """Start the actor of a failure log, which lives as long as the returned handle.
 
     It runs on the node of the driver, so that the loss of another node does not affect it.
@@ -228,4 +233,4 @@ def start_failure_log(given_up: Iterable[str]) -> Any:
 
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(FailureLog)
-    return actor.options(scheduling_strategy=driver_node).remote(frozenset(given_up))
+    return actor.options(scheduling_strategy=driver_node).remote(frozenset(quarantined_images))

@@ -8,7 +8,7 @@ from jobs.commands import run
 from jobs.config.settings import DemoSettings, RunSettings, TrainSettings
 from jobs.evaluation.format_results import format_interval, nan_to_none
 from jobs.runtime.check_output import check_output
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from jobs.runtime.result import Result
 from jobs.training import train
 from retrieval.evaluation.results import Results, summarize
@@ -36,9 +36,9 @@ def start(settings: DemoSettings) -> Result:
     )  # fmt: skip
     check_output(training, "bundle")
     check_output(run_settings, "run")
-    say(f"drawing 660 creatures of 12 species into {samples}")
+    print_message(f"drawing 660 creatures of 12 species into {samples}")
     write_samples(samples, seed=settings.seed)
-    say(f"training a small network on 9 of them; held out: {', '.join(HELD_OUT)}")
+    print_message(f"training a small network on 9 of them; held out: {', '.join(HELD_OUT)}")
     train.start(training)
     outcome = run.run(run_settings)
     assert outcome.evaluation is not None  # the samples have labels

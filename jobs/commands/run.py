@@ -27,7 +27,7 @@ from jobs.indexing import index
 from jobs.ranking import rank
 from jobs.reporting.write_report import build_report_source, write_report
 from jobs.runtime.check_output import check_output
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch, read_stage_metadata
 from retrieval.storage import finished_output, transaction
@@ -93,7 +93,9 @@ def run(settings: RunSettings) -> RunOutcome:
         matches = _search(context)
         finished = finished_output.is_finished(folder)
         if finished:
-            say(f"nothing to do: {settings.output} is finished and its inputs are unchanged")
+            print_message(
+                f"nothing to do: {settings.output} is finished and its inputs are unchanged"
+            )
         evaluation, reasons = evaluate_by_labels(folder.child("matches"), matches)
         if not finished:
             _report(context, matches, evaluation)

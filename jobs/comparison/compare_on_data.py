@@ -22,7 +22,7 @@ from jobs.embedding import embed
 from jobs.embedding.fit_projection import SAMPLE
 from jobs.embedding.prepare_model import prepare_model
 from jobs.runtime.check_output import check_output
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch
 from retrieval.core.errors import (
@@ -125,7 +125,7 @@ def _compare_all(
             if isinstance(error, TooManyFailures):
                 reason = reason.partition(",")[0]  # the rest names the ledger, which is deleted
             note = f"{candidate.name} is left out: {reason}"
-            say(note)
+            print_message(note)
             notes.append(note)
             continue
         rows += results["rows"]
@@ -163,7 +163,7 @@ def _compare_one(context: ComparisonContext, candidate: Candidate) -> dict[str, 
     measure_combinations = _measure_task(
         store, widths, bundle.dimension if bundle.projection else None, settings
     )
-    say(f"measure {candidate.name}: {', '.join(widths)}")
+    print_message(f"measure {candidate.name}: {', '.join(widths)}")
     rows = [
         network_values | row
         for pooling_rows in tasks.run_tasks(cluster, measure_combinations, list(widths))

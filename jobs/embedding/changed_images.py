@@ -13,7 +13,7 @@ import pyarrow as pa
 from jobs.cluster import tasks
 from jobs.cluster.resources import Cluster
 from jobs.embedding.listing import SourceListing
-from jobs.runtime.progress import progress, say
+from jobs.runtime.progress import print_message, progress
 from retrieval.core.errors import Damaged
 from retrieval.core.records import Chunk
 from retrieval.listing import diff
@@ -58,7 +58,7 @@ def find_changed_images(
 
     `touched` has the columns row (of the store) and line (of the new listing), in row order.
     """
-    say(f"{len(touched)} files have another time or size than before: reading them")
+    print_message(f"{len(touched)} files have another time or size than before: reading them")
 
     def compare_chunk(work: tuple[Chunk, list[dict[str, Any]]]) -> tuple[int, list[int]]:
         from retrieval.embedding.changed_images import find_changed_rows

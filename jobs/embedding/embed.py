@@ -28,7 +28,7 @@ from jobs.embedding.precomputed_vectors import (
 from jobs.embedding.prepare_model import PreparedModel, prepare_model
 from jobs.embedding.store_sync import StoreSync
 from jobs.runtime.check_output import check_output
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch
 from retrieval.sources.base import Source
@@ -115,7 +115,9 @@ def _report_run(
     """Log the failures and write run.json."""
     images, failed = manifest.counts["images"], manifest.counts["failures"]
     if failed:
-        say(f"{failed} of {images} {sync.prepared.unit} failed and are recorded in the ledger")
+        print_message(
+            f"{failed} of {images} {sync.prepared.unit} failed and are recorded in the ledger"
+        )
     rounding = {"rounding": asdict(sync.rounding)} if sync.rounding.vectors else {}
     stopwatch.write(
         folder, settings, done=sync.embedded, files=manifest.files.values(), images=images,

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from jobs.config.settings import EmbedSettings, ReadingOptions
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from retrieval.core.errors import AccessRefused, InputError
 from retrieval.listing.diff import read_items
 from retrieval.listing.listing import count_labelled_rows, read_labels, write_listing
@@ -63,15 +63,16 @@ def list_source(
     labels = None if settings.labels is None else read_labels_file(settings.labels, split)
     rows, chunk_rows = write_listing(
         source.items(), target, columns=source.columns(), labels=labels, limit=settings.limit,
-        chunk_rows=settings.chunk_rows, note=lambda text: say(f"{settings.input}: {text}"),
+        chunk_rows=settings.chunk_rows,
+        note=lambda text: print_message(f"{settings.input}: {text}"),
     )  # fmt: skip
     if rows == 0:
         raise source.empty_error()
     for note in (*(source.column_notes if labels is None else ()), *source.notes()):
-        say(note)
+        print_message(note)
     _refuse_unreadable(settings, target, rows)
     if labels is not None and count_labelled_rows(target) == 0:
-        say(
+        print_message(
             f"--labels {settings.labels} names none of the {rows} {source.unit} of {settings.input}"
         )
     return SourceListing(target, rows, chunk_rows, source.others)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cluster.resources import Cluster
 from jobs.config.options import AUTO, OPTIONS
 from jobs.config.settings import EmbedSettings, EngineOptions, ModelOptions
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from retrieval.core.errors import LookalikeError, UsageError
 from retrieval.core.records import Chunk, ChunkResult
 from retrieval.embedding.attempt import Attempt
@@ -101,8 +101,8 @@ def prepare_model(
     requested = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EngineOptions)}
     begun = None if settings.overwrite else _read_begun_plan(folder)
     if begun is not None:
-        given = {name: value for name, value in requested.items() if value is not None}
-        plan = dataclasses.replace(begun, **given)
+        overrides = {name: value for name, value in requested.items() if value is not None}
+        plan = dataclasses.replace(begun, **overrides)
         if plan != begun or finished_output.is_finished(folder):
             return PreparedModel(bundle or load_bundle(settings), plan)
         requested = dataclasses.asdict(begun)
@@ -116,7 +116,7 @@ def prepare_model(
     plan = plan_engine(**requested, gpus=cluster.gpus > 0)
     if plan.engine != OPENVINO:
         if requested["engine"] is None and plan.device == "cpu":
-            say("OpenVINO is not installed: torch runs the network, more slowly")
+            print_message("OpenVINO is not installed: torch runs the network, more slowly")
         return PreparedModel(resolved, plan)
     if isinstance(ir, Exception):
         return PreparedModel(resolved, _fall_back_to_torch(settings, plan, resolved, ir))
@@ -193,7 +193,7 @@ def _fall_back_to_torch(
     """Return the plan with torch as engine; raise UsageError if OpenVINO is required."""
     if settings.engine is not None or plan.precision != "fp32":
         raise _conversion_error(bundle, reason)
-    say(f"OpenVINO cannot convert {bundle.backbone} ({reason}): torch runs it instead")
+    print_message(f"OpenVINO cannot convert {bundle.backbone} ({reason}): torch runs it instead")
     return dataclasses.replace(plan, engine=TORCH)
 
 

@@ -21,7 +21,7 @@ from jobs.embedding.embed_chunks import EmbedContext, embed_chunks
 from jobs.embedding.listing import SourceListing
 from jobs.embedding.precomputed_vectors import PrecomputedVectors
 from jobs.embedding.prepare_model import PreparedModel
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from retrieval.core.errors import Damaged, Stalled, StorageFailure, TooManyFailures
 from retrieval.core.records import Chunk, Rounding
 from retrieval.core.schemas import COMPACTION_MARKER
@@ -190,7 +190,7 @@ class StoreSync:
             remove_claims(self.folder)
             return None
         count = len(changes.added)
-        say(
+        print_message(
             f"{count} {self.prepared.unit} are new or changed, {len(changes.removed)} rows are "
             "outdated"
         )

@@ -32,7 +32,7 @@ from jobs.planning.estimate import (
 from jobs.planning.format_plan import PlanEstimate, format_plan
 from jobs.planning.probe import Probe
 from jobs.runtime.check_output import check_inputs_outside
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from jobs.runtime.result import Result
 from retrieval.core.errors import UsageError
 from retrieval.planning.costs import WorkerPool, failure_interval
@@ -99,7 +99,7 @@ def _list_sources(settings: PlanSettings, temp_dir: Path) -> tuple[dict[str, Sou
             listings[side] = list_source(embedding, source, temp_dir / f"{side}.parquet", side)
     seconds = time.monotonic() - started
     if seconds > _LONG_LISTING:
-        say(f"listing took {seconds:.0f} s, and will take as long in each run")
+        print_message(f"listing took {seconds:.0f} s, and will take as long in each run")
     return listings, seconds
 
 

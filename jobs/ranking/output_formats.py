@@ -15,7 +15,7 @@ import pyarrow as pa
 from jobs.cluster.resources import Cluster
 from jobs.config.options import parse_comma_list
 from jobs.config.settings import RankSettings
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from retrieval.core.errors import UsageError
 from retrieval.core.records import FileRecord
 from retrieval.storage import transaction
@@ -31,11 +31,11 @@ def parse_formats(settings: RankSettings) -> tuple[str, ...]:
     """Return the formats of --format without parquet, each once; raise UsageError if unknown."""
     from retrieval.search.export_formats import FORMAT_WRITERS
 
-    known = ("parquet", *FORMAT_WRITERS, "html", "png")
+    supported = ("parquet", *FORMAT_WRITERS, "html", "png")
     names = parse_comma_list(settings.format)
     for name in names:
-        if name not in known:
-            raise UsageError(f"--format {name!r}: write one or more of {','.join(known)}")
+        if name not in supported:
+            raise UsageError(f"--format {name!r}: write one or more of {','.join(supported)}")
     return tuple(dict.fromkeys(name for name in names if name != "parquet"))
 
 
@@ -148,7 +148,7 @@ def _write_pictures(folder: Folder, counts: dict[str, Any]) -> None:
         folder.delete(entry.path)
     matches = _expected_manifest(folder, counts)
     pictures = draw_pictures(
-        folder, matches, open_ground_truth(folder, matches, RelevanceOptions()), note=say
+        folder, matches, open_ground_truth(folder, matches, RelevanceOptions()), note=print_message
     )
     files = {f"{PICTURES}/{name}": data for name, data in pictures.items()}
     transaction.put_with_checksums(folder, files, _checksum_path("png"))

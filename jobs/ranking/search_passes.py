@@ -19,7 +19,7 @@ from jobs.config.settings import RankSettings
 from jobs.indexing.index import read_table
 from jobs.ranking.match_constraints import MatchConstraints
 from jobs.ranking.write_matches import write_eligible_counts, write_matches
-from jobs.runtime.progress import progress, say
+from jobs.runtime.progress import print_message, progress
 from retrieval.core.records import Certificate
 from retrieval.core.schemas import WORK_FOLDER
 from retrieval.storage import finished_output
@@ -82,12 +82,12 @@ def _search_until_certified(
         )
         if verdict == "undecided" and task.look + 1 < len(task.looks):
             task = dataclasses.replace(task, look=task.look + 1)
-            say(
+            print_message(
                 f"{measured} does not decide whether {settings.recall:g} is met: "
                 f"sampling {len(task.sampled_queries)}"
             )
         elif passes == 1 and larger_nprobe > task.nprobe:
-            say(
+            print_message(
                 f"{measured} does not reach {settings.recall:g}: reading {larger_nprobe} lists "
                 "per query"
             )
@@ -117,7 +117,9 @@ def _make_task(
     nlist, k = index.counts["nlist"], settings.top_k
     codes, metric = index.counts["codes"], index.counts["metric"]
     if k > index.counts["rows"]:
-        say(f"--top-k {k} exceeds the size of the gallery: each query gets {index.counts['rows']}")
+        print_message(
+            f"--top-k {k} exceeds the size of the gallery: each query gets {index.counts['rows']}"
+        )
     nprobe, extrapolated = nlist, 0
     reads_all_lists = index.counts["probe_all"] or settings.recall == 1 or k >= index.counts["rows"]
     if settings.nprobe is not None:
@@ -244,7 +246,7 @@ def _fill_incomplete(cluster: Cluster, task: Any) -> None:
         )
     )
     if incomplete := sum(count for _, count in counts):
-        say(
+        print_message(
             f"{incomplete} queries have fewer than {task.top_k} matches in their lists: "
             "searching all lists"
         )

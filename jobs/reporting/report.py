@@ -11,7 +11,7 @@ from jobs.evaluation.evaluate_matches import evaluate_by_labels, evaluate_matche
 from jobs.evaluation.ground_truth import open_ground_truth
 from jobs.reporting.write_report import ReportSource, write_report
 from jobs.runtime.check_output import check_file
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from jobs.runtime.result import Result
 from retrieval.core.errors import UsageError
 from retrieval.core.output_layout import REPORT_FOLDERS
@@ -70,7 +70,7 @@ def _write_page(
         evaluation, reasons = evaluate_by_labels(folder, manifest, settings.intervals_over)
     else:
         evaluation = evaluate_matches(folder, manifest, ground_truth, over=settings.intervals_over)
-    charts = draw_charts(folder, manifest, ground_truth, note=say, seed=settings.seed)
+    charts = draw_charts(folder, manifest, ground_truth, note=print_message, seed=settings.seed)
     source = ReportSource(
         folder, manifest, evaluation, ground_truth, charts, settings.title, settings.max_queries
     )
@@ -90,13 +90,13 @@ def _write_pictures(
     from jobs.reporting.contact_sheets import draw_before_after
     from jobs.reporting.pictures import draw_pictures, write_pictures
 
-    pictures = draw_pictures(folder, manifest, ground_truth, note=say, seed=settings.seed)
+    pictures = draw_pictures(folder, manifest, ground_truth, note=print_message, seed=settings.seed)
     if settings.compare is not None:
         other = open_folder(settings.compare)
         other_manifest = finished_output.read_manifest(other, kind="matches")
         names = (_name(settings.compare), _name(settings.matches))
         pictures |= draw_before_after(
-            other, other_manifest, folder, manifest, ground_truth, names, note=say
+            other, other_manifest, folder, manifest, ground_truth, names, note=print_message
         )
     write_pictures(target, pictures)
     return (f"{len(pictures)} pictures: {target.uri()}",)

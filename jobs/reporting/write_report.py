@@ -21,7 +21,7 @@ from jobs.config.settings import RelevanceOptions
 from jobs.evaluation.evaluate_matches import Evaluation
 from jobs.evaluation.ground_truth import open_ground_truth, stream_tables
 from jobs.reporting.page_summary import build_page
-from jobs.runtime.progress import progress, say
+from jobs.runtime.progress import print_message, progress
 from retrieval.core.errors import UsageError
 from retrieval.core.schemas import FAILURES
 from retrieval.evaluation.ground_truth import GroundTruth
@@ -67,7 +67,7 @@ def build_report_source(
     from jobs.reporting.pictures import draw_charts
 
     ground_truth = open_ground_truth(folder, manifest, RelevanceOptions())
-    charts = draw_charts(folder, manifest, ground_truth, note=say, seed=seed)
+    charts = draw_charts(folder, manifest, ground_truth, note=print_message, seed=seed)
     return ReportSource(folder, manifest, evaluation, ground_truth, charts)
 
 
@@ -134,9 +134,16 @@ def _write_folder(
         page_slices.PageSlice(target, frame, shown.cut(first, min(first + PER_SLICE, len(shown))))
         for first in range(0, len(shown), PER_SLICE)
     )
-    many = len(shown) > _LOCAL_QUERY_LIMIT
+    use_cluster = len(shown) > _LOCAL_QUERY_LIMIT
     for _ in _map_slices(
-        cluster, many, page_slices.write_pages, pages, "pages", "queries", len(shown), PER_SLICE
+        cluster,
+        use_cluster,
+        page_slices.write_pages,
+        pages,
+        "pages",
+        "queries",
+        len(shown),
+        PER_SLICE,
     ):
         pass
     page_slices.write_facets(target, names, facets)
@@ -164,15 +171,17 @@ def _digest(*values: Any) -> str:
 
 
 def _map_slices(
-    cluster: Cluster, many: bool, function: Callable[[Any], Any], work: Iterable[Any],
+    cluster: Cluster, use_cluster: bool, function: Callable[[Any], Any], work: Iterable[Any],
     stage: str, unit: str, total: int, size: int,
 ) -> Iterator[Any]:  # fmt: skip
     """Yield the results of `function` for slices of `size` units, in any order.
 
-    It is called on the cluster if there are `many` slices, else locally.
+    `function` is called on the cluster with `use_cluster`, else locally.
     """
     with progress(stage, total, unit) as bar:
-        for result in tasks.run_tasks(cluster, function, work) if many else map(function, work):
+        for result in (
+            tasks.run_tasks(cluster, function, work) if use_cluster else map(function, work)
+        ):
             bar.advance(min(size, total - bar.done))
             yield result
 
@@ -182,7 +191,7 @@ def _map_thumbnail_slices(
     names: ReportFiles, paths: list[str],
 ) -> Iterator[Any]:  # fmt: skip
     slices = page_slices.thumbnail_slices(target, names, paths, max_pixels=MAX_PIXELS)
-    many = len(paths) > LOCAL_IMAGE_LIMIT
+    use_cluster = len(paths) > LOCAL_IMAGE_LIMIT
     return _map_slices(
-        cluster, many, function, slices, "thumbnails", "images", len(paths), PER_THUMBNAILS
+        cluster, use_cluster, function, slices, "thumbnails", "images", len(paths), PER_THUMBNAILS
     )

@@ -19,7 +19,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tabs and newli
 class HasBusyWorkers(Protocol):
     """Object with the number of busy workers, such as a Cluster."""
 
-    at_work: int
+    busy_workers: int
 
 
 class Progress:
@@ -41,7 +41,7 @@ class Progress:
         now = time.monotonic()
         if now - self._last_line >= INTERVAL and self.done < self.total:
             self._last_line = now
-            say(self.format_line())
+            print_message(self.format_line())
 
     def _count(self, done: int, failed: int) -> None:
         if self._first is None:  # the time before it is start-up, and distorts the estimate
@@ -61,8 +61,8 @@ class Progress:
             remaining = self.total - self.done
             duration = f"{remaining / current_rate:.0f} s left" if current_rate else "starting"
         failures = f", {self.failed} failed" if self.failed else ""
-        at_work = self._cluster.at_work if self._cluster and self.done < self.total else 0
-        workers = f", {at_work} at work" if at_work else ""
+        busy_workers = self._cluster.busy_workers if self._cluster and self.done < self.total else 0
+        workers = f", {busy_workers} at work" if busy_workers else ""
         done = f"{self.done}/{self.total} {self.unit}"
         return f"{self.stage}: {done}, {rate:.1f}/s, {duration}{failures}{workers}"
 
@@ -107,10 +107,10 @@ def progress(
         shown = Progress(stage, total, unit, cluster)
         yield shown
     if shown.done:
-        say(shown.format_line())
+        print_message(shown.format_line())
 
 
-def say(message: str) -> None:
+def print_message(message: str) -> None:
     """Print one message on stderr."""
     with suppress(OSError):  # the job continues if stderr is closed
         print(visible(message), file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from typing import Any
 from jobs.cluster.actor_pool import ACTOR_CPUS
 from jobs.cluster.connection import resolve_address
 from jobs.cluster.resources import Cluster, open_cluster
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from retrieval.core import errors
 from retrieval.core.errors import LookalikeError, Stalled, UsageError
 from retrieval.core.schemas import WORK_FOLDER, Pooling
@@ -125,7 +125,7 @@ def _measure_dimension(extractor: Any, side: int) -> int:
 def _log_epoch(progress: TrainingProgress, recipe: TrainingRecipe) -> None:
     epoch = progress.history[-1]
     accuracy = "" if epoch.accuracy is None else f"accuracy {epoch.accuracy:.3f}, "
-    say(
+    print_message(
         f"train: epoch {epoch.epoch}/{recipe.epochs}, loss {epoch.loss:.3f}, {accuracy}"
         f"top-1 {epoch.top1:.3f}, mAP {epoch.map:.3f}"
     )

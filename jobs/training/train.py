@@ -13,7 +13,7 @@ from jobs.config.options import parse_comma_list
 from jobs.config.settings import TrainSettings, content_settings
 from jobs.embedding.listing import read_labels_file
 from jobs.runtime.check_output import check_file, check_output
-from jobs.runtime.progress import say
+from jobs.runtime.progress import print_message
 from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch
 from jobs.training.learn import TrainingSetup, choose_and_train, local_device
@@ -48,7 +48,7 @@ def start(settings: TrainSettings) -> Result:
     )
     if not finished_output.is_finished(folder):
         for note in data.notes:
-            say(f"train: {note}")
+            print_message(f"train: {note}")
         counts, device = _train_and_write(settings, folder, setup, data)
         stopwatch.write(
             folder, settings, threads=torch.get_num_threads(), learnt_on=device, **counts
@@ -100,7 +100,7 @@ def _list_dataset(settings: TrainSettings) -> TrainingDataset:
     source = open_source(settings.data)
     data = select_training_images(source.items(), labels, _excluded_classes(settings))
     for note in source.notes():
-        say(f"train: {note}")
+        print_message(f"train: {note}")
     return data
 
 
@@ -136,7 +136,7 @@ def _train_and_write(
             by=settings.split_by, share=settings.validation_fraction, seed=settings.seed
         )
         for failure in photos.failures[:_MAX_NAMED_FAILURES]:
-            say(f"train: cannot read {failure}")
+            print_message(f"train: cannot read {failure}")
         write_split(folder, photos, data.items)
         progress, device = choose_and_train(folder, setup, decoded, photos, settings)
         write_trained(folder, setup, photos, progress, local_device(settings.device))

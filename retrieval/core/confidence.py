@@ -72,8 +72,8 @@ def score_intervals(values: Values, weights: Values | None = None) -> tuple[Valu
         effective = rows * center * (1 - center) / smoothed_variance
         z2 = _Z**2 / effective
         middle = (mean + z2 / 2) / (1 + z2)
-        half = np.sqrt(z2 * (mean * (1 - mean) + z2 / 4)) / (1 + z2)
-        low, high = np.clip(middle - half, 0.0, mean), np.clip(middle + half, mean, 1.0)
+        half_width = np.sqrt(z2 * (mean * (1 - mean) + z2 / 4)) / (1 + z2)
+        low, high = np.clip(middle - half_width, 0.0, mean), np.clip(middle + half_width, mean, 1.0)
     enough = np.count_nonzero(counted, axis=0) >= MIN_SAMPLE_SIZE
     return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
 

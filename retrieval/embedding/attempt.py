@@ -19,7 +19,7 @@ class Attempt:
     """
 
     number: int = 1
-    given_up: frozenset[str] = frozenset()
+    quarantined_images: frozenset[str] = frozenset()
     """Paths of images whose worker crashed twice in this run; they go to the ledger unread."""
     note: Callable[[str | None], None] = _ignore_note
     """Called with the path of an image before it is read, and with None after the last image.

@@ -134,7 +134,7 @@ def _load_image(
 ) -> _Image | Failure:
     if item.get("problem") is not None:
         return failure_record(item, "list", NotAnImage(item["problem"]))
-    if item["path"] in attempt.given_up:
+    if item["path"] in attempt.quarantined_images:
         return failure_record(item, "embed", WorkerDied())
     attempt.note(item["path"])
     stage = "read"

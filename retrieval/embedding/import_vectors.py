@@ -85,7 +85,7 @@ def import_vectors(
 def _read(
     item: dict[str, Any], importing: ImportSettings, reader: ItemReader, attempt: Attempt
 ) -> _ReadVector | Failure:
-    if item["path"] in attempt.given_up:
+    if item["path"] in attempt.quarantined_images:
         return failure_record(item, "read", WorkerDied())
     attempt.note(item["path"])
     try:

@@ -195,9 +195,9 @@ def label_column(schema: pa.Schema, path: str) -> tuple[str | None, str | None]:
     )
 
 
-def find_column(names: list[str], known: str) -> str | None:
-    """Return the column `known` (lower case), else the first that differs only in case, or None."""
-    return known if known in names else next((n for n in names if n.casefold() == known), None)
+def find_column(names: list[str], name: str) -> str | None:
+    """Return the column `name` (lower case), else the first that differs only in case, or None."""
+    return name if name in names else next((n for n in names if n.casefold() == name), None)
 
 
 def require_column(root: str, option: str, column: str | None, names: list[str]) -> None:

@@ -142,11 +142,13 @@ KnownRecords = Iterable[FileRecord] | Inventory | RecordCollector
 """Records of files that need not be read again; using a collector empties it."""
 
 
-def as_inventory(known: KnownRecords) -> Inventory:
+def as_inventory(records: KnownRecords) -> Inventory:
     """Return records as an inventory; a collector is emptied."""
-    if isinstance(known, Inventory):
-        return known
-    return (known if isinstance(known, RecordCollector) else RecordCollector(known)).inventory()
+    if isinstance(records, Inventory):
+        return records
+    return (
+        records if isinstance(records, RecordCollector) else RecordCollector(records)
+    ).inventory()
 
 
 def collect_entries(entries: Iterable[Entry]) -> Entries:

@@ -297,17 +297,17 @@ def find_foreign_files(folder: Folder, kinds: Iterable[str]) -> Iterator[str]:
 
 def collect_records(
     folder: Folder,
-    known: KnownRecords = (),
+    known_records: KnownRecords = (),
     *,
     leave_out: Container[str] = (),
 ) -> Inventory:
     """Return the records of all files of an output except `leave_out`.
 
-    Files in `known` are not read again. The others, left by an earlier run, are read block by block
-    and verified by their own checksum, or by the one that another file records. Raises Damaged if a
-    checksum differs.
+    Files in `known_records` are not read again. The others, left by an earlier run, are read block
+    by block and verified by their own checksum, or by the one that another file records. Raises
+    Damaged if a checksum differs.
     """
-    known_files = as_inventory(known)
+    known_files = as_inventory(known_records)
     collector = RecordCollector()
     recorded: dict[str, str] = {}
     for entry in list_output_files(folder).not_in(known_files):
@@ -343,7 +343,7 @@ def finish_output(
     folder: Folder,
     kind: OutputKind,
     counts: Mapping[str, Any],
-    known: KnownRecords = (),
+    known_records: KnownRecords = (),
     *,
     stale: Collection[str] = (),
     leave_out: Collection[str] = (),
@@ -356,7 +356,7 @@ def finish_output(
         folder: The output.
         kind: Its kind.
         counts: Counts for the manifest.
-        known: Records of files that need not be read again.
+        known_records: Records of files that need not be read again.
         stale: Paths of files to delete.
         leave_out: Paths of files that are kept but not part of this manifest, such as those of a
             segment in progress.
@@ -364,7 +364,7 @@ def finish_output(
     Raises:
         Damaged: If the checksum of a file differs.
     """
-    files = collect_records(folder, known, leave_out={*stale, *leave_out})
+    files = collect_records(folder, known_records, leave_out={*stale, *leave_out})
     inventory = checksummed_parquet(files.table)
     data = checksummed_json(
         {

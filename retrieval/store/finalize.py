@@ -65,7 +65,7 @@ class StoreCounts:
 def finish_store(
     folder: Folder,
     dimension: int,
-    known: KnownRecords,
+    known_records: KnownRecords,
     max_error_rate: float,
     segments: list[Segment] | None = None,
     unit: str = "images",
@@ -75,7 +75,7 @@ def finish_store(
     Args:
         folder: The store.
         dimension: Length of its vectors.
-        known: Records of files that need not be read again.
+        known_records: Records of files that need not be read again.
         max_error_rate: The largest allowed share of failures among the live images.
         segments: The complete segments; all by default. If another run has finished a later
             segment, its manifest is returned.
@@ -92,7 +92,7 @@ def finish_store(
     existing = finished_output.list_output_files(folder)
     stale = stale_ledgers(segments, existing.paths)
     later = {e.path for e in existing if segment_number(e.path, -1) >= len(segments)}
-    valid = as_inventory(known)
+    valid = as_inventory(known_records)
     valid = valid.filter(is_among(valid.paths, existing.paths_except(stale | later)))
     del existing
     records = transaction.collect_records(folder, valid, leave_out=stale | later)

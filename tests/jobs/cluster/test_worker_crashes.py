@@ -75,7 +75,7 @@ def crashed(local_ray, tmp_path_factory):
     log, cluster = [], Cluster(None, 2)
     with pytest.MonkeyPatch.context() as patch:
         inject_worker_faults(patch, root / "once")
-        patch.setattr(stall_detector, "say", log.append)
+        patch.setattr(stall_detector, "print_message", log.append)
         embed.embed(settings(photos, root / "store"), cluster, prepared=small_model())
     return CrashedRun(killing_image, read_tree(root / "whole"), root / "store", log, cluster)
 
@@ -118,7 +118,7 @@ def test_single_crash_quarantines_nothing_and_other_files_are_identical(crashed)
 
 def test_later_stages_skip_the_quarantined_image(crashed):
     results = list(stream(crashed.cluster, report_attempt, [1], None, "cpu"))
-    assert results == [{"n": 1, "given_up": [str(crashed.killing_image)]}]
+    assert results == [{"n": 1, "images": [str(crashed.killing_image)]}]
 
 
 @pytest.mark.nightly  # 10 deaths
@@ -146,8 +146,8 @@ def test_killed_failure_log_is_restarted(release_file, monkeypatch):
 
     failure_logs, start_failure_log = [], worker_failures.start_failure_log
 
-    def start_and_record(given_up):
-        failure_logs.append(start_failure_log(given_up))
+    def start_and_record(quarantined_images):
+        failure_logs.append(start_failure_log(quarantined_images))
         return failure_logs[-1]
 
     def kill():

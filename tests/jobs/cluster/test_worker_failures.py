@@ -33,7 +33,7 @@ def process(failure_log, item=0, images=IMAGES, kills=lambda attempt, image: Fal
         if start.refused:
             return "refused", deaths
         for image in images:
-            if image in start.given_up:
+            if image in start.quarantined_images:
                 continue
             failure_log.note(item, image)
             if kills(start.attempt, image):
@@ -42,7 +42,7 @@ def process(failure_log, item=0, images=IMAGES, kills=lambda attempt, image: Fal
         else:
             failure_log.note(item, None)
             failure_log.end(item)
-            return start.given_up, deaths
+            return start.quarantined_images, deaths
 
 
 @settings(deadline=None)
@@ -51,8 +51,8 @@ def test_exactly_the_killing_images_are_quarantined_within_three_deaths(killing_
     kills = lambda attempt, image: image in killing_images  # noqa: E731
     failure_log = FailureLog()
     process(failure_log, 1)  # a chunk without deaths
-    given_up, deaths = process(failure_log, kills=kills)
-    assert given_up == killing_images
+    quarantined_images, deaths = process(failure_log, kills=kills)
+    assert quarantined_images == killing_images
     assert all(number <= 3 for number in deaths.values())
     assert sum(deaths.values()) <= 2 * len(killing_images) + 1
     assert [death.image for death in failure_log.summary().deaths if death.quarantined] == sorted(
@@ -75,16 +75,16 @@ def test_externally_killed_workers_quarantine_no_image(killed):
         remaining.discard(image)
         return is_killed
 
-    given_up, deaths = process(FailureLog(), kills=kills)
-    assert given_up == set()
+    quarantined_images, deaths = process(FailureLog(), kills=kills)
+    assert quarantined_images == set()
     assert sum(deaths.values()) == len(killed)
 
 
 def test_death_in_the_first_attempt_is_attributed_to_no_image():
-    given_up, _ = process(
+    quarantined_images, _ = process(
         FailureLog(), kills=lambda attempt, image: attempt < 3 and image == IMAGES[2]
     )
-    assert given_up == set()
+    assert quarantined_images == set()
 
 
 def test_new_failure_log_starts_without_counts():
@@ -120,7 +120,7 @@ def test_item_is_refused_after_the_maximum_number_of_deaths():
                          kills=lambda attempt, image: image == 7 * attempt)  # fmt: skip
     assert outcome == "refused"
     assert sum(deaths.values()) == MAX_DEATHS
-    assert failure_log.summary().given_up == set()
+    assert failure_log.summary().quarantined_images == set()
 
 
 def test_item_whose_every_image_kills_is_refused():
@@ -142,10 +142,10 @@ class FakePool:
     def __init__(self, *moves):
         self.moves = list(moves)
 
-    def moved(self):
+    def has_activity(self):
         return self.moves.pop(0) if self.moves else False
 
-    def waiting(self):
+    def describe_wait(self):
         return "a waits for b"
 
 

@@ -28,7 +28,7 @@ def raise_during_work(shared):
 
 
 def report_attempt(_):
-    return lambda item, attempt: {"n": attempt.number, "given_up": sorted(attempt.given_up)}
+    return lambda item, attempt: {"n": attempt.number, "images": sorted(attempt.quarantined_images)}
 
 
 def kill_worker(_):

@@ -8,7 +8,7 @@ from jobs.runtime.result import Result
 
 
 class FakeCluster:
-    at_work = 3
+    busy_workers = 3
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_metrics_have_stage_and_unit_tags(monkeypatch):
 
 def test_control_characters_in_messages_are_escaped(capsys):
     name = "owl\x1b[2J\x07\r\x9b1A\tk.jpg"
-    progress.say(f"cannot read {name}\nand é ok")
+    progress.print_message(f"cannot read {name}\nand é ok")
     escaped = "owl\\x1b[2J\\x07\\x0d\\x9b1A\tk.jpg"
     assert capsys.readouterr().err == f"cannot read {escaped}\nand é ok\n"
     assert Result({}, (name, "second")).as_text() == f"{escaped}\nsecond"

@@ -312,7 +312,7 @@ def test_tasks_sharing_a_shard_have_the_same_candidates(tmp_path: Path) -> None:
     alone, _ = make_task(tmp_path / "alone", "ip")
     shared, _ = make_task(tmp_path / "shared", "ip")
     run_search(alone)
-    for number in range(len(shared.blocks)):
+    for number in range(len(shared.query_chunks)):
         write_probed_lists(shared, number)
     for share in (2, 0, 1):
         for number in shared.shards:
