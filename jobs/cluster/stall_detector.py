@@ -68,8 +68,8 @@ def watch_for_stalls(results: Iterator[Any], activity: Activity) -> Iterator[Any
             yield value
         elif now - last_activity > STALL_SECONDS:
             raise Stalled(
-                f"no progress for {now - last_activity:.0f} s: {activity.describe_wait()}; finished "
-                "work is kept, run the same command again"
+                f"no progress for {now - last_activity:.0f} s: {activity.describe_wait()}; "
+                "finished work is kept, run the same command again"
             )
 
 

@@ -80,7 +80,7 @@ def _read_schema(index: Folder) -> Any:
     from retrieval.index.shard import shard_rows_path
 
     with index.open(shard_rows_path(0)) as file:
-        return pq.read_read_schema(file)
+        return pq.read_schema(file)
 
 
 def is_index_store(queries: Store, index: Manifest) -> bool:
