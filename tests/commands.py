@@ -23,20 +23,20 @@ LOOKALIKE = str(Path(sys.executable).with_name("lookalike"))
 class CommandResult:
     """Exit code and output of a command."""
 
-    code: int
-    out: str
-    err: str
+    exit_code: int
+    stdout: str
+    stderr: str
 
     @property
     def values(self) -> dict[str, Any]:
         """Return the JSON object that `--json` prints."""
-        return json.loads(self.out)
+        return json.loads(self.stdout)
 
     @property
     def error(self) -> str:
         """Return the only error line on stderr."""
-        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, self.err
+        lines = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.stderr
         return lines[0]
 
 

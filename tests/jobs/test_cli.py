@@ -17,9 +17,9 @@ from tests.commands import run_command
 def test_help_lists_all_verbs_and_exit_codes():
     result = run_command("--help")
     assert result.exit_code == 0
-    assert all(verb in result.out for verb in VERBS)
+    assert all(verb in result.stdout for verb in VERBS)
     assert all(
-        code in result.out
+        code in result.stdout
         for code in ("2 usage", "6 does not", "8 stalled", "130 inter", "143 term")
     )
 

@@ -116,8 +116,8 @@ def test_verify_exit_codes(tmp_path):
 @pytest.mark.nightly
 def test_top_k_larger_than_gallery_returns_all_rows_and_warns_once(folders):
     result = run_pipeline(folders, *SMALL_MODEL_OPTIONS, "--top-k", "50", "--json")
-    assert result.exit_code == 0, result.err
-    assert result.err.count("--top-k 50 is more than the gallery has") == 1
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("--top-k 50 is more than the gallery has") == 1
     assert result.values["queries"] == 3
     assert result.values["Success@1"] == 1.0
     second_result = run_pipeline(folders, *SMALL_MODEL_OPTIONS, "--top-k", "49")
@@ -151,7 +151,7 @@ def test_interrupted_run_resumes(folders):
     assert "error: interrupted" in err
     assert run_command_in_process("verify", folders["--output"]).exit_code == 3
     result = run_pipeline(folders, *SMALL_MODEL_OPTIONS, "--chunk-rows", "1", "--workers", "1")
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     assert run_command_in_process("verify", folders["--output"]).exit_code == 0
 
 
@@ -195,4 +195,4 @@ def test_terminated_run_leaves_no_process_and_no_temporary_folder(folders, tmp_p
         assert os.listdir(temp_dir) == []
     assert list(parts.glob("0*"))
     result = run_command_in_process(*arguments)
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr

@@ -65,5 +65,5 @@ def test_pending_workers_scale_up_the_cluster(scaling_cluster, photos, tmp_path)
     result = RunningCommand(
         "embed", *arguments, "--workers", 4, env=scaling_cluster.environment
     ).wait(300)
-    assert result.exit_code == 0, result.err  # the head itself has no CPU
+    assert result.exit_code == 0, result.stderr  # the head itself has no CPU
     assert run_command_in_process("verify", tmp_path / "out").exit_code == 0

@@ -105,7 +105,7 @@ def test_killed_node(cluster, reference, tmp_path, stage):
         cluster.kill("node1")
         cluster.resume(paused_node)
         result = command.wait(TIMEOUT)
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     reference.check(verb, tmp_path / "out")
 
 
@@ -120,7 +120,7 @@ def test_killed_node_with_most_cpus(cluster, reference, tmp_path):
         cluster.kill("node1")
         cluster.resume("node1")
         result = command.wait(TIMEOUT)
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     reference.check("embed", tmp_path / "out")
 
 
@@ -133,8 +133,8 @@ def test_killed_actor(cluster, reference, tmp_path):
         actor.kill()
         cluster.resume("node1")
         result = command.wait(TIMEOUT)
-    assert result.exit_code == 0, result.err
-    assert "a worker died in chunk" in result.err
+    assert result.exit_code == 0, result.stderr
+    assert "a worker died in chunk" in result.stderr
     reference.check("embed", tmp_path / "out")
 
 
@@ -148,13 +148,13 @@ def test_killed_and_restarted_head(cluster, reference, tmp_path):
         cluster.start_head()
         cluster.restore()
         result = command.wait(TIMEOUT)
-    assert result.exit_code == 3, result.err
+    assert result.exit_code == 3, result.stderr
     assert "does not know lookalike-embed" in result.error
     with timed("the same command again"):
         result = submit_command(cluster, reference.arguments("embed", tmp_path / "out")).wait(
             TIMEOUT
         )
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     reference.check("embed", tmp_path / "out")
 
 
@@ -173,7 +173,7 @@ def test_killed_node_during_distributed_training(cluster, reference, tmp_path):
         nodes = ray_nodes.WORKER_NODES
         cluster.kill(next(n for n in nodes if cluster.find_processes(n, "RayTrainWorker")))
         result = command.wait(TIMEOUT)
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     assert read_tree(output, include_temporary=False) == read_tree(tmp_path / "whole")
 
 
@@ -199,7 +199,7 @@ def test_cut_link(linked_cluster, reference, tmp_path, seconds):
             linked_cluster.links.heal(2)
         result = command.wait(TIMEOUT)
     linked_cluster.links.heal(2)
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     linked_cluster.kill("node1")  # it may be declared dead and still write
     reference.check("embed", tmp_path / "out")
 
@@ -214,7 +214,7 @@ def test_permanent_memory_shortage_ends_the_job(reference, tmp_path):
         result = submit_command(cluster, reference.arguments("embed", tmp_path / "out")).wait(
             STALL_TIMEOUT
         )
-    assert result.exit_code == 8, result.err
+    assert result.exit_code == 8, result.stderr
     assert "of too little memory" in result.error
 
 
@@ -236,7 +236,7 @@ def test_object_store_smaller_than_the_network(reference, tmp_path):
         timed("a small object store"),
     ):
         result = submit_command(cluster, [*arguments, tmp_path / "out"]).wait(TIMEOUT)
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     assert read_tree(tmp_path / "out") == read_tree(tmp_path / "whole")
 
 
@@ -250,7 +250,7 @@ def test_slow_and_unreliable_bucket(reference, tmp_path, proxy):
         assert proxy.refused
         assert proxy.dropped
         proxy.reset()
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     filesystem = fsspec.filesystem("s3", **options(proxy.address))
     filesystem.get(output, str(tmp_path / "got"), recursive=True)
     reference.check("embed", tmp_path / "got")

@@ -51,10 +51,10 @@ def test_submitted_command_survives_node_failure(cluster, photos, tmp_path):
     cluster.kill(cluster.wait_for_first_paused(command, TIMEOUT))
     cluster.restore()
     result = command.wait(TIMEOUT)
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     assert result.values["rows"] == 12
-    assert len(result.out.splitlines()) == 1
-    assert "embed: 12/12 images" in result.err
+    assert len(result.stdout.splitlines()) == 1
+    assert "embed: 12/12 images" in result.stderr
     assert json.loads((output / "run.json").read_bytes())["settings"]["ray_address"] is None
     assert read_tree(output, include_temporary=False) == read_tree(expected)
 
@@ -65,7 +65,7 @@ def test_exit_code_and_error_of_the_job_are_returned(cluster, tmp_path):
         "embed", *arguments, "--ray-address", cluster.address, env=cluster.environment
     )
     result = command.wait(TIMEOUT)
-    assert (result.exit_code, result.out) == (3, "")
+    assert (result.exit_code, result.stdout) == (3, "")
     assert f"{tmp_path}/no" in result.error
 
 
@@ -96,7 +96,7 @@ def test_interrupt_keeps_the_job_running_and_prints_stop_command(cluster, tmp_pa
     ray_nodes.wait_until(lambda: "runs on" in command.read_stderr(), "the name of the job", TIMEOUT)
     command.send_signal(2)
     result = command.wait(TIMEOUT)
-    assert (result.exit_code, result.out) == (130, "")
+    assert (result.exit_code, result.stdout) == (130, "")
     stop_command = result.error.split("to stop it: ")[1].split()
     assert (stop_command[:3], stop_command[4:]) == (
         ["ray", "job", "stop"],

@@ -406,7 +406,7 @@ def test_compare_command_with_ray(photos, tmp_path):
         "--weights", "random", "--image-size", 32, "--pca", 4, "--json",
     ]  # fmt: skip
     result = run_command_in_process("compare", *arguments)
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     assert len(result.values["combinations"]) == 12
     assert all(row["images_per_second"] > 0 for row in result.values["combinations"])
     run = json.loads((tmp_path / "out" / "stores" / "scratch" / "run.json").read_text())

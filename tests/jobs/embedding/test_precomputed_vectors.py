@@ -309,7 +309,7 @@ def test_invalid_arguments_are_refused_before_any_work(tmp_path):
         result = run_command_in_process(
             "index", "--output", tmp_path / "index", "--embeddings", *arguments
         )
-        assert result.exit_code == exit_code, result.err
+        assert result.exit_code == exit_code, result.stderr
         assert message in result.error
     assert not (tmp_path / "index/embeddings").exists()
 

@@ -132,7 +132,7 @@ def test_plan_command(photos):
     result = run_command_in_process(
         "plan", *arguments, *SMALL_MODEL_OPTIONS, "--sample", "16", "--json"
     )
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     values = result.values
     assert values["total_seconds_low"] < values["total_seconds"] < values["total_seconds_high"]
     assert values["memory_bytes_worker"] > 1e8

@@ -111,7 +111,7 @@ def test_files_inside_an_output_are_refused(tmp_path):
          tmp_path / "m" / "cache"),
     ):  # fmt: skip
         result = run_command_in_process(*arguments)
-        assert result.exit_code == 2, result.err
+        assert result.exit_code == 2, result.stderr
         assert "an output of lookalike" in result.error
     assert read_tree(tmp_path / "out") == before
     check_file("--output", str(tmp_path / "page.html"), output=str(tmp_path / "other"))
@@ -137,7 +137,7 @@ def test_occupied_output_is_refused_before_inputs_are_read(tmp_path, arguments):
     assert "letter.txt" in result.error
     (tmp_path / "full" / "letter.txt").rename(tmp_path / "full" / ".DS_Store")
     result = run_command_in_process(*arguments, "--output", tmp_path / "full")
-    assert result.exit_code == 3, result.err  # the input is missing
+    assert result.exit_code == 3, result.stderr  # the input is missing
 
 
 def test_demo_checks_all_outputs_before_drawing(tmp_path):
@@ -215,7 +215,7 @@ def test_report_pictures_are_not_listed_as_photos(nested_settings):
     page = root / "page.html"
     arguments = ("report", "--matches", Path(nested_settings.output) / "matches", "--output", page)
     result = run_command_in_process(*arguments, "--format", "png")
-    assert result.exit_code == 0, result.err
+    assert result.exit_code == 0, result.stderr
     assert list((root / "page_pictures").glob("*.png"))
     with without_ray():
         assert run.run(nested_settings).matches.counts["gallery"] == 6
