@@ -160,7 +160,7 @@ def test_missing_openvino_falls_back_to_torch_with_a_message(settings, monkeypat
 
 @pytest.mark.usefixtures("in_process")
 def test_requested_engine_has_no_fallback(settings, failing_conversion):
-    with pytest.raises(UsageError, match=r"does not take scratch .*; use --engine torch"):
+    with pytest.raises(UsageError, match=r"cannot convert scratch .*; use --engine torch"):
         embed.start(dataclasses.replace(settings, engine="openvino"))
     assert not Path(settings.output).exists()
 
@@ -245,7 +245,7 @@ def test_changed_projection_is_refused_before_fitting(projected_settings, monkey
 
 @pytest.mark.usefixtures("in_process")
 def test_more_dimensions_than_images_are_refused(settings):
-    with pytest.raises(UsageError, match="--pca 30: 30 images"):
+    with pytest.raises(UsageError, match="--pca 30 is too large: 30 images"):
         embed.start(dataclasses.replace(settings, pca=30))
     assert not Path(settings.output).exists()
 

@@ -280,7 +280,7 @@ def test_mismatched_queries_and_galleries_are_refused(tmp_path, photos):
     write_store(tmp_path / "embedded", draw_vectors(4, 1, "float16"))
     for queries, message in (
         (photos("pictures", 3), "holds images"),
-        (tmp_path / "long.npy", "vectors of 7 numbers"),
+        (tmp_path / "long.npy", "vectors of dimension 7"),
         (tmp_path / "embedded", "was embedded with a model"),
     ):
         with pytest.raises(Mismatch, match=message):
@@ -290,7 +290,7 @@ def test_mismatched_queries_and_galleries_are_refused(tmp_path, photos):
         EmbedSettings(input=str(tmp_path / "long.npy"), output=str(tmp_path / "long")),
         LOCAL_CLUSTER,
     )
-    with pytest.raises(Mismatch, match="vectors of 7 numbers"):
+    with pytest.raises(Mismatch, match="vectors of dimension 7"):
         run_rank(tmp_path, tmp_path / "long")
     np.save(tmp_path / "g.npy", np.ones((2, DIMENSION + 1), np.float32))
     with pytest.raises(Mismatch, match="dimension was 6, is 7"):
@@ -329,7 +329,9 @@ def test_inapplicable_options_are_refused(tmp_path):
     write_store(tmp_path / "store", draw_vectors(30, 0, "float16"))
     settings = {"embeddings": str(tmp_path / "store"), "output": str(tmp_path / "index")}
     for option, value in (("ids", "x"), ("limit", 3), ("embedding_dtype", "float32")):
-        with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} is for vectors"):
+        with pytest.raises(
+            UsageError, match=f"--{option.replace('_', '-')} is for precomputed vectors"
+        ):
             index.start(IndexSettings(**settings, **{option: value}))
     np.save(tmp_path / "g.npy", draw_vectors(20))
     embed_options = {"input": str(tmp_path / "g.npy"), "output": str(tmp_path / "s")}

@@ -172,7 +172,10 @@ def deny_access(*names):
 
 
 def test_denied_bucket_is_refused_before_writing(bucket, tmp_path):
-    with deny_access(".png"), pytest.raises(AccessRefused, match=r"with these credentials.*Denied"):
+    with (
+        deny_access(".png"),
+        pytest.raises(AccessRefused, match=r"with the current credentials.*Denied"),
+    ):
         embed_in_process(bucket(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
