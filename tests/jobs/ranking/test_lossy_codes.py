@@ -232,7 +232,7 @@ def test_moved_store_needs_the_embeddings_option(small_index):
     root, queries = small_index
     rank_in_process(root / "index", queries, root / "before")
     (root / "gallery").rename(root / "elsewhere")
-    with pytest.raises(InputError, match=r"gallery holds no finished store.*--embeddings$"):
+    with pytest.raises(InputError, match=r"gallery holds no finished store.*set --embeddings"):
         rank_in_process(root / "index", queries, root / "after")
     rank_in_process(root / "index", queries, root / "after", embeddings=str(root / "elsewhere"))
     assert read_parts(root / "after") == read_parts(root / "before")

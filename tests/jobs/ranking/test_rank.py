@@ -427,7 +427,7 @@ def test_report_names_the_match_constraints(stores, tmp_path):
     page = (tmp_path / "m/report.html").read_text()
     for expected_text in (
         "label &lt;&gt; &#39;&lt;b&gt;&#39;", "own image", "0.25",
-        "by the 3 images that each found first",
+        "with the top 3 matches",
     ):  # fmt: skip
         assert expected_text in page
 

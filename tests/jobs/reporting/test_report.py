@@ -82,7 +82,7 @@ def test_many_queries_give_a_deterministic_folder(matches_root, tmp_path, monkey
     assert files.keys() >= {*pages, *chunks, "report_files/facets.js", "report_files/report.json"}
     assert sum(path.endswith(".jpg") for path in files) == 11
     # in reverse order, with all slices as cluster tasks
-    for limit_name in ("IMAGES_HERE", "_QUERIES_HERE"):
+    for limit_name in ("LOCAL_IMAGE_LIMIT", "_LOCAL_QUERY_LIMIT"):
         monkeypatch.setattr(writing, limit_name, 0)
     monkeypatch.setattr(
         writing.tasks, "run_tasks", lambda _, function, items: map(function, reversed([*items]))
@@ -96,7 +96,7 @@ def test_many_queries_give_a_deterministic_folder(matches_root, tmp_path, monkey
 
 def test_report_with_ray_is_identical(matches_root, tmp_path, local_ray, monkeypatch):
     make_report(matches_root / "m", tmp_path / "one/report.html")
-    for limit_name in ("IMAGES_HERE", "_QUERIES_HERE"):
+    for limit_name in ("LOCAL_IMAGE_LIMIT", "_LOCAL_QUERY_LIMIT"):
         monkeypatch.setattr(writing, limit_name, 0)
     monkeypatch.setattr(writing, "PER_SLICE", 50)
     make_report(matches_root / "m", tmp_path / "two/report.html", workers=2)
@@ -203,7 +203,7 @@ def test_unwritable_output_is_refused_before_any_work(matches_root, tmp_path, mo
 
 @pytest.mark.parametrize("formats", [",", "pdf", "html,pdf"])
 def test_unknown_format_is_refused(matches_root, tmp_path, formats):
-    with pytest.raises(UsageError, match=r"--format '(pdf)?': write one or both of html,png"):
+    with pytest.raises(UsageError, match=r"--format '(pdf)?': use one or both of html,png"):
         make_report(matches_root / "few", tmp_path / "report.html", format=formats)
 
 

@@ -352,7 +352,7 @@ def test_predict_without_a_classifier_is_refused(trained, tmp_path):
         ({"data": "nowhere"}, InputError, "nowhere does not exist"),
         ({"labels": "nowhere.csv"}, InputError, "--labels nowhere.csv"),
         ({"exclude_classes": "owl"}, UsageError, "--exclude-classes owl"),
-        ({"learning_rate": 1e30}, LookalikeError, "--learning-rate 1e+30"),
+        ({"learning_rate": 1e30}, LookalikeError, "--learning-rate from 1e+30"),
         pytest.param(
             {"device": "cuda"},
             UsageError,
