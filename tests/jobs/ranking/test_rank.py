@@ -379,7 +379,7 @@ def rank_with_kills(stores, root, options, step):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_rank_killed_at_sampled_writes_resumes(stores, tmp_path, name):
-    rank_with_kills(stores, tmp_path, OPTIONS[name], 29)
+    rank_with_kills(stores, tmp_path, OPTIONS[name], 61)
 
 
 @pytest.mark.nightly

@@ -141,10 +141,10 @@ def test_results_are_collected_after_later_batches_were_submitted(small_bundle, 
 SLOW_FAMILIES = (
     "maxvit_t", "swin_v2_t", "wide_resnet50_2", "swin_t", "densenet121", "efficientnet_v2_s",
     "inception_v3", "resnext50_32x4d", "vgg11", "vit_b_32", "convnext_tiny", "shufflenet_v2_x0_5",
-    "efficientnet_b0", "mobilenet_v3_small", "mnasnet0_5",
+    "efficientnet_b0", "mobilenet_v3_small", "mnasnet0_5", "googlenet",
 )  # fmt: skip
 """Families that are slow to convert; they run in the nightly tests. Their layers are also covered
-by faster networks: test_vit3 in `test_timm.py`, googlenet, regnet_y_400mf and alexnet."""
+by faster networks: test_vit3 in `test_timm.py`, regnet_y_400mf and alexnet."""
 
 
 @pytest.mark.parametrize(
