@@ -141,7 +141,7 @@ def _describe_failure(error: Exception, address: str, option: str | None) -> str
     if is_refused_token(error):
         return f"{describe_address_source(option)}: {token_advice()}"
     return (
-        f"{describe_address_source(option)}: Ray cannot be reached ({reason}); name a running "
+        f"{describe_address_source(option)}: Ray cannot be reached ({reason}); specify a running "
         "cluster, or omit the address and RAY_ADDRESS to start Ray on this machine"
     )
 
@@ -190,8 +190,8 @@ def _check_port(address: str, source: str) -> None:
                 time.sleep(0.5)
                 continue
             raise InputError(
-                f"{source}: nothing answers there ({error}); name a running cluster, or omit the "
-                "address and RAY_ADDRESS to start Ray on this machine"
+                f"{source}: nothing answers there ({error}); specify a running cluster, or omit "
+                "the address and RAY_ADDRESS to start Ray on this machine"
             ) from error
 
 

@@ -94,7 +94,7 @@ def build_index(
     if is_output_path(settings.embeddings):
         store = open_store(open_folder(settings.embeddings))
         if store.rows == 0:
-            raise InputError(f"{settings.embeddings} holds no vectors; embed readable images")
+            raise InputError(f"{settings.embeddings} contains no vectors; embed readable images")
         job = _job_settings(settings, store)
         transaction.claim_output(
             folder, "index", job, overwrite=settings.overwrite, reuse_if_same=reuse_if_same

@@ -41,7 +41,7 @@ def verify(folder: Folder) -> list[Verdict]:
     """
     paths = [entry.path for entry in folder.entries()]
     if not paths and not os.path.isdir(folder.uri()):
-        raise InputError(f"{folder.uri()} does not exist; name an output of lookalike")
+        raise InputError(f"{folder.uri()} does not exist; specify an output of lookalike")
     nested = "/" + finished_output.JOB
     inner = sorted(path.removesuffix(nested) for path in paths if path.endswith(nested))
     return [_verify_one(folder), *(_verify_one(folder.child(path)) for path in inner)]
