@@ -214,7 +214,7 @@ def _summary(output: str, manifest: Manifest) -> Result:
     counts = manifest.counts
     lines = [
         f"{counts['rows']} vectors of {counts['dimension']} dimensions in {counts['shards']} "
-        f"shards of {counts['factory']}: {output}",
+        f"{'shard' if counts['shards'] == 1 else 'shards'} of {counts['factory']}: {output}",
     ]
     if counts["drift_low"] > RETRAIN_THRESHOLD:
         lines.append(

@@ -16,6 +16,7 @@ from jobs.config.settings import CompareSettings
 from retrieval.core.errors import InputError, Mismatch, TooManyFailures, UsageError
 from retrieval.core.schemas import COMPARISON
 from retrieval.models.bundle import read_bundle, write_bundle
+from retrieval.models.pooling import POOLINGS
 from retrieval.models.registry import build_network
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
@@ -28,6 +29,8 @@ from tests.retrieval.evaluation.test_leave_one_out import brute_force_measures
 from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, record_operations
 
 QUICK_SETTINGS = {"weights": "random", "image_size": 32, "engine": "torch", "chunk_rows": 8}
+COMBINATIONS = 4 * len(POOLINGS)
+"""Results per network: three metrics, and cosine after a PCA, for each pooling."""
 
 
 def run_compare(data, output, **settings):
@@ -133,7 +136,7 @@ def test_comparison_output_is_verified_and_not_rewritten(photos, finished_compar
     assert {verdict.kind: verdict.state for verdict in verify(open_folder(str(output)))} == {
         "comparison": "finished", "store": "finished",
     }  # fmt: skip
-    assert verify(open_folder(str(output)))[0].progress == "1 networks"
+    assert verify(open_folder(str(output)))[0].progress == "1 network"
     before = read_tree(output)
     assert run_compare(photos, output).values == result.values
     assert read_tree(output) == before
@@ -249,13 +252,11 @@ def test_all_selects_backbones_with_weights(photos, tmp_path):
     settings = CompareSettings(data="x", backbones="all", weights=str(weights))
     assert [c.name for c in candidates.list_candidates(settings)] == ["scratch", "squeezenet1_1"]
     result = run_compare(photos, tmp_path / "out", backbones="all", weights=str(weights))
-    assert len(result.values["combinations"]) == 24
+    assert len(result.values["combinations"]) == 2 * COMBINATIONS
     table = [line for line in result.lines if line.startswith(("scratch ", "squeezenet1_1 "))]
     assert len(table) == 2
-    assert any(
-        line.startswith(f"the best of each network; all {2 * COMBINATIONS}")
-        for line in result.lines
-    )
+    heading = f"the best of each network; all {2 * COMBINATIONS}"
+    assert any(line.startswith(heading) for line in result.lines)
     without_weights = candidates.list_candidates(CompareSettings(data="x", backbones="all"))
     assert "scratch" not in [c.name for c in without_weights]
     assert "resnet50" in [c.name for c in without_weights]
