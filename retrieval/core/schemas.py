@@ -265,7 +265,7 @@ COMPARISON = Table(
         Column("backbone", pa.string(), "name as in --backbones, or the path of a --bundle"),
         Column("pooling", pa.string(), "name as in --pooling"),
         Column("pca", pa.int32(), "dimensions after --pca; null without --pca"),
-        Column("metric", pa.string(), "cosine; or ip or l2, on vectors that are not normalized"),
+        Column("metric", pa.string(), "cosine; or ip or l2, on vectors that are not normalised"),
         Column("dimension", pa.int32(), "components per vector"),
         *(
             Column(f"{name}{end}", pa.float64(), f"{meaning}{qualifier}")
