@@ -29,7 +29,7 @@ from retrieval.index.recall_curve import SAMPLE_SIZE
 from retrieval.index.sampling import sample_table
 from retrieval.listing.chunking import chunk_rows_for
 from retrieval.search.shard_search import queries_per_block
-from retrieval.store.reader import encode_part
+from retrieval.store.part_writer import encode_part
 
 IMAGES, DIMENSION, QUERIES, TOP_K = 10**9, 512, 10**6, 10
 NODES, CORES, GPUS = 100, 16, 8

@@ -22,10 +22,10 @@ import psutil
 
 from benchmarks.output import write_result
 from retrieval.index.build_shard import ShardBuildContext
-from retrieval.index.finalize import plan_shards
 from retrieval.index.plan import Gallery, plan_index
 from retrieval.index.sample_neighbors import build_measured_shard, make_recall_samples
 from retrieval.index.sampling import draw_sample
+from retrieval.index.shard_extents import plan_shards
 from retrieval.index.train import train_index
 from retrieval.index.workers import InProcessWorkers
 from retrieval.storage import transaction

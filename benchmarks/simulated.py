@@ -24,7 +24,7 @@ from retrieval.core.records import Chunk, ChunkResult
 from retrieval.embedding.write_chunk import read_finished_chunk
 from retrieval.storage.checksum import fill_checksum, parquet_writer
 from retrieval.storage.local import Entry, Folder, LocalFolder
-from retrieval.store.reader import put_part
+from retrieval.store.part_writer import put_part
 
 CHUNK_ROWS = 10
 LEDGER_EVERY = 20  # every 20th chunk has an image that failed

@@ -40,7 +40,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "run": Verb(settings.RunSettings, "jobs.commands.run",
-                "Do the whole job, from two folders to a report."),
+                "Embed, index, rank, evaluate and report in one command."),
     "embed": Verb(settings.EmbedSettings, "jobs.embedding.embed",
                   "Embed images into a store of vectors."),
     "index": Verb(settings.IndexSettings, "jobs.indexing.index",
@@ -60,14 +60,15 @@ VERBS: dict[str, Verb] = {
     "verify": Verb(settings.VerifySettings, "jobs.commands.verify",
                    "Check that an output is complete and unaltered."),
     "plan": Verb(settings.PlanSettings, "jobs.planning.plan",
-                 "Estimate what a run will take and need."),
+                 "Estimate the time, memory and disk space of a run."),
     "demo": Verb(settings.DemoSettings, "jobs.commands.demo",
                  "Run every step on generated sample images."),
 }  # fmt: skip
 
 _EXIT_CODES = (
     "Exit codes: 0 done · 1 unexpected error · 2 usage · 3 input missing or unreadable · "
-    "4 too many images failed · 5 below a bound that was asked for · 6 does not belong together · "
+    "4 too many images failed · 5 recall or a measure below its bound · "
+    "6 made with other settings or another model · "
     "7 something on disk is missing, extra or altered · 8 stalled · 130 interrupted · "
     "143 terminated"
 )

@@ -3,8 +3,8 @@
 Python or Ray may put the current folder first on the search path; a package `jobs` or a file
 `torch.py` of the user there must not shadow ours. It is removed from the path, and where PYTHONPATH
 names it as well, both packages are imported past it. This module is outside `jobs`, which it has to
-find first, and imports nothing of this project at the top, since `claim_packages` is sent to the
-workers by value.
+find first, and imports nothing of this project at the top, since `import_own_packages` is sent
+to the workers by value.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def without_current_folder(entries: list[str]) -> list[str]:
     return remaining + entries[first:]
 
 
-def claim_packages() -> None:
+def import_own_packages() -> None:
     """Remove the current folder from `sys.path` and import both packages past others so named."""
     import importlib
     import os
@@ -84,7 +84,7 @@ def main() -> None:
     import os
 
     open_descriptors()
-    claim_packages()
+    import_own_packages()
     if path := os.environ.get("PYTHONPATH"):  # inherited by the processes started here
         os.environ["PYTHONPATH"] = os.pathsep.join(without_current_folder(path.split(os.pathsep)))
     importlib.import_module("jobs.cli").main()

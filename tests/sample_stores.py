@@ -17,6 +17,7 @@ from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.local import open_folder
 from retrieval.store import reader
 from retrieval.store.finalize import finish_store
+from retrieval.store.part_writer import put_part
 from retrieval.store.segment import claim_segment
 
 
@@ -51,7 +52,7 @@ def write_store(
     for chunk in segment.chunks():
         row_range = slice(chunk.first, chunk.last)
         checksums = sha256[row_range] if sha256 is not None else ["0"] * (chunk.last - chunk.first)
-        reader.put_part(folder, chunk, _encode_part(vectors, names, row_range, checksums), None)
+        put_part(folder, chunk, _encode_part(vectors, names, row_range, checksums), None)
     finish_store(folder, dimension, (), 0.0)
 
 

@@ -21,7 +21,7 @@ from retrieval.embedding.attempt import Attempt
 
 ACTOR_CPUS = 0.5
 """CPUs reserved per worker, though it uses a whole one: Ray's own reading tasks reserve a whole CPU
-and would wait for ever if actors had reserved them all. It also lets the other nodes take over the
+and would wait forever if actors had reserved them all. It also lets the other nodes take over the
 workers of a lost node."""
 
 _MAX_BLOCKS = 4096  # of Ray Data, over which the work items are spread
@@ -102,7 +102,7 @@ def stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cluster.require(ACTOR_CPUS, gpus)
     max_size = len(items)
-    if gpus and not cluster.may_grow:  # an actor that gets no GPU would wait for ever
+    if gpus and not cluster.may_grow:  # an actor that gets no GPU would wait forever
         max_size = min(max_size, int(cluster.gpus / gpus))
     size = max(1, min(cluster.requested_workers or cluster.cpus, max_size))
     failure_log = failure_log_for_step(cluster)

@@ -20,7 +20,7 @@ from typing import Any
 from jobs.cluster import session
 from jobs.runtime.interrupts import Terminated
 from retrieval.core.errors import InputError
-from retrieval.entry import claim_packages, holds_packages
+from retrieval.entry import holds_packages, import_own_packages
 
 _LOCAL_ENVIRONMENT = {
     "RAY_enable_metrics_collection": "false",
@@ -87,7 +87,7 @@ def connect(option: str | None) -> None:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     # the hook is pickled by value, since workers cannot import it before it has run
-    ray.cloudpickle.register_pickle_by_value(sys.modules[claim_packages.__module__])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[import_own_packages.__module__])
     try:
         with _hidden_stderr(), _restored_sigterm_handler():
             _start(ray.init) if is_local else ray.init(**_options(address))
@@ -105,7 +105,7 @@ def _options(address: str) -> dict[str, Any]:
     job._py_driver_sys_path = _PackageFolders()  # noqa: SLF001 - Ray has no setting for it
     return {
         "address": address, "log_to_driver": False, "logging_level": "ERROR", "job_config": job,
-        "runtime_env": {"worker_process_setup_hook": claim_packages},
+        "runtime_env": {"worker_process_setup_hook": import_own_packages},
     }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def _describe_failure(error: Exception, address: str, option: str | None) -> str
     if is_refused_token(error):
         return f"{describe_address_source(option)}: {token_advice()}"
     return (
-        f"{describe_address_source(option)}: Ray cannot be reached ({reason}); name a running "
+        f"{describe_address_source(option)}: Ray cannot be reached ({reason}); specify a running "
         "cluster, or omit the address and RAY_ADDRESS to start Ray on this machine"
     )
 
@@ -190,8 +190,8 @@ def _check_port(address: str, source: str) -> None:
                 time.sleep(0.5)
                 continue
             raise InputError(
-                f"{source}: nothing answers there ({error}); name a running cluster, or omit the "
-                "address and RAY_ADDRESS to start Ray on this machine"
+                f"{source}: nothing answers there ({error}); specify a running cluster, or omit "
+                "the address and RAY_ADDRESS to start Ray on this machine"
             ) from error
 
 

@@ -63,7 +63,7 @@ def check_shared_paths(shared_paths: Sequence[SharedPath]) -> None:
                     raise UsageError(
                         f"{shared_path.flag} {shared_path.path} is a local path, and node "
                         f"{address} does not see the same folder there: put it on a file system "
-                        "that all nodes mount under the same path, or name a bucket (s3://...)"
+                        "that all nodes mount under the same path, or specify a bucket (s3://...)"
                     )
 
 

@@ -119,7 +119,7 @@ def _client(dashboard: str, source: str) -> Any:
 
 
 def _wait_for_reply(dashboard: str) -> None:
-    """Wait for any reply of a dashboard; Ray's client would wait for ever."""
+    """Wait for any reply of a dashboard; Ray's client would wait forever."""
     import requests
 
     requests.get(f"{dashboard.rstrip('/')}/api/version", timeout=REPLY_TIMEOUT, stream=True).close()

@@ -1,6 +1,6 @@
 """Attempts at each work item, and quarantine of images that crash their worker.
 
-Ray silently retries an item for ever when its worker dies. So workers report to an actor, the
+Ray silently retries an item forever when its worker dies. So workers report to an actor, the
 `FailureLog`, when they begin an item, which image they are about to read, and when they finish. An
 item that begins again without having ended counts as a worker death. From the second attempt on
 images are processed one at a time, and an image at which two workers died is quarantined: it is
@@ -24,7 +24,7 @@ MAX_DEATHS = 10
 """Largest number of worker deaths of one item since its last quarantined image."""
 
 _QUARANTINE_DEATHS = 2  # deaths at an image after which it is quarantined
-_MAX_QUARANTINED_WITHOUT_SUCCESS = 3  # with more, the images are not the cause
+_MAX_QUARANTINED_WITHOUT_SUCCESS = 3  # from this number on, the images are probably not the cause
 _NOTE_INTERVAL = 1.0  # seconds between the notes of a first attempt, which only show progress
 
 
@@ -58,7 +58,7 @@ class RunningItem:
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """State of a failure log."""
+    """Messages, running items, deaths and quarantined images of a step, for the stall detector."""
 
     messages: int  # received from workers
     begun: int  # items that were begun
@@ -169,15 +169,15 @@ def begin_item(failure_log: Any, number: int, item_name: str) -> Attempt:
     start: AttemptStart = ray.get(failure_log.begin.remote(number))
     if start.refused:
         raise Stalled(_format_refusal(start, item_name))
-    note = _blocking_note if start.attempt > 1 else _occasional_note
+    note = _note_and_wait if start.attempt > 1 else _throttled_note
     return Attempt(start.attempt, start.quarantined_images, note(failure_log, number))
 
 
 def _format_refusal(start: AttemptStart, item_name: str) -> str:
     if start.deaths < MAX_DEATHS:
         reason = (
-            f"{item_name}: workers died at each of the first images, so the images are hardly the "
-            "cause"
+            f"{item_name}: workers died at each of the first images, so the images are probably "
+            "not the cause"
         )
     else:
         reason = (
@@ -189,7 +189,7 @@ def _format_refusal(start: AttemptStart, item_name: str) -> str:
     )
 
 
-def _blocking_note(failure_log: Any, number: int) -> Callable[[str | None], None]:
+def _note_and_wait(failure_log: Any, number: int) -> Callable[[str | None], None]:
     """Return a function that records an image and waits for the confirmation."""
     import ray
 
@@ -199,7 +199,7 @@ def _blocking_note(failure_log: Any, number: int) -> Callable[[str | None], None
     return note
 
 
-def _occasional_note(failure_log: Any, number: int) -> Callable[[str | None], None]:
+def _throttled_note(failure_log: Any, number: int) -> Callable[[str | None], None]:
     """Return a function that records an image at most once a second, without waiting."""
     last_note = [0.0]
 

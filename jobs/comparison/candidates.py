@@ -101,7 +101,7 @@ def _backbone_names(settings: CompareSettings) -> list[str]:
     names = [name for name in all_names if _find_weights(folder, name)]
     if not names:
         raise InputError(
-            f"--weights {settings.weights} holds no file of a backbone; name a folder with "
+            f"--weights {settings.weights} holds no file of a backbone; specify a folder with "
             "NAME.safetensors or NAME.pth"
         )
     return names

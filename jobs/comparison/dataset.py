@@ -69,7 +69,7 @@ def list_labelled_images(settings: EmbedSettings) -> LabelledDataset:
     if not class_set:
         raise InputError(
             f"--data {settings.input} has no labels; put the images into one folder per class, or "
-            "name a file with --labels"
+            "specify a file with --labels"
         )
     if len(class_set) == 1:
         raise InputError(

@@ -138,12 +138,13 @@ OPTIONS = _by_name(
            "Store written by embed, or precomputed vectors (Parquet, .npy).", access="read"),
     Option("index", "path", REQUIRED, "content", "Index written by index.", access="read"),
     Option("matches", "path", REQUIRED, "content", "Matches written by rank.", access="read"),
-    Option("data", "path", REQUIRED, "content", "Labelled images: one subfolder per class.",
+    Option("data", "path", REQUIRED, "content",
+           "Labelled images: one subfolder per class, or any input with --labels.",
            access="read"),
     # reading sources
     Option("image_column", str, None, "content",
            "Column of a list or Parquet file with the paths or bytes of the images; default: "
-           "recognized by its name."),
+           "recognised by its name."),
     Option("id_column", str, None, "content",
            "Column of a list, Parquet or --ids file with the image ids; default: image_id (or id), "
            "else the path or position."),
@@ -164,7 +165,7 @@ OPTIONS = _by_name(
     Option("cutoffs", str, "10", "content",
            "Cutoffs K,K,... for P@K, R@K, mAP@K, AP@K, nDCG@K and Success@K."),
     Option("intervals_over", str, "queries", "content",
-           "What the 95 % intervals generalize to: further queries of these classes, or further "
+           "What the 95 % intervals generalise to: other queries of these classes, or other "
            "classes (for a backbone that was not trained on them).",
            choices=("queries", "classes")),
     Option("all_measures", bool, False, "run",
@@ -176,8 +177,8 @@ OPTIONS = _by_name(
            "The same ranking made with --recall exact: split the loss of quality between backbone "
            "and index."),
     Option("fail_below", str, None, "run",
-           "Lower bounds MEASURE=BOUND,..., as map=0.6,top1=0.8 or AP=0.6; a measure below its "
-           "bound ends with exit code 5."),
+           "Lower bounds MEASURE=BOUND,..., for example map=0.6,top1=0.8 or AP=0.6; a measure "
+           "below its bound ends with exit code 5."),
     Option("per_query", "path", None, "run",
            "Also write one line per query to this .csv or .parquet file."),
     # model
@@ -298,7 +299,7 @@ OPTIONS = _by_name(
     Option("augment", str, "flip,crop,zoom,rotate,shear,colour", "content",
            "Comma-separated random augmentations of the training images, or none."),
     Option("cache", "path", None, "run",
-           "Local folder that keeps decoded images for later trainings; default: none."),
+           "Local folder that keeps decoded images for later training runs; default: none."),
     # how a command runs
     Option("seed", int, 0, "content", "Seed of all random choices.", low=0, high=(1 << 32) - 1),
     Option("workers", int, None, "run",
@@ -310,15 +311,15 @@ OPTIONS = _by_name(
            "Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the command as a "
            "job; default: $RAY_ADDRESS, else this machine."),
     Option("overwrite", bool, False, "run",
-           "Replace an output that was made with other settings (run: only the stages that "
-           "differ)."),
+           "Replace an output that was made with other settings."),
     Option("json", bool, False, "run", "Print one JSON object on stdout."),
     Option("debug", bool, False, "run", "Print the traceback of an error."),
     # verify, plan and report
     Option("measure_recall", bool, False, "run",
            "Measure the recall curve of an index again and require the same result."),
     Option("cluster", str, None, "run",
-           "Cluster to estimate for, as 20x(16cpu,1gpu)+4x(32cpu); default: the one measured on."),
+           "Cluster to estimate for, for example 20x(16cpu,1gpu)+4x(32cpu); default: the one "
+           "measured on."),
     Option("sample", int, 200, "run", "Number of images embedded to measure the speed.", low=16),
     Option("title", str, "lookalike", "content", "Heading of the page."),
     Option("max_queries", int, 100_000, "content",

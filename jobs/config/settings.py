@@ -47,7 +47,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandidateOptions:
+class ComparedModelOptions:
     """Backbones and bundles that `compare` measures."""
 
     backbones: str | None = option_field("backbones")
@@ -125,7 +125,11 @@ class TrainingOptions:
     """
 
     backbone: str = option_field("backbone", default="scratch")
-    weights: str | None = option_field("weights")
+    weights: str | None = option_field(
+        "weights",
+        help="State dict (.safetensors or .pth; path or URI), or random; default: random for "
+        "scratch, else the published weights.",
+    )
     pooling: Pooling = option_field("pooling", default="gem")
     image_size: int | None = option_field("image_size")
     resize: Resize | None = option_field(
@@ -236,7 +240,7 @@ class RankSettings(
     unique_pairs: bool = option_field("unique_pairs")
     embeddings: str | None = option_field(
         "embeddings", default=None, affects="run",
-        help="Where the store of the index lies now; default: where it was when it was indexed.",
+        help="Current path of the indexed store; default: its path at indexing time.",
     )  # fmt: skip
     seed: int = option_field("seed")
 
@@ -246,7 +250,14 @@ class PipelineOptions(ModelOptions, EngineOptions, ReadingOptions, IndexingOptio
     """Options of a whole job except its queries and its output."""
 
     gallery: str = option_field("gallery")
-    embedding_dtype: str = option_field("embedding_dtype")
+    id_column: str | None = option_field(
+        "id_column",
+        help="Column of a list or Parquet file with the image ids; default: image_id (or id), else "
+        "the path or position.",
+    )
+    embedding_dtype: str = option_field(
+        "embedding_dtype", help="Number type of stored vectors; auto: float16."
+    )
     all_measures: bool = option_field("all_measures")
 
 
@@ -255,6 +266,10 @@ class RunSettings(OutputOptions, PipelineOptions):
     """Settings of `lookalike run`."""
 
     queries: str = option_field("queries")
+    overwrite: bool = option_field(
+        "overwrite",
+        help="Replace the stages of an output that were made with other settings.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +304,7 @@ class ReportSettings(RayOptions, RelevanceOptions):
     """Settings of `lookalike report`."""
 
     matches: str = option_field("matches")
-    output: str = option_field("output", help="HTML page to write, as report.html.")
+    output: str = option_field("output", help="HTML page to write, for example report.html.")
     format: str | None = option_field(
         "format",
         help="What to write, comma-separated: html, png (pictures, in NAME_pictures/); "
@@ -297,7 +312,8 @@ class ReportSettings(RayOptions, RelevanceOptions):
     )
     compare: str | None = option_field(
         "compare",
-        help="With png: other matches of the same queries, drawn beside these as the state before.",
+        help="With png: other matches of the same queries, drawn beside these as the earlier "
+        "ranking.",
     )
     title: str = option_field("title")
     max_queries: int = option_field("max_queries")
@@ -311,8 +327,16 @@ class TrainSettings(RayOptions, TrainingOptions):
     data: str = option_field("data")
     output: str = option_field("output")
     overwrite: bool = option_field("overwrite")
-    labels: str | None = option_field("labels")
-    max_pixels: int = option_field("max_pixels")
+    labels: str | None = option_field(
+        "labels",
+        help="CSV or Parquet file with image_id and label; default: the name of an image's parent "
+        "folder.",
+    )
+    max_pixels: int = option_field(
+        "max_pixels",
+        help="Largest width x height, read from the header; larger images are left out and "
+        "reported.",
+    )
     workers: int | None = option_field(
         "workers", help="Number of processes that train one network together; default: 1."
     )
@@ -330,7 +354,9 @@ class PredictSettings(OutputOptions, EngineOptions, ReadingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings(RayOptions, CandidateOptions, EngineOptions, ListingOptions, ImageOptions):
+class CompareSettings(
+    RayOptions, ComparedModelOptions, EngineOptions, ListingOptions, ImageOptions
+):
     """Settings of `lookalike compare`; without `data` it lists the backbones."""
 
     data: str | None = option_field(

@@ -54,7 +54,7 @@ def fit_projection(
     bundle = prepared.bundle
     if bundle.projection is not None:
         raise UsageError(
-            f"--pca {settings.pca}: the bundle has a projection already; omit --pca, or name "
+            f"--pca {settings.pca}: the bundle has a projection already; omit --pca, or specify "
             "a bundle without one"
         )
     begun = None if settings.overwrite else read_begun_settings(folder)

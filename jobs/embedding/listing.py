@@ -75,7 +75,7 @@ def list_source(
         print_message(
             f"--labels {settings.labels} names none of the {rows} {source.unit} of {settings.input}"
         )
-    return SourceListing(target, rows, chunk_rows, source.others)
+    return SourceListing(target, rows, chunk_rows, source.skipped_count)
 
 
 def _refuse_unreadable(settings: EmbedSettings, listing: Path, rows: int) -> None:

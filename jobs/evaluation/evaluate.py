@@ -46,7 +46,7 @@ def start(settings: EvaluateSettings) -> Result:
     bounds = _parse_bounds(settings.fail_below, cutoffs)
     if settings.per_query is not None and not settings.per_query.endswith((".csv", ".parquet")):
         raise UsageError(
-            f"--per-query {settings.per_query}: name a file that ends with .csv or .parquet"
+            f"--per-query {settings.per_query}: specify a file that ends with .csv or .parquet"
         )
     if settings.per_query is not None:
         check_file("--per-query", settings.per_query)

@@ -150,7 +150,7 @@ def _refuse_unrelated(
             )
         return
     if len(results.queries) == 0:
-        hint = "; name a labels file with --labels"
+        hint = "; specify a labels file with --labels"
         if isinstance(ground_truth, Labels) and ground_truth.query_labels is not None:
             names = ground_truth.query_labels["image_id"]
             hint = (

@@ -94,7 +94,7 @@ def build_index(
     if is_output_path(settings.embeddings):
         store = open_store(open_folder(settings.embeddings))
         if store.rows == 0:
-            raise InputError(f"{settings.embeddings} holds no vectors; embed readable images")
+            raise InputError(f"{settings.embeddings} contains no vectors; embed readable images")
         job = _job_settings(settings, store)
         transaction.claim_output(
             folder, "index", job, overwrite=settings.overwrite, reuse_if_same=reuse_if_same
@@ -158,6 +158,7 @@ def _build_missing_shards(
     from retrieval.index.recall_curve import SAMPLE_SIZE
     from retrieval.index.sample_neighbors import make_recall_samples
     from retrieval.index.sampling import draw_sample
+    from retrieval.index.shard_extents import plan_shards
     from retrieval.index.train import train_index
 
     plan = plan_index(
@@ -167,7 +168,7 @@ def _build_missing_shards(
     )  # fmt: skip
     workers = RayWorkers(cluster)
     trained = train_index(folder, store, plan, settings.metric, settings.seed, workers)
-    pending_shards = finalize.plan_shards(folder, store, trained.plan)
+    pending_shards = plan_shards(folder, store, trained.plan)
     vectors, rows = draw_sample(store, SAMPLE_SIZE, settings.seed, "curve", workers)
     samples = make_recall_samples(vectors, rows, store.rows, trained.plan.codes)
     build_shard = _shard_builder(settings, folder, store, trained, samples)
@@ -213,7 +214,7 @@ def _summary(output: str, manifest: Manifest) -> Result:
     counts = manifest.counts
     lines = [
         f"{counts['rows']} vectors of {counts['dimension']} dimensions in {counts['shards']} "
-        f"shards of {counts['factory']}: {output}",
+        f"{'shard' if counts['shards'] == 1 else 'shards'} of {counts['factory']}: {output}",
     ]
     if counts["drift_low"] > RETRAIN_THRESHOLD:
         lines.append(

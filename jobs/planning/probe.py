@@ -141,7 +141,7 @@ class Probe:
                 )
                 raise TooManyFailures(
                     f"none of {len(lines)} images of {self.settings.gallery} could be embedded, "
-                    f"{commonest_reason(folder, ledgers)}; name an input with readable photos"
+                    f"{commonest_reason(folder, ledgers)}; specify an input with readable photos"
                 )
             records = [record for result in results for record in result.files]
             manifest = finish_store(folder, bundle.dimension, records, 1.0)

@@ -95,7 +95,7 @@ def _table_reader(folder: Folder, prefix: str) -> Callable[[], Iterator[pa.Table
 
 
 def _write_format(folder: Folder, name: str, metric: Any) -> None:
-    from retrieval.search.export_formats import FORMAT_FILES, FinishedMatches, write_matches
+    from retrieval.search.export_formats import FORMAT_FILES, FinishedMatches, write_export
 
     finished = FinishedMatches(
         _table_reader(folder, "matches"), _table_reader(folder, "failures"), metric
@@ -103,7 +103,7 @@ def _write_format(folder: Folder, name: str, metric: Any) -> None:
 
     def write(local: str) -> None:
         with open(local, "wb") as file:
-            write_matches(name, finished, file)
+            write_export(name, finished, file)
 
     path = FORMAT_FILES[name]
     folder.delete(path)  # left by a run that was killed before it wrote the checksum

@@ -36,7 +36,7 @@ def open_query_store(settings: RankSettings, index: Folder) -> Store | None:
     if settings.limit is not None:
         raise UsageError(
             f"--limit applies to images, and --queries {settings.queries} is a store; omit it, or "
-            "name the images"
+            "specify the images"
         )
     store = open_store(open_folder(settings.queries))
     _check_model(settings, store.bundle, index)

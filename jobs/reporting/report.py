@@ -112,7 +112,9 @@ def _target(output: str) -> tuple[Folder, str]:
     """Return the folder and name of the page; raise UsageError if it cannot be written."""
     target_folder, name = split_file_url(output)
     if not name or (not is_remote(output) and os.path.isdir(local_path(output))):
-        raise UsageError(f"--output {output} is a folder; name a file, such as report.html in it")
+        raise UsageError(
+            f"--output {output} is a folder; specify a file, such as report.html in it"
+        )
     check_file("--output", output)
     if problem := find_write_problem(target_folder):
         raise UsageError(f"--output {output} cannot be written ({problem}); choose a writable file")

@@ -38,7 +38,7 @@ def check_inputs_outside(settings: Any) -> None:
             is_same = _is_within(settings.output, value)
             raise UsageError(
                 f"--output {settings.output} {'is' if is_same else 'contains'} {option.flag} "
-                f"{value}, which this command reads; name a folder beside it"
+                f"{value}, which this command reads; specify a folder beside it"
             )
 
 
@@ -52,7 +52,7 @@ def check_file(flag: str, path: str, *, output: str | None = None) -> None:
         enclosing = output
     if enclosing:
         raise UsageError(
-            f"{flag} {path} is inside {enclosing}, which is an output of lookalike; name a path "
+            f"{flag} {path} is inside {enclosing}, which is an output of lookalike; specify a path "
             "elsewhere"
         )
 

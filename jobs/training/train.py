@@ -16,7 +16,7 @@ from jobs.runtime.check_output import check_file, check_output
 from jobs.runtime.progress import print_message
 from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch
-from jobs.training.learn import TrainingSetup, choose_and_train, local_device
+from jobs.training.run_training import TrainingSetup, local_device, train_here_or_on_cluster
 from jobs.training.write_bundle import write_split, write_trained
 from retrieval.core.errors import UsageError
 from retrieval.evaluation.measures import find_measure
@@ -138,7 +138,7 @@ def _train_and_write(
         for failure in photos.failures[:_MAX_NAMED_FAILURES]:
             print_message(f"train: cannot read {failure}")
         write_split(folder, photos, data.items)
-        progress, device = choose_and_train(folder, setup, decoded, photos, settings)
+        progress, device = train_here_or_on_cluster(folder, setup, decoded, photos, settings)
         write_trained(folder, setup, photos, progress, local_device(settings.device))
     return _counts(photos, progress), device
 

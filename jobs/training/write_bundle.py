@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from jobs.training.learn import TrainingSetup
+from jobs.training.run_training import TrainingSetup
 from retrieval.core.records import Item
 from retrieval.core.schemas import HISTORY, SPLIT
 from retrieval.models import bundle

@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 Metric = Literal["cosine", "ip", "l2"]
 Pooling = Literal["avg", "max", "gem", "each"]
-"""`each` concatenates the other three; only `compare` uses it, and --pooling does not accept it."""
+"""`each` concatenates all others; only `compare` uses it, and --pooling does not accept it."""
 Resize = Literal["crop", "squash", "pad", "squash-crop"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 """(n, d) stored vectors."""
@@ -263,9 +263,9 @@ COMPARISON = Table(
     "map, descending; backbone, pooling, pca, metric",
     (
         Column("backbone", pa.string(), "name as in --backbones, or the path of a --bundle"),
-        Column("pooling", pa.string(), "avg, max or gem"),
+        Column("pooling", pa.string(), "name as in --pooling"),
         Column("pca", pa.int32(), "dimensions after --pca; null without --pca"),
-        Column("metric", pa.string(), "cosine; or ip or l2, on vectors that are not normalized"),
+        Column("metric", pa.string(), "cosine; or ip or l2, on vectors that are not normalised"),
         Column("dimension", pa.int32(), "components per vector"),
         *(
             Column(f"{name}{end}", pa.float64(), f"{meaning}{qualifier}")

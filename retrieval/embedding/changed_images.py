@@ -28,15 +28,15 @@ def find_changed_rows(
     """
     table = read_unfinished_chunk(folder, chunk)
     previous = dict(zip(table["row"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-    with ItemReader(options) as opener:
-        current = {item["row"]: _sha256(item, opener) for item in items}
+    with ItemReader(options) as reader:
+        current = {item["row"]: _sha256(item, reader) for item in items}
     return [row for row, sha256 in current.items() if sha256 != previous.get(row)]
 
 
-def _sha256(item: dict[str, Any], opener: ItemReader) -> str:
+def _sha256(item: dict[str, Any], reader: ItemReader) -> str:
     """Return the SHA-256 of an image; an empty string if it can never be read."""
     try:
-        data = opener.read(item["path"], item["place"], item["size"])
+        data = reader.read(item["path"], item["place"], item["size"])
     except (OSError, ValueError):
         return ""
     return hashlib.sha256(data).hexdigest()

@@ -73,10 +73,10 @@ def embed_items(
     """
     in_flight: deque[tuple[list[_Image], list[Failure], Callable[[], Vectors]]] = deque()
     size, ahead = (1, 0) if attempt.one_at_a_time else (embedder.batch_size, embedder.ahead)
-    with ItemReader(decoding.options, decoding.hosts) as opener:
+    with ItemReader(decoding.options, decoding.hosts) as reader:
 
         def load(item: dict[str, Any]) -> _Image | Failure:
-            return _load_image(item, embedder, decoding, opener, attempt)
+            return _load_image(item, embedder, decoding, reader, attempt)
 
         threads = 0 if attempt.one_at_a_time else decoding.threads
         decoded = _decode_ahead(load, items, threads, 2 * size) if threads else map(load, items)
@@ -129,7 +129,7 @@ def _load_image(
     item: dict[str, Any],
     embedder: Embedder,
     decoding: DecodeSettings,
-    opener: ItemReader,
+    reader: ItemReader,
     attempt: Attempt,
 ) -> _Image | Failure:
     if item.get("problem") is not None:
@@ -139,7 +139,7 @@ def _load_image(
     attempt.note(item["path"])
     stage = "read"
     try:
-        data = opener.read(item["path"], item.get("place"), item.get("size"))
+        data = reader.read(item["path"], item.get("place"), item.get("size"))
         stage = "decode"
         decoded = decode(data, embedder.bundle.transform, max_pixels=decoding.max_pixels)
     except LookalikeError:

@@ -25,7 +25,7 @@ from retrieval.storage.checksum import verify_checksum
 from retrieval.storage.finished_output import read_if_exists
 from retrieval.storage.local import Folder
 from retrieval.storage.parquet import read_rows
-from retrieval.store import layout, reader
+from retrieval.store import layout, part_writer
 
 FetchVectors = Callable[[list[dict[str, Any]]], Iterator[EmbeddedBatch]]
 """Yields batches of vectors for items (rows of a listing); each item is in exactly one batch."""
@@ -64,9 +64,9 @@ def write_chunk(
     if chunk.retry and not rows:
         return ChunkResult(chunk.number, 0, len(failures), ())
     part = _encode_part(lines, rows, vectors, dimension, dtype)
-    ledger = reader.encode_ledger(failures)
+    ledger = part_writer.encode_ledger(failures)
     _drop_other_ledger(folder, chunk, ledger)
-    records = reader.put_part(folder, chunk, part, ledger)
+    records = part_writer.put_part(folder, chunk, part, ledger)
     seconds = time.perf_counter() - started
     return ChunkResult(chunk.number, len(rows), len(failures), records, size, seconds, rounding)
 
@@ -130,4 +130,4 @@ def _encode_part(
     embedded_lines = lines.take(pa.array([positions[row["row"]] for row in rows], pa.int64()))
     measured = pa.table({k: [row[k] for row in rows] for k in ("width", "height", "sha256")})
     stacked = np.concatenate([np.empty((0, dimension), dtype), *vectors])
-    return reader.encode_part(embedded_lines, measured, stacked)
+    return part_writer.encode_part(embedded_lines, measured, stacked)

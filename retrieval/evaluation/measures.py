@@ -67,12 +67,12 @@ def ndcg(relevance: RankingRelevance, k: int | None = None) -> Values:
     "Cumulated gain-based evaluation of IR techniques" (2002), as trec_eval's ndcg and ndcg_cut.
     """
     grades = relevance.grades[:, :k]
-    gained = np.maximum(grades, 0) / np.log2(np.arange(2, grades.shape[1] + 2))
+    discounted_gains = np.maximum(grades, 0) / np.log2(np.arange(2, grades.shape[1] + 2))
     max_relevant = int(relevance.relevant.max(initial=0))
     sums = np.append(0.0, np.cumsum(1 / np.log2(np.arange(2, max_relevant + 2))))
     counts_within = np.minimum(relevance.counts.cumsum(1), max_relevant if k is None else k)
     ideal = (np.diff(sums[counts_within], axis=1, prepend=0.0) * relevance.levels).sum(1)
-    return np.asarray(gained.sum(1) / np.where(ideal > 0, ideal, 1.0))
+    return np.asarray(discounted_gains.sum(1) / np.where(ideal > 0, ideal, 1.0))
 
 
 def reciprocal_rank(relevance: RankingRelevance, k: int | None = None) -> Values:
@@ -101,7 +101,7 @@ class MeasureDefinition:
 
     @property
     def has_cutoff(self) -> bool:
-        """Whether the measure takes a cutoff k."""
+        """Return whether the measure takes a cutoff k."""
         return "{k}" in self.key
 
 
@@ -221,11 +221,11 @@ _CELLS = 1 << 22
 """Grades measured at once, which bounds temporary arrays to about 100 MB."""
 
 
-def compute_measures(relevance: RankingRelevance, names: Sequence[str]) -> Values:
-    """Return the (q, m) float64 values of the named measures."""
-    measures = [find_measure(name) for name in names]
+def compute_measures(relevance: RankingRelevance, keys: Sequence[str]) -> Values:
+    """Return the (q, m) float64 values of the measures of these keys."""
+    measures = [find_measure(key) for key in keys]
     step = max(1, _CELLS // relevance.grades.shape[1])
-    blocks = [np.empty((0, len(names)))]
+    blocks = [np.empty((0, len(keys)))]
     for first in range(0, len(relevance.grades), step):
         block = relevance.slice(first, first + step)
         blocks.append(np.stack([measure.values(block) for measure in measures], axis=1))

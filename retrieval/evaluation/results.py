@@ -169,7 +169,7 @@ def independent_samples(
         return values, None
     if labels.null_count:
         raise InputError(
-            f"--intervals-over classes: {labels.null_count} queries have no class; name a file "
+            f"--intervals-over classes: {labels.null_count} queries have no class; specify a file "
             "with --labels, or leave the option out"
         )
     codes = labels.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)

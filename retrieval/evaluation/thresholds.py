@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval.core.confidence import score_intervals
 from retrieval.core.schemas import Metric
-from retrieval.vectors.scoring import Float64, scores_to_keys
+from retrieval.vectors.scoring import Float64, keys_to_scores, scores_to_keys
 
 PRECISION_TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -97,4 +97,4 @@ def _score(key: float, next_key: float, metric: Metric) -> float:
         if next_key < rounded <= key:
             shortest = rounded
             break
-    return float(scores_to_keys(np.array([shortest]), metric)[0])
+    return float(keys_to_scores(np.array([shortest]), metric)[0])

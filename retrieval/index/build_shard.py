@@ -26,12 +26,12 @@ from retrieval.core.errors import Damaged
 from retrieval.core.records import FileRecord, Spread
 from retrieval.core.schemas import Metric, Vectors
 from retrieval.index import quantized_codes
-from retrieval.index.coverage import Extents
 from retrieval.index.drift import measure_spread
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.kmeans import assignment_metric, distances_to_centroids
 from retrieval.index.rows_file import ShardRowsWriter, open_rows_file
 from retrieval.index.shard import (
+    Extents,
     Shard,
     ShardRecord,
     read_faiss_index,

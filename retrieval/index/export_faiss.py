@@ -60,19 +60,19 @@ def check_export_path(file: str, index: Folder, *, overwrite: bool) -> str:
     """Return the absolute path of the file to write; raises UsageError where it is unusable."""
     if is_remote(file):
         raise UsageError(
-            f"--export-faiss {file} is no local path, and FAISS can only write local files; name a "
-            "local file and copy it"
+            f"--export-faiss {file} is no local path, and FAISS can only write local files; "
+            "specify a local file and copy it"
         )
     path = local_path(file)
     if os.path.isdir(path):
-        raise UsageError(f"--export-faiss {file} is a folder; name a file")
+        raise UsageError(f"--export-faiss {file} is a folder; specify a file")
     if os.path.realpath(path).startswith(os.path.realpath(index.uri()) + os.sep):
-        raise UsageError(f"--export-faiss {file} lies inside the index; name a file elsewhere")
+        raise UsageError(f"--export-faiss {file} lies inside the index; specify a file elsewhere")
     if not overwrite and os.path.exists(path):
-        raise UsageError(f"--export-faiss {file} exists; name another file, or give --overwrite")
+        raise UsageError(f"--export-faiss {file} exists; specify another file, or give --overwrite")
     if reason := find_write_problem(LocalFolder(os.path.dirname(path))):
         raise UsageError(
-            f"--export-faiss {file} cannot be written ({reason}); name a file that can"
+            f"--export-faiss {file} cannot be written ({reason}); specify a file that can"
         )
     return path
 

@@ -37,12 +37,13 @@ def describe_factory(factory: str, dimension: int, dtype: str, metric: Metric) -
         kind_name = type(faiss.downcast_index(index)).__name__
         raise UsageError(
             f"--index-factory {factory} makes an {kind_name}, which has no inverted lists to "
-            "shard; name an IVF kind such as IVF1024,SQfp16"
+            "shard; specify an IVF kind such as IVF1024,SQfp16"
         ) from error
     ivf: Any = faiss.downcast_index(inner_ivf)
     if type(ivf).__name__ == "IndexIVFFlatDedup":
         raise UsageError(
-            f"--index-factory {factory} keeps equal vectors once, outside its lists; name IVFn,Flat"
+            f"--index-factory {factory} keeps equal vectors once, outside its lists; "
+            "specify IVFn,Flat"
         )
     flat = isinstance(faiss.downcast_index(ivf.quantizer), faiss.IndexFlat)
     plain = flat and type(faiss.downcast_index(index)) is type(ivf)
@@ -106,7 +107,7 @@ def train_with_faiss(plan: IndexPlan, index: Any, sample: NDArray[np.float32]) -
     except RuntimeError as error:
         raise UsageError(
             f"--index-factory {plan.factory} cannot be trained on {len(sample)} vectors "
-            f"({_last_line(error)}); name fewer lists, shorter codes, or IVFn,Flat"
+            f"({_last_line(error)}); specify fewer lists, shorter codes, or IVFn,Flat"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Comparison of an index with its store, and the completion of an index.
+"""Completion of an index: its recall curve, its tables, and its manifest.
 
 The manifest is removed before any file that it names is replaced, and written last.
 """
@@ -10,10 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from retrieval.core.records import IndexPlan, Neighbours, ShardResult
+from retrieval.core.records import Neighbours, ShardResult
 from retrieval.core.schemas import DELETED, Metric
-from retrieval.index import coverage, quantized_codes, recall_curve
-from retrieval.index.coverage import Extents
+from retrieval.index import quantized_codes, recall_curve
 from retrieval.index.drift import load_initial_spread, measure_drift, merge_spreads
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.kmeans import assignment_metric
@@ -25,15 +24,7 @@ from retrieval.index.sample_neighbors import (
     neighbours_path,
     read_neighbours,
 )
-from retrieval.index.shard import (
-    DELETED_ROWS,
-    LABELS,
-    RECALL_TABLE,
-    existing_shards,
-    shard_path,
-    shard_record_path,
-    shard_rows_path,
-)
+from retrieval.index.shard import DELETED_ROWS, LABELS, RECALL_TABLE
 from retrieval.index.train import TrainedIndex
 from retrieval.storage import transaction
 from retrieval.storage.checksum import checksummed_parquet
@@ -41,28 +32,6 @@ from retrieval.storage.finished_output import MANIFEST, Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store
 from retrieval.vectors.scoring import block
-
-
-def plan_shards(folder: Folder, store: Store, plan: IndexPlan) -> list[tuple[int, Extents]]:
-    """Return number and extents of every shard that the index will have, existing ones included.
-
-    If the store no longer has a part that a shard covers, rows were renumbered and all shards are
-    removed.
-    """
-    existing = existing_shards(folder)
-    parts = store.parts
-    if not coverage.extents_exist(
-        [extent for extents in existing.values() for extent in extents], parts
-    ):
-        folder.delete(MANIFEST)
-        for number in existing:
-            for path in (shard_record_path(number), shard_rows_path(number), shard_path(number)):
-                folder.delete(path)
-        existing = {}
-    covered = [extent for extents in existing.values() for extent in extents]
-    new_extents = coverage.missing_extents(parts, covered, plan.rows_per_shard)
-    free_numbers = (n for n in range(len(existing) + len(new_extents)) if n not in existing)
-    return sorted([*existing.items(), *zip(free_numbers, new_extents, strict=True)])
 
 
 def finish_index(

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from retrieval.core.records import Neighbours, ShardResult
 from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.build_shard import ShardBuildContext, write_shard
-from retrieval.index.coverage import Extents
 from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH, QuantizedShard
 from retrieval.index.recall_curve import CURVE_K, DEEP_K, DEEP_SHARE
-from retrieval.index.shard import Shard
+from retrieval.index.shard import Extents, Shard
 from retrieval.storage.checksum import checksummed_parquet, parquet_metadata, verify_checksum
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store, read_vectors

@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from retrieval.core.errors import Damaged
 from retrieval.core.records import FileRecord, Spread
 from retrieval.core.schemas import Metric
-from retrieval.index.coverage import Extent, Extents
 from retrieval.storage import finished_output
 from retrieval.storage.checksum import checksummed_json, read_checksummed_json
 from retrieval.storage.finished_output import Manifest
@@ -59,6 +58,19 @@ def shard_rows_path(number: int) -> str:
 def shard_record_path(number: int) -> str:
     """Return the path of the record that marks a shard as complete."""
     return f"shards/{number:05d}.json"
+
+
+@dataclass(frozen=True, order=True)
+class Extent:
+    """The rows `first` <= position < `last` of one part of a store."""
+
+    path: str
+    sha256: str
+    first: int
+    last: int
+
+
+Extents = tuple[Extent, ...]
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def read_thumbnails(paths: Iterable[str], *, max_pixels: int, threads: int = 2) 
 
     def make(path: str) -> bytes | None:
         try:
-            return make_thumbnail(opener.read(path), max_pixels=max_pixels)
+            return make_thumbnail(reader.read(path), max_pixels=max_pixels)
         except LookalikeError:
             raise
         except (MemoryError, Exception):  # noqa: BLE001 - decoders raise anything on broken bytes
@@ -64,7 +64,7 @@ def read_thumbnails(paths: Iterable[str], *, max_pixels: int, threads: int = 2) 
     # their filters in the process, so the previous filters are restored here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with ItemReader() as opener, ThreadPoolExecutor(threads, "thumbnail") as pool:
+        with ItemReader() as reader, ThreadPoolExecutor(threads, "thumbnail") as pool:
             jpegs = list(pool.map(make, names))
     by_path = dict(zip(names, jpegs, strict=True))
     return {name: data for name, data in sorted(by_path.items()) if data is not None}

@@ -102,7 +102,7 @@ def write_samples(
     for found in (labels, partial):
         # A beginning of the same table is what a stopped write leaves.
         if found.exists() and not table.startswith(found.read_bytes()):
-            raise UsageError(f"{folder} holds other samples; remove it or name another folder")
+            raise UsageError(f"{folder} holds other samples; remove it or specify another folder")
     if labels.exists() and labels.read_bytes() == table:
         return
     folder.mkdir(parents=True, exist_ok=True)

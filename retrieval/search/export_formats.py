@@ -68,7 +68,7 @@ def _rows(parts: Iterable[pa.Table]) -> Iterator[Row]:
             yield from batch.to_pylist()
 
 
-def write_matches(name: str, finished: FinishedMatches, file: BinaryIO) -> None:
+def write_export(name: str, finished: FinishedMatches, file: BinaryIO) -> None:
     """Write finished matches to a file in the named format; UsageError for an unknown one."""
     if name not in FORMAT_WRITERS:
         raise UsageError(f"--format {name!r}: write one of parquet, {', '.join(FORMAT_WRITERS)}")

@@ -28,22 +28,22 @@ from retrieval.storage.checksum import checksummed_parquet
 from retrieval.vectors.int8_matmul import choose_search_product
 
 
-def incomplete_queries_path(nprobe: int, number: int) -> str:
+def incomplete_queries_path(nprobe: int, block_number: int) -> str:
     """Return the path of the queries of a block with fewer than k candidates."""
-    return f"{WORK_FOLDER}short/{nprobe:07d}/{number:05d}.parquet"
+    return f"{WORK_FOLDER}short/{nprobe:07d}/{block_number:05d}.parquet"
 
 
-def all_lists_path(nprobe: int, shard: int, number: int) -> str:
-    """Return the path of a shard's candidates for these queries, from all lists."""
-    return f"{WORK_FOLDER}filled/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
+def all_lists_path(nprobe: int, shard: int, block_number: int) -> str:
+    """Return the path of a shard's candidates, from all lists, for a block's incomplete queries."""
+    return f"{WORK_FOLDER}filled/{nprobe:07d}/{shard:05d}-{block_number:05d}.parquet"
 
 
-def find_incomplete_queries(task: SearchTask, number: int) -> tuple[int, int]:
-    """Write which queries of a block have fewer than k candidates; return (block, their count)."""
-    path = incomplete_queries_path(task.nprobe, number)
+def find_incomplete_queries(task: SearchTask, block_number: int) -> tuple[int, int]:
+    """Write the rows of a block's queries with fewer than k candidates; return (block, count)."""
+    path = incomplete_queries_path(task.nprobe, block_number)
     if not task.output.exists(path):
-        best, _ = top_candidates(_read_candidates(task, number), task.top_k)
-        rows = task.query_block(number)["row"].to_numpy()
+        best, _ = top_candidates(_read_candidates(task, block_number), task.top_k)
+        rows = task.query_block(block_number)["row"].to_numpy()
         query, counts = np.unique(best["query"].to_numpy(), return_counts=True)
         incomplete = np.setdiff1d(rows, query[counts >= task.top_k])
         # sampled queries have exact candidates already
@@ -51,21 +51,21 @@ def find_incomplete_queries(task: SearchTask, number: int) -> tuple[int, int]:
         task.output.put_new(
             path, checksummed_parquet(pa.table({"row": pa.array(incomplete, pa.int64())}))
         )
-    return number, len(read_intermediate(task.output, path))
+    return block_number, len(read_intermediate(task.output, path))
 
 
-def search_all_lists(task: SearchTask, number: int) -> int:
+def search_all_lists(task: SearchTask, shard_number: int) -> int:
     """Search all lists of a shard for all incomplete queries; return the count of blocks."""
     shard: Shard | None = None
     for block_number in range(len(task.query_chunks)):
-        path = all_lists_path(task.nprobe, number, block_number)
+        path = all_lists_path(task.nprobe, shard_number, block_number)
         incomplete = read_intermediate(
             task.output, incomplete_queries_path(task.nprobe, block_number)
         )
         if len(incomplete) == 0 or task.output.exists(path):
             continue
         task.heartbeat()
-        shard = shard or task.open_shard(number)
+        shard = shard or task.open_shard(shard_number)
         queries = task.query_block(block_number)
         queries = queries.filter(pc.is_in(queries["row"], incomplete["row"].combine_chunks()))
         index = shard.index
@@ -78,25 +78,25 @@ def search_all_lists(task: SearchTask, number: int) -> int:
     return len(task.query_chunks)
 
 
-def read_final_candidates(task: SearchTask, number: int) -> Iterator[pa.Table]:
+def read_final_candidates(task: SearchTask, block_number: int) -> Iterator[pa.Table]:
     """Yield the candidates of all shards for a block, by the widest search each query got.
 
     Those of sampled queries are exact, those of incomplete ones come from all lists.
     """
-    path = incomplete_queries_path(task.nprobe, number)
+    path = incomplete_queries_path(task.nprobe, block_number)
     incomplete = pa.array([], pa.int64())
     if task.output.exists(path):
         incomplete = read_intermediate(task.output, path)["row"].combine_chunks()
     replaced = pa.array(np.union1d(incomplete.to_numpy(), task.sampled_queries), pa.int64())
-    for part in _read_candidates(task, number):
+    for part in _read_candidates(task, block_number):
         yield part.filter(pc.invert(pc.is_in(part["query"], replaced)))
-    yield from read_exact_candidates(task, number)
+    yield from read_exact_candidates(task, block_number)
     if len(incomplete) == 0:
         return
     for shard in task.shards:
-        yield read_intermediate(task.output, all_lists_path(task.nprobe, shard, number))
+        yield read_intermediate(task.output, all_lists_path(task.nprobe, shard, block_number))
 
 
-def _read_candidates(task: SearchTask, number: int) -> Iterator[pa.Table]:
+def _read_candidates(task: SearchTask, block_number: int) -> Iterator[pa.Table]:
     for shard in task.shards:
-        yield read_intermediate(task.output, candidates_path(task.nprobe, shard, number))
+        yield read_intermediate(task.output, candidates_path(task.nprobe, shard, block_number))

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from retrieval.core.errors import Damaged
 from retrieval.core.schemas import FAILURES, MATCHES, Metric
 from retrieval.search.candidates import repeated_match, top_candidates
-from retrieval.vectors.scoring import scores_to_keys
+from retrieval.vectors.scoring import keys_to_scores
 
 NO_MATCH = "no gallery image may be a match, by the options of the ranking"
 
@@ -32,7 +32,7 @@ def rank_candidates(
         "query_id": query_rows["image_id"],
         "rank": ranks + 1,
         "image_id": best["image_id"],
-        "score": scores_to_keys(best["key"].to_numpy(), metric),
+        "score": keys_to_scores(best["key"].to_numpy(), metric),
         "query_path": query_rows["path"],
         "path": best["path"],
         "query_label": query_rows["label"],

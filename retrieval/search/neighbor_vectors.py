@@ -23,7 +23,7 @@ from retrieval.search.shard_search import SearchTask, candidates_path, read_inte
 from retrieval.search.topk_accumulator import equal_runs
 from retrieval.storage.checksum import checksummed_parquet
 from retrieval.store.reader import embedding_column, read_vectors
-from retrieval.vectors.scoring import scores_to_keys, split_range
+from retrieval.vectors.scoring import keys_to_scores, split_range
 
 _MAX_VALUES = 1 << 24  # values of the neighbour vectors that are in memory at once
 
@@ -128,7 +128,7 @@ def iterate_neighborhoods(task: SearchTask, number: int) -> Iterator[Neighborhoo
     vector_positions = np.searchsorted(table["row"].to_numpy(), chosen["row"].to_numpy())
     ranks = chosen["place"].to_numpy()
     vectors, queries = read_vectors(table), read_vectors(queries_table)
-    scores = scores_to_keys(chosen["key"].to_numpy(), task.metric)
+    scores = keys_to_scores(chosen["key"].to_numpy(), task.metric)
     step = max(1, _MAX_VALUES // (task.top_k * vectors.shape[1]))
     for part in split_range(len(queries_table), step):
         part_rows = slice(*np.searchsorted(query, [part.start, part.stop]))

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from retrieval.core.errors import InputError
 from retrieval.core.records import Item
-from retrieval.sources.walk import PassedOver
+from retrieval.sources.walk import SkippedFiles
 
 
 class Source(ABC):
@@ -21,10 +21,10 @@ class Source(ABC):
     unit: str = "images"
     """Plural noun for the listed items, for messages."""
 
-    others: int = 0
+    skipped_count: int = 0
     """Number of files that `items` skipped; a skipped folder counts once."""
 
-    passed_over: PassedOver | None = None
+    skipped: SkippedFiles | None = None
     """Those of them that are hidden or outputs of lookalike; None where no folder is searched."""
 
     column_notes: tuple[str, ...] = ()
@@ -46,12 +46,12 @@ class Source(ABC):
     def empty_error(self) -> InputError:
         """Return the error of a source that has nothing to list."""
         remedy = "a folder with photos" if self.unit == "images" else "a file that has some"
-        skipped = self.passed_over
-        left_out = f" (passed over: {skipped})" if skipped and skipped.total else ""
-        return InputError(f"{self.root} holds no {self.unit}{left_out}; name {remedy}")
+        skipped = self.skipped
+        note = f" (skipped: {skipped})" if skipped and skipped.total else ""
+        return InputError(f"{self.root} contains no {self.unit}{note}; specify {remedy}")
 
     def notes(self) -> tuple[str, ...]:
         """Return log messages on the files and folders that `items` skipped."""
-        if self.passed_over is None or not self.passed_over.total:
+        if self.skipped is None or not self.skipped.total:
             return ()
-        return (f"passed over in {self.root}: {self.passed_over}",)
+        return (f"skipped in {self.root}: {self.skipped}",)

@@ -9,6 +9,13 @@ that of a container may not (`walk.py` rejects it).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+TAR = (".tar",)
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+PARQUET = (".parquet", ".pq")
+CONTAINER_SUFFIXES = (*TAR, *COMPRESSED, *PARQUET)
+"""Suffixes of containers of images; those of compressed tars are known only to be refused."""
 
 _TAR = "tar://"
 _PARQUET = "parquet://"
@@ -19,16 +26,25 @@ _NPY = "npy://"
 class TarMember:
     """An image in a tar file."""
 
+    holds_vectors: ClassVar[bool] = False
+
     member: str
     container: str
 
     def __str__(self) -> str:
         return f"{_TAR}{self.member}::{self.container}"
 
+    @property
+    def position(self) -> int:
+        """Return 0: members of a tar are ordered by their names."""
+        return 0
+
 
 @dataclass(frozen=True)
 class ParquetRow:
     """An image or a vector in a column of a Parquet file; `row` counts from 0 in that file."""
+
+    holds_vectors: ClassVar[bool] = True
 
     column: str
     row: int
@@ -37,10 +53,17 @@ class ParquetRow:
     def __str__(self) -> str:
         return f"{_PARQUET}{self.column}/{self.row}::{self.container}"
 
+    @property
+    def position(self) -> int:
+        """Return the row, by which the paths of one file are ordered."""
+        return self.row
+
 
 @dataclass(frozen=True)
 class NpyRow:
     """A vector in a .npy file; `row` counts from 0."""
+
+    holds_vectors: ClassVar[bool] = True
 
     row: int
     container: str
@@ -48,8 +71,14 @@ class NpyRow:
     def __str__(self) -> str:
         return f"{_NPY}{self.row}::{self.container}"
 
+    @property
+    def position(self) -> int:
+        """Return the row, by which the paths of one file are ordered."""
+        return self.row
+
 
 ContainerPath = TarMember | ParquetRow | NpyRow
+"""Each class has a `container`, a `position` in it, and whether it may hold vectors."""
 
 
 def parse_container_path(path: str) -> ContainerPath | None:
@@ -79,4 +108,4 @@ def reading_order(path: str) -> tuple[str, int, str]:
     location = parse_container_path(path)
     if location is None:
         return "", 0, path
-    return location.container, 0 if isinstance(location, TarMember) else location.row, path
+    return location.container, location.position, path

@@ -7,11 +7,11 @@ from typing import Any
 
 from retrieval.core.errors import InputError
 from retrieval.sources.base import Source
+from retrieval.sources.container_paths import COMPRESSED, CONTAINER_SUFFIXES, PARQUET, TAR
 from retrieval.sources.folder import FolderSource
 from retrieval.sources.image_names import is_image
 from retrieval.sources.metadata_columns import is_text, require_column
 from retrieval.sources.parquet import (
-    PARQUET,
     ParquetSource,
     holds_images,
     image_bytes_column,
@@ -26,7 +26,7 @@ from retrieval.sources.walk import (
     is_glob,
     walk_files,
 )
-from retrieval.sources.webdataset import COMPRESSED, TAR, TarSource
+from retrieval.sources.webdataset import TarSource
 
 _SUPPORTED_INPUTS = (
     "a folder of images, a list (.txt, .csv, .parquet), .tar or Parquet files, or a glob"
@@ -59,10 +59,10 @@ def open_source(
         suffix = root.lower()
     elif is_glob(root):
         suffix = find_files(root, (), fs_options)[0][0].path.lower()
-        if not suffix.endswith((*TAR, *COMPRESSED, *PARQUET)):
+        if not suffix.endswith(CONTAINER_SUFFIXES):
             raise InputError(f"{root} matches files that are neither .tar nor Parquet files")
     else:
-        raise InputError(f"{root} does not exist; name {_SUPPORTED_INPUTS}")
+        raise InputError(f"{root} does not exist; specify {_SUPPORTED_INPUTS}")
     if not suffix:
         return FolderSource(root, fs_options)
     if suffix.endswith((*TAR, *COMPRESSED)):
@@ -73,7 +73,9 @@ def open_source(
         return source
     if suffix.endswith(PARQUET):
         return _open_parquet_source(root, image_column, id_column, fs_options)
-    raise InputError(f"{root} is not a folder and no list or container; name {_SUPPORTED_INPUTS}")
+    raise InputError(
+        f"{root} is neither a folder, a list nor a container; specify {_SUPPORTED_INPUTS}"
+    )
 
 
 def _container_suffix(root: str, options: Mapping[str, Any]) -> str:
@@ -113,9 +115,7 @@ def _open_parquet_source(
     if any(holds_images(field.type) for field in schema) and image_column is None:
         return ParquetSource(root, None, id_column, options)  # its error asks for the column
     if not is_file(root, options):
-        raise InputError(f"{first.path} is a list of paths, and {root} names several; name one")
+        raise InputError(f"{first.path} is a list of paths, and {root} names several; specify one")
     if not any(is_text(field.type) for field in schema):
-        raise InputError(
-            f"{root} has columns of neither images nor paths; name {_SUPPORTED_INPUTS}"
-        )
+        raise InputError(f"{root} has no column of images or paths; specify {_SUPPORTED_INPUTS}")
     return ListSource(root, image_column, id_column, options)

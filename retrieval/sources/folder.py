@@ -11,7 +11,7 @@ from retrieval.core.records import Item
 from retrieval.images.unsupported import CONVERT_HEIC, HEIC
 from retrieval.sources.base import Source
 from retrieval.sources.image_names import is_image, parent_folder_name
-from retrieval.sources.walk import PassedOver, walk_files
+from retrieval.sources.walk import SkippedFiles, walk_files
 
 
 @dataclass
@@ -20,23 +20,23 @@ class FolderSource(Source):
 
     root: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    others: int = field(default=0, init=False, compare=False)
-    passed_over: PassedOver = field(
-        default_factory=PassedOver, init=False, compare=False, repr=False
+    skipped_count: int = field(default=0, init=False, compare=False)
+    skipped: SkippedFiles = field(
+        default_factory=SkippedFiles, init=False, compare=False, repr=False
     )
 
     def items(self) -> Iterator[Item]:
         """Iterate over all images below the root, in no particular order."""
-        self.others, self.passed_over = 0, PassedOver()
-        for file in walk_files(self.root, self.options, self.passed_over):
+        self.skipped_count, self.skipped = 0, SkippedFiles()
+        for file in walk_files(self.root, self.options, self.skipped):
             if file.problem is not None and (file.is_folder or is_image(file.name)):
                 yield file.unreadable_item()
             elif is_image(file.name):
                 label = parent_folder_name(file.name)
                 yield Item(file.name, file.path, file.size, file.mtime_ns, label)
             else:
-                self.others += 1
-        self.others += self.passed_over.total
+                self.skipped_count += 1
+        self.skipped_count += self.skipped.total
 
     def empty_error(self) -> InputError:
         """Return the error of a folder without images; it counts HEIC files if there are some."""

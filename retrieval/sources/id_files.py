@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from retrieval.core.errors import InputError
 from retrieval.sources import csv_rows
+from retrieval.sources.container_paths import PARQUET
 from retrieval.sources.metadata_columns import find_column, require_column, text_values
 from retrieval.sources.npy import NPY, opened_array
-from retrieval.sources.parquet import PARQUET, opened_parquet
+from retrieval.sources.parquet import opened_parquet
 from retrieval.sources.path_list import CSV, TEXT
 from retrieval.sources.walk import is_file
 from retrieval.storage.input_files import escape_non_utf8, open_uri
@@ -30,12 +31,14 @@ def read_ids(path: str, column: str | None, options: Mapping[str, Any]) -> Itera
     """
     readers = {TEXT: _read_text, NPY: _read_npy, CSV: _read_csv, PARQUET: _read_parquet}
     if not is_file(path, options):
-        raise InputError(f"--ids {path} does not exist; name a .txt, .npy, .csv or .parquet file")
+        raise InputError(
+            f"--ids {path} does not exist; specify a .txt, .npy, .csv or .parquet file"
+        )
     for suffixes, read in readers.items():
         if path.lower().endswith(suffixes):
             return read(path, column, options)
     raise InputError(
-        f"--ids {path} has an unsupported suffix; name a .txt, .npy, .csv or .parquet file"
+        f"--ids {path} has an unsupported suffix; specify a .txt, .npy, .csv or .parquet file"
     )
 
 
@@ -95,7 +98,7 @@ def _choose_column(path: str, column: str | None, names: list[str]) -> str:
     name = id_column(path, column, names) or (names[0] if len(names) == 1 else None)
     if name is None:
         raise InputError(
-            f"it is unclear which column of --ids {path} holds ids; name it with --id-column "
+            f"it is unclear which column of --ids {path} holds ids; specify it with --id-column "
             f"(columns: {', '.join(names)})"
         )
     return name

@@ -77,7 +77,7 @@ class ItemReader:
     def vector(self, path: str) -> NDArray[Any]:
         """Return a (d,) vector in the dtype of its container; nulls in Parquet are NaN."""
         location = parse_container_path(path)
-        if location is None or isinstance(location, TarMember):
+        if location is None or not location.holds_vectors:
             raise ValueError(f"{path} is not a row of a Parquet file or an array")
         with self._lock:
             vector: NDArray[Any] = call_with_retries(

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from retrieval.core.errors import InputError
 from retrieval.core.records import Item
 from retrieval.sources.base import Source
-from retrieval.sources.container_paths import ParquetRow
+from retrieval.sources.container_paths import PARQUET, ParquetRow
 from retrieval.sources.metadata_columns import (
     common_type,
     label_column,
@@ -32,10 +32,8 @@ from retrieval.sources.metadata_columns import (
     require_column,
     text_values,
 )
-from retrieval.sources.walk import ListedFile, PassedOver, find_files, find_readable_files
+from retrieval.sources.walk import ListedFile, SkippedFiles, find_files, find_readable_files
 from retrieval.storage.input_files import open_uri
-
-PARQUET = (".parquet", ".pq")
 
 _BATCH = 1 << 12
 _BUFFER = 1 << 20
@@ -53,9 +51,9 @@ class ParquetSource(Source):
     image_column: str | None = None
     id_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    others: int = field(default=0, init=False, compare=False)
-    passed_over: PassedOver = field(
-        default_factory=PassedOver, init=False, compare=False, repr=False
+    skipped_count: int = field(default=0, init=False, compare=False)
+    skipped: SkippedFiles = field(
+        default_factory=SkippedFiles, init=False, compare=False, repr=False
     )
     column_notes: tuple[str, ...] = field(default=(), init=False, compare=False)
     _cached_columns: tuple[list[ListedFile], pa.Schema] | None = field(
@@ -65,8 +63,8 @@ class ParquetSource(Source):
 
     def items(self) -> Iterator[Item]:
         """Iterate over all rows, file by file."""
-        self.passed_over = PassedOver()
-        files, self.others = find_files(self.root, PARQUET, self.options, self.passed_over)
+        self.skipped = SkippedFiles()
+        files, self.skipped_count = find_files(self.root, PARQUET, self.options, self.skipped)
         columns = self._common_columns([file for file in files if file.problem is None])
         for file in files:
             if file.problem is not None:
@@ -126,12 +124,12 @@ class ParquetSource(Source):
         column = self.image_column or image_bytes_column(schema)
         if column is None:
             raise InputError(
-                f"it is unclear which column of {file.path} holds images; name it with "
+                f"it is unclear which column of {file.path} holds images; specify it with "
                 f"--image-column (columns: {', '.join(schema.names)})"
             )
         if not holds_images(schema.field(column).type):
             raise InputError(
-                f"the column {column} of {file.path} holds no bytes; name another --image-column"
+                f"the column {column} of {file.path} holds no bytes; specify another --image-column"
             )
         return column
 
@@ -178,7 +176,7 @@ def opened_parquet(path: str, options: Mapping[str, Any]) -> Iterator[pq.Parquet
             yield parquet
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{path} cannot be read as Parquet ({error}); fetch or make it again, or remove it"
+            f"{path} cannot be read as Parquet ({error}); download or recreate it, or remove it"
         ) from error
 
 

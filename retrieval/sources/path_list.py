@@ -18,6 +18,7 @@ from retrieval.core.errors import InputError
 from retrieval.core.records import Item
 from retrieval.sources import csv_rows
 from retrieval.sources.base import Source
+from retrieval.sources.container_paths import PARQUET
 from retrieval.sources.image_names import is_image, parent_folder_name
 from retrieval.sources.metadata_columns import (
     find_column,
@@ -29,7 +30,7 @@ from retrieval.sources.metadata_columns import (
     require_column,
     text_values,
 )
-from retrieval.sources.parquet import PARQUET, opened_parquet
+from retrieval.sources.parquet import opened_parquet
 from retrieval.sources.walk import is_file, storable_ns
 from retrieval.storage.input_files import (
     describe_special_file,
@@ -66,7 +67,7 @@ class ListSource(Source):
     image_column: str | None = None
     id_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    others: int = field(default=0, init=False, compare=False)
+    skipped_count: int = field(default=0, init=False, compare=False)
     column_notes: tuple[str, ...] = field(default=(), init=False, compare=False)
 
     def items(self) -> Iterator[Item]:
@@ -75,9 +76,9 @@ class ListSource(Source):
         Missing files are included, since reading them records them in the ledger. Raises InputError
         if the list does not exist or cannot be read.
         """
-        self.others = 0
+        self.skipped_count = 0
         if not is_file(self.root, self.options):
-            raise InputError(f"{self.root} does not exist; name a list of images")
+            raise InputError(f"{self.root} does not exist; specify a list of images")
         if self._is(TEXT):
             return self._text_items()
         return self._table_items()
@@ -145,7 +146,7 @@ class ListSource(Source):
         others = [name for name in strings if name not in (image_id, label)]
         path = self.image_column or next(iter([*preferred, *others, *strings]), None)
         if path is None:
-            raise InputError(f"{self.root} has no column of paths; name it with --image-column")
+            raise InputError(f"{self.root} has no column of paths; specify it with --image-column")
         if self._is(CSV) and is_image(path):
             raise InputError(f"{self.root} begins with {path} and has no header; add one, as path")
         more = metadata_schema(schema, (path, image_id, label))

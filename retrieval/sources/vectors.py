@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from retrieval.core.errors import InputError, Mismatch, UsageError
 from retrieval.core.records import Item
 from retrieval.sources.base import Source
-from retrieval.sources.container_paths import NpyRow
+from retrieval.sources.container_paths import CONTAINER_SUFFIXES, PARQUET, NpyRow
 from retrieval.sources.id_files import id_column, read_ids
 from retrieval.sources.image_names import is_image
 from retrieval.sources.item_reader import holds_numbers, holds_vectors
 from retrieval.sources.metadata_columns import require_column
 from retrieval.sources.npy import NPY, opened_array
-from retrieval.sources.parquet import PARQUET, ParquetSource, opened_parquet
+from retrieval.sources.parquet import ParquetSource, opened_parquet
 from retrieval.sources.walk import (
     ListedFile,
     find_files,
@@ -35,7 +35,6 @@ from retrieval.sources.walk import (
     is_folder,
     walk_files,
 )
-from retrieval.sources.webdataset import COMPRESSED, TAR
 
 _SUPPORTED_INPUTS = "a store written by `embed`, Parquet with a column of vectors, or .npy files"
 _SAMPLE_ROWS = 1 << 10  # rows from which the length of variable-size lists is inferred
@@ -73,7 +72,7 @@ class ParquetVectors(ParquetSource, VectorSource):
                 column = self._content_column(file, parquet.schema_arrow)
                 if length := _usual_length(parquet, column):
                     return length
-        raise InputError(f"{self.root} holds no vectors; name {_SUPPORTED_INPUTS}")
+        raise InputError(f"{self.root} contains no vectors; specify {_SUPPORTED_INPUTS}")
 
     def number_type(self) -> np.dtype[Any]:
         """Return the narrowest dtype that holds the vectors of all files."""
@@ -90,12 +89,12 @@ class ParquetVectors(ParquetSource, VectorSource):
         column = self.embedding_column or vector_column(schema)
         if column is None:
             raise InputError(
-                f"it is unclear which column of {file.path} holds vectors; name it with "
+                f"it is unclear which column of {file.path} holds vectors; specify it with "
                 f"--embedding-column (columns: {', '.join(schema.names)})"
             )
         if not holds_numbers(schema.field(column).type):
             raise InputError(
-                f"the column {column} of {file.path} holds no lists of numbers; name another "
+                f"the column {column} of {file.path} contains no lists of numbers; specify another "
                 "--embedding-column"
             )
         return column
@@ -149,7 +148,7 @@ class NpyVectors(VectorSource):
             for file in sorted(files, key=lambda file: _natural_order(file.name))
         ]
         if not parts:
-            raise InputError(f"{self.root} holds no vectors; name {_SUPPORTED_INPUTS}")
+            raise InputError(f"{self.root} contains no vectors; specify {_SUPPORTED_INPUTS}")
         first, _, dimension = parts[0]
         for file, _, other in parts:
             if other != dimension:
@@ -183,7 +182,7 @@ class NpyVectors(VectorSource):
                 available = f"only {row}" if image_id is _MISSING else "more"
                 raise Mismatch(
                     f"--ids {self.ids} has {available} ids for the {count} vectors of {self.root}; "
-                    "name a file with one id per vector"
+                    "specify a file with one id per vector"
                 )
             yield row, image_id
 
@@ -215,10 +214,10 @@ def open_vectors(
             raise UsageError(f"--embedding-column is for Parquet, and {root} is an array; omit it")
         return NpyVectors(root, ids, id_column, fs_options)
     if ids is not None:
-        raise UsageError(f"--ids is for .npy files; for {root} name a column with --id-column")
+        raise UsageError(f"--ids is for .npy files; for {root} specify a column with --id-column")
     files = find_readable_files(root, PARQUET, fs_options)
     if not files or not files[0].path.lower().endswith(PARQUET):
-        raise InputError(f"{root} holds no vectors; name {_SUPPORTED_INPUTS}")
+        raise InputError(f"{root} contains no vectors; specify {_SUPPORTED_INPUTS}")
     source = ParquetVectors(
         root, id_column=id_column, options=fs_options, embedding_column=embedding_column
     )
@@ -237,7 +236,7 @@ def is_npy(root: str, options: Mapping[str, Any] | None = None) -> bool:
     arrays = False
     for file in walk_files(root, fs_options):
         name = file.name.lower()
-        if is_image(name) or name.endswith((*TAR, *COMPRESSED, *PARQUET)):
+        if is_image(name) or name.endswith(CONTAINER_SUFFIXES):
             return False
         arrays = arrays or name.endswith(NPY)
     return arrays

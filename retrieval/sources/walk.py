@@ -57,7 +57,7 @@ class ListedFile:
         )  # fmt: skip
 
 
-class PassedOver:
+class SkippedFiles:
     """Counts of the files and folders that a listing skipped, by kind, with an example of each."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class PassedOver:
         previous, example = self._kinds.get(kind, (0, name))
         self._kinds[kind] = previous + count, example
 
-    def include(self, other: PassedOver) -> None:
+    def include(self, other: SkippedFiles) -> None:
         """Add the counts of another listing."""
         for kind, (count, example) in other._kinds.items():
             self.add(kind, example, count)
@@ -89,23 +89,23 @@ OUTPUT_FOLDERS = "folders that lookalike wrote"
 
 
 def walk_files(
-    root: str, options: Mapping[str, Any], passed: PassedOver | None = None
+    root: str, options: Mapping[str, Any], skipped: SkippedFiles | None = None
 ) -> Iterator[ListedFile]:
-    """Iterate over all files below a folder, counting in `passed` what is skipped.
+    """Iterate over all files below a folder, counting in `skipped` what is skipped.
 
     Hidden files and folders are skipped, and so are outputs of lookalike, whose pictures are not
     photos. The root itself may be hidden. Raises InputError if the root does not exist, is not a
     folder, or is an output of lookalike.
     """
-    passed = PassedOver() if passed is None else passed
-    return _walk_remote(root, options, passed) if is_remote(root) else _walk_local(root, passed)
+    skipped = SkippedFiles() if skipped is None else skipped
+    return _walk_remote(root, options, skipped) if is_remote(root) else _walk_local(root, skipped)
 
 
 def find_files(
     root: str,
     suffixes: tuple[str, ...],
     options: Mapping[str, Any],
-    passed: PassedOver | None = None,
+    skipped: SkippedFiles | None = None,
 ) -> tuple[list[ListedFile], int]:
     """Return the container files at a path, in a folder or matching a glob, sorted by name.
 
@@ -113,27 +113,27 @@ def find_files(
     contains `*` or `[`. Folders that cannot be listed, and pipes or devices with one of the
     suffixes, are included with a problem. Raises InputError if nothing exists there.
     """
-    others = 0
-    passed = PassedOver() if passed is None else passed
+    skipped_count = 0
+    skipped = SkippedFiles() if skipped is None else skipped
     if is_folder(root, options):
         files = []
-        for file in walk_files(root, options, passed):
+        for file in walk_files(root, options, skipped):
             if file.is_folder or file.name.lower().endswith(suffixes):
                 files.append(file)
             else:
-                others += 1
+                skipped_count += 1
     elif is_file(root, options):
         files = [describe_file(root, options)]
     elif is_glob(root):
-        files = list(_glob_files(root, options, passed))
+        files = list(_glob_files(root, options, skipped))
     else:
-        raise InputError(f"{root} does not exist; name a file, a folder or a glob of such files")
+        raise InputError(f"{root} does not exist; specify a file, a folder or a glob of such files")
     for file in files:
         if "::" in file.path:
             raise InputError(
                 f"{file.path} has :: in its path, which fsspec uses to chain paths; rename it"
             )
-    return sorted(files, key=lambda file: file.name), others + passed.total
+    return sorted(files, key=lambda file: file.name), skipped_count + skipped.total
 
 
 def find_readable_files(
@@ -188,15 +188,15 @@ def _call_filesystem(root: str, action: Callable[[], Any]) -> Any:
         raise InputError(f"{root} cannot be listed ({error})") from error
 
 
-def _walk_local(root: str, passed: PassedOver) -> Iterator[ListedFile]:
+def _walk_local(root: str, skipped: SkippedFiles) -> Iterator[ListedFile]:
     root_path = local_path(root)
     if not os.path.exists(root_path):
-        raise InputError(f"{root} does not exist; name a folder with images")
+        raise InputError(f"{root} does not exist; specify a folder with images")
     if not os.path.isdir(root_path):
-        raise InputError(f"{root} is not a folder; name a folder with images")
+        raise InputError(f"{root} is not a folder; specify a folder with images")
     if _is_output(root_path, _read_local_json):
         raise _output_error(root)
-    for path, info, error in _walk_local_folder(root_path, frozenset(), passed):
+    for path, info, error in _walk_local_folder(root_path, frozenset(), skipped):
         name = os.path.relpath(path, root_path).replace(os.sep, "/")
         if error is None:
             yield _describe_local(name, path, info)
@@ -222,7 +222,7 @@ folder that cannot be listed."""
 
 
 def _walk_local_folder(
-    folder: str, above: frozenset[tuple[int, int]], passed: PassedOver
+    folder: str, above: frozenset[tuple[int, int]], skipped: SkippedFiles
 ) -> Iterator[_LocalEntry]:
     """Walk a local folder, following links to folders except to those that contain it.
 
@@ -237,7 +237,7 @@ def _walk_local_folder(
             for entry in entries:
                 if is_hidden(entry.name):
                     is_directory = entry.is_dir(follow_symlinks=False)
-                    passed.add(
+                    skipped.add(
                         HIDDEN_FOLDERS if is_directory else HIDDEN_FILES,
                         escape_non_utf8(entry.name),
                     )
@@ -251,9 +251,9 @@ def _walk_local_folder(
                     if (info.st_dev, info.st_ino) in ancestors:
                         continue
                     if _is_written_by_lookalike(entry.path, _read_local_json):
-                        passed.add(OUTPUT_FOLDERS, escape_non_utf8(entry.name))
+                        skipped.add(OUTPUT_FOLDERS, escape_non_utf8(entry.name))
                         continue
-                    yield from _walk_local_folder(entry.path, ancestors, passed)
+                    yield from _walk_local_folder(entry.path, ancestors, skipped)
                 else:
                     yield entry.path, info, None
     except OSError as error:
@@ -307,12 +307,14 @@ def _read_local_json(path: str) -> bytes | None:
 
 def _output_error(root: str) -> InputError:
     return InputError(
-        f"{root} is a folder that lookalike wrote, not a folder of images (see its {JOB}); name "
+        f"{root} is a folder that lookalike wrote, not a folder of images (see its {JOB}); specify "
         "one with photos"
     )
 
 
-def _walk_remote(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[ListedFile]:
+def _walk_remote(
+    root: str, options: Mapping[str, Any], skipped: SkippedFiles
+) -> Iterator[ListedFile]:
     system, root_path = open_filesystem(root, options)
     prefix = root_path.rstrip("/") + "/"
     empty = True
@@ -320,23 +322,23 @@ def _walk_remote(root: str, options: Mapping[str, Any], passed: PassedOver) -> I
         for folder, folders, files in system.walk(root_path, detail=True, on_error="raise"):
             root_entry = files.pop("", None)
             if empty and root_entry and root_entry["type"] == "file" and not files:
-                raise InputError(f"{root} is not a folder; name a folder with images")
+                raise InputError(f"{root} is not a folder; specify a folder with images")
             if empty and _is_output(folder, _remote_reader(system, files)):
                 raise _output_error(root)
             at_root, empty = empty, empty and not files and not folders
-            for info in _visible_files(system, folder, folders, files, passed, at_root):
+            for info in _visible_files(system, folder, folders, files, skipped, at_root):
                 path = info["name"]
                 yield _describe_remote(system, path.removeprefix(prefix), path, info)
     except FileNotFoundError as error:
-        raise InputError(f"{root} does not exist; name a folder with images") from error
+        raise InputError(f"{root} does not exist; specify a folder with images") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{root} cannot be listed ({error})") from error
     if empty and not system.exists(root_path):
-        raise InputError(f"{root} does not exist; name a folder with images")
+        raise InputError(f"{root} does not exist; specify a folder with images")
 
 
 def _visible_files(
-    system: Any, folder: str, folders: dict[str, Any], files: dict[str, Any], passed: PassedOver,
+    system: Any, folder: str, folders: dict[str, Any], files: dict[str, Any], skipped: SkippedFiles,
     at_root: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Return the files of a remote folder that are not skipped.
@@ -344,14 +346,14 @@ def _visible_files(
     Skipped folders are removed from `folders`, so that fsspec does not descend into them.
     """
     if not at_root and _is_written_by_lookalike(folder, _remote_reader(system, files)):
-        passed.add(OUTPUT_FOLDERS, folder.rsplit("/", 1)[-1])
+        skipped.add(OUTPUT_FOLDERS, folder.rsplit("/", 1)[-1])
         folders.clear()
         return []
     for name in list(filter(is_hidden, folders)):
-        passed.add(HIDDEN_FOLDERS, name)
+        skipped.add(HIDDEN_FOLDERS, name)
         del folders[name]
     for name in filter(is_hidden, files):
-        passed.add(HIDDEN_FILES, name)
+        skipped.add(HIDDEN_FILES, name)
     return [info for name, info in files.items() if not is_hidden(name)]
 
 
@@ -370,7 +372,9 @@ def _remote_reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], byt
     return read
 
 
-def _glob_files(root: str, options: Mapping[str, Any], passed: PassedOver) -> Iterator[ListedFile]:
+def _glob_files(
+    root: str, options: Mapping[str, Any], skipped: SkippedFiles
+) -> Iterator[ListedFile]:
     """Iterate over the files that match a pattern; names are relative to its fixed leading folders.
 
     As in a shell, hidden files match only a part of the pattern that begins with a dot. Files in
@@ -391,10 +395,10 @@ def _glob_files(root: str, options: Mapping[str, Any], passed: PassedOver) -> It
     matched = False
     for path, info in infos.items():
         if not include_hidden and (part := hidden_part(path.removeprefix(prefix))):
-            passed.add(HIDDEN_FILES, part)
+            skipped.add(HIDDEN_FILES, part)
             continue
         if output := outputs.enclosing(path):
-            passed.add(f"files in {OUTPUT_FOLDERS}", output.rsplit("/", 1)[-1])
+            skipped.add(f"files in {OUTPUT_FOLDERS}", output.rsplit("/", 1)[-1])
             continue
         matched = matched or info["type"] == "file"
         if info["type"] == "file" and is_remote(root):
@@ -402,8 +406,10 @@ def _glob_files(root: str, options: Mapping[str, Any], passed: PassedOver) -> It
         elif info["type"] == "file":
             yield _describe_local(path.removeprefix(prefix), path, os.stat(path))
     if not matched:
-        left_out = f" (passed over: {passed})" if passed.total else ""
-        raise InputError(f"{root} matches no file{left_out}; name a file, a folder or another glob")
+        left_out = f" (skipped: {skipped})" if skipped.total else ""
+        raise InputError(
+            f"{root} matches no file{left_out}; specify a file, a folder or another glob"
+        )
 
 
 class _EnclosingOutputs:

@@ -16,15 +16,12 @@ from typing import Any, BinaryIO
 from retrieval.core.errors import InputError
 from retrieval.core.records import Item
 from retrieval.sources.base import Source
-from retrieval.sources.container_paths import TarMember
+from retrieval.sources.container_paths import TAR, TarMember
 from retrieval.sources.image_names import is_image, parent_folder_name
 from retrieval.sources.tar_members import DAMAGE, tar_members
-from retrieval.sources.walk import HIDDEN_FILES, ListedFile, PassedOver, find_files, seconds_to_ns
+from retrieval.sources.walk import HIDDEN_FILES, ListedFile, SkippedFiles, find_files, seconds_to_ns
 from retrieval.storage.ignored_files import hidden_part
 from retrieval.storage.input_files import escape_non_utf8, open_uri
-
-TAR = (".tar",)
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 _COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 _BLOCK = 1 << 16
@@ -53,8 +50,8 @@ class _Contents:
     images: list[_Member] = field(default_factory=list)
     labels: dict[str, str | None] = field(default_factory=dict)  # by the stem of the .cls file
     contradictions: set[str] = field(default_factory=set)  # stems with two different labels
-    others: int = 0
-    passed_over: PassedOver = field(default_factory=PassedOver)
+    skipped_count: int = 0
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
     error: str | None = None
 
     def add_label(self, stem: str, label: str | None) -> None:
@@ -85,26 +82,26 @@ class TarSource(Source):
 
     root: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    others: int = field(default=0, init=False, compare=False)
-    passed_over: PassedOver = field(
-        default_factory=PassedOver, init=False, compare=False, repr=False
+    skipped_count: int = field(default=0, init=False, compare=False)
+    skipped: SkippedFiles = field(
+        default_factory=SkippedFiles, init=False, compare=False, repr=False
     )
 
     def items(self) -> Iterator[Item]:
         """Iterate over all images, tar by tar; after those of a damaged tar raise InputError."""
-        self.passed_over = PassedOver()
-        tars, self.others = find_files(self.root, TAR, self.options, self.passed_over)
+        self.skipped = SkippedFiles()
+        tars, self.skipped_count = find_files(self.root, TAR, self.options, self.skipped)
         for tar in tars:
             if tar.problem is not None:
                 yield tar.unreadable_item()
                 continue
             contents = self._contents(tar)
-            self.passed_over.include(contents.passed_over)
-            self.others += contents.others + contents.passed_over.total
+            self.skipped.include(contents.skipped)
+            self.skipped_count += contents.skipped_count + contents.skipped.total
             yield from _items(tar, contents)
             if contents.error:
                 raise InputError(
-                    f"{tar.path} is damaged ({contents.error}); fetch or make it again, or "
+                    f"{tar.path} is damaged ({contents.error}); download or recreate it, or "
                     "remove it"
                 )
 
@@ -138,7 +135,7 @@ def _add_member(contents: _Contents, file: BinaryIO, member: tarfile.TarInfo) ->
         return
     name = escape_non_utf8(member.name)
     if hidden := hidden_part(name):
-        contents.passed_over.add(HIDDEN_FILES, hidden)
+        contents.skipped.add(HIDDEN_FILES, hidden)
     elif is_image(name):
         place, size = member.offset_data, member.size
         contents.images.append(_Member(name, place, size, member.mtime, _problem(member)))
@@ -147,7 +144,7 @@ def _add_member(contents: _Contents, file: BinaryIO, member: tarfile.TarInfo) ->
         text = file.read(member.size).decode("utf-8", "replace").strip()
         contents.add_label(_stem(_normalise(name)), text or None)
     else:
-        contents.others += 1
+        contents.skipped_count += 1
 
 
 def _problem(member: tarfile.TarInfo) -> str | None:

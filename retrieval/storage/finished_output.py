@@ -189,7 +189,7 @@ def _verify_manifest(folder: Folder, data: bytes | None, kind: OutputKind | None
     if hashlib.sha256(job).hexdigest() != manifest.job_sha256:
         raise Damaged(f"{folder.uri(JOB)} was altered; {_REMEDY}")
     if kind is not None and manifest.kind != kind:
-        raise Mismatch(f"{folder.uri()} is of kind {manifest.kind}; name one of kind {kind}")
+        raise Mismatch(f"{folder.uri()} is of kind {manifest.kind}; specify one of kind {kind}")
     check_sizes(folder, manifest)
     return manifest
 

@@ -35,7 +35,7 @@ def make_temp_dir(folder: str | None) -> None:
     except OSError as error:
         raise UsageError(
             f"--temp-dir {folder} cannot be created on {socket.gethostname()} ({error.strerror}); "
-            "name another local folder, or omit the option"
+            "specify another local folder, or omit the option"
         ) from error
 
 

@@ -113,7 +113,7 @@ def check_output_claim(folder: Folder, kind: OutputKind, *, overwrite: bool = Fa
         if outer := enclosing_output(folder.uri()):
             raise UsageError(
                 f"--output {folder.uri()} is inside {outer}, which is an output of lookalike; "
-                "name a folder elsewhere"
+                "specify a folder elsewhere"
             )
     elif overwrite:
         _check_no_foreign_files(folder)
@@ -128,7 +128,7 @@ def _translate_write_errors(folder: Folder) -> Iterator[None]:
     except (OSError, AccessRefused) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--output {folder.uri()} cannot be written ({reason}); name a writable folder"
+            f"--output {folder.uri()} cannot be written ({reason}); specify a writable folder"
         ) from error
 
 
@@ -202,7 +202,7 @@ def _is_of_another_program(job: bytes) -> bool:
 def _foreign_files_error(folder: Folder, path: str) -> UsageError:
     return UsageError(
         f"--output {folder.uri()} holds files that are not lookalike's ({path}); "
-        "name an empty or a new folder"
+        "specify an empty or a new folder"
     )
 
 
@@ -212,7 +212,7 @@ def _raise_mismatch(folder: Folder, existing: bytes, requested: bytes) -> None:
     differences = _differences(old_job["settings"], new_job["settings"])
     raise Mismatch(
         f"{folder.uri()} was made with other settings ({'; '.join(differences)}); "
-        "name another --output, or --overwrite to start anew"
+        "specify another --output, or --overwrite to start anew"
     )
 
 
@@ -220,7 +220,7 @@ def _check_kind(folder: Folder, old_job: Mapping[str, Any], new_job: Mapping[str
     if old_job["format"] != new_job["format"] or old_job["kind"] != new_job["kind"]:
         raise Mismatch(
             f"{folder.uri()} is of kind {old_job['kind']} and format {old_job['format']}, not "
-            f"{new_job['kind']} and {new_job['format']}; name another --output, or --overwrite"
+            f"{new_job['kind']} and {new_job['format']}; specify another --output, or --overwrite"
         )
 
 

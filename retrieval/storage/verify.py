@@ -41,7 +41,7 @@ def verify(folder: Folder) -> list[Verdict]:
     """
     paths = [entry.path for entry in folder.entries()]
     if not paths and not os.path.isdir(folder.uri()):
-        raise InputError(f"{folder.uri()} does not exist; name an output of lookalike")
+        raise InputError(f"{folder.uri()} does not exist; specify an output of lookalike")
     nested = "/" + finished_output.JOB
     inner = sorted(path.removesuffix(nested) for path in paths if path.endswith(nested))
     return [_verify_one(folder), *(_verify_one(folder.child(path)) for path in inner)]
@@ -142,12 +142,16 @@ def _format_progress(folder: Folder, kind: str) -> str:
         return _format_store_progress(folder, paths)
     if kind == "index":
         shards = sum(1 for path in paths if path.startswith("shards/") and path.endswith(".json"))
-        return f"{shards} shards"
+        return _format_count(shards, "shard")
     if kind in ("matches", "predictions"):
-        return f"{sum(1 for path in paths if path.startswith(f'{kind}/'))} parts"
+        return _format_count(sum(1 for path in paths if path.startswith(f"{kind}/")), "part")
     if kind == "comparison":
-        return f"{sum(1 for path in paths if path.startswith('backbones/'))} networks"
-    return f"{len(paths)} files"
+        return _format_count(sum(1 for path in paths if path.startswith("backbones/")), "network")
+    return _format_count(len(paths), "file")
+
+
+def _format_count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _format_store_progress(folder: Folder, paths: list[str]) -> str:

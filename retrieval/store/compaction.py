@@ -29,13 +29,8 @@ from retrieval.storage.local import Folder, sha256_of_file
 from retrieval.storage.parquet import read_rows
 from retrieval.storage.temporary import TEMPORARY_PREFIX
 from retrieval.store.layout import failures_path, listing_path, part_path, segment_json_path
-from retrieval.store.reader import (
-    encode_ledger,
-    encode_part,
-    put_part,
-    read_unfinished_chunk,
-    read_vectors,
-)
+from retrieval.store.part_writer import encode_ledger, encode_part, put_part
+from retrieval.store.reader import read_unfinished_chunk, read_vectors
 from retrieval.store.segment import Rows, Segment, parse_segment
 
 READY = COMPACTION_MARKER

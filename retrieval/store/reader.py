@@ -1,6 +1,6 @@
-"""Reading and writing of the parts of a store; `Store` streams the live rows of a finished one.
+"""Reading of the parts of a store; `Store` streams the live rows of a finished one.
 
-`layout` defines the paths of the files.
+`layout` defines the paths of the files, `part_writer` writes them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from retrieval.core.errors import Damaged
 from retrieval.core.records import Chunk, FileRecord
-from retrieval.core.schemas import FAILURES, LISTING, Vectors, extra_columns, part_table
-from retrieval.storage import finished_output, transaction
-from retrieval.storage.checksum import checksummed_parquet, read_checksummed_parquet
+from retrieval.core.schemas import LISTING, Vectors, extra_columns
+from retrieval.storage import finished_output
+from retrieval.storage.checksum import read_checksummed_parquet
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.finalize import read_deleted
@@ -204,41 +204,3 @@ def read_unfinished_chunk(folder: Folder, chunk: Chunk) -> pa.Table:
                 read_checksummed_parquet(folder, part_path(replace(chunk, retry=len(tables))))
             )
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("row")
-
-
-def encode_part(lines: pa.Table, measured: pa.Table, vectors: Vectors) -> bytes:
-    """Encode a part as Parquet bytes.
-
-    Args:
-        lines: Table of n lines of the listing.
-        measured: Table of n rows with the columns width, height and sha256.
-        vectors: (n, d) vectors, float16 or float32.
-    """
-    metadata = extra_columns(lines.schema, LISTING)
-    schema = part_table(vectors.shape[1], str(vectors.dtype), metadata).schema
-    for name in ("width", "height", "sha256"):
-        lines = lines.append_column(name, measured[name])
-    table = lines.append_column(schema.field("embedding"), embedding_column(vectors))
-    return checksummed_parquet(table.select(schema.names).cast(schema))
-
-
-def encode_ledger(failures: list[dict[str, Any]]) -> bytes | None:
-    """Encode the ledger of a chunk as Parquet bytes, in row order; None if nothing failed."""
-    if not failures:
-        return None
-    rows = sorted(failures, key=lambda failure: failure["row"])
-    return checksummed_parquet(pa.Table.from_pylist(rows, FAILURES.schema))
-
-
-def put_part(
-    folder: Folder, chunk: Chunk, part: bytes, failures: bytes | None
-) -> tuple[FileRecord, ...]:
-    """Write the ledger, then the part, of a chunk; existing files are kept.
-
-    `failures` is the encoded ledger, or None. Returns the records of the files.
-    """
-    records = []
-    if failures is not None:
-        records.append(transaction.put_if_absent(folder, failures_path(chunk), failures))
-    records.append(transaction.put_if_absent(folder, part_path(chunk), part))
-    return tuple(records)

@@ -80,7 +80,7 @@ def read_classifier(bundle: Folder) -> Classifier:
         note, data = bundle.read(NOTE), bundle.read(WEIGHTS)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            f"{bundle.uri()} holds no classifier ({NOTE}); name an output of `lookalike train`"
+            f"{bundle.uri()} holds no classifier ({NOTE}); specify an output of `lookalike train`"
         ) from None
     values = parse_checksummed_json(note)
     if values is None or hashlib.sha256(data).hexdigest() != values["files"][WEIGHTS]:

@@ -46,7 +46,9 @@ def select_training_images(
     counts = Counter(i.label for i in listed if i.label not in (None, "", DISTRACTOR))
     if not counts:
         remedy = (
-            "name them in --labels" if labels is not None else "put each class into its own folder"
+            "specify them in --labels"
+            if labels is not None
+            else "put each class into its own folder"
         )
         raise InputError(f"none of the {len(listed)} images of --data has a label; {remedy}")
     for name in sorted(exclude_classes):

@@ -92,8 +92,8 @@ def decode_photos(
         decoded = _find_decoded(folder, items)
         if decoded is None:
             _make_folder(folder)
-            with ItemReader(options) as opener:
-                decoded = _decode(items, opener, transform, max_pixels, folder, threads)
+            with ItemReader(options) as reader:
+                decoded = _decode(items, reader, transform, max_pixels, folder, threads)
         yield decoded
 
 
@@ -104,7 +104,7 @@ def _make_folder(folder: Path) -> None:
         (folder / _RECORD).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--cache {folder.parent} cannot be written ({error.strerror}); name a local folder "
+            f"--cache {folder.parent} cannot be written ({error.strerror}); specify a local folder "
             "that can"
         ) from error
 
@@ -193,7 +193,7 @@ def _map_array(path: Path) -> NDArray[np.uint8]:
 
 
 def _decode(
-    items: Sequence[Item], opener: ItemReader, transform: Transform, max_pixels: int, folder: Path,
+    items: Sequence[Item], reader: ItemReader, transform: Transform, max_pixels: int, folder: Path,
     threads: int,
 ) -> DecodedPhotos:  # fmt: skip
     transforms = (transform, _with_margin(transform))
@@ -204,7 +204,7 @@ def _decode(
     failures: dict[int, str] = {}
 
     def read(position: int) -> None:
-        pixels = _read(items[position], opener, transforms, max_pixels)
+        pixels = _read(items[position], reader, transforms, max_pixels)
         if isinstance(pixels, str):
             failures[position] = pixels
             return
@@ -230,8 +230,8 @@ def _allocate_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise StorageFailure(
-            f"{path} could not be written ({error.strerror}): make room, or name a larger disk by "
-            "--cache, and run the same command again"
+            f"{path} could not be written ({error.strerror}): make room, or specify a larger disk "
+            "by --cache, and run the same command again"
         ) from error
     return array
 
@@ -246,13 +246,13 @@ def _with_margin(transform: Transform) -> Transform:
 
 
 def _read(
-    item: Item, opener: ItemReader, transforms: Sequence[Transform], max_pixels: int
+    item: Item, reader: ItemReader, transforms: Sequence[Transform], max_pixels: int
 ) -> list[Tensor] | str:
     """Return the pixels of a photo for each transform, or the reason why it cannot be read."""
     if item.problem is not None:
         return item.problem
     try:
-        data = opener.read(item.path, item.place, item.size)
+        data = reader.read(item.path, item.place, item.size)
         pixels = decode_full(data, max_pixels=max_pixels)
         return [apply_transform(pixels, transform) for transform in transforms]
     except LookalikeError:  # a temporary failure of the disk, not a broken photo

@@ -37,7 +37,10 @@ def evaluate_retrieval(embeddings: Tensor, classes: Tensor, *, seed: int) -> tup
         return 0.0, 0.0
     top1, precisions = (
         np.concatenate(values)
-        for values in ([success(j, 1) for j in parts], [average_precision(j) for j in parts])
+        for values in (
+            [success(part, 1) for part in parts],
+            [average_precision(part) for part in parts],
+        )
     )
     return float(top1.mean()), float(precisions.mean())
 
@@ -45,6 +48,7 @@ def evaluate_retrieval(embeddings: Tensor, classes: Tensor, *, seed: int) -> tup
 def _grade_block(
     vectors: NDArray[np.float32], labels: NDArray[np.int64], queries: NDArray[np.int64]
 ) -> RankingRelevance:
+    """Rank all other photos for each query and grade them by class: 1 for the same, else 0."""
     scores = vectors[queries] @ vectors.T
     scores[np.arange(len(queries)), queries] = -np.inf  # the query itself sorts last and is dropped
     order = np.argsort(-scores, axis=1, kind="stable")[:, :-1]

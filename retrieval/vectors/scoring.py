@@ -193,8 +193,13 @@ def score_pairs(queries: VectorBlock, rows: VectorBlock, q: Int64, x: Int64) -> 
 
 
 def scores_to_keys(scores: Float64, metric: Metric) -> Float64:
-    """Convert scores to keys, where larger is closer for every metric, or keys back to scores."""
+    """Convert scores to keys, where larger is closer for every metric."""
     return -scores if metric == "l2" else scores
+
+
+def keys_to_scores(keys: Float64, metric: Metric) -> Float64:
+    """Convert keys to scores; `scores_to_keys` is its own inverse, so this is the same function."""
+    return scores_to_keys(keys, metric)
 
 
 def split_range(count: int, step: int) -> list[slice]:

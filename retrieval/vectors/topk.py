@@ -28,6 +28,7 @@ from retrieval.vectors.scoring import (
     Float64,
     Int64,
     VectorBlock,
+    keys_to_scores,
     score_pairs,
     scores_to_keys,
     split_range,
@@ -96,7 +97,7 @@ class TopK:
 
     def scores(self) -> Float64:
         """Return the (queries, k) float64 scores, closest first; infinite where there is no row."""
-        return scores_to_keys(self.keys, self.queries.metric)
+        return keys_to_scores(self.keys, self.queries.metric)
 
 
 class _PreparedRows:

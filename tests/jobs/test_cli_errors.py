@@ -47,7 +47,7 @@ def test_empty_input_folder(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     result = run_pipeline({**folders, "--queries": tmp_path / "empty"}, *SMALL_MODEL_OPTIONS)
     assert result.exit_code == 3
-    assert "empty holds no images" in result.error
+    assert "empty contains no images" in result.error
     assert not (tmp_path / "out").exists()
 
 

@@ -21,10 +21,11 @@ from retrieval.core.records import Chunk, IndexPlan, ShardResult
 from retrieval.core.schemas import FAILURES, LISTING, Metric, Vectors, part_table
 from retrieval.index import finalize, recall_curve, shard
 from retrieval.index.build_shard import ShardBuildContext
-from retrieval.index.coverage import Extents
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.sample_neighbors import build_measured_shard, make_recall_samples
 from retrieval.index.sampling import draw_sample
+from retrieval.index.shard import Extents
+from retrieval.index.shard_extents import plan_shards
 from retrieval.index.train import train_index
 from retrieval.index.workers import InProcessWorkers
 from retrieval.models.bundle import Bundle, serialize_state, write_bundle
@@ -35,6 +36,7 @@ from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder, open_folder
 from retrieval.store import reader as stores
 from retrieval.store.finalize import finish_store
+from retrieval.store.part_writer import put_part
 from retrieval.store.reader import Store
 from retrieval.store.segment import Segment, claim_segment
 from retrieval.vectors.float_conversions import flushes_subnormals
@@ -253,7 +255,7 @@ def _write_chunk(
         if len(failed_rows)
         else None
     )
-    stores.put_part(folder, chunk, checksummed_parquet(part), failures)
+    put_part(folder, chunk, checksummed_parquet(part), failures)
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,7 @@ class IndexBuilder:
         vectors, self.rows = draw_sample(store, recall_curve.SAMPLE_SIZE, seed, "curve")
         self.samples = make_recall_samples(vectors, self.rows, store.rows, store.dtype)
         self.sample = self.samples[0]
-        self.work = finalize.plan_shards(self.folder, store, self.trained.plan)
+        self.work = plan_shards(self.folder, store, self.trained.plan)
         self.context = ShardBuildContext(
             self.folder, store, metric, self.trained.faiss, store.dtype
         )

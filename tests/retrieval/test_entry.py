@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.entry import claim_packages, without_current_folder
+from retrieval.entry import import_own_packages, without_current_folder
 from retrieval.storage.local import LocalFolder
 from tests.commands import LOOKALIKE
 from tests.retrieval.storage.outputs import make_finished_output
@@ -45,10 +45,10 @@ def test_modules_in_current_folder_are_not_imported(current_folder, monkeypatch)
     for name in ("torch", "jobs"):
         Path(current_folder, f"{name}.py").write_text("raise RuntimeError('the wrong module')")
     monkeypatch.setattr(sys, "path", ["", current_folder, *sys.path])
-    claim_packages()
+    import_own_packages()
     assert current_folder not in sys.path
     code = (
-        "import sys; from retrieval.entry import claim_packages; claim_packages();"
+        "import sys; from retrieval.entry import import_own_packages; import_own_packages();"
         "import importlib.util; print(importlib.util.find_spec('torch').origin)"
     )
     process = subprocess.run(

@@ -16,6 +16,7 @@ from jobs.config.settings import CompareSettings
 from retrieval.core.errors import InputError, Mismatch, TooManyFailures, UsageError
 from retrieval.core.schemas import COMPARISON
 from retrieval.models.bundle import read_bundle, write_bundle
+from retrieval.models.pooling import POOLINGS
 from retrieval.models.registry import build_network
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
@@ -28,6 +29,8 @@ from tests.retrieval.evaluation.test_leave_one_out import brute_force_measures
 from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, record_operations
 
 QUICK_SETTINGS = {"weights": "random", "image_size": 32, "engine": "torch", "chunk_rows": 8}
+COMBINATIONS = 4 * len(POOLINGS)
+"""Results per network: three metrics, and cosine after a PCA, for each pooling."""
 
 
 def run_compare(data, output, **settings):
@@ -71,7 +74,7 @@ def test_measures_of_each_combination_equal_numpy(finished_comparison):
     blocks = list(open_store(open_folder(str(output / "stores" / "scratch"))).blocks())
     stored = np.concatenate([read_vectors(block) for block in blocks])
     labels = [label for block in blocks for label in block["label"].to_pylist()]
-    assert stored.shape == (18, 3 * 192)
+    assert stored.shape == (18, len(POOLINGS) * 192)
     assert stored.dtype == np.float32
     rows = read_comparison(output).to_pylist()
     names = {"top1": "Success@1", "top3": "Success@3", "top10": "Success@10", "map": "AP"}
@@ -85,11 +88,11 @@ def test_measures_of_each_combination_equal_numpy(finished_comparison):
     combinations = {(row["pooling"], row["pca"], row["metric"]) for row in rows}
     assert combinations == {
         (pooling, pca, metric)
-        for pooling in ("avg", "max", "gem")
+        for pooling in POOLINGS
         for pca, metric in ((None, "cosine"), (None, "ip"), (None, "l2"), (4, "cosine"))
     }
     for row in rows:
-        first = 192 * ["avg", "max", "gem"].index(row["pooling"])
+        first = 192 * list(POOLINGS).index(row["pooling"])
         vectors = project_in_numpy(stored[:, first : first + 192], row["pca"], row["metric"])
         values = [
             brute_force_measures(vectors, labels, query, row["metric"]) for query in range(18)
@@ -123,7 +126,8 @@ def test_single_pooling_gives_the_same_vectors(photos, finished_comparison, tmp_
         )
         for path in (tmp_path / "s", finished_comparison[0] / "stores" / "scratch")
     )
-    np.testing.assert_allclose(all_poolings[:, 192:384], single_pooling, rtol=1e-6)
+    first = 192 * list(POOLINGS).index("max")
+    np.testing.assert_allclose(all_poolings[:, first : first + 192], single_pooling, rtol=1e-6)
 
 
 def test_comparison_output_is_verified_and_not_rewritten(photos, finished_comparison):
@@ -132,7 +136,7 @@ def test_comparison_output_is_verified_and_not_rewritten(photos, finished_compar
     assert {verdict.kind: verdict.state for verdict in verify(open_folder(str(output)))} == {
         "comparison": "finished", "store": "finished",
     }  # fmt: skip
-    assert verify(open_folder(str(output)))[0].progress == "1 networks"
+    assert verify(open_folder(str(output)))[0].progress == "1 network"
     before = read_tree(output)
     assert run_compare(photos, output).values == result.values
     assert read_tree(output) == before
@@ -147,11 +151,11 @@ def test_printed_table_and_page(finished_comparison):
     output, result = finished_comparison
     text = "\n".join(result.lines)
     assert result.lines[0].startswith("18 images of 3 classes in ")
-    assert len([line for line in result.lines if line.startswith("scratch ")]) == 12
+    assert len([line for line in result.lines if line.startswith("scratch ")]) == COMBINATIONS
     assert "fitted on the compared images themselves" in text
     assert max(map(len, result.lines[1:14])) <= 120
     page = (output / "compare.html").read_text()
-    assert page.count('<tr><th scope="row">') == 13  # the best combination, and all 12
+    assert page.count('<tr><th scope="row">') == 1 + COMBINATIONS  # the best one, and all
     assert "<svg" not in page.split("data:image/svg+xml")[0]
     assert f"{result.values['combinations'][0]['AP']:.3f}" in page
 
@@ -248,10 +252,11 @@ def test_all_selects_backbones_with_weights(photos, tmp_path):
     settings = CompareSettings(data="x", backbones="all", weights=str(weights))
     assert [c.name for c in candidates.list_candidates(settings)] == ["scratch", "squeezenet1_1"]
     result = run_compare(photos, tmp_path / "out", backbones="all", weights=str(weights))
-    assert len(result.values["combinations"]) == 24
+    assert len(result.values["combinations"]) == 2 * COMBINATIONS
     table = [line for line in result.lines if line.startswith(("scratch ", "squeezenet1_1 "))]
     assert len(table) == 2
-    assert any(line.startswith("the best of each network; all 24") for line in result.lines)
+    heading = f"the best of each network; all {2 * COMBINATIONS}"
+    assert any(line.startswith(heading) for line in result.lines)
     without_weights = candidates.list_candidates(CompareSettings(data="x", backbones="all"))
     assert "scratch" not in [c.name for c in without_weights]
     assert "resnet50" in [c.name for c in without_weights]
@@ -395,7 +400,7 @@ def test_invalid_inputs_are_refused(photos, tmp_path):
 
 def test_pooling_each_is_not_a_command_line_choice():
     [option] = [p for p in _command("embed").params if p.name == "pooling"]
-    assert option.type.choices == ("avg", "max", "gem")
+    assert option.type.choices == tuple(POOLINGS)
 
 
 @pytest.mark.nightly  # `make test` tests each stage with Ray
@@ -407,7 +412,7 @@ def test_compare_command_with_ray(photos, tmp_path):
     ]  # fmt: skip
     result = run_command_in_process("compare", *arguments)
     assert result.exit_code == 0, result.stderr
-    assert len(result.values["combinations"]) == 12
+    assert len(result.values["combinations"]) == COMBINATIONS
     assert all(row["images_per_second"] > 0 for row in result.values["combinations"])
     run = json.loads((tmp_path / "out" / "stores" / "scratch" / "run.json").read_text())
     assert run["embedded"] == 18

@@ -302,7 +302,7 @@ def test_invalid_arguments_are_refused_before_any_work(tmp_path):
     (tmp_path / "empty").mkdir()
     for exit_code, message, *arguments in (
         (3, "nowhere.npy does not exist", tmp_path / "nowhere.npy"),
-        (3, "empty holds no vectors", tmp_path / "empty"),
+        (3, "empty contains no vectors", tmp_path / "empty"),
         (2, "s3://b/f is no local path", tmp_path / "g.npy", "--export-faiss", "s3://b/f"),
         (3, "ids.txt does not exist", tmp_path / "g.npy", "--ids", tmp_path / "ids.txt"),
     ):

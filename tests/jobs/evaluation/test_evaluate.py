@@ -446,7 +446,7 @@ def test_measure_below_its_bound_is_exit_code_5(root):
         ({"cutoffs": ""}, "--cutoffs '': use ranks of 1 or more"),
         ({"cutoffs": ",".join(map(str, range(1, 30)))}, "use at most 20"),
         ({"labels": "a.csv", "qrels": "b"}, "--labels and --qrels are mutually exclusive"),
-        ({"per_query": "table.xlsx"}, "--per-query table.xlsx: name a file that ends with"),
+        ({"per_query": "table.xlsx"}, "--per-query table.xlsx: specify a file that ends with"),
     ],
 )
 def test_invalid_options_are_refused(root, options, message):

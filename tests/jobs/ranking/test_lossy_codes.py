@@ -278,7 +278,7 @@ def test_second_pass_corrects_a_misleading_curve(stores, tmp_path, monkeypatch):
 def test_more_lists_or_codewords_than_vectors_are_refused(tmp_path):
     write_store(tmp_path / "few", np.eye(16, dtype=np.float32)[:10])
     for factory in ("PCAR8,IVF50,Flat", "IVF2,PQ16x4"):
-        with pytest.raises(UsageError, match=r"cannot be trained on 10 vectors .*; name fewer"):
+        with pytest.raises(UsageError, match=r"cannot be trained on 10 vectors .*; specify fewer"):
             index_in_process(tmp_path / "few", tmp_path / factory, index_factory=factory)
     with pytest.raises(UsageError, match="keeps equal vectors once"):
         index_in_process(tmp_path / "few", tmp_path / "dedup", index_factory="IVF2,FlatDedup")

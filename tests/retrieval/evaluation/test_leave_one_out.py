@@ -94,7 +94,7 @@ def test_eligible_queries_have_another_image_of_their_class():
     assert graded.filled.tolist() == [6]
 
 
-def test_unlabelled_images_are_no_queries():
+def test_unlabelled_images_are_not_queries():
     assert (
         eligible_queries(class_numbers(pa.array([None, "", "distractor"], pa.string()))).tolist()
         == []

@@ -14,8 +14,8 @@ from jobs.indexing.index import RETRAIN_THRESHOLD
 from retrieval.core.records import Spread
 from retrieval.index.build_shard import ShardBuildContext, write_shard
 from retrieval.index.drift import load_initial_spread, measure_drift, measure_spread, merge_spreads
-from retrieval.index.finalize import plan_shards
 from retrieval.index.plan import Gallery, plan_index
+from retrieval.index.shard_extents import plan_shards
 from retrieval.index.train import train_index
 from retrieval.index.workers import InProcessWorkers
 from retrieval.storage import transaction

@@ -157,7 +157,7 @@ def test_unusable_export_paths_are_refused(tmp_path):
         (tmp_path, "is a folder"),
         (tmp_path / "index/shards/x", "inside the index"),
         (tmp_path / "existing", "--overwrite"),
-        (tmp_path / "existing/f", "cannot be written .*; name a file that can"),
+        (tmp_path / "existing/f", "cannot be written .*; specify a file that can"),
     ):
         with pytest.raises(UsageError, match=reason):
             check_export_path(str(path), index, overwrite=False)

@@ -28,9 +28,15 @@ RATES = Rates(
     multiply_rate=4e10, compare_rate=5e7,
 )  # fmt: skip
 PLAN = plan_index(Gallery(100_000, 512, "float16", "cosine"), 1 << 30)
-COUNTS = Counts(100_000, 1000, 512, (256, 256), PLAN, 20, thumbnails=500)
-WORKERS = WorkerPool(4, 4)
-SIZES = Sizes(1e8, 1300, 60, 1200, 15, 1e5, 6e3, 8e8, 2.4e8, 2.5e8, 1.2e9)
+COUNTS = Counts(
+    gallery=100_000, queries=1000, dimension=512, chunk_rows=(256, 256), plan=PLAN, nprobe=20,
+    thumbnails=500,
+)  # fmt: skip
+WORKERS = WorkerPool(embedders=4, cores=4)
+SIZES = Sizes(
+    model=1e8, row=1300, line=60, shard_row=1200, match=15, page=1e5, picture=6e3, worker=8e8,
+    index_task=2.4e8, rank_task=2.5e8, driver=1.2e9,
+)  # fmt: skip
 
 random_rates = st.builds(
     Rates,
@@ -39,7 +45,7 @@ random_rates = st.builds(
 workers = st.integers(1, 64)
 
 
-def counts(gallery, queries, rows_per_shard):
+def make_counts(gallery, queries, rows_per_shard):
     """Return the counts of a job whose index has the requested rows per shard."""
     plan = dataclasses.replace(PLAN, rows_per_shard=rows_per_shard)
     shards = -(-gallery // rows_per_shard)
@@ -111,20 +117,20 @@ def test_pca_stage_includes_first_pool_start():
 def test_costs_do_not_decrease_with_gallery_size(rates, gallery, additional, rows_per_shard, count):
     pool = WorkerPool(count, count)
     smaller, larger = (
-        stage_costs(rates, counts(rows, rows, rows_per_shard), pool)
+        stage_costs(rates, make_counts(rows, rows, rows_per_shard), pool)
         for rows in (gallery, gallery + additional)
     )
     for smaller_cost, larger_cost in zip(smaller, larger, strict=True):
         assert smaller_cost.seconds <= larger_cost.seconds * (1 + 1e-9)
     assert (
-        disk_bytes(SIZES, counts(gallery, 10, rows_per_shard))["store"]
-        <= disk_bytes(SIZES, counts(gallery + additional, 10, rows_per_shard))["store"]
+        disk_bytes(SIZES, make_counts(gallery, 10, rows_per_shard))["store"]
+        <= disk_bytes(SIZES, make_counts(gallery + additional, 10, rows_per_shard))["store"]
     )
 
 
 @given(random_rates, st.integers(1, 10**6), st.integers(1, 10**5), workers, workers)
 def test_costs_do_not_increase_with_workers(rates, gallery, rows_per_shard, count, additional):
-    job = counts(gallery, 1000, rows_per_shard)
+    job = make_counts(gallery, 1000, rows_per_shard)
     slower_costs = stage_costs(rates, job, WorkerPool(count, count))
     faster_costs = stage_costs(rates, job, WorkerPool(count + additional, count + additional))
     for slower, faster in zip(slower_costs, faster_costs, strict=True):
@@ -134,7 +140,7 @@ def test_costs_do_not_increase_with_workers(rates, gallery, rows_per_shard, coun
 @given(random_rates, st.integers(1, 10**6), workers)
 @settings(max_examples=50)
 def test_total_cost_is_sum_within_interval(rates, gallery, count):
-    costs = stage_costs(rates, counts(gallery, 1000, 10**5), WorkerPool(count, count))
+    costs = stage_costs(rates, make_counts(gallery, 1000, 10**5), WorkerPool(count, count))
     total = total_cost(costs)
     assert total.seconds == pytest.approx(sum(cost.seconds for cost in costs))
     for cost in (*costs, total):

@@ -24,7 +24,7 @@ from retrieval.search.export_formats import (
     FORMAT_WRITERS,
     FinishedMatches,
     trec_id,
-    write_matches,
+    write_export,
 )
 from tests.retrieval.sample_vectors import quick
 
@@ -89,7 +89,7 @@ def make_matches(matches, failures=(), metric="cosine", cut=2, **options):
 def write_format(name, ranking):
     """Return the bytes that a format writes, and assert that the file is left open."""
     file = io.BytesIO()
-    write_matches(name, ranking, file)
+    write_export(name, ranking, file)
     assert not file.closed
     return file.getvalue()
 
@@ -141,7 +141,7 @@ def test_file_names_are_distinct():
 
 def test_unknown_format_is_refused():
     with pytest.raises(UsageError, match=r"^--format 'xml': write one of parquet, jsonl, csv"):
-        write_matches("xml", ALL, io.BytesIO())
+        write_export("xml", ALL, io.BytesIO())
 
 
 # --- round trip -----------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class SourceContract(ABC):
         source = self.make_source(folder, self.make_images(("a.jpg", "cats/b.jpg")), other_files)
         for _ in range(2):
             assert len(list(source.items())) == 2
-            assert source.others == len(other_files)
+            assert source.skipped_count == len(other_files)
 
     def test_missing_root_is_refused_by_name(self, folder):
         source = self.missing_source(folder)
@@ -101,6 +101,6 @@ class SourceContract(ABC):
     def test_check_refuses_source_without_images(self, folder):
         source = self.make_source(folder, {}, ("notes.txt",) if self.has_other_files else ())
         assert list(source.items()) == []
-        with pytest.raises(InputError, match=rf"photos.* holds no {self.unit}"):
+        with pytest.raises(InputError, match=rf"photos.* contains no {self.unit}"):
             source.check()
         self.make_source(folder, self.make_images(("a.jpg",))).check()

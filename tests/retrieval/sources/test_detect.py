@@ -118,13 +118,13 @@ def test_sources_without_columns_ignore_column_options(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing", "photos/missing does not exist; name"),
-        ("missing.tar", "photos/missing.tar does not exist; name"),
+        ("missing", "photos/missing does not exist; specify"),
+        ("missing.tar", "photos/missing.tar does not exist; specify"),
         ("missing*.tar", "matches no file"),
-        ("photos/a/b.jpg", "is not a folder and no list"),
+        ("photos/a/b.jpg", "is neither a folder, a list nor"),
         ("other/*", "matches files that are neither"),
         ("lists", "names several"),
-        ("numbers.parquet", "neither images nor paths"),
+        ("numbers.parquet", "no column of images or paths"),
     ],
 )
 def test_path_that_is_no_source_is_refused_by_name(folder, name, message):

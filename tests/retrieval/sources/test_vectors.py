@@ -308,7 +308,7 @@ def test_invalid_columns_and_options_are_refused(local):
         open_vectors(path, ids="x")
     with pytest.raises(UsageError, match="--embedding-column is for Parquet"):
         open_vectors(local.put("x.npy", npy_bytes(np.eye(2))), embedding_column="a")
-    with pytest.raises(InputError, match="holds no vectors"):
+    with pytest.raises(InputError, match="contains no vectors"):
         open_vectors(local.put("photo.jpg", b""))
     with pytest.raises(InputError, match="does not exist"):
         open_vectors(f"{local.root}/missing")

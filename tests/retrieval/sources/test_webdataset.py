@@ -238,7 +238,7 @@ def test_folders_and_links_without_image_names_are_skipped(local):
         )
     )
     assert [item.image_id for item in source.items()] == ["x.tar/a.jpg"]
-    assert source.others == 1
+    assert source.skipped_count == 1
 
 
 def test_last_member_of_duplicate_name_is_used(folder):

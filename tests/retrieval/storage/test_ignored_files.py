@@ -144,7 +144,7 @@ def test_foreign_job_json_is_refused_and_kept(folder, data, overwrite):
     assert not finished_output.is_output(folder)
 
 
-def test_output_is_recognized_by_job_or_manifest(folder):
+def test_output_is_recognised_by_job_or_manifest(folder):
     make_finished_output(folder, "store")
     assert finished_output.is_output(folder)
     folder.put("job.json", b"garbage")

@@ -271,7 +271,7 @@ class TestLocalFolderWithLocksAlone(TestLocalFolderWithoutHardLinks):
 
     def test_file_system_without_links_and_locks_is_refused(self, folder, monkeypatch):
         monkeypatch.setattr(fcntl, "flock", unsupported(errno.ENOLCK))
-        with pytest.raises(UsageError, match=r"neither hard links.*nor locks\); name"):
+        with pytest.raises(UsageError, match=r"neither hard links.*nor locks\); specify"):
             claim_output(folder, "store", {})
         assert list(folder.entries()) == []
 

@@ -114,6 +114,6 @@ def test_temp_dir_is_created_or_refused_by_name(tmp_path):
     assert (tmp_path / "fast/disk").is_dir()
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        UsageError, match=f"--temp-dir {tmp_path}/file/x cannot be created on .*; name"
+        UsageError, match=f"--temp-dir {tmp_path}/file/x cannot be created on .*; specify"
     ):
         make_temp_dir(f"{tmp_path}/file/x")

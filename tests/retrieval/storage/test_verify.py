@@ -63,8 +63,8 @@ def test_finished_output_is_reported_with_file_count(folder, kind):
 def test_unfinished_output_is_reported_with_progress(folder, kind):
     verdict = single(verify(make_unfinished_output(folder, kind)))
     assert (verdict.kind, verdict.state, verdict.problems) == (kind, "unfinished", ())
-    progress = {"bundle": "6 files", "store": "2 of 2 chunks", "index": "1 shards",
-            "matches": "2 parts", "predictions": "1 parts", "comparison": "1 networks"}  # fmt: skip
+    progress = {"bundle": "6 files", "store": "2 of 2 chunks", "index": "1 shard",
+            "matches": "2 parts", "predictions": "1 part", "comparison": "1 network"}  # fmt: skip
     assert verdict.progress == progress[kind]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from retrieval.storage.local import open_folder
 from retrieval.store.failure_reasons import commonest_reason
-from retrieval.store.reader import encode_ledger
+from retrieval.store.part_writer import encode_ledger
 
 
 def reason_for_failures(root, *failures):

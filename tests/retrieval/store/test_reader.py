@@ -16,7 +16,8 @@ from retrieval.core.schemas import FAILURES, part_table
 from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.local import open_folder
 from retrieval.store.layout import failures_path, part_path, segment_json_path
-from retrieval.store.reader import embedding_column, open_store, put_part, read_vectors
+from retrieval.store.part_writer import put_part
+from retrieval.store.reader import embedding_column, open_store, read_vectors
 from tests.retrieval.sample_vectors import dtypes, image_ids, make_store, quick, seeds, slow
 
 FIRST, SECOND = Chunk(0, 0, 0, 4), Chunk(0, 1, 4, 8)

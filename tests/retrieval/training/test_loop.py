@@ -43,7 +43,7 @@ def train(
     photos=PHOTOS, *, objective="cross-entropy", pretrained=False, resume_from=None, device="cpu",
     **changes,
 ):  # fmt: skip
-    """Train on synthetic photos; `train.epochs` holds the progress after each epoch."""
+    """Train on synthetic photos; return the final progress and that after each epoch."""
     recipe = replace(RECIPE, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -58,13 +58,12 @@ def train(
         backbone, objective_module, photos, recipe, resume_from=resume_from, on_epoch=epochs.append
     )
     assert not epochs or final is epochs[-1]
-    train.epochs = epochs
-    return final
+    return final, epochs
 
 
 @pytest.fixture(scope="module")
 def trained() -> TrainingProgress:
-    return train(epochs=10, learning_rate=2e-3)
+    return train(epochs=10, learning_rate=2e-3)[0]
 
 
 def test_training_converges(trained):
@@ -78,9 +77,9 @@ def test_training_converges(trained):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_training_on_gpu_is_resumed_on_cpu(name):
-    on_gpu = train(objective=name, pretrained=True, device="cuda", learning_rate=2e-3)
+    on_gpu, _ = train(objective=name, pretrained=True, device="cuda", learning_rate=2e-3)
     assert all(not value.is_cuda for value in [*on_gpu.state.values(), *on_gpu.best.values()])
-    resumed = train(
+    resumed, _ = train(
         objective=name, pretrained=True, resume_from=on_gpu, epochs=6, learning_rate=2e-3
     )
     assert resumed.best_epoch.map > 0.65
@@ -89,7 +88,7 @@ def test_training_on_gpu_is_resumed_on_cpu(name):
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "cross-entropy"])
 def test_every_objective_converges(name):
     pytest.importorskip("pytorch_metric_learning", reason="lookalike[metric] is not installed")
-    progress = train(objective=name, epochs=6, learning_rate=2e-3)
+    progress, _ = train(objective=name, epochs=6, learning_rate=2e-3)
     assert progress.best_epoch.map > 0.65  # 0.35 at random
     assert progress.history[0].accuracy is None
 
@@ -107,11 +106,11 @@ def test_bundle_of_best_epoch_reproduces_validation_measures(trained):
 def test_best_parameters_are_those_of_epoch_with_highest_map(monkeypatch):
     measures = iter([(0.9, 0.2), (0.1, 0.9), (0.5, 0.9), (0.4, 0.5)])
     monkeypatch.setattr(loop, "evaluate_retrieval", lambda *_, **__: next(measures))
-    progress = train(epochs=4)
+    progress, epochs = train(epochs=4)
     assert progress.best_epoch.epoch == 3  # equal mAP, higher top-1
     states = [
         {k.removeprefix("body.body."): v for k, v in epoch.state.items() if k.startswith("body.")}
-        for epoch in train.epochs
+        for epoch in epochs
     ]
     key = "features.0.0.weight"
     assert torch.equal(progress.best[key], states[2][key])
@@ -119,7 +118,7 @@ def test_best_parameters_are_those_of_epoch_with_highest_map(monkeypatch):
 
 
 def test_seed_determines_trained_bytes():
-    first, second, other = train(), train(), train(seed=1)
+    first, second, other = (train(seed=seed)[0] for seed in (0, 0, 1))
     assert serialize_state(first.best) == serialize_state(second.best)
     assert first.history == second.history
     assert serialize_state(first.best) != serialize_state(other.best)
@@ -129,18 +128,17 @@ def test_seed_determines_trained_bytes():
 @pytest.mark.parametrize("schedule", ["cosine", "plateau"])
 def test_resumed_training_gives_same_bytes(pretrained, schedule):
     options = {"epochs": 4, "pretrained": pretrained, "schedule": schedule}
-    uninterrupted = train(**options)
-    halfway = train.epochs[1]
-    resumed = train(resume_from=halfway, **options)
-    assert len(train.epochs) == 2
+    uninterrupted, epochs = train(**options)
+    resumed, resumed_epochs = train(resume_from=epochs[1], **options)
+    assert len(resumed_epochs) == 2
     assert resumed.history == uninterrupted.history
     assert serialize_state(resumed.best) == serialize_state(uninterrupted.best)
     assert serialize_state(resumed.state) == serialize_state(uninterrupted.state)
 
 
 def test_resuming_finished_training_returns_it():
-    finished = train()
-    assert train(resume_from=finished) is finished
+    finished, _ = train()
+    assert train(resume_from=finished)[0] is finished
 
 
 def test_training_keeps_global_random_state():
@@ -152,7 +150,7 @@ def test_training_keeps_global_random_state():
 
 
 def test_frozen_backbone_is_unchanged_and_head_is_trained():
-    progress = train(pretrained=True, unfreeze="none", epochs=1)
+    progress, _ = train(pretrained=True, unfreeze="none", epochs=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         before = registry.build_network("scratch").state_dict()
@@ -163,7 +161,7 @@ def test_frozen_backbone_is_unchanged_and_head_is_trained():
 def test_patience_stops_training_early(monkeypatch):
     measures = iter([(0, 0.2), (0, 0.5), (0, 0.4), (0, 0.5), (0, 0.3), (0, 0.9)])
     monkeypatch.setattr(loop, "evaluate_retrieval", lambda *_, **__: next(measures))
-    assert len(train(epochs=6, patience=3).history) == 5
+    assert len(train(epochs=6, patience=3)[0].history) == 5
 
 
 @pytest.mark.parametrize(
@@ -176,7 +174,7 @@ def test_nan_loss_raises_and_names_learning_rate(photos):
 
 def test_held_out_classes_are_measured_by_retrieval_only():
     photos = replace(PHOTOS, validation=draw_stripes(8, 32, 1, names=("x", "y", "z")))
-    progress = train(photos, epochs=1)
+    progress, _ = train(photos, epochs=1)
     assert progress.history[0].accuracy is None
     assert progress.history[0].map > 0
 
@@ -260,7 +258,7 @@ def test_duplicate_embeddings_count_as_matches():
     assert evaluate_retrieval(embeddings, torch.tensor([0, 0, 1, 1, 1]), seed=0) == (1, 1)
 
 
-def test_images_without_relevant_image_are_no_queries():
+def test_images_without_relevant_image_are_not_queries():
     embeddings = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
     assert evaluate_retrieval(embeddings, torch.tensor([0, 0, 1]), seed=0) == (1, 1)
     assert evaluate_retrieval(embeddings, torch.tensor([0, 1, 2]), seed=0) == (0, 0)

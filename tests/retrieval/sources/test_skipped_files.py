@@ -52,11 +52,11 @@ def test_hidden_files_and_folders_are_skipped_and_counted(folder):
         folder.put(f"{name}/d.jpg", b"x")
     labels, source = labels_and_source(folder.root)
     assert labels == {"a.jpg": None, "cats/b.jpg": "cats"}
-    assert source.others == 1 + len(HIDDEN_FILES) + len(HIDDEN_FOLDERS)
+    assert source.skipped_count == 1 + len(HIDDEN_FILES) + len(HIDDEN_FOLDERS)
     assert "hidden files: 4 (such as " in source.notes()[0]
     assert "hidden folders: 6 (such as " in source.notes()[0]
     list(source.items())
-    assert source.others == 1 + len(HIDDEN_FILES) + len(HIDDEN_FOLDERS)  # counters are reset
+    assert source.skipped_count == 1 + len(HIDDEN_FILES) + len(HIDDEN_FOLDERS)  # counters are reset
 
 
 def test_no_notes_without_skipped_files(folder):
@@ -76,7 +76,7 @@ def test_check_reports_hidden_images_of_root_without_others(folder):
     folder.put(".git/a.jpg", b"x")
     with pytest.raises(
         InputError,
-        match=r"no images \(passed over: hidden files: 1 \(such as \._a\.jpg\), hidden folders: 1",
+        match=r"no images \(skipped: hidden files: 1 \(such as \._a\.jpg\), hidden folders: 1",
     ):
         open_source(folder.root).check()
 
@@ -101,7 +101,7 @@ def test_hidden_tar_members_are_counted_and_give_no_labels(folder):
                   member("./a.cls", b"3"), member("notes.txt", b"x"))  # fmt: skip
     labels, source = labels_and_source(folder.put("x.tar", data))
     assert labels == {"x.tar/a.jpg": "3"}
-    assert source.others == 6
+    assert source.skipped_count == 6
     assert source.notes()[0].endswith("hidden files: 5 (such as ._a.jpg)")
 
 
@@ -119,7 +119,7 @@ def test_hidden_tars_and_parquet_files_are_skipped(folder):
     assert list_ids(f"{folder.root}/shards/.more/*.tar") == ["1.tar/b.jpg"]
     assert list_ids(f"{folder.root}/shards/.m*/*.tar") == [".more/1.tar/b.jpg"]
     folder.remove("shards/0.tar")
-    with pytest.raises(InputError, match=r"matches no file \(passed over: hidden files: "):
+    with pytest.raises(InputError, match=r"matches no file \(skipped: hidden files: "):
         open_source(f"{folder.root}/shards/*.tar")
 
 
@@ -132,9 +132,9 @@ def test_output_among_photos_is_skipped(folder, make):
     labels, source = labels_and_source(folder.root)
     assert labels == {"cats/a.jpg": "cats"}
     assert source.notes()[0] == (
-        f"passed over in {folder.root}: folders that lookalike wrote: 1 (such as result)"
+        f"skipped in {folder.root}: folders that lookalike wrote: 1 (such as result)"
     )
-    assert source.others == 1
+    assert source.skipped_count == 1
 
 
 def test_output_with_altered_job_json_is_skipped(folder):
@@ -155,7 +155,7 @@ def test_foreign_job_json_does_not_hide_photos(folder, data):
         folder.put(name, data)
     labels, source = labels_and_source(folder.root)
     assert sorted(labels) == ["a.jpg", "cats/b.jpg"]
-    assert source.others == 3
+    assert source.skipped_count == 3
 
 
 def test_tables_and_tars_in_outputs_are_skipped(folder):
@@ -210,7 +210,7 @@ def test_hidden_link_to_itself_is_counted_as_hidden_file(local):
     os.symlink(".circle", f"{local.root}/.circle")
     labels, source = labels_and_source(local.root)
     assert labels == {"a.jpg": None}
-    assert source.others == 1
+    assert source.skipped_count == 1
 
 
 def test_unreadable_hidden_folder_is_skipped(local, monkeypatch):
@@ -241,5 +241,5 @@ def test_s3_bucket_skips_hidden_files_and_outputs(s3):
     make_unfinished_output(folder.child("result"), "matches").put("pictures/map.png", b"x")
     source = FolderSource(folder.uri(), folder.options)
     assert sorted(item.image_id for item in source.items()) == ["a.jpg", "cats/b.jpg"]
-    assert source.others == 4
+    assert source.skipped_count == 4
     assert "folders that lookalike wrote: 1 (such as result)" in source.notes()[0]

@@ -48,7 +48,7 @@ class TrainingSetup:
         return hashlib.sha256(serialize_state(self.source.state)).hexdigest()
 
 
-def choose_and_train(
+def train_here_or_on_cluster(
     folder: Folder, setup: TrainingSetup, decoded: DecodedPhotos, photos: PhotoSplit, settings: Any
 ) -> tuple[TrainingProgress, str]:
     """Train in this process, or on the cluster if there are several workers or it has GPUs.

@@ -1,4 +1,4 @@
-"""Extents: the row ranges of store parts that each shard covers.
+"""Division of a store into shards: the row ranges of parts (extents) that each shard covers.
 
 Each shard records the extents it was built from. A continued or updated index compares them with
 the parts of the store to find the rows that no shard covers, and to detect parts that the store no
@@ -8,22 +8,39 @@ longer has (it was compacted), which makes the shards invalid.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
-from retrieval.core.records import FileRecord
+from retrieval.core.records import FileRecord, IndexPlan
+from retrieval.index.shard import (
+    Extent,
+    Extents,
+    existing_shards,
+    shard_path,
+    shard_record_path,
+    shard_rows_path,
+)
+from retrieval.storage.finished_output import MANIFEST
+from retrieval.storage.local import Folder
+from retrieval.store.reader import Store
 
 
-@dataclass(frozen=True, order=True)
-class Extent:
-    """The rows `first` <= position < `last` of one part of a store."""
+def plan_shards(folder: Folder, store: Store, plan: IndexPlan) -> list[tuple[int, Extents]]:
+    """Return number and extents of every shard that the index will have, existing ones included.
 
-    path: str
-    sha256: str
-    first: int
-    last: int
-
-
-Extents = tuple[Extent, ...]
+    If the store no longer has a part that a shard covers, rows were renumbered and all shards are
+    removed.
+    """
+    existing = existing_shards(folder)
+    parts = store.parts
+    if not extents_exist([extent for extents in existing.values() for extent in extents], parts):
+        folder.delete(MANIFEST)
+        for number in existing:
+            for path in (shard_record_path(number), shard_rows_path(number), shard_path(number)):
+                folder.delete(path)
+        existing = {}
+    covered = [extent for extents in existing.values() for extent in extents]
+    new_extents = missing_extents(parts, covered, plan.rows_per_shard)
+    free_numbers = (n for n in range(len(existing) + len(new_extents)) if n not in existing)
+    return sorted([*existing.items(), *zip(free_numbers, new_extents, strict=True)])
 
 
 def extents_exist(covered: Iterable[Extent], parts: Sequence[Iterable[FileRecord]]) -> bool:
