@@ -1,4 +1,4 @@
-"""The drawn sample set: the same everywhere, complete or redrawn, and not solved by colour."""
+"""Test the drawn sample set: reproducible, restartable, and not solvable by colour."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from PIL import Image
 
 from retrieval.core.errors import UsageError
 from retrieval.samples import HELD_OUT, SPECIES, draw, write_samples
-from retrieval.samples.pen import Pen
-from retrieval.samples.species import DRAWERS
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a set of 48 + 24 pictures once; who changes it takes a set of its own."""
+    """Write 48 gallery and 24 query pictures, shared by tests that only read them."""
     root = tmp_path_factory.mktemp("samples")
     write_samples(root, gallery=48, queries=24)
     return root
 
 
-def files(root: Path) -> dict[str, str]:
+def file_digests(root: Path) -> dict[str, str]:
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in root.rglob("*")
@@ -34,12 +32,12 @@ def files(root: Path) -> dict[str, str]:
     }
 
 
-def labels(root: Path) -> list[dict[str, str]]:
+def read_labels(root: Path) -> list[dict[str, str]]:
     with (root / "labels.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def test_species_are_twelve_and_three_are_held_out() -> None:
+def test_twelve_species_of_which_three_are_held_out() -> None:
     assert len(SPECIES) == 12
     assert list(SPECIES) == sorted(set(SPECIES))
     assert len(HELD_OUT) == 3
@@ -47,14 +45,14 @@ def test_species_are_twelve_and_three_are_held_out() -> None:
 
 
 @pytest.mark.parametrize("species", SPECIES)
-def test_a_seed_draws_the_same_pixels_again_and_another_seed_others(species: str) -> None:
+def test_same_seed_gives_same_pixels_and_other_seed_other_pixels(species: str) -> None:
     first = draw(species, 3, size=96)
     assert first.mode == "RGB"
     assert first.tobytes() == draw(species, 3, size=96).tobytes()
     assert first.tobytes() != draw(species, 4, size=96).tobytes()
 
 
-def test_sizes_follow_the_nominal_side() -> None:
+def test_sizes_are_multiples_of_the_nominal_side() -> None:
     assert {draw("snail", seed, size=192).size for seed in range(16)} == {
         (192, 192),
         (192, 144),
@@ -64,27 +62,13 @@ def test_sizes_follow_the_nominal_side() -> None:
     assert min(draw("snail", 1, size=32).size) >= 24
 
 
-@pytest.mark.parametrize("species", SPECIES)
-def test_every_creature_fills_its_place_and_stays_within_it(species: str) -> None:
-    paint, _ = DRAWERS[species]
-    for seed in range(3):
-        layers = Image.new("RGBA", (200, 200)), Image.new("L", (200, 200))
-        # 72 pixels to the unit: feet and feelers may reach 1.38 units from the middle.
-        paint(Pen(*layers, np.eye(2) * 72, np.array([100, 100])), np.random.default_rng(seed))
-        drawn = np.asarray(layers[0].getchannel("A")) > 0
-        assert 0.05 < drawn.mean() < 0.6
-        edges = (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1])
-        assert not any(edge.any() for edge in edges)
-        assert np.asarray(layers[1])[drawn].any()
-
-
 def test_unknown_species_is_refused() -> None:
     with pytest.raises(UsageError, match="unicorn"):
         draw("unicorn", 0)
 
 
 @pytest.mark.parametrize("counts", [(13, 12), (12, 5), (-12, 12)])
-def test_counts_that_no_species_can_share_are_refused(
+def test_counts_not_divisible_by_species_are_refused(
     tmp_path: Path, counts: tuple[int, int]
 ) -> None:
     with pytest.raises(UsageError, match="multiple of 12"):
@@ -92,11 +76,11 @@ def test_counts_that_no_species_can_share_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_files_and_labels_agree(samples: Path) -> None:
-    rows = labels(samples)
+def test_labels_list_exactly_the_files(samples: Path) -> None:
+    rows = read_labels(samples)
     listed = {f"{row['split']}/{row['image_id']}" for row in rows}
     assert len(listed) == len(rows)
-    assert listed | {"labels.csv"} == set(files(samples))
+    assert listed | {"labels.csv"} == set(file_digests(samples))
     assert Counter((row["split"], row["label"]) for row in rows) == {
         **{("gallery", species): 4 for species in SPECIES},
         **{("queries", species): 2 for species in SPECIES},
@@ -106,15 +90,15 @@ def test_files_and_labels_agree(samples: Path) -> None:
             assert row["image_id"].startswith(f"{row['label']}/{row['label']}_0")
 
 
-def test_queries_are_flat_and_shuffled(samples: Path) -> None:
-    queries = [row for row in labels(samples) if row["split"] == "queries"]
+def test_queries_are_shuffled(samples: Path) -> None:
+    queries = [row for row in read_labels(samples) if row["split"] == "queries"]
     assert [row["image_id"] for row in queries] == [f"q{k:04d}.jpg" for k in range(1, 25)]
-    named = [row["label"] for row in queries]
-    assert named != sorted(named)
+    query_labels = [row["label"] for row in queries]
+    assert query_labels != sorted(query_labels)
 
 
-def test_every_file_is_a_jpeg_of_its_own(samples: Path) -> None:
-    digests = files(samples)
+def test_files_are_distinct_jpegs(samples: Path) -> None:
+    digests = file_digests(samples)
     assert len(set(digests.values())) == len(digests)
     sizes = set()
     for path in samples.rglob("*.jpg"):
@@ -125,63 +109,63 @@ def test_every_file_is_a_jpeg_of_its_own(samples: Path) -> None:
     assert len(sizes) > 1
 
 
-def test_a_complete_set_is_left_as_it_is(tmp_path: Path) -> None:
+def test_complete_set_is_not_rewritten(tmp_path: Path) -> None:
     write_samples(tmp_path, gallery=12, queries=12)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     write_samples(tmp_path, gallery=12, queries=12)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_half_written_set_is_completed_to_the_same_bytes(tmp_path: Path) -> None:
+def test_interrupted_set_is_completed_with_the_same_bytes(tmp_path: Path) -> None:
     write_samples(tmp_path, gallery=12, queries=12)
-    whole = files(tmp_path)
+    complete = file_digests(tmp_path)
     table = (tmp_path / "labels.csv").read_bytes()
-    # As a stopped process leaves it: no labels.csv, a file cut short, others not yet there.
+    # as a killed process leaves it: no labels.csv, one file cut short, others missing
     (tmp_path / "labels.csv").unlink()
     (tmp_path / "labels.csv.partial").write_bytes(table[:100])
-    cut = tmp_path / "gallery" / "crab" / "crab_0001.jpg"
-    cut.write_bytes(cut.read_bytes()[:500])
+    truncated = tmp_path / "gallery" / "crab" / "crab_0001.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:500])
     for query in (tmp_path / "queries").iterdir():
         query.unlink()
     write_samples(tmp_path, gallery=12, queries=12)
-    assert files(tmp_path) == whole
+    assert file_digests(tmp_path) == complete
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "labels.csv.partial"])
-def test_a_set_of_other_arguments_is_refused(tmp_path: Path, name: str) -> None:
+def test_folder_with_another_set_is_refused(tmp_path: Path, name: str) -> None:
     write_samples(tmp_path, gallery=12, queries=0)
     (tmp_path / "labels.csv").rename(tmp_path / name)
-    before = files(tmp_path)
+    before = file_digests(tmp_path)
     with pytest.raises(UsageError, match="other samples"):
         write_samples(tmp_path, gallery=0, queries=12)
-    assert files(tmp_path) == before
+    assert file_digests(tmp_path) == before
 
 
-def test_another_seed_draws_another_set(tmp_path: Path, samples: Path) -> None:
+def test_other_seed_gives_other_files(tmp_path: Path, samples: Path) -> None:
     write_samples(tmp_path, gallery=12, queries=12, seed=1)
-    ours, theirs = files(samples), files(tmp_path)
-    assert not set(ours.values()) & set(theirs.values())
+    first, second = file_digests(samples), file_digests(tmp_path)
+    assert not set(first.values()) & set(second.values())
 
 
 def top1(root: Path, describe: str) -> float:
-    """Share of queries whose nearest picture by a plain descriptor has their label."""
-    described: dict[str, list[NDArray[np.float64]]] = {"gallery": [], "queries": []}
-    named: dict[str, list[str]] = {"gallery": [], "queries": []}
-    for row in labels(root):
+    """Return the share of queries whose nearest picture by a plain descriptor has their label."""
+    vectors: dict[str, list[NDArray[np.float64]]] = {"gallery": [], "queries": []}
+    labels: dict[str, list[str]] = {"gallery": [], "queries": []}
+    for row in read_labels(root):
         with Image.open(root / row["split"] / row["image_id"]) as image:
             if describe == "pixels":
                 vector = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=float)
             else:
                 bins = np.asarray(image).reshape(-1, 3) // 64 @ (16, 4, 1)
                 vector = np.sqrt(np.bincount(bins, minlength=64) / len(bins))
-        described[row["split"]].append(vector.ravel())
-        named[row["split"]].append(row["label"])
-    gallery = np.stack(described["gallery"])
-    nearest = [int(((gallery - query) ** 2).sum(axis=1).argmin()) for query in described["queries"]]
-    pairs = zip(nearest, named["queries"], strict=True)
-    return float(np.mean([named["gallery"][k] == label for k, label in pairs]))
+        vectors[row["split"]].append(vector.ravel())
+        labels[row["split"]].append(row["label"])
+    gallery = np.stack(vectors["gallery"])
+    nearest = [int(((gallery - query) ** 2).sum(axis=1).argmin()) for query in vectors["queries"]]
+    pairs = zip(nearest, labels["queries"], strict=True)
+    return float(np.mean([labels["gallery"][k] == label for k, label in pairs]))
 
 
 @pytest.mark.parametrize("describe", ["pixels", "histogram"])
-def test_neither_pixels_nor_colours_find_the_species(samples: Path, describe: str) -> None:
+def test_pixels_and_colour_histograms_do_not_identify_species(samples: Path, describe: str) -> None:
     assert top1(samples, describe) < 0.5
