@@ -330,7 +330,7 @@ def test_rankings_are_compared_by_query(root):
     for option in ("compare", "exact_matches"):
         with pytest.raises(Mismatch, match=rf"--{option.replace('_', '-')}: .*kind"):
             run_evaluate(root / "m", **{option: str(root / "index")})
-        with pytest.raises(InputError, match=rf"--{option}: .*not an output"):
+        with pytest.raises(InputError, match=rf"--{option.replace('_', '-')}: .*not an output"):
             run_evaluate(root / "m", **{option: str(root / "nowhere")})
 
 
