@@ -27,8 +27,9 @@ def start(settings: DemoSettings) -> Result:
     samples, model, result = (os.path.join(root, name) for name in ("samples", "model", "result"))
     gallery, labels = os.path.join(samples, "gallery"), os.path.join(samples, "labels.csv")
     training = TrainSettings(
-        data=gallery, output=model, exclude_classes=",".join(HELD_OUT), seed=settings.seed
-    )
+        data=gallery, output=model, exclude_classes=",".join(HELD_OUT), epochs=EPOCHS,
+        seed=settings.seed,
+    )  # fmt: skip
     run_settings = RunSettings(
         gallery=gallery, queries=os.path.join(samples, "queries"), output=result, bundle=model,
         labels=labels, rows_per_shard=SHARD_ROWS, top_k=TOP_K, seed=settings.seed,
