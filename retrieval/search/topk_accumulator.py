@@ -120,6 +120,12 @@ class TopKAccumulator:
         self.keys, self.positions = np.full((count, k), -np.inf), np.full((count, k), -1, np.int64)
         self.lists = np.full((count, k), -1, np.int32)
 
+    @cached_property
+    def _excluded_by_row(self) -> ExcludedPairs:
+        """Return the excluded pairs ordered by the number of their row."""
+        order = np.argsort(self.excluded[1], kind="stable")
+        return self.excluded[0][order], self.excluded[1][order]
+
     @property
     def _buffers(self) -> tuple[Float64, Float32, Float32, NDArray[np.int32], Int64, Float32]:
         buffers = self._lows, self._highs, self._numbers, self._counts, self._scratch
@@ -148,6 +154,7 @@ class TopKAccumulator:
             return
         rejected, numbers = np.empty(len(q), np.bool_), self._rows.starts[number] + x
         wide_keys = keys.astype(np.float64)
+        q, slack = np.ascontiguousarray(q), np.ascontiguousarray(slack)
         count = self._kernels.add_pairs(
             q, numbers, wide_keys, slack, self.skipped, self._excluded_starts, self.excluded[1],
             self._k, *self._buffers, rejected,
@@ -169,9 +176,9 @@ class TopKAccumulator:
 
     def max_excluded(self, number: int) -> int:
         """Return the largest number of rows of a list that are excluded for one query."""
-        first, last = self._rows.starts[number : number + 2]
-        inside = (self.excluded[1] >= first) & (self.excluded[1] < last)
-        return int(np.bincount(self.excluded[0][inside]).max(initial=0))
+        query, numbers = self._excluded_by_row
+        first, last = np.searchsorted(numbers, self._rows.starts[number : number + 2])
+        return int(np.unique(query[first:last], return_counts=True)[1].max(initial=0))
 
     def score_pending(self) -> None:
         """Score the pending pairs in float64, and merge them into the k best rows."""
@@ -204,7 +211,7 @@ class TopKAccumulator:
                 self._shard.list_block(number),
                 numbers[run] - self._rows.starts[number],
             )
-            if len(offset) < len(rows):
+            if len(offset) < len(rows) and rows.values.dtype == np.float16:  # convert those only
                 needed = np.zeros(len(rows), np.int64)
                 needed[offset] = 1
                 rows = rows.take(np.flatnonzero(needed))
