@@ -7,21 +7,18 @@ of longer ones. `has_order_of_numpy` checks that this is what the installed nump
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.vectors.compiled import compiled, compiled_part
-
-if TYPE_CHECKING:
-    from retrieval.vectors.scoring import Float32, Float64, Int64
 
 _BLOCK = 128  # numbers up to which numpy adds with eight partial sums
 _CHECKED_SUMS = 32  # sums compared with those of numpy
 
 
 @compiled_part
-def _sum_block(terms: Float64) -> float:
+def _sum_block(terms: NDArray[np.float64]) -> float:
     """Return the sum of up to `_BLOCK` terms."""
     groups = len(terms) // 8
     total = 0.0
@@ -47,7 +44,7 @@ def _sum_block(terms: Float64) -> float:
 
 
 @compiled("f8(f8[::1])")
-def _sum(terms: Float64) -> float:
+def _sum(terms: NDArray[np.float64]) -> float:
     """Return the sum of terms in the order of numpy."""
     if len(terms) <= _BLOCK:
         return _sum_block(terms)
@@ -61,7 +58,12 @@ def _sum(terms: Float64) -> float:
     " Array(i8, 1, 'C', readonly=True), Array(i8, 1, 'C', readonly=True), b1, f8[::1])"
 )
 def sum_pairs(
-    left: Float32, right: Float32, q: Int64, x: Int64, differences: bool, sums: Float64
+    left: NDArray[np.float32],
+    right: NDArray[np.float32],
+    q: NDArray[np.int64],
+    x: NDArray[np.int64],
+    differences: bool,
+    sums: NDArray[np.float64],
 ) -> None:
     """Write the dot product of left[q[i]] and right[x[i]] for each i, or their squared distance."""
     dimension = left.shape[1]
