@@ -65,7 +65,7 @@ def _kth_largest(values: Float32, size: int, k: int, scratch: Float32) -> np.flo
             left = i
         else:
             break
-    return scratch[target]
+    return np.float32(scratch[target])
 
 
 @compiled_part
@@ -101,7 +101,7 @@ def _is_excluded(q: int, number: int, starts: Int64, excluded: Int64) -> bool:
             first = middle + 1
         else:
             last = middle
-    return first < starts[q + 1] and excluded[first] == number
+    return bool(first < starts[q + 1] and excluded[first] == number)
 
 
 _BUFFERS = "f8[::1], f4[:, ::1], f4[:, ::1], i4[:, ::1], i8[::1], f4[::1]"
@@ -156,7 +156,7 @@ def collect(  # noqa: C901, PLR0912  (one loop nest)
         low = _at_most(thresholds[q] - largest_error)
         size = counts[q]
         for group in range(keys.shape[1]):
-            reached = 0
+            reached = np.int32(0)
             for lane in range(LANES):
                 reached |= np.int32(keys[i, group, lane] >= low)
             if not reached:
