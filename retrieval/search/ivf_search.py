@@ -1,10 +1,11 @@
 """Search the inverted lists of one shard for a block of queries.
 
 Each list is multiplied with all queries that probe it in one cheap product with an error bound
-(`vectors/matmul.py`); where the bound leaves too many pairs undecided, a float64 product replaces
-it. The closest lists of each query are searched first and set a lower limit, its *threshold*, that
-few rows of the other lists reach. Pairs that the bounds cannot exclude are scored in float64, so
-the candidates do not depend on the product, the blocks or the order.
+(`vectors/matmul.py`), and compiled code compares the keys (`pair_kernels.py`); where the bound
+leaves too many pairs undecided, a float64 product replaces it. The closest lists of each query are
+searched first and set a lower limit, its *threshold*, that few rows of the other lists reach. Pairs
+that the bounds cannot exclude are scored in float64, so the candidates do not depend on the
+product, the blocks or the order.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ from retrieval.core.schemas import CANDIDATES_SCHEMA
 from retrieval.index.faiss_io import read_centroids
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.shard import Shard
-from retrieval.search.exclusions import ExcludedPairs, is_excluded, max_excluded_per_query
-from retrieval.search.topk_accumulator import MAX_UNDECIDED, TopKAccumulator, equal_runs
+from retrieval.search.exclusions import ExcludedPairs
+from retrieval.search.topk_accumulator import (
+    MAX_UNDECIDED,
+    ProductKeys,
+    ShardRows,
+    TopKAccumulator,
+    equal_runs,
+)
 from retrieval.vectors.int8_matmul import suitable_product
 from retrieval.vectors.matmul import (
     FLOAT32_PRODUCT,
+    SAFE_LENGTH,
     PreparedVectors,
     Product,
     choose_centre,
@@ -40,7 +48,10 @@ from retrieval.vectors.topk import top_k_positions
 
 _FIRST_LISTS = 4  # maximum number of lists per query that set its threshold
 _FIRST_ROWS_PER_K = 2  # they hold about this many rows per match
-_PRODUCT_ELEMENTS = 1 << 19  # elements of one product: 2 MiB, which fits into the L2 cache
+_PRODUCT_ELEMENTS = 1 << 17  # elements of one product: half a MiB, which stays in the L2 cache
+_COARSE_ELEMENTS = 1 << 19  # the same for products whose calls cost more than float32's
+_ROW_MULTIPLE = 16  # rows of a float32 list are padded to a multiple, which BLAS multiplies faster
+_FLOAT64_QUERIES = 1 << 10  # queries whose pairs by float64 keys are held at once
 _SAMPLED_LISTS = 33  # from which the centre of a shard is estimated
 
 
@@ -78,6 +89,7 @@ class ShardSearcher:
     ) -> None:
         self.shard, self.product, self.max_undecided = shard, product, max_undecided
         self.centre = _estimate_centre(shard)
+        self.rows = ShardRows(shard)
         self._cache: dict[int, PreparedVectors] = {}
         self._free_bytes = (
             product.cache_bytes if product.name == "cuda" else min(product.cache_bytes, cache_bytes)
@@ -101,6 +113,8 @@ class ShardSearcher:
         prepared = self._cache.get(number)
         if prepared is None:
             prepared = self.product.prepare(self.shard.list_block(number), self.centre)
+            if self.product is FLOAT32_PRODUCT:
+                prepared = _pad_rows(prepared)
             self._free_bytes -= prepared.matrix.nbytes
             if self._free_bytes >= 0:
                 self._cache[number] = prepared
@@ -174,24 +188,39 @@ def _group_by_list(probes: Int64, selected: NDArray[np.bool_]) -> Iterator[tuple
         yield number, query[run]
 
 
+def _pad_rows(rows: PreparedVectors) -> PreparedVectors:
+    """Return float32 rows with zero rows at the end, up to a multiple of `_ROW_MULTIPLE`."""
+    padding = -len(rows.matrix) % _ROW_MULTIPLE
+    if padding == 0:
+        return rows
+    matrix = np.pad(rows.matrix, ((0, padding), (0, 0)))
+    squares = None if rows.squares is None else np.pad(rows.squares, (0, padding))
+    return replace(rows, matrix=matrix, squares=squares)
+
+
 class _Search:
     """State of one search: the queries as the products read them, and the best rows so far."""
 
     def __init__(self, searcher: ShardSearcher, batch: QueryBatch, k: int) -> None:
         self._searcher, self._shard, self._k = searcher, searcher.shard, k
-        self._queries, self._prepared_queries = (
-            batch.queries,
-            searcher.prepare_queries(batch.queries),
-        )
+        self._queries = batch.queries
+        self._prepared_queries = searcher.prepare_queries(batch.queries)
         self._product = searcher.product
-        self._excluded = _split_by_list(self._shard, batch.excluded)
-        self._float32_queries = FLOAT32_PRODUCT.prepare(batch.queries, searcher.centre)
+        self._float32_queries = (
+            self._prepared_queries
+            if self._product is FLOAT32_PRODUCT
+            else FLOAT32_PRODUCT.prepare(batch.queries, searcher.centre)
+        )
         self._fits_float32 = fits_float32(self._float32_queries)
+        self._error_terms = FLOAT32_PRODUCT.error_terms(self._float32_queries)
         shift = key_offsets(self._float32_queries)
         self.accumulator = TopKAccumulator(
-            self._shard, batch.queries, k, batch.thresholds(), shift, searcher.max_undecided
-        )
+            searcher.rows, batch.queries, k, batch.thresholds(), shift, batch.excluded,
+            searcher.max_undecided,
+        )  # fmt: skip
         self._searched_first: dict[int, Int64] = {}  # list -> queries that have read it already
+        self._selected = np.empty(0, np.float32)  # memory for queries of a product
+        self._keys = np.empty(0, np.float32)  # and for its keys
 
     def search_first(self, number: int, positions: Int64) -> None:
         """Search a list for queries at `positions` first, to raise their thresholds; once per list.
@@ -199,17 +228,17 @@ class _Search:
         A CPU multiplies in float32 here: there are few pairs, and a coarse product would leave most
         of them undecided.
         """
-        excluded, product = self._excluded.get(number, _NO_PAIRS), self._product
         self._searched_first[number] = positions
-        vectors = self._shard.list_block(number)
-        if product.name == "cuda":
-            sides = self._prepared_queries, self._searcher.prepare_list(number)
+        if self._product.name == "cuda":
+            rows = self._searcher.prepare_list(number)
+            top = self._k + self.accumulator.max_excluded(number)
+            self._add_coarse_pairs(number, positions, rows, top)
+        elif self._product is FLOAT32_PRODUCT:
+            self._multiply(number, positions, self._searcher.prepare_list(number))
         else:
-            product = FLOAT32_PRODUCT
-            sides = self._float32_queries, FLOAT32_PRODUCT.prepare(vectors, self._searcher.centre)
-        self._add_pairs(
-            number, positions, product, sides, self._k + max_excluded_per_query(excluded)
-        )
+            vectors = self._shard.list_block(number)
+            rows = _pad_rows(FLOAT32_PRODUCT.prepare(vectors, self._searcher.centre))
+            self._multiply(number, positions, rows)
 
     def search_list(self, number: int, positions: Int64) -> None:
         """Search a list for the queries at `positions`, skipping those that `search_first` covered.
@@ -217,50 +246,83 @@ class _Search:
         These may be among them: multiplying all queries costs less than selecting some.
         """
         rows = self._searcher.prepare_list(number)
-        searched = self._searched_first.get(number)
-        self._add_pairs(
-            number, positions, self._product, (self._prepared_queries, rows), None, searched
-        )
+        searched = self._searched_first.get(number, _NO_QUERIES)
+        self.accumulator.skipped[searched] = True
+        if self._product is FLOAT32_PRODUCT:
+            self._multiply(number, positions, rows)
+        else:
+            self._add_coarse_pairs(number, positions, rows, None)
+        self.accumulator.skipped[searched] = False
 
-    def _add_pairs(
-        self,
-        number: int,
-        positions: Int64,
-        product: Product,
-        sides: tuple[PreparedVectors, PreparedVectors],
-        top: int | None,
-        searched: Int64 | None = None,
-    ) -> None:
-        if (count := len(sides[1].norms)) == 0:
+    def _multiply(self, number: int, positions: Int64, rows: PreparedVectors) -> None:
+        """Multiply queries and padded rows in float32, and add the pairs that may be matches."""
+        if len(rows.norms) == 0:
             return
-        excluded = self._excluded.get(number, _NO_PAIRS)
-        not_searched = _not_searched(searched, len(self._queries))
-        safe = self._fits_float32[positions] & fits_float32(sides[1]).all()
-        parts = [
-            (group[part], trusted)
-            for group, trusted in ((positions[safe], True), (positions[~safe], False))
-            for part in split_range(len(group), max(1, _PRODUCT_ELEMENTS // count))
-        ]
-        for queries, trusted in parts:
-            pairs = self._propose(number, queries, product, sides, top) if trusted else None
+        if rows.longest > SAFE_LENGTH / 2 and self._shard.metric != "cosine":
+            self._multiply_in_float64(number, positions)
+            return
+        safe = self._fits_float32[positions]
+        if not safe.all():
+            self._multiply_in_float64(number, positions[~safe])
+            positions = positions[safe]
+        count, dimension = rows.matrix.shape
+        overflowed = []
+        for part in split_range(len(positions), max(_ROW_MULTIPLE, _PRODUCT_ELEMENTS // count)):
+            selected = positions[part]
+            queries = self._select(selected, dimension)
+            keys = self._memory("_keys", len(selected), count)
+            np.matmul(queries, rows.matrix.T, out=keys)
+            pairs = ProductKeys(keys, selected, number, rows)
+            overflowed.append(self.accumulator.add_product(pairs, self._error_terms))
+        self._multiply_in_float64(number, np.concatenate([_NO_QUERIES, *overflowed]))
+
+    def _select(self, positions: Int64, dimension: int) -> Float32:
+        """Return the queries at ascending positions, a copy only where they are not contiguous."""
+        matrix: Float32 = self._float32_queries.matrix
+        if positions[-1] - positions[0] + 1 == len(positions):
+            return matrix[positions[0] : positions[-1] + 1]
+        selected = self._memory("_selected", len(positions), dimension)
+        return np.take(matrix, positions, axis=0, out=selected, mode="clip")
+
+    def _memory(self, name: str, count: int, width: int) -> Float32:
+        """Return memory for a (count, width) float32 matrix, the same again if it is large enough.
+
+        Fresh memory for each product would cost as much as the product of a short list.
+        """
+        memory: Float32 = getattr(self, name)
+        if len(memory) < count * width:
+            memory = np.empty(count * width, np.float32)
+            setattr(self, name, memory)
+        return memory[: count * width].reshape(count, width)
+
+    def _multiply_in_float64(self, number: int, positions: Int64) -> None:
+        """Add the pairs of a list that may be matches by float64 keys, and raise the thresholds."""
+        positions = positions[~self.accumulator.skipped[positions]]
+        if len(positions) == 0:
+            return
+        top = self._k + self.accumulator.max_excluded(number)
+        for part in split_range(len(positions), _FLOAT64_QUERIES):
+            pairs = self._propose_in_float64(number, positions[part], top)
+            self.accumulator.add(number, *pairs)
+
+    def _add_coarse_pairs(
+        self, number: int, positions: Int64, rows: PreparedVectors, top: int | None
+    ) -> None:
+        """Add the pairs that may be matches by a product that is not float32 on the CPU."""
+        if (count := len(rows.norms)) == 0:
+            return
+        safe = self._fits_float32[positions] & fits_float32(rows).all()
+        self._multiply_in_float64(number, positions[~safe])
+        positions = positions[safe]
+        for part in split_range(len(positions), max(1, _COARSE_ELEMENTS // count)):
+            pairs = self._propose(number, positions[part], rows, top)
             if pairs is None:
-                pairs = self._propose_in_float64(number, queries, top)
-            q, x, keys, slack = pairs
-            if not_searched is not None:
-                keep = not_searched[q]
-                q, x, keys, slack = q[keep], x[keep], keys[keep], slack[keep]
-            if len(excluded[0]):
-                keep = ~is_excluded(excluded, q, x)
-                q, x, keys, slack = q[keep], x[keep], keys[keep], slack[keep]
-            self.accumulator.add(number, q, x, keys, slack)
+                self._multiply_in_float64(number, positions[part])
+            else:
+                self.accumulator.add(number, *pairs)
 
     def _propose(
-        self,
-        number: int,
-        positions: Int64,
-        product: Product,
-        sides: tuple[PreparedVectors, PreparedVectors],
-        top: int | None,
+        self, number: int, positions: Int64, rows: PreparedVectors, top: int | None
     ) -> tuple[Int64, Int64, Float32, Float64] | None:
         """Return the pairs of queries and rows of a list that may be among the k best.
 
@@ -268,7 +330,7 @@ class _Search:
         (query positions, row offsets, keys, error bounds), or None if too many pairs stay
         undecided.
         """
-        queries, rows = sides
+        queries, product = self._prepared_queries, self._product
         if len(positions) < len(queries.norms):
             queries = product.select(queries, positions)
         keys, slack = product.keys(queries, rows), product.key_error(queries, rows)
@@ -279,7 +341,7 @@ class _Search:
         pairs = len(positions) * len(rows.norms)
         undecided = np.count_nonzero(values < (low + 2 * slack)[q])
         q, slack = positions[q], slack[q]
-        if product is not FLOAT32_PRODUCT and len(q):
+        if len(q):
             if 2 * undecided > pairs and too_many_undecided(undecided, pairs):
                 return None
             q, x, values, slack = self._check_in_float32(number, q, x)
@@ -309,40 +371,7 @@ class _Search:
         return q[keep], x[keep], keys[keep], slack[keep]
 
 
-_NO_PAIRS = np.empty(0, np.int64), np.empty(0, np.int64)
-
-
-def _not_searched(searched: Int64 | None, count: int) -> NDArray[np.bool_] | None:
-    """Return which of `count` queries have not searched a list yet; None if none of them has."""
-    if searched is None:
-        return None
-    not_searched = np.ones(count, np.bool_)
-    not_searched[searched] = False
-    return not_searched
-
-
-def _split_by_list(
-    shard: Shard, excluded: tuple[Int64, Int64] | None
-) -> dict[int, tuple[Int64, Int64]]:
-    """Return for each list its excluded pairs: queries, and offsets among its live rows."""
-    if excluded is None or len(excluded[0]) == 0:
-        return {}
-    query, excluded_position = excluded
-    pairs_of_list = {}
-    for number in range(shard.index.nlist):
-        positions = shard.list_positions(number)
-        order = np.argsort(positions)
-        sorted_index = np.minimum(
-            np.searchsorted(positions, excluded_position, sorter=order), len(positions) - 1
-        )
-        in_list = (
-            np.flatnonzero(positions[order[sorted_index]] == excluded_position)
-            if len(positions)
-            else sorted_index[:0]
-        )
-        if len(in_list):
-            pairs_of_list[number] = query[in_list], order[sorted_index[in_list]]
-    return pairs_of_list
+_NO_QUERIES = np.empty(0, np.int64)
 
 
 def candidates_table(

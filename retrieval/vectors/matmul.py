@@ -132,26 +132,47 @@ def error_bound(
     `norms` (b,) are the lengths of the queries, `longest` is that of the longest row. In the bound,
     `input_rounding` is a, `output_rounding` is o, and `sum_roundoff` is u.
     """
+    terms = error_terms(
+        metric, dimension, norms, input_rounding, output_rounding, sum_roundoff=sum_roundoff
+    )
+    with np.errstate(over="ignore"):
+        bound: Float64 = terms[:, 0] + longest * (terms[:, 1] + longest * terms[:, 2])
+    return bound
+
+
+def error_terms(
+    metric: Metric,
+    dimension: int,
+    norms: Float64,
+    input_rounding: float,
+    output_rounding: float,
+    sum_roundoff: float = FLOAT32_ROUNDOFF,
+) -> Float64:
+    """Return a, b and c of each query, (b, 3): its key of a row x is off by a + b |x| + c |x|^2.
+
+    The arguments are those of `error_bound`.
+    """
     gamma = dimension * sum_roundoff / (1 - dimension * sum_roundoff)
     relative_error = (1 + input_rounding) ** 2 * (1 + gamma) * (1 + output_rounding) - 1
     # `underflow` is that of products and inputs, `score_rounding` that of the float64 score itself,
     # whose clip to [-1, 1] only brings it closer to the cosine
     underflow = (dimension + 8) * UNDERFLOW
     score_rounding = (dimension + 8) * 2.0**-52
+    terms = np.zeros((len(norms), 3))
     with np.errstate(over="ignore"):
         if metric == "cosine":
-            return np.full(len(norms), 1.001 * relative_error + 3 * underflow + score_rounding)
-        product = norms * longest
-        underflow_error = underflow * (1 + norms + longest)
+            terms[:, 0] = 1.001 * relative_error + 3 * underflow + score_rounding
+            return terms
+        terms[:, 0] = underflow * (1 + norms)
         if metric == "ip":
-            return 1.001 * (relative_error + score_rounding) * product + underflow_error
+            terms[:, 1] = 1.001 * (relative_error + score_rounding) * norms + underflow
+            return terms
         # twice the product's error, one rounding of |x|^2, one of the difference
-        rounding = FLOAT32_ROUNDOFF * (2 * longest**2 + 2 * product * (1 + relative_error))
-        return (
-            1.001 * (2 * relative_error * product + rounding)
-            + underflow_error
-            + score_rounding * (norms + longest) ** 2
-        )
+        product_error = 2 * relative_error + 2 * FLOAT32_ROUNDOFF * (1 + relative_error)
+        terms[:, 0] += score_rounding * norms**2
+        terms[:, 1] = (1.001 * product_error + 2 * score_rounding) * norms + underflow
+        terms[:, 2] = 1.001 * 2 * FLOAT32_ROUNDOFF + score_rounding
+    return terms
 
 
 def _as_slice(positions: Int64) -> Int64 | slice:
@@ -355,6 +376,11 @@ class Float32Product:
         return error_bound(
             queries.metric, dimension, queries.norms, rows.longest, input_rounding, 0.0
         )
+
+    def error_terms(self, queries: PreparedVectors) -> Float64:
+        """Return what `error_terms` returns for these queries."""
+        dimension = queries.matrix.shape[1]
+        return error_terms(queries.metric, dimension, queries.norms, _input_rounding(queries), 0.0)
 
     def kth_key(self, keys: Float32, k: int) -> Float32:
         """Return each query's k-th largest key by partitioning."""

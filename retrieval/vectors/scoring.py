@@ -8,6 +8,7 @@ the caller. Hence lists, candidates and ranks are the same for any block size an
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,7 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
 _SCORED_PAIRS = 128  # pairs scored at once: half a MiB at d = 512, which fits a core's cache
+_MIN_COMPILED_PAIRS = 1 << 20  # pairs whose compiled sums make up for the import of numba
 _NORM_ROWS = 128  # vectors whose norms are computed at once: the same size
 _SHIFTED_BITS = np.int32(-0x70002000)  # the bits of float32 that a shifted float16 may have
 _EXPONENT = np.float32(2.0**112)  # between the biases of float16 and float32
@@ -176,7 +178,8 @@ def score_pairs(queries: VectorBlock, rows: VectorBlock, q: Int64, x: Int64) -> 
     vectors from exceeding that of a copy of the query.
     """
     scores = np.empty(len(q))
-    for part in split_range(len(q), _SCORED_PAIRS):
+    compiled = _sum_compiled(queries, rows, q, x, scores)
+    for part in split_range(0 if compiled else len(q), _SCORED_PAIRS):
         left = to_float64(queries.float32_values.take(q[part], axis=0))
         right = to_float64(rows.float32_values.take(x[part], axis=0))
         if queries.metric == "l2":
@@ -190,6 +193,29 @@ def score_pairs(queries: VectorBlock, rows: VectorBlock, q: Int64, x: Int64) -> 
         scores /= np.sqrt(np.where(squares > 0, squares, 1.0))
         np.clip(scores, -1.0, 1.0, out=scores)
     return scores
+
+
+def _sum_compiled(
+    queries: VectorBlock, rows: VectorBlock, q: Int64, x: Int64, sums: Float64
+) -> bool:
+    """Write the sums of pairs with compiled code where it pays; return whether it did."""
+    if flushes_subnormals() or (len(q) < _MIN_COMPILED_PAIRS and "numba" not in sys.modules):
+        return False
+    from retrieval.vectors import score_kernel
+
+    left, right = queries.float32_values, rows.float32_values
+    if not (_is_plain(left) and _is_plain(right)) or not (
+        score_kernel.has_order_of_numpy(left.shape[1])
+    ):
+        return False
+    q, x = (np.ascontiguousarray(positions, np.int64) for positions in (q, x))
+    score_kernel.sum_pairs(left, right, q, x, queries.metric == "l2", sums)
+    return True
+
+
+def _is_plain(matrix: Float32) -> bool:
+    """Return whether compiled code can read a matrix."""
+    return bool(matrix.flags.c_contiguous and matrix.flags.aligned)
 
 
 def scores_to_keys(scores: Float64, metric: Metric) -> Float64:

@@ -34,7 +34,7 @@ def test_help_of_each_verb(verb):
 def test_command_line_imports_no_heavy_library():
     code = (
         "import sys, jobs.cli; jobs.cli.command_line();"
-        "heavy = ('torch', 'ray', 'faiss', 'pyarrow', 'numpy', 'matplotlib');"
+        "heavy = ('torch', 'ray', 'faiss', 'pyarrow', 'numpy', 'numba', 'matplotlib');"
         "print([m for m in heavy if m in sys.modules])"
     )
     completed = subprocess.run(
