@@ -70,7 +70,7 @@ def naive_recall(
         allowed = np.ones(len(rows), bool)
         if own_rows is not None:
             allowed[own_rows[query]] = False
-        length = np.linalg.norm(queries[query].astype(np.float64))
+        length = np.sqrt((queries[query].astype(np.float64) ** 2).sum())
         probed_lists = naive_lists(centroid_keys[query], length, measure, probing)
         searched = allowed & np.isin(lists, probed_lists)
         _, exact = brute_force(np.where(allowed, keys[[query]], -np.inf), ties, k)
