@@ -18,6 +18,9 @@ LIST_ROWS = 96
 halve the rows that a query reads, and comparing a query with a centroid costs a fraction of reading
 a row, since one large product compares all."""
 
+READ_ALL_LIST_ROWS = 256
+"""The same where every query reads all lists: fewer calls of the product, and nothing to skip."""
+
 CENTROID_SHARE = 4
 """All centroids take at most this share of the memory of a task: a quarter."""
 
@@ -65,13 +68,15 @@ def plan_index(
         codes_name, reason = _kind_for(gallery, memory, rows_per_shard)
         per_vector = _vector_bytes(gallery, codes_name)
         fitting = rows_per_shard or _fit(gallery, memory, per_vector)
+        lossless = None if codes_name == "SQ8" else gallery.dtype
+        list_rows = READ_ALL_LIST_ROWS if probes_all_lists(gallery.rows, lossless) else LIST_ROWS
         centroids = memory // CENTROID_SHARE // (4 * gallery.dimension)
-        nlist = max(1, min(gallery.rows // LIST_ROWS, MAX_LISTS, centroids,
+        nlist = max(1, min(gallery.rows // list_rows, MAX_LISTS, centroids,
                            fitting // SHARD_LIST_ROWS))  # fmt: skip
         factory = f"IVF{nlist},{codes_name}"
         kind = describe_factory(factory, gallery.dimension, gallery.dtype, gallery.metric)
         list_reason = (
-            f"{nlist} lists: about {LIST_ROWS} of {gallery.rows} rows a list, at least "
+            f"{nlist} lists: about {list_rows} of {gallery.rows} rows a list, at least "
             f"{SHARD_LIST_ROWS} of them in a shard, at most {MAX_LISTS} lists, and centroids in a "
             "quarter of the memory"
         )
