@@ -92,26 +92,31 @@ def _search_until_certified(
             passes = 2
         else:
             break
-    return task, dataclasses.replace(certificate, passes=passes, **_count_read(task))
+    return task, dataclasses.replace(certificate, passes=passes, **_count_read(cluster, task))
 
 
-def _count_read(task: Any) -> dict[str, Any]:
+def _count_read(cluster: Cluster, task: Any) -> dict[str, Any]:
     """Return how many lists and rows a query read, as fields of the certificate."""
-    from retrieval.search.propose import shard_proposals_path
-    from retrieval.search.read_counts import add_counts, read_counts
-    from retrieval.search.shard_search import candidates_path
+    from retrieval.search.read_counts import add_shards
 
-    path = candidates_path if task.codes else shard_proposals_path
-    blocks = range(len(task.query_chunks))
-    total = add_counts(
-        (read_counts(task.output, path(task.probing, shard, number)) for number in blocks)
-        for shard in task.shards
-    )
+    def count_shard(number: int) -> Any:
+        from retrieval.search.propose import shard_proposals_path
+        from retrieval.search.read_counts import add_blocks, read_counts
+        from retrieval.search.shard_search import candidates_path
+
+        path = candidates_path if task.codes else shard_proposals_path
+        blocks = range(len(task.query_chunks))
+        return add_blocks(
+            read_counts(task.output, path(task.probing, number, block_number))
+            for block_number in blocks
+        )
+
+    total = add_shards(list(tasks.run_tasks(cluster, count_shard, task.shards)))
     queries = max(1, total.queries)
     return {
         "lists": total.lists / queries,
         "most_lists": total.most_lists,
-        "rows_read": total.rows / queries / max(1, task.manifest.counts["rows"]),
+        "rows_read": min(1.0, total.rows / queries / max(1, task.manifest.counts["rows"])),
     }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -49,13 +49,15 @@ def read_counts(folder: Folder, path: str) -> ReadCounts:
     return ReadCounts(**{name: int(metadata[f"read_{name}".encode()]) for name in names})
 
 
-def add_counts(shards: Iterable[Iterable[ReadCounts]]) -> ReadCounts:
-    """Add the counts of all blocks of each shard: queries and lists once, rows of all shards."""
+def add_blocks(blocks: Iterable[ReadCounts]) -> ReadCounts:
+    """Add the counts of all blocks of a shard."""
     queries = lists = most = rows = 0
-    for number, blocks in enumerate(shards):
-        for count in blocks:
-            rows += count.rows
-            if number == 0:
-                queries, lists = queries + count.queries, lists + count.lists
-                most = max(most, count.most_lists)
+    for count in blocks:
+        queries, lists, rows = queries + count.queries, lists + count.lists, rows + count.rows
+        most = max(most, count.most_lists)
     return ReadCounts(queries, lists, most, rows)
+
+
+def add_shards(shards: Sequence[ReadCounts]) -> ReadCounts:
+    """Add the rows of all shards; queries and lists are the same in each."""
+    return replace(shards[0], rows=sum(count.rows for count in shards))

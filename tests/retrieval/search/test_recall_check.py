@@ -23,7 +23,7 @@ from retrieval.index.shard import shard_path
 from retrieval.search import shard_search
 from retrieval.search.candidates import top_candidates
 from retrieval.search.merge import rank_candidates
-from retrieval.search.read_counts import ReadCounts, add_counts, read_counts
+from retrieval.search.read_counts import ReadCounts, add_blocks, add_shards, read_counts
 from retrieval.search.recall_check import _required_by_sample, certify
 from retrieval.search.shard_search import (
     SearchTask,
@@ -228,11 +228,13 @@ def test_counts_of_lists_and_rows_read_equal_those_of_the_index(tmp_path, metric
         for block_number in numbers
         for row in read_probed_lists(task, block_number).tolist()
     ]
-    counts = add_counts(
-        [read_counts(task.output, candidates_path(task.probing, shard, n)) for n in numbers]
+    counts = [
+        add_blocks(
+            read_counts(task.output, candidates_path(task.probing, shard, n)) for n in numbers
+        )
         for shard in task.shards
-    )
-    assert counts == ReadCounts(
+    ]
+    assert add_shards(counts) == ReadCounts(
         25, sum(map(len, read)), max(map(len, read)), sum(int(sizes[row].sum()) for row in read)
     )
     assert len({len(row) for row in read}) > 1
