@@ -38,9 +38,15 @@ the first or second look. Lists read per query, including sampled queries and se
 
 _ROUNDING = 1e-9  # tolerance of an interpolated number of lists
 
-LISTS_OVER_MEAN = 8
+LISTS_OVER_MEAN = 4
 """A query reads at most this many times the mean number of lists: queries far from every centroid,
-which would read nearly all lists, cost more than they add to the mean recall."""
+which would read nearly all lists, cost more than they add to the mean recall. Rows read by 3,000
+crops of photos among 20,000 in 208 lists, at equal recall@10:
+
+    recall     2        3        4        6        8        no limit
+    0.95     3.31 %   3.37 %   3.42 %   3.43 %   3.46 %   3.47 %
+    0.99     7.50 %   7.61 %   7.89 %   8.07 %   8.21 %   8.24 %
+"""
 
 _GAP_LEVELS = 1 - 2.0 ** (-np.arange(0, 10.5, 0.5))
 """Shares of the neighbours whose lists are read at the gaps of a recall curve, beside all."""
