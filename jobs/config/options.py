@@ -256,7 +256,7 @@ OPTIONS = _by_name(
            "recall ends with exit code 5."),
     Option("nprobe", int, None, "content",
            "Inverted lists searched per query; the recall is then measured but not required; "
-           "default: as many as --recall needs.", low=1),
+           "default: chosen for each query, as many as --recall needs.", low=1),
     Option("filter", str, None, "content",
            "SQL condition on gallery images: \"label = 'cat' and width > 200\"."),
     Option("exclude_self", bool, False, "content",

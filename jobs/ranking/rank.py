@@ -225,7 +225,7 @@ def summary(output: str, manifest: Manifest) -> Result:
     settings = finished_output.read_settings(open_folder(output))
     below = certificate.low < certificate.target
     code = BelowBound.exit_code if settings["nprobe"] is None and below else 0
-    if below and certificate.nprobe == certificate.nlist:
+    if below and certificate.reads_all_lists:
         lines += (_LOSSY_CODES_HINT,)
     values = {key: value for key, value in counts.items() if key != "certificate"}
     for key, value in asdict(certificate).items():

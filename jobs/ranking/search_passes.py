@@ -62,8 +62,8 @@ def _search_until_certified(
 ) -> tuple[Any, Certificate]:
     """Search, and test on a growing sample of queries whether the target recall is reached.
 
-    If the recall is too low, or still undecided at the largest sample, search once more with a
-    larger nprobe. Each interim test (look) uses the files on disk, so that a resumed run repeats
+    If the recall is too low, or still undecided at the largest sample, search once more in more
+    lists. Each interim test (look) uses the files on disk, so that a resumed run repeats
     the same looks. Returns the final task and the certificate.
     """
     from retrieval.index.recall_interval import interval_verdict
@@ -72,7 +72,7 @@ def _search_until_certified(
     passes = 1
     while True:
         _run_pass(cluster, task)
-        certificate, larger_nprobe = certify(task, settings.recall, settings.seed)
+        certificate, wider = certify(task, settings.recall, settings.seed)
         verdict = interval_verdict(certificate.low, certificate.high, settings.recall)
         if verdict == "met" or settings.nprobe is not None:
             break
@@ -86,16 +86,38 @@ def _search_until_certified(
                 f"{measured} does not decide whether {settings.recall:g} is met: "
                 f"sampling {len(task.sampled_queries)}"
             )
-        elif passes == 1 and larger_nprobe > task.nprobe:
-            print_message(
-                f"{measured} does not reach {settings.recall:g}: reading {larger_nprobe} lists "
-                "per query"
-            )
-            task = dataclasses.replace(task, nprobe=larger_nprobe)
+        elif passes == 1 and wider != task.probing:
+            print_message(f"{measured} does not reach {settings.recall:g}: reading more lists")
+            task = dataclasses.replace(task, nprobe=wider.nprobe, gap=wider.gap)
             passes = 2
         else:
             break
-    return task, dataclasses.replace(certificate, passes=passes)
+    return task, dataclasses.replace(certificate, passes=passes, **_count_read(cluster, task))
+
+
+def _count_read(cluster: Cluster, task: Any) -> dict[str, Any]:
+    """Return how many lists and rows a query read, as fields of the certificate."""
+    from retrieval.search.read_counts import add_shards
+
+    def count_shard(number: int) -> Any:
+        from retrieval.search.propose import shard_proposals_path
+        from retrieval.search.read_counts import add_blocks, read_counts
+        from retrieval.search.shard_search import candidates_path
+
+        path = candidates_path if task.codes else shard_proposals_path
+        blocks = range(len(task.query_chunks))
+        return add_blocks(
+            read_counts(task.output, path(task.probing, number, block_number))
+            for block_number in blocks
+        )
+
+    total = add_shards(list(tasks.run_tasks(cluster, count_shard, task.shards)))
+    queries = max(1, total.queries)
+    return {
+        "lists": total.lists / queries,
+        "most_lists": total.most_lists,
+        "rows_read": min(1.0, total.rows / queries / max(1, task.manifest.counts["rows"])),
+    }
 
 
 def _make_task(
@@ -109,6 +131,7 @@ def _make_task(
 ) -> tuple[Any, int]:
     """Return the search task, and the largest k of the recall curve if --top-k is larger, or 0."""
     from retrieval.index import recall_curve
+    from retrieval.index.probing import Probing
     from retrieval.index.recall_interval import LOOK_SIZES, look_sizes
     from retrieval.index.sampling import rows_in_hash_order
     from retrieval.index.shard import RECALL_TABLE
@@ -120,20 +143,22 @@ def _make_task(
         print_message(
             f"--top-k {k} exceeds the size of the gallery: each query gets {index.counts['rows']}"
         )
-    nprobe, extrapolated = nlist, 0
+    probing, lists, extrapolated = Probing(nlist), float(nlist), 0
     reads_all_lists = index.counts["probe_all"] or settings.recall == 1 or k >= index.counts["rows"]
     if settings.nprobe is not None:
-        nprobe = min(settings.nprobe, nlist)
+        probing = Probing(min(settings.nprobe, nlist))
+        lists = float(probing.nprobe)
     elif codes and queries.rows <= LOOK_SIZES[0]:
         pass  # all queries would be in the sample, which is searched exactly
     elif not reads_all_lists:
         curve = read_table(index_folder, index, RECALL_TABLE)
-        nprobe = recall_curve.choose_nprobe(curve, k, settings.recall, nlist)
+        probing = recall_curve.choose_probing(curve, k, settings.recall, nlist)
+        lists = recall_curve.expected_lists(curve, probing)
         depth = recall_curve.measured_depth(curve)
         extrapolated = depth if k > depth else 0
     looks: list[Any] = []
-    if queries.rows and (nprobe < nlist or codes is None):
-        sizes = look_sizes(queries.rows, nprobe, nlist)
+    if queries.rows and (not probing.reads_all(nlist) or codes is None):
+        sizes = look_sizes(queries.rows, lists, nlist)
         if settings.nprobe is not None:  # recall is measured, but no decision depends on it
             sizes = sizes[:1]
         sampled = rows_in_hash_order(queries, sizes[-1], settings.seed, "certificate")
@@ -141,7 +166,8 @@ def _make_task(
     memory = finished_output.read_settings(index_folder)["max_index_memory"]
     neighbors = constraints.expansion.count if constraints.expansion else 0
     task = SearchTask(
-        index_folder, index, codes, metric, queries, folder, nprobe, k, tuple(looks),
+        index_folder, index, codes, metric, queries, folder, probing.nprobe, k, tuple(looks),
+        gap=probing.gap,
         heartbeat=send_heartbeat,
         vector_store=open_gallery_vectors(settings, index_folder, index),
         device="cuda" if settings.device != "cpu" and cluster.gpus else "cpu",
@@ -171,7 +197,7 @@ def _run_pass(cluster: Cluster, task: Any) -> None:
 
     shards, blocks = len(task.shards), len(task.query_chunks)
     if task.codes:
-        if task.nprobe < task.manifest.counts["nlist"]:
+        if not task.reads_all_lists:
             _run_tasks(cluster, "lists", shard_search.write_probed_lists, task, blocks, "blocks")
         _search_shards(cluster, task)
         return
@@ -237,7 +263,7 @@ def _fill_incomplete(cluster: Cluster, task: Any) -> None:
     """Search all lists for queries with fewer than k candidates, unless --min-score is given."""
     from retrieval.search import fill_matches
 
-    if not task.codes or task.nprobe >= task.manifest.counts["nlist"] or task.min_key > -np.inf:
+    if not task.codes or task.reads_all_lists or task.min_key > -np.inf:
         return
     blocks = range(len(task.query_chunks))
     counts = list(

@@ -121,7 +121,7 @@ def _read_index_manifest(index: Folder, settings: Mapping[str, Any]) -> Manifest
 def _recall(
     index: Folder, settings: Mapping[str, Any], certificate: Certificate
 ) -> ChartDrawing | None:
-    if certificate.nprobe >= certificate.nlist:
+    if certificate.reads_all_lists:
         return None
     curve = read_table(index, _read_index_manifest(index, settings), "recall.parquet")
     return draw_recall(curve, certificate, settings["top_k"])

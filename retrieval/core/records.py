@@ -193,6 +193,15 @@ class Certificate:
     search_high: float = 1.0
     queries: int = 0
     extrapolated: int = 0  # largest measured k, where more matches were requested; else 0
+    gap: float | None = None  # of the lists that a query read (`index/probing.py`); None: any
+    lists: float = 0.0  # mean number of lists that a query read
+    most_lists: int = 0  # of one query
+    rows_read: float = 1.0  # mean share of the rows that a query read
+
+    @property
+    def reads_all_lists(self) -> bool:
+        """Return whether every query read every list."""
+        return self.nprobe >= self.nlist and self.gap is None
 
     def sentence(self) -> str:
         """Format the recall and how it was measured as one line."""
@@ -214,11 +223,27 @@ class Certificate:
         if self.search_low < self.search_high:
             search_recall += f" [{self.search_low:.3f}, {self.search_high:.3f}]"
         return (
-            f"{recall} (target {self.target:g}); the search alone, which read {self.nprobe} of "
-            f"{self.nlist} lists, has recall {search_recall}"
+            f"{recall} (target {self.target:g}); the search alone, which read {self.format_lists()}"
+            f", has recall {search_recall}"
+        )
+
+    def format_lists(self) -> str:
+        """Format how many lists and rows a query read."""
+        share = f"{100 * self.rows_read:.3g} % of the rows"
+        if self.gap is None:
+            return f"{self.nprobe} of {self.nlist} lists per query ({share})"
+        return (
+            f"{format_mean(self.lists)} of {self.nlist} lists per query on average, at most "
+            f"{self.most_lists} ({share})"
         )
 
 
+def format_mean(value: float) -> str:
+    """Format a mean number of lists, with a decimal where it is small and not whole."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
 _EXTRAPOLATED = (
-    "nprobe was extrapolated: the recall of the index was measured for {} matches per query at most"
+    "the lists to read were extrapolated: the recall of the index was measured for {} matches per "
+    "query at most"
 )

@@ -128,10 +128,18 @@ SHARD_ROWS = Table(
 
 RECALL = Table(
     "recall",
-    "k, nprobe",
+    "k, gap, nprobe",
     (
         Column("k", pa.int32(), "number of neighbours"),
-        Column("nprobe", pa.int32(), "lists probed"),
+        Column(
+            "gap",
+            pa.float64(),
+            "largest difference to the score of a query's best centroid at which a list is read "
+            "(cosine, ip: of the dot products, divided by the query's length; l2: of the "
+            "distances); infinite where a query reads `nprobe` lists",
+        ),
+        Column("nprobe", pa.int32(), "largest number of lists read per query"),
+        Column("lists", pa.float64(), "mean number of lists read per query"),
         Column(
             "recall", pa.float64(), "mean share of the k exact neighbours that are found, 0 to 1"
         ),

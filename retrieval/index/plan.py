@@ -13,8 +13,19 @@ PROBE_ALL_ROWS = 50_000
 """Up to this many rows every list is read and recall is 1 by construction: in a batch a product
 over 50,000 x 512 takes less than a millisecond per query."""
 
-LIST_ROWS = 256
-"""Minimum average rows per list, so that a product with many queries is worth the call."""
+LIST_ROWS = 96
+"""Average rows per list. On embeddings of photos four times as many lists as at 384 rows a list
+halve the rows that a query reads, and comparing a query with a centroid costs a fraction of reading
+a row, since one large product compares all."""
+
+READ_ALL_LIST_ROWS = 256
+"""The same where every query reads all lists: fewer calls of the product, and nothing to skip."""
+
+CENTROID_SHARE = 4
+"""All centroids take at most this share of the memory of a task: a quarter."""
+
+MIN_SHARD_ROWS = 256
+"""Vectors of which a task must hold twice as many in memory."""
 
 SHARD_LIST_ROWS = 16
 """Minimum average rows per list within one shard: with fewer the calls cost more than the products
@@ -57,13 +68,17 @@ def plan_index(
         codes_name, reason = _kind_for(gallery, memory, rows_per_shard)
         per_vector = _vector_bytes(gallery, codes_name)
         fitting = rows_per_shard or _fit(gallery, memory, per_vector)
-        nlist = max(1, min(int(4 * gallery.rows**0.5), gallery.rows // LIST_ROWS, MAX_LISTS,
+        lossless = None if codes_name == "SQ8" else gallery.dtype
+        list_rows = READ_ALL_LIST_ROWS if probes_all_lists(gallery.rows, lossless) else LIST_ROWS
+        centroids = memory // CENTROID_SHARE // (4 * gallery.dimension)
+        nlist = max(1, min(gallery.rows // list_rows, MAX_LISTS, centroids,
                            fitting // SHARD_LIST_ROWS))  # fmt: skip
         factory = f"IVF{nlist},{codes_name}"
         kind = describe_factory(factory, gallery.dimension, gallery.dtype, gallery.metric)
         list_reason = (
-            f"{nlist} lists: 4 x the root of {gallery.rows} rows, at least {LIST_ROWS} rows a list "
-            f"and {SHARD_LIST_ROWS} of them in a shard, at most {MAX_LISTS}"
+            f"{nlist} lists: about {list_rows} of {gallery.rows} rows a list, at least "
+            f"{SHARD_LIST_ROWS} of them in a shard, at most {MAX_LISTS} lists, and centroids in a "
+            "quarter of the memory"
         )
     else:
         kind = describe_factory(factory, gallery.dimension, gallery.dtype, gallery.metric)
@@ -136,9 +151,9 @@ def _vector_bytes(gallery: Gallery, kind: str) -> int:
 def _fit(gallery: Gallery, memory: int, per_vector: int) -> int:
     """Return how many vectors half of the memory holds; raises UsageError if too few."""
     fitting = memory // 2 // per_vector
-    if fitting < min(LIST_ROWS, gallery.rows):
+    if fitting < min(MIN_SHARD_ROWS, gallery.rows):
         raise UsageError(
             f"--max-index-memory {memory} holds only {fitting} vectors of {gallery.dimension} "
-            f"dimensions; give at least {2 * LIST_ROWS * per_vector} bytes"
+            f"dimensions; give at least {2 * MIN_SHARD_ROWS * per_vector} bytes"
         )
     return fitting

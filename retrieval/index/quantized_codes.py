@@ -21,9 +21,17 @@ from numpy.typing import NDArray
 from retrieval.core.records import Neighbours
 from retrieval.core.schemas import Metric, Vectors
 from retrieval.index.faiss_io import read_centroids
+from retrieval.index.probing import Probing, choose_lists
 from retrieval.index.shard import Shard
-from retrieval.vectors.scoring import Float32, Float64, Int64, VectorBlock, block
-from retrieval.vectors.topk import top_k
+from retrieval.vectors.scoring import (
+    Float32,
+    Float64,
+    Int64,
+    VectorBlock,
+    block,
+    score_pairs,
+    scores_to_keys,
+)
 
 CANDIDATES_PER_MATCH = 10
 """Candidates that are scored exactly per requested match."""
@@ -132,24 +140,46 @@ class QuantizedShard:
                 result[self._positions(ids)] = number
         return result
 
+    @property
+    def list_sizes(self) -> NDArray[np.int64]:
+        """Return the number of rows of each list, deleted ones included."""
+        return np.bincount(self.lists, minlength=self.coarse.ivf.nlist)
+
     def _positions(self, ids: Int64) -> Int64:
         """Return the metadata positions of list ids."""
         if self.coarse.ids_are_positions:
             return ids
         return np.searchsorted(self.shard.rows, ids)
 
-    def search(self, queries: VectorBlock, nprobe: int, count: int) -> Neighbours:
+    def choose_lists(self, queries: VectorBlock, probing: Probing) -> Int64:
+        """Return the lists that each query reads, (q, width), padded with -1.
+
+        `queries` are in the space of `CoarseQuantizer.project`. Lists are in the exact order of
+        their centroids, ties by number.
+        """
+        lists = choose_lists(queries, self.coarse.centroids, probing)
+        keys = scores_to_keys(self._list_scores(queries, lists), queries.metric)
+        order = np.lexsort((lists, np.where(lists < 0, np.inf, -keys)), axis=1)
+        return np.take_along_axis(lists, order, 1)
+
+    def _list_scores(self, queries: VectorBlock, lists: Int64) -> Float64:
+        """Return the scores of the centroids of lists, (q, width); 0 for padding."""
+        scores = np.zeros(lists.shape)
+        q, column = np.nonzero(lists >= 0)
+        scores[q, column] = score_pairs(queries, self.coarse.centroids, q, lists[q, column])
+        return scores
+
+    def search(self, queries: VectorBlock, probes: Int64, count: int) -> Neighbours:
         """Return the `count` live rows closest to each query by the codes, best first.
 
-        `queries` are in the space of `CoarseQuantizer.project`; equal keys are ordered by row.
-        Missing rows are -1 with key -inf.
+        `queries` are in the space of `CoarseQuantizer.project`, `probes` are those that
+        `choose_lists` returns; equal keys are ordered by row. Missing rows are -1 with key -inf.
         """
         shape = (len(queries), count)
         result = Neighbours(np.full(shape, -np.inf), np.full(shape, -1), np.full(shape, -1))
         if len(self.shard.rows) == 0 or len(queries) == 0:
             return result
-        order = top_k(queries, self.coarse.centroids, nprobe)
-        probes, distances = order.positions, order.scores().astype(np.float32)
+        distances = self._list_scores(queries, probes).astype(np.float32)
         incomplete, requested = np.arange(len(queries)), self._initial_request(count)
         while len(incomplete):
             step = max(1, _RESULTS_PER_CALL // requested)

@@ -43,14 +43,14 @@ _SURE_LOOKS = 3
 """Looks made at any cost: 1,000 queries determine a recall of 0.95 to within 0.01."""
 
 
-def look_sizes(queries: int, nprobe: int, nlist: int) -> tuple[int, ...]:
+def look_sizes(queries: int, lists: float, nlist: int) -> tuple[int, ...]:
     """Return the ascending sample sizes at which the recall of a search may be evaluated.
 
-    A sampled query reads all lists, nlist / nprobe times the cost of another query: more than 1,000
+    A sampled query reads all `nlist` lists, another one `lists` of them on average: more than 1,000
     are drawn only if they take no longer than the whole search. If that includes nearly all queries
     the last look is at every one.
     """
-    affordable = queries * nprobe // nlist
+    affordable = int(queries * lists / nlist)
     sizes = [
         *LOOK_SIZES[:_SURE_LOOKS],
         *(size for size in LOOK_SIZES[_SURE_LOOKS:] if size <= affordable),

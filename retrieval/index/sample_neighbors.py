@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from retrieval.core.records import Neighbours, ShardResult
 from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.build_shard import ShardBuildContext, write_shard
+from retrieval.index.probing import Probing
 from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH, QuantizedShard
 from retrieval.index.recall_curve import CURVE_K, DEEP_K, DEEP_SHARE
 from retrieval.index.shard import Extents, Shard
@@ -98,9 +99,8 @@ def build_measured_shard(
             context.folder.put_new(path, serialize_neighbours(neighbours))
         if codes and not context.folder.exists(by_codes):
             queries = codes.coarse.project(sample.vectors, context.metric)
-            neighbours = codes.search(
-                queries, codes.coarse.ivf.nlist, sample.k * CANDIDATES_PER_MATCH
-            )
+            all_lists = codes.choose_lists(queries, Probing(codes.coarse.ivf.nlist))
+            neighbours = codes.search(queries, all_lists, sample.k * CANDIDATES_PER_MATCH)
             context.folder.put_new(by_codes, serialize_neighbours(neighbours))
     rows = int(built.shard.alive.sum())
     return ShardResult(number, rows, dict(built.labels), built.files, built.spread)

@@ -1,7 +1,7 @@
 """Search all lists for queries whose probed lists hold fewer than k possible matches.
 
-    work/short/NPROBE/BLOCK.parquet            rows of such queries of a block
-    work/filled/NPROBE/SHARD-BLOCK.parquet     the candidates of a shard for them
+    work/short/PROBING/BLOCK.parquet            rows of such queries of a block
+    work/filled/PROBING/SHARD-BLOCK.parquet     the candidates of a shard for them
 
 Filters and short lists cause this. Each query thus gets k matches if the gallery has k.
 """
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.core.schemas import WORK_FOLDER
+from retrieval.index.probing import Probing
 from retrieval.index.shard import Shard
 from retrieval.search.candidates import top_candidates
 from retrieval.search.ivf_search import ShardSearcher
@@ -28,19 +29,19 @@ from retrieval.storage.checksum import checksummed_parquet
 from retrieval.vectors.int8_matmul import choose_search_product
 
 
-def incomplete_queries_path(nprobe: int, block_number: int) -> str:
+def incomplete_queries_path(probing: Probing, block_number: int) -> str:
     """Return the path of the queries of a block with fewer than k candidates."""
-    return f"{WORK_FOLDER}short/{nprobe:07d}/{block_number:05d}.parquet"
+    return f"{WORK_FOLDER}short/{probing.name}/{block_number:05d}.parquet"
 
 
-def all_lists_path(nprobe: int, shard: int, block_number: int) -> str:
+def all_lists_path(probing: Probing, shard: int, block_number: int) -> str:
     """Return the path of a shard's candidates, from all lists, for a block's incomplete queries."""
-    return f"{WORK_FOLDER}filled/{nprobe:07d}/{shard:05d}-{block_number:05d}.parquet"
+    return f"{WORK_FOLDER}filled/{probing.name}/{shard:05d}-{block_number:05d}.parquet"
 
 
 def find_incomplete_queries(task: SearchTask, block_number: int) -> tuple[int, int]:
     """Write the rows of a block's queries with fewer than k candidates; return (block, count)."""
-    path = incomplete_queries_path(task.nprobe, block_number)
+    path = incomplete_queries_path(task.probing, block_number)
     if not task.output.exists(path):
         best, _ = top_candidates(_read_candidates(task, block_number), task.top_k)
         rows = task.query_block(block_number)["row"].to_numpy()
@@ -58,9 +59,9 @@ def search_all_lists(task: SearchTask, shard_number: int) -> int:
     """Search all lists of a shard for all incomplete queries; return the count of blocks."""
     shard: Shard | None = None
     for block_number in range(len(task.query_chunks)):
-        path = all_lists_path(task.nprobe, shard_number, block_number)
+        path = all_lists_path(task.probing, shard_number, block_number)
         incomplete = read_intermediate(
-            task.output, incomplete_queries_path(task.nprobe, block_number)
+            task.output, incomplete_queries_path(task.probing, block_number)
         )
         if len(incomplete) == 0 or task.output.exists(path):
             continue
@@ -83,7 +84,7 @@ def read_final_candidates(task: SearchTask, block_number: int) -> Iterator[pa.Ta
 
     Those of sampled queries are exact, those of incomplete ones come from all lists.
     """
-    path = incomplete_queries_path(task.nprobe, block_number)
+    path = incomplete_queries_path(task.probing, block_number)
     incomplete = pa.array([], pa.int64())
     if task.output.exists(path):
         incomplete = read_intermediate(task.output, path)["row"].combine_chunks()
@@ -94,9 +95,9 @@ def read_final_candidates(task: SearchTask, block_number: int) -> Iterator[pa.Ta
     if len(incomplete) == 0:
         return
     for shard in task.shards:
-        yield read_intermediate(task.output, all_lists_path(task.nprobe, shard, block_number))
+        yield read_intermediate(task.output, all_lists_path(task.probing, shard, block_number))
 
 
 def _read_candidates(task: SearchTask, block_number: int) -> Iterator[pa.Table]:
     for shard in task.shards:
-        yield read_intermediate(task.output, candidates_path(task.nprobe, shard, block_number))
+        yield read_intermediate(task.output, candidates_path(task.probing, shard, block_number))

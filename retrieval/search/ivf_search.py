@@ -123,7 +123,8 @@ class ShardSearcher:
     def search(self, batch: QueryBatch, probes: Int64 | None, k: int) -> pa.Table:
         """Return the k best candidates of the shard for each query: table CANDIDATES, unordered.
 
-        `probes` (q, nprobe) are the lists each query reads, closest first; None means all lists.
+        `probes` (q, width) are the lists each query reads, closest first and padded with -1; None
+        means all lists.
         Rows that are surely below a query's `known_min_keys` may be left out.
         """
         shard, search = self.shard, _Search(self, batch, k)
@@ -137,8 +138,8 @@ class ShardSearcher:
             for number in range(shard.index.nlist):
                 search.search_list(number, all_queries)
         else:
-            remaining = np.ones(probes.shape, np.bool_)
-            remaining[:, : is_first.shape[1]] = ~is_first
+            remaining = probes >= 0
+            remaining[:, : is_first.shape[1]] &= ~is_first
             for number, positions in _group_by_list(probes, remaining):
                 search.search_list(number, positions)
         accumulator = search.accumulator
@@ -172,9 +173,11 @@ def _select_first_lists(shard: Shard, batch: QueryBatch, first: Int64, k: int) -
 
     A query whose threshold is known already reads none of them first.
     """
-    rows_before = np.cumsum(shard.list_sizes[first], axis=1) - shard.list_sizes[first]
-    is_first = rows_before < _FIRST_ROWS_PER_K * k
-    return is_first & np.isneginf(batch.thresholds())[:, None]
+    sizes = np.append(shard.list_sizes, 0)[first]  # -1 is the appended empty list
+    rows_before = np.cumsum(sizes, axis=1) - sizes
+    is_first = (rows_before < _FIRST_ROWS_PER_K * k) & (first >= 0)
+    selected: NDArray[np.bool_] = is_first & np.isneginf(batch.thresholds())[:, None]
+    return selected
 
 
 def _group_by_list(probes: Int64, selected: NDArray[np.bool_]) -> Iterator[tuple[int, Int64]]:

@@ -41,7 +41,7 @@ def neighbor_vectors_path(shard: int, number: int) -> str:
 def choose_neighbors(task: SearchTask, number: int) -> int:
     """Write the best candidates of all shards for a block; return the block's number."""
     if not task.output.exists(chosen_neighbors_path(number)):
-        paths = (candidates_path(task.nprobe, shard, number) for shard in task.shards)
+        paths = (candidates_path(task.probing, shard, number) for shard in task.shards)
         parts = (read_intermediate(task.output, path) for path in paths)
         table, ranks = top_candidates(parts, task.top_k)
         table = table.append_column("place", pa.array(ranks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,7 +14,9 @@ from retrieval.core.records import Certificate, Neighbours
 from retrieval.index import recall_curve
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.kmeans import assignment_metric
+from retrieval.index.probing import Probing
 from retrieval.index.quantized_codes import find_coarse_quantizer
+from retrieval.index.recall_curve import RequiredProbing
 from retrieval.index.recall_interval import Values, delivered_recall, sampled_interval
 from retrieval.index.train import TRAINED
 from retrieval.search.candidates import top_candidates
@@ -30,40 +33,51 @@ from retrieval.vectors.scoring import block
 _MIN_RECALL = 1e-9  # avoids a division by zero
 
 
-def certify(task: SearchTask, target: float, seed: int) -> tuple[Certificate, int]:
-    """Return the certificate of a search at its current look, and a sufficient nprobe.
+def certify(task: SearchTask, target: float, seed: int) -> tuple[Certificate, Probing]:
+    """Return the certificate of a search at its current look, and a sufficient probing.
 
-    That nprobe is the one of the search if the lower bound of its recall reaches `target`, else a
-    larger one. Where all lists were read the recall is 1, unless codes are lossy: then recall is
-    counted on the candidates, and the larger nprobe allows for the loss.
+    That is the one of the search if the lower bound of its recall reaches `target`, else a wider
+    one by the gaps of the lists that the sampled queries need. Where all lists were read the recall
+    is 1, unless codes are lossy: then recall is counted on the candidates, and the wider probing
+    allows for the loss.
     """
     nlist = int(task.manifest.counts["nlist"])
-    if len(task.sampled_queries) == 0 or (task.codes and task.nprobe >= nlist):
-        return Certificate(task.nprobe, nlist, target, 1.0, 1.0, 1.0, 0, 1), task.nprobe
-    needed, exists, is_found = _probes_needed(task)
-    queries, sampled = task.queries.rows, len(needed)
+    gap = None if math.isinf(task.gap) else task.gap
+    if len(task.sampled_queries) == 0 or (task.codes and task.reads_all_lists):
+        certificate = Certificate(task.nprobe, nlist, target, 1.0, 1.0, 1.0, 0, 1, gap=gap)
+        return certificate, task.probing
+    required, is_found = _required_by_sample(task)
+    queries, sampled = task.queries.rows, len(required.nprobe)
 
     def recall_lower_bound(values: Values) -> float:
         low, _ = sampled_interval(values, queries, looks=len(task.looks), seed=seed)
         return low + _gain_of_exact(values, queries)
 
-    list_recalls = recall_curve.recall_at(needed, exists, task.nprobe)
-    values = list_recalls if task.codes else recall_curve.found_fraction(is_found, exists)
+    list_recalls = required.recall(task.probing)
+    values = list_recalls
+    if is_found is not None:
+        values = recall_curve.found_fraction(is_found, required.is_neighbour)
     low, high = sampled_interval(values, queries, looks=len(task.looks), seed=seed)
     gain, mean = _gain_of_exact(values, queries), float(values.mean())
     certificate = Certificate(
         task.nprobe, nlist, target, delivered_recall(mean, sampled, queries),
         min(1.0, low + gain), min(1.0, high + gain), sampled, 1, mean, low, high, queries,
+        gap=gap,
     )  # fmt: skip
     if certificate.low >= target:
-        return certificate, task.nprobe
-    required = (
-        target if task.codes else target * float(list_recalls.mean() / max(mean, _MIN_RECALL))
+        return certificate, task.probing
+    goal = target if task.codes else target * float(list_recalls.mean() / max(mean, _MIN_RECALL))
+    sufficient = recall_curve.smallest_sufficient_probing(
+        required, lambda recalls: recall_lower_bound(recalls) >= goal
     )
-    larger_nprobe = recall_curve.smallest_sufficient_nprobe(
-        needed, exists, nlist, lambda recalls: recall_lower_bound(recalls) >= required
-    )
-    return certificate, max(task.nprobe, larger_nprobe)
+    return certificate, _widen(task.probing, sufficient)
+
+
+def _widen(probing: Probing, sufficient: Probing) -> Probing:
+    """Return a probing that reads the lists of both, unless the first has no gap."""
+    if math.isinf(probing.gap):
+        return sufficient
+    return Probing(max(probing.nprobe, sufficient.nprobe), max(probing.gap, sufficient.gap))
 
 
 def _gain_of_exact(recalls: Values, queries: int) -> float:
@@ -71,19 +85,17 @@ def _gain_of_exact(recalls: Values, queries: int) -> float:
     return float((1 - recalls).sum()) / queries
 
 
-def _probes_needed(
-    task: SearchTask,
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the probes that the exact neighbours of the sampled queries need, (s, k).
+def _required_by_sample(task: SearchTask) -> tuple[RequiredProbing, NDArray[np.bool_] | None]:
+    """Return what finding the exact neighbours of the sampled queries requires.
 
-    Also which of these neighbours exist, and, for lossy codes, which are among the candidates.
+    For lossy codes also which of the neighbours are among the candidates, (s, k).
     """
     index = deserialize_index(
         finished_output.read_verified(task.index, task.manifest.files[TRAINED])
     )
     measure, coarse = assignment_metric(task.metric), find_coarse_quantizer(index)
     centroids = block(read_centroids(index), measure) if task.codes else coarse.centroids
-    needed, exists, is_found = [], [], []
+    required, is_found = [], []
     for number in range(len(task.query_chunks)):
         if not task.exact_outputs(0, [number]):
             continue
@@ -93,16 +105,13 @@ def _probes_needed(
         neighbours = _merge_neighbours(task, rows, read_exact_candidates(task, number))
         vectors = read_vectors(queries)
         projected = block(vectors, measure) if task.codes else coarse.project(vectors, task.metric)
-        needed_of_block, exists_of_block = recall_curve.required_nprobe(
-            projected, centroids, neighbours
-        )
-        needed.append(needed_of_block)
-        exists.append(exists_of_block)
+        required.append(recall_curve.required_probing(projected, centroids, neighbours))
         if task.codes is None:
-            paths = [candidates_path(task.nprobe, shard, number) for shard in task.shards]
+            paths = [candidates_path(task.probing, shard, number) for shard in task.shards]
             parts = (read_intermediate(task.output, path) for path in paths)
             is_found.append(_is_among(neighbours.rows, _merge_neighbours(task, rows, parts).rows))
-    return np.concatenate(needed), np.concatenate(exists), np.concatenate(is_found or exists)
+    merged = RequiredProbing.concatenate(required)
+    return merged, np.concatenate(is_found) if is_found else None
 
 
 def _merge_neighbours(

@@ -61,11 +61,11 @@ def rescore_shard(task: SearchTask, number: int) -> int:
     Return the count of blocks.
     """
     existing = {
-        entry.path for entry in task.output.entries(f"{WORK_FOLDER}candidates/{task.nprobe:07d}")
+        entry.path for entry in task.output.entries(f"{WORK_FOLDER}candidates/{task.probing.name}")
     }
     existing |= {entry.path for entry in task.output.entries(f"{WORK_FOLDER}exact")}
     blocks = range(len(task.query_chunks))
-    missing = [n for n in blocks if candidates_path(task.nprobe, number, n) not in existing]
+    missing = [n for n in blocks if candidates_path(task.probing, number, n) not in existing]
     missing_exact = [
         output for output in task.exact_outputs(number, blocks) if output[0] not in existing
     ]
@@ -85,7 +85,7 @@ def rescore_shard(task: SearchTask, number: int) -> int:
             candidates = _score_block(
                 task, number, block_number, quantized, proposed_rows, vector_file
             )
-            path = candidates_path(task.nprobe, number, block_number)
+            path = candidates_path(task.probing, number, block_number)
             task.output.put_new(path, checksummed_parquet(candidates))
     sampled.write()
     return len(blocks)
@@ -96,7 +96,7 @@ def _proposed_rows(task: SearchTask, number: int, blocks: Sequence[int]) -> NDAr
     rows = np.empty(0, np.int64)
     for block_number in blocks:
         proposed = read_intermediate(
-            task.output, merged_proposals_path(task.nprobe, number, block_number)
+            task.output, merged_proposals_path(task.probing, number, block_number)
         )
         rows = np.union1d(rows, proposed["row"].to_numpy())
     return rows
@@ -120,7 +120,7 @@ def _score_block(
 ) -> pa.Table:  # fmt: skip
     """Return the `top_k` best scored proposals of each query of a block as a table CANDIDATES."""
     proposed = read_intermediate(
-        task.output, merged_proposals_path(task.nprobe, number, block_number)
+        task.output, merged_proposals_path(task.probing, number, block_number)
     )
     proposed = proposed.sort_by([("query", "ascending"), ("row", "ascending")])
     query_table = task.query_block(block_number)

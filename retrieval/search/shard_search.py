@@ -1,10 +1,11 @@
 """Search one shard of the index for all query blocks and write the candidates it finds.
 
-    work/lists/NPROBE/BLOCK.parquet              the lists that each query of a block probes
-    work/candidates/NPROBE/SHARD-BLOCK.parquet   the candidates of a shard for a block
+    work/lists/PROBING/BLOCK.parquet             the lists that each query of a block reads
+    work/candidates/PROBING/SHARD-BLOCK.parquet  the candidates of a shard for a block
     work/exact/LOOK/SHARD-BLOCK.parquet          exact candidates of queries that a look samples
 
-Existing files are kept, so a killed run continues. A shard skips rows that are surely below the
+PROBING names the choice of lists (`index/probing.py`). Existing files are kept, so a killed run
+continues. A shard skips rows that are surely below the
 k-th best key of the shards already searched: a file may depend on those, the merged result does
 not.
 """
@@ -12,6 +13,7 @@ not.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +28,13 @@ from retrieval.core.schemas import WORK_FOLDER, Metric
 from retrieval.index.build_shard import do_nothing
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.kmeans import assignment_metric
+from retrieval.index.probing import Probing, choose_lists
 from retrieval.index.shard import Shard, open_shard, shard_path
 from retrieval.index.train import TRAINED
 from retrieval.search.candidates import kth_best_keys
 from retrieval.search.exclusions import excluded_pairs
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
+from retrieval.search.read_counts import ReadCounts, count_read
 from retrieval.storage import finished_output
 from retrieval.storage.checksum import checksummed_parquet, read_checksummed_parquet
 from retrieval.storage.finished_output import Manifest
@@ -38,7 +42,6 @@ from retrieval.storage.local import Folder
 from retrieval.store.reader import Store, read_vectors
 from retrieval.vectors.int8_matmul import choose_search_product
 from retrieval.vectors.scoring import Float64, block
-from retrieval.vectors.topk import top_k_positions
 
 Mask = NDArray[np.bool_]
 _BLOCK_BYTES = 1 << 26  # upper limit for the queries and candidates of a block
@@ -63,7 +66,7 @@ class SearchTask:
     metric: Metric
     queries: Store
     output: Folder
-    nprobe: int
+    nprobe: int  # largest number of lists that a query reads
     top_k: int
     looks: tuple[NDArray[np.int64], ...]  # rows of queries that each look adds
     heartbeat: Callable[[], None] = do_nothing  # called once per block
@@ -76,7 +79,18 @@ class SearchTask:
     queries_per_block: int = 1  # a block has at least one chunk, even if that has more
     memory: int = 1 << 32  # bytes that one task may use
     temp_dir: str | None = None  # local folder for the copy of a remote shard
+    gap: float = math.inf  # of the lists that a query reads (`index/probing.py`)
     look: int = 0  # current look: queries of all looks up to it are searched exactly
+
+    @property
+    def probing(self) -> Probing:
+        """Return which lists a query reads."""
+        return Probing(self.nprobe, self.gap)
+
+    @property
+    def reads_all_lists(self) -> bool:
+        """Return whether every query reads every list."""
+        return self.probing.reads_all(int(self.manifest.counts["nlist"]))
 
     @cached_property
     def sampled_queries(self) -> NDArray[np.int64]:
@@ -169,9 +183,9 @@ def queries_per_block(dimension: int, top_k: int, memory: int) -> int:
     return max(1, available // (4 * dimension + _CANDIDATE_BYTES * top_k))
 
 
-def candidates_path(nprobe: int, shard: int, number: int) -> str:
+def candidates_path(probing: Probing, shard: int, number: int) -> str:
     """Return the path of the candidates of a shard for a block."""
-    return f"{WORK_FOLDER}candidates/{nprobe:07d}/{shard:05d}-{number:05d}.parquet"
+    return f"{WORK_FOLDER}candidates/{probing.name}/{shard:05d}-{number:05d}.parquet"
 
 
 def exact_path(look: int, shard: int, number: int) -> str:
@@ -191,24 +205,37 @@ def expanded_queries_path(number: int) -> str:
     return f"{WORK_FOLDER}expanded/{number:05d}.parquet"
 
 
-def probed_lists_path(nprobe: int, number: int) -> str:
-    """Return the path of the lists that the queries of a block probe."""
-    return f"{WORK_FOLDER}lists/{nprobe:07d}/{number:05d}.parquet"
+def probed_lists_path(probing: Probing, number: int) -> str:
+    """Return the path of the lists that the queries of a block read."""
+    return f"{WORK_FOLDER}lists/{probing.name}/{number:05d}.parquet"
 
 
 def write_probed_lists(task: SearchTask, number: int) -> int:
-    """Write the `nprobe` closest lists of each query of a block; return the block's number."""
-    path = probed_lists_path(task.nprobe, number)
+    """Write the lists that each query of a block reads; return the block's number."""
+    path = probed_lists_path(task.probing, number)
     if not task.output.exists(path):
         measure = assignment_metric(task.metric)
         trained = deserialize_index(
             finished_output.read_verified(task.index, task.manifest.files[TRAINED])
         )
         queries = block(read_vectors(task.query_block(number)), measure)
-        lists = top_k_positions(queries, block(read_centroids(trained), measure), task.nprobe)
-        table = pa.table({"list": lists.ravel().astype(np.int32)})
+        lists = choose_lists(queries, block(read_centroids(trained), measure), task.probing)
+        counts = np.count_nonzero(lists >= 0, axis=1)
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        values = pa.array(lists[lists >= 0].astype(np.int32))
+        table = pa.table({"lists": pa.ListArray.from_arrays(pa.array(offsets), values)})
         task.output.put_new(path, checksummed_parquet(table))
     return number
+
+
+def read_probed_lists(task: SearchTask, number: int) -> NDArray[np.int64]:
+    """Return the lists that the queries of a block read, (q, width), padded with -1 at the end."""
+    table = read_intermediate(task.output, probed_lists_path(task.probing, number))
+    column = table["lists"].combine_chunks()
+    counts = np.diff(column.offsets.to_numpy())
+    lists = np.full((len(counts), int(counts.max(initial=0))), -1, np.int64)
+    lists[np.arange(lists.shape[1]) < counts[:, None]] = column.values.to_numpy()
+    return lists
 
 
 def shares_per_shard(task: SearchTask, workers: int) -> int:
@@ -228,12 +255,12 @@ def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1)
     Return the number of all blocks.
     """
     existing = {
-        entry.path for entry in task.output.entries(f"{WORK_FOLDER}candidates/{task.nprobe:07d}")
+        entry.path for entry in task.output.entries(f"{WORK_FOLDER}candidates/{task.probing.name}")
     }
     existing |= {entry.path for entry in task.output.entries(f"{WORK_FOLDER}exact")}
     searcher: ShardSearcher | None = None
     for block_number in range(share, len(task.query_chunks), shares):
-        path = candidates_path(task.nprobe, number, block_number)
+        path = candidates_path(task.probing, number, block_number)
         missing_exact = [
             output
             for output in task.exact_outputs(number, [block_number])
@@ -246,8 +273,10 @@ def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1)
         queries = task.query_block(block_number)
         if path not in existing:
             other_candidates = _known_candidates(task, number, block_number, existing)
-            candidates = _search_block(task, searcher, queries, block_number, other_candidates)
-            task.output.put_new(path, checksummed_parquet(candidates))
+            candidates, read = _search_block(
+                task, searcher, queries, block_number, other_candidates
+            )
+            task.output.put_new(path, checksummed_parquet(candidates, read.to_metadata()))
         for exact_file, look, _ in missing_exact:
             rows = pa.array(task.sampled_rows(look, block_number))
             sampled = queries.filter(pc.is_in(queries["row"], rows))
@@ -261,11 +290,19 @@ def _open_searcher(task: SearchTask, number: int) -> ShardSearcher:
     """Read a shard and choose the matrix product by the number of multiplications expected."""
     shard = task.open_shard(number)
     lists = max(1, shard.index.nlist)
-    queries_per_list = task.queries.rows * (task.nprobe / lists)
+    queries_per_list = task.queries.rows * (_mean_lists(task, lists) / lists)
     product = choose_search_product(
         task.device, queries_per_list, len(shard.rows), shard.index.d, lists
     )
     return ShardSearcher(shard, product, task.cache_bytes)
+
+
+def _mean_lists(task: SearchTask, nlist: int) -> float:
+    """Return the mean number of lists that a query of the first block reads."""
+    if task.reads_all_lists or math.isinf(task.gap):
+        return float(min(task.nprobe, nlist))
+    counts = (read_probed_lists(task, 0) >= 0).sum(1)
+    return float(counts.mean()) if len(counts) else 1.0
 
 
 def _search_block(
@@ -274,13 +311,12 @@ def _search_block(
     queries: pa.Table,
     number: int,
     other_candidates: list[pa.Table],
-) -> pa.Table:
-    lists = None
-    if task.nprobe < searcher.shard.index.nlist:
-        table = read_intermediate(task.output, probed_lists_path(task.nprobe, number))
-        lists = table["list"].to_numpy().reshape(-1, task.nprobe).astype(np.int64)
+) -> tuple[pa.Table, ReadCounts]:
+    lists = None if task.reads_all_lists else read_probed_lists(task, number)
     min_keys = kth_best_keys(other_candidates, task.top_k, queries["row"].to_numpy())
-    return searcher.search(task.query_batch(searcher.shard, queries, min_keys), lists, task.top_k)
+    batch = task.query_batch(searcher.shard, queries, min_keys)
+    read = count_read(searcher.shard.list_sizes, lists, len(queries))
+    return searcher.search(batch, lists, task.top_k), read
 
 
 def _known_candidates(
@@ -288,7 +324,7 @@ def _known_candidates(
 ) -> list[pa.Table]:
     """Return the candidates that up to `_KNOWN_SHARDS` other shards have for a block."""
     paths = [
-        candidates_path(task.nprobe, other_shard, number)
+        candidates_path(task.probing, other_shard, number)
         for other_shard in task.shards
         if other_shard != shard
     ]

@@ -12,6 +12,7 @@ from jobs.config.settings import IndexSettings, RankSettings
 from jobs.indexing import index
 from jobs.ranking import rank
 from retrieval.index import plan, recall_interval
+from retrieval.index.probing import Probing
 from tests.sample_stores import write_store
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -75,7 +76,9 @@ def test_target_recall_is_reached(ranking):
     _, exact = ranking("exact", recall=1.0)
     result, matches = ranking("asked", recall=0.9)
     assert result.exit_code == 0
-    assert result.values["nprobe"] < result.values["nlist"]
+    assert 1 <= result.values["lists"] < result.values["nlist"]
+    assert result.values["lists"] <= result.values["most_lists"] <= result.values["nprobe"]
+    assert 0 < result.values["rows_read"] < 1
     assert 0.9 <= result.values["recall_low"] <= measure_recall(matches, exact)
     assert measure_recall(matches, exact) <= result.values["recall_high"]
     assert result.values["recall_sample"] in (40, 80, 120)
@@ -83,7 +86,7 @@ def test_target_recall_is_reached(ranking):
 
 def test_undecided_sample_grows_and_gets_exact_matches(ranking, monkeypatch):
     _, exact = ranking("exact", recall=1.0)
-    monkeypatch.setattr(recall_curve_module(), "choose_nprobe", lambda *_: 6)
+    monkeypatch.setattr(recall_curve_module(), "choose_probing", lambda *_: Probing(6))
     _, matches_at_nprobe = ranking("hand", nprobe=6)
     target = measure_recall(matches_at_nprobe, exact)
     result, matches = ranking("close", recall=target)
@@ -107,7 +110,7 @@ def test_few_queries_search_all_lists(ranking, monkeypatch):
 
 
 def test_second_pass_corrects_a_misleading_curve(ranking, monkeypatch):
-    monkeypatch.setattr(recall_curve_module(), "choose_nprobe", lambda *_: 1)
+    monkeypatch.setattr(recall_curve_module(), "choose_probing", lambda *_: Probing(1))
     result, _ = ranking("misled", recall=0.9)
     assert result.values["passes"] == 2
     assert result.values["recall_low"] >= 0.9
@@ -115,8 +118,8 @@ def test_second_pass_corrects_a_misleading_curve(ranking, monkeypatch):
 
 
 def test_recall_below_the_target_is_exit_code_5_in_every_run(ranking, monkeypatch):
-    monkeypatch.setattr(recall_curve_module(), "choose_nprobe", lambda *_: 1)
-    monkeypatch.setattr(recall_curve_module(), "smallest_sufficient_nprobe", lambda *_: 2)
+    monkeypatch.setattr(recall_curve_module(), "choose_probing", lambda *_: Probing(1))
+    monkeypatch.setattr(recall_curve_module(), "smallest_sufficient_probing", lambda *_: Probing(2))
     for _ in range(2):
         result, matches = ranking("below", recall=0.99)
         assert result.exit_code == 5
@@ -142,7 +145,7 @@ def test_recall_of_explicit_nprobe_is_measured_without_exit_code_5(ranking):
 def test_top_k_above_100_does_not_search_all_lists(ranking):
     _, exact = ranking("exact", recall=1.0, top_k=101)
     result, matches = ranking("deep", recall=0.8, top_k=101)
-    assert result.values["nprobe"] < result.values["nlist"]
+    assert result.values["lists"] < result.values["nlist"]
     assert measure_recall(matches, exact) >= 0.8
     assert result.values["recall_extrapolated"] == 0
 
@@ -150,7 +153,7 @@ def test_top_k_above_100_does_not_search_all_lists(ranking):
 def test_top_k_beyond_the_curve_is_extrapolated_and_reported(ranking, monkeypatch):
     _, exact = ranking("exact", recall=1.0, top_k=1001)
     result, matches = ranking("beyond", recall=0.5, top_k=1001)
-    assert result.values["nprobe"] < result.values["nlist"]
+    assert result.values["lists"] < result.values["nlist"]
     assert measure_recall(matches, exact) >= 0.5
     assert result.values["recall_extrapolated"] == 1000
     assert "was measured for 1000 matches per query" in result.lines[1]

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from retrieval.core.errors import UsageError
 from retrieval.core.records import IndexPlan
-from retrieval.index.plan import LIST_ROWS, PROBE_ALL_ROWS, Gallery, plan_index
+from retrieval.index.plan import (
+    LIST_ROWS,
+    PROBE_ALL_ROWS,
+    READ_ALL_LIST_ROWS,
+    Gallery,
+    plan_index,
+)
 from tests.retrieval.sample_vectors import dtypes, metrics, quick
 
 GIB = 1 << 30
@@ -28,12 +34,12 @@ def plan(rows: int, memory: int = 4 * GIB, **changes: object) -> IndexPlan:
         (512, 512, "float16", 4 * GIB, "IVF2,SQfp16", 1, True),
         (1_372, 512, "float32", 4 * GIB, "IVF5,Flat", 1, True),
         (50_000, 512, "float16", 4 * GIB, "IVF195,SQfp16", 1, True),
-        (50_001, 512, "float16", 4 * GIB, "IVF195,SQfp16", 1, False),
-        (1_000_000, 512, "float16", 4 * GIB, "IVF3906,SQfp16", 1, False),
-        (1_000_000, 512, "float16", GIB, "IVF3906,SQfp16", 3, False),  # 432,960 rows fit
-        (1_000_000, 512, "float32", GIB, "IVF3906,Flat", 5, False),  # 237,124 rows fit
-        (1_000_000, 2048, "float16", GIB, "IVF3906,SQfp16", 9, False),  # 124,507 rows fit
-        (100_000_000, 512, "float16", 16 * GIB, "IVF40000,SQfp16", 15, False),
+        (50_001, 512, "float16", 4 * GIB, "IVF520,SQfp16", 1, False),
+        (1_000_000, 512, "float16", 4 * GIB, "IVF10416,SQfp16", 1, False),
+        (1_000_000, 512, "float16", GIB, "IVF10416,SQfp16", 3, False),  # 432,960 rows fit
+        (1_000_000, 512, "float32", GIB, "IVF10416,Flat", 5, False),  # 237,124 rows fit
+        (1_000_000, 2048, "float16", GIB, "IVF7781,SQfp16", 9, False),  # 124,507 rows fit
+        (100_000_000, 512, "float16", 16 * GIB, "IVF65536,SQfp16", 15, False),
         (1_000_000_000, 256, "float16", 64 * GIB, "IVF65536,SQfp16", 22, False),
     ],
 )
@@ -58,7 +64,9 @@ def test_plan_fits_memory_and_sample_covers_lists(rows, dimension, dtype, metric
     code_bytes = {"float16": 2, "float32": 4, None: 1}[result.codes]
     assert result.rows_per_shard * dimension * code_bytes <= memory // 2
     assert result.nlist <= result.sample_rows <= rows
-    assert result.nlist == 1 or rows // result.nlist >= LIST_ROWS
+    list_rows = READ_ALL_LIST_ROWS if result.probe_all else LIST_ROWS
+    assert result.nlist == 1 or rows // result.nlist >= list_rows
+    assert result.nlist == 1 or 4 * dimension * result.nlist <= memory // 4
     assert result.probe_all == (rows <= PROBE_ALL_ROWS and result.codes is not None)
     assert result == plan(rows, **arguments)
 
@@ -139,6 +147,6 @@ def test_rows_per_shard_overrides_the_memory_limit():
 
 def test_plan_reasons_contain_the_numbers():
     reasons = "\n".join(plan(1_000_000, memory=GIB, metric="l2").reasons)
-    for number in ("3906 lists", "249984 rows train", "3 shards of 333334 rows", "1240 each"):
+    for number in ("10416 lists", "666624 rows train", "3 shards of 333334 rows", "1240 each"):
         assert number in reasons
     assert "nearest centroid" in reasons

@@ -19,10 +19,13 @@ RANDOM = np.random.default_rng(0)
 
 
 def curve(ks=(1, 10, 100), probes=(1, 2, 4, 8, 16, 32, 64)):
+    """Return a recall curve by gap (a gap of n / 100 reads n lists) and by nprobe."""
+    ends = [(n, 1 - 0.4 / n, 1 - 0.45 / n, 1 - 0.35 / n, 500) for n in probes]
     rows = [
-        (k, nprobe, 1 - 0.4 / nprobe, 1 - 0.45 / nprobe, 1 - 0.35 / nprobe, 500)
+        row
         for k in ks
-        for nprobe in probes
+        for row in [(k, end[0] / 100, 8 * end[0], *end) for end in ends]
+        + [(k, np.inf, end[0], *end) for end in ends]
     ]
     return pa.table([list(column) for column in zip(*rows, strict=True)], schema=RECALL.schema)
 
@@ -106,6 +109,12 @@ def test_recall_chart_labels_choice_target_and_measurement():
     assert ticks == ["1", "2", "4", "8", "16", "32", "64"]
     for number in ("0.600", "0.994", "0.95", "0.910"):
         assert number in drawing.alt
+
+
+def test_recall_chart_by_gap_shows_the_mean_number_of_lists():
+    drawing = draw_recall(curve(), certificate(gap=0.1, nprobe=64, lists=6.54), 10)
+    assert "6.5 of 64 lists read" in texts(drawing.chart().light)
+    assert "6.5 were read" in drawing.alt
 
 
 @pytest.mark.parametrize(("k", "measured"), [(1, 1), (2, 10), (11, 100), (1000, 100)])

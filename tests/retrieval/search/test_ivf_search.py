@@ -104,6 +104,10 @@ def check_against_brute_force(
     queries = block(case.queries, measure)
     lists_read = min(nprobe or nlist, nlist)
     probes = top_k(queries, block(centroids, measure), lists_read).positions
+    if generator.random() < 0.5:  # each query reads another number of lists
+        counts = generator.integers(1, lists_read + 1, len(queries))
+        probes = np.where(np.arange(lists_read) < counts[:, None], probes, -1)
+        nprobe = lists_read
     positions = generator.permutation(count)  # position of each row in the order of image_ids
     ids = [image_ids(count)[position] for position in positions]
     query_numbers = np.sort(generator.permutation(50)[: len(case.queries)])

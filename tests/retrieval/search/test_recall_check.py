@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 from retrieval.core.errors import Damaged
 from retrieval.core.records import Certificate
 from retrieval.core.schemas import Metric
-from retrieval.index.recall_curve import probe_grid
+from retrieval.index.probing import Probing
+from retrieval.index.recall_curve import gap_grid
 from retrieval.index.recall_interval import sampled_interval
 from retrieval.index.sampling import draw_sample, rows_in_hash_order
 from retrieval.index.shard import shard_path
 from retrieval.search import shard_search
 from retrieval.search.candidates import top_candidates
 from retrieval.search.merge import rank_candidates
-from retrieval.search.recall_check import certify
+from retrieval.search.read_counts import ReadCounts, add_blocks, add_shards, read_counts
+from retrieval.search.recall_check import _required_by_sample, certify
 from retrieval.search.shard_search import (
     SearchTask,
     candidates_path,
     exact_path,
     read_exact_candidates,
     read_intermediate,
+    read_probed_lists,
     search_shard,
     shares_per_shard,
     write_probed_lists,
@@ -106,7 +109,7 @@ def merged_matches(task: SearchTask) -> pa.Table:
     shards, tables = range(int(task.manifest.counts["shards"])), []
     for number in range(len(task.query_chunks)):
         parts = [
-            read_intermediate(task.output, candidates_path(task.nprobe, shard, number))
+            read_intermediate(task.output, candidates_path(task.probing, shard, number))
             for shard in shards
         ]
         queries_table = task.stored_queries(number)
@@ -141,14 +144,14 @@ def check_certificate(
     task: SearchTask, index: FinishedIndex, target: float, seed: int
 ) -> Certificate:
     run_search(task)
-    certificate, sufficient_nprobe = certify(task, target, seed)
+    certificate, sufficient = certify(task, target, seed)
     assert (certificate.nprobe, certificate.nlist, certificate.target, certificate.passes) == (
         task.nprobe,
         9,
         target,
         1,
     )
-    if task.nprobe == 9:
+    if task.reads_all_lists:
         assert (certificate.recall, certificate.low, certificate.high, certificate.sample) == (
             1,
             1,
@@ -169,24 +172,30 @@ def check_certificate(
     interval = np.minimum(interval + (1 - recalls).sum() / 25, 1)
     assert (certificate.low, certificate.high) == pytest.approx(tuple(interval), abs=1e-12)
     assert (certificate.sample, certificate.queries) == (len(recalls), 25)
-    assert sufficient_nprobe == smallest_sufficient_nprobe(task, index, target, seed, certificate)
+    if certificate.low >= target:
+        assert sufficient == task.probing
+        return certificate
+    check_sufficient(task, index, target, seed, sufficient)
     return certificate
 
 
-def smallest_sufficient_nprobe(
-    task: SearchTask, index: FinishedIndex, target: float, seed: int, certificate: Certificate
-) -> int:
-    """Return the smallest nprobe whose lower bound meets the target, found by searching."""
-    if certificate.low >= target:
-        return task.nprobe
-    for nprobe in probe_grid(9):
-        repeated = dataclasses.replace(task, nprobe=nprobe)
+def check_sufficient(
+    task: SearchTask, index: FinishedIndex, target: float, seed: int, sufficient: Probing
+) -> None:
+    """Check that a probing meets the target and that the next smaller gap does not."""
+
+    def meets_target(probing: Probing) -> bool:
+        repeated = dataclasses.replace(task, nprobe=probing.nprobe, gap=probing.gap)
         run_search(repeated)
         recalls = count_recall(repeated, index)
         low, _ = sampled_interval(recalls, 25, looks=len(task.looks), seed=seed)
-        if low + (1 - recalls).sum() / 25 >= target:
-            return max(nprobe, task.nprobe)
-    return 9
+        return low + (1 - recalls).sum() / 25 >= target
+
+    assert meets_target(sufficient) or sufficient.reads_all(9)
+    required, _ = _required_by_sample(task)
+    smaller = [gap for gap in gap_grid(required, [task.top_k]) if gap < sufficient.gap]
+    if smaller and sufficient.gap != task.gap:
+        assert not meets_target(required.limited(smaller[-1]))
 
 
 @every_metric
@@ -198,14 +207,51 @@ def test_certified_recall_equals_counted_recall(tmp_path, metric, dtype, nprobe,
     assert 0 < certificate.search_recall < 1  # so that the case is not trivial
 
 
+@every_metric
+def test_certified_recall_of_a_gap_equals_counted_recall(tmp_path, metric):
+    task, index = make_task(tmp_path, metric, nprobe=4)
+    task = dataclasses.replace(task, gap=0.3)
+    certificate = check_certificate(task, index, 0.99, seed=5)
+    assert (certificate.nprobe, certificate.gap) == (4, 0.3)
+    assert 0 < certificate.search_recall < 1
+
+
+@every_metric
+def test_counts_of_lists_and_rows_read_equal_those_of_the_index(tmp_path, metric):
+    task, index = make_task(tmp_path, metric, nprobe=5)
+    task = dataclasses.replace(task, gap=0.4)
+    run_search(task)
+    sizes = sum(shard.list_sizes for shard in index.shards)
+    numbers = range(len(task.query_chunks))
+    read = [
+        [number for number in row if number >= 0]
+        for block_number in numbers
+        for row in read_probed_lists(task, block_number).tolist()
+    ]
+    counts = [
+        add_blocks(
+            read_counts(task.output, candidates_path(task.probing, shard, n)) for n in numbers
+        )
+        for shard in task.shards
+    ]
+    assert add_shards(counts) == ReadCounts(
+        25, sum(map(len, read)), max(map(len, read)), sum(int(sizes[row].sum()) for row in read)
+    )
+    assert len({len(row) for row in read}) > 1
+
+
 @pytest.mark.nightly
 @slow
-@given(metrics, dtypes, st.integers(1, 9), st.sampled_from([1, 3, 10, 200]), st.floats(0, 1), seeds)
+@given(
+    metrics, dtypes, st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.5, np.inf]),
+    st.sampled_from([1, 3, 10, 200]), st.floats(0, 1), seeds,
+)  # fmt: skip
 def test_certified_recall_equals_counted_recall_many_times(
-    tmp_path_factory, metric, dtype, nprobe, top_k, target, seed
+    tmp_path_factory, metric, dtype, nprobe, gap, top_k, target, seed
 ):
     root = tmp_path_factory.mktemp("certificate")
     task, index = make_task(root, metric, dtype=dtype, nprobe=nprobe, top_k=top_k, seed=seed)
+    task = dataclasses.replace(task, gap=gap)
     check_certificate(task, index, target, seed)
 
 
@@ -239,7 +285,8 @@ def test_empty_sample_has_recall_one_without_measurement(tmp_path):
     task = dataclasses.replace(task, looks=())
     run_search(task)
     assert not list(task.output.entries("work/exact"))
-    assert certify(task, 0.95, 0) == (Certificate(9, 9, 0.95, 1.0, 1.0, 1.0, 0, 1), 9)
+    expected = Certificate(9, 9, 0.95, 1.0, 1.0, 1.0, 0, 1)
+    assert certify(task, 0.95, 0) == (expected, Probing(9))
 
 
 @every_metric
@@ -287,7 +334,7 @@ def test_missing_file_is_recomputed_with_the_same_matches(tmp_path):
     task, _ = make_task(tmp_path, "cosine")
     run_search(task)
     expected, exact = merged_matches(task), task.output.read(exact_path(1, 2, 0))
-    missing = candidates_path(task.nprobe, 1, 2), exact_path(1, 2, 0)
+    missing = candidates_path(task.probing, 1, 2), exact_path(1, 2, 0)
     sizes = [len(read_intermediate(task.output, path)) for path in missing]
     for path in missing:
         task.output.delete(path)
@@ -297,7 +344,7 @@ def test_missing_file_is_recomputed_with_the_same_matches(tmp_path):
     assert 0 < len(read_intermediate(task.output, missing[0])) < sizes[0]
 
 
-@pytest.mark.parametrize("path", [candidates_path(2, 1, 1), exact_path(0, 0, 2)])
+@pytest.mark.parametrize("path", [candidates_path(Probing(2), 1, 1), exact_path(0, 0, 2)])
 def test_corrupted_file_is_detected(tmp_path, path):
     task, _ = make_task(tmp_path, "cosine")
     run_search(task)
