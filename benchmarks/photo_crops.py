@@ -46,6 +46,10 @@ _MAX_PIXELS = 1 << 28
 _TASK_PHOTOS = 8  # photos that a process embeds at once
 
 
+PhotoCrops = tuple[str, str, int]
+"""Path and SHA-256 of a photo, and the number of crops."""
+
+
 class VectorsMissing(Exception):
     """Photos, weights or a file of vectors are absent, so a benchmark of them must be skipped."""
 
@@ -172,11 +176,10 @@ def embed_crops(
 
     They are shuffled so that any first rows are a sample of all photos.
     """
-    sides = split_photos(len(photos), settings.seed)
     tasks = [
-        [(*photos[photo], int(count)) for photo, count in part]
-        for side, wanted in zip(sides, (settings.rows, settings.queries), strict=True)
-        for part in _in_tasks(side, wanted)
+        side[first : first + _TASK_PHOTOS]
+        for side in assign_crops(photos, settings)
+        for first in range(0, len(side), _TASK_PHOTOS)
     ]
     setup = bundle, settings
     if processes == 1:
@@ -192,13 +195,29 @@ def embed_crops(
     return rows[generator.permutation(len(rows))], queries[generator.permutation(len(queries))]
 
 
-def _in_tasks(photos: NDArray[np.int64], wanted: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield photos with their numbers of crops, which differ by one at most, a task at a time."""
-    counts = np.full(len(photos), wanted // len(photos))
-    counts[: wanted % len(photos)] += 1
-    pairs = list(zip(photos.tolist(), counts.tolist(), strict=True))
-    for first in range(0, len(pairs), _TASK_PHOTOS):
-        yield pairs[first : first + _TASK_PHOTOS]
+def assign_crops(
+    photos: Sequence[tuple[str, str]], settings: CropSettings
+) -> tuple[list[PhotoCrops], list[PhotoCrops]]:
+    """Return the photos of the gallery and of the queries with their numbers of crops.
+
+    No photo is on both sides; the numbers of a side differ by one at most.
+    """
+    gallery, queries = split_photos(len(photos), settings.seed)
+    return (
+        _share_crops(photos, gallery, settings.rows),
+        _share_crops(photos, queries, settings.queries),
+    )
+
+
+def _share_crops(
+    photos: Sequence[tuple[str, str]], positions: NDArray[np.int64], crops: int
+) -> list[PhotoCrops]:
+    counts = np.full(len(positions), crops // len(positions))
+    counts[: crops % len(positions)] += 1
+    return [
+        (*photos[photo], count)
+        for photo, count in zip(positions.tolist(), counts.tolist(), strict=True)
+    ]
 
 
 _loaded: list[tuple[Embedder, CropSettings]] = []
@@ -209,7 +228,7 @@ def _load(bundle: Bundle, settings: CropSettings) -> None:
     _loaded[:] = [(Embedder(bundle, plan), settings)]
 
 
-def _embed_photos(task: Sequence[tuple[str, str, int]]) -> NDArray[np.float16]:
+def _embed_photos(task: Sequence[PhotoCrops]) -> NDArray[np.float16]:
     """Embed the crops of some photos, in the process that `_load` prepared."""
     ((embedder, settings),) = _loaded
     images: list[torch.Tensor] = []

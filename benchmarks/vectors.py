@@ -83,14 +83,18 @@ def _read_hdf5(arguments: argparse.Namespace) -> Path:
     folder = Path(arguments.vectors, name)
     if not is_complete(folder):
         with h5py.File(path) as file:
-            save_vectors(folder, *_gallery_and_queries(file, path, arguments))
+            sides = gallery_and_queries(file, str(path), arguments.rows, arguments.queries)
+        save_vectors(folder, *sides)
     return folder
 
 
-def _gallery_and_queries(
-    file: Any, path: Path, arguments: argparse.Namespace
+def gallery_and_queries(
+    file: Any, path: str, rows: int, queries: int
 ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    """Return the first rows of `train` and of `test`, (n, d) float16."""
+    """Return the first vectors of `train` and of `test` of an open file, (n, d) float16.
+
+    Raises VectorsMissing if the file is for another distance, or float16 does not hold its numbers.
+    """
     distance = file.attrs.get("distance", "")
     distance = distance.decode() if isinstance(distance, bytes) else str(distance)
     if distance not in _ANGULAR | _INNER_PRODUCT:
@@ -99,12 +103,12 @@ def _gallery_and_queries(
             f"of {', '.join(sorted(_ANGULAR | _INNER_PRODUCT))}"
         )
     sides = []
-    for key, count in (("train", arguments.rows), ("test", arguments.queries)):
+    for key, count in (("train", rows), ("test", queries)):
         vectors = np.asarray(file[key][:count], np.float32)
         if distance in _ANGULAR:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
         largest = float(np.abs(vectors).max())
-        if largest > np.finfo(np.float16).max:
+        if largest > float(np.finfo(np.float16).max):
             raise VectorsMissing(
                 f"--hdf5 {path} has numbers up to {largest:g}, which float16 does not hold; give "
                 "another file"
