@@ -23,11 +23,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--side")
     parser.add_argument("--lists")
-    parser.add_argument("--vectors")
+    parser.add_argument("--place")
     arguments = parser.parse_args()
     rows, queries = (
-        np.load(f"{arguments.vectors}/{name}.npy").astype(np.float32)
-        for name in ("rows", "queries")
+        np.load(f"{arguments.place}/{name}.npy").astype(np.float32) for name in ("rows", "queries")
     )
     started = time.perf_counter()
     index, _ = build_index(rows, save_on_disk=False, metric_type="ip", verbose=50)

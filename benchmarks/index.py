@@ -1,36 +1,45 @@
-"""Measure training and filling an IVF index, against a FAISS script, with the recall of each.
+"""Measure training and filling an IVF index, against FAISS scripts, with the recall of each.
 
 python -m benchmarks.index [--rows 200000] [--dimension 512] [--lists 512] [--runs 3]
                            [--autofaiss PYTHON]
+python -m benchmarks.index --real [--photos DIR --weights FILE | --hdf5 FILE] [--rows 80000]
+                           [--dimension 256]
 
-Both use the same clustered vectors in memory and two threads, in separate processes; runs
-alternate. Our two threads do the work of two cluster tasks with one core each. FAISS trains with
-its default of up to 256 vectors per list, and again with the 64 of ours. The product bound is the
-time of the matrix products alone that assign all rows to lists, in as many threads, in float32 and
-in the product that was used. Each bound is reported as a share of the time to add, in wall time and
-in processor time, which other load hardly changes.
+Vectors are isotropic synthetic clusters, or with `--real` those of `benchmarks/vectors.py`, from
+memory. All sides use two threads, in separate processes; runs alternate. Our two threads do the
+work of two cluster tasks with one core each. FAISS trains with its default of up to 256 vectors per
+list, and again with the 64 of ours, each by its own k-means and by its SuperKMeans
+(`use_super_kmeans`). The objective is the mean inner product of a row with the centroid of its
+list. The product bound is the time of the matrix products alone that assign all rows to lists, in
+as many threads, in float32 and in the product that was used. Each bound is reported as a share of
+the time to add, in wall time and in processor time, which other load hardly changes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.our_search import train_centroids
 from benchmarks.output import write_result
+from benchmarks.photo_crops import VectorsMissing
 from benchmarks.sides import clustered, recall_of, run_side, spread
+from benchmarks.vectors import add_source_options, describe_vectors, prepare_vectors
 from retrieval.core.records import IndexPlan
 from retrieval.index.build_shard import append_codes, reserve_list_space
 from retrieval.index.faiss_io import make_empty_index, read_centroids
-from retrieval.index.kmeans import StoredSlice, fit_kmeans, make_slice
 from retrieval.index.plan import SAMPLE_ROWS_PER_LIST
 from retrieval.index.workers import InProcessWorkers
 from retrieval.vectors.matmul import FLOAT32_PRODUCT, Product, choose_product
@@ -40,7 +49,6 @@ from retrieval.vectors.topk import nearest_centroids
 THREADS = 2
 _BLOCK = 4096  # rows assigned at once, as in a part
 _FILL = 1 << 14  # rows added at once
-_SLICE = 1 << 13
 
 
 def main() -> None:
@@ -51,32 +59,55 @@ def main() -> None:
     parser.add_argument("--lists", type=int, default=512)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--autofaiss", help="an interpreter that has it")
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--real", action="store_true", help="photos or a file, not synthetic")
+    add_source_options(parser)
     parser.add_argument("--side")
-    parser.add_argument("--vectors")
+    parser.add_argument("--place")
     arguments = parser.parse_args()
     if arguments.side:
         vectors, queries = (
-            np.load(f"{arguments.vectors}/rows.npy"),
-            np.load(f"{arguments.vectors}/queries.npy"),
+            np.load(f"{arguments.place}/rows.npy"),
+            np.load(f"{arguments.place}/queries.npy")[: arguments.queries],
         )
         print(json.dumps(SIDES[arguments.side](vectors, queries, arguments.lists)))
         return
-    summary: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        vectors, queries = clustered(arguments.rows, arguments.dimension, 1000)
-        np.save(f"{folder}/rows.npy", vectors)
-        np.save(f"{folder}/queries.npy", queries)
-        words = ("--lists", arguments.lists, "--vectors", folder)
-        runs_by_side: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
-        for _ in range(arguments.runs):
-            for name, runs in runs_by_side.items():
-                threads = 1 if name == "ours" else THREADS  # ours starts two threads itself
-                runs.append(run_side("benchmarks.index", name, threads, *words))
-        if arguments.autofaiss:
-            side = ("benchmarks.by_autofaiss", "autofaiss", THREADS, *words)
-            summary = {"autofaiss": run_side(*side, python=arguments.autofaiss)}
-    options = {name: getattr(arguments, name) for name in ("rows", "dimension", "lists", "runs")}
-    write_result("index", **options, **_summary(runs_by_side), **summary)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            folder = _place_vectors(arguments, Path(scratch))
+        except VectorsMissing as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            return
+        results = _measure(arguments, folder)
+    options = {
+        name: getattr(arguments, name) for name in ("rows", "dimension", "lists", "runs", "real")
+    }
+    write_result("index", **options, **results)
+
+
+def _place_vectors(arguments: argparse.Namespace, scratch: Path) -> Path:
+    if arguments.real:
+        return prepare_vectors(arguments)
+    vectors, queries = clustered(arguments.rows, arguments.dimension, arguments.queries)
+    np.save(scratch / "rows.npy", vectors)
+    np.save(scratch / "queries.npy", queries)
+    return scratch
+
+
+def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    words = ("--lists", arguments.lists, "--queries", arguments.queries, "--place", folder)
+    runs_by_side: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+    for _ in range(arguments.runs):
+        for name, runs in runs_by_side.items():
+            threads = 1 if name == "ours" else THREADS  # ours starts two threads itself
+            runs.append(run_side("benchmarks.index", name, threads, *words))
+    results = _summary(runs_by_side)
+    if arguments.real:
+        results["vectors"] = describe_vectors(arguments, folder)
+    if arguments.autofaiss:
+        side = ("benchmarks.by_autofaiss", "autofaiss", THREADS, *words)
+        results["autofaiss"] = run_side(*side, python=arguments.autofaiss)
+    return results
 
 
 def _summary(runs_by_side: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -98,7 +129,8 @@ def _summary(runs_by_side: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                     for their_seconds, our_seconds in zip(total[name], total["ours"], strict=True)
                 ]
             )
-            for name in ("faiss", "faiss_64")
+            for name in total
+            if name != "ours"
         },
         "product": ours["product"],
         "placed_gflops_a_core": spread(
@@ -111,6 +143,7 @@ def _summary(runs_by_side: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             for name in ours["bound"]
             for by in ("", "_cpu")
         },
+        "objective": {name: runs[0]["objective"] for name, runs in runs_by_side.items()},
         "recall_at_10_by_nprobe": {name: runs[0]["recalls"] for name, runs in runs_by_side.items()},
     }
 
@@ -128,16 +161,7 @@ def ours(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, 
     """Train on a sample in slices, then assign and add rows by parts, like `lookalike index`."""
     started = time.perf_counter()
     workers = Threads()
-    count = SAMPLE_ROWS_PER_LIST * lists
-    generator = np.random.default_rng(1)
-    sample_rows = np.sort(generator.choice(len(vectors), count, replace=False))
-    hashes = generator.permutation(count).astype(np.uint64)
-    cuts = [slice(first, first + _SLICE) for first in range(0, count, _SLICE)]
-    made = workers.map(
-        make_slice, [(vectors[sample_rows[cut]], hashes[cut], "cosine") for cut in cuts]
-    )
-    slices = [StoredSlice(part, hashes[cut]) for part, cut in zip(made, cuts, strict=True)]
-    centroids = fit_kmeans(slices, lists, "cosine", workers)
+    centroids = train_centroids(vectors, lists, workers)
     trained = time.perf_counter()
     parts = np.array_split(np.arange(len(vectors)), THREADS)
     cpu_start = time.process_time()
@@ -155,6 +179,7 @@ def ours(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, 
         "placed": 2e-9 * vectors.size * lists / THREADS,
         "bound": {name: seconds for name, (seconds, _) in bounds.items()},
         "bound_cpu": {name: cpu_seconds for name, (_, cpu_seconds) in bounds.items()},
+        "objective": objective(indexes[0], vectors),
         "recalls": recalls(indexes[0], vectors, queries),
     }  # fmt: skip
 
@@ -185,34 +210,52 @@ def _fill_index(vectors: NDArray[Any], rows: NDArray[np.int64], centroids: NDArr
     return index
 
 
-def faiss_default(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, Any]:
-    """Build the index as in the FAISS documentation: factory, train on all vectors, add."""
-    return _by_faiss(vectors, queries, vectors, lists)
-
-
-def faiss_small_sample(vectors: NDArray[Any], queries: NDArray[Any], lists: int) -> dict[str, Any]:
-    """Build the same index, trained on a sample as large as ours."""
-    count = SAMPLE_ROWS_PER_LIST * lists
-    drawn = np.random.default_rng(1).choice(len(vectors), count, replace=False)
-    return _by_faiss(vectors, queries, vectors[drawn], lists)
-
-
-def _by_faiss(
-    vectors: NDArray[Any], queries: NDArray[Any], sample: NDArray[Any], lists: int
+def by_faiss(
+    vectors: NDArray[Any],
+    queries: NDArray[Any],
+    lists: int,
+    *,
+    small_sample: bool = False,
+    super_kmeans: bool = False,
 ) -> dict[str, Any]:
-    wide, sample = vectors.astype(np.float32), sample.astype(np.float32)
+    """Build the same index as in the documentation of FAISS: factory, train, add.
+
+    `small_sample` trains on a sample as large as ours; else FAISS draws one from all vectors.
+    """
+    wide = vectors.astype(np.float32)
+    sample = wide
+    if small_sample:
+        count = min(len(vectors), SAMPLE_ROWS_PER_LIST * lists)
+        sample = wide[np.random.default_rng(1).choice(len(vectors), count, replace=False)]
     started = time.perf_counter()
     kind = f"IVF{lists},SQfp16"
     index: Any = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.by_residual = False
+    index.cp.use_super_kmeans = super_kmeans
     index.train(sample)
     trained = time.perf_counter()
     index.add(wide)
     times = {"train": trained - started, "add": time.perf_counter() - trained}
-    return {**times, "recalls": recalls(index, vectors, queries)}
+    return {
+        **times,
+        "objective": objective(index, vectors),
+        "recalls": recalls(index, vectors, queries),
+    }
 
 
-SIDES = {"ours": ours, "faiss": faiss_default, "faiss_64": faiss_small_sample}
+SIDES: dict[str, Callable[..., dict[str, Any]]] = {
+    "ours": ours,
+    "faiss": by_faiss,
+    "faiss_64": partial(by_faiss, small_sample=True),
+    "faiss_super": partial(by_faiss, super_kmeans=True),
+    "faiss_super_64": partial(by_faiss, small_sample=True, super_kmeans=True),
+}
+
+
+def objective(index: Any, vectors: NDArray[Any]) -> float:
+    """Return the mean inner product of the vectors with the centroid of their list."""
+    scores, _ = index.quantizer.search(vectors.astype(np.float32), 1)
+    return round(float(scores.mean(dtype=np.float64)), 5)
 
 
 def recalls(index: Any, vectors: NDArray[Any], queries: NDArray[Any]) -> dict[int, float]:

@@ -1,52 +1,40 @@
-"""Measure searching whole query sets, against FAISS index types at equal recall.
+"""Measure searching whole query sets of synthetic vectors, against FAISS at the same lists.
 
 python -m benchmarks.rank [--rows 200000] [--dimension 512] [--lists 512] [--queries 10000]
                           [--nprobe 8 32 64] [--shards 2] [--runs 3] [--device cpu|cuda]
-                          [--against flat sqfp16 rabitq pq hnsw big_batch] [--sklearn PYTHON]
+                          [--against flat sqfp16 big_batch] [--sklearn PYTHON]
 python -m benchmarks.rank --curve   (ours only: one worker, by queries, nprobe and shards)
 
-Clustered unit vectors, the same centroids for all sides, inner product, k = 10. Ours runs two
+Isotropic synthetic clusters of unit vectors, the same centroids for all sides, inner product,
+k = 10. All sides read the same lists, so this compares the cost of reading lists; methods that use
+the structure of vectors are compared on real ones by `benchmarks/search.py`. Ours runs two
 processes with one thread and one shard each, like tasks of a cluster; with `--shards 1` each
 process answers some of the query blocks. The time covers choosing lists, searching and merging,
-from the query vectors to ranked rows. FAISS runs one process with two threads; each of its index
-types uses the cheapest setting that reaches our recall (`benchmarks/faiss_kinds.py`). `exact` reads
-all lists.
+from the query vectors to ranked rows, with lists that an earlier search has prepared. FAISS runs
+one process with two threads. `exact` reads all lists.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks import faiss_kinds
-from benchmarks.faiss_kinds import K, timed
+from benchmarks.faiss_kinds import K
+from benchmarks.our_search import SearchSetup, open_index, train_centroids
 from benchmarks.output import write_result
-from benchmarks.sides import clustered, recall_of, run_side, spread
-from retrieval.core.records import IndexPlan
-from retrieval.core.schemas import SHARD_ROWS
-from retrieval.index.build_shard import append_codes
-from retrieval.index.faiss_io import make_empty_index
-from retrieval.index.kmeans import StoredSlice, fit_kmeans, make_slice
-from retrieval.index.shard import Shard
+from benchmarks.sides import clustered, recall_of, run_side, spread, timed
 from retrieval.index.workers import InProcessWorkers
-from retrieval.search.candidates import kth_best_keys, top_candidates
-from retrieval.search.ivf_search import QueryBatch, ShardSearcher
-from retrieval.vectors.int8_matmul import choose_search_product
-from retrieval.vectors.scoring import block
-from retrieval.vectors.topk import nearest_centroids, top_k_positions
 
 WORKERS = 2
 _EXACT = 4000  # most queries that read all lists
-_BATCH = 1 << 14  # queries per block, as `search/shard_search.py` has at dimension 512
 
 
 def main() -> None:
@@ -84,10 +72,7 @@ def main() -> None:
 def prepare(folder: str, arguments: argparse.Namespace) -> None:
     """Write vectors, queries, centroids and exact neighbours into a folder."""
     vectors, queries = clustered(arguments.rows, arguments.dimension, arguments.queries)
-    sample = vectors[np.random.default_rng(1).permutation(len(vectors))[: 64 * arguments.lists]]
-    hashes = np.arange(len(sample), dtype=np.uint64)
-    slices = [StoredSlice(make_slice(sample, hashes, "cosine"), hashes)]
-    centroids = fit_kmeans(slices, arguments.lists, "cosine", InProcessWorkers())
+    centroids = train_centroids(vectors, arguments.lists, InProcessWorkers())
     first_queries = queries[:1000].astype(np.float32)
     _, exact = faiss.knn(first_queries, vectors.astype(np.float32), K, faiss.METRIC_INNER_PRODUCT)
     arrays = {"rows": vectors, "queries": queries, "centroids": centroids, "exact": exact}
@@ -139,11 +124,6 @@ def _figures(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return {
         "queries_a_second": {name: spread(side_runs) for name, side_runs in rates.items()},
         "recall": {name: side_runs[0]["recall"] for name, side_runs in runs.items()},
-        "settings": {
-            name: side_runs[0]["setting"]
-            for name, side_runs in runs.items()
-            if "setting" in side_runs[0]
-        },
         "times_faster": {
             name: spread(
                 [
@@ -179,114 +159,27 @@ def _curve(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Search with two processes; nprobe 0 means all lists."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(WORKERS)
-    with context.Pool(WORKERS, _start_worker, (barrier,)) as pool:
-        answers = pool.map(
-            _run_worker, [(arguments, worker, WORKERS) for worker in range(WORKERS)], 1
-        )
-    return _summarize(arguments, answers)
+    return _search(arguments, WORKERS)
 
 
 def one_worker(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Search in this process."""
-    _start_worker(None)
-    return _summarize(arguments, [_run_worker((arguments, 0, 1))])
+    """Search with one process."""
+    return _search(arguments, 1)
 
 
-def _summarize(arguments: argparse.Namespace, answers: list[Any]) -> dict[str, Any]:
-    started = time.perf_counter()
-    table, ranks = top_candidates([table for _, table, _ in answers], K)
-    seconds = time.perf_counter() - started + max(seconds for seconds, _, _ in answers)
-    rows = np.full((arguments.queries, K), -1)
-    rows[table["query"].to_numpy(), ranks] = table["row"].to_numpy()
+def _search(arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
+    setup = SearchSetup(
+        arguments.place, np.load(f"{arguments.place}/centroids.npy"), arguments.queries, K,
+        arguments.shards, workers, arguments.device, prepared=True,
+    )  # fmt: skip
+    with open_index(setup) as index:
+        found = index.search(arguments.nprobe[0])
     exact = np.load(f"{arguments.place}/exact.npy")[: arguments.queries]
-    rate = arguments.queries / seconds
-    work = sum(work for _, _, work in answers) / seconds
-    return {"rate": rate, "recall": recall_of(rows[: len(exact)], exact), "flops": work}
-
-
-_barrier: list[Any] = []
-
-
-def _start_worker(barrier: Any) -> None:
-    import torch  # noqa: F401 - imported already in a worker that has run a task
-
-    _barrier[:] = [barrier]
-    faiss.omp_set_num_threads(1)
-
-
-def _run_worker(task: tuple[argparse.Namespace, int, int]) -> tuple[float, pa.Table, float]:
-    """Build the shards of a worker, wait for the other workers, and search them; best of two runs.
-
-    If there are fewer shards than workers, workers share a shard and search some of the blocks.
-    Returns seconds, the table of candidates and the number of operations of an exact search.
-    """
-    arguments, worker, workers = task
-    shares = workers if arguments.shards < workers else 1
-    shard_numbers = (
-        range(arguments.shards) if shares > 1 else range(worker, arguments.shards, workers)
-    )
-    shards = [_shard(arguments, number) for number in shard_numbers]
-    queries = np.load(f"{arguments.place}/queries.npy")[: arguments.queries]
-    centroids = block(np.load(f"{arguments.place}/centroids.npy"), "ip")
-    nprobe = arguments.nprobe[0]
-    rows = sum(len(shard.rows) for shard in shards)
-    work = 2.0 * queries.size * rows / shares
-    queries_per_list = len(queries) * (nprobe / arguments.lists if nprobe else 1)
-    product = choose_search_product(
-        arguments.device, queries_per_list, len(shards[0].rows), queries.shape[1], arguments.lists
-    )
-    searchers = [ShardSearcher(shard, product) for shard in shards]
-    probed = top_k_positions(block(queries, "ip"), centroids, nprobe) if nprobe else None
-    firsts = range(0, len(queries), _BATCH)[worker if shares > 1 else 0 :: shares]
-    # this worker chooses the lists of these queries
-    own_queries = np.array_split(queries, workers)[worker]
-    best, table = float("inf"), None
-    for _ in range(2):
-        if _barrier[0]:
-            _barrier[0].wait()
-        started = time.perf_counter()
-        if nprobe:
-            top_k_positions(block(own_queries, "ip"), centroids, nprobe)
-        answers = []
-        for first in firsts:
-            part = queries[first : first + _BATCH]
-            numbers = np.arange(first, first + len(part))
-            lists = None if probed is None else probed[first : first + _BATCH]
-            tables: list[pa.Table] = []
-            for shard in searchers:
-                batch = QueryBatch(block(part, "ip"), numbers, kth_best_keys(tables, K, numbers))
-                tables.append(shard.search(batch, lists, K))
-            answers += tables
-        table, _ = top_candidates(answers, K)
-        best = min(best, time.perf_counter() - started)
-    assert table is not None
-    return best, table, work
-
-
-def _shard(arguments: argparse.Namespace, number: int) -> Shard:
-    vectors = np.load(f"{arguments.place}/rows.npy", mmap_mode="r")
-    centroids = np.load(f"{arguments.place}/centroids.npy")
-    rows = np.array_split(np.arange(len(vectors)), arguments.shards)[number]
-    shard_vectors = np.ascontiguousarray(vectors[rows])
-    vector_block = block(shard_vectors, "ip")
-    plan = IndexPlan(f"IVF{len(centroids)},SQfp16", len(centroids), "float16", 1, len(rows), 0,
-                     False, ())  # fmt: skip
-    index = make_empty_index(plan, centroids, "ip")
-    append_codes(
-        index, shard_vectors, rows, nearest_centroids(vector_block, block(centroids, "ip"))
-    )
-    names = [f"{row:09d}.jpg" for row in rows]
-    values = {
-        "row": rows,
-        "image_id": names,
-        "path": names,
-        "squared_norm": vector_block.squared_norms,
+    return {
+        "rate": arguments.queries / found.seconds,
+        "recall": recall_of(found.rows[: len(exact)], exact),
+        "flops": found.operations / found.seconds,
     }
-    columns = [values.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]
-    metadata = pa.table(columns, schema=SHARD_ROWS.schema)
-    return Shard(index, metadata, "ip", "float16", np.empty(0, np.int64))
 
 
 def product(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -314,7 +207,7 @@ def product(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-RIVALS = ("flat", "sqfp16", "rabitq", "pq", "hnsw", "big_batch")
+RIVALS = ("flat", "sqfp16", "big_batch")
 SIDES = {
     "ours": ours,
     "one_worker": one_worker,
