@@ -334,7 +334,7 @@ def test_existing_files_are_not_computed_again(stores, tmp_path, monkeypatch):
             )
     mtimes = {p: p.stat().st_mtime_ns for p in (tmp_path / "m/work").rglob("*.parquet")}
     names = {p.relative_to(tmp_path / "m").as_posix() for p in mtimes}
-    assert {shard_proposals_path(2, 1, 2), candidates_path(2, 2, 0)} <= names
+    assert {shard_proposals_path(Probing(2), 1, 2), candidates_path(Probing(2), 2, 0)} <= names
     with monkeypatch.context() as patch:
         patch.setattr("retrieval.search.recall_check.certify", stop)
         with pytest.raises(Killed):
@@ -342,5 +342,5 @@ def test_existing_files_are_not_computed_again(stores, tmp_path, monkeypatch):
                 tmp_path / "index", stores / "queries-float16", tmp_path / "m", nprobe=2
             )
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "m/work").rglob("*.parquet")} == mtimes
-    data = io.BytesIO((tmp_path / "m" / candidates_path(2, 2, 0)).read_bytes())
+    data = io.BytesIO((tmp_path / "m" / candidates_path(Probing(2), 2, 0)).read_bytes())
     assert len(pq.read_table(data))
