@@ -64,8 +64,13 @@ class RayNodes:
         self.pause_folder.mkdir()
         # socket paths have a length limit
         self.sockets = Path(tempfile.mkdtemp(prefix="la", dir="/tmp"))
+        # commands that other tests ran in this process may have set these
+        inherited = {
+            name: value for name, value in os.environ.items()
+            if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+        }  # fmt: skip
         self.environment = {
-            **os.environ, **FAST_FAILURE_DETECTION, "RAY_AUTH_MODE": "disabled",
+            **inherited, **FAST_FAILURE_DETECTION, "RAY_AUTH_MODE": "disabled",
             "RAY_enable_metrics_collection": "false", "RAY_prestart_worker_first_driver": "false",
             **self.settings, "RAY_USAGE_STATS_ENABLED": "0", "PAUSE_FOLDER": str(self.pause_folder),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
