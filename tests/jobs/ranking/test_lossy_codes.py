@@ -85,16 +85,19 @@ def read_store_vectors(path):
     return vectors_by_id
 
 
+DAILY = (
+    "IVF6,SQ8", "IVF6,PQ16x4fs", "IVF6,RaBitQ", "IVF6_HNSW32,Flat", "PCAR8,IVF6,SQ8,RFlat",
+)  # fmt: skip
 FACTORY_CASES = [
     pytest.param(
         factory,
         metric,
-        marks=[] if number % 3 == offset and "OPQ" not in factory else [pytest.mark.nightly],
+        marks=[] if factory in DAILY and number % 3 == offset else [pytest.mark.nightly],
     )
     for number, factory in enumerate(FACTORIES)
     for offset, metric in enumerate(METRICS)
 ]
-"""Each factory with one metric; nightly with all metrics, and OPQ, which trains slowly."""
+"""Five kinds of codes with one metric each; all of them with all metrics nightly."""
 
 
 @pytest.mark.parametrize(("factory", "metric"), FACTORY_CASES)

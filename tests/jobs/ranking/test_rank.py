@@ -27,6 +27,9 @@ from tests.sample_stores import write_store
 
 ROWS, QUERIES, K = 400, 60, 7
 every_metric = pytest.mark.parametrize("metric", METRICS)
+metrics_of_kinds = pytest.mark.parametrize(
+    ("kind", "metric"), [*(("IVF12,SQfp16", metric) for metric in METRICS), ("IVF12,SQ8", "l2")]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -207,8 +210,7 @@ def test_invalid_filter_is_refused_before_any_work(stores, tmp_path, condition):
     assert not (tmp_path / "m").exists()
 
 
-@every_metric
-@pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
+@metrics_of_kinds
 def test_exclude_self_of_the_index_store_excludes_each_row(stores, tmp_path, metric, kind):
     """A copy of an image is a match, the image itself is not."""
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
@@ -255,8 +257,7 @@ def test_exclude_self_without_checksums_is_refused(stores, tmp_path):
         rank_in_process(index, tmp_path / "bare", tmp_path / "m", exclude_self=True)
 
 
-@every_metric
-@pytest.mark.parametrize("kind", ["IVF12,SQfp16", "IVF12,SQ8"])
+@metrics_of_kinds
 def test_min_score_excludes_matches_below_it(stores, tmp_path, metric, kind):
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
     min_key = {"cosine": 0.5, "ip": 4.0, "l2": 12.0}[metric]

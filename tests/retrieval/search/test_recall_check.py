@@ -199,8 +199,9 @@ def check_sufficient(
 
 
 @every_metric
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize(("nprobe", "target"), [(1, 0.9), (2, 0.1), (3, 1.0)])
+@pytest.mark.parametrize(
+    ("dtype", "nprobe", "target"), [("float16", 1, 0.9), ("float32", 2, 0.1), ("float16", 3, 1.0)]
+)
 def test_certified_recall_equals_counted_recall(tmp_path, metric, dtype, nprobe, target):
     task, index = make_task(tmp_path, metric, dtype=dtype, nprobe=nprobe)
     certificate = check_certificate(task, index, target, seed=5)
