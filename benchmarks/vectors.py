@@ -1,4 +1,4 @@
-"""Give the benchmarks real vectors: crops of photos, or a file of ann-benchmarks or VIBE.
+"""Load real vectors for the benchmarks: crops of photos, or a file of ann-benchmarks or VIBE.
 
 Such files are HDF5 with the gallery in `train` and the queries in `test`; h5py reads them
 (`pip install -e '.[bench]'`). Vectors compared by angle are normalised, those compared by inner
