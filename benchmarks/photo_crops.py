@@ -93,16 +93,16 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
 
 
 def crop_vectors(arguments: argparse.Namespace) -> Path:
-    """Return a folder with `rows.npy` and `queries.npy` of the asked dimension, made if absent.
+    """Return a folder with `rows.npy` and `queries.npy` of the requested dimension, made if absent.
 
     Raises VectorsMissing if there are no photos or no weights.
     """
     for option, path in (("--photos", arguments.photos), ("--weights", arguments.weights)):
         if not path or not Path(path).exists():
-            found = f"{path} does not exist" if path else "is not given"
+            problem = f"{path} does not exist" if path else "is not given"
             raise VectorsMissing(
-                f"{option} {found}; give photos and weights, or set LOOKALIKE_DATA to a folder with"
-                f" images/ and weights/{BACKBONE}.safetensors"
+                f"{option} {problem}; specify photos and weights, or set LOOKALIKE_DATA to a "
+                f"folder with images/ and weights/{BACKBONE}.safetensors"
             )
     settings = CropSettings(arguments.rows, arguments.queries, arguments.seed)
     photos = find_photos(arguments.photos)

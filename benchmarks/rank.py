@@ -173,12 +173,12 @@ def _search(arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
         arguments.shards, workers, arguments.device, prepared=True,
     )  # fmt: skip
     with open_index(setup) as index:
-        found = index.search(arguments.nprobe[0])
+        result = index.search(arguments.nprobe[0])
     exact = np.load(f"{arguments.place}/exact.npy")[: arguments.queries]
     return {
-        "rate": arguments.queries / found.seconds,
-        "recall": recall_of(found.rows[: len(exact)], exact),
-        "flops": found.operations / found.seconds,
+        "rate": arguments.queries / result.seconds,
+        "recall": recall_of(result.rows[: len(exact)], exact),
+        "flops": result.operations / result.seconds,
     }
 
 

@@ -133,9 +133,9 @@ def ours(arguments: argparse.Namespace, data: SearchData, enough: float) -> list
 
 
 def _measure(index: OurIndex, nprobe: int, data: SearchData) -> dict[str, float]:
-    found = index.search(nprobe)
-    rate = len(data.queries) / found.seconds
-    return {"rate": rate, "recall": recall_of(found.rows, data.exact)}
+    result = index.search(nprobe)
+    rate = len(data.queries) / result.seconds
+    return {"rate": rate, "recall": recall_of(result.rows, data.exact)}
 
 
 def summarize(runs: list[dict[str, Any]], recalls: list[float]) -> dict[str, Any]:
@@ -146,21 +146,21 @@ def summarize(runs: list[dict[str, Any]], recalls: list[float]) -> dict[str, Any
     at_recall, times_faster, kinds = {}, {}, {}
     for recall in recalls:
         key = f"{recall:g}"
-        found = [_fastest(run, recall) for run in runs]
-        common = [side for side in runs[0] if all(side in sides for sides in found)]
-        at_recall[key] = {side: spread([sides[side][1] for sides in found]) for side in common}
-        kinds[key] = {side: found[0][side][0] for side in common}
+        fastest = [_fastest(run, recall) for run in runs]
+        common = [side for side in runs[0] if all(side in sides for sides in fastest)]
+        at_recall[key] = {side: spread([sides[side][1] for sides in fastest]) for side in common}
+        kinds[key] = {side: fastest[0][side][0] for side in common}
         rivals = [side for side in common if side != _OURS]
         by_faiss = [side for side in rivals if side not in OPTIONAL]
         if _OURS not in common:
             continue
         times_faster[key] = {
-            side: spread([sides[_OURS][1] / sides[side][1] for sides in found]) for side in rivals
+            side: spread([sides[_OURS][1] / sides[side][1] for sides in fastest]) for side in rivals
         }
         if by_faiss:
-            best = [max(sides[side][1] for side in by_faiss) for sides in found]
+            best = [max(sides[side][1] for side in by_faiss) for sides in fastest]
             times_faster[key]["best_faiss"] = spread(
-                [sides[_OURS][1] / rate for sides, rate in zip(found, best, strict=True)]
+                [sides[_OURS][1] / rate for sides, rate in zip(fastest, best, strict=True)]
             )
     return {
         "queries_a_second": at_recall,

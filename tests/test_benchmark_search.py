@@ -167,16 +167,16 @@ def test_copies_of_a_photo_are_left_out(photos, tmp_path) -> None:
 
 
 def test_embedded_crops_are_unit_vectors_and_the_same_again(photos) -> None:
-    found = find_photos(str(photos("drawn", 10)))
+    photo_paths = find_photos(str(photos("drawn", 10)))
     settings = CropSettings(rows=23, queries=5, image_size=64)
     bundle = resolve_bundle(
         backbone="scratch", weights="random", bundle=None, pooling="avg", normalize=True,
         image_size=settings.image_size, resize="squash", seed=0,
     )  # fmt: skip
-    rows, queries = embed_crops(found, bundle, settings)
+    rows, queries = embed_crops(photo_paths, bundle, settings)
     assert (rows.shape, queries.shape) == ((23, bundle.dimension), (5, bundle.dimension))
     assert np.linalg.norm(rows.astype(np.float32), axis=1) == pytest.approx(1, abs=2e-3)
-    again = embed_crops(found, bundle, settings)
+    again = embed_crops(photo_paths, bundle, settings)
     assert again[0].tobytes() == rows.tobytes()
     assert again[1].tobytes() == queries.tobytes()
 

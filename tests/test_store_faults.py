@@ -10,7 +10,7 @@ from tests.fault_loop import FaultLoop, run_fault_points, without_retry_delays
 from tests.retrieval.storage.s3 import new_prefix, options
 from tests.store_pipeline import StorePipeline, draw_mixed_source
 
-LOCAL_SAMPLE, S3_SAMPLE = 28, 4
+LOCAL_SAMPLE, S3_SAMPLE = 42, 6
 LOCAL_MIN_POINTS, S3_MIN_POINTS = 500, 300
 
 

@@ -40,7 +40,7 @@ def start(settings: DemoSettings) -> Result:
     )  # fmt: skip
     check_output(training, "bundle")
     check_output(run_settings, "run")
-    print_message(f"drawing 660 creatures of 12 species into {samples}")
+    print_message(f"drawing 660 animals of 12 species into {samples}")
     write_samples(samples, seed=settings.seed)
     print_message(f"training a small network on 9 of them; held out: {', '.join(HELD_OUT)}")
     train.start(training)

@@ -218,9 +218,9 @@ def add_pairs(
     scratch: Float32,
     rejected: Mask,
 ) -> int:
-    """Add single pairs, (p,) each, with their maximum errors; return how many found no room.
+    """Add single pairs, (p,) each, with their maximum errors; return how many were rejected.
 
-    They are marked in `rejected` (p,), which is written.
+    A pair is rejected, and marked in `rejected` (p,), if the buffer of its query stays full.
     """
     capacity, failures = lows.shape[1], 0
     for i in range(len(queries)):

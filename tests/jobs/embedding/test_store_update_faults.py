@@ -13,7 +13,7 @@ from tests.jobs.in_process import without_ray
 from tests.jobs.initial_states import INITIAL_STATES
 
 SCENARIOS = ("changed_source", "recovered_source", "compact")
-LOCAL_SAMPLE, S3_SAMPLE = 5, 2
+LOCAL_SAMPLE, S3_SAMPLE = 9, 3
 LOCAL_MIN_POINTS, S3_MIN_POINTS = 300, 100
 
 

@@ -17,7 +17,7 @@ from tests.jobs.embedding.test_store_sync import Source, make_picture
 from tests.jobs.in_process import run_embed, without_ray
 
 SCENARIOS = ("new", "two levels", "changed store")
-LOCAL_SAMPLE, S3_SAMPLE = 5, 2
+LOCAL_SAMPLE, S3_SAMPLE = 9, 3
 LOCAL_MIN_POINTS, S3_MIN_POINTS = 200, 60
 
 
