@@ -26,13 +26,14 @@ from retrieval.index.build_shard import append_codes
 from retrieval.index.faiss_io import make_empty_index
 from retrieval.index.kmeans import StoredSlice, fit_kmeans, make_slice
 from retrieval.index.plan import SAMPLE_ROWS_PER_LIST
+from retrieval.index.probing import Probing, choose_lists
 from retrieval.index.shard import Shard
 from retrieval.index.workers import Workers
 from retrieval.search.candidates import kth_best_keys, top_candidates
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
 from retrieval.vectors.int8_matmul import choose_search_product
 from retrieval.vectors.scoring import block
-from retrieval.vectors.topk import nearest_centroids, top_k_positions
+from retrieval.vectors.topk import nearest_centroids
 
 _BATCH = 1 << 14  # queries per block, as `search/shard_search.py` has at dimension 512
 _SLICE = 1 << 13  # rows of a slice of the sample, which one worker assigns
@@ -84,7 +85,7 @@ class OurIndex:
     """
 
     def __init__(self, setup: SearchSetup) -> None:
-        self._setup = setup
+        self.setup = setup
         context = multiprocessing.get_context("spawn")
         barrier = context.Barrier(setup.workers)
         self._pools = [
@@ -96,13 +97,13 @@ class OurIndex:
         self.add_seconds = max(self._run(_add_seconds))
         """Seconds to assign and add the rows, of the slowest worker."""
 
-    def search(self, nprobe: int) -> Searched:
-        """Search all queries, the better of two runs; nprobe 0 means all lists."""
-        answers = self._run(_search, nprobe)
+    def search(self, probing: Probing | None) -> Searched:
+        """Search all queries in the lists of `probing`, or in all; the better of two runs."""
+        answers = self._run(_search, probing)
         started = time.perf_counter()
-        table, ranks = top_candidates([table for _, table, _ in answers], self._setup.k)
+        table, ranks = top_candidates([table for _, table, _ in answers], self.setup.k)
         seconds = time.perf_counter() - started + max(seconds for seconds, _, _ in answers)
-        rows = np.full((self._setup.queries, self._setup.k), -1)
+        rows = np.full((self.setup.queries, self.setup.k), -1)
         rows[table["query"].to_numpy(), ranks] = table["row"].to_numpy()
         return Searched(seconds, rows, sum(operations for _, _, operations in answers))
 
@@ -140,8 +141,8 @@ def _add_seconds() -> float:
     return _worker[0].add_seconds
 
 
-def _search(nprobe: int) -> tuple[float, pa.Table, float]:
-    return _worker[0].search(nprobe)
+def _search(probing: Probing | None) -> tuple[float, pa.Table, float]:
+    return _worker[0].search(probing)
 
 
 class _Worker:
@@ -159,7 +160,7 @@ class _Worker:
         self._queries = np.load(f"{setup.place}/queries.npy")[: setup.queries]
         self._centroids = block(setup.centroids, "ip")
 
-    def search(self, nprobe: int) -> tuple[float, pa.Table, float]:
+    def search(self, probing: Probing | None) -> tuple[float, pa.Table, float]:
         """Search at the same time as the other workers; the better of two runs.
 
         Returns seconds, the table of candidates and the operations of a search of all pairs.
@@ -167,14 +168,13 @@ class _Worker:
         setup, queries = self._setup, self._queries
         lists = len(setup.centroids)
         rows = sum(len(shard.rows) for shard in self._shards)
+        probed, share = None, 1.0
+        if probing is not None:
+            probed = choose_lists(block(queries, "ip"), self._centroids, probing)
+            share = np.count_nonzero(probed >= 0) / (len(queries) * lists)
         product = choose_search_product(
-            setup.device,
-            len(queries) * (nprobe / lists if nprobe else 1),
-            len(self._shards[0].rows),
-            queries.shape[1],
-            lists,
+            setup.device, len(queries) * share, len(self._shards[0].rows), queries.shape[1], lists
         )
-        probed = top_k_positions(block(queries, "ip"), self._centroids, nprobe) if nprobe else None
         own_queries = np.array_split(queries, setup.workers)[self._worker]
         searchers = [ShardSearcher(shard, product) for shard in self._shards]
         best, table = float("inf"), None
@@ -183,8 +183,8 @@ class _Worker:
                 searchers = [ShardSearcher(shard, product) for shard in self._shards]
             self._barrier.wait()
             started = time.perf_counter()
-            if nprobe:  # this worker chooses the lists of these queries
-                top_k_positions(block(own_queries, "ip"), self._centroids, nprobe)
+            if probing is not None:  # this worker chooses the lists of these queries
+                choose_lists(block(own_queries, "ip"), self._centroids, probing)
             table, _ = top_candidates(self._candidates(searchers, probed), setup.k)
             best = min(best, time.perf_counter() - started)
         assert table is not None

@@ -31,6 +31,7 @@ from benchmarks.faiss_kinds import K
 from benchmarks.our_search import SearchSetup, open_index, train_centroids
 from benchmarks.output import write_result
 from benchmarks.sides import clustered, recall_of, run_side, spread, timed
+from retrieval.index.probing import Probing
 from retrieval.index.workers import InProcessWorkers
 
 WORKERS = 2
@@ -173,7 +174,8 @@ def _search(arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
         arguments.shards, workers, arguments.device, prepared=True,
     )  # fmt: skip
     with open_index(setup) as index:
-        result = index.search(arguments.nprobe[0])
+        nprobe = arguments.nprobe[0]
+        result = index.search(Probing(nprobe) if nprobe else None)
     exact = np.load(f"{arguments.place}/exact.npy")[: arguments.queries]
     return {
         "rate": arguments.queries / result.seconds,

@@ -10,6 +10,7 @@ kind counts. All sides use two threads: ours two processes of one thread, the ot
 Recall is recall@10 of all queries against exact search. Ours covers choosing lists, preparing lists
 for their products, searching with scores decided in float64, and merging. Times of building are
 reported beside; they do not count. Rivals whose package is not installed are left out and named.
+The state is printed to stderr as each side ends: all sides take minutes per run.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from benchmarks.output import write_result
 from benchmarks.photo_crops import VectorsMissing
 from benchmarks.rivals import (
     OPTIONAL,
-    PROBES,
     RIVALS,
     K,
     SearchData,
@@ -43,9 +43,14 @@ from benchmarks.rivals import (
 )
 from benchmarks.sides import recall_of, run_side, spread
 from benchmarks.vectors import add_source_options, describe_vectors, prepare_vectors
+from retrieval.index.probing import Probing
 
 WORKERS = 2
 _OURS = "ours"
+
+_GAPS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.25, 0.3, 0.4, 0.6)
+"""Gaps between the scores of the best list and the worst one that is read (`index/probing.py`);
+vectors have unit length."""
 
 
 def main() -> None:
@@ -86,10 +91,16 @@ def _run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure all sides once, one after the other; return the variants of each, or its problem."""
     words = ["--place", folder, "--lists", *arguments.lists, "--shards", arguments.shards]
     words += ["--recalls", *arguments.recalls]
-    return {
-        side: run_side("benchmarks.search", side, 1 if side == _OURS else WORKERS, *words)
-        for side in (_OURS, *arguments.against)
-    }
+    results = {}
+    for side in (_OURS, *arguments.against):
+        started = time.perf_counter()
+        results[side] = run_side("benchmarks.search", side, 1 if side == _OURS else WORKERS, *words)
+        fastest = {
+            recall: _fastest({side: results[side]}, recall).get(side)
+            for recall in arguments.recalls
+        }
+        print(f"{side}: {time.perf_counter() - started:.0f} s, {fastest}", file=sys.stderr)
+    return results
 
 
 def _run_side(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -120,11 +131,7 @@ def ours(arguments: argparse.Namespace, data: SearchData, enough: float) -> list
             arguments.place, centroids, len(data.queries), K, arguments.shards, WORKERS
         )
         with open_index(setup) as index:
-            measurements = (
-                ({"nprobe": nprobe}, partial(_measure, index, nprobe, data))
-                for nprobe in PROBES
-                if nprobe <= lists
-            )
+            measurements = (({"gap": gap}, partial(_measure, index, gap, data)) for gap in _GAPS)
             points = sweep(measurements, enough)
             seconds = train_seconds + index.add_seconds
         name = f"{lists} lists, {arguments.shards} shards"
@@ -132,8 +139,8 @@ def ours(arguments: argparse.Namespace, data: SearchData, enough: float) -> list
     return variants
 
 
-def _measure(index: OurIndex, nprobe: int, data: SearchData) -> dict[str, float]:
-    result = index.search(nprobe)
+def _measure(index: OurIndex, gap: float, data: SearchData) -> dict[str, float]:
+    result = index.search(Probing(len(index.setup.centroids), gap))
     rate = len(data.queries) / result.seconds
     return {"rate": rate, "recall": recall_of(result.rows, data.exact)}
 
