@@ -82,7 +82,7 @@ def stages() -> list[Stage]:
     all_decode_rate = min(DECODE_RATE * all_cores, GPU_RATE * GPUS)
     moved = images + vectors
     return [
-        Stage("list, of one bucket", listing_seconds, 1, 1, IMAGES * 100.0, 0),
+        Stage("list, of one folder", listing_seconds, 1, 1, IMAGES * 100.0, 0),
         Stage("list, sort and write", IMAGES / LISTING_RATE, 1, 1, IMAGES * 10.7, 1),
         Stage("embed, driver", parts / DRIVER_RATE, 1, 1, parts * 1e3, 1),
         Stage("embed, 8 GPU nodes", IMAGES / gpu_node_rate, decoder_cores, GPUS, moved, parts),

@@ -1,8 +1,8 @@
 """Streaming of the files below a root, local or at an fsspec URI, in no particular order.
 
 Locally only the folders on the path to the current one are open, so that memory does not grow with
-the number of files. Remotely fsspec lists one folder at a time, so that memory grows with the
-largest folder; its cache of listings is off, since that would hold all of them.
+the number of files. Remotely fsspec lists whole folders, several at the same time, so that memory
+grows with the largest ones; its cache of listings is off, since that would hold all of them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 import fsspec
@@ -31,6 +33,9 @@ fourth."""
 
 _MAX_JSON_BYTES = 1 << 20
 """Bytes that are read of a job.json; those written by lookalike are much smaller."""
+
+_CONCURRENT_FOLDERS = 32
+"""Remote folders that are listed at the same time."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -71,7 +76,7 @@ class SkippedFiles:
     def add(self, kind: str, name: str, count: int = 1) -> None:
         """Count `count` more files or folders of a kind."""
         previous, example = self._kinds.get(kind, (0, name))
-        self._kinds[kind] = previous + count, example
+        self._kinds[kind] = previous + count, min(example, name)
 
     def include(self, other: SkippedFiles) -> None:
         """Add the counts of another listing."""
@@ -317,44 +322,83 @@ def _walk_remote(
 ) -> Iterator[ListedFile]:
     system, root_path = open_filesystem(root, options)
     prefix = root_path.rstrip("/") + "/"
-    empty = True
     try:
-        for folder, folders, files in system.walk(root_path, detail=True, on_error="raise"):
-            root_entry = files.pop("", None)
-            if empty and root_entry and root_entry["type"] == "file" and not files:
-                raise InputError(f"{root} is not a folder; specify a folder with images")
-            if empty and _is_output(folder, _remote_reader(system, files)):
-                raise _output_error(root)
-            at_root, empty = empty, empty and not files and not folders
-            for info in _visible_files(system, folder, folders, files, skipped, at_root):
+        first = _list_remote_folder(system, root_path)
+        if first.is_file:
+            raise InputError(f"{root} is not a folder; specify a folder with images")
+        if _is_output(root_path, _remote_reader(system, first.files)):
+            raise _output_error(root)
+        if not first.files and not first.folders and not system.exists(root_path):
+            raise InputError(f"{root} does not exist; specify a folder with images")
+        for folder in chain([first], _list_subfolders(system, first)):
+            skipped.include(folder.skipped)
+            for info in folder.files.values():
                 path = info["name"]
                 yield _describe_remote(system, path.removeprefix(prefix), path, info)
     except FileNotFoundError as error:
         raise InputError(f"{root} does not exist; specify a folder with images") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{root} cannot be listed ({error})") from error
-    if empty and not system.exists(root_path):
-        raise InputError(f"{root} does not exist; specify a folder with images")
 
 
-def _visible_files(
-    system: Any, folder: str, folders: dict[str, Any], files: dict[str, Any], skipped: SkippedFiles,
-    at_root: bool,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Return the files of a remote folder that are not skipped.
+@dataclass(frozen=True)
+class _RemoteFolder:
+    """One remote folder: its files by name, its folders, and what is skipped in it."""
 
-    Skipped folders are removed from `folders`, so that fsspec does not descend into them.
+    files: dict[str, dict[str, Any]]
+    folders: list[str]
+    skipped: SkippedFiles
+    is_file: bool  # the path is that of a file
+
+
+def _list_subfolders(system: Any, root: _RemoteFolder) -> Iterator[_RemoteFolder]:
+    """List the folders below a remote folder at any depth, several at the same time.
+
+    An object store answers a request in about 0.1 s however many others it gets, so the time falls
+    with the number of requests in progress.
     """
-    if not at_root and _is_written_by_lookalike(folder, _remote_reader(system, files)):
-        skipped.add(OUTPUT_FOLDERS, folder.rsplit("/", 1)[-1])
-        folders.clear()
-        return []
-    for name in list(filter(is_hidden, folders)):
-        skipped.add(HIDDEN_FOLDERS, name)
-        del folders[name]
-    for name in filter(is_hidden, files):
-        skipped.add(HIDDEN_FILES, name)
-    return [info for name, info in files.items() if not is_hidden(name)]
+    waiting = list(root.folders)
+    running: set[Future[_RemoteFolder]] = set()
+    with ThreadPoolExecutor(_CONCURRENT_FOLDERS, "list") as pool:
+        try:
+            while waiting or running:
+                while waiting and len(running) < _CONCURRENT_FOLDERS:
+                    running.add(pool.submit(_list_below_root, system, waiting.pop()))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    folder = future.result()
+                    waiting += folder.folders
+                    yield folder
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _list_below_root(system: Any, path: str) -> _RemoteFolder:
+    """List a folder below the root; one that lookalike wrote has no files and no folders."""
+    folder = _list_remote_folder(system, path)
+    if not _is_written_by_lookalike(path, _remote_reader(system, folder.files)):
+        return folder
+    skipped = SkippedFiles()
+    skipped.add(OUTPUT_FOLDERS, path.rsplit("/", 1)[-1])
+    return _RemoteFolder({}, [], skipped, is_file=False)
+
+
+def _list_remote_folder(system: Any, path: str) -> _RemoteFolder:
+    """List the files and folders of a remote folder that are not hidden."""
+    listing = system.walk(path, maxdepth=1, detail=True, on_error="raise")
+    _, folders, files = next(listing, (path, {}, {}))
+    root_entry = files.pop("", None)
+    skipped = SkippedFiles()
+    for kind, names in ((HIDDEN_FOLDERS, folders), (HIDDEN_FILES, files)):
+        for name in filter(is_hidden, names):
+            skipped.add(kind, name)
+    return _RemoteFolder(
+        {name: info for name, info in files.items() if not is_hidden(name)},
+        [info["name"].rstrip("/") for name, info in folders.items() if not is_hidden(name)],
+        skipped,
+        is_file=bool(root_entry and root_entry["type"] == "file" and not files),
+    )
 
 
 def _remote_reader(system: Any, files: Mapping[str, Any]) -> Callable[[str], bytes | None]:

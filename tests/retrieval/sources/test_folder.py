@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from retrieval.core.errors import InputError
 from retrieval.sources.folder import FolderSource
@@ -469,3 +471,52 @@ def test_check_refuses_heic_folder_with_remedy(tmp_path):
     source = FolderSource(str(tmp_path))
     with pytest.raises(InputError, match=r"holds 3 HEIC files .* pillow-heif"):
         source.check()
+
+
+class MeetingFileSystem(MemoryFileSystem):
+    """A file system of which listing a folder below the root waits for another such listing."""
+
+    protocol = "meeting"
+    meeting: threading.Barrier
+    unlistable = ""
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("meeting://"))
+
+    def ls(self, path, detail=True, **options):
+        if self.unlistable and path.endswith(self.unlistable):
+            raise PermissionError(errno.EACCES, "Forbidden", path)
+        if path.rstrip("/").rsplit("/", 1)[-1].startswith("day"):
+            self.meeting.wait(timeout=30)
+        return super().ls(path, detail, **options)
+
+
+@pytest.fixture
+def meeting(monkeypatch):
+    monkeypatch.setattr(MeetingFileSystem, "meeting", threading.Barrier(2), raising=False)
+    fsspec.register_implementation("meeting", MeetingFileSystem, clobber=True)
+    system = fsspec.filesystem("meeting")
+    root = f"/{uuid.uuid4()}/photos"
+    for day in range(6):
+        for number in range(3):
+            system.pipe_file(f"{root}/day{day}/deep/{number}.jpg", b"x")
+    yield f"meeting://{root}"
+    system.rm(root, recursive=True)
+
+
+def test_remote_folders_are_listed_at_the_same_time(meeting):
+    expected = [f"day{day}/deep/{number}.jpg" for day in range(6) for number in range(3)]
+    assert ids(FolderSource(meeting)) == expected
+
+
+def test_remote_listing_can_be_ended_early(meeting):
+    items = FolderSource(meeting).items()
+    assert next(items).image_id.endswith(".jpg")
+    items.close()
+
+
+def test_remote_folder_that_cannot_be_listed_is_refused(meeting, monkeypatch):
+    monkeypatch.setattr(MeetingFileSystem, "unlistable", "day3/deep")
+    with pytest.raises(InputError, match=r"photos cannot be listed .*Forbidden"):
+        ids(FolderSource(meeting))

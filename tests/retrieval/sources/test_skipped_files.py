@@ -102,7 +102,7 @@ def test_hidden_tar_members_are_counted_and_give_no_labels(folder):
     labels, source = labels_and_source(folder.put("x.tar", data))
     assert labels == {"x.tar/a.jpg": "3"}
     assert source.skipped_count == 6
-    assert source.notes()[0].endswith("hidden files: 5 (such as ._a.jpg)")
+    assert source.notes()[0].endswith("hidden files: 5 (such as ._a.cls)")
 
 
 def test_hidden_tars_and_parquet_files_are_skipped(folder):
