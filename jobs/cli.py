@@ -9,83 +9,59 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem, get_completion_class, shell_complete
 
 from jobs.cluster import session
 from jobs.cluster.submit import dashboard_address, submit
-from jobs.config import options, settings
+from jobs.config import options
+from jobs.config.help import EXIT_CODES, LINE_LENGTH, VerbCommand, describe_in_full
 from jobs.config.options import REQUIRED, VALUE_PARSERS, Option
+from jobs.config.suggestions import unknown_option, unknown_value, unknown_verb
+from jobs.config.verbs import VERBS
 from jobs.runtime.interrupts import CONTINUE_HINT, Interrupts, describe_interrupt, exit_code
 from jobs.runtime.progress import print_message
 from jobs.runtime.result import redirect_stdout, write_result
+from jobs.runtime.versions import installed_versions
 from retrieval.core.errors import InputError, LookalikeError
 
-
-@dataclass(frozen=True)
-class Verb:
-    """One command: its settings class, the module with its `start` function, and its help text."""
-
-    settings: type
-    module: str
-    help: str
+_COMPLETION_VARIABLE = "_LOOKALIKE_COMPLETE"
+"""Environment variable by which the script of --completion asks for the possible words."""
 
 
-VERBS: dict[str, Verb] = {
-    "run": Verb(settings.RunSettings, "jobs.commands.run",
-                "Embed, index, rank, evaluate and report in one command."),
-    "embed": Verb(settings.EmbedSettings, "jobs.embedding.embed",
-                  "Embed images into a store of vectors."),
-    "index": Verb(settings.IndexSettings, "jobs.indexing.index",
-                  "Build a sharded IVF index from a store."),
-    "rank": Verb(settings.RankSettings, "jobs.ranking.rank",
-                 "Find the most similar gallery images of each query."),
-    "evaluate": Verb(settings.EvaluateSettings, "jobs.evaluation.evaluate",
-                     "Measure the quality of matches against labels."),
-    "report": Verb(settings.ReportSettings, "jobs.reporting.report",
-                   "Write an HTML report of matches with pictures."),
-    "train": Verb(settings.TrainSettings, "jobs.training.train",
-                  "Train a bundle on labelled images."),
-    "predict": Verb(settings.PredictSettings, "jobs.commands.predict",
-                    "Classify images with a bundle written by train."),
-    "compare": Verb(settings.CompareSettings, "jobs.comparison.compare",
-                    "Compare backbones on labelled images, or list them."),
-    "verify": Verb(settings.VerifySettings, "jobs.commands.verify",
-                   "Check that an output is complete and unaltered."),
-    "plan": Verb(settings.PlanSettings, "jobs.planning.plan",
-                 "Estimate the time, memory and disk space of a run."),
-    "demo": Verb(settings.DemoSettings, "jobs.commands.demo",
-                 "Run every step on generated sample images."),
-}  # fmt: skip
+class _Choice(click.Choice[str]):
+    """The choices of an option; a message about another value suggests similar ones."""
 
-_EXIT_CODES = (
-    "Exit codes: 0 done · 1 unexpected error · 2 usage · 3 input missing or unreadable · "
-    "4 too many images failed · 5 recall or a measure below its bound · "
-    "6 made with other settings or another model · "
-    "7 something on disk is missing, extra or altered · 8 stalled · 130 interrupted · "
-    "143 terminated"
-)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the value; fail if it is none of the choices."""
+        if value not in self.choices:
+            self.fail(unknown_value(value, self.choices), param, ctx)
+        return str(value)
 
 
 def _parameter(option: Option) -> click.Option:
     required = option.default is REQUIRED
-    common: dict[str, Any] = {"help": option.help, "required": required}
+    common: dict[str, Any] = {"help": describe_in_full(option), "required": required}
     if not required:
-        common |= {"default": option.default, "show_default": option.default is not None}
+        common |= {"default": option.default}
     if option.type is bool:
         names = f"{option.flag}/--no-{option.flag[2:]}" if option.default else option.flag
         return click.Option([names], is_flag=True, **common)
     if option.type in VALUE_PARSERS:
-        common |= {"callback": _parse_value, "metavar": str(option.type).upper()}
+        common |= {"callback": _parse_value}
+    elif option.type == "path":
+        common |= {"shell_complete": _complete_path}
     value_type = option.type if isinstance(option.type, type) else str
-    click_type = click.Choice(option.choices) if option.choices else value_type
+    click_type = _Choice(option.choices) if option.choices else value_type
     return click.Option([option.flag, option.name], type=click_type, **common)
 
 
@@ -98,22 +74,27 @@ def _parse_value(_: click.Context, parameter: click.Parameter, value: str) -> An
         raise click.BadParameter(str(error)) from error
 
 
-def _command(name: str) -> click.Command:
+def _complete_path(_: click.Context, __: click.Parameter, start: str) -> list[CompletionItem]:
+    """Let the shell complete a path."""
+    return [CompletionItem(start, type="file")]
+
+
+def _command(name: str) -> VerbCommand:
     verb = VERBS[name]
     parameters: list[click.Parameter] = []
     for field in dataclasses.fields(verb.settings):
         if "option" in field.metadata:
             parameters.append(_parameter(field.metadata["option"]))
         else:
-            parameters.append(click.Argument([field.name]))
+            parameters.append(click.Argument([field.name], shell_complete=_complete_path))
     parameters.sort(key=lambda parameter: not parameter.required)
 
     def callback(**values: Any) -> None:
         _start(name, verb.settings(**values))
 
-    return click.Command(
-        name, params=parameters, callback=callback, help=verb.help, epilog=_EXIT_CODES,
-        context_settings={"max_content_width": 100},
+    return VerbCommand(
+        name, verb, parameters, callback=callback,
+        context_settings={"max_content_width": LINE_LENGTH},
     )  # fmt: skip
 
 
@@ -126,28 +107,63 @@ class _Verbs(click.Group):
         """Return the command of one verb."""
         return _command(name) if name in VERBS else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the name and the command of the first argument, and the other arguments."""
+        if args[0] not in VERBS and not ctx.resilient_parsing:
+            raise click.UsageError(unknown_verb(args[0]), ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the verbs with their whole descriptions."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+
 
 def command_line() -> click.Group:
     """Return the command line; docs/options.md is generated from it."""
     return _Verbs(
         "lookalike",
         help="Find the most similar gallery images of each query image, for whole folders.",
-        epilog=_EXIT_CODES,
+        epilog=f"lookalike COMMAND --help shows the options of a command.\n\n{EXIT_CODES}",
         context_settings={
             "token_normalize_func": lambda token: token.replace("_", "-"),
-            "max_content_width": 100,
+            "max_content_width": LINE_LENGTH,
             "help_option_names": ["-h", "--help"],
         },
-        params=[click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False,
-                             callback=_version, help="Print the version and exit.")],
+        params=[
+            click.Option(["--version"], is_flag=True, expose_value=False, callback=_version,
+                         help="Print the versions of lookalike and of its packages, and exit."),
+            click.Option(["--json"], is_flag=True, is_eager=True,
+                         help="With --version: print one JSON object."),
+            click.Option(["--completion"], type=_Choice(["bash", "zsh"]), is_eager=True,
+                         expose_value=False, callback=_print_completion,
+                         help="Print a script that completes commands, options and paths, for "
+                              'eval "$(lookalike --completion bash)" in ~/.bashrc.'),
+        ],
     )  # fmt: skip
 
 
 def _version(ctx: click.Context, _: click.Parameter, requested: bool) -> None:
-    if requested:
-        from importlib.metadata import version
+    if not requested:
+        if ctx.params.get("json"):
+            raise click.UsageError("--json before a command belongs to --version", ctx)
+        return
+    versions = {"Python": platform.python_version(), **installed_versions()}
+    if ctx.params.get("json"):
+        click.echo(json.dumps(versions))
+    else:
+        for name, version in {"lookalike": versions["lookalike"], **versions}.items():
+            click.echo(f"{name} {version or '(not installed)'}")
+    ctx.exit()
 
-        click.echo(f"lookalike {version('lookalike')}")
+
+def _print_completion(ctx: click.Context, _: click.Parameter, shell: str | None) -> None:
+    if shell:
+        completion = get_completion_class(shell)
+        assert completion is not None
+        click.echo(completion(ctx.command, {}, "lookalike", _COMPLETION_VARIABLE).source())
         ctx.exit()
 
 
@@ -192,6 +208,8 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Run the command line without click's `main`, which takes any broken pipe for stdout's."""
     commands = command_line()
+    if instruction := os.environ.get(_COMPLETION_VARIABLE):
+        return shell_complete(commands, {}, "lookalike", _COMPLETION_VARIABLE, instruction)
     try:
         with commands.make_context("lookalike", arguments) as context:
             commands.invoke(context)
@@ -205,13 +223,25 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return f"{describe_interrupt(error)}; {CONTINUE_HINT}", exit_code(error)
     if isinstance(error, click.ClickException):
-        message = error.format_message().rstrip(".")
-        return f"{message}; lookalike VERB --help shows the options", error.exit_code
+        return _describe_usage_error(error), error.exit_code
     if isinstance(error, LookalikeError):
         return str(error), error.exit_code
     if isinstance(error, FileNotFoundError) and str(error.strerror).startswith(_NO_TEMPORARY):
         return f"{error.strerror}; set TMPDIR to a folder that can be written", InputError.exit_code
     return f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1
+
+
+def _describe_usage_error(error: click.ClickException) -> str:
+    """Return what is wrong with the command line, with a suggestion."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command if context else None
+    if isinstance(error, click.NoSuchOption) and isinstance(command, VerbCommand):
+        flags = [flag for param in command.params for flag in (*param.opts, *param.secondary_opts)]
+        return unknown_option(str(command.name), error.option_name, flags)
+    message = error.format_message().rstrip(".")
+    if isinstance(command, VerbCommand):
+        return f"{message}; lookalike {command.name} --help shows the options"
+    return message if "--help" in message else f"{message}; lookalike --help shows the commands"
 
 
 _NO_TEMPORARY = "No usable temporary directory"  # start of the message of Python's tempfile

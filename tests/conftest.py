@@ -26,6 +26,17 @@ def data() -> Path:
     return DATA
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_fsync() -> Iterator[None]:
+    """Skip fsync in this process: it protects only from a power loss, and takes a tenth of a run.
+
+    Fault loops inject faults at the calls of fsync all the same (`retrieval/storage/folder.py`).
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 _DEFAULT_MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 
 

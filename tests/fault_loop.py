@@ -220,3 +220,45 @@ def without_retry_delays():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry, "wait", lambda seconds: None)
         yield
+
+
+class FaultLoopTests:
+    """Tests of the fault loops of a scenario, on disk and in a bucket.
+
+    A subclass sets the counts, and its module has the fixture `scenario` of module scope.
+    `make test` takes a sample of the points, a multiple of the number of faults; `make nightly`
+    takes all of them.
+    """
+
+    LOCAL_SAMPLE, S3_SAMPLE = 9, 3
+    LOCAL_MIN_POINTS: int  # of the nightly tests
+    S3_MIN_POINTS: int
+
+    @pytest.fixture(scope="class")
+    def local_loop(self, scenario, tmp_path_factory):
+        with local_fault_loop(scenario, tmp_path_factory.mktemp("loop")) as loop:
+            yield loop
+
+    @pytest.fixture(scope="class")
+    def bucket_loop(self, scenario, s3):
+        with bucket_fault_loop(scenario, s3) as loop:
+            yield loop
+
+    def test_sampled_faults_on_disk(self, local_loop, record_property):
+        points = local_loop.points(self.LOCAL_SAMPLE)
+        assert run_fault_points(local_loop, points, record_property) == self.LOCAL_SAMPLE
+
+    @pytest.mark.timeout(300)
+    def test_sampled_faults_in_a_bucket(self, bucket_loop, record_property):
+        points = bucket_loop.points(self.S3_SAMPLE)
+        assert run_fault_points(bucket_loop, points, record_property) == self.S3_SAMPLE
+
+    @pytest.mark.nightly
+    def test_all_faults_on_disk(self, local_loop, record_property):
+        points = local_loop.points()
+        assert run_fault_points(local_loop, points, record_property) >= self.LOCAL_MIN_POINTS
+
+    @pytest.mark.nightly
+    def test_all_faults_in_a_bucket(self, bucket_loop, record_property):
+        points = bucket_loop.points()
+        assert run_fault_points(bucket_loop, points, record_property) >= self.S3_MIN_POINTS

@@ -12,8 +12,10 @@ from pathlib import Path
 import click
 
 from benchmarks import results, scale
-from jobs.cli import VERBS, command_line
+from jobs.cli import command_line
+from jobs.config.help import VerbCommand
 from jobs.config.options import OPTIONS, REQUIRED, Option
+from jobs.config.verbs import VERBS
 from retrieval.core.schemas import TABLES, part_table
 from retrieval.evaluation.measures import MEASURES
 from tests.retrieval.coverage import CASES, SIZES, measured_coverage
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def options_page() -> str:
-    """Return the page of all options, followed by the help of each verb."""
+    """Return the page of all options, followed by the help of each verb with all its options."""
     lines = [
         "# Options",
         "",
@@ -36,11 +38,11 @@ def options_page() -> str:
     ]
     group = command_line()
     for verb in VERBS:
-        context = click.Context(group, info_name="lookalike", max_content_width=100)
+        context = click.Context(group, info_name="lookalike", terminal_width=100)
         command = group.get_command(context, verb)
-        assert command is not None
-        inner = click.Context(command, info_name=verb, parent=context, max_content_width=100)
-        help_text = re.sub(r"\n\n  Exit codes:.*", "", command.get_help(inner), flags=re.DOTALL)
+        assert isinstance(command, VerbCommand)
+        inner = click.Context(command, info_name=verb, parent=context, terminal_width=100)
+        help_text = re.sub(r"\n\nHelp on all.*", "", command.complete_help(inner), flags=re.DOTALL)
         lines += ["", f"## lookalike {verb}", "", "```", help_text.rstrip(), "```"]
     return "\n".join(lines) + "\n"
 

@@ -143,27 +143,26 @@ OPTIONS = _by_name(
            access="read"),
     # reading sources
     Option("image_column", str, None, "content",
-           "Column of a list or Parquet file with the paths or bytes of the images; default: "
-           "recognised by its name."),
+           "Column of image paths or bytes (in a list or Parquet file); default: recognised by its "
+           "name."),
     Option("id_column", str, None, "content",
            "Column of a list, Parquet or --ids file with the image ids; default: image_id (or id), "
            "else the path or position."),
     Option("embedding_column", str, None, "content",
-           "Parquet column with precomputed vectors; default: embedding, or the only column of "
-           "vectors."),
+           "Parquet column of vectors; default: embedding, or the only one."),
     Option("ids", "path", None, "content",
-           "File with the ids of the vectors of a .npy file: .txt, .npy, .csv or .parquet; "
+           "File with the ids of the vectors in a .npy file (.txt, .npy, .csv or .parquet); "
            "default: row numbers."),
     Option("labels", "path", None, "content",
-           "CSV or Parquet file with image_id, label and optionally split; default: the name of an "
-           "image's parent folder."),
+           "Labels in a CSV or Parquet file (image_id, label and optionally split); default: the "
+           "parent folder's name."),
     # evaluation
     Option("qrels", "path", None, "content",
            "TREC file of relevant images (query_id 0 image_id grade), used instead of labels."),
     Option("junk_grade", int, -1, "content",
            "Grade in --qrels that marks images to ignore, as if they were not ranked."),
     Option("cutoffs", str, "10", "content",
-           "Cutoffs K,K,... for P@K, R@K, mAP@K, AP@K, nDCG@K and Success@K."),
+           "Cutoffs K,K,... (of P@K, R@K, mAP@K, AP@K, nDCG@K and Success@K)."),
     Option("intervals_over", str, "queries", "content",
            "What the 95 % intervals generalise to: other queries of these classes, or other "
            "classes (for a backbone that was not trained on them).",
@@ -177,37 +176,38 @@ OPTIONS = _by_name(
            "The same ranking made with --recall exact: split the loss of quality between backbone "
            "and index."),
     Option("fail_below", str, None, "run",
-           "Lower bounds MEASURE=BOUND,..., for example map=0.6,top1=0.8 or AP=0.6; a measure "
-           "below its bound ends with exit code 5."),
+           "Lower bounds MEASURE=BOUND,... (such as map=0.6,top1=0.8 or AP=0.6); a measure below "
+           "its bound ends with exit code 5."),
     Option("per_query", "path", None, "run",
            "Also write one line per query to this .csv or .parquet file."),
     # model
     Option("backbone", str, "resnet50", "content",
-           "Torchvision classification model, timm:NAME, or scratch, the small network of train."),
+           "Torchvision model, timm:NAME or scratch (the small network of train)."),
     Option("backbones", str, None, "content",
            "Comma-separated backbones to list or compare; all: every torchvision model, and "
            "scratch with --weights."),
     Option("weights", "path", None, "content",
            "State dict (.safetensors or .pth; path or URI), or random; default: the published "
-           "weights of the backbone."),
+           "weights."),
     Option("bundle", "path", None, "content",
            "Bundle to use instead of a backbone: written by train, or taken from a store."),
     Option("pooling", str, "avg", "content", "How the feature map is pooled into one vector.",
            choices=("avg", "max", "gem")),
     Option("normalize", bool, True, "content", "Scale vectors to unit length before storing them."),
     Option("image_size", int, None, "content",
-           "Width and height of the network's input in pixels; default: that of the weights.",
+           "Side of the square input in pixels; default: that of the weights.",
            low=16, high=4096),
     Option("resize", str, None, "content",
-           "crop: scale the shorter side and cut out the centre; squash: scale both sides; pad: "
-           "scale the longer side and fill; default: that of the weights, crop for torchvision.",
+           "How an image becomes square: crop scales the shorter side and cuts out the centre, "
+           "squash scales both sides, pad scales the longer side and fills; default: that of the "
+           "weights, crop for torchvision.",
            choices=("crop", "squash", "pad")),
     Option("embedding_dtype", str, AUTO, "content",
            "Number type of stored vectors; auto: float16 for images, unchanged for precomputed "
            "vectors (float64 and integers become float32).", choices=(AUTO, "float16", "float32")),
     Option("pca", int, None, "content",
-           "Project vectors to this many dimensions by a PCA fitted on a sample of the gallery; "
-           "default: no projection.", low=1),
+           "Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.",
+           low=1),
     # inference
     Option("engine", str, None, "content",
            "Library that runs the network; default: openvino on CPUs, torch on GPUs.",
@@ -216,7 +216,7 @@ OPTIONS = _by_name(
            "Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.",
            choices=("fp32", "bf16")),
     Option("device", str, None, "content",
-           "Where the network runs; default: cuda if the cluster has a GPU, else cpu.",
+           "Where the network runs; default: cuda if there is a GPU, else cpu.",
            choices=("cpu", "cuda")),
     Option("batch_size", int, None, "content",
            "Images per forward pass; default: 2 on CPUs, 256 on GPUs.", low=1, high=4096),
@@ -239,11 +239,11 @@ OPTIONS = _by_name(
            "Similarity of vectors: cosine, inner product (ip) or Euclidean distance (l2).",
            choices=("cosine", "ip", "l2")),
     Option("max_index_memory", "size", "4G", "content",
-           "Memory that one task may use for a shard and a block of queries."),
+           "Memory of one task for a shard and a block of queries."),
     Option("rows_per_shard", int, None, "content",
            "Vectors per index shard; default: planned from --max-index-memory.", low=1),
     Option("index_factory", str, None, "content",
-           "FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a planned n."),
+           "FAISS index_factory string of an IVF index (n is planned); default: IVFn,SQfp16."),
     Option("temp_dir", "path", None, "run",
            "Local folder on each node for the shard being processed; default: the node's "
            "temporary folder."),
@@ -252,8 +252,8 @@ OPTIONS = _by_name(
     # search
     Option("top_k", int, 10, "content", "Number of matches per query.", low=1, high=1 << 20),
     Option("recall", "recall", "0.95", "content",
-           "Share of the exact top-k that must be found, 0 to 1, or exact; a lower measured "
-           "recall ends with exit code 5."),
+           "Share of the exact top-k to find, 0 to 1, or exact; a lower measured recall ends with "
+           "exit code 5."),
     Option("nprobe", int, None, "content",
            "Inverted lists searched per query; the recall is then measured but not required; "
            "default: chosen for each query, as many as --recall needs.", low=1),
@@ -297,14 +297,14 @@ OPTIONS = _by_name(
            "Learning-rate schedule; cosine: decay to zero; plateau: multiply by 0.85 after two "
            "epochs without improvement.", choices=("cosine", "plateau")),
     Option("augment", str, "flip,crop,zoom,rotate,shear,colour", "content",
-           "Comma-separated random augmentations of the training images, or none."),
+           "Random augmentations (of the training images; comma-separated, or none)."),
     Option("cache", "path", None, "run",
            "Local folder that keeps decoded images for later training runs; default: none."),
     # how a command runs
     Option("seed", int, 0, "content", "Seed of all random choices.", low=0, high=(1 << 32) - 1),
     Option("workers", int, None, "run",
-           "Number of workers, on an autoscaling cluster the maximum; default: the CPUs available "
-           "at the start.", low=1),
+           "Number of workers (the maximum on an autoscaling cluster); default: the CPUs at the "
+           "start.", low=1),
     Option("gpus_per_worker", float, 1.0, "run",
            "Share of a GPU per worker; 0.5 lets two workers use one GPU.", low=0.05, high=1),
     Option("ray_address", str, None, "run",
@@ -318,14 +318,48 @@ OPTIONS = _by_name(
     Option("measure_recall", bool, False, "run",
            "Measure the recall curve of an index again and require the same result."),
     Option("cluster", str, None, "run",
-           "Cluster to estimate for, for example 20x(16cpu,1gpu)+4x(32cpu); default: the one "
-           "measured on."),
+           "Cluster, such as 20x(16cpu,1gpu)+4x(32cpu); default: the current one."),
     Option("sample", int, 200, "run", "Number of images embedded to measure the speed.", low=16),
     Option("title", str, "lookalike", "content", "Heading of the page."),
     Option("max_queries", int, 100_000, "content",
-           "Maximum number of queries in the report, failed ones first; run and rank --format "
+           "Maximum number of queries in the report (failed ones first); run and rank --format "
            "html: 1000.", low=1),
 )  # fmt: skip
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Input": (
+        "gallery", "queries", "input", "embeddings", "index", "matches", "data", "labels",
+        "image_column", "id_column", "embedding_column", "ids", "limit", "max_pixels",
+        "max_error_rate", "retry_failed",
+    ),
+    "Output": (
+        "output", "overwrite", "format", "unique_pairs", "per_query", "export_faiss",
+        "embedding_dtype", "chunk_rows", "compact", "title", "max_queries",
+    ),
+    "Model": (
+        "backbone", "backbones", "weights", "bundle", "pooling", "normalize", "image_size",
+        "resize", "pca", "engine", "precision", "device", "batch_size",
+    ),
+    "Training": (
+        "objective", "unfreeze", "epochs", "patience", "learning_rate", "backbone_lr_scale",
+        "schedule", "augment", "exclude_classes", "validation_fraction", "split_by", "cache",
+    ),
+    "Index": (
+        "metric", "max_index_memory", "rows_per_shard", "index_factory", "temp_dir",
+        "measure_recall",
+    ),
+    "Search": (
+        "top_k", "recall", "nprobe", "filter", "exclude_self", "min_score", "expand_queries",
+    ),
+    "Evaluation": (
+        "qrels", "junk_grade", "cutoffs", "intervals_over", "all_measures", "compare",
+        "exact_matches", "fail_below",
+    ),
+    "Cluster": ("workers", "gpus_per_worker", "ray_address", "cluster", "sample"),
+    "General": ("seed", "json", "debug"),
+}  # fmt: skip
+"""Names of the options by subject, in the order of the help."""
 
 
 def option_field(name: str, **changes: Any) -> Any:

@@ -53,8 +53,8 @@ class ComparedModelOptions:
     backbones: str | None = option_field("backbones")
     weights: str | None = option_field(
         "weights",
-        help="Folder with NAME.safetensors or NAME.pth per backbone (NAME without timm:), or "
-        "random; default: the published weights of each backbone.",
+        help="Folder of state dicts (NAME.safetensors or NAME.pth, NAME without timm:), or random; "
+        "default: the published weights.",
     )
     bundle: str | None = option_field(
         "bundle", help="Comma-separated trained bundles to compare as well."
@@ -108,8 +108,8 @@ class RelevanceOptions:
 
     labels: str | None = option_field(
         "labels",
-        help="CSV or Parquet file with image_id, label and optionally split; default: the labels "
-        "in the matches.",
+        help="Labels in a CSV or Parquet file (image_id, label and optionally split); default: "
+        "those in the matches.",
     )
     qrels: str | None = option_field("qrels")
     junk_grade: int = option_field("junk_grade")
@@ -128,14 +128,14 @@ class TrainingOptions:
     weights: str | None = option_field(
         "weights",
         help="State dict (.safetensors or .pth; path or URI), or random; default: random for "
-        "scratch, else the published weights.",
+        "scratch, else published.",
     )
     pooling: Pooling = option_field("pooling", default="gem")
     image_size: int | None = option_field("image_size")
     resize: Resize | None = option_field(
         "resize", default="pad",
-        help="crop: scale the shorter side and cut out the centre; squash: scale both sides; pad: "
-        "scale the longer side and fill, so that nothing is cut off.",
+        help="How an image becomes square: crop scales the shorter side and cuts out the centre, "
+        "squash scales both sides, pad scales the longer side and fills, which cuts nothing off.",
     )  # fmt: skip
     unfreeze: str = option_field("unfreeze")
     objective: str = option_field("objective")
@@ -329,8 +329,8 @@ class TrainSettings(RayOptions, TrainingOptions):
     overwrite: bool = option_field("overwrite")
     labels: str | None = option_field(
         "labels",
-        help="CSV or Parquet file with image_id and label; default: the name of an image's parent "
-        "folder.",
+        help="Labels in a CSV or Parquet file (image_id, label); default: the parent folder's "
+        "name.",
     )
     max_pixels: int = option_field(
         "max_pixels",
@@ -361,14 +361,14 @@ class CompareSettings(
 
     data: str | None = option_field(
         "data", default=None,
-        help="Labelled images, in the same forms as embed --input; default: only list the "
+        help="Labelled images (in the same forms as embed --input); default: only list the "
         "backbones.",
     )  # fmt: skip
     output: str | None = option_field("output", default=None)
     pca: int | None = option_field(
         "pca", default=256,
-        help="Also measure vectors projected to this many dimensions by a PCA fitted on the "
-        "compared images themselves.",
+        help="Measure vectors of this many dimensions as well (by a PCA fitted on the compared "
+        "images themselves).",
     )  # fmt: skip
     seed: int = option_field("seed")
     overwrite: bool = option_field(

@@ -11,26 +11,15 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from jobs.runtime.versions import installed_versions
 from retrieval.core.records import FileRecord, Rounding
 from retrieval.storage.finished_output import RUN, read_if_exists
 from retrieval.storage.local import Folder
 
 if TYPE_CHECKING:
     from jobs.cluster.resources import Cluster
-
-_PACKAGES = (
-    "lookalike",
-    "ray",
-    "torch",
-    "torchvision",
-    "openvino",
-    "faiss-cpu",
-    "pyarrow",
-    "numpy",
-)
 
 _STAGE_KEYS = ("seconds", "per_second", "bytes", "peak_memory_bytes", "worker_peak_memory_bytes")
 
@@ -71,7 +60,7 @@ class Stopwatch:
             "host": socket.gethostname(),
             "processor": platform.processor() or platform.machine(),
             "python": platform.python_version(),
-            "packages": _versions(),
+            "packages": installed_versions(),
             "peak_memory_bytes": peak_memory(),
             "settings": {
                 field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
@@ -97,17 +86,6 @@ def read_rounding(store: Folder) -> Rounding | None:
     data = read_if_exists(store, RUN)
     measured = json.loads(data).get("rounding") if data else None
     return Rounding(**measured) if measured else None
-
-
-def _versions() -> dict[str, str | None]:
-    """Return the version of each package that affects a result; None if not installed."""
-    versions: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 def peak_memory() -> int:

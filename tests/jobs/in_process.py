@@ -19,9 +19,11 @@ from jobs.config.settings import EmbedSettings, IndexSettings, RankSettings
 from jobs.embedding import fit_projection
 from jobs.embedding.embed import embed
 from jobs.embedding.prepare_model import PreparedModel
+from jobs.indexing import index as indexing
 from jobs.indexing.index import build_index
 from jobs.ranking.rank import rank
 from retrieval.embedding.attempt import FIRST_ATTEMPT
+from retrieval.index.workers import InProcessWorkers
 from retrieval.models import engines
 from retrieval.models.engine_plan import EnginePlan
 from retrieval.models.resolve import resolve_bundle
@@ -55,6 +57,7 @@ def without_ray():
         patch.setattr(actor_pool, "stream", _stream)
         patch.setattr(fit_projection, "stream", _stream)
         patch.setattr(tasks, "run_tasks", _run_tasks)
+        patch.setattr(indexing, "RayWorkers", lambda cluster: InProcessWorkers())
         patch.setattr(Cluster, "connect", lambda self: None)
         patch.setattr(Cluster, "connect_while", lambda self, action: action())
         patch.setattr(Cluster, "_resource", lambda self, name: {"CPU": 2}.get(name, 0))

@@ -1,6 +1,7 @@
 """Test the parsing of the command line, option checks and help texts."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -8,10 +9,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from jobs.cli import VERBS, command_line
+from jobs.cli import command_line
 from jobs.config import options, settings
+from jobs.config.verbs import VERBS
 from jobs.runtime.result import Result
-from tests.commands import run_command
+from tests.commands import run_command, run_command_in_process
 
 
 def test_help_lists_all_verbs_and_exit_codes():
@@ -29,6 +31,114 @@ def test_help_of_each_verb(verb):
     result = CliRunner().invoke(command_line(), [verb, "--help"])
     assert result.exit_code == 0
     assert VERBS[verb].help in " ".join(result.output.split())
+
+
+def help_lines(verb, flag):
+    result = CliRunner().invoke(command_line(), [verb, flag], terminal_width=100)
+    assert result.exit_code == 0
+    return result.output.splitlines()
+
+
+def listed_flags(lines):
+    """Return the options that start the rows of a help text."""
+    words = [line.split()[0].rstrip(",") for line in lines if line.startswith("  -")]
+    return [word for word in words if word not in ("-h", "--help-all")]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_at_most_ten_options_on_one_line_each(verb):
+    lines = help_lines(verb, "--help")
+    flags = listed_flags(lines)
+    assert flags == [options.OPTIONS[name].flag for name in VERBS[verb].usual]
+    assert len(flags) <= 10
+    assert max(map(len, lines)) <= 100
+    continued = [line for line in lines if line.startswith("   ")]
+    assert continued == []
+    required = [
+        field.name
+        for field in VERBS[verb].settings.__dataclass_fields__.values()
+        if "option" in field.metadata and field.metadata["option"].default is options.REQUIRED
+    ]
+    assert sorted(VERBS[verb].usual[: len(required)]) == sorted(required)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_complete_help_lists_every_option_once_by_subject(verb):
+    lines = help_lines(verb, "--help-all")
+    flags = [
+        field.metadata["option"].flag
+        for field in VERBS[verb].settings.__dataclass_fields__.values()
+        if "option" in field.metadata
+    ]
+    assert sorted(listed_flags(lines)) == sorted(flags)
+    assert any(f"{group}:" in lines for group in options.GROUPS)
+    assert max(map(len, lines)) <= 100
+
+
+def test_each_option_has_one_subject():
+    names = [name for group in options.GROUPS.values() for name in group]
+    assert sorted(names) == sorted(options.OPTIONS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_are_valid_commands(verb):
+    for example in VERBS[verb].examples:
+        program, name, *arguments = shlex.split(example)
+        assert (program, name) == ("lookalike", verb)
+        options.validate_settings(VERBS[verb].settings(**_parse(verb, *arguments)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("idnex", "there is no command idnex; did you mean index; lookalike --help lists"),
+        ("rank --topk 3", "rank has no option --topk; did you mean --top-k; lookalike rank --help"),
+        ("embed --gallery x", "embed has no option --gallery, which is an option of run, plan;"),
+        ("index --metric cosin", "'cosin' is not known; did you mean cosine; write one of cosine,"),
+        ("embed --input i", "Missing option '--output'; lookalike embed --help shows the options"),
+        ("--json run", "--json before a command belongs to --version; lookalike --help"),
+    ],
+)
+def test_mistyped_words_are_corrected_in_one_sentence(arguments, message):
+    result = run_command_in_process(*arguments.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.error
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_versions_are_printed():
+    lines = run_command_in_process("--version").stdout.splitlines()
+    assert lines[0].startswith("lookalike ")
+    versions = run_command_in_process("--version", "--json").values
+    assert dict(line.split(" ", 1) for line in lines) == versions
+    assert {"Python", "torch", "torchvision", "ray", "faiss-cpu", "pyarrow", "numpy"} <= {*versions}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("lookalike ra", {"plain,rank"}),
+        ("lookalike rank --top", {"plain,--top-k"}),
+        ("lookalike index --metric co", {"plain,cosine"}),
+        ("lookalike verify re", {"file,re"}),
+        ("lookalike embed --input ph", {"file,ph"}),
+    ],
+)
+def test_completion_of_commands_options_values_and_paths(words, expected, monkeypatch):
+    monkeypatch.setenv("_LOOKALIKE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert {*run_command_in_process().stdout.split()} == expected
+
+
+@pytest.mark.parametrize(
+    ("shell", "text"), [("bash", "complete -o"), ("zsh", "#compdef lookalike")]
+)
+def test_completion_script_is_printed(shell, text):
+    result = run_command_in_process("--completion", shell)
+    assert result.exit_code == 0
+    assert text in result.stdout
+    assert "_LOOKALIKE_COMPLETE" in result.stdout
 
 
 def test_command_line_imports_no_heavy_library():

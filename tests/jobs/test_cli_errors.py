@@ -1,7 +1,7 @@
 """Test the exit code and the error line of failing commands.
 
 Commands run in a process of their own where the end of the process is tested: before and after the
-start of Ray, and by signals.
+start of Ray, and by signals. Stopped commands are resumed in this process without Ray.
 """
 
 import os
@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.commands import LOOKALIKE, SMALL_MODEL_OPTIONS, run_command, run_command_in_process
+from tests.jobs.in_process import without_ray
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -86,14 +87,20 @@ def test_failed_weight_download_suggests_options(folders, tmp_path, monkeypatch)
     assert "--bundle" in result.error
 
 
-@pytest.mark.parametrize(
-    "content", [b"\x80\x04N.", *(pytest.param(b, marks=pytest.mark.nightly) for b in (b"", b"no"))]
-)
+@pytest.mark.parametrize("content", [b"\x80\x04N.", b"", b"no"])
 def test_invalid_weights_file(folders, tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
+    result = run_pipeline(folders, "--backbone", "scratch", "--weights", tmp_path / "w.pth")
+    assert result.exit_code == 3
+    assert "w.pth" in result.error
+
+
+@pytest.mark.nightly
+def test_error_after_the_start_of_ray_ends_the_process(folders, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"no")
     result = run_pipeline(
         folders, "--backbone", "scratch", "--weights", tmp_path / "w.pth", command=run_command
-    )  # Ray has started
+    )
     assert result.exit_code == 3
     assert "w.pth" in result.error
 
@@ -150,7 +157,8 @@ def test_interrupted_run_resumes(folders):
     assert process.returncode == 130, err
     assert "error: interrupted" in err
     assert run_command_in_process("verify", folders["--output"]).exit_code == 3
-    result = run_pipeline(folders, *SMALL_MODEL_OPTIONS, "--chunk-rows", "1", "--workers", "1")
+    with without_ray():
+        result = run_pipeline(folders, *SMALL_MODEL_OPTIONS, "--chunk-rows", "1", "--workers", "1")
     assert result.exit_code == 0, result.stderr
     assert run_command_in_process("verify", folders["--output"]).exit_code == 0
 
@@ -194,5 +202,6 @@ def test_terminated_run_leaves_no_process_and_no_temporary_folder(folders, tmp_p
         assert psutil.wait_procs(children, timeout=10)[1] == []
         assert os.listdir(temp_dir) == []
     assert list(parts.glob("0*"))
-    result = run_command_in_process(*arguments)
+    with without_ray():
+        result = run_command_in_process(*arguments)
     assert result.exit_code == 0, result.stderr

@@ -22,7 +22,7 @@ from tests.jobs.initial_states import INITIAL_STATES, changed_source
 from tests.retrieval.storage.faults import record_operations
 from tests.retrieval.storage.test_local import unsupported
 
-SAMPLE, FULL = 5, 240
+SAMPLE, FULL = 3, 240
 S3_SAMPLE, S3_FULL = 2, 40
 
 

@@ -69,6 +69,7 @@ def test_exit_code_and_error_of_the_job_are_returned(cluster, tmp_path):
     assert f"{tmp_path}/no" in result.error
 
 
+@pytest.mark.nightly
 def test_user_package_named_jobs_is_not_imported(cluster, tmp_path):
     working_dir = tmp_path / "work"
     (working_dir / "jobs").mkdir(parents=True)

@@ -166,7 +166,13 @@ def test_killed_failure_log_is_restarted(release_file, monkeypatch):
 
 def test_stalled_image_is_named(release_file, monkeypatch):
     """Ray may hold back the first result until the second exists."""
-    monkeypatch.setattr(stall_detector, "STALL_SECONDS", 20.0)  # above the startup time
+
+    def shorten_stall_time():  # when the worker has started
+        while not release_file.with_name("hanging").exists():
+            time.sleep(0.1)
+        monkeypatch.setattr(stall_detector, "STALL_SECONDS", 2.0)
+
+    threading.Thread(target=shorten_stall_time, daemon=True).start()
     results = stream(Cluster(None, 1), hang_on_item_2, [1, 2], release_file, "cpu")
     message = r"item 2 has waited for /photos/x.jpg, .* for \d+ s"
     received = []

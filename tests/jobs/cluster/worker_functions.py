@@ -42,6 +42,7 @@ def hang_on_item_2(release_file):
     def work(item, attempt):
         if item == 2:
             attempt.note("/photos/x.jpg")
+            release_file.with_name("hanging").touch()
             while not release_file.exists():
                 time.sleep(0.1)
         return {"item": item}

@@ -1,6 +1,6 @@
 """Test `run` on generated photos: once with Ray, then without Ray on the files of that run.
 
-A run without Ray must write the same bytes as the run with Ray.
+A run without Ray must write the same bytes as the run with two workers on Ray.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def finished_run(local_ray, tmp_path_factory):
     settings = RunSettings(
         gallery=str(draw_photos(root / "gallery", 30)),
         queries=str(draw_photos(root / "queries", 6, seed=1)),
-        output=str(root / "out"), chunk_rows=8, rows_per_shard=10, top_k=5, workers=1,
+        output=str(root / "out"), chunk_rows=8, rows_per_shard=10, top_k=5, workers=2,
         **SMALL_MODEL,
     )  # fmt: skip
     run.run(settings)
@@ -96,11 +96,22 @@ def test_run_json_has_metadata_of_each_stage(settings, root):
         assert stage_metadata["bytes"] == sum(files["size"].to_pylist())
 
 
-def test_output_is_independent_of_worker_count(settings, root):
-    expected = read_tree(root / "out")
-    shutil.rmtree(root / "out")
-    run.run(dataclasses.replace(settings, workers=2))
-    assert read_tree(root / "out") == expected
+def check_that_a_new_run_writes_the_same_files(settings):
+    output = Path(settings.output)
+    expected = read_tree(output)
+    shutil.rmtree(output)
+    run.run(settings)
+    assert read_tree(output) == expected
+
+
+@pytest.mark.usefixtures("in_process")
+def test_output_in_one_process_equals_that_of_two_workers(settings):
+    check_that_a_new_run_writes_the_same_files(settings)
+
+
+@pytest.mark.nightly
+def test_output_of_one_worker_equals_that_of_two(settings):
+    check_that_a_new_run_writes_the_same_files(dataclasses.replace(settings, workers=1))
 
 
 def test_finished_run_is_not_rewritten(settings, root):

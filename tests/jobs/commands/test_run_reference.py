@@ -1,4 +1,9 @@
-"""Compare `run` on labelled photos with measures from an independent implementation."""
+"""Compare `run` on labelled photos with measures from an independent implementation.
+
+`make test` takes a sample of the photos, `make nightly` all of them, with every pooling, on Ray.
+"""
+
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,8 +16,7 @@ from jobs.evaluation.evaluate_matches import evaluate_by_labels
 from jobs.ranking import rank
 from retrieval.storage.local import open_folder
 from retrieval.store.reader import open_store, read_vectors
-
-pytestmark = pytest.mark.usefixtures("local_ray")
+from tests.jobs.in_process import without_ray
 
 REFERENCE = {
     ("squeezenet1_0", "avg", None): (0.6833, 0.8389, 0.9333, 0.2930),
@@ -35,33 +39,48 @@ REFERENCE = {
 }
 """top-1, top-3, top-10 and mAP over the whole gallery, from plain PyTorch and numpy."""
 
-DAILY = 1  # cases of `make test`; the others are nightly
-CASES = [
-    pytest.param(*key, marks=[pytest.mark.nightly] if number >= DAILY else [])
-    for number, key in enumerate(REFERENCE)
-]
+GALLERY_STEP, QUERY_STEP = 4, 2
+SAMPLE_REFERENCE = (0.6000, 0.7778, 0.9333, 0.3346)
+"""The same for squeezenet1_0 with avg, every fourth gallery photo and every second query."""
 
 
-@pytest.mark.parametrize(("backbone", "pooling", "pca"), CASES)
+@pytest.mark.nightly
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(("backbone", "pooling", "pca"), REFERENCE)
 def test_measures_and_ranking_equal_the_reference(data, tmp_path, backbone, pooling, pca):
     if backbone.startswith("timm:"):
         pytest.importorskip("timm", reason="timm is not installed")
-    images = data / "images"
+    images, expected = data / "images", REFERENCE[backbone, pooling, pca]
+    check_run(data, images, tmp_path, expected, backbone=backbone, pooling=pooling, pca=pca)
+
+
+def test_measures_and_ranking_of_sampled_photos_equal_the_reference(data, tmp_path):
+    for name, step in (("gallery", GALLERY_STEP), ("queries", QUERY_STEP)):
+        for path in sorted((data / "images" / name).rglob("*.jpg"))[::step]:
+            copy = tmp_path / path.relative_to(data / "images")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    with without_ray():
+        check_run(data, tmp_path, tmp_path, SAMPLE_REFERENCE, backbone="squeezenet1_0")
+
+
+def check_run(data, images, root, expected, *, backbone, **options):
+    """Check measures and ranking of a run on the gallery and queries in the folder `images`."""
     weights = data / "weights" / f"{backbone.removeprefix('timm:')}.safetensors"
     outcome = run.run(
         RunSettings(
             gallery=str(images / "gallery"), queries=str(images / "queries"),
-            labels=str(images / "labels.csv"), output=str(tmp_path / "out"), backbone=backbone,
-            weights=str(weights), pooling=pooling, pca=pca, top_k=1372, rows_per_shard=500,
+            labels=str(data / "images" / "labels.csv"), output=str(root / "out"),
+            backbone=backbone, weights=str(weights), top_k=1372, rows_per_shard=500, **options,
         )
     )  # fmt: skip
     measures = [
         outcome.result.values[name] for name in ("Success@1", "Success@3", "Success@10", "AP")
     ]
-    assert measures == pytest.approx(REFERENCE[backbone, pooling, pca], abs=0.01)
+    assert measures == pytest.approx(expected, abs=0.01)
     assert outcome.result.values["recall"] == 1.0
-    assert _read_ranking(tmp_path / "out") == _exact_ranking(tmp_path / "out")
-    assert _expanded_map(tmp_path) > outcome.result.values["AP"] + 0.01
+    assert _read_ranking(root / "out") == _exact_ranking(root / "out")
+    assert _expanded_map(root) > outcome.result.values["AP"] + 0.01
 
 
 def _expanded_map(root):

@@ -10,7 +10,7 @@ from jobs.comparison import compare
 from jobs.config.settings import CompareSettings
 from retrieval.core.errors import UsageError
 from retrieval.models.resolve import RANDOM, resolve_bundle
-from tests.commands import run_command
+from tests.commands import run_command_in_process
 
 KEYS = ["backbone", "parameters", "dimension", "image_size", "gflops",
         "imagenet_top1", "imagenet_top5"]  # fmt: skip
@@ -91,7 +91,7 @@ def test_table_is_aligned_and_fits_100_columns():
 
 
 def test_compare_command():
-    result = run_command("compare", "--json", "--backbones", "resnet50,scratch")
+    result = run_command_in_process("compare", "--json", "--backbones", "resnet50,scratch")
     assert result.exit_code == 0
     first, second = result.values["backbones"]
     assert first == {
@@ -102,7 +102,7 @@ def test_compare_command():
 
 
 def test_unknown_backbone_suggests_similar_names():
-    result = run_command("compare", "--backbones", "scratch,resnet5")
+    result = run_command_in_process("compare", "--backbones", "scratch,resnet5")
     assert result.exit_code == 2
     assert "--backbones resnet5 is not known; did you mean resnet50" in result.error
 

@@ -1,6 +1,6 @@
 """Test the embed stage: engine and projection of a store are chosen once.
 
-Two stores are written with Ray; runs without Ray must write the same bytes.
+A store with a projection is written with Ray; runs without Ray must write the same bytes.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jobs.config.settings import EmbedSettings, IndexSettings, RankSettings, Run
 from jobs.embedding import embed, fit_projection, prepare_model
 from jobs.indexing import index
 from jobs.ranking import rank
-from jobs.runtime import run_metadata
+from jobs.runtime import versions
 from retrieval.core.errors import Mismatch, UsageError
 from retrieval.models.bundle import read_bundle
 from retrieval.models.engine_plan import BATCH_CPU
@@ -47,14 +47,15 @@ def settings(photos, tmp_path):
 def stores(photos, tmp_path_factory):
     """Return a folder with two stores, without and with a projection."""
     root = tmp_path_factory.mktemp("made")
+    plain, projected = (
+        EmbedSettings(input=photos, output=f"{root}/{pca}", workers=1, pca=pca, **SMALL_MODEL)
+        for pca in (None, 5)
+    )
+    with without_ray():
+        embed.start(plain)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit_projection, "_BLOCK", 4)
-        for pca in (None, 5):
-            embed.start(
-                EmbedSettings(
-                    input=photos, output=f"{root}/{pca}", workers=1, pca=pca, **SMALL_MODEL
-                )
-            )
+        embed.start(projected)
     return root
 
 
@@ -149,7 +150,7 @@ def test_failed_conversion_falls_back_to_torch_with_a_message(settings, failing_
 @pytest.mark.usefixtures("in_process")
 def test_missing_openvino_falls_back_to_torch_with_a_message(settings, monkeypatch, capfd):
     monkeypatch.setattr("retrieval.models.engine_plan.openvino_installed", lambda: False)
-    monkeypatch.setattr(run_metadata, "_PACKAGES", ("numpy", "a-package-that-nobody-has"))
+    monkeypatch.setattr(versions, "PACKAGES", ("numpy", "a-package-that-nobody-has"))
     embed.start(settings)
     assert read_job(settings)["engine"] == "torch"
     assert "OpenVINO is not installed: torch runs the network" in capfd.readouterr().err
@@ -185,15 +186,16 @@ def test_workers_receive_parameters_once(settings):
     assert prepared_without_ir.for_workers() is prepared_without_ir
 
 
-def test_run_json_has_memory_and_throughput(store_settings):
-    metadata = json.loads((Path(store_settings.output) / "run.json").read_bytes())
+def test_run_json_has_memory_and_throughput(projected_settings):
+    output = Path(projected_settings.output)
+    metadata = json.loads((output / "run.json").read_bytes())
     assert metadata["worker_peak_memory_bytes"] > 10**8
     assert metadata["per_second"] == pytest.approx(
         metadata["embedded"] / metadata["seconds"], rel=0.01
     )
     assert metadata["bytes"] == sum(
         path.stat().st_size
-        for path in Path(store_settings.output).rglob("*")
+        for path in output.rglob("*")
         if path.is_file() and path.name not in ("manifest.json", "files.parquet", "run.json")
     )
 

@@ -106,11 +106,8 @@ def test_matches_of_parquet_and_npy_files_equal_brute_force(tmp_path):
 
 
 @pytest.fixture
-def in_process(monkeypatch):
+def in_process():
     """Run all stages in this process."""
-    from retrieval.index.workers import InProcessWorkers
-
-    monkeypatch.setattr(index, "RayWorkers", lambda cluster: InProcessWorkers())
     with without_ray():
         yield
 

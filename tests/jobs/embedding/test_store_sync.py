@@ -174,7 +174,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 QUICK_SETTINGS = settings(
-    max_examples=10, stateful_step_count=12, deadline=None,
+    max_examples=6, stateful_step_count=12, deadline=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 TestStoreSync = StoreMachine.TestCase

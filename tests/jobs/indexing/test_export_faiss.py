@@ -7,9 +7,15 @@ import pytest
 from jobs.config.settings import IndexSettings
 from jobs.indexing import index
 from retrieval.core.errors import UsageError
+from tests.jobs.in_process import without_ray
 from tests.sample_stores import write_store
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+
+@pytest.fixture(autouse=True)
+def in_process():
+    """Run all stages in this process."""
+    with without_ray():
+        yield
 
 
 def test_exported_file_is_searchable_and_not_overwritten(tmp_path):

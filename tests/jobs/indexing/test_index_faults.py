@@ -1,7 +1,4 @@
-"""Test that building and updating an index recover from a fault at any storage operation.
-
-`make test` takes a sample of the points, `make nightly` all of them.
-"""
+"""Test that building and updating an index recover from a fault at any storage operation."""
 
 from types import SimpleNamespace
 
@@ -11,14 +8,12 @@ from jobs.cluster.resources import Cluster
 from jobs.config.settings import IndexSettings
 from jobs.indexing.index import build_index
 from retrieval.index import train
-from tests.fault_loop import bucket_fault_loop, local_fault_loop, run_fault_points
+from tests.fault_loop import FaultLoopTests
 from tests.file_tree import read_tree
 from tests.jobs.embedding.test_store_sync import Source, make_picture
 from tests.jobs.in_process import run_embed, without_ray
 
 SCENARIOS = ("new", "two levels", "changed store")
-LOCAL_SAMPLE, S3_SAMPLE = 9, 3
-LOCAL_MIN_POINTS, S3_MIN_POINTS = 200, 60
 
 
 def build(store, output):
@@ -57,37 +52,5 @@ def scenario(request, tmp_path_factory):
         )
 
 
-@pytest.fixture(scope="module")
-def local_loop(scenario, tmp_path_factory):
-    with local_fault_loop(scenario, tmp_path_factory.mktemp("loop")) as loop:
-        yield loop
-
-
-@pytest.fixture(scope="module")
-def bucket_loop(scenario, s3):
-    with bucket_fault_loop(scenario, s3) as loop:
-        yield loop
-
-
-def test_sampled_faults_on_disk(local_loop, record_property):
-    assert (
-        run_fault_points(local_loop, local_loop.points(LOCAL_SAMPLE), record_property)
-        == LOCAL_SAMPLE
-    )
-
-
-@pytest.mark.timeout(300)
-def test_sampled_faults_in_a_bucket(bucket_loop, record_property):
-    assert (
-        run_fault_points(bucket_loop, bucket_loop.points(S3_SAMPLE), record_property) == S3_SAMPLE
-    )
-
-
-@pytest.mark.nightly
-def test_all_faults_on_disk(local_loop, record_property):
-    assert run_fault_points(local_loop, local_loop.points(), record_property) >= LOCAL_MIN_POINTS
-
-
-@pytest.mark.nightly
-def test_all_faults_in_a_bucket(bucket_loop, record_property):
-    assert run_fault_points(bucket_loop, bucket_loop.points(), record_property) >= S3_MIN_POINTS
+class TestIndexFaults(FaultLoopTests):
+    LOCAL_MIN_POINTS, S3_MIN_POINTS = 200, 60

@@ -103,7 +103,7 @@ class IndexMachine(StoreMachine):
 
 
 TestIndexUpdate = IndexMachine.TestCase
-TestIndexUpdate.settings = settings(QUICK_SETTINGS, max_examples=8, stateful_step_count=10)
+TestIndexUpdate.settings = settings(QUICK_SETTINGS, max_examples=5, stateful_step_count=10)
 
 
 @pytest.mark.nightly
@@ -160,13 +160,14 @@ def test_compacted_store_rebuilds_shards_around_the_same_centroids(changed_store
     check_index(store, index, tmp_path)
 
 
-def test_killed_update_is_valid_and_resumes(changed_store, tmp_path):
+@pytest.mark.parametrize("kill_count", [9, pytest.param(150, marks=pytest.mark.nightly)])
+def test_killed_update_is_valid_and_resumes(changed_store, tmp_path, kill_count):
     _, store, index = changed_store
     initial_index = tmp_path / "start"
     shutil.copytree(index, initial_index)
     operations = record_operations(lambda: index_in_process(store, index, **INDEX_OPTIONS))
     expected = read_files(index)
-    for number in range(0, len(operations), max(1, len(operations) // 25)):
+    for number in range(0, len(operations), max(1, len(operations) // kill_count)):
         shutil.rmtree(index)
         shutil.copytree(initial_index, index)
 

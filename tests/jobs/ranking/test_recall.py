@@ -1,55 +1,61 @@
 """Test approximate ranking: nprobe from the recall curve, certificate, second pass, exit code 5."""
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.cluster.resources import Cluster
-from jobs.config.settings import IndexSettings, RankSettings
-from jobs.indexing import index
 from jobs.ranking import rank
-from retrieval.index import plan, recall_interval
+from retrieval.core.errors import Mismatch
+from retrieval.index import plan, recall_curve, recall_interval
 from retrieval.index.probing import Probing
+from tests.jobs.in_process import index_in_process, rank_in_process
 from tests.sample_stores import write_store
-
-pytestmark = pytest.mark.usefixtures("local_ray")
 
 DIMENSION, ROWS = 16, 3000
 
 
-@pytest.fixture
-def ranking(tmp_path, monkeypatch):
-    """Return a function that ranks random queries against a clustered gallery in 100 lists."""
-    monkeypatch.setattr(plan, "PROBE_ALL_ROWS", 0)
-    monkeypatch.setattr(plan, "LIST_ROWS", 24)
-    monkeypatch.setattr(recall_interval, "LOOK_SIZES", (40, 80, 120))
+@pytest.fixture(autouse=True, scope="module")
+def small_lists_and_samples():
+    """Divide the small gallery into many lists, and draw small samples of queries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "PROBE_ALL_ROWS", 0)
+        patch.setattr(plan, "LIST_ROWS", 24)
+        patch.setattr(recall_interval, "LOOK_SIZES", (40, 80, 120))
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Return a folder with a clustered gallery, its index of 100 lists, and random queries."""
+    root = tmp_path_factory.mktemp("recall")
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(60, DIMENSION))
     rows = centres[generator.integers(0, 60, ROWS)] + 0.3 * generator.normal(size=(ROWS, DIMENSION))
-    write_store(tmp_path / "gallery", rows.astype(np.float16))
-    write_store(tmp_path / "queries", generator.normal(size=(200, DIMENSION)).astype(np.float16))
-    cluster = Cluster("local", None)
-    index.build_index(
-        IndexSettings(
-            embeddings=str(tmp_path / "gallery"), output=str(tmp_path / "index"),
-            rows_per_shard=1100,
-        ),
-        cluster,
-    )  # fmt: skip
+    write_store(root / "gallery", rows.astype(np.float16))
+    write_store(root / "queries", generator.normal(size=(200, DIMENSION)).astype(np.float16))
+    index_in_process(root / "gallery", root / "index", rows_per_shard=1100)
+    return root
+
+
+@pytest.fixture
+def ranking(root, tmp_path):
+    """Return a function that ranks the queries, and returns the result and the matches."""
 
     def run_rank(name, **options):
-        settings = RankSettings(
-            index=str(tmp_path / "index"), queries=str(tmp_path / "queries"),
-            output=str(tmp_path / name), **options,
-        )  # fmt: skip
-        manifest = rank.rank(settings, cluster)
-        matches = pq.read_table(tmp_path / name / "matches/part-00000.parquet")
-        return rank.summary(settings.output, manifest), matches
+        output = tmp_path / name
+        manifest = rank_in_process(root / "index", root / "queries", output, **options)
+        matches = pq.read_table(output / "matches/part-00000.parquet")
+        return rank.summary(str(output), manifest), matches
 
     return run_rank
+
+
+@pytest.fixture(scope="module")
+def exact(root):
+    """Return the exact matches of the queries."""
+    rank_in_process(root / "index", root / "queries", root / "exact", recall=1.0)
+    return pq.read_table(root / "exact/matches/part-00000.parquet")
 
 
 def matched_images(matches: pa.Table) -> dict[str, set[str]]:
@@ -71,9 +77,8 @@ def measure_recall(matches: pa.Table, exact: pa.Table) -> float:
     )
 
 
-def test_target_recall_is_reached(ranking):
+def test_target_recall_is_reached(ranking, exact):
     """The interval contains the recall of the matches and is above the target."""
-    _, exact = ranking("exact", recall=1.0)
     result, matches = ranking("asked", recall=0.9)
     assert result.exit_code == 0
     assert 1 <= result.values["lists"] < result.values["nlist"]
@@ -84,9 +89,8 @@ def test_target_recall_is_reached(ranking):
     assert result.values["recall_sample"] in (40, 80, 120)
 
 
-def test_undecided_sample_grows_and_gets_exact_matches(ranking, monkeypatch):
-    _, exact = ranking("exact", recall=1.0)
-    monkeypatch.setattr(recall_curve_module(), "choose_probing", lambda *_: Probing(6))
+def test_undecided_sample_grows_and_gets_exact_matches(ranking, exact, monkeypatch):
+    monkeypatch.setattr(recall_curve, "choose_probing", lambda *_: Probing(6))
     _, matches_at_nprobe = ranking("hand", nprobe=6)
     target = measure_recall(matches_at_nprobe, exact)
     result, matches = ranking("close", recall=target)
@@ -100,9 +104,8 @@ def test_undecided_sample_grows_and_gets_exact_matches(ranking, monkeypatch):
     assert measure_recall(matches, exact) >= target
 
 
-def test_few_queries_search_all_lists(ranking, monkeypatch):
+def test_few_queries_search_all_lists(ranking, exact, monkeypatch):
     monkeypatch.setattr(recall_interval, "LOOK_SIZES", (200, 400, 800))
-    _, exact = ranking("exact", recall=1.0)
     result, matches = ranking("few", recall=0.9)
     assert matches == exact
     assert result.values["nprobe"] == result.values["nlist"]
@@ -110,7 +113,7 @@ def test_few_queries_search_all_lists(ranking, monkeypatch):
 
 
 def test_second_pass_corrects_a_misleading_curve(ranking, monkeypatch):
-    monkeypatch.setattr(recall_curve_module(), "choose_probing", lambda *_: Probing(1))
+    monkeypatch.setattr(recall_curve, "choose_probing", lambda *_: Probing(1))
     result, _ = ranking("misled", recall=0.9)
     assert result.values["passes"] == 2
     assert result.values["recall_low"] >= 0.9
@@ -118,8 +121,8 @@ def test_second_pass_corrects_a_misleading_curve(ranking, monkeypatch):
 
 
 def test_recall_below_the_target_is_exit_code_5_in_every_run(ranking, monkeypatch):
-    monkeypatch.setattr(recall_curve_module(), "choose_probing", lambda *_: Probing(1))
-    monkeypatch.setattr(recall_curve_module(), "smallest_sufficient_probing", lambda *_: Probing(2))
+    monkeypatch.setattr(recall_curve, "choose_probing", lambda *_: Probing(1))
+    monkeypatch.setattr(recall_curve, "smallest_sufficient_probing", lambda *_: Probing(2))
     for _ in range(2):
         result, matches = ranking("below", recall=0.99)
         assert result.exit_code == 5
@@ -127,8 +130,7 @@ def test_recall_below_the_target_is_exit_code_5_in_every_run(ranking, monkeypatc
         assert len(matched_images(matches)) == 200
 
 
-def test_recall_of_explicit_nprobe_is_measured_without_exit_code_5(ranking):
-    _, exact = ranking("exact", recall=1.0)
+def test_recall_of_explicit_nprobe_is_measured_without_exit_code_5(ranking, exact):
     result, matches = ranking("hand", nprobe=2)
     assert result.exit_code == 0
     assert result.values["passes"] == 1
@@ -159,19 +161,7 @@ def test_top_k_beyond_the_curve_is_extrapolated_and_reported(ranking, monkeypatc
     assert "was measured for 1000 matches per query" in result.lines[1]
 
 
-def test_query_store_of_another_dimension_is_refused(ranking, tmp_path):
-    from retrieval.core.errors import Mismatch
-
+def test_query_store_of_another_dimension_is_refused(root, tmp_path):
     write_store(tmp_path / "other", np.ones((3, 8), np.float16), model=1)
-    settings = RankSettings(
-        index=str(tmp_path / "index"), queries=str(tmp_path / "other"), output=str(tmp_path / "m")
-    )
     with pytest.raises(Mismatch):
-        rank.rank(dataclasses.replace(settings), Cluster("local", None))
-
-
-def recall_curve_module():
-    """Return the module whose functions the tests patch."""
-    from retrieval.index import recall_curve
-
-    return recall_curve
+        rank_in_process(root / "index", tmp_path / "other", tmp_path / "m")

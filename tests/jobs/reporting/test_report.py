@@ -125,11 +125,15 @@ def test_each_image_is_read_once(matches_root, tmp_path, monkeypatch):
     assert read == render_calls == []
 
 
-def test_killed_report_resumes(matches_root, tmp_path):
+@pytest.mark.parametrize(
+    "kill_points",
+    [(2, 14, 25), pytest.param((9, 16, 20, 23), marks=pytest.mark.nightly)],
+)
+def test_killed_report_resumes(matches_root, tmp_path, kill_points):
+    """Kill at some of 25 written files; the first is the write test, the last the page."""
     make_report(matches_root / "m", tmp_path / "whole/report.html")
     expected = read_tree(tmp_path / "whole")
-    # of 25 files; the first is the write test, the last the page
-    for write_number in (2, 9, 14, 16, 20, 23, 25):
+    for write_number in kill_points:
         remaining = [write_number]
 
         def die(when, operation, path, remaining=remaining):

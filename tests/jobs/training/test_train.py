@@ -151,7 +151,7 @@ def test_changed_photos_need_overwrite(trained, tmp_path):
     assert result.values["images"] == 19
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.nightly)])
 def test_training_killed_at_any_write_resumes(trained, tmp_path, monkeypatch, step):
     """Network and optimizer resume from the last complete epoch."""
     photos, output, _ = trained

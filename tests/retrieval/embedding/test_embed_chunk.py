@@ -518,7 +518,7 @@ def test_fault_injection_covers_every_kind_of_operation(faulty_runs):
     assert len(faulty_runs.operations) > 150
 
 
-SAMPLED_OPERATIONS = 16
+SAMPLED_OPERATIONS = 9
 
 
 @pytest.mark.parametrize("fault", ["fail", "kill"])

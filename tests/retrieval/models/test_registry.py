@@ -167,7 +167,7 @@ class BackboneTests(ABC):
 
 LARGE_FAMILIES = (
     "maxvit_t", "swin_v2_t", "wide_resnet50_2", "densenet121", "efficientnet_v2_s", "inception_v3",
-    "resnext50_32x4d", "vit_b_32",
+    "resnext50_32x4d", "vit_b_32", "vgg11", "convnext_tiny", "googlenet", "mnasnet0_5",
 )  # fmt: skip
 """Large networks for the nightly tests; each has a smaller relative in the default tests."""
 

@@ -131,10 +131,14 @@ def test_network_without_single_feature_map_allows_avg_only(name):
         resolve(name, pooling="gem")
 
 
-@pytest.mark.parametrize("pooling", ["avg", "gem"])
+@pytest.mark.parametrize("pooling", ["gem", pytest.param("avg", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
-    "name", ["timm:test_resnet", "timm:test_mambaout", "timm:test_vit", "timm:mobilevit_xxs"]
-)
+    "name",
+    [
+        "timm:test_resnet", "timm:test_mambaout", "timm:test_vit",
+        pytest.param("timm:mobilevit_xxs", marks=pytest.mark.nightly),
+    ],
+)  # fmt: skip
 def test_extractor_can_be_exported(name, pooling):
     extractor = build_extractor(name, fit_state(random_network(name).state_dict(), name), pooling)
     images = random_images(4, 160)

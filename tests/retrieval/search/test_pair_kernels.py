@@ -123,7 +123,7 @@ def test_kth_largest_equals_that_of_a_sort(seed, size, few):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("float32", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("k", [3, 10, 150])
 @pytest.mark.parametrize("undecided", [1 << 22, 600])
 def test_many_lists_equal_brute_force(metric, dtype, k, undecided):
