@@ -268,8 +268,8 @@ OPTIONS = _by_name(
            "N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA (ALPHA is 3 "
            "by default), and search again; scores are then those of the expanded queries."),
     Option("unique_pairs", bool, False, "run",
-           "For a store searched against itself: also write each pair once, closest first, to "
-           "pairs.parquet."),
+           "Also write each pair of duplicates once, closest first; with --min-score also the "
+           "groups of duplicates in the gallery, or the leaks if --queries is another set."),
     Option("format", str, None, "run",
            "Also write the matches in these formats, comma-separated: jsonl, csv, trec, "
            "submission, html, png."),

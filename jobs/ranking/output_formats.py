@@ -1,4 +1,4 @@
-"""Matches in further formats: export formats, pairs, a report and pictures.
+"""Matches in further formats: export formats, duplicates, a report and pictures.
 
 Each file is written once, together with its checksum.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pyarrow as pa
 from jobs.cluster.resources import Cluster
 from jobs.config.options import parse_comma_list
 from jobs.config.settings import RankSettings
+from jobs.ranking.duplicates import RankedStores, read_duplicate_counts, write_duplicates
 from jobs.runtime.progress import print_message
 from retrieval.core.errors import UsageError
 from retrieval.core.records import FileRecord
@@ -24,7 +24,7 @@ from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.storage.temporary import TEMPORARY_PREFIX
 
-PAIRS, REPORT, PICTURES = "pairs.parquet", "report.html", "pictures"
+REPORT, PICTURES = "report.html", "pictures"
 
 
 def parse_formats(settings: RankSettings) -> tuple[str, ...]:
@@ -44,17 +44,23 @@ class ExtraFiles:
     """Files to write beside the matches, as requested by --format and --unique-pairs."""
 
     formats: tuple[str, ...]
-    pairs: bool
+    duplicates: tuple[str, ...]
 
     def any_missing(self, existing: Container[str]) -> bool:
         """Return whether one of the files is not among the existing paths."""
         required = [REPORT if name == "html" else _checksum_path(name) for name in self.formats]
-        return any(path not in existing for path in [*required, *([PAIRS] if self.pairs else [])])
+        return any(path not in existing for path in (*required, *self.duplicates))
 
-    def write(self, folder: Folder, counts: dict[str, Any], cluster: Cluster) -> None:
-        """Write the files that are missing, from the matches in the folder."""
-        if self.pairs and not folder.exists(PAIRS):
-            _write_pairs(folder, counts["metric"])
+    def write(
+        self, folder: Folder, counts: dict[str, Any], stores: RankedStores, cluster: Cluster
+    ) -> dict[str, Any]:
+        """Write the files that are missing, from the matches in the folder.
+
+        Returns the counts of the manifest, with those of duplicates.
+        """
+        matches = _table_reader(folder, "matches")
+        write_duplicates(folder, self.duplicates, matches, counts["metric"], stores)
+        counts = {**counts, **read_duplicate_counts(folder)}
         for name in self.formats:
             if name == "html":
                 _write_report(folder, counts, cluster)
@@ -62,6 +68,7 @@ class ExtraFiles:
                 _write_pictures(folder, counts)
             elif not folder.exists(_checksum_path(name)):
                 _write_format(folder, name, counts["metric"])
+        return counts
 
 
 def format_extra_files(files: Mapping[str, FileRecord]) -> tuple[str, ...]:
@@ -72,8 +79,6 @@ def format_extra_files(files: Mapping[str, FileRecord]) -> tuple[str, ...]:
     lines = [f"further files: {', '.join(existing)}"] if existing else []
     if pictures := sum(path.startswith(f"{PICTURES}/") for path in files):
         lines.append(f"{pictures} pictures: {PICTURES}/")
-    if PAIRS in files:
-        lines.append(f"{files[PAIRS].rows} pairs, closest first: {PAIRS}")
     return tuple(lines)
 
 
@@ -113,18 +118,6 @@ def _write_format(folder: Folder, name: str, metric: Any) -> None:
     transaction.put_if_absent(
         folder, _checksum_path(name), checksummed_json({"files": {path: record.sha256}})
     )
-
-
-def _write_pairs(folder: Folder, metric: Any) -> None:
-    from retrieval.search.pairs import write_pairs
-    from retrieval.storage.checksum import fill_file_checksum
-
-    def write(local: str) -> None:
-        with open(local, "wb") as file:
-            write_pairs(_table_reader(folder, "matches")(), metric, file)
-        fill_file_checksum(Path(local))
-
-    folder.put_new_file(PAIRS, write)
 
 
 def _write_report(folder: Folder, counts: dict[str, Any], cluster: Cluster) -> None:

@@ -18,9 +18,9 @@ from jobs.config.settings import EngineOptions, RankSettings, VectorSourceOption
 from jobs.embedding.precomputed_vectors import PrecomputedVectors, add_rounding
 from jobs.embedding.prepare_model import PreparedModel
 from jobs.indexing.index import read_table
+from jobs.ranking.duplicates import RankedStores, format_duplicates, requested_files
 from jobs.ranking.match_constraints import (
     MatchConstraints,
-    is_index_store,
     read_match_constraints,
     select_exclusion_column,
 )
@@ -31,7 +31,7 @@ from jobs.ranking.write_matches import failures_path
 from jobs.runtime.check_output import check_output
 from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch
-from retrieval.core.errors import BelowBound, UsageError
+from retrieval.core.errors import BelowBound
 from retrieval.core.records import Certificate, FileRecord
 from retrieval.core.schemas import FAILURES
 from retrieval.storage import finished_output, transaction
@@ -76,10 +76,10 @@ def rank(
     index_folder = open_folder(settings.index)
     index = finished_output.read_manifest(index_folder, kind="index")
     folder = open_folder(settings.output)
-    extra_files = ExtraFiles(parse_formats(settings), settings.unique_pairs)
+    formats = parse_formats(settings)
     constraints = read_match_constraints(settings, index_folder, index)
     query_store = open_query_store(settings, index_folder)
-    _check_unique_pairs(settings, query_store, index)
+    extra_files = ExtraFiles(formats, requested_files(settings, query_store, index))
     prepared = None if query_store else prepare_queries(settings, cluster, folder, index_folder)
     job = _job(settings, index, constraints, query_store, prepared)
     transaction.claim_output(
@@ -118,14 +118,6 @@ def rank(
         return manifest
 
     return transaction.make_unless_finished(folder, "matches", search_and_finish)
-
-
-def _check_unique_pairs(settings: RankSettings, query_store: Store | None, index: Manifest) -> None:
-    if settings.unique_pairs and (query_store is None or not is_index_store(query_store, index)):
-        raise UsageError(
-            "--unique-pairs needs a gallery ranked against itself: set --queries to the store that "
-            f"{settings.index} was built from, or omit it"
-        )
 
 
 def _read_certificate(folder: Folder) -> tuple[Certificate, int] | None:
@@ -206,7 +198,7 @@ def _finish(
         "metric": index.counts["metric"],
         "certificate": asdict(certificate),
     }
-    extra_files.write(folder, counts, cluster)
+    counts = extra_files.write(folder, counts, RankedStores(index_folder, index, queries), cluster)
     return transaction.finish_output(folder, "matches", counts, parts)
 
 
@@ -221,8 +213,8 @@ def summary(output: str, manifest: Manifest) -> Result:
     )
     if counts["unmatched"]:
         lines += (f"{counts['unmatched']} queries have no match with the options of the ranking",)
-    lines += format_extra_files(manifest.files)
     settings = finished_output.read_settings(open_folder(output))
+    lines += format_extra_files(manifest.files) + format_duplicates(manifest, settings["top_k"])
     below = certificate.low < certificate.target
     code = BelowBound.exit_code if settings["nprobe"] is None and below else 0
     if below and certificate.reads_all_lists:

@@ -188,6 +188,43 @@ PAIRS = Table(
     ),
 )
 
+GROUPS = Table(
+    "groups",
+    "group; the image to keep, then the others by size, largest first",
+    (
+        Column("group", pa.int64(), "from 1, by the number of images, descending, then image_id"),
+        _ID,
+        _PATH,
+        Column("keep", pa.bool_(), "whether the image is kept; true for one image of a group"),
+        Column(
+            "reason",
+            pa.string(),
+            "why it is kept (most pixels, largest file, first image_id: the first that decides) or "
+            "not (fewer pixels, smaller file, later image_id)",
+        ),
+        Column(
+            "score",
+            pa.float64(),
+            "of its pair with the kept image; null for the kept image, and for an image that only "
+            "a chain of pairs links to it",
+        ),
+    ),
+)
+
+LEAKS = Table(
+    "leaks",
+    "closest first, query_id, image_id",
+    (
+        Column("query_id", pa.string(), "image_id of the query"),
+        Column("image_id", pa.string(), "image_id of a gallery image that is one of its matches"),
+        Column("score", pa.float64(), "as in matches"),
+        Column("query_path", pa.string(), "path or URI of the query"),
+        Column("path", pa.string(), "path or URI of the gallery image"),
+        Column("query_label", pa.string(), "class of the query; null where unknown"),
+        Column("label", pa.string(), "class of the gallery image; null where unknown"),
+    ),
+)
+
 GALLERY_LABELS = Table(
     "gallery labels",
     "label, by bytes",
@@ -294,7 +331,8 @@ COMPARISON = Table(
     ),
 )  # fmt: skip
 
-TABLES = (LISTING, DELETED, FAILURES, FILES, SHARD_ROWS, RECALL, MATCHES, PAIRS, GALLERY_LABELS,
+TABLES = (LISTING, DELETED, FAILURES, FILES, SHARD_ROWS, RECALL, MATCHES, PAIRS, GROUPS, LEAKS,
+          GALLERY_LABELS,
           EXCLUSIONS, HISTORY, SPLIT, CONFUSION, PREDICTIONS, COMPARISON)  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Render the report of finished matches: figures on top, then queries with their matches.
+"""Render the report of finished matches: queries with their matches first, then the figures.
 
 Up to `MAX_SINGLE_FILE_IMAGES` pictures the report is one self-contained file. Each picture is
 embedded once as base64 JPEG, an SVG `<image>` referenced by `<use>`, which also works without
@@ -155,6 +155,6 @@ def _pictures(
 def _introduction(page: Page) -> str:
     shown, count = page.shown_of
     count_text = f"{count:,} {'query' if count == 1 else 'queries'}"
-    count_text = count_text if shown == count else f"{shown:,} of {count_text}"
-    figures = "" if shown == count else " The figures cover all of them."
-    return f"{count_text}, each with its most similar gallery images, best first.{figures}"
+    if shown != count:
+        return f"{shown:,} of {count_text}, most similar images first; the figures cover all"
+    return f"{count_text}, most similar images first"

@@ -1,5 +1,5 @@
-// Filters, order, pages and keys of the report. The selection is kept in location.hash alone, so
-// that reload, shared links and the back button show the same queries. A single-file report has all
+// Tabs, filters, order, pages and keys of the report. The selection is kept in location.hash alone,
+// so that reload, shared links and the back button show the same part and the same queries. A single-file report has all
 // rows in the page; a report with a folder loads rows from chunk scripts on demand.
 (() => {
   "use strict";
@@ -12,7 +12,7 @@
   }
   const list = byId("list"), bar = byId("filter"), status = byId("status");
   const buttons = bar.querySelectorAll("button"), sortBy = byId("sort"), classBy = byId("class");
-  const pagers = document.querySelectorAll(".pages");
+  const pagers = document.querySelectorAll(".pages"), tabs = [...byId("tabs").children];
   const numbers = (text) =>
     new Int32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
   const { states, classes } = facets;
@@ -23,7 +23,7 @@
   const inPage = [...list.children];  // the first queries by name; in a single-file report, all
 
   // --- selection
-  const plain = { show: "all", class: "", sort: "name", page: "1" };
+  const plain = { tab: "matches", show: "all", class: "", sort: "name", page: "1" };
   function link(changes) {
     const wanted = { ...chosen, page: "1", ...changes };
     const changed = Object.entries(wanted).filter(([key, value]) => String(value) !== plain[key]);
@@ -81,11 +81,42 @@
     return drawn.content.firstElementChild;
   }
 
+  // --- tabs
+  const panelOf = (tab) => byId(tab.id.replace("tab-", ""));
+  byId("tabs").setAttribute("role", "tablist");
+  for (const tab of tabs) {
+    tab.setAttribute("role", "tab");
+    tab.setAttribute("aria-controls", panelOf(tab).id);
+    panelOf(tab).setAttribute("role", "tabpanel");
+    panelOf(tab).setAttribute("aria-labelledby", tab.id);
+  }
+  function showTab() {
+    const open = tabs.find((tab) => panelOf(tab).id === chosen.tab) ?? tabs[0];
+    for (const tab of tabs) {
+      tab.href = link({ page: chosen.page, tab: panelOf(tab).id });
+      tab.setAttribute("aria-selected", String(tab === open));
+      tab.tabIndex = tab === open ? 0 : -1;
+      panelOf(tab).hidden = tab !== open;
+    }
+  }
+  byId("tabs").addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const at = tabs.indexOf(event.target), last = tabs.length - 1;
+    const to = { ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at === 0 ? last : at - 1, Home: 0,
+      End: last, " ": at }[event.key];
+    if (at < 0 || to === undefined) return;
+    event.preventDefault();
+    event.stopPropagation();
+    tabs[to].focus();
+    tabs[to].click();
+  });
+
   // --- rendering
   let turn = 0, current = null, arriveAt = null;
   async function show() {
     const mine = ++turn;
     chosen = read();
+    showTab();
     selected = find();
     pages = Math.max(1, Math.ceil(selected.length / facets.page));
     page = Math.min(pages, Math.max(1, parseInt(chosen.page, 10) || 1));
@@ -182,6 +213,7 @@
   }
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("select, input")) return;
+    if (byId("matches").hidden) return;
     const by = { j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1 }[event.key];
     const over = { n: 1, p: -1 }[event.key];
     if (by || over) event.preventDefault();
@@ -217,6 +249,10 @@
       step.addEventListener("click", () => (arriveAt = step.href ? "heading" : null));
     }
   }
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    go({ page: chosen.page, tab: "matches" }, "heading");
+  });
   for (const why of document.querySelectorAll(".why")) why.href = "#show=failed";
   for (const to of document.querySelectorAll(".classes a, .why")) {
     to.addEventListener("click", () => (arriveAt = "heading"));

@@ -302,9 +302,9 @@ def test_limit_with_a_query_store_is_refused(stores, tmp_path):
         rank_in_process(index, stores / "queries", tmp_path / "m", limit=3)
 
 
-def test_unique_pairs_needs_a_gallery_against_itself(stores, tmp_path):
+def test_unique_pairs_is_refused_without_a_meaning(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
-    with pytest.raises(UsageError, match="--unique-pairs needs a gallery ranked against itself"):
+    with pytest.raises(UsageError, match="--unique-pairs needs --min-score for queries of another"):
         rank_in_process(index, stores / "queries", tmp_path / "m", unique_pairs=True)
     with pytest.raises(
         UsageError, match="--unique-pairs and --expand-queries are mutually exclusive"
@@ -312,6 +312,114 @@ def test_unique_pairs_needs_a_gallery_against_itself(stores, tmp_path):
         rank_in_process(
             index, stores / "gallery", tmp_path / "m", unique_pairs=True, expand_queries="3"
         )
+
+
+DUPLICATE_FILES = ("groups.json", "groups.parquet", "keep.txt", "pairs.parquet", "remove.txt")
+
+
+@every_metric
+def test_groups_of_a_gallery_ranked_against_itself(stores, tmp_path, metric):
+    """Rows 300 to 339 are copies of rows 0 to 39, rows 340 to 359 near-copies of 0 to 19."""
+    index = make_index(stores, tmp_path / "index", metric)
+    threshold = {"cosine": 0.9999, "ip": 1e-9, "l2": 0.01}[metric]
+    options = {"recall": 1.0, "exclude_self": True, "min_score": threshold, "unique_pairs": True}
+    top_k = ROWS if metric == "ip" else K  # ip: all rows of positive product are "duplicates"
+    manifest = rank_in_process(
+        index, stores / "gallery", tmp_path / "m", top_k=top_k, format="csv", **options
+    )
+    gallery, _ = draw_vectors()
+    keys = exact_keys(gallery, gallery, metric)
+    near = (keys >= (-threshold if metric == "l2" else threshold)) & ~np.eye(ROWS, dtype=bool)
+    reachable = near | near.T
+    for _ in range(9):  # paths of up to 2^9 pairs
+        reachable |= (reachable.astype(np.float32) @ reachable.astype(np.float32)) > 0
+    expected = {
+        frozenset(np.flatnonzero(reachable[row] | (np.arange(ROWS) == row)))
+        for row in np.flatnonzero(reachable.any(1))
+    }
+    groups = pq.read_table(tmp_path / "m/groups.parquet").to_pylist()
+    rows_by_group = {}
+    for line in groups:
+        rows_by_group.setdefault(line["group"], []).append(int(line["image_id"][1:6]))
+    assert {frozenset(rows) for rows in rows_by_group.values()} == expected
+    for rows in rows_by_group.values():  # the width of a row is row % 5, its height 1
+        assert rows == sorted(rows, key=lambda row: (-(row % 5), row))
+    assert [line["keep"] for line in groups] == [
+        position == 0 for rows in rows_by_group.values() for position in range(len(rows))
+    ]
+    removed = [line["path"] for line in groups if not line["keep"]]
+    assert (tmp_path / "m/remove.txt").read_text().splitlines() == removed
+    kept = [f"/nowhere/a{row:05d}.jpg" for row in range(ROWS)]
+    assert (tmp_path / "m/keep.txt").read_text().splitlines() == [
+        path for path in kept if path not in removed
+    ]
+    counts = manifest.counts
+    assert (counts["groups"], counts["grouped_images"]) == (len(expected), len(groups))
+    assert (counts["removed_images"], counts["unlisted_paths"]) == (len(removed), 0)
+    result = summary(str(tmp_path / "m"), manifest)
+    assert result.values["groups"] == len(expected)
+    assert any(line.startswith(f"{len(expected)} groups of") for line in result.lines)
+    check_verified(tmp_path / "m")
+
+
+def test_groups_are_added_to_finished_matches_and_survive_other_formats(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index")
+    options = {"recall": 1.0, "top_k": 3, "exclude_self": True, "min_score": 0.9999}
+    rank_in_process(index, stores / "gallery", tmp_path / "m", **options)
+    assert not (tmp_path / "m/groups.parquet").exists()
+    rank_in_process(index, stores / "gallery", tmp_path / "m", unique_pairs=True, **options)
+    at_once = rank_in_process(index, stores / "gallery", tmp_path / "n", unique_pairs=True,
+                              format="csv", **options)  # fmt: skip
+    later = rank_in_process(index, stores / "gallery", tmp_path / "m", format="csv", **options)
+    assert later.counts == at_once.counts
+    for name in DUPLICATE_FILES:
+        assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "n" / name).read_bytes()
+    check_verified(tmp_path / "m")
+    for name in DUPLICATE_FILES:
+        data = bytearray((tmp_path / "m" / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / "n" / name).write_bytes(data)
+        assert verify(open_folder(str(tmp_path / "n")))[0].state == "damaged", name
+        (tmp_path / "n" / name).write_bytes((tmp_path / "m" / name).read_bytes())
+
+
+def test_full_lists_are_counted(stores, tmp_path):
+    """With --top-k 1 each image with a duplicate has a full list."""
+    index = make_index(stores, tmp_path / "index")
+    manifest = rank_in_process(
+        index, stores / "gallery", tmp_path / "m", recall=1.0, top_k=1, exclude_self=True,
+        min_score=0.9999, unique_pairs=True,
+    )  # fmt: skip
+    full = len(read_matches(tmp_path / "m"))
+    assert manifest.counts["full_lists"] == full
+    assert (
+        f"{full} images have 1 or more duplicates; with a larger --top-k none is left out"
+        in summary(str(tmp_path / "m"), manifest).lines
+    )
+
+
+@every_metric
+def test_leaks_between_two_sets(stores, tmp_path, metric):
+    index = make_index(stores, tmp_path / "index", metric)
+    threshold = {"cosine": 0.9999, "ip": 4.0, "l2": 0.01}[metric]
+    options = {"recall": 1.0, "top_k": K, "min_score": threshold, "unique_pairs": True}
+    manifest = rank_in_process(index, stores / "queries", tmp_path / "m", **options)
+    matches = read_matches(tmp_path / "m")
+    sign = 1 if metric == "l2" else -1
+    leaks = pq.read_table(tmp_path / "m/leaks.parquet").to_pylist()
+    assert [(row["query_id"], row["image_id"], row["score"]) for row in leaks] == sorted(
+        matches, key=lambda match: (sign * match[2], match[0], match[1])
+    )
+    assert leaks[0]["query_path"].startswith("/nowhere/")
+    expected = {
+        "leaks": len(matches),
+        "leaked_queries": len({query for query, *_ in matches}),
+        "leaked_images": len({image for _, image, _ in matches}),
+    }
+    result = summary(str(tmp_path / "m"), manifest)
+    assert {key: result.values[key] for key in expected} == expected
+    assert not (tmp_path / "m/groups.parquet").exists()
+    check_verified(tmp_path / "m")
 
 
 # --- query expansion ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ They cover pages with and without JavaScript, and hostile names, none of which m
 
 import functools
 import http.server
+import itertools
 import os
 import re
 import shutil
@@ -264,6 +265,13 @@ def test_page_fits_window_width(clean_browser, single_file_url, report_folder, k
         )  # fmt: skip
         assert window_width == width
         assert scroll_width <= width
+    if kind != "further page":
+        for tab in ("figures", "method", "matches"):
+            clean_browser.execute_script("document.getElementById(arguments[0]).click()",
+                                         f"tab-{tab}")  # fmt: skip
+            wait_for(clean_browser, f"document.getElementById('{tab}').checkVisibility()")
+            assert clean_browser.execute_script(
+                "return document.documentElement.scrollWidth") <= width  # fmt: skip
     background = clean_browser.execute_script(
         "return getComputedStyle(document.body).backgroundColor"
     )
@@ -275,13 +283,27 @@ def test_page_fits_window_width(clean_browser, single_file_url, report_folder, k
     assert beside is (width > 520)  # the query is beside its matches, or above them
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_first_match_is_visible_without_scrolling(
+    clean_browser, single_file_url, report_folder, width, height
+):
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    clean_browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for url in (single_file_url, (report_folder / NAMES.page).as_uri()):
+        open_page(clean_browser, url)
+        bottom = clean_browser.execute_script(
+            "return document.querySelector('.matches .picture').getBoundingClientRect().bottom"
+        )
+        assert bottom < height
+
+
 def test_touch_targets_are_at_least_44_pixels_high(clean_browser, report_folder):
     size = {"width": 360, "height": 900, "deviceScaleFactor": 1, "mobile": True}
     clean_browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     open_page(clean_browser, (report_folder / NAMES.page).as_uri())
     heights = clean_browser.execute_script(
         "return [...document.querySelectorAll('.filter :is(button, input, select),"
-        " .pages :is(a, input)')].map((element) => element.getBoundingClientRect().height)"
+        " .pages :is(a, input), .tabs a')].map((element) => element.getBoundingClientRect().height)"
     )
     assert min(heights) >= 44
 
@@ -362,6 +384,50 @@ def test_keys_move_between_queries(clean_browser, single_file_url):
     assert tip == "cat · /photos/cat/1.jpg"
 
 
+def selected_tab(browser):
+    """Return the selected tab and the visible panels."""
+    return browser.execute_script(
+        "return [document.querySelector('[aria-selected=true]').textContent,"
+        "[...document.querySelectorAll('[role=tabpanel]')].filter((panel) =>"
+        " panel.checkVisibility()).map((panel) => panel.id).join()]"
+    )
+
+
+def test_tabs_are_selected_by_click_key_and_url(clean_browser, single_file_url):
+    from selenium.webdriver import Keys
+
+    open_page(clean_browser, single_file_url)
+    assert selected_tab(clean_browser) == ["Matches", "matches"]
+    run_script(clean_browser, "document.getElementById('tab-figures').click()")
+    assert selected_tab(clean_browser) == ["Figures", "figures"]
+    assert clean_browser.execute_script("return location.hash") == "#tab=figures"
+    press(clean_browser, "j")  # the keys of the queries have no effect on other tabs
+    assert selected_tab(clean_browser) == ["Figures", "figures"]
+    run_script(clean_browser, "document.querySelector('.classes a[href*=dog]').click()")
+    assert selected_tab(clean_browser) == ["Matches", "matches"]
+    run_script(clean_browser, "history.back()")
+    wait_for(clean_browser, "location.hash === '#tab=figures'")
+    wait_for(clean_browser, "document.getElementById('figures').checkVisibility()")
+    clean_browser.execute_script("document.getElementById('tab-figures').focus()")
+    expected = {Keys.ARROW_RIGHT: "method", Keys.HOME: "matches", Keys.END: "method",
+                Keys.ARROW_LEFT: "figures"}  # fmt: skip
+    for key, panel in expected.items():
+        press(clean_browser, key)
+        wait_for(clean_browser, f"document.getElementById('{panel}').checkVisibility()")
+        focused = clean_browser.execute_script("return document.activeElement.id")
+        assert focused == f"tab-{panel}"
+    tab_stops = clean_browser.execute_script(
+        "return [...document.querySelectorAll('[role=tablist] [role=tab]')]"
+        ".map((tab) => [tab.tabIndex, tab.getAttribute('aria-controls')])"
+    )
+    assert tab_stops == [[-1, "matches"], [0, "figures"], [-1, "method"]]
+    run_script(clean_browser, "document.querySelector('.skip').click()")
+    wait_for(clean_browser, "document.activeElement.id === 'queries'")
+    assert selected_tab(clean_browser) == ["Matches", "matches"]
+    open_page(clean_browser, single_file_url + "#tab=nonsense")
+    assert selected_tab(clean_browser) == ["Matches", "matches"]
+
+
 # --- a folder -------------------------------------------------------------------------------------
 
 
@@ -372,6 +438,10 @@ def test_pages_without_javascript_are_complete_and_linked(clean_browser, report_
         numbers = visible_queries(clean_browser)
         assert not clean_browser.execute_script(
             "return document.getElementById('filter').checkVisibility()"
+        )
+        assert clean_browser.execute_script(
+            "return [...document.querySelectorAll('main > section')].every((section) =>"
+            " section.checkVisibility())"
         )
         for _ in range(4):
             clean_browser.get(
@@ -579,8 +649,9 @@ def test_text_contrast_meets_wcag_aa(clean_browser, report_folder):
       if ((a + .05) / (b + .05) < 4.5) found.push(each.outerHTML.slice(0, 80));
     }
     return [...new Set(found)];"""
-    for scheme in ("light", "dark"):
+    url = (report_folder / NAMES.page).as_uri()
+    for scheme, tab in itertools.product(("light", "dark"), ("matches", "figures", "method")):
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         clean_browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        open_page(clean_browser, (report_folder / NAMES.page).as_uri())
+        open_page(clean_browser, f"{url}#tab={tab}")
         assert clean_browser.execute_script(script) == []

@@ -77,18 +77,31 @@ def test_page_bytes_are_reproducible():
 def test_summary_contents():
     assert parsed_page().texts("h1") == ["Cats & dogs"]
     assert parsed_page().texts("title") == ["Cats & dogs"]
-    introduction = parsed_page().texts("p")[0]
-    assert introduction.startswith("5 of 1,234 queries, each with its most similar gallery images")
+    assert parsed_page().texts("p", **{"class": "overview"}) == [
+        "5 of 1,234 queries, most similar images first; the figures cover all Top-1 0.500 "
+        "mAP 0.667 1 failed, see why"
+    ]
     cards = parsed_page().texts("div", **{"class": "card"})
     assert cards[0] == f"Top-1 0.500 95 % interval 0.250 to 0.750 {MEASURES[0].meaning}"
     assert cards[1] == f"mAP 0.667 {MEASURES[1].meaning}"
-    assert cards[2] == "Failed queries 1 of the 5 shown have no matches. See why"
+    assert cards[2] == "Failed queries 1 of the 5 shown have no matches."
     assert cards[3] == "Source data gallery 600 images in /photos backbone resnet50, avg pooling"
     notes = parsed_page().texts("div", **{"class": "card notes"})[0]
     assert notes.startswith(f"Recall {PAGE.recall}")
     assert notes.endswith(f"Score {SCORE_MEANINGS['cosine']} Margin {MARGIN_MEANING}")
     rows = [row for row in parsed_page().texts("tr") if row.startswith("MRR")]
     assert rows == [f"MRR RR0.750 0.500 to 1.000{MEASURES[2].meaning}"]
+
+
+def test_matches_come_before_figures_and_method():
+    ids = [keys["id"] for tag, keys, _ in parsed_page().elements if tag == "section"]
+    assert ids == ["matches", "figures", "method"]
+    tags = [tag for tag, *_ in parsed_page().elements]
+    first_article = tags.index("article")
+    assert not {"table", "dl", "figure"} & set(tags[:first_article])
+    tabs = [(keys["href"], text) for keys, text in parsed_page().find_all("a")[1:5]]
+    assert tabs == [("#q4", "see\N{NO-BREAK SPACE}why"), ("#matches", "Matches"),
+                    ("#figures", "Figures"), ("#method", "Data and method")]  # fmt: skip
 
 
 def test_confidence_interval_is_drawn():
@@ -163,7 +176,7 @@ def test_thresholds_notes_and_charts_are_shown():
 def test_page_without_labels_shows_message():
     rendered = render_page((make_query("a", None, label=None),), measures=())
     assert "There are no labels" in rendered.texts("div", **{"class": "card"})[0]
-    assert rendered.texts("p")[0].startswith("1 query, each")
+    assert rendered.texts("p")[0].startswith("1 query, most similar")
     assert not rendered.find_all("input", id="class")
     assert not rendered.find_all("select")
     assert not rendered.find_all("span", **{"class": "verdict"})
@@ -334,7 +347,7 @@ def test_hostile_name_is_escaped(text):
     escaped = text.encode("utf-8", "backslashreplace").decode()
     assert parse_script(rendered.texts("script")[0])["facets"]["classes"] == [escaped]
     if "\r" not in text:
-        assert [heading for _, heading in rendered.find_all("h3")][-1] == escaped
+        assert escaped in [heading for _, heading in rendered.find_all("h3")][:2]
         assert rendered.find_all("h1")[0][1] == escaped
 
 
@@ -397,7 +410,7 @@ def test_further_pages_equal_chunks():
     assert [
         attributes["href"]
         for attributes, text in rendered.find_all("a")
-        if text == "Back to the summary"
+        if text == "Back to the first page"
     ] == ["../../my%20report.html"]
     assert {attributes["href"] for attributes, _ in rendered.find_all("a", rel="prev")} == {
         "../../my%20report.html"
