@@ -69,11 +69,11 @@ def _open(folder: Folder, manifest: Manifest, number: int) -> Shard:
 
 def _shard_problems(shard: Shard, centroids: VectorBlock) -> list[str]:
     """Return the problems of one shard, from all its ids and a sample of its vectors."""
-    if shard.codes is None:  # lossy codes cannot be verified beyond the row count
-        return []
     ids = [shard.list_ids(number) for number in range(shard.index.nlist)]
     if not np.array_equal(np.sort(np.concatenate(ids)), shard.rows):
         return ["the ids in its lists differ from the rows of its table"]
+    if shard.codes is None:  # decoded vectors may lie nearer to another list
+        return []
     problems = []
     checked_rows = shard.rows[:: max(1, len(shard.rows) // _CHECKED_VECTORS)]
     for number in range(shard.index.nlist):

@@ -67,7 +67,7 @@ class ShardBuildContext:
     store: Store
     metric: Metric
     trained: bytes
-    codes: str | None  # float16 or float32; None for lossy codes, which FAISS encodes
+    codes: str | None  # float16 or float32; None for lossy codes
     scratch: str | None = None  # folder for temporary files
     on_part: Callable[[], None] = do_nothing  # called for each part that is read, as a heartbeat
 
@@ -173,13 +173,10 @@ def _assign_rows(
     rows_writer: ShardRowsWriter,
 ) -> AssignedRows:
     """Assign each row to its list, without FAISS, whose rounding depends on the batch."""
-    coarse = quantized_codes.find_coarse_quantizer(index)
-    centroids = (
-        block(read_centroids(index), assignment_metric(context.metric)) if coarse.is_plain else None
-    )
+    centroids = block(read_centroids(index), assignment_metric(context.metric))
     lists, measured = [np.empty(0, np.int32)], []
     count = sum(extent.last - extent.first for extent in extents)
-    product = choose_product("cpu", float(count) * coarse.ivf.nlist * context.store.dimension)
+    product = choose_product("cpu", float(count) * index.nlist * context.store.dimension)
     step, rows_read = max(1, min(_SPREAD_STEP, count // _SPREAD_ROWS)), 0
     for table in _tables(context.store, extents):
         context.on_part()
@@ -187,17 +184,11 @@ def _assign_rows(
         file.write(np.ascontiguousarray(values).tobytes())
         rows = block(values, assignment_metric(context.metric))
         rows_writer.add(table, rows.squared_norms)
-        if centroids is None:
-            continue
         sampled = np.arange(-rows_read % step, len(rows), step)
         rows_read += len(rows)
-        if context.codes:
-            assigned = nearest_centroids(rows, centroids, product)
-            lists.append(assigned.astype(np.int32))
-            assigned = assigned[sampled]
-        else:
-            assigned = nearest_centroids(rows.take(sampled), centroids)
-        measured.append(distances_to_centroids(rows.take(sampled), centroids, assigned))
+        assigned = nearest_centroids(rows, centroids, product)
+        lists.append(assigned.astype(np.int32))
+        measured.append(distances_to_centroids(rows.take(sampled), centroids, assigned[sampled]))
     spread = measure_spread(measured)
     return AssignedRows(rows_writer.close(), np.concatenate(lists), rows_writer.labels, spread)
 
@@ -210,9 +201,14 @@ def _tables(store: Store, extents: Extents) -> Iterator[pa.Table]:
 
 
 def _fill(context: ShardBuildContext, index: Any, assigned_rows: AssignedRows, name: Path) -> None:
-    """Add the vectors in row order; lossless codes go to lists of reserved size."""
-    if context.codes:
+    """Add the vectors in row order to lists of reserved size, as they are or as lossy codes.
+
+    Packed lists are filled at the end, from the codes of all rows.
+    """
+    packed = quantized_codes.has_packed_lists(index)
+    if not packed:
         reserve_list_space(index, assigned_rows.lists)
+    collected = [np.empty((0, index.code_size), np.uint8)]
     stored = np.dtype(context.store.dtype)
     dimension = context.store.dimension
     step = max(1, _FILL // (dimension * stored.itemsize))
@@ -221,11 +217,17 @@ def _fill(context: ShardBuildContext, index: Any, assigned_rows: AssignedRows, n
             part = slice(first, first + step)
             values = np.fromfile(file, stored, step * dimension).reshape(-1, dimension)
             if context.codes:
-                values = values.astype(context.codes, copy=False)
-                append_codes(index, values, assigned_rows.rows[part], assigned_rows.lists[part])
+                codes: Any = values.astype(context.codes, copy=False)
             else:
-                faiss_vectors = quantized_codes.to_faiss_vectors(values, context.metric)
-                quantized_codes.add_rows(index, faiss_vectors, assigned_rows.rows[part])
+                codes = quantized_codes.encode_vectors(index, values, context.metric)
+            if packed:
+                collected.append(codes)
+            else:
+                append_codes(index, codes, assigned_rows.rows[part], assigned_rows.lists[part])
+    if packed:
+        quantized_codes.fill_packed_lists(
+            index, np.concatenate(collected), assigned_rows.rows, assigned_rows.lists
+        )
 
 
 def reserve_list_space(index: Any, lists: NDArray[np.integer[Any]]) -> None:
@@ -237,9 +239,10 @@ def reserve_list_space(index: Any, lists: NDArray[np.integer[Any]]) -> None:
 
 
 def append_codes(
-    index: Any, values: Vectors, rows: NDArray[np.int64], lists: NDArray[np.integer[Any]]
-) -> None:
-    """Append (n, d) vectors of the index's dtype, which are the codes, to their assigned lists.
+    index: Any, values: Vectors | quantized_codes.Codes, rows: NDArray[np.int64],
+    lists: NDArray[np.integer[Any]],
+) -> None:  # fmt: skip
+    """Append codes, (n, code size) or vectors of the index's dtype, to their assigned lists.
 
     Vectors are gathered list by list: gathering all at once allocates new memory each time, which
     costs more than appending.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from retrieval.core.records import Neighbours, ShardResult
 from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.build_shard import ShardBuildContext, write_shard
-from retrieval.index.probing import Probing
-from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH, QuantizedShard
+from retrieval.index.kmeans import assignment_metric
+from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH
 from retrieval.index.recall_curve import CURVE_K, DEEP_K, DEEP_SHARE
 from retrieval.index.shard import Extents, Shard
 from retrieval.storage.checksum import checksummed_parquet, parquet_metadata, verify_checksum
@@ -85,24 +85,24 @@ def build_measured_shard(
     context: ShardBuildContext, samples: Sequence[RecallSample], number: int, extents: Extents
 ) -> ShardResult:
     """Write a shard and its neighbours of the samples, unless they exist; return its counts."""
-    built = write_shard(context, number, extents)
-    codes = None if context.codes else QuantizedShard(built.shard)
+    shard = (built := write_shard(context, number, extents)).shard
     for sample in samples:
         path, by_codes = neighbours_path(sample, number), code_neighbours_path(sample, number)
         if not context.folder.exists(path):
             blocks = (
-                iterate_list_blocks(built.shard)
-                if codes is None
-                else _stored(context.store, extents, codes)
+                iterate_list_blocks(shard)
+                if context.codes
+                else _stored(context.store, extents, shard)
             )
-            neighbours = nearest_in_shard(built.shard, blocks, sample)
+            neighbours = nearest_in_shard(shard, blocks, sample)
             context.folder.put_new(path, serialize_neighbours(neighbours))
-        if codes and not context.folder.exists(by_codes):
-            queries = codes.coarse.project(sample.vectors, context.metric)
-            all_lists = codes.choose_lists(queries, Probing(codes.coarse.ivf.nlist))
-            neighbours = codes.search(queries, all_lists, sample.k * CANDIDATES_PER_MATCH)
+        if context.codes is None and not context.folder.exists(by_codes):
+            decoded = replace(shard, metric=assignment_metric(context.metric))
+            neighbours = nearest_in_shard(
+                decoded, iterate_list_blocks(decoded), sample, CANDIDATES_PER_MATCH
+            )
             context.folder.put_new(by_codes, serialize_neighbours(neighbours))
-    rows = int(built.shard.alive.sum())
+    rows = int(shard.alive.sum())
     return ShardResult(number, rows, dict(built.labels), built.files, built.spread)
 
 
@@ -110,9 +110,11 @@ ListRows = tuple[NDArray[np.int64], Vectors, NDArray[np.int64]]
 """Rows, their vectors, and the numbers of their lists."""
 
 
-def nearest_in_shard(shard: Shard, blocks: Iterable[ListRows], sample: RecallSample) -> Neighbours:
-    """Return the exact neighbours of the sample among a shard's live rows, with their lists."""
-    best = TopK(block(sample.vectors, shard.metric), sample.k)
+def nearest_in_shard(
+    shard: Shard, blocks: Iterable[ListRows], sample: RecallSample, per_match: int = 1
+) -> Neighbours:
+    """Return the nearest of a shard's live rows for the sample, `per_match` times k, with lists."""
+    best = TopK(block(sample.vectors, shard.metric), sample.k * per_match)
     lists = np.full(len(shard.rows), -1, np.int64)
     for rows, vectors, numbers in blocks:
         best.push(block(vectors, shard.metric), rows, rows)
@@ -124,13 +126,13 @@ def nearest_in_shard(shard: Shard, blocks: Iterable[ListRows], sample: RecallSam
     return Neighbours(best.keys, best.positions, neighbour_lists.astype(np.int64))
 
 
-def _stored(store: Store, extents: Extents, codes: QuantizedShard) -> Iterator[ListRows]:
+def _stored(store: Store, extents: Extents, shard: Shard) -> Iterator[ListRows]:
     """Iterate over the live rows of a shard, read from the store."""
     for extent in extents:
         table = store.part_rows(extent.path, extent.first, extent.last)
         rows = table["row"].to_numpy()
         if len(rows):
-            yield rows, read_vectors(table), codes.lists[np.searchsorted(codes.shard.rows, rows)]
+            yield rows, read_vectors(table), shard.lists[np.searchsorted(shard.rows, rows)]
 
 
 def iterate_list_blocks(shard: Shard) -> Iterator[ListRows]:

@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval.core.errors import Damaged, InputError
-from retrieval.core.schemas import CANDIDATES_SCHEMA, WORK_FOLDER, Vectors
-from retrieval.index.quantized_codes import QuantizedShard
+from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.shard import read_shard_record
 from retrieval.search.candidates import top_candidates
 from retrieval.search.exclusions import is_excluded, max_excluded_per_query
 from retrieval.search.ivf_search import candidates_table
-from retrieval.search.propose import merged_proposals_path
+from retrieval.search.propose import proposed_path
 from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
 from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.finished_output import Manifest, read_settings
@@ -71,10 +70,9 @@ def rescore_shard(task: SearchTask, number: int) -> int:
     ]
     if not missing and not missing_exact:
         return len(blocks)
-    quantized = QuantizedShard(task.open_shard(number))
     with tempfile.TemporaryFile(dir=task.temp_dir) as vector_file:
         proposed_rows = _proposed_rows(task, number, missing)
-        sampled = _SampledQueries(task, quantized, missing_exact)
+        sampled = _SampledQueries(task, number, missing_exact)
         for rows, vectors in stream_shard_vectors(task, number):
             is_proposed = np.isin(rows, proposed_rows, assume_unique=True)
             vector_file.write(np.ascontiguousarray(vectors[is_proposed]).tobytes())
@@ -82,9 +80,7 @@ def rescore_shard(task: SearchTask, number: int) -> int:
         vector_file.flush()
         for block_number in missing:
             task.heartbeat()
-            candidates = _score_block(
-                task, number, block_number, quantized, proposed_rows, vector_file
-            )
+            candidates = _score_block(task, number, block_number, proposed_rows, vector_file)
             path = candidates_path(task.probing, number, block_number)
             task.output.put_new(path, checksummed_parquet(candidates))
     sampled.write()
@@ -95,10 +91,8 @@ def _proposed_rows(task: SearchTask, number: int, blocks: Sequence[int]) -> NDAr
     """Return the rows of a shard that are proposed for some blocks, each once, ascending."""
     rows = np.empty(0, np.int64)
     for block_number in blocks:
-        proposed = read_intermediate(
-            task.output, merged_proposals_path(task.probing, number, block_number)
-        )
-        rows = np.union1d(rows, proposed["row"].to_numpy())
+        path = proposed_path(task.probing, number, block_number)
+        rows = np.union1d(rows, read_intermediate(task.output, path, ["row"])["row"].to_numpy())
     return rows
 
 
@@ -115,14 +109,13 @@ def stream_shard_vectors(
 
 
 def _score_block(
-    task: SearchTask, number: int, block_number: int, quantized: QuantizedShard,
-    proposed_rows: NDArray[np.int64], vector_file: Any,
+    task: SearchTask, number: int, block_number: int, proposed_rows: NDArray[np.int64],
+    vector_file: Any,
 ) -> pa.Table:  # fmt: skip
     """Return the `top_k` best scored proposals of each query of a block as a table CANDIDATES."""
     proposed = read_intermediate(
-        task.output, merged_proposals_path(task.probing, number, block_number)
-    )
-    proposed = proposed.sort_by([("query", "ascending"), ("row", "ascending")])
+        task.output, proposed_path(task.probing, number, block_number)
+    ).sort_by([("query", "ascending"), ("row", "ascending")])
     query_table = task.query_block(block_number)
     vectors = read_vectors(query_table)
     stored = _map_vector_file(task, proposed_rows, vector_file)
@@ -135,13 +128,7 @@ def _score_block(
         rows, x = np.unique(positions[part], return_inverse=True)
         left, right = block(vectors[queries], task.metric), block(stored[rows], task.metric)
         keys[part] = scores_to_keys(score_pairs(left, right, q, x), task.metric)
-    metadata = quantized.shard.metadata.take(np.searchsorted(quantized.shard.rows, proposed["row"]))
-    columns = {"query": proposed["query"], "key": keys, "row": proposed["row"],
-               "list": proposed["list"]}  # fmt: skip
-    names = ("image_id", "path", "label")
-    table = pa.table({**columns, **{name: metadata[name] for name in names}}).cast(
-        CANDIDATES_SCHEMA
-    )
+    table = proposed.set_column(proposed.column_names.index("key"), "key", pa.array(keys))
     table = table.filter(pc.greater_equal(table["key"], task.min_key))
     return top_candidates([table], task.top_k)[0]
 
@@ -161,15 +148,16 @@ class _SampledQueries:
     """Finds the exact nearest rows of a shard for the sampled queries of some blocks."""
 
     def __init__(
-        self, task: SearchTask, quantized: QuantizedShard, outputs: Sequence[tuple[str, int, int]]
+        self, task: SearchTask, shard: int, outputs: Sequence[tuple[str, int, int]]
     ) -> None:
-        self._task, self._shard, self._lists = task, quantized.shard, quantized.lists
+        self._task = task
         self._rows: dict[str, NDArray[np.int64]] = {}
         tables = []
         for path, look, number in outputs:
             queries, self._rows[path] = task.query_block(number), task.sampled_rows(look, number)
             tables.append(queries.filter(pc.is_in(queries["row"], pa.array(self._rows[path]))))
         if outputs:
+            self._shard = task.open_shard(shard)
             self._batch = task.query_batch(self._shard, pa.concat_tables(tables))
             extra = max_excluded_per_query(self._batch.excluded)
             self._best = TopK(self._batch.queries, task.top_k + extra)
@@ -177,9 +165,10 @@ class _SampledQueries:
     def push(self, rows: NDArray[np.int64], vectors: Vectors) -> None:
         """Compare rows of the gallery and their vectors, (n,) and (n, d), with the queries."""
         if self._rows:
-            positions = np.searchsorted(self._shard.rows, rows)
-            live = self._shard.alive[positions]
-            positions, shard = positions[live], self._shard
+            shard = self._shard
+            positions = np.searchsorted(shard.rows, rows)
+            live = shard.alive[positions]
+            positions = positions[live]
             self._best.push(
                 block(vectors[live], shard.metric), shard.image_id_ranks[positions], positions
             )
@@ -194,7 +183,7 @@ class _SampledQueries:
             query = np.repeat(np.arange(len(positions)), positions.shape[1])
             dropped = is_excluded(batch.excluded, query, positions.ravel()).reshape(positions.shape)
             positions = np.where(dropped, -1, positions)
-        lists = np.append(self._lists, -1)[positions]  # -1 where there is no row
+        lists = np.append(self._shard.lists, -1)[positions]  # -1 where there is no row
         table = candidates_table(self._shard.metadata, best.keys, positions, lists, batch.rows)
         table, _ = top_candidates([table], self._task.top_k)
         for path, rows in self._rows.items():

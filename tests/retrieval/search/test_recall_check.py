@@ -317,6 +317,35 @@ def test_exact_candidates_contain_only_sampled_queries(tmp_path):
         assert merged["row"].to_pylist() == rows[exact.ravel()].tolist()
 
 
+def test_first_look_searches_its_own_sample_alone(tmp_path):
+    task, _ = make_task(tmp_path, "cosine")
+    run_search(dataclasses.replace(task, look=0))
+    exact = [entry.path for entry in task.output.entries("work/exact")]
+    assert exact
+    assert all(path.startswith("work/exact/0/") for path in exact)
+    tables = [read_intermediate(task.output, path) for path in exact]
+    queries = np.unique(np.concatenate([table["query"].to_numpy() for table in tables]))
+    np.testing.assert_array_equal(queries, np.sort(task.looks[0]))
+
+
+@every_metric
+def test_exact_search_leaves_out_rows_below_the_matches_of_the_search(tmp_path, metric):
+    """The keys of matches that were found are lower limits; a search without them has more rows."""
+    task, _ = make_task(tmp_path / "limited", metric, nprobe=8)
+    free, _ = make_task(tmp_path / "free", metric, nprobe=8)
+    run_search(task)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_search, "kth_best_keys", lambda _, k, rows: np.full(len(rows), -np.inf))
+        run_search(free)
+    merged, counts = [], []
+    for searched in (task, free):
+        parts = [part for number in range(3) for part in read_exact_candidates(searched, number)]
+        merged.append(top_candidates(parts, task.top_k)[0])
+        counts.append(sum(map(len, parts)))
+    assert merged[0].equals(merged[1])
+    assert len(merged[0]) <= counts[0] < counts[1]
+
+
 def test_existing_files_are_not_recomputed(tmp_path, monkeypatch):
     task, _ = make_task(tmp_path, "cosine")
     run_search(task)
