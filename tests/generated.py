@@ -16,6 +16,7 @@ from jobs.cli import VERBS, command_line
 from jobs.config.options import OPTIONS, REQUIRED, Option
 from retrieval.core.schemas import TABLES, part_table
 from retrieval.evaluation.measures import MEASURES
+from tests.lookalike.signatures import commands_module
 from tests.retrieval.coverage import CASES, SIZES, measured_coverage
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,7 @@ def with_sections(page: str, sections: dict[str, Callable[[], str]]) -> Callable
 
 PAGES = {
     "docs/options.md": options_page,
+    "lookalike/commands.py": commands_module,
     "docs/measures.md": with_sections(
         "docs/measures.md", {"measures": measures_section, "coverage": coverage_section}
     ),
