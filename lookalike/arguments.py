@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.cli import VERBS
-from jobs.config.options import REQUIRED, VALUE_PARSERS, Option, validate_settings
+from jobs.config.options import VALUE_PARSERS, Option, validate_settings
 from retrieval.core.errors import UsageError
 
 
@@ -31,7 +31,7 @@ def make_settings(verb: str, arguments: Mapping[str, Any]) -> Any:
 
 def _value(option: Option, value: Any) -> Any:
     """Return the value that the settings hold for an argument."""
-    if value is None and (option.default is None or option.default is REQUIRED):
+    if value is None and option.default is None:
         return None
     if parse := VALUE_PARSERS.get(option.type):
         try:

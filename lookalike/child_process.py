@@ -48,7 +48,8 @@ def main(descriptor: int) -> None:
     def report_error(error: BaseException) -> int:
         message, code = describe_error(error)
         channel.send({
-            "error": type(error).__name__, "message": message, "exit_code": code,
+            "error": type(error).__name__, "exit_code": code,
+            "message": message.removesuffix(" (--debug shows where)"),
             "traceback": "".join(traceback.format_exception(error)),
         })  # fmt: skip
         return code

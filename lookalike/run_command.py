@@ -22,7 +22,8 @@ from lookalike.package_names import package_root
 from lookalike.result import Result
 
 _START = (
-    "import sys; root, descriptor = sys.argv[1:]; root in sys.path or sys.path.insert(0, root); "
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "root, descriptor = sys.argv[1:]; root in sys.path or sys.path.insert(0, root); "
     "from lookalike.child_process import main; main(int(descriptor))"
 )
 
