@@ -109,7 +109,8 @@ def test_links_and_paths_in_documents_exist():
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links {target}"
-        for named in re.findall(r"`((?:jobs|lookalike|retrieval|tests|deploy|benchmarks)/[\w/.-]+)`", text):
+        folders = "|".join((*PACKAGES, "tests", "deploy", "benchmarks"))
+        for named in re.findall(rf"`((?:{folders})/[\w/.-]+)`", text):
             assert (ROOT / named).exists(), f"{page} names {named}"
 
 

@@ -70,7 +70,7 @@ def test_every_command_beside_a_ray_of_the_user(local_ray, photos, tmp_path, mon
     measured = lookalike.evaluate(matches=matches, labels=labels)
     assert 0 <= measured.AP <= 1
     with pytest.raises(lookalike.BelowBound) as below:
-        lookalike.evaluate(matches=matches, labels=labels, fail_below="AP=1.1")
+        lookalike.evaluate(matches=matches, labels=labels, fail_below="AP=0.9")
     assert below.value.exit_code == 5
     assert below.value.result.AP == measured.AP
 
@@ -86,7 +86,7 @@ def test_every_command_beside_a_ray_of_the_user(local_ray, photos, tmp_path, mon
     assert "nothing to do: run is finished" in capsys.readouterr().err
     bundle = lookalike.train(data=gallery, output="model", epochs=1, image_size=32)
     predicted = lookalike.predict(input=paths, bundle=bundle, output="classes")
-    assert predicted.rows == 3
+    assert predicted.images == 3
     listed = lookalike.compare(backbones="resnet18")
     assert "resnet18" in listed.text
     with pytest.raises(lookalike.UsageError, match="the result of compare has no matches"):
