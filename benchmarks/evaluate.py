@@ -64,7 +64,7 @@ def main() -> None:
 def _run_evaluate(path: Path) -> dict[str, Any]:
     """Run `lookalike evaluate` as a subprocess."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "jobs.cli", "evaluate", "--matches", str(path), "--json"]
+    command = [sys.executable, "-m", "lookalike", "evaluate", "--matches", str(path), "--json"]
     process = subprocess.run(command, check=True, capture_output=True, text=True)
     return {
         "seconds": time.perf_counter() - started,

@@ -58,7 +58,7 @@ def measure(root: Path, queries: int, top_k: int, photos: Path | None) -> dict[s
     for number, name in enumerate([*gallery, *(names if has_pictures else ())]):
         shutil.copyfile(photo_paths[number % len(photo_paths)], name)
     write_matches(root / "m", names, gallery, top_k=top_k, classes=max(3, queries // 5))
-    command = [sys.executable, "-m", "jobs.cli", "report", "--matches", str(root / "m"),
+    command = [sys.executable, "-m", "lookalike", "report", "--matches", str(root / "m"),
                "--output", str(root / "out/report.html"), "--json"]  # fmt: skip
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -14,9 +14,9 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class, shell_complete
@@ -30,7 +30,7 @@ from jobs.config.suggestions import unknown_option, unknown_value, unknown_verb
 from jobs.config.verbs import VERBS
 from jobs.runtime.interrupts import CONTINUE_HINT, Interrupts, describe_interrupt, exit_code
 from jobs.runtime.progress import print_message
-from jobs.runtime.result import redirect_stdout, write_result
+from jobs.runtime.result import Result, redirect_stdout, write_result
 from jobs.runtime.versions import installed_versions
 from retrieval.core.errors import InputError, LookalikeError
 
@@ -169,17 +169,32 @@ def _print_completion(ctx: click.Context, _: click.Parameter, shell: str | None)
         ctx.exit()
 
 
+def run_verb(name: str, settings: Any) -> Result:
+    """Run a verb with validated settings in this process and return its result."""
+    start: Callable[[Any], Result] = importlib.import_module(VERBS[name].module).start
+    with connection_errors():
+        return start(settings)
+
+
+@contextmanager
+def connection_errors() -> Iterator[None]:
+    """Raise the BrokenPipeError of a network connection as a ConnectionError.
+
+    `run_and_exit` takes a BrokenPipeError for a closed stdout.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ConnectionError(str(error)) from error
+
+
 def _start(name: str, settings: Any) -> None:
     options.validate_settings(settings)
     stdout = redirect_stdout()
-    try:
-        if dashboard := dashboard_address(settings):
+    if dashboard := dashboard_address(settings):
+        with connection_errors():
             raise SystemExit(submit(dashboard, name, settings, stdout))
-        start: Callable[[Any], Any] = importlib.import_module(VERBS[name].module).start
-        result = start(settings)
-    except BrokenPipeError as error:
-        # of a network connection: `main` takes a BrokenPipeError for a closed stdout
-        raise ConnectionError(str(error)) from error
+    result = run_verb(name, settings)
     write_result(stdout, result.as_json() if settings.json else result.as_text())
     if result.exit_code:
         raise SystemExit(result.exit_code)
@@ -187,16 +202,25 @@ def _start(name: str, settings: Any) -> None:
 
 def main() -> None:
     """Run the command line and exit with the documented exit code."""
+    run_and_exit(lambda: _run(sys.argv[1:] or ["--help"]), _report_error)
+
+
+def run_and_exit(run: Callable[[], int], report_error: Callable[[BaseException], int]) -> NoReturn:
+    """Call `run`, end a Ray that it has started, and exit with the exit code that it returns.
+
+    `report_error` gets the error that `run` raises, or the signal that caused it, and returns the
+    exit code.
+    """
     interrupts = Interrupts()
     earlier_session = session.running_session()  # a test may have started one
     try:
-        code = _run(sys.argv[1:] or ["--help"])
+        code = run()
     except SystemExit as request:
         code = request.code if isinstance(request.code, int) else 1
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         code = 0
     except BaseException as error:  # noqa: BLE001 - reported as a message and an exit code
-        code = _print_error(*_describe_error(interrupts.noticed or error))
+        code = report_error(interrupts.noticed or error)
     interrupts.ignore()
     current_session = session.running_session()
     if current_session is not None and current_session is not earlier_session:
@@ -220,7 +244,7 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _describe_error(error: BaseException) -> tuple[str, int]:
+def describe_error(error: BaseException) -> tuple[str, int]:
     """Return the message and the exit code of an error."""
     if isinstance(error, KeyboardInterrupt):
         return f"{describe_interrupt(error)}; {CONTINUE_HINT}", exit_code(error)
@@ -249,15 +273,11 @@ def _describe_usage_error(error: click.ClickException) -> str:
 _NO_TEMPORARY = "No usable temporary directory"  # start of the message of Python's tempfile
 
 
-def _print_error(message: str, code: int) -> int:
+def _report_error(error: BaseException) -> int:
+    """Print an error as one line on stderr, and return its exit code."""
+    message, code = describe_error(error)
     if "--debug" in sys.argv:
         with suppress(OSError):
             traceback.print_exc()
     print_message("error: " + " ".join(message.split()))
     return code
-
-
-if __name__ == "__main__":
-    from retrieval.entry import main as enter
-
-    enter()

@@ -1,10 +1,9 @@
-"""Entry point of the command line: set up descriptors, the search path and the packages.
+"""Search path of the command line and of the workers.
 
 Python or Ray may put the current folder first on the search path; a package `jobs` or a file
 `torch.py` of the user there must not shadow ours. It is removed from the path, and where PYTHONPATH
-names it as well, both packages are imported past it. This module is outside `jobs`, which it has to
-find first, and imports nothing of this project at the top, since `import_own_packages` is sent
-to the workers by value.
+names it as well, both packages are imported past it. This module imports nothing of this project,
+since `import_own_packages` is sent to the workers by value.
 """
 
 from __future__ import annotations
@@ -58,33 +57,3 @@ def import_own_packages() -> None:
     for name in ("jobs", "retrieval"):
         importlib.import_module(name)
     sys.path[:] = cleaned
-
-
-def open_descriptors() -> None:
-    """Open closed standard streams on the null device, so that no file gets their descriptors."""
-    import os
-    import sys
-
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            descriptor = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
-            if descriptor != number:
-                os.dup2(descriptor, number)
-                os.close(descriptor)
-            os.set_inheritable(number, True)
-            stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
-            setattr(sys, name, stream)
-
-
-def main() -> None:
-    """Run the command line; never returns, since `jobs.cli.main` exits."""
-    import importlib
-    import os
-
-    open_descriptors()
-    import_own_packages()
-    if path := os.environ.get("PYTHONPATH"):  # inherited by the processes started here
-        os.environ["PYTHONPATH"] = os.pathsep.join(without_current_folder(path.split(os.pathsep)))
-    importlib.import_module("jobs.cli").main()

@@ -18,6 +18,7 @@ from jobs.config.options import OPTIONS, REQUIRED, Option
 from jobs.config.verbs import VERBS
 from retrieval.core.schemas import TABLES, part_table
 from retrieval.evaluation.measures import MEASURES
+from tests.lookalike.signatures import commands_module
 from tests.retrieval.coverage import CASES, SIZES, measured_coverage
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +109,7 @@ def with_sections(page: str, sections: dict[str, Callable[[], str]]) -> Callable
 
 PAGES = {
     "docs/options.md": options_page,
+    "lookalike/commands.py": commands_module,
     "docs/measures.md": with_sections(
         "docs/measures.md", {"measures": measures_section, "coverage": coverage_section}
     ),

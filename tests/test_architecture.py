@@ -11,7 +11,8 @@ import pytest
 from tests.generated import PAGES
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted([*ROOT.glob("jobs/**/*.py"), *ROOT.glob("retrieval/**/*.py")])
+PACKAGES = ("jobs", "lookalike", "retrieval")
+FILES = sorted(path for package in PACKAGES for path in ROOT.glob(f"{package}/**/*.py"))
 
 LAYERS = [
     ["retrieval", "retrieval.entry", "retrieval.core"],
@@ -25,6 +26,7 @@ LAYERS = [
     ["retrieval.evaluation"],
     ["retrieval.report", "retrieval.training", "retrieval.planning", "retrieval.samples"],
     ["jobs"],
+    ["lookalike"],
 ]
 """Packages; each may import from those in earlier lines, and from itself."""
 
@@ -54,7 +56,7 @@ def imports_of(path: Path) -> set[str]:
             imported |= modules
             if len(modules) < len(node.names):  # a name defined in the package itself
                 imported.add(node.module)
-    return imported & project_modules - {"jobs", "retrieval"}
+    return imported & project_modules - {*PACKAGES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
@@ -102,24 +104,21 @@ def test_generated_pages_are_up_to_date(path):
 
 
 def test_links_and_paths_in_documents_exist():
-    pages = ("outputs", "running", "scale")
+    pages = ("outputs", "python", "running", "scale")
     for page in ("README.md", "ARCHITECTURE.md", *(f"docs/{name}.md" for name in pages)):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links {target}"
-        for named in re.findall(r"`((?:jobs|retrieval|tests|deploy|benchmarks)/[\w/.-]+)`", text):
+        folders = "|".join((*PACKAGES, "tests", "deploy", "benchmarks"))
+        for named in re.findall(rf"`((?:{folders})/[\w/.-]+)`", text):
             assert (ROOT / named).exists(), f"{page} names {named}"
 
 
-def test_packages_are_jobs_and_retrieval():
+def test_no_other_folder_becomes_a_package():
     from setuptools import find_packages
 
-    assert {
-        name.split(".")[0] for name in find_packages(ROOT, include=["jobs*", "retrieval*"])
-    } == {
-        "jobs",
-        "retrieval",
-    }
+    found = find_packages(ROOT, include=[f"{name}*" for name in PACKAGES])
+    assert {name.split(".")[0] for name in found} == {*PACKAGES}
 
 
 def test_no_local_paths_are_committed():

@@ -1,4 +1,7 @@
-"""Progress and messages on stderr: a bar on a terminal, a line per interval in a log."""
+"""Progress and messages on stderr: a bar on a terminal or in a notebook, else a line per interval.
+
+A command that runs in a child process (`lookalike/child_process.py`) sends both to its parent.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from jobs.runtime.metrics import Counters
+from jobs.runtime.progress_bars import Bar, RelayedBar, Send, open_bar
 
 INTERVAL = 10.0  # seconds between lines in a log
 
@@ -23,21 +28,29 @@ class HasBusyWorkers(Protocol):
 
 
 class Progress:
-    """Progress of a stage of `total` units, printed as lines in a log."""
+    """Progress of a stage of `total` units, drawn as a bar, or printed as lines in a log."""
 
     def __init__(
-        self, stage: str, total: int, unit: str, cluster: HasBusyWorkers | None = None
+        self,
+        stage: str,
+        total: int,
+        unit: str,
+        cluster: HasBusyWorkers | None = None,
+        bar: Bar | None = None,
     ) -> None:
         self.stage, self.total, self.unit = stage, total, unit
-        self._cluster, self._counters = cluster, Counters(stage, unit, total)
+        self._cluster, self._counters, self._bar = cluster, Counters(stage, unit, total), bar
         self.done = 0
         self.failed = 0
         self._started = self._last_line = time.monotonic()
         self._first: tuple[float, int] | None = None
 
     def advance(self, done: int, failed: int = 0) -> None:
-        """Count `done` finished units; print a line if the last one is `INTERVAL` seconds old."""
+        """Count `done` finished units; redraw the bar, or print a line every `INTERVAL` seconds."""
         self._count(done, failed)
+        if self._bar is not None:
+            self._bar.draw(self.done, visible(self.format_line()))
+            return
         now = time.monotonic()
         if now - self._last_line >= INTERVAL and self.done < self.total:
             self._last_line = now
@@ -67,27 +80,26 @@ class Progress:
         return f"{self.stage}: {done}, {rate:.1f}/s, {duration}{failures}{workers}"
 
 
-class _ProgressBar(Progress):
-    """Progress of a stage, drawn as a bar on a terminal."""
+@dataclass(frozen=True)
+class _Relay:
+    """Where messages and bars of this process go instead of stderr."""
 
-    def __init__(
-        self, stage: str, total: int, unit: str, cluster: HasBusyWorkers | None = None
-    ) -> None:
-        super().__init__(stage, total, unit, cluster)
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as RichProgress
+    send: Send
+    bars: bool
 
-        # a name may contain [brackets], which are not markup
-        description = TextColumn("{task.description}", markup=False)
-        columns = (BarColumn(bar_width=24), description)
-        self.bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task(visible(stage), total=total)
 
-    def advance(self, done: int, failed: int = 0) -> None:
-        """Count finished units and redraw the bar."""
-        self._count(done, failed)
-        self.bar.update(self.task, completed=self.done, description=visible(self.format_line()))
+_relays: list[_Relay] = []  # empty, or the one in use
+
+
+def relay_progress(send: Send, *, bars: bool) -> None:
+    """Send all messages from now on as events {"message": text}, and bars too if `bars`."""
+    _relays[:] = [_Relay(send, bars)]
+
+
+def _open_bar(stage: str, total: int) -> Bar | None:
+    if not _relays:
+        return open_bar(stage, total)
+    return RelayedBar(_relays[0].send, stage, total) if _relays[0].bars else None
 
 
 @contextmanager
@@ -98,20 +110,22 @@ def progress(
 
     `unit` is a plural noun; `cluster` provides the number of busy workers.
     """
-    if sys.stderr.isatty():
-        bar = _ProgressBar(stage, total, unit, cluster)
-        with bar.bar:
-            yield bar
-        shown: Progress = bar
-    else:
-        shown = Progress(stage, total, unit, cluster)
+    bar = _open_bar(visible(stage), total)
+    shown = Progress(stage, total, unit, cluster, bar)
+    try:
         yield shown
+    finally:
+        if bar is not None:
+            bar.close()
     if shown.done:
         print_message(shown.format_line())
 
 
 def print_message(message: str) -> None:
-    """Print one message on stderr."""
+    """Print one message on stderr, or send it to the parent process."""
+    if _relays:
+        _relays[0].send({"message": message})
+        return
     with suppress(OSError):  # the job continues if stderr is closed
         print(visible(message), file=sys.stderr, flush=True)
 

@@ -6,11 +6,18 @@ exception is a bug of this program and ends with exit code 1.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LookalikeError(Exception):
-    """Base of all errors reported to users; `exit_code` is the exit status of the process."""
+    """Base of all errors reported to users; `exit_code` is the exit status of the process.
+
+    Where a command of the Python API finished with an exit code that is not 0, as below a requested
+    bound, `result` is its result.
+    """
 
     exit_code = 1
+    result: Any = None
 
 
 class UsageError(LookalikeError):

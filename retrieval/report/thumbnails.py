@@ -44,7 +44,9 @@ def pixels_to_thumbnail(pixels: Tensor, *, side: int = 160) -> bytes:
     return sink.getvalue()
 
 
-def read_thumbnails(paths: Iterable[str], *, max_pixels: int, threads: int = 2) -> dict[str, bytes]:
+def read_thumbnails(
+    paths: Iterable[str], *, max_pixels: int, side: int = 160, threads: int = 2
+) -> dict[str, bytes]:
     """Return the thumbnails of readable images by path, in the order of the paths' bytes.
 
     Unreadable images are left out. Raises StorageFailure on a temporary failure of disk or bucket,
@@ -53,7 +55,7 @@ def read_thumbnails(paths: Iterable[str], *, max_pixels: int, threads: int = 2) 
 
     def make(path: str) -> bytes | None:
         try:
-            return make_thumbnail(reader.read(path), max_pixels=max_pixels)
+            return make_thumbnail(reader.read(path), side=side, max_pixels=max_pixels)
         except LookalikeError:
             raise
         except (MemoryError, Exception):  # noqa: BLE001 - decoders raise anything on broken bytes

@@ -44,7 +44,9 @@ TEXT = (".txt",)
 CSV = (".csv",)
 LISTS = (*TEXT, *CSV, *PARQUET)
 
-_PATH_COLUMNS = ("path", "uri", "url", "image_path", "file", "filename", "image")
+PATH_COLUMNS = ("path", "uri", "url", "image_path", "file", "filename", "image")
+"""Names of the column of paths, best first."""
+
 _BATCH = 1 << 12
 
 
@@ -112,7 +114,7 @@ class ListSource(Source):
         """Return names and types of the columns; those of CSV are inferred from the whole file."""
         if self._is(CSV):
             names = csv_rows.column_names(self.root, self.options)
-            text = {"image_id", "label", *_PATH_COLUMNS}
+            text = {"image_id", "label", *PATH_COLUMNS}
             options = (self.image_column, self.id_column)
             inferred = [n for n in names if n.casefold() not in text and n not in options]
             return csv_rows.infer_schema(self.root, self.options, inferred)
@@ -141,7 +143,7 @@ class ListSource(Source):
         if self.image_column is not None and self.image_column == label:
             label, note = None, None
         strings = [field.name for field in schema if is_text(field.type)]
-        paths = (find_column(strings, name) for name in _PATH_COLUMNS)
+        paths = (find_column(strings, name) for name in PATH_COLUMNS)
         preferred = [name for name in paths if name and name != image_id]
         others = [name for name in strings if name not in (image_id, label)]
         path = self.image_column or next(iter([*preferred, *others, *strings]), None)

@@ -136,7 +136,7 @@ def test_submitted_commands_are_valid():
     )
     assert len(submitted) >= 3
     for command in submitted:
-        parse_command(command.replace("python -m jobs.cli", "lookalike"))
+        parse_command(command.replace("python -m lookalike", "lookalike"))
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS.keys())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.cli import _describe_error
+from jobs.cli import describe_error
 from jobs.cluster import stall_detector, worker_failures
 from jobs.cluster.actor_pool import stream
 from jobs.cluster.resources import Cluster
@@ -180,7 +180,7 @@ def test_stalled_image_is_named(release_file, monkeypatch):
         received.extend(results)
     assert received in ([], [{"item": 1}])
     assert "finished work is kept, run the same command again" in str(stalled.value)
-    assert _describe_error(stalled.value) == (str(stalled.value), 8)
+    assert describe_error(stalled.value) == (str(stalled.value), 8)
 
 
 def test_stall_on_a_fully_booked_cluster_is_reported(release_file, monkeypatch):

@@ -1,0 +1,871 @@
+"""The commands as functions, with the options of the command line as arguments.
+
+Generated from `jobs/config/options.py` and `jobs/cli.py` by `make docs`. A default of None is the
+one that the description states.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lookalike.input_types import Ids, Images, ImagesOrVectors, Labels, Path, Vectors
+from lookalike.result import Result
+from lookalike.run_command import run_command
+
+# ruff: noqa: A002 - names of options, and lists of their choices
+
+
+def run(
+    *,
+    gallery: Images,
+    output: Path,
+    queries: Images,
+    top_k: int = 10,
+    recall: float | str = 0.95,
+    nprobe: int | None = None,
+    filter: str | None = None,
+    exclude_self: bool = False,
+    min_score: float | None = None,
+    expand_queries: str | None = None,
+    format: str | None = None,
+    temp_dir: Path | None = None,
+    metric: Literal["cosine", "ip", "l2"] = "cosine",
+    max_index_memory: int | str = "4G",
+    rows_per_shard: int | None = None,
+    index_factory: str | None = None,
+    labels: Labels | None = None,
+    id_column: str | None = None,
+    chunk_rows: int | None = None,
+    limit: int | None = None,
+    max_error_rate: float = 0.01,
+    retry_failed: bool = False,
+    image_column: str | None = None,
+    max_pixels: int = 178956970,
+    engine: Literal["openvino", "torch"] | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    batch_size: int | None = None,
+    backbone: str = "resnet50",
+    weights: Path | None = None,
+    bundle: Path | None = None,
+    pooling: Literal["avg", "max", "gem"] = "avg",
+    normalize: bool = True,
+    image_size: int | None = None,
+    resize: Literal["crop", "squash", "pad"] | None = None,
+    pca: int | None = None,
+    seed: int = 0,
+    embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
+    all_measures: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    gpus_per_worker: float = 1.0,
+    overwrite: bool = False,
+) -> Result:
+    """Embed, index, rank, evaluate and report in one command.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        gallery: Images to search in: a folder, a list file (.txt, .csv, .parquet), .tar archives
+            or Parquet files; a path or URI.
+        output: Folder or URI to write to; created if absent.
+        queries: Images to search for, in the same forms as gallery.
+        top_k: Number of matches per query.
+        recall: Share of the exact top-k that must be found, 0 to 1, or exact; a lower measured
+            recall ends with exit code 5.
+        nprobe: Inverted lists searched per query; the recall is then measured but not required;
+            default: chosen for each query, as many as recall needs.
+        filter: SQL condition on gallery images: "label = 'cat' and width > 200".
+        exclude_self: Exclude the query image itself: its own row when a store is searched against
+            itself, else images with the same bytes.
+        min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
+        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
+            (ALPHA is 3 by default), and search again; scores are then those of the expanded
+            queries.
+        format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
+            submission, html, png.
+        temp_dir: Local folder on each node for the shard being processed; default: the node's
+            temporary folder.
+        metric: Similarity of vectors: cosine, inner product (ip) or Euclidean distance (l2).
+        max_index_memory: Memory that one task may use for a shard and a block of queries.
+        rows_per_shard: Vectors per index shard; default: planned from max_index_memory.
+        index_factory: FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a
+            planned n.
+        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
+            of an image's parent folder.
+        id_column: Column of a list or Parquet file with the image ids; default: image_id (or id),
+            else the path or position.
+        chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
+        limit: Use only the first N images; default: all.
+        max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
+        retry_failed: Try the images in the ledger again; a recovered image keeps its row.
+        image_column: Column of a list or Parquet file with the paths or bytes of the images;
+            default: recognised by its name.
+        max_pixels: Largest width x height, read from the header; larger images go to the ledger.
+        engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
+        precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
+        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
+        backbone: Torchvision classification model, timm:NAME, or scratch, the small network of
+            train.
+        weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
+            weights of the backbone.
+        bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
+        pooling: How the feature map is pooled into one vector.
+        normalize: Scale vectors to unit length before storing them.
+        image_size: Width and height of the network's input in pixels; default: that of the
+            weights.
+        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
+            pad: scale the longer side and fill; default: that of the weights, crop for
+            torchvision.
+        pca: Project vectors to this many dimensions by a PCA fitted on a sample of the gallery;
+            default: no projection.
+        seed: Seed of all random choices.
+        embedding_dtype: Number type of stored vectors; auto: float16.
+        all_measures: Print every measure (docs/measures.md); json always contains all of them.
+        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
+            available at the start.
+        ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
+            command as a job; default: $RAY_ADDRESS, else this machine.
+        gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        overwrite: Replace the stages of an output that were made with other settings.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("run", locals())
+
+
+def embed(
+    *,
+    output: Path,
+    input: ImagesOrVectors,
+    embedding_column: str | None = None,
+    ids: Ids | None = None,
+    labels: Labels | None = None,
+    id_column: str | None = None,
+    chunk_rows: int | None = None,
+    limit: int | None = None,
+    max_error_rate: float = 0.01,
+    retry_failed: bool = False,
+    image_column: str | None = None,
+    max_pixels: int = 178956970,
+    engine: Literal["openvino", "torch"] | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    batch_size: int | None = None,
+    backbone: str = "resnet50",
+    weights: Path | None = None,
+    bundle: Path | None = None,
+    pooling: Literal["avg", "max", "gem"] = "avg",
+    normalize: bool = True,
+    image_size: int | None = None,
+    resize: Literal["crop", "squash", "pad"] | None = None,
+    pca: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    gpus_per_worker: float = 1.0,
+    overwrite: bool = False,
+    embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
+    compact: bool = False,
+) -> Result:
+    """Embed images into a store of vectors.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        output: Folder or URI to write to; created if absent.
+        input: Images: a folder, a list file (.txt, .csv, .parquet), .tar archives or Parquet
+            files; or precomputed vectors (Parquet, .npy).
+        embedding_column: Parquet column with precomputed vectors; default: embedding, or the only
+            column of vectors.
+        ids: File with the ids of the vectors of a .npy file: .txt, .npy, .csv or .parquet;
+            default: row numbers.
+        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
+            of an image's parent folder.
+        id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
+            id), else the path or position.
+        chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
+        limit: Use only the first N images; default: all.
+        max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
+        retry_failed: Try the images in the ledger again; a recovered image keeps its row.
+        image_column: Column of a list or Parquet file with the paths or bytes of the images;
+            default: recognised by its name.
+        max_pixels: Largest width x height, read from the header; larger images go to the ledger.
+        engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
+        precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
+        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
+        backbone: Torchvision classification model, timm:NAME, or scratch, the small network of
+            train.
+        weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
+            weights of the backbone.
+        bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
+        pooling: How the feature map is pooled into one vector.
+        normalize: Scale vectors to unit length before storing them.
+        image_size: Width and height of the network's input in pixels; default: that of the
+            weights.
+        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
+            pad: scale the longer side and fill; default: that of the weights, crop for
+            torchvision.
+        pca: Project vectors to this many dimensions by a PCA fitted on a sample of the gallery;
+            default: no projection.
+        seed: Seed of all random choices.
+        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
+            available at the start.
+        ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
+            command as a job; default: $RAY_ADDRESS, else this machine.
+        gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        overwrite: Replace an output that was made with other settings.
+        embedding_dtype: Number type of stored vectors; auto: float16 for images, unchanged for
+            precomputed vectors (float64 and integers become float32).
+        compact: Rewrite a store of several segments as one; rows are numbered anew.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("embed", locals())
+
+
+def index(
+    *,
+    output: Path,
+    embeddings: Vectors,
+    embedding_column: str | None = None,
+    ids: Ids | None = None,
+    labels: Labels | None = None,
+    id_column: str | None = None,
+    chunk_rows: int | None = None,
+    limit: int | None = None,
+    max_error_rate: float = 0.01,
+    retry_failed: bool = False,
+    metric: Literal["cosine", "ip", "l2"] = "cosine",
+    max_index_memory: int | str = "4G",
+    rows_per_shard: int | None = None,
+    index_factory: str | None = None,
+    temp_dir: Path | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    gpus_per_worker: float = 1.0,
+    overwrite: bool = False,
+    embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
+    export_faiss: Path | None = None,
+    seed: int = 0,
+) -> Result:
+    """Build a sharded IVF index from a store.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        output: Folder or URI to write to; created if absent.
+        embeddings: Store written by embed, or precomputed vectors (Parquet, .npy).
+        embedding_column: Parquet column with precomputed vectors; default: embedding, or the only
+            column of vectors.
+        ids: File with the ids of the vectors of a .npy file: .txt, .npy, .csv or .parquet;
+            default: row numbers.
+        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
+            of an image's parent folder.
+        id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
+            id), else the path or position.
+        chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
+        limit: Use only the first N images; default: all.
+        max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
+        retry_failed: Try the images in the ledger again; a recovered image keeps its row.
+        metric: Similarity of vectors: cosine, inner product (ip) or Euclidean distance (l2).
+        max_index_memory: Memory that one task may use for a shard and a block of queries.
+        rows_per_shard: Vectors per index shard; default: planned from max_index_memory.
+        index_factory: FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a
+            planned n.
+        temp_dir: Local folder on each node for the shard being processed; default: the node's
+            temporary folder.
+        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
+            available at the start.
+        ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
+            command as a job; default: $RAY_ADDRESS, else this machine.
+        gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        overwrite: Replace an output that was made with other settings.
+        embedding_dtype: Number type of stored vectors; auto: float16 for images, unchanged for
+            precomputed vectors (float64 and integers become float32).
+        export_faiss: Also write all live rows as one FAISS index to this local file.
+        seed: Seed of all random choices.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("index", locals())
+
+
+def rank(
+    *,
+    output: Path,
+    index: Path,
+    queries: ImagesOrVectors,
+    embedding_column: str | None = None,
+    ids: Ids | None = None,
+    labels: Labels | None = None,
+    id_column: str | None = None,
+    chunk_rows: int | None = None,
+    limit: int | None = None,
+    max_error_rate: float = 0.01,
+    retry_failed: bool = False,
+    image_column: str | None = None,
+    max_pixels: int = 178956970,
+    engine: Literal["openvino", "torch"] | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    batch_size: int | None = None,
+    top_k: int = 10,
+    recall: float | str = 0.95,
+    nprobe: int | None = None,
+    filter: str | None = None,
+    exclude_self: bool = False,
+    min_score: float | None = None,
+    expand_queries: str | None = None,
+    format: str | None = None,
+    temp_dir: Path | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    gpus_per_worker: float = 1.0,
+    overwrite: bool = False,
+    unique_pairs: bool = False,
+    embeddings: Path | None = None,
+    seed: int = 0,
+) -> Result:
+    """Find the most similar gallery images of each query.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        output: Folder or URI to write to; created if absent.
+        index: Index written by index.
+        queries: Images to search for, in the same forms as embed input; or a store, or
+            precomputed vectors (Parquet, .npy).
+        embedding_column: Parquet column with precomputed vectors; default: embedding, or the only
+            column of vectors.
+        ids: File with the ids of the vectors of a .npy file: .txt, .npy, .csv or .parquet;
+            default: row numbers.
+        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
+            of an image's parent folder.
+        id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
+            id), else the path or position.
+        chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
+        limit: Use only the first N images; default: all.
+        max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
+        retry_failed: Try the images in the ledger again; a recovered image keeps its row.
+        image_column: Column of a list or Parquet file with the paths or bytes of the images;
+            default: recognised by its name.
+        max_pixels: Largest width x height, read from the header; larger images go to the ledger.
+        engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
+        precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
+        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
+        top_k: Number of matches per query.
+        recall: Share of the exact top-k that must be found, 0 to 1, or exact; a lower measured
+            recall ends with exit code 5.
+        nprobe: Inverted lists searched per query; the recall is then measured but not required;
+            default: chosen for each query, as many as recall needs.
+        filter: SQL condition on gallery images: "label = 'cat' and width > 200".
+        exclude_self: Exclude the query image itself: its own row when a store is searched against
+            itself, else images with the same bytes.
+        min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
+        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
+            (ALPHA is 3 by default), and search again; scores are then those of the expanded
+            queries.
+        format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
+            submission, html, png.
+        temp_dir: Local folder on each node for the shard being processed; default: the node's
+            temporary folder.
+        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
+            available at the start.
+        ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
+            command as a job; default: $RAY_ADDRESS, else this machine.
+        gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        overwrite: Replace an output that was made with other settings.
+        unique_pairs: For a store searched against itself: also write each pair once, closest
+            first, to pairs.parquet.
+        embeddings: Current path of the indexed store; default: its path at indexing time.
+        seed: Seed of all random choices.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("rank", locals())
+
+
+def evaluate(
+    *,
+    matches: Path,
+    labels: Labels | None = None,
+    qrels: Path | None = None,
+    junk_grade: int = -1,
+    intervals_over: Literal["queries", "classes"] = "queries",
+    cutoffs: str = "10",
+    all_measures: bool = False,
+    compare: Path | None = None,
+    exact_matches: Path | None = None,
+    fail_below: str | None = None,
+    per_query: Path | None = None,
+) -> Result:
+    """Measure the quality of matches against labels.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        matches: Matches written by rank.
+        labels: CSV or Parquet file with image_id, label and optionally split; default: the labels
+            in the matches.
+        qrels: TREC file of relevant images (query_id 0 image_id grade), used instead of labels.
+        junk_grade: Grade in qrels that marks images to ignore, as if they were not ranked.
+        intervals_over: What the 95 % intervals generalise to: other queries of these classes, or
+            other classes (for a backbone that was not trained on them).
+        cutoffs: Cutoffs K,K,... for P@K, R@K, mAP@K, AP@K, nDCG@K and Success@K.
+        all_measures: Print every measure (docs/measures.md); json always contains all of them.
+        compare: Other matches of the same queries: report the paired difference and the queries
+            that changed most.
+        exact_matches: The same ranking made with recall exact: split the loss of quality between
+            backbone and index.
+        fail_below: Lower bounds MEASURE=BOUND,..., for example map=0.6,top1=0.8 or AP=0.6; a
+            measure below its bound ends with exit code 5.
+        per_query: Also write one line per query to this .csv or .parquet file.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("evaluate", locals())
+
+
+def report(
+    *,
+    matches: Path,
+    output: Path,
+    labels: Labels | None = None,
+    qrels: Path | None = None,
+    junk_grade: int = -1,
+    intervals_over: Literal["queries", "classes"] = "queries",
+    workers: int | None = None,
+    ray_address: str | None = None,
+    gpus_per_worker: float = 1.0,
+    format: str | None = None,
+    compare: Path | None = None,
+    title: str = "lookalike",
+    max_queries: int = 100000,
+    seed: int = 0,
+) -> Result:
+    """Write an HTML report of matches with pictures.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        matches: Matches written by rank.
+        output: HTML page to write, for example report.html.
+        labels: CSV or Parquet file with image_id, label and optionally split; default: the labels
+            in the matches.
+        qrels: TREC file of relevant images (query_id 0 image_id grade), used instead of labels.
+        junk_grade: Grade in qrels that marks images to ignore, as if they were not ranked.
+        intervals_over: What the 95 % intervals generalise to: other queries of these classes, or
+            other classes (for a backbone that was not trained on them).
+        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
+            available at the start.
+        ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
+            command as a job; default: $RAY_ADDRESS, else this machine.
+        gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        format: What to write, comma-separated: html, png (pictures, in NAME_pictures/); default:
+            html.
+        compare: With png: other matches of the same queries, drawn beside these as the earlier
+            ranking.
+        title: Heading of the page.
+        max_queries: Maximum number of queries in the report, failed ones first; run and rank
+            format html: 1000.
+        seed: Seed of all random choices.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("report", locals())
+
+
+def train(
+    *,
+    data: Images,
+    output: Path,
+    backbone: str = "scratch",
+    weights: Path | None = None,
+    pooling: Literal["avg", "max", "gem"] = "gem",
+    image_size: int | None = None,
+    resize: Literal["crop", "squash", "pad"] = "pad",
+    unfreeze: str = "all",
+    objective: Literal[
+        "cross-entropy", "arcface", "supcon", "proxy-anchor", "triplet"
+    ] = "cross-entropy",
+    epochs: int = 30,
+    patience: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    batch_size: int = 16,
+    learning_rate: float = 0.001,
+    backbone_lr_scale: float = 0.1,
+    schedule: Literal["cosine", "plateau"] = "cosine",
+    augment: str = "flip,crop,zoom,rotate,shear,colour",
+    exclude_classes: str | None = None,
+    validation_fraction: float = 0.3,
+    split_by: Literal["image", "class"] = "image",
+    cache: Path | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    gpus_per_worker: float = 1.0,
+    overwrite: bool = False,
+    labels: Labels | None = None,
+    max_pixels: int = 178956970,
+    seed: int = 0,
+) -> Result:
+    """Train a bundle on labelled images.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        data: Labelled images: one subfolder per class, or any input with labels.
+        output: Folder or URI to write to; created if absent.
+        backbone: Torchvision classification model, timm:NAME, or scratch, the small network of
+            train.
+        weights: State dict (.safetensors or .pth; path or URI), or random; default: random for
+            scratch, else the published weights.
+        pooling: How the feature map is pooled into one vector.
+        image_size: Width and height of the network's input in pixels; default: that of the
+            weights.
+        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
+            pad: scale the longer side and fill, so that nothing is cut off.
+        unfreeze: Layers of a pretrained backbone that are trained: none, all or last:N.
+        objective: Training loss; all but cross-entropy need lookalike[metric].
+        epochs: Maximum number of passes over the training images.
+        patience: Stop after this many epochs without improvement; default: never.
+        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        batch_size: Images per training step.
+        learning_rate: Peak learning rate of AdamW.
+        backbone_lr_scale: Learning rate of a pretrained backbone, relative to learning_rate.
+        schedule: Learning-rate schedule; cosine: decay to zero; plateau: multiply by 0.85 after
+            two epochs without improvement.
+        augment: Comma-separated random augmentations of the training images, or none.
+        exclude_classes: Comma-separated classes that are not used at all; default: none.
+        validation_fraction: Share of the images, or classes (split_by), held out to choose the
+            best epoch.
+        split_by: Hold out images of each class, or whole classes.
+        cache: Local folder that keeps decoded images for later training runs; default: none.
+        workers: Number of processes that train one network together; default: 1.
+        ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
+            command as a job; default: $RAY_ADDRESS, else this machine.
+        gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        overwrite: Replace an output that was made with other settings.
+        labels: CSV or Parquet file with image_id and label; default: the name of an image's
+            parent folder.
+        max_pixels: Largest width x height, read from the header; larger images are left out and
+            reported.
+        seed: Seed of all random choices.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("train", locals())
+
+
+def predict(
+    *,
+    output: Path,
+    input: Images,
+    bundle: Path,
+    labels: Labels | None = None,
+    id_column: str | None = None,
+    chunk_rows: int | None = None,
+    limit: int | None = None,
+    max_error_rate: float = 0.01,
+    retry_failed: bool = False,
+    image_column: str | None = None,
+    max_pixels: int = 178956970,
+    engine: Literal["openvino", "torch"] | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    gpus_per_worker: float = 1.0,
+    overwrite: bool = False,
+) -> Result:
+    """Classify images with a bundle written by train.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        output: Folder or URI to write to; created if absent.
+        input: Images: a folder, a list file (.txt, .csv, .parquet), .tar archives or Parquet
+            files; or precomputed vectors (Parquet, .npy).
+        bundle: Bundle written by train, with its classes.
+        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
+            of an image's parent folder.
+        id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
+            id), else the path or position.
+        chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
+        limit: Use only the first N images; default: all.
+        max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
+        retry_failed: Try the images in the ledger again; a recovered image keeps its row.
+        image_column: Column of a list or Parquet file with the paths or bytes of the images;
+            default: recognised by its name.
+        max_pixels: Largest width x height, read from the header; larger images go to the ledger.
+        engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
+        precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
+        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
+        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
+            available at the start.
+        ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
+            command as a job; default: $RAY_ADDRESS, else this machine.
+        gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        overwrite: Replace an output that was made with other settings.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("predict", locals())
+
+
+def compare(
+    *,
+    image_column: str | None = None,
+    max_pixels: int = 178956970,
+    labels: Labels | None = None,
+    id_column: str | None = None,
+    chunk_rows: int | None = None,
+    limit: int | None = None,
+    max_error_rate: float = 0.01,
+    engine: Literal["openvino", "torch"] | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    batch_size: int | None = None,
+    backbones: str | None = None,
+    weights: Path | None = None,
+    bundle: Path | None = None,
+    image_size: int | None = None,
+    resize: Literal["crop", "squash", "pad"] | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    gpus_per_worker: float = 1.0,
+    data: Images | None = None,
+    output: Path | None = None,
+    pca: int = 256,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Result:
+    """Compare backbones on labelled images, or list them.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        image_column: Column of a list or Parquet file with the paths or bytes of the images;
+            default: recognised by its name.
+        max_pixels: Largest width x height, read from the header; larger images go to the ledger.
+        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
+            of an image's parent folder.
+        id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
+            id), else the path or position.
+        chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
+        limit: Use only the first N images; default: all.
+        max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
+        engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
+        precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
+        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
+        backbones: Comma-separated backbones to list or compare; all: every torchvision model, and
+            scratch with weights.
+        weights: Folder with NAME.safetensors or NAME.pth per backbone (NAME without timm:), or
+            random; default: the published weights of each backbone.
+        bundle: Comma-separated trained bundles to compare as well.
+        image_size: Width and height of the network's input in pixels; default: that of the
+            weights.
+        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
+            pad: scale the longer side and fill; default: that of the weights, crop for
+            torchvision.
+        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
+            available at the start.
+        ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
+            command as a job; default: $RAY_ADDRESS, else this machine.
+        gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        data: Labelled images, in the same forms as embed input; default: only list the backbones.
+        output: Folder or URI to write to; created if absent.
+        pca: Also measure vectors projected to this many dimensions by a PCA fitted on the
+            compared images themselves.
+        seed: Seed of all random choices.
+        overwrite: Replace an output that was made with other settings; stores that fit are kept.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("compare", locals())
+
+
+def verify(
+    path: Path,
+    *,
+    measure_recall: bool = False,
+) -> Result:
+    """Check that an output is complete and unaltered.
+
+    Args:
+        path: Output to check.
+        measure_recall: Measure the recall curve of an index again and require the same result.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("verify", locals())
+
+
+def plan(
+    *,
+    gallery: Images,
+    top_k: int = 10,
+    recall: float | str = 0.95,
+    nprobe: int | None = None,
+    filter: str | None = None,
+    exclude_self: bool = False,
+    min_score: float | None = None,
+    expand_queries: str | None = None,
+    format: str | None = None,
+    temp_dir: Path | None = None,
+    metric: Literal["cosine", "ip", "l2"] = "cosine",
+    max_index_memory: int | str = "4G",
+    rows_per_shard: int | None = None,
+    index_factory: str | None = None,
+    labels: Labels | None = None,
+    id_column: str | None = None,
+    chunk_rows: int | None = None,
+    limit: int | None = None,
+    max_error_rate: float = 0.01,
+    retry_failed: bool = False,
+    image_column: str | None = None,
+    max_pixels: int = 178956970,
+    engine: Literal["openvino", "torch"] | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    batch_size: int | None = None,
+    backbone: str = "resnet50",
+    weights: Path | None = None,
+    bundle: Path | None = None,
+    pooling: Literal["avg", "max", "gem"] = "avg",
+    normalize: bool = True,
+    image_size: int | None = None,
+    resize: Literal["crop", "squash", "pad"] | None = None,
+    pca: int | None = None,
+    seed: int = 0,
+    embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
+    all_measures: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    gpus_per_worker: float = 1.0,
+    queries: Images | None = None,
+    output: Path | None = None,
+    cluster: str | None = None,
+    sample: int = 200,
+) -> Result:
+    """Estimate the time, memory and disk space of a run.
+
+    Data from memory is written to files in the hidden folder .OUTPUT.inputs beside the output, or
+    in a temporary folder without an output.
+
+    Args:
+        gallery: Images to search in: a folder, a list file (.txt, .csv, .parquet), .tar archives
+            or Parquet files; a path or URI.
+        top_k: Number of matches per query.
+        recall: Share of the exact top-k that must be found, 0 to 1, or exact; a lower measured
+            recall ends with exit code 5.
+        nprobe: Inverted lists searched per query; the recall is then measured but not required;
+            default: chosen for each query, as many as recall needs.
+        filter: SQL condition on gallery images: "label = 'cat' and width > 200".
+        exclude_self: Exclude the query image itself: its own row when a store is searched against
+            itself, else images with the same bytes.
+        min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
+        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
+            (ALPHA is 3 by default), and search again; scores are then those of the expanded
+            queries.
+        format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
+            submission, html, png.
+        temp_dir: Local folder on each node for the shard being processed; default: the node's
+            temporary folder.
+        metric: Similarity of vectors: cosine, inner product (ip) or Euclidean distance (l2).
+        max_index_memory: Memory that one task may use for a shard and a block of queries.
+        rows_per_shard: Vectors per index shard; default: planned from max_index_memory.
+        index_factory: FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a
+            planned n.
+        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
+            of an image's parent folder.
+        id_column: Column of a list or Parquet file with the image ids; default: image_id (or id),
+            else the path or position.
+        chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
+        limit: Use only the first N images; default: all.
+        max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
+        retry_failed: Try the images in the ledger again; a recovered image keeps its row.
+        image_column: Column of a list or Parquet file with the paths or bytes of the images;
+            default: recognised by its name.
+        max_pixels: Largest width x height, read from the header; larger images go to the ledger.
+        engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
+        precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
+        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
+        backbone: Torchvision classification model, timm:NAME, or scratch, the small network of
+            train.
+        weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
+            weights of the backbone.
+        bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
+        pooling: How the feature map is pooled into one vector.
+        normalize: Scale vectors to unit length before storing them.
+        image_size: Width and height of the network's input in pixels; default: that of the
+            weights.
+        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
+            pad: scale the longer side and fill; default: that of the weights, crop for
+            torchvision.
+        pca: Project vectors to this many dimensions by a PCA fitted on a sample of the gallery;
+            default: no projection.
+        seed: Seed of all random choices.
+        embedding_dtype: Number type of stored vectors; auto: float16.
+        all_measures: Print every measure (docs/measures.md); json always contains all of them.
+        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
+            available at the start.
+        ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
+            command as a job; default: $RAY_ADDRESS, else this machine.
+        gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        queries: Images to search for, in the same forms as gallery.
+        output: Folder or URI that the job will write to; the measurement writes there too, and
+            removes what it wrote.
+        cluster: Cluster to estimate for, for example 20x(16cpu,1gpu)+4x(32cpu); default: the one
+            measured on.
+        sample: Number of images embedded to measure the speed.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("plan", locals())
+
+
+def demo(
+    *,
+    output: Path,
+    all_measures: bool = False,
+    seed: int = 0,
+) -> Result:
+    """Run every step on generated sample images.
+
+    Args:
+        output: Folder or URI to write to; created if absent.
+        all_measures: Print every measure (docs/measures.md); json always contains all of them.
+        seed: Seed of all random choices.
+
+    Raises:
+        LookalikeError: As the command line reports it; `exit_code` is its exit code.
+    """
+    return run_command("demo", locals())
