@@ -5,6 +5,7 @@ This is the only module that interprets factory strings, by building the index w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,3 +127,55 @@ def read_centroids(index: Any) -> NDArray[np.float32]:
     ivf = extract_ivf(index)
     centroids: NDArray[np.float32] = ivf.quantizer.reconstruct_n(0, ivf.nlist)
     return centroids
+
+
+def make_index_of_lists(trained: Any, first: int, last: int) -> Any:
+    """Return an index without rows that has only the lists first <= list < last of a trained one.
+
+    It is numbered from 0 and encodes as the trained index does.
+    """
+    ivf = extract_ivf(trained)
+    inner_product = ivf.quantizer.metric_type == faiss.METRIC_INNER_PRODUCT
+    quantizer = (faiss.IndexFlatIP if inner_product else faiss.IndexFlatL2)(ivf.d)
+    quantizer.add(read_centroids(ivf)[first:last])
+    size = quantizer, ivf.d, last - first
+    if isinstance(ivf, faiss.IndexIVFScalarQuantizer):
+        index = faiss.IndexIVFScalarQuantizer(
+            *size, ivf.sq.qtype, ivf.metric_type, bool(ivf.by_residual)
+        )
+        index.sq = ivf.sq
+    elif isinstance(ivf, faiss.IndexIVFPQFastScan):
+        index = faiss.IndexIVFPQFastScan(*size, ivf.M, ivf.nbits, ivf.metric_type, ivf.bbs)
+        index.by_residual, index.pq = ivf.by_residual, ivf.pq
+    else:
+        index = faiss.IndexIVFFlat(*size, ivf.metric_type)
+    index.own_fields = True
+    quantizer.this.disown()  # the index deletes it
+    index.is_trained = True
+    return index
+
+
+def add_to_lists(
+    index: Any, faiss_vectors: NDArray[np.float32], rows: NDArray[np.int64],
+    lists: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Encode (n, d) vectors and append them to the given lists, (n,), with their rows as ids."""
+    if not isinstance(index, faiss.IndexIVFPQFastScan):
+        arrays = (np.ascontiguousarray(array) for array in (faiss_vectors, rows, lists))
+        index.add_core(len(rows), *map(faiss.swig_ptr, arrays))
+        return
+    for number, members in group_by_list(lists):  # FAISS packs the codes of a list in blocks
+        part = make_index_of_lists(index, number, number + 1)
+        part.add_with_ids(faiss_vectors[members], np.ascontiguousarray(rows[members]))
+        packed = part.invlists
+        index.invlists.add_entries(number, len(members), packed.get_ids(0), packed.get_codes(0))
+    index.ntotal += len(rows)
+
+
+def group_by_list(lists: NDArray[np.integer[Any]]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Iterate over each list that occurs and the positions of its rows, in order."""
+    order = np.argsort(lists, kind="stable")
+    sizes = np.bincount(lists)
+    ends = np.cumsum(sizes)
+    for number in np.flatnonzero(sizes).tolist():
+        yield number, order[ends[number] - sizes[number] : ends[number]]

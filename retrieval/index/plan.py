@@ -27,10 +27,6 @@ CENTROID_SHARE = 4
 MIN_SHARD_ROWS = 256
 """Vectors of which a task must hold twice as many in memory."""
 
-SHARD_LIST_ROWS = 16
-"""Minimum average rows per list within one shard: with fewer the calls cost more than the products
-(`benchmarks/README.md`)."""
-
 MAX_LISTS = 1 << 16
 SAMPLE_ROWS_PER_LIST = 64
 """Between FAISS' warning at 39 and its ceiling of 256 training rows per centroid."""
@@ -71,14 +67,12 @@ def plan_index(
         lossless = None if codes_name == "SQ8" else gallery.dtype
         list_rows = READ_ALL_LIST_ROWS if probes_all_lists(gallery.rows, lossless) else LIST_ROWS
         centroids = memory // CENTROID_SHARE // (4 * gallery.dimension)
-        nlist = max(1, min(gallery.rows // list_rows, MAX_LISTS, centroids,
-                           fitting // SHARD_LIST_ROWS))  # fmt: skip
+        nlist = max(1, min(gallery.rows // list_rows, MAX_LISTS, centroids))
         factory = f"IVF{nlist},{codes_name}"
         kind = describe_factory(factory, gallery.dimension, gallery.dtype, gallery.metric)
         list_reason = (
-            f"{nlist} lists: about {list_rows} of {gallery.rows} rows a list, at least "
-            f"{SHARD_LIST_ROWS} of them in a shard, at most {MAX_LISTS} lists, and centroids in a "
-            "quarter of the memory"
+            f"{nlist} lists: about {list_rows} of {gallery.rows} rows a list, at most {MAX_LISTS} "
+            "lists, and centroids in a quarter of the memory"
         )
     else:
         kind = describe_factory(factory, gallery.dimension, gallery.dtype, gallery.metric)
@@ -104,7 +98,7 @@ def _plan(
     reasons = (
         *choices,
         f"about {sample} rows train the centroids: {SAMPLE_ROWS_PER_LIST} a list, or all",
-        f"{shards} shards of {per_shard} rows: "
+        f"{shards} shards of whole lists, about {per_shard} rows each: "
         + ("asked for" if requested_rows else f"half of {memory} bytes at {per_vector} each"),
         f"every list is read ({rows} rows are at most {PROBE_ALL_ROWS}), so recall is 1"
         if probe_all
@@ -118,6 +112,11 @@ def _plan(
     return IndexPlan(
         factory, kind.nlist, kind.codes, sample, per_shard, per_vector, probe_all, reasons
     )
+
+
+def shard_capacity(plan: IndexPlan, memory: int) -> int:
+    """Return how many rows a shard may have: as many as half of the memory of a task holds."""
+    return max(1, memory // 2 // max(1, plan.bytes_per_vector))
 
 
 def probes_all_lists(rows: int, codes: str | None) -> bool:

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from retrieval.core.records import Neighbours, ShardResult
 from retrieval.core.schemas import WORK_FOLDER, Vectors
-from retrieval.index.build_shard import ShardBuildContext, write_shard
+from retrieval.index.build_shard import PlannedShard, write_shard
 from retrieval.index.probing import Probing
 from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH, QuantizedShard
 from retrieval.index.recall_curve import CURVE_K, DEEP_K, DEEP_SHARE
-from retrieval.index.shard import Extents, Shard
+from retrieval.index.runs import ShardBuildContext
+from retrieval.index.shard import Shard
 from retrieval.storage.checksum import checksummed_parquet, parquet_metadata, verify_checksum
 from retrieval.storage.local import Folder
-from retrieval.store.reader import Store, read_vectors
 from retrieval.vectors.scoring import block
 from retrieval.vectors.topk import TopK
 
@@ -82,28 +82,30 @@ def code_neighbours_path(sample: RecallSample, number: int) -> str:
 
 
 def build_measured_shard(
-    context: ShardBuildContext, samples: Sequence[RecallSample], number: int, extents: Extents
+    context: ShardBuildContext, samples: Sequence[RecallSample], planned: PlannedShard
 ) -> ShardResult:
     """Write a shard and its neighbours of the samples, unless they exist; return its counts."""
-    built = write_shard(context, number, extents)
-    codes = None if context.codes else QuantizedShard(built.shard)
+    built, number = write_shard(context, planned), planned.number
     for sample in samples:
         path, by_codes = neighbours_path(sample, number), code_neighbours_path(sample, number)
         if not context.folder.exists(path):
-            blocks = (
-                iterate_list_blocks(built.shard)
-                if codes is None
-                else _stored(context.store, extents, codes)
-            )
-            neighbours = nearest_in_shard(built.shard, blocks, sample)
+            neighbours = nearest_in_shard(built.shard, iterate_list_blocks(built.shard), sample)
             context.folder.put_new(path, serialize_neighbours(neighbours))
-        if codes and not context.folder.exists(by_codes):
-            queries = codes.coarse.project(sample.vectors, context.metric)
-            all_lists = codes.choose_lists(queries, Probing(codes.coarse.ivf.nlist))
-            neighbours = codes.search(queries, all_lists, sample.k * CANDIDATES_PER_MATCH)
+        if context.codes is None and not context.folder.exists(by_codes):
+            neighbours = _nearest_by_codes(built.shard, sample)
             context.folder.put_new(by_codes, serialize_neighbours(neighbours))
     rows = int(built.shard.alive.sum())
     return ShardResult(number, rows, dict(built.labels), built.files, built.spread)
+
+
+def _nearest_by_codes(shard: Shard, sample: RecallSample) -> Neighbours:
+    """Return the neighbours of the sample in a shard by its lossy codes, with their lists."""
+    codes = QuantizedShard(shard)
+    queries = codes.coarse.project(sample.vectors, shard.metric)
+    all_lists = codes.choose_lists(queries, Probing(codes.coarse.ivf.nlist))
+    nearest = codes.search(queries, all_lists, sample.k * CANDIDATES_PER_MATCH)
+    lists = np.where(nearest.lists < 0, -1, nearest.lists + shard.first_list)
+    return Neighbours(nearest.keys, nearest.rows, lists)
 
 
 ListRows = tuple[NDArray[np.int64], Vectors, NDArray[np.int64]]
@@ -124,22 +126,13 @@ def nearest_in_shard(shard: Shard, blocks: Iterable[ListRows], sample: RecallSam
     return Neighbours(best.keys, best.positions, neighbour_lists.astype(np.int64))
 
 
-def _stored(store: Store, extents: Extents, codes: QuantizedShard) -> Iterator[ListRows]:
-    """Iterate over the live rows of a shard, read from the store."""
-    for extent in extents:
-        table = store.part_rows(extent.path, extent.first, extent.last)
-        rows = table["row"].to_numpy()
-        if len(rows):
-            yield rows, read_vectors(table), codes.lists[np.searchsorted(codes.shard.rows, rows)]
-
-
 def iterate_list_blocks(shard: Shard) -> Iterator[ListRows]:
-    """Iterate over the live rows of a shard, several lists at a time."""
+    """Iterate over the live rows of a shard, several lists at a time, numbered as in the index."""
     pending: list[tuple[NDArray[np.int64], Any, NDArray[np.int64]]] = []
     for number in range(shard.index.nlist):
         rows, vectors = shard.list_vectors(number)
         if len(rows):
-            pending.append((rows, vectors, np.full(len(rows), number)))
+            pending.append((rows, vectors, np.full(len(rows), shard.first_list + number)))
         last = number == shard.index.nlist - 1
         if pending and (last or sum(len(rows) for rows, _, _ in pending) >= _BLOCK):
             rows, vectors, numbers = (
