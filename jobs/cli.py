@@ -89,8 +89,10 @@ def _parameter(option: Option) -> click.Option:
     return click.Option([option.flag, option.name], type=click_type, **common)
 
 
-def _parse_value(_: click.Context, parameter: click.Parameter, value: str) -> Any:
-    """Parse a size or a recall as a click callback, so that settings hold numbers only."""
+def _parse_value(_: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    """Parse a size, a recall or a kind of index as a click callback; None is no value."""
+    if value is None:
+        return None
     parse = VALUE_PARSERS[options.OPTIONS[str(parameter.name)].type]
     try:
         return parse(value)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from retrieval.core.errors import UsageError
+from retrieval.index.index_kind import parse_index_kind
 
 MAX_PIXELS = 178956970
 """Default of --max-pixels: Pillow's own limit; reports and pictures show no larger images."""
@@ -32,7 +33,7 @@ class Option:
     """One option of the command line."""
 
     name: str
-    type: type | str  # int, float, str, bool, "path", "size" or "recall"
+    type: type | str  # int, float, str, bool, "path", "size", "recall" or "factory"
     default: Any
     affects: Literal["content", "run"]
     help: str
@@ -72,8 +73,15 @@ def parse_recall(text: str) -> float:
     return recall
 
 
-VALUE_PARSERS: dict[Any, Callable[[str], Any]] = {"size": parse_size, "recall": parse_recall}
-"""Parser of each option type that is typed as text and stored as a number."""
+def check_index_factory(text: str) -> str:
+    """Return the text unchanged; raise ValueError where it is no supported kind of index."""
+    return parse_index_kind(text).factory
+
+
+VALUE_PARSERS: dict[Any, Callable[[str], Any]] = {
+    "size": parse_size, "recall": parse_recall, "factory": check_index_factory,
+}  # fmt: skip
+"""Parser of each option type that is typed as text: a size and a recall are stored as numbers."""
 
 
 def parse_cluster(text: str) -> list[tuple[int, int, int]]:
@@ -242,8 +250,10 @@ OPTIONS = _by_name(
            "Memory that one task may use for a shard and a block of queries."),
     Option("rows_per_shard", int, None, "content",
            "Vectors per index shard; default: planned from --max-index-memory.", low=1),
-    Option("index_factory", str, None, "content",
-           "FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a planned n."),
+    Option("index_factory", "factory", None, "content",
+           "Kind of the index as FAISS writes it: IVFn,Flat or IVFn,SQfp16 (the vectors), IVFn,SQ8 "
+           "or IVFn,PQmx4fs (lossy codes, whose matches are scored by the vectors); default: the "
+           "vectors, with a planned n."),
     Option("temp_dir", "path", None, "run",
            "Local folder on each node for the shard being processed; default: the node's "
            "temporary folder."),
@@ -334,7 +344,7 @@ def option_field(name: str, **changes: Any) -> Any:
     if option.default is REQUIRED:
         return dataclasses.field(metadata={"option": option})
     parse = VALUE_PARSERS.get(option.type)
-    default = parse(option.default) if parse else option.default
+    default = parse(option.default) if parse and option.default is not None else option.default
     return dataclasses.field(default=default, metadata={"option": option})
 
 

@@ -13,7 +13,7 @@ from jobs.planning.probe import Probe
 from jobs.reporting.write_report import DEFAULT_SHOWN_QUERIES, LOCAL_IMAGE_LIMIT
 from jobs.runtime.run_metadata import peak_memory
 from retrieval.index.plan import Gallery, plan_index
-from retrieval.index.recall_interval import LOOK_SIZES
+from retrieval.index.recall_interval import are_few_queries
 from retrieval.planning.costs import Counts, Rates, Sizes, expected_thumbnails, guess_nprobe
 from retrieval.report.rows import SHOWN_MATCHES
 
@@ -37,8 +37,7 @@ def estimate_counts(
     )  # fmt: skip
     query_count = queries.rows if queries else None
     probes_all = plan.probe_all or settings.recall == 1
-    # as many queries as the first sample are all searched exactly
-    probes_all |= bool(plan.codes) and query_count is not None and query_count <= LOOK_SIZES[0]
+    probes_all |= bool(plan.codes) and query_count is not None and are_few_queries(query_count)
     nprobe = settings.nprobe or (plan.nlist if probes_all else guess_nprobe(plan.nlist))
     return Counts(
         gallery.rows, query_count, dimension,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.config.options import Expansion, parse_query_expansion
 from jobs.config.settings import RankSettings
@@ -15,12 +13,15 @@ from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store
 
+if TYPE_CHECKING:
+    from retrieval.search.filters import Filter
+
 
 @dataclass(frozen=True)
 class MatchConstraints:
     """Which gallery images may match which query, and how queries are expanded."""
 
-    row_filter: Callable[[Any], Any] | None  # mask of a shard's metadata rows that pass --filter
+    row_filter: Filter | None  # the condition of --filter
     exclude_by: str | None  # the column that --exclude-self compares
     min_key: float  # key of --min-score (higher is closer); -inf without it
     expansion: Expansion | None
@@ -43,11 +44,9 @@ def read_match_constraints(
     metric = manifest.counts["metric"]
     row_filter = None
     if settings.filter is not None:
-        from retrieval.search.filters import matching_rows, parse_filter
+        from retrieval.search.filters import parse_filter
 
-        row_filter = functools.partial(
-            matching_rows, parse_filter(settings.filter, _read_schema(index))
-        )
+        row_filter = parse_filter(settings.filter, _read_schema(index))
     expansion = _expansion(settings)
     if expansion is not None:
         check_expansion(expansion.alpha, metric)

@@ -100,14 +100,14 @@ def _count_read(cluster: Cluster, task: Any) -> dict[str, Any]:
     from retrieval.search.read_counts import add_shards
 
     def count_shard(number: int) -> Any:
-        from retrieval.search.propose import shard_proposals_path
+        from retrieval.search.propose import proposal_task
         from retrieval.search.read_counts import add_blocks, read_counts
         from retrieval.search.shard_search import candidates_path
 
-        path = candidates_path if task.codes else shard_proposals_path
+        output = task.output if task.codes else proposal_task(task).output
         blocks = range(len(task.query_chunks))
         return add_blocks(
-            read_counts(task.output, path(task.probing, number, block_number))
+            read_counts(output, candidates_path(task.probing, number, block_number))
             for block_number in blocks
         )
 
@@ -132,7 +132,8 @@ def _make_task(
     """Return the search task, and the largest k of the recall curve if --top-k is larger, or 0."""
     from retrieval.index import recall_curve
     from retrieval.index.probing import Probing
-    from retrieval.index.recall_interval import LOOK_SIZES, look_sizes
+    from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH
+    from retrieval.index.recall_interval import are_few_queries, look_sizes
     from retrieval.index.sampling import rows_in_hash_order
     from retrieval.index.shard import RECALL_TABLE
     from retrieval.search.shard_search import SearchTask, queries_per_block
@@ -144,13 +145,10 @@ def _make_task(
             f"--top-k {k} exceeds the size of the gallery: each query gets {index.counts['rows']}"
         )
     probing, lists, extrapolated = Probing(nlist), float(nlist), 0
-    reads_all_lists = index.counts["probe_all"] or settings.recall == 1 or k >= index.counts["rows"]
     if settings.nprobe is not None:
         probing = Probing(min(settings.nprobe, nlist))
         lists = float(probing.nprobe)
-    elif codes and queries.rows <= LOOK_SIZES[0]:
-        pass  # all queries would be in the sample, which is searched exactly
-    elif not reads_all_lists:
+    elif not _is_exhaustive(settings, cluster, index_folder, index, queries, constraints):
         curve = read_table(index_folder, index, RECALL_TABLE)
         probing = recall_curve.choose_probing(curve, k, settings.recall, nlist)
         lists = recall_curve.expected_lists(curve, probing)
@@ -161,55 +159,75 @@ def _make_task(
         sizes = look_sizes(queries.rows, lists, nlist)
         if settings.nprobe is not None:  # recall is measured, but no decision depends on it
             sizes = sizes[:1]
+        elif are_few_queries(queries.rows):  # exact matches for all, as with lossless codes
+            sizes = (queries.rows,)
         sampled = rows_in_hash_order(queries, sizes[-1], settings.seed, "certificate")
         looks = np.split(sampled, sizes[:-1])
     memory = finished_output.read_settings(index_folder)["max_index_memory"]
     neighbors = constraints.expansion.count if constraints.expansion else 0
+    candidates = max(k, neighbors) * (1 if codes else CANDIDATES_PER_MATCH)
     task = SearchTask(
         index_folder, index, codes, metric, queries, folder, probing.nprobe, k, tuple(looks),
         gap=probing.gap,
         heartbeat=send_heartbeat,
-        vector_store=open_gallery_vectors(settings, index_folder, index),
         device="cuda" if settings.device != "cpu" and cluster.gpus else "cpu",
         row_filter=constraints.row_filter, exclude_by=constraints.exclude_by,
         min_key=constraints.min_key,
-        queries_per_block=queries_per_block(queries.dimension, max(k, neighbors), memory),
+        queries_per_block=queries_per_block(queries.dimension, candidates, memory),
         memory=memory,
         temp_dir=settings.temp_dir,
     )  # fmt: skip
     return task, extrapolated
 
 
-def open_gallery_vectors(
-    settings: RankSettings, index_folder: Folder, index: Manifest
-) -> Store | None:
-    """Open the store of the gallery vectors if the codes of the index are lossy, else None."""
-    from retrieval.search.rescore import open_vector_store
+def _is_exhaustive(
+    settings: RankSettings,
+    cluster: Cluster,
+    index_folder: Folder,
+    index: Manifest,
+    queries: Store,
+    constraints: MatchConstraints,
+) -> bool:
+    """Return whether every query reads every list: exact matches are requested, or cost little."""
+    from retrieval.index.plan import PROBE_ALL_ROWS
+    from retrieval.index.recall_interval import are_few_queries
+    from retrieval.search.match_counts import count_filtered_rows
 
-    if index.counts["codes"]:
-        return None
-    return open_vector_store(index_folder, index, settings.embeddings)
+    counts, row_filter = index.counts, constraints.row_filter
+    if counts["probe_all"] or settings.recall == 1 or settings.top_k >= counts["rows"]:
+        return True
+    if counts["codes"] and are_few_queries(queries.rows):
+        return True
+    if row_filter is None:
+        return False
+
+    def count(number: int) -> int:
+        return count_filtered_rows(index_folder, index, row_filter, number)
+
+    rows = sum(tasks.run_tasks(cluster, count, range(counts["shards"])))
+    return rows <= max(PROBE_ALL_ROWS, settings.top_k)
 
 
 def _run_pass(cluster: Cluster, task: Any) -> None:
     """Search each shard for each query block; with lossy codes propose candidates and rescore."""
-    from retrieval.search import propose, rescore, shard_search
+    from retrieval.search import propose, rescore
 
-    shards, blocks = len(task.shards), len(task.query_chunks)
     if task.codes:
-        if not task.reads_all_lists:
-            _run_tasks(cluster, "lists", shard_search.write_probed_lists, task, blocks, "blocks")
-        _search_shards(cluster, task)
+        _search_shards(cluster, task, "rank")
         return
-    _run_tasks(cluster, "propose", propose.propose_candidates, task, shards, "shards")
+    _search_shards(cluster, propose.proposal_task(task), "propose")
+    blocks, shards = len(task.query_chunks), len(task.shards)
     _run_tasks(cluster, "compare", propose.merge_proposals, task, blocks, "blocks")
     _run_tasks(cluster, "rank", rescore.rescore_shard, task, shards, "shards")
 
 
-def _search_shards(cluster: Cluster, task: Any) -> None:
+def _search_shards(cluster: Cluster, task: Any, title: str) -> None:
     """Search all shards; if there are fewer shards than workers, several tasks share a shard."""
     from retrieval.search import shard_search
 
+    if not task.reads_all_lists:
+        blocks = len(task.query_chunks)
+        _run_tasks(cluster, "lists", shard_search.write_probed_lists, task, blocks, "blocks")
     workers = int(cluster.gpus / cluster.gpu_share) if task.device == "cuda" else cluster.workers
     shares, shards = shard_search.shares_per_shard(task, workers), len(task.shards)
 
@@ -217,7 +235,7 @@ def _search_shards(cluster: Cluster, task: Any) -> None:
         return shard_search.search_shard(task, number % shards, number // shards, shares)
 
     unit = "shards" if shares == 1 else "shares of shards"
-    _run_tasks(cluster, "rank", step, task, shards * shares, unit, gpu=True)
+    _run_tasks(cluster, title, step, task, shards * shares, unit, gpu=True)
 
 
 def _expand_queries(cluster: Cluster, task: Any, expansion: Expansion) -> Any:
@@ -237,7 +255,7 @@ def _expand_queries(cluster: Cluster, task: Any, expansion: Expansion) -> Any:
         )
         expand_block = _make_expand_step(task, first, expansion.alpha)
         _run_tasks(cluster, "expand", expand_block, None, blocks, "blocks")
-    return dataclasses.replace(task, expanded=True)
+    return dataclasses.replace(task, expanded=task.output)
 
 
 def _make_expand_step(task: Any, first: Any, alpha: float) -> Callable[[Any, int], int]:

@@ -78,7 +78,7 @@ def _shard_problems(shard: Shard, centroids: VectorBlock) -> list[str]:
     problems = []
     checked_rows = shard.rows[:: max(1, len(shard.rows) // _CHECKED_VECTORS)]
     for number in range(shard.index.nlist):
-        rows, vectors = shard.list_vectors(number)
+        rows, vectors = shard.stored_vectors(number)
         checked = np.flatnonzero(np.isin(rows, checked_rows))
         if len(checked) == 0:
             continue

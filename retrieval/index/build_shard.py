@@ -26,14 +26,9 @@ from numpy.typing import NDArray
 from retrieval.core.errors import Damaged
 from retrieval.core.records import FileRecord, IndexPlan, Spread
 from retrieval.core.schemas import Vectors
+from retrieval.index import quantized_codes
 from retrieval.index.drift import measure_spread
-from retrieval.index.faiss_io import (
-    add_to_lists,
-    deserialize_index,
-    group_by_list,
-    make_index_of_lists,
-    read_centroids,
-)
+from retrieval.index.faiss_io import deserialize_index, make_index_of_lists, read_centroids
 from retrieval.index.generations import (
     Generation,
     ShardLists,
@@ -44,7 +39,6 @@ from retrieval.index.generations import (
 )
 from retrieval.index.kmeans import assignment_metric, distances_to_centroids
 from retrieval.index.plan import shard_capacity
-from retrieval.index.quantized_codes import to_faiss_vectors
 from retrieval.index.rows_file import ShardRowsWriter, open_rows_file
 from retrieval.index.runs import ShardBuildContext, read_run, rows_schema, run_path
 from retrieval.index.shard import (
@@ -157,7 +151,7 @@ def write_shard(context: ShardBuildContext, planned: PlannedShard) -> BuiltShard
             for run in planned.runs:
                 context.on_part()
                 filler.add_run(run, table)
-            filler.check_complete()
+            filler.finish()
         writers: list[tuple[str, Callable[[str], None]]] = [
             (shard_path(number), lambda name: faiss.write_index(index, name)),
             (shard_rows_path(number), lambda name: _copy(rows, name)),
@@ -263,7 +257,8 @@ class _Filler:
         self._distances = np.zeros(-(-planned.lists.rows // self._step))
         self.rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self.labels: Counter[str] = Counter()  # live rows of each label
-        if context.codes:
+        self._packed: list[tuple[Any, NDArray[np.int64], NDArray[np.int64]]] = []
+        if not quantized_codes.has_packed_lists(index):
             reserve_list_space(index, self._sizes)
 
     @property
@@ -286,8 +281,20 @@ class _Filler:
         self.labels.update(_count_labels(table, self._context.store.deleted))
         rows_writer.add(table)
 
-    def check_complete(self) -> None:
-        """Raise RuntimeError if the runs held fewer rows than the plan of the shard counts."""
+    def _add_codes(
+        self, codes: quantized_codes.Codes, rows: NDArray[np.int64], lists: NDArray[np.int64]
+    ) -> None:
+        """Append lossy codes to their lists; packed lists are filled at the end, each at once."""
+        if quantized_codes.has_packed_lists(self._index):
+            self._packed.append((codes, rows, lists))
+        else:
+            append_codes(self._index, codes, rows, lists)
+
+    def finish(self) -> None:
+        """Fill packed lists; raise RuntimeError if the runs held fewer rows than planned."""
+        if self._packed:
+            columns = (np.concatenate(column) for column in zip(*self._packed, strict=True))
+            quantized_codes.fill_packed_lists(self._index, *columns)
         if self._index.ntotal != self._planned.lists.rows:
             raise RuntimeError(
                 f"the runs of shard {self._planned.number} hold {self._index.ntotal} of its "
@@ -310,7 +317,8 @@ class _Filler:
         if self._context.codes:
             append_codes(self._index, values.astype(self._context.codes, copy=False), rows, lists)
         else:
-            add_to_lists(self._index, to_faiss_vectors(values, self._context.metric), rows, lists)
+            codes = quantized_codes.encode_vectors(self._index, values, self._context.metric)
+            self._add_codes(codes, rows, lists)
             self._write_vectors(values, self._starts[lists] + position)
         self._measure(values, lists, self._starts[lists] + position)
         return piece.drop_columns(["list", "embedding"])
@@ -342,19 +350,24 @@ def reserve_list_space(index: Any, sizes: NDArray[np.int64]) -> None:
 
 
 def append_codes(
-    index: Any, values: Vectors, rows: NDArray[np.int64], lists: NDArray[np.integer[Any]]
-) -> None:
-    """Append (n, d) vectors of the index's dtype, which are the codes, to their assigned lists.
+    index: Any, values: Vectors | quantized_codes.Codes, rows: NDArray[np.int64],
+    lists: NDArray[np.integer[Any]],
+) -> None:  # fmt: skip
+    """Append codes, (n, code size) or vectors of the index's dtype, to their assigned lists.
 
     Vectors are gathered list by list: gathering all at once allocates new memory each time, which
     costs more than appending.
     """
-    for number, members in group_by_list(lists):
-        codes, ids = values[members], np.ascontiguousarray(rows[members])
+    order = np.argsort(lists, kind="stable")
+    sizes = np.bincount(lists, minlength=index.nlist)
+    ends = np.cumsum(sizes)
+    for number in np.flatnonzero(sizes).tolist():
+        members = order[ends[number] - sizes[number] : ends[number]]
+        codes, ids = values[members], rows[members]
         index.invlists.add_entries(
             number, len(members), faiss.swig_ptr(ids), faiss.swig_ptr(codes.view(np.uint8))
         )
-    index.ntotal += len(lists)
+    index.ntotal += len(order)
 
 
 def _write_once(

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.core.errors import UsageError
-from retrieval.index.faiss_io import deserialize_index, extract_ivf
+from retrieval.index.faiss_io import deserialize_index
+from retrieval.index.quantized_codes import has_packed_lists
 from retrieval.index.shard import read_deleted_rows, read_lists_of_shard, shard_path
 from retrieval.index.train import TRAINED
 from retrieval.storage import finished_output
@@ -93,7 +94,7 @@ def export_index(
     shards = _Shards(folder, manifest, read_deleted_rows(folder, manifest), on_shard)
     merged, lists = deserialize_index(trained), file + LISTS
     if manifest.counts["probe_all"]:
-        extract_ivf(merged).nprobe = manifest.counts["nlist"]  # the same results as `rank`
+        merged.nprobe = manifest.counts["nlist"]  # the same results as `rank`
     for name in (file, lists):
         if os.path.exists(name):
             os.unlink(name)
@@ -149,38 +150,35 @@ def _replace(file: str, write: Callable[[str], None]) -> None:
 
 def _merge(merged: Any, shards: _Shards) -> None:
     """Append the rows of all shards to the lists of an empty index."""
-    ivf, rows = extract_ivf(merged), 0
     for first_list, shard in shards:
-        lists = extract_ivf(shard).invlists
+        lists = shard.invlists
         for number in np.flatnonzero(_sizes(lists)).tolist():
             entries = lists.list_size(number), lists.get_ids(number), lists.get_codes(number)
-            ivf.invlists.add_entries(first_list + number, *entries)
-        rows += shard.ntotal
-    ivf.ntotal = merged.ntotal = rows
+            merged.invlists.add_entries(first_list + number, *entries)
+        merged.ntotal += shard.ntotal
 
 
 def _on_disk(merged: Any, shards: _Shards, file: str, lists: str) -> None:
     """Fill lists on disk; a first pass determines their sizes, so that each is written once."""
-    ivf = extract_ivf(merged)
-    if type(faiss.downcast_InvertedLists(ivf.invlists)) is not faiss.ArrayInvertedLists:
+    if has_packed_lists(merged):
         raise UsageError(
             "--export-faiss: FAISS cannot keep lists of the kind "
             f"{shards.manifest.counts['factory']} on disk; "
             f"give --max-index-memory {shards.needed_bytes()} bytes or more"
         )
-    sizes = np.zeros(ivf.nlist, np.uint64)
+    sizes = np.zeros(merged.nlist, np.uint64)
     for first_list, shard in shards.without_progress():
-        shard_sizes = _sizes(extract_ivf(shard).invlists)
+        shard_sizes = _sizes(shard.invlists)
         sizes[first_list : first_list + len(shard_sizes)] += shard_sizes
 
     def fill(name: str) -> None:
-        disk = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, name)
+        disk = faiss.OnDiskInvertedLists(merged.nlist, merged.code_size, name)
         disk.set_all_lists_sizes(faiss.swig_ptr(sizes))
-        disk.update_totsize(int(sizes.sum()) * (ivf.code_size + 8))
+        disk.update_totsize(int(sizes.sum()) * (merged.code_size + 8))
         _fill(disk, shards)
         disk.filename = lists  # its final name
-        ivf.replace_invlists(disk, False)
-        ivf.ntotal = merged.ntotal = int(sizes.sum())
+        merged.replace_invlists(disk, False)
+        merged.ntotal = int(sizes.sum())
         kept_alive.append(disk)
 
     kept_alive: list[Any] = []  # references to the lists, which the index does not own
@@ -196,7 +194,7 @@ def _fill(disk: Any, shards: _Shards) -> None:
     """Append each shard's rows to the lists on disk."""
     filled = np.zeros(disk.nlist, np.int64)
     for first_list, shard in shards:
-        shard_lists = extract_ivf(shard).invlists
+        shard_lists = shard.invlists
         for number, size in enumerate(_sizes(shard_lists).tolist()):
             if size:
                 target = first_list + number

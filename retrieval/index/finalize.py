@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from retrieval.core.records import Neighbours, ShardResult
 from retrieval.core.schemas import DELETED, Metric
-from retrieval.index import quantized_codes, recall_curve
+from retrieval.index import recall_curve
 from retrieval.index.drift import load_initial_spread, measure_drift, merge_spreads
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.label_counts import build_labels_table
 from retrieval.index.plan import probes_all_lists
+from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH
 from retrieval.index.sample_neighbors import (
     RecallSample,
     code_neighbours_path,
@@ -83,24 +84,19 @@ def _curve(
     seed: int,
 ) -> pa.Table:
     """Measure the recall curve from the neighbours of the sample in each shard."""
-    index = deserialize_index(trained.faiss)
+    centroid_metric = assignment_metric(metric)
+    centroids = block(read_centroids(deserialize_index(trained.faiss)), centroid_metric)
     neighbours = _neighbours_without_self(folder, sample, shards, neighbours_path, sample.k)
-    if trained.plan.codes:
-        centroid_metric = assignment_metric(metric)
-        centroids = block(read_centroids(index), centroid_metric)
-        return recall_curve.recall_curve(
-            block(sample.vectors, centroid_metric), centroids, neighbours, sample.ks, seed=seed
+    per_match, proposal_ranks = 1, None
+    if trained.plan.codes is None:
+        per_match = CANDIDATES_PER_MATCH
+        proposed = _neighbours_without_self(
+            folder, sample, shards, code_neighbours_path, sample.k * per_match
         )
-    coarse, per_match = (
-        quantized_codes.find_coarse_quantizer(index),
-        quantized_codes.CANDIDATES_PER_MATCH,
-    )
-    proposed = _neighbours_without_self(
-        folder, sample, shards, code_neighbours_path, sample.k * per_match
-    )
+        proposal_ranks = recall_curve.proposal_positions(neighbours, proposed)
     return recall_curve.recall_curve(
-        coarse.project(sample.vectors, metric), coarse.centroids, neighbours, sample.ks, seed=seed,
-        proposal_ranks=recall_curve.proposal_positions(neighbours, proposed), per_match=per_match,
+        block(sample.vectors, centroid_metric), centroids, neighbours, sample.ks, seed=seed,
+        proposal_ranks=proposal_ranks, per_match=per_match,
     )  # fmt: skip
 
 

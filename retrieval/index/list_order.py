@@ -23,35 +23,36 @@ def order_lists(centroids: NDArray[np.float32]) -> Int64:
 
     Neighbours in the order are close to each other, as far as one dimension can express it.
     """
-    values = to_float64(centroids)
+    values = np.ascontiguousarray(to_float64(centroids))
     largest = float(np.abs(values).max(initial=0))
     if largest > 0:
         values = values / largest  # so that no square overflows
     order = np.arange(len(values))
-    pending = [(0, len(values))]
+    pending = [(0, len(values), np.zeros(values.shape[1]))]
     while pending:
-        first, last = pending.pop()
+        first, last, direction = pending.pop()
         members = order[first:last]
-        projections = _project_on_main_axis(values[members])
-        members = members[np.lexsort((members, projections))]
+        centred = values[members] - values[members].mean(0)
+        axis = _find_main_axis(centred)
+        if np.einsum("d,d->", axis, direction) < 0:  # both halves in the direction of the whole
+            axis = -axis
+        members = members[np.lexsort((members, np.einsum("nd,d->n", centred, axis)))]
         order[first:last] = members
         if last - first > _SMALLEST:
             middle = (first + last) // 2
-            pending += [(first, middle), (middle, last)]
+            pending += [(first, middle, axis), (middle, last, axis)]
     return order
 
 
-def _project_on_main_axis(values: Float64) -> Float64:
-    """Return the coordinates of (n, d) values on their first principal axis, (n,).
+def _find_main_axis(centred: Float64) -> Float64:
+    """Return the first principal axis of (n, d) values of mean 0, (d,), of any length.
 
-    The axis is approximated by the power method, which starts at the value farthest from the mean.
+    It is approximated by the power method, which starts at the value farthest from the mean.
     """
-    centred = values - values.mean(0)
-    axis = centred[np.argmax(np.einsum("nd,nd->n", centred, centred))]
+    axis: Float64 = centred[np.argmax(np.einsum("nd,nd->n", centred, centred))]
     for _ in range(_ITERATIONS):
         length = float(np.sqrt(np.einsum("d,d->", axis, axis)))
         if length == 0.0:
             break
         axis = np.einsum("n,nd->d", np.einsum("nd,d->n", centred, axis / length), centred)
-    projections: Float64 = np.einsum("nd,d->n", centred, axis)
-    return projections
+    return axis

@@ -4,8 +4,7 @@ With lossless codes a neighbour is found if and only if its list is read. So the
 sampled vectors, and the rank and gap of each neighbour's list (`probing.py`), give the recall of
 any probing without a search. With lossy codes a neighbour must also be among the candidates that
 are scored exactly; candidates proposed with all lists read are proposed with fewer too, so that is
-a lower bound for every probing. (Keys that FAISS' fast scan rounds depending on the lists read are
-an exception; the recall check of a search measures the result.)
+a lower bound for every probing.
 """
 
 from __future__ import annotations

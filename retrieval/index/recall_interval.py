@@ -39,8 +39,18 @@ DRAWS = 10_000
 LOOK_SIZES = (250, 500, 1000, 2000, 4000)
 """Sample sizes at which the recall of a ranking is evaluated."""
 
+_FEW_SAMPLES = 2  # first samples that are few queries
+
 _SURE_LOOKS = 3
 """Looks made at any cost: 1,000 queries determine a recall of 0.95 to within 0.01."""
+
+
+def are_few_queries(queries: int) -> bool:
+    """Return whether queries are few enough to search all of them exhaustively, without a sample.
+
+    Of up to twice the first sample, at least half would be searched exhaustively anyway.
+    """
+    return queries <= _FEW_SAMPLES * LOOK_SIZES[0]
 
 
 def look_sizes(queries: int, lists: float, nlist: int) -> tuple[int, ...]:

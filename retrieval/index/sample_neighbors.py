@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from retrieval.core.records import Neighbours, ShardResult
 from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.build_shard import PlannedShard, write_shard
-from retrieval.index.probing import Probing
-from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH, QuantizedShard
+from retrieval.index.kmeans import assignment_metric
+from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH
 from retrieval.index.recall_curve import CURVE_K, DEEP_K, DEEP_SHARE
 from retrieval.index.runs import ShardBuildContext
 from retrieval.index.shard import Shard
@@ -86,35 +86,31 @@ def build_measured_shard(
 ) -> ShardResult:
     """Write a shard and its neighbours of the samples, unless they exist; return its counts."""
     built, number = write_shard(context, planned), planned.number
+    shard = built.shard
     for sample in samples:
         path, by_codes = neighbours_path(sample, number), code_neighbours_path(sample, number)
         if not context.folder.exists(path):
-            neighbours = nearest_in_shard(built.shard, iterate_list_blocks(built.shard), sample)
+            neighbours = nearest_in_shard(shard, iterate_stored_blocks(shard), sample)
             context.folder.put_new(path, serialize_neighbours(neighbours))
         if context.codes is None and not context.folder.exists(by_codes):
-            neighbours = _nearest_by_codes(built.shard, sample)
+            decoded = replace(shard, metric=assignment_metric(context.metric))
+            neighbours = nearest_in_shard(
+                decoded, iterate_list_blocks(decoded), sample, CANDIDATES_PER_MATCH
+            )
             context.folder.put_new(by_codes, serialize_neighbours(neighbours))
-    rows = int(built.shard.alive.sum())
+    rows = int(shard.alive.sum())
     return ShardResult(number, rows, dict(built.labels), built.files, built.spread)
-
-
-def _nearest_by_codes(shard: Shard, sample: RecallSample) -> Neighbours:
-    """Return the neighbours of the sample in a shard by its lossy codes, with their lists."""
-    codes = QuantizedShard(shard)
-    queries = codes.coarse.project(sample.vectors, shard.metric)
-    all_lists = codes.choose_lists(queries, Probing(codes.coarse.ivf.nlist))
-    nearest = codes.search(queries, all_lists, sample.k * CANDIDATES_PER_MATCH)
-    lists = np.where(nearest.lists < 0, -1, nearest.lists + shard.first_list)
-    return Neighbours(nearest.keys, nearest.rows, lists)
 
 
 ListRows = tuple[NDArray[np.int64], Vectors, NDArray[np.int64]]
 """Rows, their vectors, and the numbers of their lists."""
 
 
-def nearest_in_shard(shard: Shard, blocks: Iterable[ListRows], sample: RecallSample) -> Neighbours:
-    """Return the exact neighbours of the sample among a shard's live rows, with their lists."""
-    best = TopK(block(sample.vectors, shard.metric), sample.k)
+def nearest_in_shard(
+    shard: Shard, blocks: Iterable[ListRows], sample: RecallSample, per_match: int = 1
+) -> Neighbours:
+    """Return the nearest of a shard's live rows for the sample, `per_match` times k, with lists."""
+    best = TopK(block(sample.vectors, shard.metric), sample.k * per_match)
     lists = np.full(len(shard.rows), -1, np.int64)
     for rows, vectors, numbers in blocks:
         best.push(block(vectors, shard.metric), rows, rows)
@@ -127,10 +123,24 @@ def nearest_in_shard(shard: Shard, blocks: Iterable[ListRows], sample: RecallSam
 
 
 def iterate_list_blocks(shard: Shard) -> Iterator[ListRows]:
-    """Iterate over the live rows of a shard, several lists at a time, numbered as in the index."""
+    """Iterate over the live rows of a shard with their vectors, stored or decoded.
+
+    They come several lists at a time; lists are numbered as in the index.
+    """
+    return _iterate_blocks(shard, shard.list_vectors)
+
+
+def iterate_stored_blocks(shard: Shard) -> Iterator[ListRows]:
+    """Iterate over the live rows of a shard with their stored vectors, as `iterate_list_blocks`."""
+    return _iterate_blocks(shard, shard.stored_vectors)
+
+
+def _iterate_blocks(
+    shard: Shard, read_list: Callable[[int], tuple[NDArray[np.int64], Any]]
+) -> Iterator[ListRows]:
     pending: list[tuple[NDArray[np.int64], Any, NDArray[np.int64]]] = []
     for number in range(shard.index.nlist):
-        rows, vectors = shard.list_vectors(number)
+        rows, vectors = read_list(number)
         if len(rows):
             pending.append((rows, vectors, np.full(len(rows), shard.first_list + number)))
         last = number == shard.index.nlist - 1

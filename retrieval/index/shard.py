@@ -20,7 +20,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, BinaryIO, TypeVar
@@ -36,6 +36,7 @@ from retrieval.core.errors import Damaged
 from retrieval.core.records import FileRecord, Spread
 from retrieval.core.schemas import Metric
 from retrieval.index.generations import ShardLists
+from retrieval.index.quantized_codes import decode_list
 from retrieval.storage import finished_output
 from retrieval.storage.checksum import (
     checksummed_json,
@@ -46,7 +47,7 @@ from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder, LocalFolder
 from retrieval.storage.temporary import make_temp_dir
 from retrieval.storage.transaction import read_file_record
-from retrieval.vectors.scoring import VectorBlock
+from retrieval.vectors.scoring import VectorBlock, block
 
 RECALL_TABLE, LABELS, DELETED_ROWS = "recall.parquet", "labels.parquet", "deleted.parquet"
 
@@ -116,6 +117,8 @@ class VectorFile:
     def read(self, first: int, last: int) -> NDArray[Any]:
         """Return the vectors first <= position < last, (n, d)."""
         row_bytes = np.dtype(self.dtype).itemsize * self.dimension
+        if last == first:
+            return np.empty((0, self.dimension), self.dtype)
         self.descriptor.seek(first * row_bytes)
         data = self.descriptor.read((last - first) * row_bytes)
         return np.frombuffer(data, self.dtype).reshape(-1, self.dimension)
@@ -139,7 +142,7 @@ class Shard:
     index: Any
     metadata: pa.Table  # SHARD_ROWS, ordered by row; deleted ones too
     metric: Metric
-    codes: str | None  # float16 or float32; None for lossy codes (quantized_codes.py)
+    codes: str | None  # float16 or float32; None for lossy codes, which are decoded
     deleted: NDArray[np.int64]
     allowed: NDArray[np.bool_] | None = None  # rows of the metadata that may be a match; None: all
     first_list: int = 0
@@ -171,12 +174,25 @@ class Shard:
         ids: NDArray[np.int64] = faiss.rev_swig_ptr(lists.get_ids(number), size)
         return ids
 
+    @cached_property
+    def lists(self) -> NDArray[np.int64]:
+        """Return the list of each metadata row, (n,); -1 where the row is not alive."""
+        lists = np.full(len(self.rows), -1, np.int64)
+        for number in range(self.index.nlist):
+            lists[self.list_positions(number)] = number
+        return lists
+
     def list_positions(self, number: int) -> NDArray[np.int64]:
         """Return the metadata positions of the live rows of a list, in list order."""
+        if self.codes is None:
+            positions = np.searchsorted(self.rows, self.list_ids(number))
+            return positions[self.alive[positions]]
         return self._list(number)[0]
 
     def list_block(self, number: int) -> VectorBlock:
         """Return the live vectors of a list as a block."""
+        if self.codes is None:  # decoded each time: all decoded vectors may exceed the memory
+            return block(self.list_vectors(number)[1], self.metric)
         positions, vectors = self._list(number)
         return VectorBlock(self.metric, vectors, self.squared_norms[positions])
 
@@ -212,17 +228,28 @@ class Shard:
         return ranks
 
     def list_vectors(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Return the live rows of a list, (n,), and their stored vectors, (n, d)."""
+        """Return the live rows of a list, (n,), and their vectors, (n, d): stored or decoded."""
+        lists = self.index.invlists
         rows = self.list_ids(number)
-        if self.stored is not None:
-            first = int(self.list_sizes[:number].sum())
-            vectors = self.stored.read(first, first + len(rows))
+        if self.codes is None:
+            vectors: NDArray[Any] = decode_list(self.index, number)
         elif len(rows) == 0:
-            return rows, np.empty((0, self.index.d), str(self.codes))
+            return rows, np.empty((0, self.index.d), self.codes)
         else:
-            lists = self.index.invlists
             codes = faiss.rev_swig_ptr(lists.get_codes(number), len(rows) * lists.code_size)
-            vectors = codes.view(str(self.codes)).reshape(-1, self.index.d)
+            vectors = codes.view(self.codes).reshape(-1, self.index.d)
+        return self._keep_alive(rows, vectors)
+
+    def stored_vectors(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return the live rows of a list, (n,), and their stored vectors, (n, d)."""
+        if self.stored is None:
+            return self.list_vectors(number)
+        rows, first = self.list_ids(number), int(self.list_sizes[:number].sum())
+        return self._keep_alive(rows, self.stored.read(first, first + len(rows)))
+
+    def _keep_alive(
+        self, rows: NDArray[np.int64], vectors: NDArray[Any]
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
         if self.all_alive:
             return rows, vectors
         keep = self.alive[np.searchsorted(self.rows, rows)]
@@ -247,6 +274,27 @@ def read_live_rows(folder: Folder, manifest: Manifest, number: int) -> pa.Table:
     rows, _ = _checked(folder, manifest, shard_rows_path(number), pq.read_table)
     deleted = pa.array(read_deleted_rows(folder, manifest))
     return rows.filter(pc.invert(pc.is_in(rows["row"], value_set=deleted)))
+
+
+def count_live_rows(
+    folder: Folder, manifest: Manifest, number: int, columns: Iterable[str],
+    matches: Callable[[pa.Table], NDArray[np.bool_]],
+) -> int:  # fmt: skip
+    """Return how many live rows of a shard `matches` selects, a batch of the `columns` at a time.
+
+    `matches` returns a mask of the rows of a table.
+    """
+    deleted = read_deleted_rows(folder, manifest)
+
+    def count(name: str) -> int:
+        selected = 0
+        with pq.ParquetFile(name) as file:
+            for batch in file.iter_batches(columns=sorted({"row", *columns})):
+                alive = ~np.isin(batch["row"].to_numpy(), deleted)
+                selected += int((matches(pa.Table.from_batches([batch])) & alive).sum())
+        return selected
+
+    return _checked(folder, manifest, shard_rows_path(number), count)[0]
 
 
 def open_shard(

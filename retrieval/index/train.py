@@ -14,18 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.core.errors import Damaged
+from retrieval.core.errors import Damaged, UsageError
 from retrieval.core.records import Chunk, IndexPlan
 from retrieval.core.schemas import Metric, Vectors
-from retrieval.index.faiss_io import (
-    make_empty_index,
-    make_untrained_index,
-    serialize_index,
-    train_with_faiss,
-)
+from retrieval.index.faiss_io import make_empty_index, serialize_index
+from retrieval.index.index_kind import MIN_CODE_SAMPLE, parse_index_kind
 from retrieval.index.kmeans import SampleSlice, StoredSlice, fit_kmeans, make_slice
 from retrieval.index.list_order import order_lists
-from retrieval.index.quantized_codes import find_coarse_quantizer, to_faiss_vectors
+from retrieval.index.quantized_codes import to_faiss_vectors
 from retrieval.index.sampling import Hashes, below_fraction, sample_table, sampling_fraction
 from retrieval.index.two_level_kmeans import COARSE_ROWS, fit_two_level_kmeans, write_sample_slice
 from retrieval.index.workers import InProcessWorkers, Workers
@@ -39,7 +35,7 @@ FLAT_LISTS = 10_000
 """Maximum lists for one-level k-means: 640,000 sample rows, a minute or two on two cores."""
 
 CODE_ROWS = 1 << 15
-"""Rows that train lossy codes: half of what FAISS uses for the 256 words of a product quantizer."""
+"""Rows that train lossy codes: for the range of each number (SQ8) or its distribution (PQ)."""
 
 _SLICE = (
     1 << 13
@@ -89,29 +85,23 @@ def train_index(
 def _train(
     folder: Folder, store: Store, plan: IndexPlan, metric: Metric, seed: int, workers: Workers
 ) -> Any:
-    """Return a trained FAISS index of the planned kind.
-
-    FAISS trains lossy codes on a sample. The centroids are trained here whenever lists are those of
-    the nearest centroid in the space of the vectors.
-    """
+    """Return a FAISS index of the planned kind without rows; FAISS trains only lossy codes."""
+    centroids = _centroids(folder, store, plan, metric, seed, workers)
     if plan.codes:
-        centroids = _centroids(folder, store, plan, metric, seed, workers)
         return make_empty_index(plan, centroids, metric)
-    index, rows = make_untrained_index(plan, store.dimension, metric), CODE_ROWS
-    coarse = find_coarse_quantizer(index)
-    if coarse.is_plain:
-        coarse.ivf.quantizer.add(_centroids(folder, store, plan, metric, seed, workers))
-    else:
-        rows = max(rows, plan.sample_rows)
-    fraction = sampling_fraction(rows, store.rows)
+    fraction = sampling_fraction(CODE_ROWS, store.rows)
     groups = list(_groups(store, fraction))
     if len(groups) == 1:  # cheaper than distributing it
         workers = InProcessWorkers()
     shared_store = workers.broadcast(store)
     draw = [(shared_store, group, fraction, seed) for group in groups]
     sample = np.concatenate([vectors for vectors, _ in workers.map(_draw, draw)])
-    train_with_faiss(plan, index, to_faiss_vectors(sample, metric))
-    return index
+    if parse_index_kind(plan.factory).parts and len(sample) < MIN_CODE_SAMPLE:
+        raise UsageError(
+            f"--index-factory {plan.factory} cannot be trained on {len(sample)} vectors, at least "
+            f"{MIN_CODE_SAMPLE} are needed; specify IVFn,Flat"
+        )
+    return make_empty_index(plan, centroids, metric, to_faiss_vectors(sample, metric))
 
 
 def _centroids(

@@ -6,15 +6,20 @@ barred/SHARD.parquet     pairs of a query and an image that --exclude-self exclu
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 
 from retrieval.core.schemas import EXCLUSIONS
-from retrieval.index.shard import read_live_rows
+from retrieval.index.shard import count_live_rows, read_live_rows
 from retrieval.search.exclusions import excluded_pairs
+from retrieval.search.filters import Filter, matching_rows
 from retrieval.search.shard_search import SearchTask
 from retrieval.storage import transaction
 from retrieval.storage.checksum import checksummed_parquet
+from retrieval.storage.finished_output import Manifest
+from retrieval.storage.local import Folder
 
 
 def excluded_pairs_path(shard: int) -> str:
@@ -25,7 +30,15 @@ def excluded_pairs_path(shard: int) -> str:
 def eligible_rows(task: SearchTask, number: int) -> pa.Table:
     """Return the rows of a shard that may match: not deleted, and passing the row filter."""
     rows = read_live_rows(task.index, task.manifest, number)
-    return rows if task.row_filter is None else rows.filter(pa.array(task.row_filter(rows)))
+    if task.row_filter is None:
+        return rows
+    return rows.filter(pa.array(matching_rows(task.row_filter, rows)))
+
+
+def count_filtered_rows(index: Folder, manifest: Manifest, row_filter: Filter, number: int) -> int:
+    """Return how many live rows of a shard pass a filter."""
+    matches = functools.partial(matching_rows, row_filter)
+    return count_live_rows(index, manifest, number, row_filter.columns, matches)
 
 
 def count_eligible_rows(task: SearchTask, number: int) -> dict[str, int]:

@@ -79,9 +79,9 @@ def _select_rows_of_shard(shard: Shard, chosen: pa.Table) -> pa.Table:
 
 def _vectors_from_lists(shard: Shard, rows: NDArray[np.int64], lists: NDArray[np.int32]) -> Vectors:
     """Return the vectors of rows that are ordered by list (as numbered in the index), (n, d)."""
-    vectors = np.empty((len(rows), shard.index.d), shard.list_vectors(0)[1].dtype)
+    vectors = np.empty((len(rows), shard.index.d), shard.stored_vectors(0)[1].dtype)
     for number, run in equal_runs(lists):
-        list_rows, values = shard.list_vectors(number - shard.first_list)
+        list_rows, values = shard.stored_vectors(number - shard.first_list)
         order = np.argsort(list_rows)
         vectors[run] = values[order[np.searchsorted(list_rows, rows[run], sorter=order)]]
     return vectors

@@ -1,7 +1,8 @@
-"""Propose candidates by lossy codes, and keep the best proposals of all shards.
+"""Propose candidates by lossy codes: a search of decoded vectors for more matches than are needed.
 
-    work/codes/PROBING/SHARD-BLOCK.parquet      proposals of a shard for a block of queries
-    work/proposed/PROBING/SHARD-BLOCK.parquet   those among the best of all shards
+    work/proposals/…                            the files of that search (`shard_search.py`)
+    work/proposed/PROBING/SHARD-BLOCK.parquet   those of its candidates in a shard that are among
+                                                the best of all shards
 
 Only the latter are scored by the vectors (`rescore.py`), so the result does not depend on how the
 gallery was cut into shards.
@@ -9,100 +10,47 @@ gallery was cut into shards.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
 from retrieval.core.schemas import WORK_FOLDER
+from retrieval.index.kmeans import assignment_metric
 from retrieval.index.probing import Probing
-from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH, QuantizedShard
-from retrieval.search.exclusions import excluded_pairs, is_excluded, max_excluded_per_query
-from retrieval.search.read_counts import ReadCounts, count_read
-from retrieval.search.shard_search import SearchTask, read_intermediate
+from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH
+from retrieval.search.candidates import top_candidates
+from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
 from retrieval.storage.checksum import checksummed_parquet
-from retrieval.store.reader import read_vectors
 
-PROPOSALS_SCHEMA = pa.schema(
-    [("query", pa.int64()), ("key", pa.float64()), ("row", pa.int64()), ("list", pa.int32())]
-)
-"""`query` and `row` are rows of the query store and of the gallery; `key` is by the codes."""
+PROPOSALS = WORK_FOLDER + "proposals"
+"""Folder of the search that proposes candidates."""
 
 
-def shard_proposals_path(probing: Probing, shard: int, number: int) -> str:
-    """Return the path of the proposals of a shard for a block."""
-    return f"{WORK_FOLDER}codes/{probing.name}/{shard:05d}-{number:05d}.parquet"
+def proposal_task(task: SearchTask) -> SearchTask:
+    """Return the search of decoded vectors that proposes the candidates of a search."""
+    return dataclasses.replace(
+        task, output=task.output.child(PROPOSALS), metric=assignment_metric(task.metric),
+        top_k=task.top_k * CANDIDATES_PER_MATCH, looks=(), min_key=-np.inf,
+    )  # fmt: skip
 
 
-def merged_proposals_path(probing: Probing, shard: int, number: int) -> str:
-    """Return the path of those proposals that are among the best of all shards."""
+def proposed_path(probing: Probing, shard: int, number: int) -> str:
+    """Return the path of the candidates of a shard for a block that are scored exactly."""
     return f"{WORK_FOLDER}proposed/{probing.name}/{shard:05d}-{number:05d}.parquet"
-
-
-def propose_candidates(task: SearchTask, number: int) -> int:
-    """Write the proposals of a shard for each block that lacks them; return the count of blocks."""
-    existing = {
-        entry.path for entry in task.output.entries(f"{WORK_FOLDER}codes/{task.probing.name}")
-    }
-    quantized: QuantizedShard | None = None
-    for block_number in range(len(task.query_chunks)):
-        path = shard_proposals_path(task.probing, number, block_number)
-        if path in existing:
-            continue
-        task.heartbeat()
-        quantized = quantized or QuantizedShard(task.open_shard(number))
-        queries = task.query_block(block_number)
-        proposals, read = _propose_block(task, quantized, queries)
-        task.output.put_new(path, checksummed_parquet(proposals, read.to_metadata()))
-    return len(task.query_chunks)
-
-
-def _propose_block(
-    task: SearchTask, quantized: QuantizedShard, queries: pa.Table
-) -> tuple[pa.Table, ReadCounts]:
-    """Return the proposals of a shard for a block, without excluded pairs."""
-    excluded = excluded_pairs(quantized.shard.metadata, queries, task.exclude_by)
-    count = task.top_k * CANDIDATES_PER_MATCH
-    projected = quantized.coarse.project(read_vectors(queries), task.metric)
-    lists = quantized.choose_lists(projected, task.probing)
-    read = count_read(quantized.list_sizes, lists, len(queries))
-    neighbours = quantized.search(projected, lists, count + max_excluded_per_query(excluded))
-    query, rank = np.nonzero(neighbours.rows >= 0)
-    rows = neighbours.rows[query, rank]
-    columns = {
-        "query": queries["row"].to_numpy()[query],
-        "key": neighbours.keys[query, rank],
-        "row": rows,
-        "list": neighbours.lists[query, rank],
-    }
-    table = pa.table(columns).cast(PROPOSALS_SCHEMA)
-    if excluded is None:
-        return table, read
-    positions = np.searchsorted(quantized.shard.rows, rows)
-    table = table.filter(pa.array(~is_excluded(excluded, query, positions)))
-    return table.filter(pa.array(_select_best(table, count))), read
 
 
 def merge_proposals(task: SearchTask, number: int) -> int:
     """Write the best proposals of all shards for a block, per shard; return the block's number."""
-    paths = [merged_proposals_path(task.probing, shard, number) for shard in task.shards]
+    paths = [proposed_path(task.probing, shard, number) for shard in task.shards]
     if task.output.exists(paths[-1]):  # written last
         return number
-    parts = [
-        read_intermediate(task.output, shard_proposals_path(task.probing, s, number))
-        for s in task.shards
-    ]
-    keep = _select_best(pa.concat_tables(parts), task.top_k * CANDIDATES_PER_MATCH)
-    ends = np.cumsum([len(part) for part in parts])
-    for part, mask, path in zip(parts, np.split(keep, ends[:-1]), paths, strict=True):
-        task.output.put_new(path, checksummed_parquet(part.filter(pa.array(mask))))
+    proposing = proposal_task(task)
+    sources = [candidates_path(task.probing, shard, number) for shard in task.shards]
+    parts = (read_intermediate(proposing.output, source) for source in sources)
+    best, _ = top_candidates(parts, proposing.top_k)
+    for source, path in zip(sources, paths, strict=True):
+        rows = read_intermediate(proposing.output, source, ["row"])["row"].unique()
+        in_shard = best.filter(pc.is_in(best["row"], rows))
+        task.output.put_new(path, checksummed_parquet(in_shard))
     return number
-
-
-def _select_best(table: pa.Table, count: int) -> NDArray[np.bool_]:
-    """Return which rows are among the `count` best of their query, ties by row, (n,) bool."""
-    query, key, row = (table[name].to_numpy() for name in ("query", "key", "row"))
-    order = np.lexsort((row, -key, query))
-    ordered = query[order]
-    keep = np.empty(len(order), np.bool_)
-    keep[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered) < count
-    return keep

@@ -15,7 +15,6 @@ from retrieval.index import recall_curve
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.probing import Probing
-from retrieval.index.quantized_codes import find_coarse_quantizer
 from retrieval.index.recall_curve import RequiredProbing
 from retrieval.index.recall_interval import Values, delivered_recall, sampled_interval
 from retrieval.index.train import TRAINED
@@ -93,8 +92,8 @@ def _required_by_sample(task: SearchTask) -> tuple[RequiredProbing, NDArray[np.b
     index = deserialize_index(
         finished_output.read_verified(task.index, task.manifest.files[TRAINED])
     )
-    measure, coarse = assignment_metric(task.metric), find_coarse_quantizer(index)
-    centroids = block(read_centroids(index), measure) if task.codes else coarse.centroids
+    measure = assignment_metric(task.metric)
+    centroids = block(read_centroids(index), measure)
     required, is_found = [], []
     for number in range(len(task.query_chunks)):
         if not task.exact_outputs(0, [number]):
@@ -103,9 +102,8 @@ def _required_by_sample(task: SearchTask) -> tuple[RequiredProbing, NDArray[np.b
         queries = queries.filter(pc.is_in(queries["row"], pa.array(task.sampled_queries)))
         rows = queries["row"].to_numpy()
         neighbours = _merge_neighbours(task, rows, read_exact_candidates(task, number))
-        vectors = read_vectors(queries)
-        projected = block(vectors, measure) if task.codes else coarse.project(vectors, task.metric)
-        required.append(recall_curve.required_probing(projected, centroids, neighbours))
+        vectors = block(read_vectors(queries), measure)
+        required.append(recall_curve.required_probing(vectors, centroids, neighbours))
         if task.codes is None:
             paths = [candidates_path(task.probing, shard, number) for shard in task.shards]
             parts = (read_intermediate(task.output, path) for path in paths)

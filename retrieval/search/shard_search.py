@@ -35,6 +35,7 @@ from retrieval.index.shard import Shard, open_shard, read_lists_of_shard, shard_
 from retrieval.index.train import TRAINED
 from retrieval.search.candidates import kth_best_keys
 from retrieval.search.exclusions import excluded_pairs
+from retrieval.search.filters import Filter, matching_rows
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
 from retrieval.search.read_counts import ReadCounts, count_read
 from retrieval.storage import finished_output
@@ -45,7 +46,6 @@ from retrieval.store.reader import Store, read_vectors
 from retrieval.vectors.int8_matmul import choose_search_product
 from retrieval.vectors.scoring import Float64, block
 
-Mask = NDArray[np.bool_]
 _BLOCK_BYTES = 1 << 26  # upper limit for the queries and candidates of a block
 _SHARES = (
     8  # of the memory: half for the shard, an eighth each for a query block and for cached lists
@@ -72,12 +72,13 @@ class SearchTask:
     top_k: int
     looks: tuple[NDArray[np.int64], ...]  # rows of queries that each look adds
     heartbeat: Callable[[], None] = do_nothing  # called once per block
-    vector_store: Store | None = None  # the vectors, where codes are lossy
     device: str = "cpu"  # of the matrix products: cpu or cuda
-    row_filter: Callable[[pa.Table], Mask] | None = None  # mask of a shard's rows that may match
+    row_filter: Filter | None = None  # gallery rows that may match
     exclude_by: str | None = None  # column whose equal values exclude a match (`exclusions.py`)
     min_key: float = -np.inf  # candidates with a smaller key are not matches
-    expanded: bool = False  # search by the expanded vectors (`neighbor_vectors.py`)
+    expanded: Folder | None = (
+        None  # has the expanded vectors to search by (`expanded_queries_path`)
+    )
     queries_per_block: int = 1  # a block has at least one chunk, even if that has more
     memory: int = 1 << 32  # bytes that one task may use
     temp_dir: str | None = None  # local folder for the copy of a remote shard
@@ -120,13 +121,13 @@ class SearchTask:
         return rows[start:stop]
 
     def open_shard(self, number: int) -> Shard:
-        """Return a shard, with the mask of `row_filter` over its rows."""
+        """Return a shard, with a mask of its rows that pass `row_filter`."""
         shard = open_shard(
             self.index, self.manifest, number, self.metric, self.codes, self.temp_dir
         )
         if self.row_filter is None:
             return shard
-        return dataclasses.replace(shard, allowed=self.row_filter(shard.metadata))
+        return dataclasses.replace(shard, allowed=matching_rows(self.row_filter, shard.metadata))
 
     def lists_of_shard(self, number: int) -> ShardLists:
         """Return the lists of a shard, without opening it."""
@@ -165,10 +166,10 @@ class SearchTask:
     def query_block(self, number: int) -> pa.Table:
         """Return the queries of a block with the vectors to search by, expanded if `expanded`."""
         table = self.stored_queries(number)
-        if not self.expanded:
+        if self.expanded is None:
             return table
         column = table.column_names.index("embedding")
-        expanded = read_intermediate(self.output, expanded_queries_path(number))
+        expanded = read_intermediate(self.expanded, expanded_queries_path(number))
         return table.set_column(column, "embedding", expanded["embedding"])
 
     def query_batch(
@@ -280,9 +281,12 @@ def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1)
             candidates, read = search.search_block(queries, block_number)
             task.output.put_new(path, checksummed_parquet(candidates, read.to_metadata()))
         for exact_file, look, _ in missing_exact:
-            rows = pa.array(task.sampled_rows(look, block_number))
-            sampled = queries.filter(pc.is_in(queries["row"], rows))
-            candidates = search.search_lists(sampled, None, None)
+            sampled = _filter_queries(queries, "row", task.sampled_rows(look, block_number))
+            known = [read_intermediate(task.output, path, ["query", "key"])]
+            known += _known_candidates(task, number, block_number, existing)
+            parts = [_filter_queries(part, "query", sampled["row"].to_numpy()) for part in known]
+            min_keys = kth_best_keys(parts, task.top_k, sampled["row"].to_numpy())
+            candidates = search.search_lists(sampled, None, min_keys)
             task.output.put_new(exact_file, checksummed_parquet(candidates))
     return len(task.query_chunks)
 
@@ -351,9 +355,12 @@ class _ShardSearch:
         return candidates, count_read(int(rows), nlist, lists, count)
 
     def search_lists(
-        self, queries: pa.Table, local: NDArray[np.int64] | None, min_keys: Float64 | None
+        self, queries: pa.Table, local: NDArray[np.int64] | None, min_keys: Float64
     ) -> pa.Table:
-        """Return the candidates of some queries in their lists, (q, width), or in all."""
+        """Return the candidates of some queries in their lists, (q, width), or in all.
+
+        `min_keys` (q,) are lower limits of the k-th best keys.
+        """
         if self._lists.rows == 0:
             return CANDIDATES_SCHEMA.empty_table()
         searcher = self._searcher
@@ -367,6 +374,11 @@ def _mean_lists(task: SearchTask, nlist: int) -> float:
         return float(min(task.nprobe, nlist))
     counts = (read_probed_lists(task, 0) >= 0).sum(1)
     return float(counts.mean()) if len(counts) else 1.0
+
+
+def _filter_queries(table: pa.Table, column: str, rows: NDArray[np.int64]) -> pa.Table:
+    """Return the rows of a table that belong to queries with some `rows` in the query store."""
+    return table.filter(pc.is_in(table[column], pa.array(rows)))
 
 
 def _known_candidates(

@@ -202,6 +202,39 @@ def test_filter_passing_fewer_than_k_returns_all_rows(stores, tmp_path):
     check_verified(tmp_path / "none")
 
 
+FEW_ROWS = "label in ('class1', 'class2') and width > 2"  # 46 of 400 rows
+
+
+@metrics_of_kinds
+def test_filter_that_leaves_few_rows_is_searched_exhaustively(
+    stores, tmp_path, metric, kind, monkeypatch
+):
+    index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
+    rows = np.arange(ROWS)
+    row_filter = np.isin(rows % 7, [1, 2]) & (rows % 5 > 2)
+    monkeypatch.setattr(plan, "PROBE_ALL_ROWS", int(row_filter.sum()))
+    monkeypatch.setattr(fill_matches, "search_all_lists", None)  # a further pass would call it
+    manifest = rank_in_process(
+        index, stores / "queries", tmp_path / "m", recall=0.5, top_k=K, filter=FEW_ROWS
+    )
+    certificate = manifest.counts["certificate"]
+    assert (certificate["nprobe"], certificate["gap"]) == (12, None)
+    assert certificate["recall"] == 1
+    assert certificate["sample"] == (8 if kind.endswith("SQ8") else 0)
+    assert read_matches(tmp_path / "m") == brute_force_matches(metric, row_filter=row_filter)
+
+
+def test_filter_that_leaves_more_rows_reads_some_lists(stores, tmp_path, monkeypatch):
+    """Deleted rows are not counted: the gallery has none, so the count is that of the filter."""
+    index = make_index(stores, tmp_path / "index")
+    monkeypatch.setattr(plan, "PROBE_ALL_ROWS", 45)
+    manifest = rank_in_process(
+        index, stores / "queries", tmp_path / "m", recall=0.5, top_k=K, filter=FEW_ROWS
+    )
+    assert manifest.counts["certificate"]["sample"] > 0
+    assert len(read_matches(tmp_path / "m")) == QUERIES * K  # lists of fewer than k rows are filled
+
+
 @pytest.mark.parametrize("condition", ["colour = 'red'", "label", "read_text('/etc/passwd')"])
 def test_invalid_filter_is_refused_before_any_work(stores, tmp_path, condition):
     index = make_index(stores, tmp_path / "index")

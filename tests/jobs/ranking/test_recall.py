@@ -101,12 +101,28 @@ def test_undecided_sample_grows_and_gets_exact_matches(ranking, monkeypatch):
 
 
 def test_few_queries_search_all_lists(ranking, monkeypatch):
-    monkeypatch.setattr(recall_interval, "LOOK_SIZES", (200, 400, 800))
+    """Up to twice the first sample: 200 queries are few for 100 sampled ones, not for 99."""
     _, exact = ranking("exact", recall=1.0)
+    monkeypatch.setattr(recall_interval, "LOOK_SIZES", (100, 150, 175))
     result, matches = ranking("few", recall=0.9)
     assert matches == exact
     assert result.values["nprobe"] == result.values["nlist"]
     assert "recall 1.000: all" in result.lines[1]
+    monkeypatch.setattr(recall_interval, "LOOK_SIZES", (99, 150, 175))
+    result, _ = ranking("more", recall=0.9)
+    assert result.values["recall_sample"] >= 99
+
+
+def test_first_look_alone_is_made_when_it_decides(ranking, monkeypatch):
+    """The queries that it samples get exact matches, and no others are searched exactly."""
+    _, exact = ranking("exact", recall=1.0)
+    monkeypatch.setattr(recall_curve_module(), "choose_probing", lambda *_: Probing(6))
+    result, matches = ranking("decided", recall=0.3)
+    assert result.values["recall_sample"] == 40
+    _, matches_at_nprobe = ranking("hand", nprobe=6)  # its only look is the first one
+    assert matches == matches_at_nprobe
+    expected, actual = matched_images(exact), matched_images(matches)
+    assert 40 <= sum(expected[query] == actual[query] for query in expected) < 200
 
 
 def test_second_pass_corrects_a_misleading_curve(ranking, monkeypatch):

@@ -226,11 +226,7 @@ class FakeShards:
         )
 
 
-@pytest.mark.parametrize(
-    "factory",
-    ["IVF4,SQ8", "PCA4,IVF4,Flat", pytest.param("IVF4,PQ4", marks=pytest.mark.nightly),
-     "IVF4,PQ4x4fs"],
-)  # fmt: skip
+@pytest.mark.parametrize("factory", ["IVF4,SQ8", "IVF4,PQ4x4fs"])
 def test_lossy_index_types_are_merged_in_memory(factory):
     shards = FakeShards(factory)
     merged = faiss.clone_index(shards.trained)
@@ -238,18 +234,14 @@ def test_lossy_index_types_are_merged_in_memory(factory):
     shards.assert_equal(merged)
 
 
-@pytest.mark.parametrize(
-    "factory",
-    ["IVF4,SQ8", "PCA4,IVF4,Flat", pytest.param("IVF4,PQ4", marks=pytest.mark.nightly)],
-)
-def test_lossy_index_types_are_exported_on_disk(factory, tmp_path):
-    shards = FakeShards(factory)
+def test_sq8_index_is_exported_on_disk(tmp_path):
+    shards = FakeShards("IVF4,SQ8")
     empty = faiss.clone_index(shards.trained)
     export_faiss._on_disk(empty, shards, str(tmp_path / "f"), str(tmp_path / "f.lists"))
     shards.assert_equal(faiss.read_index(str(tmp_path / "f")))
 
 
-def test_index_types_that_faiss_cannot_store_on_disk_are_refused(tmp_path):
+def test_packed_lists_on_disk_are_refused(tmp_path):
     packed = FakeShards("IVF4,PQ4x4fs")
     with pytest.raises(UsageError, match=r"cannot keep .* --max-index-memory 12345 bytes"):
         export_faiss._on_disk(packed.trained, packed, str(tmp_path / "f"), str(tmp_path / "l"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,30 +101,43 @@ def test_insufficient_memory_for_vectors_selects_sq8_codes(dimension, dtype, mem
         ("IVF16,Flat", "float16", "float32"),
         ("IVF16,SQfp16", "float16", "float16"),
         ("IVF16,SQfp16", "float32", None),  # rounded
-        ("IVF16,PQ16x4fs", "float16", None),
-        ("IVF16,RaBitQfs,Refine(SQfp16)", "float16", None),
-        ("PCAR32,IVF16,Flat", "float16", None),
-        ("IVF16_HNSW32,Flat", "float32", None),
+        ("IVF16,SQ8", "float16", None),
+        ("IVF16,PQ16x4fs", "float32", None),
     ],
 )
-def test_requested_ivf_factory_is_used(factory, dtype, codes):
+def test_requested_factory_is_used(factory, dtype, codes):
     result = plan(10**6, dtype=dtype, factory=factory)
     assert (result.factory, result.nlist, result.codes) == (factory, 16, codes)
     assert result.reasons[0].startswith(f"{factory}: asked for")
 
 
 @pytest.mark.parametrize(
-    ("factory", "message"),
-    [
-        ("HNSW32", "makes an IndexHNSWFlat, which has no inverted lists to shard"),
-        ("Flat", "makes an IndexFlat"),
-        ("IVF16,PQ17", "cannot be made for 512 dimensions .*multiple of the number"),
-        ("IVF16,Rubbish", "cannot be made for 512 dimensions"),
-    ],
+    ("factory", "code_bytes"),
+    [("IVF4,Flat", 2048), ("IVF4,SQfp16", 1024), ("IVF4,SQ8", 512), ("IVF4,PQ64x4fs", 32)],
 )
-def test_non_ivf_factory_is_refused_with_the_reason(factory, message):
-    with pytest.raises(UsageError, match=f"--index-factory {factory} {message}"):
+def test_bytes_per_vector_are_those_of_faiss(factory, code_bytes):
+    assert faiss.index_factory(512, factory).code_size == code_bytes
+    assert plan(10**6, factory=factory).bytes_per_vector == code_bytes + 216
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        "HNSW32", "Flat", "IVF16,PQ16", "IVF16,RaBitQfs", "IVF16,PQ16x4fs,Refine(SQfp16)",
+        "PCAR32,IVF16,Flat", "IVF16_HNSW32,Flat", "IVF0,Flat", "IVF16,FlatDedup", "ivf16,Flat", "",
+    ],
+)  # fmt: skip
+def test_other_factory_is_refused_with_the_supported_ones(factory):
+    with pytest.raises(UsageError) as refused:
         plan(10**6, factory=factory)
+    assert f"--index-factory {factory!r} is not supported; specify IVFn,Flat or" in str(
+        refused.value
+    )
+
+
+def test_parts_that_do_not_divide_the_dimension_are_refused():
+    with pytest.raises(UsageError, match=r"17 parts .* 512 dimensions; specify a divisor of 512"):
+        plan(10**6, factory="IVF16,PQ17x4fs")
 
 
 @pytest.mark.parametrize(

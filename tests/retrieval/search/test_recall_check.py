@@ -317,6 +317,35 @@ def test_exact_candidates_contain_only_sampled_queries(tmp_path):
         assert merged["row"].to_pylist() == rows[exact.ravel()].tolist()
 
 
+def test_first_look_searches_its_own_sample_alone(tmp_path):
+    task, _ = make_task(tmp_path, "cosine")
+    run_search(dataclasses.replace(task, look=0))
+    exact = [entry.path for entry in task.output.entries("work/exact")]
+    assert exact
+    assert all(path.startswith("work/exact/0/") for path in exact)
+    tables = [read_intermediate(task.output, path) for path in exact]
+    queries = np.unique(np.concatenate([table["query"].to_numpy() for table in tables]))
+    np.testing.assert_array_equal(queries, np.sort(task.looks[0]))
+
+
+@every_metric
+def test_exact_search_leaves_out_rows_below_the_matches_of_the_search(tmp_path, metric):
+    """The keys of matches that were found are lower limits; a search without them has more rows."""
+    task, _ = make_task(tmp_path / "limited", metric, nprobe=8)
+    free, _ = make_task(tmp_path / "free", metric, nprobe=8)
+    run_search(task)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_search, "kth_best_keys", lambda _, k, rows: np.full(len(rows), -np.inf))
+        run_search(free)
+    merged, counts = [], []
+    for searched in (task, free):
+        parts = [part for number in range(3) for part in read_exact_candidates(searched, number)]
+        merged.append(top_candidates(parts, task.top_k)[0])
+        counts.append(sum(map(len, parts)))
+    assert merged[0].equals(merged[1])
+    assert len(merged[0]) <= counts[0] < counts[1]
+
+
 def test_existing_files_are_not_recomputed(tmp_path, monkeypatch):
     task, _ = make_task(tmp_path, "cosine")
     run_search(task)
@@ -328,6 +357,33 @@ def test_existing_files_are_not_recomputed(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_search, "open_shard", None)  # a second search would call it
     run_search(task)
     assert {entry.path for entry in task.output.entries()} == expected.keys()
+
+
+def test_only_shards_that_hold_a_list_of_a_query_are_opened(tmp_path, monkeypatch):
+    """All queries are equal and read one list, so one shard of three is searched."""
+    task, index = make_task(tmp_path, "l2", nprobe=1)
+    queries = make_store(tmp_path / "equal", np.zeros((7, 3), np.float32), chunk_rows=3)
+    task = dataclasses.replace(task, queries=queries, looks=())
+    opened = []
+    open_shard = shard_search.open_shard
+
+    def record(*arguments):
+        opened.append(arguments[2])
+        return open_shard(*arguments)
+
+    monkeypatch.setattr(shard_search, "open_shard", record)
+    run_search(task)
+    (number,) = np.unique(read_probed_lists(task, 0)).tolist()
+    first_lists = [shard.first_list for shard in index.shards]
+    assert opened == [np.searchsorted(first_lists, number, "right") - 1]
+    counts = [
+        add_blocks(
+            read_counts(task.output, candidates_path(task.probing, shard, n)) for n in range(3)
+        )
+        for shard in task.shards
+    ]
+    (size,) = np.concatenate([shard.list_sizes for shard in index.shards])[[number]].tolist()
+    assert add_shards(counts) == ReadCounts(7, 7, 1, 7 * size)
 
 
 def test_missing_file_is_recomputed_with_the_same_matches(tmp_path):
