@@ -203,7 +203,7 @@ def _fill_index(vectors: NDArray[Any], rows: NDArray[np.int64], centroids: NDArr
             )
         )
     assigned_lists = np.concatenate(assigned)
-    reserve_list_space(index, assigned_lists)
+    reserve_list_space(index, np.bincount(assigned_lists, minlength=lists))
     for first in range(0, len(rows), _FILL):
         part = slice(first, first + _FILL)
         append_codes(index, vectors[rows[0] :][part], rows[part], assigned_lists[part])

@@ -24,13 +24,16 @@ from retrieval.core.records import IndexPlan
 from retrieval.core.schemas import SHARD_ROWS
 from retrieval.index.build_shard import append_codes
 from retrieval.index.faiss_io import make_empty_index
+from retrieval.index.generations import ShardLists, cut_lists
 from retrieval.index.kmeans import StoredSlice, fit_kmeans, make_slice
+from retrieval.index.list_order import order_lists
 from retrieval.index.plan import SAMPLE_ROWS_PER_LIST
 from retrieval.index.probing import Probing, choose_lists
 from retrieval.index.shard import Shard
 from retrieval.index.workers import Workers
 from retrieval.search.candidates import kth_best_keys, top_candidates
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
+from retrieval.search.shard_search import local_lists
 from retrieval.vectors.int8_matmul import choose_search_product
 from retrieval.vectors.scoring import block
 from retrieval.vectors.topk import nearest_centroids
@@ -75,7 +78,8 @@ def train_centroids(vectors: NDArray[Any], lists: int, workers: Workers) -> NDAr
         make_slice, [(vectors[sample_rows[cut]], hashes[cut], "cosine") for cut in cuts]
     )
     slices = [StoredSlice(part, hashes[cut]) for part, cut in zip(made, cuts, strict=True)]
-    return fit_kmeans(slices, lists, "cosine", workers)
+    centroids = fit_kmeans(slices, lists, "cosine", workers)
+    return centroids[order_lists(centroids)]
 
 
 class OurIndex:
@@ -154,9 +158,19 @@ class _Worker:
         numbers = (
             range(setup.shards) if self._shares > 1 else range(worker, setup.shards, setup.workers)
         )
+        vectors = np.load(f"{setup.place}/rows.npy", mmap_mode="r")
+        parts = np.array_split(np.arange(len(vectors)), setup.workers)
         started = time.perf_counter()
-        self._shards = [_make_shard(setup, number) for number in numbers]
+        own_lists = _assign(setup, vectors, parts[worker])
         self.add_seconds = time.perf_counter() - started
+        others = [_assign(setup, vectors, part) for part in parts if part is not parts[worker]]
+        others.insert(worker, own_lists)
+        lists = np.concatenate(others)
+        counts = np.bincount(lists, minlength=len(setup.centroids))
+        cut = cut_lists(counts, -(-len(vectors) // setup.shards), len(vectors))
+        started = time.perf_counter()
+        self._shards = [_make_shard(setup, vectors, lists, cut[number]) for number in numbers]
+        self.add_seconds += time.perf_counter() - started
         self._queries = np.load(f"{setup.place}/queries.npy")[: setup.queries]
         self._centroids = block(setup.centroids, "ip")
 
@@ -203,23 +217,37 @@ class _Worker:
             tables: list[pa.Table] = []
             for searcher in searchers:
                 known = kth_best_keys(tables, self._setup.k, numbers)
-                batch = QueryBatch(block(part, "ip"), numbers, known)
-                tables.append(searcher.search(batch, lists, self._setup.k))
+                shard = searcher.shard
+                readers, local = np.arange(len(part)), None
+                if lists is not None:
+                    last = shard.first_list + shard.index.nlist
+                    local = local_lists(lists, ShardLists(shard.first_list, last, 0, 0))
+                    readers = np.flatnonzero((local >= 0).any(1))
+                    local = local[readers]
+                batch = QueryBatch(block(part[readers], "ip"), numbers[readers], known[readers])
+                tables.append(searcher.search(batch, local, self._setup.k))
             answers += tables
         return answers
 
 
-def _make_shard(setup: SearchSetup, number: int) -> Shard:
-    vectors, centroids = np.load(f"{setup.place}/rows.npy", mmap_mode="r"), setup.centroids
-    rows = np.array_split(np.arange(len(vectors)), setup.shards)[number]
+def _assign(setup: SearchSetup, vectors: Any, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the lists of consecutive rows."""
+    values = np.ascontiguousarray(vectors[rows[0] : rows[-1] + 1])
+    return nearest_centroids(block(values, "ip"), block(setup.centroids, "ip"))
+
+
+def _make_shard(
+    setup: SearchSetup, vectors: Any, row_lists: NDArray[np.int64], lists: ShardLists
+) -> Shard:
+    """Return the shard of the rows in some lists of all centroids."""
+    rows = np.flatnonzero((row_lists >= lists.first_list) & (row_lists < lists.last_list))
     shard_vectors = np.ascontiguousarray(vectors[rows])
     vector_block = block(shard_vectors, "ip")
+    centroids = setup.centroids[lists.first_list : lists.last_list]
     plan = IndexPlan(f"IVF{len(centroids)},SQfp16", len(centroids), "float16", 1, len(rows), 0,
                      False, ())  # fmt: skip
     index = make_empty_index(plan, centroids, "ip")
-    append_codes(
-        index, shard_vectors, rows, nearest_centroids(vector_block, block(centroids, "ip"))
-    )
+    append_codes(index, shard_vectors, rows, row_lists[rows] - lists.first_list)
     names = [f"{row:09d}.jpg" for row in rows]
     values = {
         "row": rows,
@@ -229,4 +257,5 @@ def _make_shard(setup: SearchSetup, number: int) -> Shard:
     }
     columns = [values.get(f.name, pa.nulls(len(rows), f.type)) for f in SHARD_ROWS.schema]
     metadata = pa.table(columns, schema=SHARD_ROWS.schema)
-    return Shard(index, metadata, "ip", "float16", np.empty(0, np.int64))
+    deleted = np.empty(0, np.int64)
+    return Shard(index, metadata, "ip", "float16", deleted, first_list=lists.first_list)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from benchmarks.output import write_result
 from benchmarks.results import recorded
 from retrieval.core.records import IndexPlan
+from retrieval.index.generations import rows_per_run
 from retrieval.index.kmeans import ITERATIONS
 from retrieval.index.plan import Gallery, plan_index
 from retrieval.index.recall_curve import SAMPLE_SIZE
@@ -53,7 +54,6 @@ PART_READ_SECONDS = (
     sum(recorded(f"part.{step}") for step in ("checksum", "parquet", "names")) / 1000
 )
 SCAN_RATE = recorded("rank.rate") / CORES_MEASURED * 200_000 * 32 / 512  # pairs per second and core
-SHORT_LIST_FACTOR = recorded("rank-curves.shards.16") / recorded("rank-curves.shards.1")
 COMPARE_RATE = recorded("rank.all") / CORES_MEASURED * 200_000  # pairs per second and core, exact
 EVALUATION_RATE = 10**7 / recorded("evaluate.seconds")  # matches per second, one thread
 REPORT_SECONDS = recorded("report.large.seconds")  # 100,000 queries x 10 on two cores
@@ -103,7 +103,9 @@ def _index(parts: int, vectors: float) -> list[Stage]:
     read_pass = max(parts * PART_READ_SECONDS / cores, vectors / NETWORK_RATE / NODES)
     root = int(plan.nlist**0.5)
     sample = 2.0 * DIMENSION * plan.sample_rows * root * (1 + ITERATIONS) / ASSIGN_RATE / root
-    assign = 2.0 * DIMENSION * plan.rows_per_shard * plan.nlist / ASSIGN_RATE
+    run_rows = rows_per_run(plan, MEMORY, IMAGES)
+    runs = -(-IMAGES // run_rows)
+    assign = 2.0 * DIMENSION * run_rows * plan.nlist / ASSIGN_RATE
     recall_sample = SAMPLE_SIZE * plan.rows_per_shard / COMPARE_RATE
     slices = plan.sample_rows // 8192
     return [
@@ -111,8 +113,8 @@ def _index(parts: int, vectors: float) -> list[Stage]:
         Stage("train, k-means", sample + slices * 0.05, root, root / CORES, 3 * plan.sample_rows *
               DIMENSION * 2.0, slices + 1),
         Stage("index, recall sample", read_pass, cores, NODES, vectors, 0),
-        Stage("index, shards", assign + recall_sample, shards, shards / CORES, 2.2 * vectors,
-              3 * shards),
+        Stage("index, assign rows", -(-runs // cores) * assign, cores, NODES, 2.2 * vectors, runs),
+        Stage("index, shards", recall_sample, shards, shards / CORES, 2.4 * vectors, 3 * shards),
     ]  # fmt: skip
 
 
@@ -121,10 +123,8 @@ def _rank(vectors: float) -> list[Stage]:
     blocks = -(-QUERIES // queries_per_block(DIMENSION, TOP_K, MEMORY))
     lists = 2.0 * DIMENSION * QUERIES * plan.nlist / ASSIGN_RATE / blocks
     pairs = QUERIES * plan.rows_per_shard * NPROBE / plan.nlist
-    answers = (
-        pairs / (SCAN_RATE * SHORT_LIST_FACTOR) + SAMPLE_SIZE * plan.rows_per_shard / COMPARE_RATE
-    )
-    candidate_bytes = float(QUERIES * TOP_K * shards * 28)
+    answers = pairs / SCAN_RATE + SAMPLE_SIZE * plan.rows_per_shard / COMPARE_RATE
+    candidate_bytes = float(QUERIES * TOP_K * min(shards, NPROBE) * 28)
     return [
         Stage("rank, lists of queries", lists, blocks, blocks / CORES, QUERIES * NPROBE * 4.0,
               blocks),

@@ -1,10 +1,10 @@
-"""Measure time and memory of building one shard by number of rows.
+"""Measure time and memory of assigning rows to lists and building one shard, by number of rows.
 
 python -m benchmarks.shard [--rows 100000 300000 1000000] [--dimension 128]
 
-Writes a store of random vectors and builds one shard of it, each size in a separate process, like a
-task of `lookalike index`. Memory is the peak above the initial memory of the process, compared with
-the bytes that the index plan counts for these vectors.
+Writes a store of random vectors, and the runs and one shard of it, each size in a separate process,
+like the tasks of `lookalike index`. Memory is the peak above the initial memory of the process,
+compared with the bytes that the index plan counts for these vectors.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from benchmarks.output import write_result
-from retrieval.index.build_shard import ShardBuildContext
+from retrieval.index.build_shard import plan_shards
+from retrieval.index.generations import claim_generations
 from retrieval.index.plan import Gallery, plan_index
+from retrieval.index.runs import ShardBuildContext, write_run
 from retrieval.index.sample_neighbors import build_measured_shard, make_recall_samples
 from retrieval.index.sampling import draw_sample
-from retrieval.index.shard_extents import plan_shards
 from retrieval.index.train import train_index
 from retrieval.index.workers import InProcessWorkers
 from retrieval.storage import transaction
@@ -61,13 +64,18 @@ def measure(rows: int, dimension: int, scratch: str) -> dict[str, Any]:
     plan = plan_index(gallery, 1 << 40, factory=f"IVF{_LISTS},SQfp16")
     transaction.claim_output(folder, "index", {})
     trained = train_index(folder, store, plan, "cosine", 0, InProcessWorkers())
-    ((number, extents),) = plan_shards(folder, store, plan)
+    (generation,) = claim_generations(folder, store)
     vectors, sample_rows = draw_sample(store, 500, 1, "curve")
     initial_bytes, started = psutil.Process().memory_info().rss, time.perf_counter()
     cpu = time.process_time()
     context = ShardBuildContext(folder, store, "cosine", trained.faiss, store.dtype, scratch)
+
+    def assign(runs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+        return np.sum([write_run(context, generation, run) for run in runs], axis=0)
+
+    (planned,) = plan_shards(folder, generation, plan, 1 << 40, 0, assign)
     build_measured_shard(
-        context, make_recall_samples(vectors, sample_rows, store.rows, store.dtype), number, extents
+        context, make_recall_samples(vectors, sample_rows, store.rows, store.dtype), planned
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - initial_bytes
     planned = rows * plan.bytes_per_vector

@@ -238,10 +238,6 @@ class RankSettings(
         "vectors (Parquet, .npy).",
     )
     unique_pairs: bool = option_field("unique_pairs")
-    embeddings: str | None = option_field(
-        "embeddings", default=None, affects="run",
-        help="Current path of the indexed store; default: its path at indexing time.",
-    )  # fmt: skip
     seed: int = option_field("seed")
 
 

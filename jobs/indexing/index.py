@@ -1,7 +1,8 @@
 """The index stage: build a sharded IVF index of a store, or add the new rows of the store to it.
 
-The index is trained once; shards are built as tasks on the cluster, which also search them for the
-sampled rows of the recall curve.
+The index is trained once. Its rows are then shuffled into shards by list in two phases of tasks on
+the cluster: the first one assigns the rows of some parts to lists and writes them as runs, the
+second one builds a shard from the runs and searches it for the sampled rows of the recall curve.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def build_index(
 
     def make() -> Manifest:
         _copy_bundle(folder, store)
-        manifest = _build_missing_shards(settings, cluster, folder, store)
+        manifest = _update_index(settings, cluster, folder, store)
         rounding = read_rounding(store.folder)
         stopwatch.write(
             folder, settings, done=store.rows, files=manifest.files.values(), rows=store.rows,
@@ -149,16 +150,17 @@ def _copy_bundle(folder: Folder, store: Store) -> None:
     write_bundle(folder, bundle)
 
 
-def _build_missing_shards(
+def _update_index(
     settings: IndexSettings, cluster: Cluster, folder: Folder, store: Store
 ) -> Manifest:
     """Train if necessary, build the missing shards, measure recall, and finish the index."""
     from retrieval.index import finalize
+    from retrieval.index.build_shard import plan_shards
+    from retrieval.index.generations import claim_generations
     from retrieval.index.plan import Gallery, plan_index
     from retrieval.index.recall_curve import SAMPLE_SIZE
     from retrieval.index.sample_neighbors import make_recall_samples
     from retrieval.index.sampling import draw_sample
-    from retrieval.index.shard_extents import plan_shards
     from retrieval.index.train import train_index
 
     plan = plan_index(
@@ -168,37 +170,74 @@ def _build_missing_shards(
     )  # fmt: skip
     workers = RayWorkers(cluster)
     trained = train_index(folder, store, plan, settings.metric, settings.seed, workers)
-    pending_shards = plan_shards(folder, store, trained.plan)
+    # cached before the store is sent to workers, so that no task reads the listings
+    _ = store.metadata_columns
+    generations = claim_generations(folder, store)
+    shards: list[Any] = []
+    for generation in generations:
+        assign = _assigner(settings, cluster, folder, store, trained, generation)
+        shards += plan_shards(
+            folder, generation, trained.plan, settings.max_index_memory, len(shards), assign
+        )
     vectors, rows = draw_sample(store, SAMPLE_SIZE, settings.seed, "curve", workers)
     samples = make_recall_samples(vectors, rows, store.rows, trained.plan.codes)
     build_shard = _shard_builder(settings, folder, store, trained, samples)
     results: list[ShardResult] = []
-    with progress("index", len(pending_shards), "shards", cluster) as bar:
-        for result in tasks.run_tasks(cluster, build_shard, pending_shards):
+    with progress("index", len(shards), "shards", cluster) as bar:
+        for result in tasks.run_tasks(cluster, build_shard, shards):
             results.append(result)
             bar.advance(1)
     results.sort(key=lambda result: result.number)
     return finalize.finish_index(
-        folder, store, trained, samples, results, settings.metric, settings.seed
+        folder, store, trained, samples, results, len(generations), settings.metric, settings.seed
     )
+
+
+def _assigner(
+    settings: IndexSettings, cluster: Cluster, folder: Folder, store: Store, trained: Any,
+    generation: Any,
+) -> Callable[[Any], Any]:  # fmt: skip
+    """Return a function that writes runs of a generation and sums the rows of each list."""
+
+    def assign_runs(runs: Any) -> Any:
+        generation_store = generation.store_of(store)
+        # cached before the store is sent to workers, so that no task reads the listings
+        _ = generation_store.metadata_columns, generation_store.deleted
+        metric, temp_dir = settings.metric, settings.temp_dir
+
+        def assign(run: tuple[int, int]) -> Any:
+            from retrieval.index.runs import ShardBuildContext, write_run
+
+            context = ShardBuildContext(
+                folder, generation_store, metric, trained.faiss, trained.plan.codes, temp_dir,
+                send_heartbeat,
+            )  # fmt: skip
+            return write_run(context, generation, run)
+
+        counts: Any = 0
+        with progress("assign", len(runs), "runs", cluster) as bar:
+            for run_counts in tasks.run_tasks(cluster, assign, runs):
+                counts = counts + run_counts
+                bar.advance(1)
+        return counts
+
+    return assign_runs
 
 
 def _shard_builder(
     settings: IndexSettings, folder: Folder, store: Store, trained: Any, samples: Any
 ) -> Callable[[Any], ShardResult]:
     metric, temp_dir = settings.metric, settings.temp_dir
-    # cached before the store is sent to workers, so that no task reads the listings
-    _ = store.metadata_columns
 
-    def build_shard(work: Any) -> ShardResult:
-        from retrieval.index.build_shard import ShardBuildContext
+    def build_shard(planned: Any) -> ShardResult:
+        from retrieval.index.runs import ShardBuildContext
         from retrieval.index.sample_neighbors import build_measured_shard
 
         make_temp_dir(temp_dir)
         context = ShardBuildContext(
             folder, store, metric, trained.faiss, trained.plan.codes, temp_dir, send_heartbeat
         )
-        return build_measured_shard(context, samples, *work)
+        return build_measured_shard(context, samples, planned)
 
     return build_shard
 

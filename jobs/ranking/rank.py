@@ -26,7 +26,7 @@ from jobs.ranking.match_constraints import (
 )
 from jobs.ranking.output_formats import ExtraFiles, format_extra_files, parse_formats
 from jobs.ranking.queries import QUERIES, embed_queries, open_query_store, prepare_queries
-from jobs.ranking.search_passes import open_gallery_vectors, search_queries
+from jobs.ranking.search_passes import search_queries
 from jobs.ranking.write_matches import failures_path
 from jobs.runtime.check_output import check_output
 from jobs.runtime.result import Result
@@ -85,8 +85,6 @@ def rank(
     transaction.claim_output(
         folder, "matches", job, overwrite=settings.overwrite, reuse_if_same=reuse_if_same
     )
-    if not finished_output.is_finished(folder):
-        open_gallery_vectors(settings, index_folder, index)  # before any query is embedded
     queries = query_store or embed_queries(
         settings,
         cluster,

@@ -170,7 +170,6 @@ def _make_task(
         index_folder, index, codes, metric, queries, folder, probing.nprobe, k, tuple(looks),
         gap=probing.gap,
         heartbeat=send_heartbeat,
-        vector_store=open_gallery_vectors(settings, index_folder, index),
         device="cuda" if settings.device != "cpu" and cluster.gpus else "cpu",
         row_filter=constraints.row_filter, exclude_by=constraints.exclude_by,
         min_key=constraints.min_key,
@@ -207,17 +206,6 @@ def _is_exhaustive(
 
     rows = sum(tasks.run_tasks(cluster, count, range(counts["shards"])))
     return rows <= max(PROBE_ALL_ROWS, settings.top_k)
-
-
-def open_gallery_vectors(
-    settings: RankSettings, index_folder: Folder, index: Manifest
-) -> Store | None:
-    """Open the store of the gallery vectors if the codes of the index are lossy, else None."""
-    from retrieval.search.rescore import open_vector_store
-
-    if index.counts["codes"]:
-        return None
-    return open_vector_store(index_folder, index, settings.embeddings)
 
 
 def _run_pass(cluster: Cluster, task: Any) -> None:

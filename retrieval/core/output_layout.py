@@ -44,7 +44,8 @@ OUTPUT_LAYOUTS: dict[str, tuple[str, ...]] = {
         r"trained\.(faiss|json)",
         r"spread\.json",
         r"(recall|labels|deleted)\.parquet",
-        r"shards/\d{5}\.(faiss|rows\.parquet|json)",
+        r"generations/\d{5}\.(parquet|json)",
+        r"shards/\d{5}\.(faiss|vectors|rows\.parquet|json)",
     ),
     "matches": (
         *_COMMON,

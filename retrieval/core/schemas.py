@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the layout on disk; outputs of another version are rejected."""
 
 Metric = Literal["cosine", "ip", "l2"]
@@ -123,6 +123,17 @@ SHARD_ROWS = Table(
         _SHA256,
         _LABEL,
         Column("squared_norm", pa.float64(), "sum of the squares of the stored vector"),
+    ),
+)
+
+GENERATION = Table(
+    "generation",
+    "chunk, then retry",
+    (
+        Column("path", pa.string(), "part of the store whose rows the generation holds"),
+        Column("sha256", pa.string(), "SHA-256 of the part's bytes, hex"),
+        Column("rows", pa.int64(), "rows of the part, deleted ones included"),
+        Column("chunk", pa.int64(), "number of its chunk, with 10^8 numbers for each segment"),
     ),
 )
 
@@ -331,9 +342,9 @@ COMPARISON = Table(
     ),
 )  # fmt: skip
 
-TABLES = (LISTING, DELETED, FAILURES, FILES, SHARD_ROWS, RECALL, MATCHES, PAIRS, GROUPS, LEAKS,
-          GALLERY_LABELS,
-          EXCLUSIONS, HISTORY, SPLIT, CONFUSION, PREDICTIONS, COMPARISON)  # fmt: skip
+TABLES = (LISTING, DELETED, FAILURES, FILES, GENERATION, SHARD_ROWS, RECALL, MATCHES, PAIRS, GROUPS,
+          LEAKS, GALLERY_LABELS, EXCLUSIONS, HISTORY, SPLIT, CONFUSION, PREDICTIONS,
+          COMPARISON)  # fmt: skip
 
 
 def part_table(dimension: int, dtype: str, more: pa.Schema | None = None) -> Table:

@@ -69,24 +69,26 @@ def _open(folder: Folder, manifest: Manifest, number: int) -> Shard:
 
 def _shard_problems(shard: Shard, centroids: VectorBlock) -> list[str]:
     """Return the problems of one shard, from all its ids and a sample of its vectors."""
+    first, last = shard.first_list, shard.first_list + shard.index.nlist
+    if not np.array_equal(read_centroids(shard.index), centroids.values[first:last]):
+        return ["its centroids differ from those of its lists in the index"]
     ids = [shard.list_ids(number) for number in range(shard.index.nlist)]
     if not np.array_equal(np.sort(np.concatenate(ids)), shard.rows):
         return ["the ids in its lists differ from the rows of its table"]
-    if shard.codes is None:  # decoded vectors may lie nearer to another list
-        return []
     problems = []
     checked_rows = shard.rows[:: max(1, len(shard.rows) // _CHECKED_VECTORS)]
     for number in range(shard.index.nlist):
-        rows, vectors = shard.list_vectors(number)
+        rows, vectors = shard.stored_vectors(number)
         checked = np.flatnonzero(np.isin(rows, checked_rows))
         if len(checked) == 0:
             continue
         values = np.ascontiguousarray(vectors[checked])
-        if (nearest_centroids(block(values, centroids.metric), centroids) != number).any():
-            problems.append(f"vectors of list {number} lie nearer to another list")
+        nearest = nearest_centroids(block(values, centroids.metric), centroids)
+        if (nearest != first + number).any():
+            problems.append(f"vectors of list {first + number} lie nearer to another list")
         recorded_norms = shard.squared_norms[np.searchsorted(shard.rows, rows[checked])]
         if not np.array_equal(recorded_norms, compute_squared_norms(values)):
-            problems.append(f"vectors of list {number} have other norms than recorded")
+            problems.append(f"vectors of list {first + number} have other norms than recorded")
     return problems
 
 
@@ -141,7 +143,7 @@ def _sample_of_shard(
     table = shard.metadata.filter(shard.alive)
     hashes = hash_image_ids(table["image_id"].to_pylist(), seed, "curve")
     sampled_rows = table["row"].to_numpy()[below_fraction(hashes, share)]
-    rows, vectors = [np.empty(0, np.int64)], [np.empty((0, shard.index.d), shard.codes)]
+    rows, vectors = [np.empty(0, np.int64)], [shard.list_vectors(0)[1][:0]]
     for number in range(shard.index.nlist):
         list_rows, values = shard.list_vectors(number)
         is_sampled = np.isin(list_rows, sampled_rows)

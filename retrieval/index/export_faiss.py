@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from retrieval.core.errors import UsageError
 from retrieval.index.faiss_io import deserialize_index
 from retrieval.index.quantized_codes import has_packed_lists
-from retrieval.index.shard import read_deleted_rows, shard_path
+from retrieval.index.shard import read_deleted_rows, read_lists_of_shard, shard_path
 from retrieval.index.train import TRAINED
 from retrieval.storage import finished_output
 from retrieval.storage.finished_output import Manifest
@@ -132,15 +132,16 @@ class _Shards:
         """Return the same shards without progress calls."""
         return replace(self, on_shard=_do_nothing)
 
-    def __iter__(self) -> Iterator[Any]:
-        for path in self._paths:
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """Iterate over the first list of each shard and its index."""
+        for number, path in enumerate(self._paths):
             self.on_shard()
             shard = deserialize_index(
                 finished_output.read_verified(self.folder, self.manifest.files[path])
             )
             if len(self.deleted):
                 shard.remove_ids(faiss.IDSelectorBatch(self.deleted))
-            yield shard
+            yield read_lists_of_shard(self.folder, self.manifest, number).first_list, shard
 
 
 def _replace(file: str, write: Callable[[str], None]) -> None:
@@ -148,9 +149,13 @@ def _replace(file: str, write: Callable[[str], None]) -> None:
 
 
 def _merge(merged: Any, shards: _Shards) -> None:
-    """Move the rows of all shards into an empty index."""
-    for shard in shards:
-        merged.merge_from(shard, 0)
+    """Append the rows of all shards to the lists of an empty index."""
+    for first_list, shard in shards:
+        lists = shard.invlists
+        for number in np.flatnonzero(_sizes(lists)).tolist():
+            entries = lists.list_size(number), lists.get_ids(number), lists.get_codes(number)
+            merged.invlists.add_entries(first_list + number, *entries)
+        merged.ntotal += shard.ntotal
 
 
 def _on_disk(merged: Any, shards: _Shards, file: str, lists: str) -> None:
@@ -162,8 +167,9 @@ def _on_disk(merged: Any, shards: _Shards, file: str, lists: str) -> None:
             f"give --max-index-memory {shards.needed_bytes()} bytes or more"
         )
     sizes = np.zeros(merged.nlist, np.uint64)
-    for shard in shards.without_progress():
-        sizes += _sizes(shard.invlists)
+    for first_list, shard in shards.without_progress():
+        shard_sizes = _sizes(shard.invlists)
+        sizes[first_list : first_list + len(shard_sizes)] += shard_sizes
 
     def fill(name: str) -> None:
         disk = faiss.OnDiskInvertedLists(merged.nlist, merged.code_size, name)
@@ -187,11 +193,11 @@ def _sizes(lists: Any) -> NDArray[np.uint64]:
 def _fill(disk: Any, shards: _Shards) -> None:
     """Append each shard's rows to the lists on disk."""
     filled = np.zeros(disk.nlist, np.int64)
-    for shard in shards:
+    for first_list, shard in shards:
         shard_lists = shard.invlists
         for number, size in enumerate(_sizes(shard_lists).tolist()):
             if size:
-                first = int(filled[number])
+                target = first_list + number
                 ids, codes = shard_lists.get_ids(number), shard_lists.get_codes(number)
-                disk.update_entries(number, first, size, ids, codes)
-                filled[number] += size
+                disk.update_entries(target, int(filled[target]), size, ids, codes)
+                filled[target] += size

@@ -47,3 +47,26 @@ def read_centroids(index: Any) -> NDArray[np.float32]:
     """Return the (nlist, d) float32 centroids of an IVF index."""
     centroids: NDArray[np.float32] = index.quantizer.reconstruct_n(0, index.nlist)
     return centroids
+
+
+def make_index_of_lists(trained: Any, first: int, last: int) -> Any:
+    """Return an index without rows that has only the lists first <= list < last of a trained one.
+
+    It is numbered from 0 and encodes as the trained index does.
+    """
+    is_l2 = trained.metric_type == faiss.METRIC_L2
+    quantizer = (faiss.IndexFlatL2 if is_l2 else faiss.IndexFlatIP)(trained.d)
+    quantizer.add(read_centroids(trained)[first:last])
+    size, metric = (quantizer, trained.d, last - first), trained.metric_type
+    if isinstance(trained, faiss.IndexIVFScalarQuantizer):
+        index = faiss.IndexIVFScalarQuantizer(*size, trained.sq.qtype, metric, trained.by_residual)
+        index.sq = trained.sq
+    elif isinstance(trained, faiss.IndexIVFPQFastScan):
+        index = faiss.IndexIVFPQFastScan(*size, trained.pq.M, trained.pq.nbits, metric, trained.bbs)
+        index.by_residual, index.pq = trained.by_residual, trained.pq
+    else:
+        index = faiss.IndexIVFFlat(*size, metric)
+    index.own_fields = True
+    quantizer.this.disown()  # the index deletes it
+    index.is_trained = True
+    return index

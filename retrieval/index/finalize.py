@@ -41,6 +41,7 @@ def finish_index(
     trained: TrainedIndex,
     samples: Sequence[RecallSample],
     results: list[ShardResult],
+    generations: int,
     metric: Metric,
     seed: int,
 ) -> Manifest:
@@ -61,6 +62,7 @@ def finish_index(
         "rows": sum(result.rows for result in results),
         "dimension": store.dimension,
         "shards": len(results),
+        "generations": generations,
         "nlist": plan.nlist,
         "factory": plan.factory,
         "codes": plan.codes,

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 SUPPORTED_KINDS = (
     "IVFn,Flat or IVFn,SQfp16 (codes are the vectors themselves), or IVFn,SQ8 or IVFn,PQmx4fs "
-    "(lossy codes propose candidates, which are scored by the store), with n lists and m parts of "
-    "a vector"
+    "(lossy codes propose candidates, which are scored by the vectors), with n lists and m parts "
+    "of a vector"
 )
 
 _FACTORY = re.compile(r"IVF([1-9]\d{0,8}),(Flat|SQfp16|SQ8|PQ([1-9]\d{0,5})x4fs)", re.ASCII)

@@ -27,17 +27,13 @@ CENTROID_SHARE = 4
 MIN_SHARD_ROWS = 256
 """Vectors of which a task must hold twice as many in memory."""
 
-SHARD_LIST_ROWS = 16
-"""Minimum average rows per list within one shard: with fewer the calls cost more than the products
-(`benchmarks/README.md`)."""
-
 MAX_LISTS = 1 << 16
 SAMPLE_ROWS_PER_LIST = 64
 """Between FAISS' warning at 39 and its ceiling of 256 training rows per centroid."""
 
 SMALL_SHARD = 1 << 14
 """Rows of the smallest shard that is worth a task. If memory holds fewer vectors, codes of one byte
-per number (SQ8) replace them, and matches are scored from the store."""
+per number (SQ8) replace them, and matches are scored by the stored vectors."""
 
 _ROW_BYTES = 8 + 8 + 200  # id, norm, and about 200 bytes of names and checksum
 
@@ -71,13 +67,11 @@ def plan_index(
         probes_all = probes_all_lists(gallery.rows, kind.lossless_dtype(gallery.dtype))
         list_rows = READ_ALL_LIST_ROWS if probes_all else LIST_ROWS
         centroids = memory // CENTROID_SHARE // (4 * gallery.dimension)
-        nlist = max(1, min(gallery.rows // list_rows, MAX_LISTS, centroids,
-                           fitting // SHARD_LIST_ROWS))  # fmt: skip
+        nlist = max(1, min(gallery.rows // list_rows, MAX_LISTS, centroids))
         kind = parse_index_kind(f"IVF{nlist},{code_name}")
         list_reason = (
-            f"{nlist} lists: about {list_rows} of {gallery.rows} rows a list, at least "
-            f"{SHARD_LIST_ROWS} of them in a shard, at most {MAX_LISTS} lists, and centroids in a "
-            "quarter of the memory"
+            f"{nlist} lists: about {list_rows} of {gallery.rows} rows a list, at most {MAX_LISTS} "
+            "lists, and centroids in a quarter of the memory"
         )
     else:
         kind = _requested_kind(factory, gallery.dimension)
@@ -101,7 +95,7 @@ def _plan(
     reasons = (
         *choices,
         f"about {sample} rows train the centroids: {SAMPLE_ROWS_PER_LIST} a list, or all",
-        f"{shards} shards of {per_shard} rows: "
+        f"{shards} shards of whole lists, about {per_shard} rows each: "
         + ("asked for" if requested_rows else f"half of {memory} bytes at {per_vector} each"),
         f"every list is read ({rows} rows are at most {PROBE_ALL_ROWS}), so recall is 1"
         if probe_all
@@ -113,6 +107,11 @@ def _plan(
     return IndexPlan(
         kind.factory, kind.nlist, codes, sample, per_shard, per_vector, probe_all, reasons
     )
+
+
+def shard_capacity(plan: IndexPlan, memory: int) -> int:
+    """Return how many rows a shard may have: as many as half of the memory of a task holds."""
+    return max(1, memory // 2 // max(1, plan.bytes_per_vector))
 
 
 def probes_all_lists(rows: int, codes: str | None) -> bool:
@@ -128,7 +127,7 @@ def _code_name_for(gallery: Gallery, memory: int, rows_per_shard: int | None) ->
     if rows_per_shard is None and needed > memory:
         return "SQ8", (
             f"SQ8: a byte a number, since {smallest} {gallery.dtype} vectors need {needed} bytes; "
-            "what it loses is made good by scoring the matches from the store"
+            "what it loses is made good by scoring the matches by the stored vectors"
         )
     return exact, f"{exact}: the codes are the {gallery.dtype} vectors themselves, nothing is lost"
 
@@ -150,7 +149,7 @@ def _requested_kind(factory: str, dimension: int) -> IndexKind:
 def _explain_factory(kind: IndexKind, gallery: Gallery) -> str:
     if kind.lossless_dtype(gallery.dtype):
         return f"{kind.factory}: asked for; the codes are the vectors themselves, nothing is lost"
-    return f"{kind.factory}: asked for; what its codes lose is made good by scoring from the store"
+    return f"{kind.factory}: asked for; what its codes lose is made good by scoring by the vectors"
 
 
 def _vector_bytes(gallery: Gallery, kind: IndexKind) -> int:

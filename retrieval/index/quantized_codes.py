@@ -3,7 +3,7 @@
 A code depends on its vector alone, not on the list. Vectors of cosine are encoded with unit length,
 so decoded vectors are compared by `kmeans.assignment_metric`: dot products, or l2. The search
 compares decoded vectors like stored ones (`search/ivf_search.py`), and scores the best of them by
-the vectors of the store (`search/rescore.py`).
+the stored vectors (`search/rescore.py`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from retrieval.core.records import Neighbours, ShardResult
 from retrieval.core.schemas import WORK_FOLDER, Vectors
-from retrieval.index.build_shard import ShardBuildContext, write_shard
+from retrieval.index.build_shard import PlannedShard, write_shard
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH
 from retrieval.index.recall_curve import CURVE_K, DEEP_K, DEEP_SHARE
-from retrieval.index.shard import Extents, Shard
+from retrieval.index.runs import ShardBuildContext
+from retrieval.index.shard import Shard
 from retrieval.storage.checksum import checksummed_parquet, parquet_metadata, verify_checksum
 from retrieval.storage.local import Folder
-from retrieval.store.reader import Store, read_vectors
 from retrieval.vectors.scoring import block
 from retrieval.vectors.topk import TopK
 
@@ -82,19 +82,15 @@ def code_neighbours_path(sample: RecallSample, number: int) -> str:
 
 
 def build_measured_shard(
-    context: ShardBuildContext, samples: Sequence[RecallSample], number: int, extents: Extents
+    context: ShardBuildContext, samples: Sequence[RecallSample], planned: PlannedShard
 ) -> ShardResult:
     """Write a shard and its neighbours of the samples, unless they exist; return its counts."""
-    shard = (built := write_shard(context, number, extents)).shard
+    built, number = write_shard(context, planned), planned.number
+    shard = built.shard
     for sample in samples:
         path, by_codes = neighbours_path(sample, number), code_neighbours_path(sample, number)
         if not context.folder.exists(path):
-            blocks = (
-                iterate_list_blocks(shard)
-                if context.codes
-                else _stored(context.store, extents, shard)
-            )
-            neighbours = nearest_in_shard(shard, blocks, sample)
+            neighbours = nearest_in_shard(shard, iterate_stored_blocks(shard), sample)
             context.folder.put_new(path, serialize_neighbours(neighbours))
         if context.codes is None and not context.folder.exists(by_codes):
             decoded = replace(shard, metric=assignment_metric(context.metric))
@@ -126,22 +122,27 @@ def nearest_in_shard(
     return Neighbours(best.keys, best.positions, neighbour_lists.astype(np.int64))
 
 
-def _stored(store: Store, extents: Extents, shard: Shard) -> Iterator[ListRows]:
-    """Iterate over the live rows of a shard, read from the store."""
-    for extent in extents:
-        table = store.part_rows(extent.path, extent.first, extent.last)
-        rows = table["row"].to_numpy()
-        if len(rows):
-            yield rows, read_vectors(table), shard.lists[np.searchsorted(shard.rows, rows)]
-
-
 def iterate_list_blocks(shard: Shard) -> Iterator[ListRows]:
-    """Iterate over the live rows of a shard, several lists at a time."""
+    """Iterate over the live rows of a shard with their vectors, stored or decoded.
+
+    They come several lists at a time; lists are numbered as in the index.
+    """
+    return _iterate_blocks(shard, shard.list_vectors)
+
+
+def iterate_stored_blocks(shard: Shard) -> Iterator[ListRows]:
+    """Iterate over the live rows of a shard with their stored vectors, as `iterate_list_blocks`."""
+    return _iterate_blocks(shard, shard.stored_vectors)
+
+
+def _iterate_blocks(
+    shard: Shard, read_list: Callable[[int], tuple[NDArray[np.int64], Any]]
+) -> Iterator[ListRows]:
     pending: list[tuple[NDArray[np.int64], Any, NDArray[np.int64]]] = []
     for number in range(shard.index.nlist):
-        rows, vectors = shard.list_vectors(number)
+        rows, vectors = read_list(number)
         if len(rows):
-            pending.append((rows, vectors, np.full(len(rows), number)))
+            pending.append((rows, vectors, np.full(len(rows), shard.first_list + number)))
         last = number == shard.index.nlist - 1
         if pending and (last or sum(len(rows) for rows, _, _ in pending) >= _BLOCK):
             rows, vectors, numbers = (

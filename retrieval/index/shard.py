@@ -1,26 +1,29 @@
-"""Reading shards of an index: stock FAISS IVF files with a common quantizer.
+"""Reading shards of an index: stock FAISS IVF files of some lists.
 
     INDEX/ job.json manifest.json files.parquet run.json model/
            trained.faiss trained.json spread.json recall.parquet labels.parquet deleted.parquet
-           shards/00000.faiss shards/00000.rows.parquet shards/00000.json
+           generations/00000.parquet generations/00000.json
+           shards/00000.faiss shards/00000.rows.parquet shards/00000.json shards/00000.vectors
 
-Unless the plan chooses lossy codes, the codes are the stored vectors (Flat for float32, SQfp16
-without residual for float16); ids are rows. A shard's .json is written last and holds the checksums
-of the other two files and the store extents they were built from. Shards never change: rows deleted
-later are listed in deleted.parquet and skipped when a shard is read.
+A shard holds the rows of its generation in a range of consecutive lists. Its quantizer has the
+centroids of these lists only, so FAISS numbers them from 0; `first_list` is the number of the first
+one in the index. Ids are rows. Unless the plan chooses lossy codes, the codes are the stored
+vectors (Flat for float32, SQfp16 without residual for float16); with lossy codes the stored vectors
+are in the file .vectors, in the order of the lists. A shard's .json is written last and holds its
+generation, its lists and the checksums of the other files. Shards never change: rows deleted later
+are listed in deleted.parquet and skipped when a shard is read.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import faiss
 import numpy as np
@@ -32,9 +35,14 @@ from numpy.typing import NDArray
 from retrieval.core.errors import Damaged
 from retrieval.core.records import FileRecord, Spread
 from retrieval.core.schemas import Metric
+from retrieval.index.generations import ShardLists
 from retrieval.index.quantized_codes import decode_list
 from retrieval.storage import finished_output
-from retrieval.storage.checksum import checksummed_json, read_checksummed_json
+from retrieval.storage.checksum import (
+    checksummed_json,
+    parse_checksummed_json,
+    read_checksummed_json,
+)
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder, LocalFolder
 from retrieval.storage.temporary import make_temp_dir
@@ -42,8 +50,6 @@ from retrieval.storage.transaction import read_file_record
 from retrieval.vectors.scoring import VectorBlock, block
 
 RECALL_TABLE, LABELS, DELETED_ROWS = "recall.parquet", "labels.parquet", "deleted.parquet"
-
-_NOTE = re.compile(r"shards/(\d{5})\.json")
 
 
 def shard_path(number: int) -> str:
@@ -61,51 +67,77 @@ def shard_record_path(number: int) -> str:
     return f"shards/{number:05d}.json"
 
 
-@dataclass(frozen=True, order=True)
-class Extent:
-    """The rows `first` <= position < `last` of one part of a store."""
-
-    path: str
-    sha256: str
-    first: int
-    last: int
-
-
-Extents = tuple[Extent, ...]
+def shard_vectors_path(number: int) -> str:
+    """Return the path of the stored vectors of a shard, where its codes are lossy."""
+    return f"shards/{number:05d}.vectors"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """The JSON record of a complete shard: its extents, spread and file checksums."""
+    """The JSON record of a complete shard: what it holds, and the checksums of its files."""
 
-    extents: Extents
+    generation: int
+    parts_sha256: str  # of the file that lists the parts of the generation
+    lists: ShardLists
     spread: Spread  # distances to centroids of a sample of its vectors
     files: dict[str, str]  # path -> sha256
 
     def to_json(self) -> bytes:
         """Return the record as checksummed JSON."""
-        return checksummed_json(
-            {**asdict(self), "extents": [list(astuple(e)) for e in self.extents]}
-        )
+        return checksummed_json(asdict(self))
 
 
 def read_shard_record(folder: Folder, number: int) -> ShardRecord:
     """Read the record of a shard; raises FileNotFoundError where the shard is incomplete."""
     values = read_checksummed_json(folder, shard_record_path(number))
-    extents = tuple(Extent(*extent) for extent in values["extents"])
-    return ShardRecord(extents, Spread(**values["spread"]), values["files"])
+    return ShardRecord(
+        values["generation"], values["parts_sha256"], ShardLists(**values["lists"]),
+        Spread(**values["spread"]), values["files"],
+    )  # fmt: skip
 
 
-def existing_shards(folder: Folder) -> dict[int, Extents]:
-    """Return number and extents of each complete shard."""
-    matches = [_NOTE.fullmatch(entry.path) for entry in folder.entries("shards")]
-    numbers = sorted(int(match[1]) for match in matches if match)
-    return {number: read_shard_record(folder, number).extents for number in numbers}
+def read_lists_of_shard(folder: Folder, manifest: Manifest, number: int) -> ShardLists:
+    """Return the lists of a shard of a finished index; raises Damaged as `open_shard` does."""
+    record = manifest.files[shard_record_path(number)]
+    values = parse_checksummed_json(finished_output.read_verified(folder, record))
+    return ShardLists(**(values or {})["lists"])
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """The stored vectors of a shard whose codes are lossy, in the order of its lists, on disk.
+
+    They are read at their offsets: the pages of a mapped file would count as memory.
+    """
+
+    descriptor: BinaryIO  # kept open, since the file may be a temporary copy that is removed
+    dtype: str
+    dimension: int
+
+    def read(self, first: int, last: int) -> NDArray[Any]:
+        """Return the vectors first <= position < last, (n, d)."""
+        row_bytes = np.dtype(self.dtype).itemsize * self.dimension
+        if last == first:
+            return np.empty((0, self.dimension), self.dtype)
+        self.descriptor.seek(first * row_bytes)
+        data = self.descriptor.read((last - first) * row_bytes)
+        return np.frombuffer(data, self.dtype).reshape(-1, self.dimension)
+
+
+def open_vector_file(name: str, rows: int, dimension: int) -> VectorFile:
+    """Open the stored vectors of a shard of `rows` rows; their type follows from the size."""
+    numbers = max(1, rows * dimension)
+    dtype = f"float{8 * (os.path.getsize(name) // numbers or 4)}"
+    return VectorFile(open(name, "rb"), dtype, dimension)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard in memory: its inverted lists and the metadata of each row."""
+    """A shard in memory: its inverted lists and the metadata of each row.
+
+    Its methods number the lists from 0, as FAISS does; `first_list` is the number in the index of
+    the first one.
+    """
 
     index: Any
     metadata: pa.Table  # SHARD_ROWS, ordered by row; deleted ones too
@@ -113,6 +145,8 @@ class Shard:
     codes: str | None  # float16 or float32; None for lossy codes, which are decoded
     deleted: NDArray[np.int64]
     allowed: NDArray[np.bool_] | None = None  # rows of the metadata that may be a match; None: all
+    first_list: int = 0
+    stored: VectorFile | None = None  # where codes are lossy
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -204,6 +238,18 @@ class Shard:
         else:
             codes = faiss.rev_swig_ptr(lists.get_codes(number), len(rows) * lists.code_size)
             vectors = codes.view(self.codes).reshape(-1, self.index.d)
+        return self._keep_alive(rows, vectors)
+
+    def stored_vectors(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return the live rows of a list, (n,), and their stored vectors, (n, d)."""
+        if self.stored is None:
+            return self.list_vectors(number)
+        rows, first = self.list_ids(number), int(self.list_sizes[:number].sum())
+        return self._keep_alive(rows, self.stored.read(first, first + len(rows)))
+
+    def _keep_alive(
+        self, rows: NDArray[np.int64], vectors: NDArray[Any]
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
         if self.all_alive:
             return rows, vectors
         keep = self.alive[np.searchsorted(self.rows, rows)]
@@ -268,7 +314,16 @@ def open_shard(
     if index.ntotal != len(metadata):
         raise Damaged(f"{folder.uri(shard_path(number))} has {index.ntotal} rows, not "
                       f"{len(metadata)}; make the index again")  # fmt: skip
-    return Shard(index, metadata, metric, codes, read_deleted_rows(folder, manifest))
+    stored = None
+    if codes is None:
+        stored, _ = _checked(
+            folder, manifest, shard_vectors_path(number),
+            lambda name: open_vector_file(name, len(metadata), index.d), scratch,
+        )  # fmt: skip
+    return Shard(
+        index, metadata, metric, codes, read_deleted_rows(folder, manifest),
+        first_list=read_lists_of_shard(folder, manifest, number).first_list, stored=stored,
+    )  # fmt: skip
 
 
 def _checked(

@@ -20,6 +20,7 @@ from retrieval.core.schemas import Metric, Vectors
 from retrieval.index.faiss_io import make_empty_index, serialize_index
 from retrieval.index.index_kind import MIN_CODE_SAMPLE, parse_index_kind
 from retrieval.index.kmeans import SampleSlice, StoredSlice, fit_kmeans, make_slice
+from retrieval.index.list_order import order_lists
 from retrieval.index.quantized_codes import to_faiss_vectors
 from retrieval.index.sampling import Hashes, below_fraction, sample_table, sampling_fraction
 from retrieval.index.two_level_kmeans import COARSE_ROWS, fit_two_level_kmeans, write_sample_slice
@@ -106,6 +107,14 @@ def _train(
 def _centroids(
     folder: Folder, store: Store, plan: IndexPlan, metric: Metric, seed: int, workers: Workers
 ) -> NDArray[np.float32]:
+    """Return the trained (nlist, d) centroids, ordered so that neighbouring lists are close."""
+    centroids = _fit_centroids(folder, store, plan, metric, seed, workers)
+    return _padded(centroids[order_lists(centroids)], plan.nlist)
+
+
+def _fit_centroids(
+    folder: Folder, store: Store, plan: IndexPlan, metric: Metric, seed: int, workers: Workers
+) -> NDArray[np.float32]:
     fraction = sampling_fraction(plan.sample_rows, store.rows)
     groups = list(_groups(store, fraction))
     if len(groups) == 1:  # cheaper than distributing it
@@ -115,8 +124,7 @@ def _centroids(
         draw = [(shared_store, group, fraction, seed, metric) for group in groups]
         slices = [StoredSlice(*stored) for stored in workers.map_stored(_slice, draw)]
         count = min(plan.nlist, sum(len(stored.hashes) for stored in slices))
-        centroids = fit_kmeans(slices, count, metric, workers)
-        return _padded(centroids, plan.nlist)
+        return fit_kmeans(slices, count, metric, workers)
     coarse = sampling_fraction(COARSE_ROWS * int(plan.nlist**0.5), store.rows)
     put = [
         (folder, number, shared_store, group, fraction, coarse, seed, metric)
@@ -124,8 +132,7 @@ def _centroids(
     ]
     slices = [StoredSlice(*stored) for stored in workers.map_stored(_put_slice, put)]
     shape = (store.dtype, store.dimension, len(groups))
-    centroids = fit_two_level_kmeans(folder, slices, plan.nlist, shape, metric, workers)
-    return _padded(centroids, plan.nlist)
+    return fit_two_level_kmeans(folder, slices, plan.nlist, shape, metric, workers)
 
 
 def _padded(centroids: NDArray[np.float32], nlist: int) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retrieval.core.records import IndexPlan
+from retrieval.index.generations import MIN_RUN_ROWS
 from retrieval.index.kmeans import ITERATIONS
 from retrieval.index.recall_curve import SAMPLE_SIZE
 from retrieval.index.recall_interval import LOOK_SIZES
@@ -36,6 +37,10 @@ EVALUATION_RATE = 10**7 / 16.4
 PART_READ_SECONDS = 0.045 / (4096 * 512)
 """Seconds of one core, per number of a part, to verify its checksum, parse it and sample from it:
 `benchmarks.scale --part`."""
+
+_INDEX_PASSES = 5
+"""Times that an index reads or writes all vectors as parts: two samples are drawn, runs are written
+from the parts, and shards are filled from the runs."""
 
 _RECALL_PASSES = 2
 """Times that a shard is compared with the recall sample: once for 100 neighbours, and with a
@@ -193,30 +198,31 @@ def _embed_cost(
 
 
 def _index_seconds(rates: Rates, counts: Counts, fleet: WorkerPool) -> float:
-    """Return the seconds to read two samples, train, and assign vectors to lists by shard.
+    """Return the seconds to read samples, train, assign vectors to lists, and build shards.
 
     A product of d numbers counts 2 d operations. K-means compares its sample with every centroid
     `ITERATIONS` times; above `FLAT_LISTS` lists it has two levels of about sqrt(nlist) centroids
-    each (`index/two_level_kmeans.py`). A task of a shard also compares its rows with the recall
-    sample.
+    each (`index/two_level_kmeans.py`). Rows are assigned in runs; a task of a shard compares its
+    rows with the recall sample.
     """
     plan, d = counts.plan, counts.dimension
-    read = 2 * counts.gallery * d * PART_READ_SECONDS / fleet.cores
+    read = _INDEX_PASSES * counts.gallery * d * PART_READ_SECONDS / fleet.cores
     lists = plan.nlist if plan.nlist <= FLAT_LISTS else 2 * math.sqrt(plan.nlist)
     train = 2.0 * d * plan.sample_rows * lists * ITERATIONS / rates.multiply_rate
     slices = max(1, plan.sample_rows // 8192)
-    assign = 2.0 * d * counts.shard_rows * plan.nlist / rates.multiply_rate
+    row_seconds = 2.0 * d * plan.nlist / rates.multiply_rate
+    assign = makespan(counts.gallery, MIN_RUN_ROWS, fleet.cores, row_seconds, 0.0)
     recall_sample = min(SAMPLE_SIZE, counts.gallery)
     recall = _RECALL_PASSES * recall_sample * counts.shard_rows / rates.compare_rate
     rounds = -(-counts.shards // fleet.cores)
-    return read + train / min(slices, fleet.cores) + rounds * (assign + recall)
+    return read + train / min(slices, fleet.cores) + assign + rounds * recall
 
 
 def _rank_seconds(rates: Rates, counts: Counts, queries: int, fleet: WorkerPool) -> float:
     """Return the seconds to choose the lists of each query, search the shards and merge.
 
-    A shard is searched in `nprobe` of `nlist` lists for each query, and in all lists for the
-    queries that recall is measured on: as many as at the second look, which mostly decides. A shard
+    A query reads `nprobe` of `nlist` lists, which are spread over the shards, and all lists if
+    recall is measured on it: as many as at the second look, which mostly decides. A shard
     counts as one task, although several share it where there are fewer shards than cores
     (`search/shard_search.py`), so few shards with many queries are overestimated.
     """
@@ -247,7 +253,10 @@ class Sizes:
 
 
 def disk_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
-    """Return the bytes of each finished output, and of temporary files ("scratch")."""
+    """Return the bytes of each finished output, and of intermediate files ("scratch").
+
+    These are the runs of the index, which are as large as the parts of the store, or candidates.
+    """
     d, queries = counts.dimension, counts.queries or 0
     matches = queries * min(counts.top_k, counts.gallery)
     result = {
@@ -259,7 +268,7 @@ def disk_bytes(sizes: Sizes, counts: Counts) -> dict[str, float]:
         result["matches"] = matches * sizes.match
         result["report"] = sizes.page + counts.thumbnails * sizes.picture
     candidates = matches * counts.shards * _CANDIDATE_BYTES
-    result["scratch"] = max(candidates, counts.shard_rows * d * counts.number_bytes)
+    result["scratch"] = max(candidates, counts.gallery * sizes.row)
     return result
 
 

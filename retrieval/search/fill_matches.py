@@ -22,6 +22,7 @@ from retrieval.search.ivf_search import ShardSearcher
 from retrieval.search.shard_search import (
     SearchTask,
     candidates_path,
+    index_lists,
     read_exact_candidates,
     read_intermediate,
 )
@@ -75,6 +76,7 @@ def search_all_lists(task: SearchTask, shard_number: int) -> int:
         )
         searcher = ShardSearcher(shard, product, task.cache_bytes)
         candidates = searcher.search(task.query_batch(shard, queries), None, task.top_k)
+        candidates = index_lists(candidates, shard)
         task.output.put_new(path, checksummed_parquet(candidates))
     return len(task.query_chunks)
 

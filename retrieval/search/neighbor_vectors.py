@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.shard import Shard
 from retrieval.search.candidates import top_candidates
-from retrieval.search.rescore import stream_shard_vectors
 from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
 from retrieval.search.topk_accumulator import equal_runs
 from retrieval.storage.checksum import checksummed_parquet
@@ -60,18 +59,9 @@ def fetch_neighbor_vectors(task: SearchTask, number: int) -> int:
         b: _select_rows_of_shard(shard, read_intermediate(task.output, chosen_neighbors_path(b)))
         for b in missing
     }
-    all_rows = np.unique(
-        np.concatenate([table["row"].to_numpy() for table in chosen_rows.values()])
-    )
-    if task.codes is None:
-        stored = _vectors_from_store(task, number, all_rows)
     for block_number, table in chosen_rows.items():
-        rows = table["row"].to_numpy()
-        if task.codes is None:
-            vectors = stored[np.searchsorted(all_rows, rows)]
-        else:
-            vectors = _vectors_from_lists(shard, rows, table["list"].to_numpy())
-        vectors_table = pa.table({"row": rows, "embedding": embedding_column(vectors)})
+        vectors = _vectors_from_lists(shard, table["row"].to_numpy(), table["list"].to_numpy())
+        vectors_table = pa.table({"row": table["row"], "embedding": embedding_column(vectors)})
         task.output.put_new(
             neighbor_vectors_path(number, block_number), checksummed_parquet(vectors_table)
         )
@@ -88,28 +78,12 @@ def _select_rows_of_shard(shard: Shard, chosen: pa.Table) -> pa.Table:
 
 
 def _vectors_from_lists(shard: Shard, rows: NDArray[np.int64], lists: NDArray[np.int32]) -> Vectors:
-    """Return the vectors of rows that are ordered by list, (n, d)."""
-    vectors = np.empty((len(rows), shard.index.d), str(shard.codes))
+    """Return the vectors of rows that are ordered by list (as numbered in the index), (n, d)."""
+    vectors = np.empty((len(rows), shard.index.d), shard.stored_vectors(0)[1].dtype)
     for number, run in equal_runs(lists):
-        positions = shard.list_positions(number)
-        order = np.argsort(positions)
-        sorted_index = np.searchsorted(
-            positions, np.searchsorted(shard.rows, rows[run]), sorter=order
-        )
-        vectors[run] = shard.list_block(number).values[order[sorted_index]]
-    return vectors
-
-
-def _vectors_from_store(task: SearchTask, number: int, rows: NDArray[np.int64]) -> Vectors:
-    """Return the vectors of ascending rows, (n, d), from the store that a shard was built from."""
-    assert task.vector_store is not None
-    vectors = np.empty((len(rows), task.vector_store.dimension), task.vector_store.dtype)
-    for shard_rows, values in stream_shard_vectors(task, number):
-        indices = np.minimum(np.searchsorted(rows, shard_rows), max(0, len(rows) - 1))
-        is_requested = (
-            rows[indices] == shard_rows if len(rows) else np.zeros(len(shard_rows), np.bool_)
-        )
-        vectors[indices[is_requested]] = values[is_requested]
+        list_rows, values = shard.stored_vectors(number - shard.first_list)
+        order = np.argsort(list_rows)
+        vectors[run] = values[order[np.searchsorted(list_rows, rows[run], sorter=order)]]
     return vectors
 
 

@@ -14,12 +14,12 @@ from retrieval.storage.folder import Folder
 
 @dataclass(frozen=True)
 class ReadCounts:
-    """What the queries of a block read of one shard, as metadata of a file of candidates."""
+    """What the queries of a block read, as metadata of a file of candidates of one shard."""
 
     queries: int
-    lists: int  # of all queries together
-    most_lists: int  # of one query
-    rows: int  # of all queries together, deleted rows included
+    lists: int  # of all queries together, in the whole index
+    most_lists: int  # of one query, in the whole index
+    rows: int  # of all queries together in this shard, deleted rows included
 
     def to_metadata(self) -> dict[str, str]:
         """Return the counts as metadata of a Parquet file."""
@@ -27,18 +27,16 @@ class ReadCounts:
 
 
 def count_read(
-    list_sizes: NDArray[np.int64], lists: NDArray[np.int64] | None, queries: int
+    rows: int | None, nlist: int, lists: NDArray[np.int64] | None, queries: int
 ) -> ReadCounts:
-    """Count what queries read of a shard whose lists have `list_sizes` rows.
+    """Count what queries read: `rows` of one shard (None: none), and lists of the whole index.
 
-    `lists` (q, width) are the lists of each query, padded with -1; None means all lists.
+    `lists` (q, width) are the lists of each query, padded with -1; None means all `nlist` lists.
     """
-    nlist = len(list_sizes)
     if lists is None:
-        return ReadCounts(queries, queries * nlist, nlist, queries * int(list_sizes.sum()))
+        return ReadCounts(queries, queries * nlist, nlist, rows or 0)
     counts = (lists >= 0).sum(1)
-    rows = np.append(list_sizes, 0)[lists].sum()  # -1 is the appended empty list
-    return ReadCounts(queries, int(counts.sum()), int(counts.max(initial=0)), int(rows))
+    return ReadCounts(queries, int(counts.sum()), int(counts.max(initial=0)), rows or 0)
 
 
 def read_counts(folder: Folder, path: str) -> ReadCounts:

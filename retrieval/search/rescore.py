@@ -1,13 +1,14 @@
-"""Score candidates by the vectors of the store, for indexes whose codes are lossy.
+"""Score candidates by the stored vectors, for indexes whose codes are lossy.
 
-The rows of a shard are streamed from the store once, against all queries: they yield the exact
-scores of the proposals, and the exact nearest neighbours of the sampled queries.
+The stored vectors of a shard are read once, against all queries: they yield the exact scores of the
+proposals, and the exact nearest neighbours of the sampled queries.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,43 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval.core.errors import Damaged, InputError
 from retrieval.core.schemas import WORK_FOLDER, Vectors
-from retrieval.index.shard import read_shard_record
+from retrieval.index.sample_neighbors import iterate_stored_blocks
+from retrieval.index.shard import Shard
 from retrieval.search.candidates import top_candidates
 from retrieval.search.exclusions import is_excluded, max_excluded_per_query
 from retrieval.search.ivf_search import candidates_table
 from retrieval.search.propose import proposed_path
 from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
 from retrieval.storage.checksum import checksummed_parquet
-from retrieval.storage.finished_output import Manifest, read_settings
-from retrieval.storage.local import Folder, open_folder
-from retrieval.store.reader import Store, open_store, read_vectors
+from retrieval.store.reader import read_vectors
 from retrieval.vectors.scoring import block, score_pairs, scores_to_keys
 from retrieval.vectors.topk import TopK
 
 _PAIRS = 1 << 15  # pairs scored at once: 64 MiB of float32 per side at dimension 512
-
-
-def open_vector_store(index: Folder, manifest: Manifest, location: str | None) -> Store:
-    """Open the store that an index was built from, at `location` or where its job.json says.
-
-    Raise InputError if there is no finished store, Damaged if it is another one.
-    """
-    uri = location or str(read_settings(index)["embeddings"])
-    try:
-        store = open_store(open_folder(uri))
-    except InputError as error:
-        raise InputError(
-            f"{uri} holds no finished store, and matches of {index.uri()} are scored by its "
-            "vectors; set --embeddings to the store that the index was built from"
-        ) from error
-    if store.manifest.sha256 != manifest.counts["embeddings_sha256"]:
-        raise Damaged(
-            f"{uri} is not the store that {index.uri()} was built from, or was changed since; "
-            "index it again, or set --embeddings to the right store"
-        )
-    return store
 
 
 def rescore_shard(task: SearchTask, number: int) -> int:
@@ -70,17 +48,23 @@ def rescore_shard(task: SearchTask, number: int) -> int:
     ]
     if not missing and not missing_exact:
         return len(blocks)
+    shard = task.open_shard(number)
     with tempfile.TemporaryFile(dir=task.temp_dir) as vector_file:
         proposed_rows = _proposed_rows(task, number, missing)
-        sampled = _SampledQueries(task, number, missing_exact)
-        for rows, vectors in stream_shard_vectors(task, number):
+        sampled, written = _SampledQueries(task, shard, missing_exact), [np.empty(0, np.int64)]
+        for rows, vectors, _ in iterate_stored_blocks(shard):
+            task.heartbeat()
             is_proposed = np.isin(rows, proposed_rows, assume_unique=True)
             vector_file.write(np.ascontiguousarray(vectors[is_proposed]).tobytes())
+            written.append(rows[is_proposed])
             sampled.push(rows, vectors)
         vector_file.flush()
+        proposed = _ProposedVectors(
+            np.concatenate(written), _map_vector_file(shard, vector_file, proposed_rows)
+        )
         for block_number in missing:
             task.heartbeat()
-            candidates = _score_block(task, number, block_number, proposed_rows, vector_file)
+            candidates = _score_block(task, number, block_number, proposed)
             path = candidates_path(task.probing, number, block_number)
             task.output.put_new(path, checksummed_parquet(candidates))
     sampled.write()
@@ -96,32 +80,32 @@ def _proposed_rows(task: SearchTask, number: int, blocks: Sequence[int]) -> NDAr
     return rows
 
 
-def stream_shard_vectors(
-    task: SearchTask, number: int
-) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-    """Yield the live rows of a shard and their vectors as stored, part by part."""
-    assert task.vector_store is not None
-    for extent in read_shard_record(task.index, number).extents:
-        task.heartbeat()
-        table = task.vector_store.part_rows(extent.path, extent.first, extent.last)
-        if len(table):
-            yield table["row"].to_numpy(), read_vectors(table)
+@dataclass(frozen=True)
+class _ProposedVectors:
+    """The proposed rows of a shard and their stored vectors, in the order of its lists."""
+
+    rows: NDArray[np.int64]
+    vectors: Vectors
+
+    def positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions of some of the rows."""
+        order = np.argsort(self.rows)
+        return order[np.searchsorted(self.rows, rows, sorter=order)]
 
 
 def _score_block(
-    task: SearchTask, number: int, block_number: int, proposed_rows: NDArray[np.int64],
-    vector_file: Any,
-) -> pa.Table:  # fmt: skip
+    task: SearchTask, number: int, block_number: int, proposed_vectors: _ProposedVectors
+) -> pa.Table:
     """Return the `top_k` best scored proposals of each query of a block as a table CANDIDATES."""
     proposed = read_intermediate(
         task.output, proposed_path(task.probing, number, block_number)
     ).sort_by([("query", "ascending"), ("row", "ascending")])
     query_table = task.query_block(block_number)
     vectors = read_vectors(query_table)
-    stored = _map_vector_file(task, proposed_rows, vector_file)
+    stored = proposed_vectors.vectors
     keys = np.empty(len(proposed))
     query = np.searchsorted(query_table["row"].to_numpy(), proposed["query"].to_numpy())
-    positions = np.searchsorted(proposed_rows, proposed["row"].to_numpy())
+    positions = proposed_vectors.positions(proposed["row"].to_numpy())
     for first in range(0, len(proposed), _PAIRS):
         part = slice(first, first + _PAIRS)
         queries, q = np.unique(query[part], return_inverse=True)
@@ -133,45 +117,39 @@ def _score_block(
     return top_candidates([table], task.top_k)[0]
 
 
-def _map_vector_file(
-    task: SearchTask, proposed_rows: NDArray[np.int64], vector_file: Any
-) -> Vectors:
+def _map_vector_file(shard: Shard, vector_file: Any, proposed_rows: NDArray[np.int64]) -> Vectors:
     """Return the vectors of the proposed rows, (n, d), mapped from the temporary file."""
-    assert task.vector_store is not None
-    shape = (len(proposed_rows), task.vector_store.dimension)
+    assert shard.stored is not None
+    shape = (len(proposed_rows), shard.index.d)
     if len(proposed_rows) == 0:
-        return np.empty(shape, task.vector_store.dtype)
-    return np.memmap(vector_file, task.vector_store.dtype, "r", shape=shape)
+        return np.empty(shape, shard.stored.dtype)
+    return np.memmap(vector_file, shard.stored.dtype, "r", shape=shape)
 
 
 class _SampledQueries:
     """Finds the exact nearest rows of a shard for the sampled queries of some blocks."""
 
     def __init__(
-        self, task: SearchTask, shard: int, outputs: Sequence[tuple[str, int, int]]
+        self, task: SearchTask, shard: Shard, outputs: Sequence[tuple[str, int, int]]
     ) -> None:
-        self._task = task
+        self._task, self._shard = task, shard
         self._rows: dict[str, NDArray[np.int64]] = {}
         tables = []
         for path, look, number in outputs:
             queries, self._rows[path] = task.query_block(number), task.sampled_rows(look, number)
             tables.append(queries.filter(pc.is_in(queries["row"], pa.array(self._rows[path]))))
         if outputs:
-            self._shard = task.open_shard(shard)
             self._batch = task.query_batch(self._shard, pa.concat_tables(tables))
             extra = max_excluded_per_query(self._batch.excluded)
             self._best = TopK(self._batch.queries, task.top_k + extra)
 
     def push(self, rows: NDArray[np.int64], vectors: Vectors) -> None:
-        """Compare rows of the gallery and their vectors, (n,) and (n, d), with the queries."""
+        """Compare live rows of the gallery and their vectors, (n, d), with the queries."""
         if self._rows:
             shard = self._shard
             positions = np.searchsorted(shard.rows, rows)
-            live = shard.alive[positions]
-            positions = positions[live]
-            self._best.push(
-                block(vectors[live], shard.metric), shard.image_id_ranks[positions], positions
-            )
+            ranks = shard.image_id_ranks[positions]
+            self._best.push(block(vectors, shard.metric), ranks, positions)
 
     def write(self) -> None:
         """Write the exact candidates, one file per block and look."""
@@ -184,6 +162,7 @@ class _SampledQueries:
             dropped = is_excluded(batch.excluded, query, positions.ravel()).reshape(positions.shape)
             positions = np.where(dropped, -1, positions)
         lists = np.append(self._shard.lists, -1)[positions]  # -1 where there is no row
+        lists = np.where(lists < 0, -1, lists + self._shard.first_list)
         table = candidates_table(self._shard.metadata, best.keys, positions, lists, batch.rows)
         table, _ = top_candidates([table], self._task.top_k)
         for path, rows in self._rows.items():

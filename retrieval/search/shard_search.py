@@ -4,8 +4,9 @@
     work/candidates/PROBING/SHARD-BLOCK.parquet  the candidates of a shard for a block
     work/exact/LOOK/SHARD-BLOCK.parquet          exact candidates of queries that a look samples
 
-PROBING names the choice of lists (`index/probing.py`). Existing files are kept, so a killed run
-continues. A shard skips rows that are surely below the
+PROBING names the choice of lists (`index/probing.py`). A shard holds some lists only: it is
+searched for the queries that read one of them, and not opened for a block without any. Existing
+files are kept, so a killed run continues. A shard skips rows that are surely below the
 k-th best key of the shards already searched: a file may depend on those, the merged result does
 not.
 """
@@ -24,12 +25,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval.core.records import Chunk
-from retrieval.core.schemas import WORK_FOLDER, Metric
-from retrieval.index.build_shard import do_nothing
+from retrieval.core.schemas import CANDIDATES_SCHEMA, WORK_FOLDER, Metric
 from retrieval.index.faiss_io import deserialize_index, read_centroids
+from retrieval.index.generations import ShardLists
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.probing import Probing, choose_lists
-from retrieval.index.shard import Shard, open_shard, shard_path
+from retrieval.index.runs import do_nothing
+from retrieval.index.shard import Shard, open_shard, read_lists_of_shard, shard_path
 from retrieval.index.train import TRAINED
 from retrieval.search.candidates import kth_best_keys
 from retrieval.search.exclusions import excluded_pairs
@@ -70,7 +72,6 @@ class SearchTask:
     top_k: int
     looks: tuple[NDArray[np.int64], ...]  # rows of queries that each look adds
     heartbeat: Callable[[], None] = do_nothing  # called once per block
-    vector_store: Store | None = None  # the vectors, where codes are lossy
     device: str = "cpu"  # of the matrix products: cpu or cuda
     row_filter: Filter | None = None  # gallery rows that may match
     exclude_by: str | None = None  # column whose equal values exclude a match (`exclusions.py`)
@@ -127,6 +128,10 @@ class SearchTask:
         if self.row_filter is None:
             return shard
         return dataclasses.replace(shard, allowed=matching_rows(self.row_filter, shard.metadata))
+
+    def lists_of_shard(self, number: int) -> ShardLists:
+        """Return the lists of a shard, without opening it."""
+        return read_lists_of_shard(self.index, self.manifest, number)
 
     @property
     def shards(self) -> range:
@@ -260,7 +265,7 @@ def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1)
         entry.path for entry in task.output.entries(f"{WORK_FOLDER}candidates/{task.probing.name}")
     }
     existing |= {entry.path for entry in task.output.entries(f"{WORK_FOLDER}exact")}
-    searcher: ShardSearcher | None = None
+    search = _ShardSearch(task, number, existing)
     for block_number in range(share, len(task.query_chunks), shares):
         path = candidates_path(task.probing, number, block_number)
         missing_exact = [
@@ -271,32 +276,96 @@ def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1)
         if path in existing and not missing_exact:
             continue
         task.heartbeat()
-        searcher = searcher or _open_searcher(task, number)
         queries = task.query_block(block_number)
         if path not in existing:
-            other_candidates = _known_candidates(task, number, block_number, existing)
-            candidates, read = _search_block(
-                task, searcher, queries, block_number, other_candidates
-            )
+            candidates, read = search.search_block(queries, block_number)
             task.output.put_new(path, checksummed_parquet(candidates, read.to_metadata()))
         for exact_file, look, _ in missing_exact:
             sampled = _filter_queries(queries, "row", task.sampled_rows(look, block_number))
             known = [read_intermediate(task.output, path, ["query", "key"])]
             known += _known_candidates(task, number, block_number, existing)
-            candidates = _search_exactly(task, searcher, sampled, known)
+            parts = [_filter_queries(part, "query", sampled["row"].to_numpy()) for part in known]
+            min_keys = kth_best_keys(parts, task.top_k, sampled["row"].to_numpy())
+            candidates = search.search_lists(sampled, None, min_keys)
             task.output.put_new(exact_file, checksummed_parquet(candidates))
     return len(task.query_chunks)
 
 
-def _open_searcher(task: SearchTask, number: int) -> ShardSearcher:
-    """Read a shard and choose the matrix product by the number of multiplications expected."""
-    shard = task.open_shard(number)
-    lists = max(1, shard.index.nlist)
-    queries_per_list = task.queries.rows * (_mean_lists(task, lists) / lists)
-    product = choose_search_product(
-        task.device, queries_per_list, len(shard.rows), shard.index.d, lists
-    )
-    return ShardSearcher(shard, product, task.cache_bytes)
+def local_lists(lists: NDArray[np.int64], shard_lists: ShardLists) -> NDArray[np.int64]:
+    """Return the numbers in a shard of the lists that queries read, (q, width).
+
+    Lists of other shards are left out, so that each query has its lists in the same order as
+    before, padded with -1 at the end.
+    """
+    first, last = shard_lists.first_list, shard_lists.last_list
+    local = np.where((lists >= first) & (lists < last), lists - first, -1)
+    order = np.argsort(local < 0, axis=1, kind="stable")
+    width = int((local >= 0).sum(1).max(initial=0))
+    return np.take_along_axis(local, order[:, :width], 1)
+
+
+def index_lists(candidates: pa.Table, shard: Shard) -> pa.Table:
+    """Return the candidates of a shard with their lists as numbered in the index."""
+    position = candidates.column_names.index("list")
+    lists = pc.add(candidates["list"], pa.scalar(shard.first_list, pa.int32()))
+    return candidates.set_column(position, candidates.schema.field(position), lists)
+
+
+class _ShardSearch:
+    """Searches one shard block by block; it is read when a query first needs it."""
+
+    def __init__(self, task: SearchTask, number: int, existing: set[str]) -> None:
+        self._task, self._number, self._existing = task, number, existing
+
+    @cached_property
+    def _lists(self) -> ShardLists:
+        return self._task.lists_of_shard(self._number)
+
+    @cached_property
+    def _searcher(self) -> ShardSearcher:
+        """Read the shard and choose the matrix product by the expected multiplications."""
+        task, shard = self._task, self._task.open_shard(self._number)
+        lists = max(1, int(task.manifest.counts["nlist"]))
+        queries_per_list = task.queries.rows * (_mean_lists(task, lists) / lists)
+        product = choose_search_product(
+            task.device, queries_per_list, len(shard.rows), shard.index.d, shard.index.nlist
+        )
+        return ShardSearcher(shard, product, task.cache_bytes)
+
+    def search_block(self, queries: pa.Table, number: int) -> tuple[pa.Table, ReadCounts]:
+        """Return the candidates of the shard for a block, and what its queries read."""
+        task, nlist = self._task, int(self._task.manifest.counts["nlist"])
+        lists = local = None
+        positions = np.arange(len(queries))
+        if not task.reads_all_lists:
+            lists = read_probed_lists(task, number)
+            local = local_lists(lists, self._lists)
+            positions = np.flatnonzero((local >= 0).any(1))
+            local = local[positions]
+        if self._lists.rows == 0 or len(positions) == 0:
+            return CANDIDATES_SCHEMA.empty_table(), count_read(None, nlist, lists, len(queries))
+        known = _known_candidates(task, self._number, number, self._existing)
+        min_keys = kth_best_keys(known, task.top_k, queries["row"].to_numpy())
+        if len(positions) < len(queries):
+            queries = queries.take(pa.array(positions))
+        candidates = self.search_lists(queries, local, min_keys[positions])
+        sizes = self._searcher.shard.list_sizes
+        rows = len(positions) * sizes.sum() if local is None else np.append(sizes, 0)[local].sum()
+        count = len(positions) if lists is None else len(lists)
+        return candidates, count_read(int(rows), nlist, lists, count)
+
+    def search_lists(
+        self, queries: pa.Table, local: NDArray[np.int64] | None, min_keys: Float64
+    ) -> pa.Table:
+        """Return the candidates of some queries in their lists, (q, width), or in all.
+
+        `min_keys` (q,) are lower limits of the k-th best keys.
+        """
+        if self._lists.rows == 0:
+            return CANDIDATES_SCHEMA.empty_table()
+        searcher = self._searcher
+        batch = self._task.query_batch(searcher.shard, queries, min_keys)
+        return index_lists(searcher.search(batch, local, self._task.top_k), searcher.shard)
 
 
 def _mean_lists(task: SearchTask, nlist: int) -> float:
@@ -305,33 +374,6 @@ def _mean_lists(task: SearchTask, nlist: int) -> float:
         return float(min(task.nprobe, nlist))
     counts = (read_probed_lists(task, 0) >= 0).sum(1)
     return float(counts.mean()) if len(counts) else 1.0
-
-
-def _search_block(
-    task: SearchTask,
-    searcher: ShardSearcher,
-    queries: pa.Table,
-    number: int,
-    other_candidates: list[pa.Table],
-) -> tuple[pa.Table, ReadCounts]:
-    lists = None if task.reads_all_lists else read_probed_lists(task, number)
-    min_keys = kth_best_keys(other_candidates, task.top_k, queries["row"].to_numpy())
-    batch = task.query_batch(searcher.shard, queries, min_keys)
-    read = count_read(searcher.shard.list_sizes, lists, len(queries))
-    return searcher.search(batch, lists, task.top_k), read
-
-
-def _search_exactly(
-    task: SearchTask, searcher: ShardSearcher, queries: pa.Table, known: Iterable[pa.Table]
-) -> pa.Table:
-    """Return the candidates of queries from all lists that may be among the k best.
-
-    The keys of `known` candidates, of these and other queries, are lower limits of the k-th best.
-    """
-    rows = queries["row"].to_numpy()
-    parts = [_filter_queries(part, "query", rows) for part in known]
-    batch = task.query_batch(searcher.shard, queries, kth_best_keys(parts, task.top_k, rows))
-    return searcher.search(batch, None, task.top_k)
 
 
 def _filter_queries(table: pa.Table, column: str, rows: NDArray[np.int64]) -> pa.Table:

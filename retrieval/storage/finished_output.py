@@ -39,10 +39,14 @@ JOB, MANIFEST, INVENTORY, RUN = "job.json", "manifest.json", "files.parquet", "r
 _JOB_KEYS = {"format", "kind", "settings"}
 _MANIFEST_KEYS = {"format", "kind", "job_sha256", "files_sha256", "counts"}
 _APPENDED_FILES = {
-    "store": re.compile(r"segments/(\d{5})/(?:\w+/\d{8}(-\d+)?\.parquet|\w+\.(?:parquet|json))"),
-    "index": re.compile(r"shards/(\d{5})\.(?:faiss|rows\.parquet|json)()"),
+    "segments": re.compile(r"segments/(\d{5})/(?:\w+/\d{8}(-\d+)?\.parquet|\w+\.(?:parquet|json))"),
+    "shards": re.compile(r"shards/(\d{5})\.(?:faiss|vectors|rows\.parquet|json)()"),
+    "generations": re.compile(r"generations/(\d{5})\.(?:parquet|json)()"),
 }
-"""Files that may be appended to a finished output; the first group is the segment or shard."""
+"""Files that may be appended to a finished output, by the count that the manifest has of them.
+
+The first group is the number of the segment, shard or generation.
+"""
 _REMEDY = "remove the folder and run the command that made it again"
 
 
@@ -255,16 +259,18 @@ def check_sizes(folder: Folder, manifest: Manifest) -> None:
 def files_after_manifest(manifest: Manifest, entries: Entries) -> set[str]:
     """Return the paths of the files of a store or index that were written after its manifest.
 
-    They belong to a segment, retry or shard that is in progress or was killed; the finished part of
-    the output stays readable.
+    They belong to a segment, retry, shard or generation that is in progress or was killed; the
+    finished part of the output stays readable.
     """
-    pattern = _APPENDED_FILES.get(manifest.kind)
-    if pattern is None:
-        return set()
-    count = int(manifest.counts["segments" if manifest.kind == "store" else "shards"])
-    paths = (entry.path for entry in entries.not_in(manifest.files))
-    matches = ((path, pattern.fullmatch(path)) for path in paths)
-    return {path for path, match in matches if match and (int(match[1]) >= count or match[2])}
+    appended = set()
+    for name, pattern in _APPENDED_FILES.items():
+        if manifest.kind not in ("store", "index") or name not in manifest.counts:
+            continue
+        count = int(manifest.counts[name])
+        paths = (entry.path for entry in entries.not_in(manifest.files))
+        matches = ((path, pattern.fullmatch(path)) for path in paths)
+        appended |= {p for p, match in matches if match and (int(match[1]) >= count or match[2])}
+    return appended
 
 
 def read_verified(folder: Folder, expected: FileRecord) -> bytes:

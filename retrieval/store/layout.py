@@ -30,6 +30,9 @@ _CHUNK_FILE = (
     r"^segments/(?P<segment>\d{5})/(?P<kind>parts|failures)/(?P<number>\d{8})"
     r"(?:-(?P<retry>\d{1,9}))?\.parquet$"
 )
+CHUNKS_PER_SEGMENT = 10**8
+"""More than the chunks of any segment, whose numbers have 8 digits."""
+
 _BATCH = 1 << 16
 _ROW = np.dtype([("position", "i8"), ("segment", "i4"), ("number", "i4"), ("retry", "i4"),
                   ("is_part", "?")])  # fmt: skip
@@ -115,7 +118,7 @@ def find_chunk_files(paths: Paths) -> ChunkFiles:
     batches = (_parse_paths(paths[first : first + _BATCH], first) for first in steps)
     lines = np.concatenate([np.empty(0, _ROW), *batches])
     lines = lines[np.lexsort((lines["is_part"], lines["retry"], lines["number"], lines["segment"]))]
-    chunk = lines["segment"] * np.int64(10**8) + lines["number"]
+    chunk = lines["segment"] * np.int64(CHUNKS_PER_SEGMENT) + lines["number"]
     starts = np.flatnonzero(np.diff(chunk, prepend=-1))
     latest = np.maximum.reduceat(np.where(lines["is_part"], lines["retry"], -1), starts)
     latest_of_chunk = np.repeat(latest, np.diff(starts, append=len(lines)))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, ValuesView
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrieval.core.errors import Damaged
-from retrieval.core.records import Chunk, FileRecord
+from retrieval.core.records import Chunk
 from retrieval.core.schemas import LISTING, Vectors, extra_columns
 from retrieval.storage import finished_output
 from retrieval.storage.checksum import read_checksummed_parquet
@@ -26,6 +26,7 @@ from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.finalize import read_deleted
 from retrieval.store.layout import (
+    CHUNKS_PER_SEGMENT,
     ChunkFiles,
     failures_path,
     find_chunk_files,
@@ -51,11 +52,16 @@ def read_vectors(table: pa.Table) -> Vectors:
 
 @dataclass(frozen=True)
 class Store:
-    """A finished store, opened for reading; each part is verified when it is read."""
+    """A finished store, opened for reading; each part is verified when it is read.
+
+    With `deleting_segments` only the deletions of the first that many segments count, as when the
+    store had no more segments.
+    """
 
     folder: Folder
     manifest: Manifest
     settings: dict[str, Any]
+    deleting_segments: int | None = None
 
     @property
     def rows(self) -> int:
@@ -99,7 +105,7 @@ class Store:
     @cached_property
     def deleted(self) -> Rows:
         """Return the (n,) deleted rows, ascending."""
-        return read_deleted(self.folder, self.segments)
+        return read_deleted(self.folder, self.segments[: self.deleting_segments])
 
     @cached_property
     def _chunk_files(self) -> ChunkFiles:
@@ -144,17 +150,19 @@ class Store:
         return pa.schema([field.with_nullable(True) for field in columns.values()])
 
     @property
-    def parts(self) -> list[ValuesView[FileRecord]]:
-        """Return the records of the parts: of first attempts in row order, then of each retry."""
-        parts = self._chunk_files.select(self._chunk_files.is_part)
-        return [
-            self.manifest.files.take(parts.positions[parts.retries == retry]).values()
-            for retry in range(int(parts.retries.max(initial=-1)) + 1)
-        ]
+    def parts(self) -> pa.Table:
+        """Return the records of all parts, ordered by chunk, then retry: table GENERATION.
 
-    def part_rows(self, path: str, first: int, last: int) -> pa.Table:
-        """Return the live rows at positions first <= position < last of a part."""
-        table = self._read(path).slice(first, last - first)
+        The rows of a chunk come before those of the next one; the parts of one chunk interleave.
+        """
+        parts = self._chunk_files.select(self._chunk_files.is_part)
+        records = self.manifest.files.table.take(pa.array(parts.positions))
+        chunks = parts.segments * np.int64(CHUNKS_PER_SEGMENT) + parts.numbers
+        return records.select(["path", "sha256", "rows"]).append_column("chunk", pa.array(chunks))
+
+    def part_rows(self, path: str) -> pa.Table:
+        """Return the live rows of a part."""
+        table = self._read(path)
         if len(table) == 0:
             return table
         rows = table["row"]

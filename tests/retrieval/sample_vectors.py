@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from retrieval.core.records import Chunk, IndexPlan, ShardResult
 from retrieval.core.schemas import FAILURES, LISTING, Metric, Vectors, part_table
 from retrieval.index import finalize, recall_curve, shard
-from retrieval.index.build_shard import ShardBuildContext
+from retrieval.index.build_shard import PlannedShard, plan_shards
 from retrieval.index.faiss_io import deserialize_index, read_centroids
+from retrieval.index.generations import Generation, claim_generations
+from retrieval.index.runs import ShardBuildContext, write_run
 from retrieval.index.sample_neighbors import build_measured_shard, make_recall_samples
 from retrieval.index.sampling import draw_sample
-from retrieval.index.shard import Extents
-from retrieval.index.shard_extents import plan_shards
 from retrieval.index.train import train_index
 from retrieval.index.workers import InProcessWorkers
 from retrieval.models.bundle import Bundle, serialize_state, write_bundle
@@ -284,6 +284,25 @@ def make_plan(rows: int, dtype: str, nlist: int, rows_per_shard: int = 10**9) ->
     return IndexPlan(f"IVF{nlist},{kind}", nlist, dtype, rows, rows_per_shard, 0, False, ())
 
 
+def plan_all_shards(
+    context: ShardBuildContext, generations: Sequence[Generation], plan: IndexPlan, memory: int
+) -> list[PlannedShard]:
+    """Return the shards of all generations; write the runs of those that are incomplete."""
+    work: list[PlannedShard] = []
+    for generation in generations:
+        snapshot = replace(context, store=generation.store_of(context.store))
+
+        def assign(
+            runs: Sequence[tuple[int, int]],
+            snapshot: ShardBuildContext = snapshot,
+            generation: Generation = generation,
+        ) -> NDArray[np.int64]:
+            return np.sum([write_run(snapshot, generation, run) for run in runs], axis=0)
+
+        work += plan_shards(context.folder, generation, plan, memory, len(work), assign)
+    return work
+
+
 class IndexBuilder:
     """Build an index step by step, as the `index` command does."""
 
@@ -296,6 +315,7 @@ class IndexBuilder:
         nlist: int = 4,
         rows_per_shard: int = 10**9,
         seed: int = 0,
+        memory: int = 1 << 40,
     ) -> None:
         self.folder = open_folder(str(root))
         self.store, self.metric, self.seed = store, metric, seed
@@ -306,24 +326,22 @@ class IndexBuilder:
         vectors, self.rows = draw_sample(store, recall_curve.SAMPLE_SIZE, seed, "curve")
         self.samples = make_recall_samples(vectors, self.rows, store.rows, store.dtype)
         self.sample = self.samples[0]
-        self.work = plan_shards(self.folder, store, self.trained.plan)
         self.context = ShardBuildContext(
             self.folder, store, metric, self.trained.faiss, store.dtype
         )
+        self.generations = claim_generations(self.folder, store)
+        self.work = plan_all_shards(self.context, self.generations, self.plan, memory)
 
     def shard(self, number: int) -> ShardResult:
         """Build one shard, or return the existing one."""
-        return build_measured_shard(self.context, self.samples, number, self.extents(number))
-
-    def extents(self, number: int) -> Extents:
-        """Return the store extents of a shard."""
-        return dict(self.work)[number]
+        return build_measured_shard(self.context, self.samples, self.work[number])
 
     def finish(self) -> FinishedIndex:
         """Build the missing shards and finish the index."""
-        results = [self.shard(number) for number, _ in self.work]
+        results = [self.shard(planned.number) for planned in self.work]
         manifest = finalize.finish_index(
-            self.folder, self.store, self.trained, self.samples, results, self.metric, self.seed
-        )
+            self.folder, self.store, self.trained, self.samples, results, len(self.generations),
+            self.metric, self.seed,
+        )  # fmt: skip
         centroids = read_centroids(deserialize_index(self.trained.faiss))
         return FinishedIndex(self.folder, manifest, self.store, self.metric, centroids)

@@ -14,10 +14,11 @@ from hypothesis.stateful import rule
 
 from retrieval.core.errors import InputError
 from retrieval.index.faiss_io import deserialize_index, read_centroids
-from retrieval.index.shard import open_shard
+from retrieval.index.shard import open_shard, read_lists_of_shard
 from retrieval.index.train import TRAINED, TRAINED_JSON
 from retrieval.search.candidates import top_candidates
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
+from retrieval.search.shard_search import local_lists
 from retrieval.storage import finished_output
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
@@ -50,8 +51,9 @@ def search_index(index, nprobe):
     parts = []
     for number in range(manifest.counts["shards"]):
         shard = open_shard(folder, manifest, number, "cosine", "float16")
+        lists = read_lists_of_shard(folder, manifest, number)
         queries = QueryBatch(block(query_vectors, "cosine"), np.arange(len(query_vectors)))
-        parts.append(ShardSearcher(shard).search(queries, probes, 5))
+        parts.append(ShardSearcher(shard).search(queries, local_lists(probes, lists), 5))
     matches, _ = top_candidates(parts, 5)
     return list(zip(*(matches[c].to_pylist() for c in ("query", "image_id", "key")), strict=True))
 

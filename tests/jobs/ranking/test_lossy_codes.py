@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.ranking.rank import summary
-from retrieval.core.errors import Damaged, InputError, UsageError
+from retrieval.core.errors import Damaged, UsageError
 from retrieval.index import recall_curve, recall_interval
 from retrieval.index.probing import Probing
 from retrieval.search import propose
@@ -207,24 +207,21 @@ def small_index(stores, tmp_path):
     return tmp_path, stores / "queries-float16"
 
 
-def test_moved_store_needs_the_embeddings_option(small_index):
+def test_ranking_needs_no_store(small_index):
+    """The stored vectors are in the index too."""
     root, queries = small_index
     rank_in_process(root / "index", queries, root / "before")
-    (root / "gallery").rename(root / "elsewhere")
-    with pytest.raises(InputError, match=r"gallery holds no finished store.*set --embeddings"):
-        rank_in_process(root / "index", queries, root / "after")
-    rank_in_process(root / "index", queries, root / "after", embeddings=str(root / "elsewhere"))
+    shutil.rmtree(root / "gallery")
+    rank_in_process(root / "index", queries, root / "after")
     assert read_parts(root / "after") == read_parts(root / "before")
-    with pytest.raises(Damaged, match="is not the store that"):
-        rank_in_process(root / "index", queries, root / "other", embeddings=str(queries))
 
 
 def test_altered_vector_is_detected(small_index):
     root, queries = small_index
-    part = next((root / "gallery").rglob("parts/*.parquet"))
-    data = bytearray(part.read_bytes())
+    path = root / "index/shards/00000.vectors"
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    part.write_bytes(bytes(data))
+    path.write_bytes(bytes(data))
     with pytest.raises(Damaged, match="was altered"):
         rank_in_process(root / "index", queries, root / "matches")
 

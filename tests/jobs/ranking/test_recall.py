@@ -116,10 +116,9 @@ def test_few_queries_search_all_lists(ranking, exact, monkeypatch):
     assert result.values["recall_sample"] >= 99
 
 
-def test_first_look_alone_is_made_when_it_decides(ranking, monkeypatch):
+def test_first_look_alone_is_made_when_it_decides(ranking, exact, monkeypatch):
     """The queries that it samples get exact matches, and no others are searched exactly."""
-    _, exact = ranking("exact", recall=1.0)
-    monkeypatch.setattr(recall_curve_module(), "choose_probing", lambda *_: Probing(6))
+    monkeypatch.setattr(recall_curve, "choose_probing", lambda *_: Probing(6))
     result, matches = ranking("decided", recall=0.3)
     assert result.values["recall_sample"] == 40
     _, matches_at_nprobe = ranking("hand", nprobe=6)  # its only look is the first one

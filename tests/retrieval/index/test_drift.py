@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from jobs.indexing.index import RETRAIN_THRESHOLD
 from retrieval.core.records import Spread
-from retrieval.index.build_shard import ShardBuildContext, write_shard
+from retrieval.index.build_shard import write_shard
 from retrieval.index.drift import load_initial_spread, measure_drift, measure_spread, merge_spreads
+from retrieval.index.generations import claim_generations
 from retrieval.index.plan import Gallery, plan_index
-from retrieval.index.shard_extents import plan_shards
+from retrieval.index.runs import ShardBuildContext
 from retrieval.index.train import train_index
 from retrieval.index.workers import InProcessWorkers
 from retrieval.storage import transaction
 from retrieval.storage.local import open_folder
-from tests.retrieval.sample_vectors import METRICS, make_store, quick, seeds
+from tests.retrieval.sample_vectors import METRICS, make_store, plan_all_shards, quick, seeds
 
 
 def index_and_measure_drift(root, first, vectors, metric, factory=None, rows_per_shard=None):
@@ -39,7 +40,8 @@ def index_and_measure_drift(root, first, vectors, metric, factory=None, rows_per
         store = make_store(root / f"store{number}", values, chunk_rows=100)
         shards = open_folder(str(root / f"shards{number}"))
         context = ShardBuildContext(shards, store, metric, trained.faiss, trained.plan.codes)
-        built = [write_shard(context, *work) for work in plan_shards(shards, store, plan)]
+        work = plan_all_shards(context, claim_generations(shards, store), plan, 1 << 30)
+        built = [write_shard(context, planned) for planned in work]
         spread = merge_spreads([(len(shard.shard.rows), shard.spread) for shard in built])
         spreads.append(measure_drift(load_initial_spread(folder, spread), spread, metric))
     assert spreads[0]["drift"] == 1

@@ -14,7 +14,8 @@ import pytest
 from retrieval.core.errors import UsageError
 from retrieval.index import export_faiss
 from retrieval.index.export_faiss import check_export_path, export_index
-from retrieval.index.shard import shard_path
+from retrieval.index.shard import read_shard_record, shard_path
+from retrieval.index.train import TRAINED
 from retrieval.storage.local import open_folder
 from tests.retrieval.sample_vectors import METRICS, FinishedIndex, IndexBuilder, make_store
 
@@ -31,8 +32,8 @@ def make_index(root: Path, metric: str, dtype: str) -> FinishedIndex:
     vectors = np.random.default_rng(0).normal(size=(ROWS, DIMENSION)).astype(dtype)
     store = make_store(root / "store", vectors, chunk_rows=32)
     builder = IndexBuilder(root / "index", store, metric, nlist=8, rows_per_shard=60)
-    for number, _ in builder.work:
-        builder.shard(number)
+    for planned in builder.work:
+        builder.shard(planned.number)
     store.__dict__["deleted"] = DELETED
     return builder.finish()
 
@@ -44,7 +45,11 @@ def sample_queries(count: int = 9) -> np.ndarray:
 def search_live_rows(index, nprobe: int, k: int = 20):
     """Return (id, distance) pairs of each query from `index.search`, without deleted rows."""
     faiss.extract_index_ivf(index).nprobe = nprobe
-    distances, ids = index.search(sample_queries(), k)
+    return live_rows(*index.search(sample_queries(), k))
+
+
+def live_rows(distances, ids):
+    """Return (id, distance) pairs of each query, without deleted rows."""
     return [
         [
             (row, distance)
@@ -56,13 +61,20 @@ def search_live_rows(index, nprobe: int, k: int = 20):
 
 
 def search_shards(index: FinishedIndex, nprobe: int, k: int) -> list[list[tuple[int, float]]]:
-    """Return the k best results of each query over all shards, searched as FAISS files."""
+    """Return the k best results of each query over all shards, searched as FAISS files.
+
+    Of each shard those of the `nprobe` closest lists of the index are searched that it holds.
+    """
     results = [[] for _ in range(len(sample_queries()))]
+    quantizer = faiss.read_index(index.folder.uri(TRAINED)).quantizer
+    distances, lists = quantizer.search(sample_queries(), nprobe)
     for number in range(int(index.manifest.counts["shards"])):
         shard = faiss.read_index(index.folder.uri(shard_path(number)))
-        for merged, shard_results in zip(
-            results, search_live_rows(shard, nprobe, ROWS), strict=True
-        ):
+        shard.nprobe = nprobe
+        local = lists - read_shard_record(index.folder, number).lists.first_list
+        local = np.where((local >= 0) & (local < shard.nlist), local, -1)
+        found = live_rows(*shard.search_preassigned(sample_queries(), ROWS, local, distances))
+        for merged, shard_results in zip(results, found, strict=True):
             merged.extend(shard_results)
     sign = 1 if index.metric == "l2" else -1
     return [sorted(merged, key=lambda x: (sign * x[1], x[0]))[:k] for merged in results]
@@ -198,7 +210,7 @@ class FakeShards:
         return self
 
     def __iter__(self):
-        yield from map(self._index_of, np.split(np.arange(400), 4))
+        yield from ((0, self._index_of(rows)) for rows in np.split(np.arange(400), 4))
 
     def assert_equal(self, index):
         """Assert that an index returns the distances of one index of all rows.

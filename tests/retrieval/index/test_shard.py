@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import faiss
@@ -17,6 +18,7 @@ from retrieval.core.errors import Damaged
 from retrieval.core.records import Neighbours
 from retrieval.core.schemas import SHARD_ROWS, Metric
 from retrieval.index import shard as shard_module
+from retrieval.index.generations import generation_shards_path
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.sample_neighbors import neighbours_path, read_neighbours, serialize_neighbours
 from retrieval.index.sampling import draw_sample
@@ -61,7 +63,7 @@ def store_with_failures(root: Path, dtype: str = "float32") -> Store:
 
 
 def make_index(root: Path, metric: Metric, dtype: str = "float32") -> FinishedIndex:
-    """Return an index of three shards, of 60, 60 and 30 rows."""
+    """Return an index of three shards, of about 50 rows each."""
     store = store_with_failures(root / "store", dtype)
     return IndexBuilder(root / "index", store, metric, nlist=8, rows_per_shard=60).finish()
 
@@ -90,9 +92,9 @@ def test_faiss_reconstructs_the_stored_vectors_by_row(tmp_path, metric, dtype):
             faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
         )
         opened.set_direct_map_type(faiss.DirectMap.Hashtable)
-        shard_slice = slice(60 * number, 60 * (number + 1))
-        assert opened.ntotal == len(rows[shard_slice])
-        for row, vector in zip(rows[shard_slice], vectors[shard_slice], strict=True):
+        shard_rows = index.shards[number].rows
+        assert opened.ntotal == len(shard_rows) > 0
+        for row, vector in zip(shard_rows, vectors[np.isin(rows, shard_rows)], strict=True):
             np.testing.assert_array_equal(opened.reconstruct(int(row)), vector)
 
 
@@ -128,9 +130,9 @@ def test_every_vector_is_in_its_nearest_list(tmp_path, metric, dtype):
     nearest = exact_keys(vectors, index.centroids, assignment_metric(metric)).argmax(1)
     expected = dict(zip(rows.tolist(), nearest.tolist(), strict=True))
     result = {
-        row: number
+        row: shard.first_list + number
         for shard in index.shards
-        for number in range(8)
+        for number in range(shard.index.nlist)
         for row in shard.list_vectors(number)[0].tolist()
     }
     assert result == expected
@@ -138,15 +140,25 @@ def test_every_vector_is_in_its_nearest_list(tmp_path, metric, dtype):
 
 
 @every_metric
-def test_all_shards_contain_the_trained_quantizer(tmp_path, metric):
+def test_each_shard_contains_the_centroids_of_its_lists(tmp_path, metric):
     index = make_index(tmp_path, metric)
     trained = faiss.read_index(index.folder.uri(TRAINED))
     assert trained.ntotal == 0
-    for number in range(3):
-        opened = read_by_faiss(index, number)
-        for quantizer in (opened.quantizer, trained.quantizer):
-            centroids = quantizer.reconstruct_n(0, 8)
-            np.testing.assert_array_equal(centroids, index.centroids)
+    np.testing.assert_array_equal(trained.quantizer.reconstruct_n(0, 8), index.centroids)
+    opened = [read_by_faiss(index, number) for number in range(3)]
+    assert [shard.first_list for shard in index.shards] == [
+        sum(shard.nlist for shard in opened[:number]) for number in range(3)
+    ]
+    centroids = [shard.quantizer.reconstruct_n(0, shard.nlist) for shard in opened]
+    np.testing.assert_array_equal(np.concatenate(centroids), index.centroids)
+
+
+@every_metric
+@every_dtype
+def test_rows_of_a_list_ascend(tmp_path, metric, dtype):
+    for shard in make_index(tmp_path, metric, dtype).shards:
+        for number in range(shard.index.nlist):
+            assert (np.diff(shard.list_ids(number)) > 0).all()
 
 
 @every_metric
@@ -156,9 +168,14 @@ def test_rows_table_equals_the_store(tmp_path, metric):
     store = make_store(tmp_path / "store", vectors, labels=labels, chunk_rows=8)
     builder = IndexBuilder(tmp_path / "index", store, metric, rows_per_shard=20)
     shards = [builder.shard(number) for number in (0, 1)]
-    assert [shard.rows for shard in shards] == [20, 10]
-    assert [shard.labels for shard in shards] == [{"cat": 7, "dog": 6}, {"dog": 4, "cat": 3}]
-    table = pa.concat_tables([shard.metadata for shard in builder.finish().shards])
+    assert sum(shard.rows for shard in shards) == 30
+    assert Counter(shards[0].labels) + Counter(shards[1].labels) == {"cat": 10, "dog": 10}
+    tables = [shard.metadata for shard in builder.finish().shards]
+    for table, shard in zip(tables, shards, strict=True):
+        assert table["row"].to_pylist() == sorted(table["row"].to_pylist())
+        counts = Counter(table["label"].drop_null().to_pylist())
+        assert (len(table), dict(counts)) == (shard.rows, shard.labels)
+    table = pa.concat_tables(tables).sort_by("row")
     assert table.schema.equals(SHARD_ROWS.schema)
     assert table["row"].to_pylist() == list(range(30))
     assert table["image_id"].to_pylist() == image_ids(30)
@@ -171,8 +188,9 @@ def test_chunks_without_vectors_are_skipped(tmp_path, metric):
     vectors = unit_vectors(20)
     store = make_store(tmp_path / "store", vectors, rows=range(20, 40), images=60, chunk_rows=10)
     index = IndexBuilder(tmp_path / "index", store, metric, rows_per_shard=15).finish()
-    assert [len(shard.metadata) for shard in index.shards] == [15, 5]
-    assert np.concatenate([shard.rows for shard in index.shards]).tolist() == list(range(20, 40))
+    assert len(index.shards) == 2
+    rows = np.concatenate([shard.rows for shard in index.shards])
+    assert np.sort(rows).tolist() == list(range(20, 40))
 
 
 @every_metric
@@ -182,7 +200,7 @@ def test_faiss_search_of_all_lists_returns_exact_neighbours(tmp_path, metric):
     rows, vectors = stored_rows_and_vectors(index.store)
     queries = unit_vectors(170)[150:]
     for number in range(3):
-        shard_positions = np.arange(len(rows))[60 * number : 60 * (number + 1)]
+        shard_positions = np.flatnonzero(np.isin(rows, index.shards[number].rows))
         keys = exact_keys(queries, vectors[shard_positions], metric)
         expected, positions = brute_force(keys, rows[shard_positions], 5)
         assert (np.diff(np.sort(keys)[:, -6:]) > 1e-6).all()  # no ties
@@ -209,7 +227,7 @@ def test_build_with_bf16_products_is_byte_identical(tmp_path, monkeypatch):
     store = make_store(tmp_path / "store", vectors, chunk_rows=64)
     for name in ("fp32", "bf16"):
         IndexBuilder(tmp_path / name, store, "l2", nlist=9, rows_per_shard=150).finish()
-        for module in ("kmeans", "build_shard"):
+        for module in ("kmeans", "runs"):
             monkeypatch.setattr(
                 f"retrieval.index.{module}.choose_product", lambda *_: HalfPrecisionProduct("cpu")
             )
@@ -225,6 +243,10 @@ def test_build_with_bf16_products_is_byte_identical(tmp_path, monkeypatch):
         [shard_path(0), shard_rows_path(0), shard_record_path(0)],
         [shard_path(1), shard_rows_path(1), shard_record_path(1), "neighbours"],
         ["neighbours"],
+        ["runs"],
+        ["a run"],
+        ["lists of shards"],
+        ["lists of shards", "runs"],
         [TRAINED_JSON],
         [TRAINED, TRAINED_JSON],
     ],
@@ -232,14 +254,21 @@ def test_build_with_bf16_products_is_byte_identical(tmp_path, monkeypatch):
 )
 def test_resumed_build_is_byte_identical(tmp_path, missing):
     store = store_with_failures(tmp_path / "store")
-    options = {"nlist": 8, "rows_per_shard": 60}
+    options = {"nlist": 8, "rows_per_shard": 60, "memory": 8 * 40}  # runs of 40 rows
     IndexBuilder(tmp_path / "whole", store, "cosine", **options).finish()
     interrupted = IndexBuilder(tmp_path / "index", store, "cosine", **options)
     for number in (0, 1):
         interrupted.shard(number)
-    for path in missing:
-        special_paths = {"neighbours": neighbours_path(interrupted.sample, 1)}
-        interrupted.folder.delete(special_paths.get(path, path))
+    runs = [entry.path for entry in interrupted.folder.entries("work/runs")]
+    special_paths = {
+        "neighbours": [neighbours_path(interrupted.sample, 1)],
+        "runs": runs,
+        "a run": runs[:1],
+        "lists of shards": [generation_shards_path(0)],
+    }
+    for name in missing:
+        for path in special_paths.get(name, [name]):
+            interrupted.folder.delete(path)
     IndexBuilder(tmp_path / "index", store, "cosine", **options).finish()
     assert read_tree(tmp_path / "index") == read_tree(tmp_path / "whole")
 
@@ -248,9 +277,7 @@ def test_existing_shard_is_not_rebuilt(tmp_path, monkeypatch):
     store = store_with_failures(tmp_path / "store")
     builder = IndexBuilder(tmp_path / "index", store, "cosine", rows_per_shard=60)
     expected = builder.shard(1)
-    monkeypatch.setattr(
-        "retrieval.index.build_shard.nearest_centroids", None
-    )  # a rebuild would call it
+    monkeypatch.setattr("retrieval.index.build_shard.read_run", None)  # a rebuild would call it
     assert builder.shard(1) == expected
 
 
@@ -345,7 +372,8 @@ def test_neighbours_of_a_shard_are_exact(tmp_path, metric):
     builder.shard(1)
     result = read_neighbours(builder.folder, neighbours_path(builder.sample, 1))
     rows, vectors = stored_rows_and_vectors(store)
-    shard_slice = slice(60, 120)
+    opened = builder.finish().shards[1]
+    shard_slice = np.isin(rows, opened.rows)
     keys, positions = brute_force(
         exact_keys(builder.sample.vectors, vectors[shard_slice], metric),
         rows[shard_slice],
@@ -377,7 +405,7 @@ def test_shard_of_a_bucket_is_read_through_a_temporary_file(tmp_path, monkeypatc
     shard = open_shard(bucket, index.manifest, 1, "cosine", "float32", str(temporary))
     assert sizes == [index.manifest.files[shard_path(1)].size]
     assert not list(temporary.iterdir())
-    assert shard.index.ntotal == 60
+    assert shard.index.ntotal == len(shard.rows) > 0
 
 
 def test_neighbours_round_trip_and_corruption_is_detected(tmp_path):

@@ -322,7 +322,10 @@ def test_shard_read_from_disk_has_the_same_candidates(tmp_path, metric):
     store = make_store(tmp_path / "store", vectors, chunk_rows=32)
     index = IndexBuilder(tmp_path / "index", store, metric, nlist=6, rows_per_shard=40).finish()
     batch = QueryBatch(block(vectors[:7], metric), np.arange(7))
-    parts = [ShardSearcher(s).search(batch, np.tile(np.arange(6), (7, 1)), 9) for s in index.shards]
+    parts = [
+        ShardSearcher(s).search(batch, np.tile(np.arange(s.index.nlist), (7, 1)), 9)
+        for s in index.shards
+    ]
     merged, _ = top_candidates(parts, 9)
     _, result = brute_force(exact_keys(vectors[:7], vectors, metric), np.arange(90), 9)
     assert merged["row"].to_pylist() == result.ravel().tolist()

@@ -222,7 +222,7 @@ def test_counts_of_lists_and_rows_read_equal_those_of_the_index(tmp_path, metric
     task, index = make_task(tmp_path, metric, nprobe=5)
     task = dataclasses.replace(task, gap=0.4)
     run_search(task)
-    sizes = sum(shard.list_sizes for shard in index.shards)
+    sizes = np.concatenate([shard.list_sizes for shard in index.shards])
     numbers = range(len(task.query_chunks))
     read = [
         [number for number in row if number >= 0]
@@ -357,6 +357,33 @@ def test_existing_files_are_not_recomputed(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_search, "open_shard", None)  # a second search would call it
     run_search(task)
     assert {entry.path for entry in task.output.entries()} == expected.keys()
+
+
+def test_only_shards_that_hold_a_list_of_a_query_are_opened(tmp_path, monkeypatch):
+    """All queries are equal and read one list, so one shard of three is searched."""
+    task, index = make_task(tmp_path, "l2", nprobe=1)
+    queries = make_store(tmp_path / "equal", np.zeros((7, 3), np.float32), chunk_rows=3)
+    task = dataclasses.replace(task, queries=queries, looks=())
+    opened = []
+    open_shard = shard_search.open_shard
+
+    def record(*arguments):
+        opened.append(arguments[2])
+        return open_shard(*arguments)
+
+    monkeypatch.setattr(shard_search, "open_shard", record)
+    run_search(task)
+    (number,) = np.unique(read_probed_lists(task, 0)).tolist()
+    first_lists = [shard.first_list for shard in index.shards]
+    assert opened == [np.searchsorted(first_lists, number, "right") - 1]
+    counts = [
+        add_blocks(
+            read_counts(task.output, candidates_path(task.probing, shard, n)) for n in range(3)
+        )
+        for shard in task.shards
+    ]
+    (size,) = np.concatenate([shard.list_sizes for shard in index.shards])[[number]].tolist()
+    assert add_shards(counts) == ReadCounts(7, 7, 1, 7 * size)
 
 
 def test_missing_file_is_recomputed_with_the_same_matches(tmp_path):
