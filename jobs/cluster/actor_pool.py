@@ -1,23 +1,26 @@
 """A pool of Ray actors that process work items and are watched for stalls and crashes.
 
 The actors run plain functions of the library. Work items (chunk numbers) and results are small, and
-both are streamed through Ray Data.
+both are streamed through Ray Data. With a `DriverProcess` the functions run in this process.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jobs.cluster.driver_process import DriverProcess
 from jobs.cluster.resources import Cluster
 from jobs.cluster.stall_detector import PoolActivity, watch_for_stalls
 from jobs.cluster.worker_failures import begin_item, failure_log_for_step
+from jobs.runtime.profile import FIRST_RESULT, FIRST_WORKER
 from jobs.runtime.run_metadata import peak_memory
 from retrieval.core import errors
 from retrieval.core.errors import LookalikeError
-from retrieval.embedding.attempt import Attempt
+from retrieval.embedding.attempt import FIRST_ATTEMPT, Attempt
 
 ACTOR_CPUS = 0.5
 """CPUs reserved per worker, though it uses a whole one: Ray's own reading tasks reserve a whole CPU
@@ -46,6 +49,7 @@ class _Worker:
             self._work = make(ray.get(shared))
         except LookalikeError as error:
             self._work = _raise_for_each_item(error)
+        self._ready = time.time()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"answer": [json.dumps(self._answer(item)) for item in batch["item"].tolist()]}
@@ -57,7 +61,7 @@ class _Worker:
         except LookalikeError as error:
             return {"error": type(error).__name__, "message": str(error)}
         self._failure_log.end.remote(item)
-        return {"result": result, "peak": peak_memory()}
+        return {"result": result, "peak": peak_memory(), "ready": self._ready}
 
 
 def _raise_for_each_item(error: LookalikeError) -> Work:
@@ -93,6 +97,10 @@ def stream(
         LookalikeError: As the work function does.
         Stalled: If no worker makes progress, or no node can run one.
     """
+    if isinstance(cluster, DriverProcess):
+        work = make(shared)
+        yield from cluster.map(lambda item: work(item, FIRST_ATTEMPT), items)
+        return
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
@@ -122,10 +130,18 @@ def stream(
 
 
 def read_results(cluster: Cluster, dataset: Any) -> Iterator[Any]:
-    """Yield the results of a Ray dataset as they arrive; raise the first error among them."""
+    """Yield the results of a Ray dataset as they arrive; raise the first error among them.
+
+    The profile of the cluster gets the times of the first of them.
+    """
+    is_first = True
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
         for answer in map(json.loads, batch["answer"]):
             if "error" in answer:
                 raise getattr(errors, answer["error"])(answer["message"])
             cluster.peak = max(cluster.peak, answer["peak"])
+            if is_first:
+                cluster.profile.add_at(FIRST_WORKER, answer["ready"])
+                cluster.profile.add(FIRST_RESULT, cluster.profile.now())
+                is_first = False
             yield answer["result"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.cluster import session
 from jobs.cluster.connection import connect, is_connected, limit_connection_retries, resolve_address
 from jobs.cluster.shared_paths import SharedPath, check_shared_paths, list_shared_paths
+from jobs.runtime.profile import START_RAY, Profile
 from retrieval.core.errors import InputError, Stalled
 
 if TYPE_CHECKING:
@@ -47,6 +48,14 @@ class Cluster:
         """Number of busy workers at the last check."""
         self.peak = 0
         """Largest memory of a worker in bytes since a stage reset this to 0."""
+
+        self.profile = Profile()
+        """Times of the steps of the command."""
+
+    @property
+    def is_named(self) -> bool:
+        """Return whether the user named a cluster, by --ray-address or $RAY_ADDRESS."""
+        return self._address is not None
 
     @property
     def workers(self) -> int:
@@ -129,7 +138,8 @@ class Cluster:
             if self._connection_error:  # do not wait a second time
                 raise self._connection_error
             try:
-                connect(self._option)
+                with self.profile.step(START_RAY):
+                    connect(self._option)
             except InputError as error:
                 self._connection_error = error
                 raise

@@ -129,6 +129,22 @@ class TaskActivity:
         )
 
 
+class DriverActivity:
+    """Activity of work in this process: the heartbeats of long steps."""
+
+    def __init__(self) -> None:
+        self._last_heartbeat = _last_heartbeat[0]
+
+    def has_activity(self) -> bool:
+        """Return whether there was a heartbeat since the last call."""
+        previous, self._last_heartbeat = self._last_heartbeat, _last_heartbeat[0]
+        return self._last_heartbeat != previous
+
+    def describe_wait(self) -> str:
+        """Return what the work is waiting for."""
+        return "the work in this process waits for an input or output that does not answer"
+
+
 class PoolActivity:
     """Activity of a pool: the messages of its workers to the failure log."""
 

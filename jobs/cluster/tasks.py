@@ -1,10 +1,14 @@
-"""Single Ray tasks, for instance one per shard or query block, monitored for stalls."""
+"""Single tasks, for instance one per shard or query block, monitored for stalls.
+
+They run on Ray, or in this process where the cluster is a `DriverProcess`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from jobs.cluster.driver_process import DriverProcess
 from jobs.cluster.resources import Cluster
 from jobs.cluster.stall_detector import TaskActivity, watch_for_stalls
 from jobs.runtime.run_metadata import peak_memory
@@ -15,12 +19,15 @@ _CPUS = 1
 def run_tasks(
     cluster: Cluster, function: Callable[[Any], Any], items: Iterable[Any], *, gpu: bool = False
 ) -> Iterator[Any]:
-    """Call `function` on each item as a Ray task, one per worker at a time; yield the results.
+    """Call `function` on each item as a task, one per worker at a time; yield the results.
 
     Results arrive in any order and should be small; large results belong in files. With `gpu` each
     task has a GPU, or the share of one that a worker has. Raises the errors of `function`, and
     Stalled if no task makes progress.
     """
+    if isinstance(cluster, DriverProcess):
+        yield from cluster.map(function, items)
+        return
     cluster.require(_CPUS, cluster.gpu_share if gpu else 0)
     yield from watch_for_stalls(_tasks(cluster, function, items, gpu), TaskActivity(cluster, _CPUS))
 

@@ -96,11 +96,16 @@ def run(settings: RunSettings) -> RunOutcome:
             print_message(
                 f"nothing to do: {settings.output} is finished and its inputs are unchanged"
             )
+        report_began = cluster.profile.now()
         evaluation, reasons = evaluate_by_labels(folder.child("matches"), matches)
         if not finished:
             _report(context, matches, evaluation)
             transaction.finish_output(folder, "run", {"queries": matches.counts["queries"]})
-            stopwatch.write(folder, settings, stages=read_stage_metadata(folder, _STAGES))
+            cluster.profile.add("evaluate and report", report_began)
+            stopwatch.write(
+                folder, settings, stages=read_stage_metadata(folder, _STAGES),
+                profile=cluster.profile.to_json(),
+            )  # fmt: skip
     measure_lines = reasons
     if evaluation is not None:
         measure_lines = format_measures(evaluation, all_measures=settings.all_measures)

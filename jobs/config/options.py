@@ -252,8 +252,8 @@ OPTIONS = _by_name(
            "Vectors per index shard; default: planned from --max-index-memory.", low=1),
     Option("index_factory", "factory", None, "content",
            "Kind of the index as FAISS writes it: IVFn,Flat or IVFn,SQfp16 (the vectors), IVFn,SQ8 "
-           "or IVFn,PQmx4fs (lossy codes, rescored by the stored vectors); default: the vectors, with "
-           "a planned n."),
+           "or IVFn,PQmx4fs (lossy codes, rescored by the stored vectors); default: the vectors, "
+           "with a planned n."),
     Option("temp_dir", "path", None, "run",
            "Local folder on each node for the shard being processed; default: the node's "
            "temporary folder."),

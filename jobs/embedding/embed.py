@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.cluster.driver_process import choose_process
 from jobs.cluster.resources import Cluster, open_cluster
 from jobs.config.settings import EmbedSettings, ModelOptions, VectorSourceOptions, content_settings
 from jobs.embedding.fit_projection import fit_projection, projection_job_fields
@@ -75,7 +76,7 @@ def embed(
         invalidate: Called before the store changes; deletes the manifests of outputs that depend
             on it.
     """
-    stopwatch = Stopwatch(cluster)
+    stopwatch = Stopwatch(cluster, stage)
     folder = open_folder(settings.output)
     with tempfile.TemporaryDirectory() as temp_dir:
         if prepared is None and is_vector_source(settings.input, settings):
@@ -86,7 +87,11 @@ def embed(
             source: Source = prepared.source
         else:
             source = open_input(settings, settings.input)
+        listing_began = cluster.profile.now()
         listing = list_source(settings, source, Path(temp_dir) / "listing.parquet", split)
+        cluster.profile.add(f"list ({stage})", listing_began)
+        if isinstance(prepared, PrecomputedVectors):
+            cluster = choose_process(cluster, prepared.estimate_seconds(listing.rows))
         prepared = prepared or prepare_model(settings, cluster, folder)
         dtype = prepared.resolve_dtype(settings.embedding_dtype)
         settings = dataclasses.replace(settings, embedding_dtype=dtype)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from jobs.cluster.driver_process import estimate_seconds
 from jobs.config.options import AUTO
 from jobs.config.settings import (
     EmbedSettings,
@@ -64,6 +65,10 @@ class PrecomputedVectors:
             return embedding_dtype
         kind = self.source.number_type()
         return "float16" if (kind.kind, kind.itemsize) == ("f", 2) else "float32"
+
+    def estimate_seconds(self, rows: int) -> float:
+        """Estimate the seconds of one core to import `rows` vectors."""
+        return estimate_seconds(rows * self.dimension * self.source.number_type().itemsize)
 
     def job_fields(self) -> dict[str, Any]:
         """Return the fields of the job.json of a ranking for its query vectors."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cluster.resources import Cluster
 from jobs.config.options import AUTO, OPTIONS
 from jobs.config.settings import EmbedSettings, EngineOptions, ModelOptions
+from jobs.runtime.profile import CONVERT
 from jobs.runtime.progress import print_message
 from retrieval.core.errors import LookalikeError, UsageError
 from retrieval.core.records import Chunk, ChunkResult
@@ -108,9 +109,10 @@ def prepare_model(
         requested = dataclasses.asdict(begun)
 
     def resolve() -> tuple[Bundle, IR | ConversionFailed | None]:
-        resolved = bundle or load_bundle(settings)
-        plan = plan_engine(**requested, gpus=requested["device"] == "cuda")
-        return resolved, _convert(resolved, plan) if plan.engine == OPENVINO else None
+        with cluster.profile.step(CONVERT):
+            resolved = bundle or load_bundle(settings)
+            plan = plan_engine(**requested, gpus=requested["device"] == "cuda")
+            return resolved, _convert(resolved, plan) if plan.engine == OPENVINO else None
 
     resolved, ir = cluster.connect_while(resolve)
     plan = plan_engine(**requested, gpus=cluster.gpus > 0)

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from jobs.cluster import tasks
+from jobs.cluster.driver_process import choose_process, estimate_seconds
 from jobs.cluster.resources import Cluster, open_cluster
 from jobs.cluster.stall_detector import send_heartbeat
 from jobs.config.settings import IndexSettings, content_settings
@@ -26,13 +28,13 @@ from jobs.indexing.import_vectors import (
     import_into_index,
     refuse_import_options,
 )
-from jobs.indexing.training_workers import RayWorkers
+from jobs.indexing.training_workers import training_workers
 from jobs.runtime.check_output import check_file, check_output
 from jobs.runtime.progress import progress
 from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch, read_rounding
 from retrieval.core.errors import InputError, Mismatch
-from retrieval.core.records import ShardResult
+from retrieval.core.records import IndexPlan, ShardResult
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder, open_folder
@@ -90,7 +92,7 @@ def build_index(
         cluster: The Ray cluster that does the work.
         reuse_if_same: Whether `--overwrite` keeps an index that has the same settings.
     """
-    stopwatch = Stopwatch(cluster)
+    stopwatch = Stopwatch(cluster, "index")
     folder = open_folder(settings.output)
     if is_output_path(settings.embeddings):
         store = open_store(open_folder(settings.embeddings))
@@ -168,7 +170,8 @@ def _update_index(
         settings.max_index_memory, rows_per_shard=settings.rows_per_shard,
         factory=settings.index_factory,
     )  # fmt: skip
-    workers = RayWorkers(cluster)
+    cluster = choose_process(cluster, _estimate_seconds(store, plan))
+    workers = training_workers(cluster)
     trained = train_index(folder, store, plan, settings.metric, settings.seed, workers)
     # cached before the store is sent to workers, so that no task reads the listings
     _ = store.metadata_columns
@@ -222,6 +225,16 @@ def _assigner(
         return counts
 
     return assign_runs
+
+
+def _estimate_seconds(store: Store, plan: IndexPlan) -> float:
+    """Estimate the seconds of one core to train and fill an index and to measure its recall."""
+    from retrieval.index.kmeans import ITERATIONS
+    from retrieval.index.recall_curve import SAMPLE_SIZE
+
+    compared = plan.sample_rows * ITERATIONS * plan.nlist + store.rows * (plan.nlist + SAMPLE_SIZE)
+    vector_bytes = store.rows * store.dimension * np.dtype(store.dtype).itemsize
+    return estimate_seconds(3 * vector_bytes, float(compared) * store.dimension)
 
 
 def _shard_builder(

@@ -1,7 +1,7 @@
-"""Steps of index training as Ray tasks.
+"""Steps of index training as tasks, on Ray or in this process.
 
-`RayWorkers` implements the interface of `retrieval.index.workers`: results are in the order of the
-inputs, and large values stay in the object store.
+Both classes implement the interface of `retrieval.index.workers`: results are in the order of the
+inputs. On Ray large values stay in the object store.
 """
 
 from __future__ import annotations
@@ -10,8 +10,36 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jobs.cluster import tasks
+from jobs.cluster.driver_process import DriverProcess
 from jobs.cluster.resources import Cluster
 from jobs.cluster.stall_detector import TaskActivity, watch_for_stalls
+from retrieval.index.workers import Workers
+
+
+def training_workers(cluster: Cluster) -> Workers:
+    """Return the workers that train an index on a cluster."""
+    return DriverWorkers(cluster) if isinstance(cluster, DriverProcess) else RayWorkers(cluster)
+
+
+class DriverWorkers:
+    """Implementation of `retrieval.index.workers` in this process."""
+
+    def __init__(self, process: DriverProcess) -> None:
+        self._process = process
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the value itself."""
+        return value
+
+    def map(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Call the function with the arguments in each item; yield results in order."""
+        return self._process.map(lambda item: function(*item), items)
+
+    def map_stored(
+        self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]
+    ) -> list[tuple[Any, Any]]:
+        """Return all results of the function, which returns a large and a small value."""
+        return list(self.map(function, items))
 
 
 class RayWorkers:

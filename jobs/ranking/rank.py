@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.cluster.driver_process import choose_process, estimate_seconds
 from jobs.cluster.resources import Cluster, open_cluster
 from jobs.config.settings import EngineOptions, RankSettings, VectorSourceOptions, content_settings
 from jobs.embedding.precomputed_vectors import PrecomputedVectors, add_rounding
@@ -72,7 +73,7 @@ def rank(
         invalidate: Called before a file is added to finished matches; deletes the manifests of
             outputs that depend on them.
     """
-    stopwatch = Stopwatch(cluster)
+    stopwatch = Stopwatch(cluster, "rank")
     index_folder = open_folder(settings.index)
     index = finished_output.read_manifest(index_folder, kind="index")
     folder = open_folder(settings.output)
@@ -103,7 +104,8 @@ def rank(
 
     def search_and_finish() -> Manifest:
         certificate, unmatched = _read_certificate(folder) or search_queries(
-            settings, cluster, folder, index_folder, index, queries,
+            settings, _choose_search_process(settings, cluster, index, queries), folder,
+            index_folder, index, queries,
             select_exclusion_column(constraints, queries, index),
         )  # fmt: skip
         manifest = _finish(
@@ -116,6 +118,21 @@ def rank(
         return manifest
 
     return transaction.make_unless_finished(folder, "matches", search_and_finish)
+
+
+def _choose_search_process(
+    settings: RankSettings, cluster: Cluster, index: Manifest, queries: Store
+) -> Cluster:
+    """Return the process or cluster that searches; its GPUs are used if --device cuda asks for it.
+
+    The estimate assumes that each query is compared with each row, twice with --expand-queries.
+    """
+    if settings.device == "cuda":
+        return cluster
+    rows = queries.rows + index.counts["rows"]
+    passes = 1 if settings.expand_queries is None else 2
+    products = float(queries.rows) * index.counts["rows"] * queries.dimension * passes
+    return choose_process(cluster, estimate_seconds(4 * rows * queries.dimension, products))
 
 
 def _read_certificate(folder: Folder) -> tuple[Certificate, int] | None:

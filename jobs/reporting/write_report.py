@@ -22,7 +22,7 @@ from jobs.evaluation.evaluate_matches import Evaluation
 from jobs.evaluation.ground_truth import open_ground_truth, stream_tables
 from jobs.reporting.page_summary import build_page
 from jobs.runtime.progress import print_message, progress
-from retrieval.core.errors import UsageError
+from retrieval.core.errors import LookalikeError, UsageError
 from retrieval.core.schemas import FAILURES
 from retrieval.evaluation.ground_truth import GroundTruth
 from retrieval.report import contact_sheet, page_slices, templates
@@ -31,8 +31,9 @@ from retrieval.report.facets import facets_script
 from retrieval.report.names import PER_PAGE, PER_SLICE, PER_THUMBNAILS, ReportFiles, page_count
 from retrieval.report.page import Page
 from retrieval.report.rows import SHOWN_MATCHES, ShownQueries, select_queries
+from retrieval.storage import finished_output
 from retrieval.storage.finished_output import Manifest
-from retrieval.storage.local import Folder
+from retrieval.storage.local import Folder, open_folder
 
 DEFAULT_SHOWN_QUERIES = 1000
 """Queries shown in reports written by `run` and `rank --format html`."""
@@ -85,23 +86,33 @@ def write_report(cluster: Cluster, source: ReportSource, target: Folder, name: s
         source.folder, source.manifest, source.evaluation, source.charts, title=source.title,
         shown=shown, queries=query_count + len(failed),
     )  # fmt: skip
-    names = ReportFiles(name)
+    names, paths = ReportFiles(name), _image_paths(source, shown)
     if contact_sheet.fits_one_file(shown):
         target.put(
-            name, contact_sheet.render(page, shown, _thumbnails(cluster, target, names, shown))
+            name, contact_sheet.render(page, shown, _thumbnails(cluster, target, names, paths))
         )
         page_slices.remove_files(target, names)
     else:
-        target.put(name, _write_folder(cluster, source, target, names, page, shown))
+        target.put(name, _write_folder(cluster, source, target, names, page, shown, paths))
+
+
+def _image_paths(source: ReportSource, shown: ShownQueries) -> list[str]:
+    """Return the paths of the images to show; none if the index holds imported vectors."""
+    try:
+        index = open_folder(finished_output.read_settings(source.folder)["index"])
+        holds_images = finished_output.read_settings(index)["bundle"] is not None
+    except (OSError, KeyError, LookalikeError):  # the index was moved or removed
+        holds_images = True
+    return shown.paths() if holds_images else []
 
 
 def _thumbnails(
-    cluster: Cluster, target: Folder, names: ReportFiles, shown: ShownQueries
+    cluster: Cluster, target: Folder, names: ReportFiles, paths: list[str]
 ) -> dict[str, bytes]:
     """Return the thumbnails by path, for a report in a single file."""
     thumbnails: dict[str, bytes] = {}
     for slice_thumbnails in _map_thumbnail_slices(
-        cluster, page_slices.make_thumbnails, target, names, shown.paths()
+        cluster, page_slices.make_thumbnails, target, names, paths
     ):
         thumbnails |= slice_thumbnails
     return thumbnails
@@ -114,6 +125,7 @@ def _write_folder(
     names: ReportFiles,
     page: Page,
     shown: ShownQueries,
+    paths: list[str],
 ) -> bytes:
     """Write all files but the first page; return the first page, which must be written last."""
     facets = facets_script(shown, names)
@@ -122,7 +134,6 @@ def _write_folder(
             f"{target.uri(names.folder)} contains files that do not belong to a report; move them, "
             "or choose another name for the page"
         )
-    paths = shown.paths()
     missing_by_slice = _map_thumbnail_slices(
         cluster, page_slices.write_thumbnails, target, names, paths
     )

@@ -25,14 +25,18 @@ _STAGE_KEYS = ("seconds", "per_second", "bytes", "peak_memory_bytes", "worker_pe
 
 
 class Stopwatch:
-    """Timer of a stage from its creation on, which also records the peak memory of workers."""
+    """Timer of a stage from its creation on, which also records the peak memory of workers.
 
-    def __init__(self, cluster: Cluster | None = None) -> None:
+    `stage` is its name in the profile of the cluster's command.
+    """
+
+    def __init__(self, cluster: Cluster | None = None, stage: str = "") -> None:
         self._began = datetime.now(UTC)
         self._started = time.monotonic()
-        self._cluster = cluster
+        self._cluster, self._stage = cluster, stage
         if cluster is not None:
             cluster.peak = 0
+            self._began_in_profile = cluster.profile.now()
 
     def write(
         self, folder: Folder, settings: Any, *, done: int | None = None,
@@ -48,11 +52,16 @@ class Stopwatch:
             **counts: Further values.
         """
         seconds = time.monotonic() - self._started
-        optional = {
+        optional: dict[str, Any] = {
             "per_second": None if done is None else round(done / seconds, 3),
             "bytes": None if files is None else sum(record.size for record in files),
-            "worker_peak_memory_bytes": None if self._cluster is None else self._cluster.peak,
         }
+        if self._cluster is not None:
+            self._cluster.profile.add(self._stage, self._began_in_profile)
+            optional |= {
+                "worker_peak_memory_bytes": self._cluster.peak,
+                "profile": self._cluster.profile.to_json(),
+            }
         values = {
             "began": self._began.isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),

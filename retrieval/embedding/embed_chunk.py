@@ -21,7 +21,7 @@ def embed_chunk(
     return write_chunk(
         chunk,
         folder,
-        lambda items: embed_items(items, embedder, decoding, attempt),
+        lambda lines: embed_items(lines.to_pylist(), embedder, decoding, attempt),
         embedder.bundle.dimension,
         decoding.embedding_dtype,
     )

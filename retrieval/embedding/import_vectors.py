@@ -1,4 +1,4 @@
-"""Import precomputed vectors into a store: read, check and cast them.
+"""Import precomputed vectors into a store: read, check and cast them in blocks.
 
 Vectors that cannot be searched for go to the ledger: of another dimension, not finite in the file
 or in the stored type, or zero where the metric does not allow it. The rounding error of each vector
@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval.core.errors import LookalikeError
 from retrieval.core.records import Chunk, ChunkResult, Rounding
 from retrieval.embedding.attempt import FIRST_ATTEMPT, Attempt
-from retrieval.embedding.outcome import EmbeddedBatch, Failure, WorkerDied, failure_record, part_row
+from retrieval.embedding.outcome import EmbeddedBatch, WorkerDied, failure_record, part_row
 from retrieval.embedding.write_chunk import write_chunk
-from retrieval.sources.item_reader import ItemReader
+from retrieval.sources.container_paths import NpyRow, ParquetRow, parse_container_path
+from retrieval.sources.item_reader import ItemReader, null_message
 from retrieval.storage.local import Folder
 
 _BATCH = 1 << 10
@@ -41,13 +44,6 @@ class ImportSettings:
     rescale: bool = False  # allow scaling by a power of two: cosine ignores it
 
 
-@dataclass(frozen=True)
-class _ReadVector:
-    item: dict[str, Any]
-    vector: NDArray[Any]  # (d,) as in its file
-    sha256: str  # of its bytes in the file
-
-
 def import_chunk(
     chunk: Chunk,
     folder: Folder,
@@ -59,87 +55,180 @@ def import_chunk(
     return write_chunk(
         chunk,
         folder,
-        lambda items: import_vectors(items, importing, reader, attempt),
+        lambda lines: import_vectors(lines, importing, reader, attempt),
         importing.dimension,
         importing.embedding_dtype,
     )
 
 
 def import_vectors(
-    items: list[dict[str, Any]],
+    lines: pa.Table,
     importing: ImportSettings,
     reader: ItemReader,
     attempt: Attempt = FIRST_ATTEMPT,
 ) -> Iterator[EmbeddedBatch]:
-    """Import items (rows of a listing) in their order; each ends as one row or one failure."""
-    for first in range(0, len(items), _BATCH):
-        results = [
-            _read(item, importing, reader, attempt) for item in items[first : first + _BATCH]
-        ]
-        read = [result for result in results if isinstance(result, _ReadVector)]
-        failures = [result for result in results if not isinstance(result, _ReadVector)]
-        yield _cast(read, failures, importing)
+    """Import lines of a listing in their order; each ends as one row or one failure.
+
+    Lines that are consecutive rows of one container are read at once.
+    """
+    first = 0
+    while first < len(lines):
+        block = lines.slice(first, _BATCH)
+        count = _count_consecutive(block["path"].to_pylist())
+        yield from _import_run(block.slice(0, count), importing, reader, attempt)
+        first += count
     attempt.note(None)
 
 
-def _read(
-    item: dict[str, Any], importing: ImportSettings, reader: ItemReader, attempt: Attempt
-) -> _ReadVector | Failure:
-    if item["path"] in attempt.quarantined_images:
-        return failure_record(item, "read", WorkerDied())
-    attempt.note(item["path"])
-    try:
-        vector = reader.vector(item["path"])
-    except LookalikeError:
-        raise
-    except (MemoryError, Exception) as error:  # noqa: BLE001 - broken files raise anything
-        return failure_record(item, "read", error)
-    if problem := _problem(vector, importing):
-        return failure_record(item, "read", ValueError(problem))
-    return _ReadVector(item, vector, hashlib.sha256(vector.tobytes()).hexdigest())
+def _count_consecutive(paths: list[str]) -> int:
+    """Return how many of the first paths name consecutive rows of one container; at least 1."""
+    location = parse_container_path(paths[0])
+    if not isinstance(location, ParquetRow | NpyRow):
+        return 1
+    tail = f"::{location.container}"
+    head = paths[0].removesuffix(f"{location.row}{tail}")
+    for count, path in enumerate(paths):
+        if path != f"{head}{location.row + count}{tail}":
+            return max(1, count)
+    return len(paths)
 
 
-def _problem(vector: NDArray[Any], importing: ImportSettings) -> str | None:
-    """Return why a vector cannot be imported as it is in its file; None if it can."""
-    if len(vector) != importing.dimension:
-        return f"the vector has {len(vector)} numbers, not {importing.dimension}"
-    if not np.isfinite(vector).all():
-        return "the vector is not finite"
-    return None if importing.zeros or vector.any() else "the vector has no length"
+def _import_run(
+    run: pa.Table, importing: ImportSettings, reader: ItemReader, attempt: Attempt
+) -> Iterator[EmbeddedBatch]:
+    """Import consecutive rows of a container, at once or, where that may fail, one by one."""
+    paths = run["path"].to_pylist()
+    is_quarantined = not attempt.quarantined_images.isdisjoint(paths)
+    one_by_one = len(run) > 1 and (attempt.one_at_a_time or is_quarantined)
+    if is_quarantined and not one_by_one:
+        yield _failed_batch(run, importing, WorkerDied())
+    elif not one_by_one:
+        attempt.note(paths[0])
+        try:
+            yield _check_and_cast(run, reader.vectors(paths[0], len(run)), importing)
+        except LookalikeError:
+            raise
+        except (MemoryError, Exception) as error:  # noqa: BLE001 - broken files raise anything
+            one_by_one = len(run) > 1
+            if not one_by_one:
+                yield _failed_batch(run, importing, error)
+    if one_by_one:
+        for position in range(len(run)):
+            yield from _import_run(run.slice(position, 1), importing, reader, attempt)
+
+
+def _failed_batch(line: pa.Table, importing: ImportSettings, error: BaseException) -> EmbeddedBatch:
+    """Return the batch of one line that could not be imported."""
+    (item,) = line.to_pylist()
+    no_vectors = np.empty((0, importing.dimension), importing.embedding_dtype)
+    return EmbeddedBatch([], no_vectors, [failure_record(item, "read", error)], 0)
+
+
+def _check_and_cast(
+    run: pa.Table, vectors: NDArray[Any] | pa.Array, importing: ImportSettings
+) -> EmbeddedBatch:
+    """Check vectors, cast them to the stored type and measure the rounding.
+
+    Args:
+        run: (n,) lines of the listing.
+        vectors: Their n vectors, as `ItemReader.vectors` returns them.
+        importing: How vectors are checked and stored.
+    """
+    positions, values, problems = _to_matrix(run, vectors, importing.dimension)
+    is_finite = np.isfinite(values).all(axis=1)
+    is_usable = is_finite if importing.zeros else is_finite & values.any(axis=1)
+    for position, finite in zip(
+        positions[~is_usable].tolist(), is_finite[~is_usable].tolist(), strict=True
+    ):
+        problems[position] = "the vector has no length" if finite else "the vector is not finite"
+    if not is_usable.all():
+        positions, values = positions[is_usable], values[is_usable]
+    stored, fits, rounding = _cast(values, importing)
+    dtype = importing.embedding_dtype
+    for position, is_large in zip(
+        positions[~fits].tolist(), (~np.isfinite(stored[~fits])).any(axis=1).tolist(), strict=True
+    ):
+        remedy = "give --embedding-dtype float32" if dtype == "float16" else "scale the vectors"
+        adjective = "large" if is_large else "small"
+        problems[position] = f"the vector is too {adjective} for {dtype}; {remedy}"
+    rows = _part_rows(run.take(pa.array(positions[fits])), values[fits])
+    failed = run.take(pa.array(sorted(problems), pa.int64())).to_pylist()
+    failures = [
+        failure_record(item, "read", ValueError(problems[position]))
+        for item, position in zip(failed, sorted(problems), strict=True)
+    ]
+    return EmbeddedBatch(rows, stored[fits], failures, values.nbytes, rounding)
+
+
+def _to_matrix(
+    run: pa.Table, vectors: NDArray[Any] | pa.Array, dimension: int
+) -> tuple[NDArray[np.int64], NDArray[Any], dict[int, str]]:
+    """Return the vectors of the right length without nulls, and why the others are left out.
+
+    Returns:
+        (m,) positions in the run, (m, d) vectors in the dtype of the file, {position: reason}.
+    """
+    if isinstance(vectors, np.ndarray):
+        positions = np.arange(len(vectors))
+        if vectors.shape[1] == dimension:
+            return positions, vectors, {}
+        reason = f"the vector has {vectors.shape[1]} numbers, not {dimension}"
+        none = np.empty((0, dimension), vectors.dtype)
+        return positions[:0], none, dict.fromkeys(positions.tolist(), reason)
+    lengths = pc.fill_null(pc.list_value_length(vectors), -1).to_numpy(zero_copy_only=False)
+    has_length = lengths == dimension
+    reasons = {
+        position: f"the vector has {lengths[position]} numbers, not {dimension}"
+        for position in np.flatnonzero(~has_length).tolist()
+    }
+    for position in np.flatnonzero(lengths < 0).tolist():
+        location = parse_container_path(run["path"][position].as_py())
+        assert isinstance(location, ParquetRow)
+        reasons[position] = null_message("vector", location.row, location.container)
+    lists = vectors if has_length.all() else vectors.filter(pa.array(has_length))
+    numbers, positions = lists.flatten(), np.flatnonzero(has_length)
+    if numbers.null_count:  # a null counts as not a number
+        is_null = (
+            numbers.is_null().to_numpy(zero_copy_only=False).reshape(-1, dimension).any(axis=1)
+        )
+        reasons |= dict.fromkeys(positions[is_null].tolist(), "the vector is not finite")
+        numbers, positions = lists.filter(pa.array(~is_null)).flatten(), positions[~is_null]
+    values: NDArray[Any] = numbers.to_numpy(zero_copy_only=False)
+    return positions, values.reshape(-1, dimension), reasons
 
 
 def _cast(
-    read: list[_ReadVector], failures: list[Failure], importing: ImportSettings
-) -> EmbeddedBatch:
-    """Cast vectors to the stored type, measure the rounding, and reject those out of its range."""
-    size = sum(result.vector.nbytes for result in read)
+    values: NDArray[Any], importing: ImportSettings
+) -> tuple[NDArray[Any], NDArray[np.bool_], Rounding]:
+    """Cast (n, d) vectors to the stored type.
+
+    Returns:
+        (n, d) stored vectors, (n,) whether they fit into the type, and the rounding of those.
+    """
     dtype = importing.embedding_dtype
-    exact = np.empty((len(read), importing.dimension))
-    for position, result in enumerate(read):
-        exact[position] = result.vector
+    if np.can_cast(values.dtype, dtype):
+        return values.astype(dtype), np.ones(len(values), np.bool_), Rounding(len(values))
+    exact = values.astype(np.float64)
     if importing.rescale:
-        narrowed = [not np.can_cast(result.vector.dtype, dtype) for result in read]
-        _rescale(exact, np.array(narrowed, bool), dtype)
+        _rescale(exact, dtype)
     with np.errstate(over="ignore", under="ignore"):
-        vectors = exact.astype(dtype)
-    large = np.asarray(np.any(~np.isfinite(vectors), axis=1))
-    small = np.any(exact, axis=1) & ~np.any(vectors, axis=1)
-    for position in np.flatnonzero(large | small).tolist():
-        adjective = "large" if large[position] else "small"
-        remedy = "give --embedding-dtype float32" if dtype == "float16" else "scale the vectors"
-        problem = ValueError(f"the vector is too {adjective} for {dtype}; {remedy}")
-        failures.append(failure_record(read[position].item, "read", problem))
-    usable = ~(large | small)
-    rows = [
-        part_row(read[position].item, read[position].sha256, None, None)
-        for position in np.flatnonzero(usable)
+        stored = exact.astype(dtype)
+    fits = np.isfinite(stored).all(axis=1) & (stored.any(axis=1) | ~exact.any(axis=1))
+    return stored, fits, _measure_rounding(exact[fits], stored[fits])
+
+
+def _part_rows(lines: pa.Table, values: NDArray[Any]) -> list[dict[str, Any]]:
+    """Return the rows of a part for (n,) lines with (n, d) vectors as they are in their file."""
+    data = np.ascontiguousarray(values).view(np.uint8)
+    digests = [hashlib.sha256(vector).hexdigest() for vector in data]
+    columns = (lines["row"].to_pylist(), lines["image_id"].to_pylist(), digests)
+    return [
+        part_row({"row": row, "image_id": image_id}, sha256, None, None)
+        for row, image_id, sha256 in zip(*columns, strict=True)
     ]
-    return EmbeddedBatch(
-        rows, vectors[usable], failures, size, _rounding(exact[usable], vectors[usable])
-    )
 
 
-def _rescale(exact: NDArray[np.float64], narrowed: NDArray[np.bool_], dtype: str) -> None:
+def _rescale(exact: NDArray[np.float64], dtype: str) -> None:
     """Scale vectors out of the range of a narrower type by a power of two, in place and exactly.
 
     Their largest component is then between 1/2 and 1. Scaling to unit length would bring them into
@@ -147,16 +236,15 @@ def _rescale(exact: NDArray[np.float64], narrowed: NDArray[np.bool_], dtype: str
 
     Args:
         exact: (n, d) vectors.
-        narrowed: (n,) whether the stored type is narrower than that of the file.
         dtype: The stored type.
     """
     _, exponents = np.frexp(np.abs(exact).max(axis=1, initial=0.0))
     low, high = _SAFE_EXPONENTS[dtype]
-    is_scaled = narrowed & ((exponents < low) | (exponents > high))
+    is_scaled = (exponents < low) | (exponents > high)
     exact[is_scaled] = np.ldexp(exact[is_scaled], -exponents[is_scaled, None])
 
 
-def _rounding(exact: NDArray[np.float64], stored: NDArray[Any]) -> Rounding:
+def _measure_rounding(exact: NDArray[np.float64], stored: NDArray[Any]) -> Rounding:
     """Measure the rounding error |x - stored x| / |x| of (n, d) vectors; 0 for zero vectors."""
     if not len(exact):
         return Rounding()

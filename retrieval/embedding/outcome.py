@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.core.records import Rounding
-from retrieval.core.schemas import LISTING
 
 _MESSAGE = 300  # characters of an error message kept in the ledger
 _OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
@@ -23,7 +22,7 @@ Failure = dict[str, Any]  # a row of the ledger
 class EmbeddedBatch:
     """The outcome of a batch: rows of a part with their vectors, and failures."""
 
-    rows: list[dict[str, Any]]  # without their vectors
+    rows: list[dict[str, Any]]  # as `part_row` returns them
     vectors: NDArray[Any]  # (n, d) of the stored dtype
     failures: list[Failure]
     size: int  # bytes that were read
@@ -50,10 +49,9 @@ def failure_record(item: dict[str, Any], stage: str, error: BaseException) -> Fa
 def part_row(
     item: dict[str, Any], sha256: str, width: int | None, height: int | None
 ) -> dict[str, Any]:
-    """Return a row of a part without its vector, with the further columns of the listing."""
-    fixed = ("row", "image_id", "path", "label")
-    columns = {k: v for k, v in item.items() if k in fixed or k not in LISTING.schema.names}
-    return {**columns, "width": width, "height": height, "sha256": sha256}
+    """Return what is known of an embedded item beside its vector and its line of the listing."""
+    names = {"row": item["row"], "image_id": item["image_id"]}
+    return {**names, "width": width, "height": height, "sha256": sha256}
 
 
 def vector_problem(vector: NDArray[Any]) -> str | None:

@@ -27,8 +27,8 @@ from retrieval.storage.local import Folder
 from retrieval.storage.parquet import read_rows
 from retrieval.store import layout, part_writer
 
-FetchVectors = Callable[[list[dict[str, Any]]], Iterator[EmbeddedBatch]]
-"""Yields batches of vectors for items (rows of a listing); each item is in exactly one batch."""
+FetchVectors = Callable[[pa.Table], Iterator[EmbeddedBatch]]
+"""Yields batches of vectors for lines of a listing; each line is in exactly one batch."""
 
 
 def write_chunk(
@@ -42,7 +42,7 @@ def write_chunk(
     Args:
         chunk: The lines of a segment to process.
         folder: The store.
-        fetch: Function that yields the vectors of items.
+        fetch: Function that yields the vectors of the lines.
         dimension: Dimension of the vectors.
         dtype: Type of the stored vectors.
     """
@@ -55,7 +55,7 @@ def write_chunk(
     failures: list[Failure] = []
     vectors: list[NDArray[Any]] = []
     size, rounding = 0, Rounding()
-    for batch in fetch(lines.to_pylist()):
+    for batch in fetch(lines):
         rows += batch.rows
         failures += batch.failures
         vectors.append(batch.vectors)

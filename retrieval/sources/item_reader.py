@@ -11,7 +11,7 @@ from __future__ import annotations
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self
@@ -74,16 +74,19 @@ class ItemReader:
             data: bytes = call_with_retries(lambda: self._read_inside(location, path), path)
         return data
 
-    def vector(self, path: str) -> NDArray[Any]:
-        """Return a (d,) vector in the dtype of its container; nulls in Parquet are NaN."""
+    def vectors(self, path: str, count: int) -> NDArray[Any] | pa.Array:
+        """Return the vectors in `count` consecutive rows of a container, from that of `path` on.
+
+        Vectors of a .npy file are (count, d); those of Parquet are an Arrow array of lists, which
+        may be null, contain nulls, and differ in length.
+        """
         location = parse_container_path(path)
         if location is None or not location.holds_vectors:
             raise ValueError(f"{path} is not a row of a Parquet file or an array")
         with self._lock:
-            vector: NDArray[Any] = call_with_retries(
-                lambda: self._read_inside(location, path, "vector"), path
+            return call_with_retries(
+                lambda: self._read_inside(location, path, "vectors", count), path
             )
-        return vector
 
     def close(self) -> None:
         """Close the open container, if there is one."""
@@ -107,7 +110,9 @@ class ItemReader:
             raise ValueError(f"{location.container} ends before its member {location.member} does")
         return data
 
-    def _read_inside(self, location: ContainerPath, path: str, method: str = "read") -> Any:
+    def _read_inside(
+        self, location: ContainerPath, path: str, method: str = "read", *arguments: int
+    ) -> Any:
         """Open the container unless it is open, and call a method of its reader."""
         reader = _CONTAINER_READERS[type(location)]
         try:
@@ -115,7 +120,7 @@ class ItemReader:
                 self._close_container()
                 self._open = reader(location.container, self._options)
             with operation("read", path):
-                return getattr(self._open, method)(location)
+                return getattr(self._open, method)(location, *arguments)
         except BaseException:
             self._close_container()  # reopened at the next attempt
             raise
@@ -176,12 +181,11 @@ class _NpyReader:
 
     def read(self, location: NpyRow) -> bytes:
         """Return the bytes of one row."""
-        return self.vector(location).tobytes()
+        return self.vectors(location, 1).tobytes()
 
-    def vector(self, location: NpyRow) -> NDArray[Any]:
-        """Return the (d,) vector in one row."""
-        vector: NDArray[Any] = self._rows.rows(location.row, 1)[0]
-        return vector
+    def vectors(self, location: NpyRow, count: int) -> NDArray[Any]:
+        """Return the vectors in `count` rows, (count, d)."""
+        return self._rows.rows(location.row, count)
 
     def close(self) -> None:
         """Close the file."""
@@ -211,41 +215,47 @@ class _ParquetReader:
 
     def read(self, location: ParquetRow) -> bytes:
         """Return the bytes in one row, continuing from the last batch if possible."""
-        scalar = self._non_null(location)
-        if holds_numbers(scalar.type):
-            return self.vector(location).tobytes()
+        with self._permanent_errors():
+            array, position = self._locate(location.column, location.row)
+        scalar = array[position]
+        if not scalar.is_valid:
+            noun = "vector" if holds_numbers(array.type) else "image"
+            raise ValueError(null_message(noun, location.row, self.container))
+        if holds_numbers(array.type):
+            vector: NDArray[Any] = scalar.values.to_numpy(zero_copy_only=False)
+            return vector.tobytes()
         value = scalar.as_py()
         if isinstance(value, dict):
             value = value.get("bytes")
         if value is None:
-            raise self._null_error(location, scalar.type)
+            raise ValueError(null_message("image", location.row, self.container))
         if isinstance(value, bytes):
             return value
         raise ValueError("the column holds no bytes")
 
-    def vector(self, location: ParquetRow) -> NDArray[Any]:
-        """Return the (d,) vector in one row; nulls in it are NaN."""
-        scalar = self._non_null(location)
-        if not holds_numbers(scalar.type):
-            raise ValueError("the column holds no vectors")
-        vector: NDArray[Any] = scalar.values.to_numpy(zero_copy_only=False)
-        return vector
+    def vectors(self, location: ParquetRow, count: int) -> pa.Array:
+        """Return the lists in `count` rows, continuing from the last batch if possible."""
+        arrays: list[pa.Array] = []
+        row, end = location.row, location.row + count
+        with self._permanent_errors():
+            while row < end:
+                array, position = self._locate(location.column, row)
+                if not holds_numbers(array.type):
+                    raise ValueError("the column holds no vectors")
+                arrays.append(array.slice(position, end - row))
+                row += len(arrays[-1])
+            return pa.concat_arrays(arrays)
 
-    def _non_null(self, location: ParquetRow) -> Any:
+    @contextmanager
+    def _permanent_errors(self) -> Iterator[None]:
+        """Raise errors of Arrow on a damaged file as ValueError."""
         try:
-            scalar = self._scalar(location)
+            yield
         except (OSError, pa.ArrowException) as error:
             raise _as_permanent(error, self.container) from error
-        if not scalar.is_valid:
-            raise self._null_error(location, scalar.type)
-        return scalar
 
-    def _null_error(self, location: ParquetRow, kind: pa.DataType) -> ValueError:
-        noun = "vector" if holds_numbers(kind) else "image"
-        return ValueError(f"row {location.row} of {self.container} holds no {noun} (null)")
-
-    def _scalar(self, location: ParquetRow) -> Any:
-        column, row = location.column, location.row
+    def _locate(self, column: str, row: int) -> tuple[pa.Array, int]:
+        """Return the decoded batch that contains a row, and the position of the row in it."""
         if column != self._column or not self._is_ahead(row):
             self._seek(column, row)
         while True:
@@ -254,7 +264,7 @@ class _ParquetReader:
                     array = batch[column]
                     if isinstance(array, pa.ExtensionArray):  # tensors are lists in storage
                         array = array.storage
-                    return array[row - first]
+                    return array, row - first
             batch = next(self._batches)
             self._kept.append((self._next, batch))
             self._next += len(batch)
@@ -290,6 +300,11 @@ class _ParquetReader:
         """Close the file."""
         self._kept.clear()
         self._stack.close()
+
+
+def null_message(noun: str, row: int, container: str) -> str:
+    """Return the message on a row without a value; `noun` is image or vector."""
+    return f"row {row} of {container} holds no {noun} (null)"
 
 
 def holds_vectors(kind: pa.DataType) -> bool:

@@ -142,12 +142,15 @@ def test_rounding_errors_are_measured_over_all_vectors(tmp_path, monkeypatch):
     values = np.random.default_rng(0).normal(size=(7, 5))
     values[2] = [1, 2, 3, 4, 5]  # exactly representable in float16
     path = save(tmp_path, values, "float64")
-    items = [
-        {**dataclasses.asdict(item), "row": item.place} for item in open_vectors(str(path)).items()
-    ]
+    lines = pa.Table.from_pylist(
+        [
+            {"row": item.place, "image_id": item.image_id, "path": item.path}
+            for item in open_vectors(str(path)).items()
+        ]
+    )
     measured = Rounding()
     with ItemReader() as reader:
-        for batch in import_vectors(items, ImportSettings(5, "float16"), reader):
+        for batch in import_vectors(lines, ImportSettings(5, "float16"), reader):
             measured += batch.rounding
     errors = np.linalg.norm(values - values.astype(np.float16), axis=1)
     errors /= np.linalg.norm(values, axis=1)
@@ -194,3 +197,55 @@ def test_changed_rows_compare_vectors_not_modification_time(tmp_path):
     values[1, 0] += 1e-9
     save(tmp_path, values, "float64")
     assert find_changed_rows(store.folder, store.chunks[0], items, {}) == [1]
+
+
+def test_rows_out_of_order_and_of_several_files_are_imported(tmp_path):
+    """Labels, limits and retries may leave gaps between the rows of a file."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(5, 2)).astype(np.float32) for name in ("a", "b")}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    order = [("a", 0), ("a", 1), ("a", 3), ("b", 4), ("b", 0), ("b", 1), ("b", 2)]
+    lines = pa.table(
+        {
+            "row": range(len(order)),
+            "image_id": [f"{name}{row}" for name, row in order],
+            "path": [f"npy://{row}::{tmp_path}/{name}.npy" for name, row in order],
+        }
+    )
+    with ItemReader() as reader:
+        batches = list(import_vectors(lines, ImportSettings(2, "float32"), reader))
+    vectors = np.concatenate([batch.vectors for batch in batches])
+    np.testing.assert_array_equal(vectors, [arrays[name][row] for name, row in order])
+    assert [row["row"] for batch in batches for row in batch.rows] == list(range(len(order)))
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int32()), pa.list_(pa.int32(), 2)])
+def test_null_in_one_vector_changes_no_other(tmp_path, kind):
+    """Integers beside a null must keep their type, of which the checksum is computed."""
+    table = pa.table({"embedding": pa.array([[1, 2], [None, 3], None, [5, 6]], kind)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    store = import_store(tmp_path, tmp_path / "x.parquet", ImportSettings(2, "float32"))
+    assert read_vectors(all_rows(store)).tolist() == [[1, 2], [5, 6]]
+    digests = [hashlib.sha256(np.int32(row).tobytes()).hexdigest() for row in ([1, 2], [5, 6])]
+    assert all_rows(store)["sha256"].to_pylist() == digests
+    assert failure_messages(store) == {
+        "x.parquet/1": "the vector is not finite",
+        "x.parquet/2": f"row 2 of {tmp_path}/x.parquet holds no vector (null)",
+    }
+
+
+def test_damaged_rows_do_not_affect_their_block(tmp_path, monkeypatch):
+    """A block that cannot be read at once is read row by row."""
+    read = ItemReader.vectors
+
+    def read_but_row_2(self, path, count):
+        row = int(path.split("//")[1].split("::")[0])
+        if row <= 2 < row + count:
+            raise ValueError("the page is damaged")
+        return read(self, path, count)
+
+    monkeypatch.setattr(ItemReader, "vectors", read_but_row_2)
+    store = import_store(tmp_path, save(tmp_path, np.ones((6, 2))))
+    assert all_rows(store)["row"].to_pylist() == [0, 1, 3, 4, 5]
+    assert failure_messages(store) == {"2": "the page is damaged"}

@@ -9,13 +9,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrieval.core.errors import InputError, Mismatch, UsageError
-from retrieval.sources import id_files, vectors
+from retrieval.sources import id_files, item_reader, vectors
 from retrieval.sources.item_reader import ItemReader
 from retrieval.sources.npy import read_header
 from retrieval.sources.vectors import NpyVectors, ParquetVectors, open_vectors
 from tests.retrieval.sources.contract import NAMES, SourceContract
 
 D = 3
+
+
+def read_vector(reader, path):
+    """Return the (d,) vector at a path."""
+    (vector,) = reader.vectors(path, 1)
+    if isinstance(vector, np.ndarray):
+        return vector
+    return vector.values.to_numpy(zero_copy_only=False)
 
 
 def npy_bytes(array):
@@ -50,7 +58,7 @@ class VectorContract(SourceContract):
         expected = {self.expected_id(name): data for name, data in self.make_images().items()}
         with ItemReader() as reader:
             for item in self.make_source(folder, self.make_images()).items():
-                vector = reader.vector(item.path)
+                vector = read_vector(reader, item.path)
                 assert vector.dtype == self.kind
                 assert vector.tobytes() == expected[item.image_id]
 
@@ -140,7 +148,7 @@ def test_array_parts_are_concatenated_in_numeric_name_order(local, root):
     items = list(source.items())
     assert [item.image_id for item in items] == [str(row) for row in range(12)]
     with ItemReader() as reader:
-        np.testing.assert_array_equal([reader.vector(item.path) for item in items], array)
+        np.testing.assert_array_equal([read_vector(reader, item.path) for item in items], array)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -283,7 +291,7 @@ def test_big_endian_array_and_version_2_header(local):
     np.lib.format.write_array(sink, array, version=(2, 0))
     source = open_vectors(local.put("x.npy", sink.getvalue()))
     with ItemReader() as reader:
-        vectors_read = [reader.vector(item.path) for item in source.items()]
+        vectors_read = [read_vector(reader, item.path) for item in source.items()]
     np.testing.assert_array_equal(vectors_read, array)
     assert read_header(io.BytesIO(sink.getvalue()), "x").row_bytes == 12
 
@@ -333,9 +341,8 @@ def test_dimension_is_most_common_list_length(local, monkeypatch):
     assert open_vectors(path).dimension() in (1, 2)
     with ItemReader() as reader:
         items = list(open_vectors(path).items())
-        assert [len(reader.vector(item.path)) for item in items[1:]] == [0, 1, 2, 2]
-        with pytest.raises(ValueError, match="holds no vector"):
-            reader.vector(items[0].path)
+        assert [len(read_vector(reader, item.path)) for item in items[1:]] == [0, 1, 2, 2]
+        assert not reader.vectors(items[0].path, 1)[0].is_valid
 
 
 @pytest.mark.parametrize("shape", [(D,), (1, D), (D, 1)])
@@ -351,12 +358,11 @@ def test_one_dimensional_tensor_column_is_read(local, shape, dtype):
     items = list(source.items())
     assert [item.image_id for item in items] == list("abcde")
     with ItemReader() as reader:
-        actual = [reader.vector(item.path) for item in items[:4]]
+        actual = [read_vector(reader, item.path) for item in items[:4]]
         assert {vector.dtype for vector in actual} == {np.dtype(dtype)}
         np.testing.assert_array_equal(actual, array.reshape(4, D))
         assert reader.read(items[0].path) == array[0].tobytes()
-        with pytest.raises(ValueError, match="holds no vector"):
-            reader.vector(items[4].path)
+        assert not reader.vectors(items[4].path, 1)[0].is_valid
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 2, 2), np.float32), np.ones((2, D), np.int64)])
@@ -371,4 +377,23 @@ def test_null_in_vector_is_nan(local):
     rows = pa.array([[1.0, None]], pa.list_(pa.float32(), 2))
     (item,) = open_vectors(local.put("x.parquet", parquet_bytes({"v": rows}))).items()
     with ItemReader() as reader:
-        np.testing.assert_array_equal(reader.vector(item.path), [1.0, np.nan])
+        np.testing.assert_array_equal(read_vector(reader, item.path), [1.0, np.nan])
+
+
+@pytest.mark.parametrize("first", range(0, 12, 2))
+def test_consecutive_rows_are_read_at_once(local, monkeypatch, first):
+    """Across decoded batches and row groups of Parquet."""
+    monkeypatch.setattr(item_reader, "_VECTOR_ROWS", 2)
+    array = np.random.default_rng(0).normal(size=(12, D)).astype(np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(array.ravel(), D)
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"v": lists}), sink, row_group_size=5)
+    paths = [local.put("x.parquet", sink.getvalue()), local.put("x.npy", npy_bytes(array))]
+    with ItemReader() as reader:
+        for path in paths:
+            items = list(open_vectors(path).items())
+            vectors = reader.vectors(items[first].path, 12 - first)
+            actual = vectors if path.endswith("npy") else vectors.flatten().to_numpy()
+            np.testing.assert_array_equal(np.reshape(actual, (-1, D)), array[first:])
+            with pytest.raises(ValueError, match="has no row 12"):
+                reader.vectors(items[first].path, 13 - first)
