@@ -30,7 +30,7 @@ from retrieval.index.shard import Shard
 from retrieval.index.workers import Workers
 from retrieval.search.candidates import kth_best_keys, top_candidates
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
-from retrieval.vectors.int8_matmul import choose_search_product
+from retrieval.vectors.matmul import choose_search_product
 from retrieval.vectors.scoring import block
 from retrieval.vectors.topk import nearest_centroids, top_k_positions
 
@@ -165,15 +165,8 @@ class _Worker:
         Returns seconds, the table of candidates and the operations of a search of all pairs.
         """
         setup, queries = self._setup, self._queries
-        lists = len(setup.centroids)
         rows = sum(len(shard.rows) for shard in self._shards)
-        product = choose_search_product(
-            setup.device,
-            len(queries) * (nprobe / lists if nprobe else 1),
-            len(self._shards[0].rows),
-            queries.shape[1],
-            lists,
-        )
+        product = choose_search_product(setup.device)
         probed = top_k_positions(block(queries, "ip"), self._centroids, nprobe) if nprobe else None
         own_queries = np.array_split(queries, setup.workers)[self._worker]
         searchers = [ShardSearcher(shard, product) for shard in self._shards]

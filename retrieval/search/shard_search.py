@@ -40,7 +40,7 @@ from retrieval.storage.checksum import checksummed_parquet, read_checksummed_par
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store, read_vectors
-from retrieval.vectors.int8_matmul import choose_search_product
+from retrieval.vectors.matmul import choose_search_product
 from retrieval.vectors.scoring import Float64, block
 
 Mask = NDArray[np.bool_]
@@ -287,22 +287,8 @@ def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1)
 
 
 def _open_searcher(task: SearchTask, number: int) -> ShardSearcher:
-    """Read a shard and choose the matrix product by the number of multiplications expected."""
-    shard = task.open_shard(number)
-    lists = max(1, shard.index.nlist)
-    queries_per_list = task.queries.rows * (_mean_lists(task, lists) / lists)
-    product = choose_search_product(
-        task.device, queries_per_list, len(shard.rows), shard.index.d, lists
-    )
-    return ShardSearcher(shard, product, task.cache_bytes)
-
-
-def _mean_lists(task: SearchTask, nlist: int) -> float:
-    """Return the mean number of lists that a query of the first block reads."""
-    if task.reads_all_lists or math.isinf(task.gap):
-        return float(min(task.nprobe, nlist))
-    counts = (read_probed_lists(task, 0) >= 0).sum(1)
-    return float(counts.mean()) if len(counts) else 1.0
+    product = choose_search_product(task.device)
+    return ShardSearcher(task.open_shard(number), product, task.cache_bytes)
 
 
 def _search_block(
