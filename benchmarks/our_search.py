@@ -34,7 +34,7 @@ from retrieval.index.workers import Workers
 from retrieval.search.candidates import kth_best_keys, top_candidates
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
 from retrieval.search.shard_search import local_lists
-from retrieval.vectors.int8_matmul import choose_search_product
+from retrieval.vectors.matmul import choose_search_product
 from retrieval.vectors.scoring import block
 from retrieval.vectors.topk import nearest_centroids
 
@@ -180,15 +180,11 @@ class _Worker:
         Returns seconds, the table of candidates and the operations of a search of all pairs.
         """
         setup, queries = self._setup, self._queries
-        lists = len(setup.centroids)
         rows = sum(len(shard.rows) for shard in self._shards)
-        probed, share = None, 1.0
+        product = choose_search_product(setup.device)
+        probed = None
         if probing is not None:
             probed = choose_lists(block(queries, "ip"), self._centroids, probing)
-            share = np.count_nonzero(probed >= 0) / (len(queries) * lists)
-        product = choose_search_product(
-            setup.device, len(queries) * share, len(self._shards[0].rows), queries.shape[1], lists
-        )
         own_queries = np.array_split(queries, setup.workers)[self._worker]
         searchers = [ShardSearcher(shard, product) for shard in self._shards]
         best, table = float("inf"), None

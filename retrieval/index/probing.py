@@ -5,10 +5,10 @@ cosine and ip of the dot products, divided by the length of the query; for l2 of
 squared. A constant gap reads few lists for a query that lies close to one centroid, and many for
 one that lies between several.
 
-A gap is a monotone function of a float64 key, also after rounding. So a list whose gap is small
-enough at the lower end of the error bound of a float32 product is surely read, and one whose gap is
-too large at the upper end surely not; the others are decided by `score_pairs`. Hence the lists do
-not depend on blocks or threads.
+A gap is a monotone function of two float64 keys, also after rounding. So a list whose gap is small
+enough at the unfavourable ends of the error bound of a float32 product is surely read, and one
+whose gap is too large at the favourable ends surely not (`gap_kernel.py`). A query with another
+list is decided by `score_pairs`. Hence the lists do not depend on blocks or threads.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from retrieval.vectors.matmul import (
     choose_centre,
     fits_float32,
     key_offsets,
-    round_down_to_float32,
 )
 from retrieval.vectors.normalize import nonzero_lengths
+from retrieval.vectors.pair_collector import PreparedRows, prepare_rows
 from retrieval.vectors.scoring import (
-    Float32,
     Float64,
     Int64,
     VectorBlock,
@@ -41,7 +40,6 @@ from retrieval.vectors.topk import top_k, top_k_positions
 
 _PRODUCT_ELEMENTS = 1 << 20  # elements of one product: 4 MiB, which fits a core's caches
 _MIN_QUERIES = 256  # minimum queries per product: 64 MiB at 2^16 lists
-_MARGIN = 1e-9  # relative margin of a proposal, above any rounding of a gap
 
 
 @dataclass(frozen=True)
@@ -93,89 +91,64 @@ def choose_lists(queries: VectorBlock, centroids: VectorBlock, probing: Probing)
     limit = min(probing.nprobe, len(centroids))
     if math.isinf(probing.gap) or len(queries) == 0:
         return top_k_positions(queries, centroids, limit)
-    centre = choose_centre(centroids)
-    rows = FLOAT32_PRODUCT.prepare(centroids, centre)
-    rows_fit = bool(fits_float32(rows).all())
-    pairs = []
-    for part in split_range(len(queries), max(_MIN_QUERIES, _PRODUCT_ELEMENTS // len(centroids))):
-        part_queries = queries.take(part)
-        left = FLOAT32_PRODUCT.prepare(part_queries, centre)
-        if rows_fit and fits_float32(left).all():
-            keys, slack = FLOAT32_PRODUCT.keys(left, rows), FLOAT32_PRODUCT.key_error(left, rows)
-            q, x = _select_by_gap(
-                part_queries, centroids, keys, slack, key_offsets(left), probing.gap
-            )
-        else:
-            q, x = _select_exactly(part_queries, centroids, limit, probing.gap)
-        q, x = _limit_lists(part_queries, centroids, q, x, limit)
-        pairs.append((q + part.start, x))
-    q, x = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    counts = np.bincount(q, minlength=len(queries))
-    lists = np.full((len(queries), int(counts.max())), -1, np.int64)
-    lists[q, np.arange(len(q)) - (np.cumsum(counts) - counts)[q]] = x
-    return lists
+    rows = prepare_rows(centroids, choose_centre(centroids))
+    parts = [
+        _choose_within_gap(queries.take(part), rows, limit, probing.gap)
+        for part in split_range(
+            len(queries), max(_MIN_QUERIES, _PRODUCT_ELEMENTS // len(centroids))
+        )
+    ]
+    width = max(lists.shape[1] for lists in parts)
+    return np.concatenate(
+        [
+            np.pad(lists, ((0, 0), (0, width - lists.shape[1])), constant_values=-1)
+            for lists in parts
+        ]
+    )
 
 
-def _select_by_gap(
-    queries: VectorBlock,
-    centroids: VectorBlock,
-    keys: Float32,
-    slack: Float64,
-    offsets: Float64,
-    gap: float,
-) -> tuple[Int64, Int64]:
-    """Return the pairs within the gap, closest first by their approximate keys (q, nlist)."""
-    metric, norms = queries.metric, queries.norms
-    best = _best_keys(queries, centroids, keys, slack)
-    if metric == "l2":
-        low = -((np.sqrt(-best) + gap) ** 2) * (1 + _MARGIN)
-    else:
-        low = best - gap * norms * (1 + _MARGIN) - np.abs(best) * _MARGIN
-    q, x = np.nonzero(keys >= round_down_to_float32(low + offsets - slack)[:, None])
-    approximate = keys[q, x].astype(np.float64) - offsets[q]
-    is_within = key_gaps(approximate - slack[q], best[q], norms[q], metric) <= gap
-    may_be_within = key_gaps(approximate + slack[q], best[q], norms[q], metric) <= gap
-    undecided = np.flatnonzero(may_be_within & ~is_within)
-    scores = score_pairs(queries, centroids, q[undecided], x[undecided])
-    exact, owner = scores_to_keys(scores, metric), q[undecided]
-    is_within[undecided] = key_gaps(exact, best[owner], norms[owner], metric) <= gap
-    q, x, approximate = q[is_within], x[is_within], approximate[is_within]
-    order = np.lexsort((x, -approximate, q))
-    return q[order], x[order]
+def _choose_within_gap(queries: VectorBlock, rows: PreparedRows, limit: int, gap: float) -> Int64:
+    """Return the lists of some queries within a finite gap, as `choose_lists` does.
+
+    Queries with a list that float32 leaves undecided are decided in float64.
+    """
+    lists = np.full((len(queries), limit), -1, np.int64)
+    counts = _select_in_float32(queries, rows, gap, lists)
+    undecided = np.flatnonzero(counts < 0)
+    if len(undecided):
+        lists[undecided] = _select_in_float64(queries.take(undecided), rows.rows, limit, gap)
+    exceeding = np.flatnonzero(counts > limit)
+    if len(exceeding):
+        lists[exceeding] = top_k_positions(queries.take(exceeding), rows.rows, limit)
+    return lists[:, : int(np.count_nonzero(lists >= 0, axis=1).max())]
 
 
-def _best_keys(
-    queries: VectorBlock, centroids: VectorBlock, keys: Float32, slack: Float64
-) -> Float64:
-    """Return the float64 key of each query's closest centroid, (q,)."""
-    low = keys.max(1).astype(np.float64) - 2 * slack
-    q, x = np.nonzero(keys >= round_down_to_float32(low)[:, None])
-    exact = scores_to_keys(score_pairs(queries, centroids, q, x), queries.metric)
-    best: Float64 = np.maximum.reduceat(exact, np.flatnonzero(np.diff(q, prepend=-1)))
-    return best
+def _select_in_float32(queries: VectorBlock, rows: PreparedRows, gap: float, lists: Int64) -> Int64:
+    """Write the lists (q, limit) that each query reads, and return how many.
+
+    The number is -1 or above the limit where they are not written (`gap_kernel.select_lists`).
+    """
+    from retrieval.index.gap_kernel import select_lists
+
+    counts = np.full(len(queries), -1)
+    left, right = FLOAT32_PRODUCT.prepare(queries, rows.centre), rows.prepared
+    if not (rows.fit_float32 and fits_float32(left).all()):
+        return counts
+    keys = left.matrix @ right.matrix.T
+    squares = np.empty(0, np.float32) if right.squares is None else right.squares
+    limit = lists.shape[1]
+    select_lists(
+        keys, len(rows), squares, key_offsets(left), FLOAT32_PRODUCT.key_error(left, right),
+        nonzero_lengths(queries.norms), queries.metric == "l2", gap, lists, counts,
+        np.empty(keys.shape[1], np.float32), np.empty(limit), *np.empty((2, limit), np.int64),
+    )  # fmt: skip
+    return counts
 
 
-def _select_exactly(
+def _select_in_float64(
     queries: VectorBlock, centroids: VectorBlock, limit: int, gap: float
-) -> tuple[Int64, Int64]:
-    """Return what `_select_by_gap` does by float64 keys, where float32 cannot hold the product."""
+) -> Int64:
+    """Return the lists within the gap by float64 keys, (q, limit), padded with -1."""
     order = top_k(queries, centroids, limit)
     gaps = key_gaps(order.keys, order.keys[:, :1], queries.norms[:, None], queries.metric)
-    q, column = np.nonzero(gaps <= gap)
-    return q, order.positions[q, column]
-
-
-def _limit_lists(
-    queries: VectorBlock, centroids: VectorBlock, q: Int64, x: Int64, limit: int
-) -> tuple[Int64, Int64]:
-    """Return the pairs, with the `limit` closest lists only of queries that have more."""
-    counts = np.bincount(q, minlength=len(queries))
-    exceeding = np.flatnonzero(counts > limit)
-    if len(exceeding) == 0:
-        return q, x
-    closest = top_k_positions(queries.take(exceeding), centroids, limit)
-    keep = (counts <= limit)[q]
-    q = np.concatenate([q[keep], np.repeat(exceeding, limit)])
-    x = np.concatenate([x[keep], closest.ravel()])
-    order = np.argsort(q, kind="stable")
-    return q[order], x[order]
+    return np.where(gaps <= gap, order.positions, -1)

@@ -27,7 +27,7 @@ from retrieval.search.shard_search import (
     read_intermediate,
 )
 from retrieval.storage.checksum import checksummed_parquet
-from retrieval.vectors.int8_matmul import choose_search_product
+from retrieval.vectors.matmul import choose_search_product
 
 
 def incomplete_queries_path(probing: Probing, block_number: int) -> str:
@@ -70,11 +70,7 @@ def search_all_lists(task: SearchTask, shard_number: int) -> int:
         shard = shard or task.open_shard(shard_number)
         queries = task.query_block(block_number)
         queries = queries.filter(pc.is_in(queries["row"], incomplete["row"].combine_chunks()))
-        index = shard.index
-        product = choose_search_product(
-            task.device, len(queries), len(shard.rows), index.d, index.nlist
-        )
-        searcher = ShardSearcher(shard, product, task.cache_bytes)
+        searcher = ShardSearcher(shard, choose_search_product(task.device), task.cache_bytes)
         candidates = searcher.search(task.query_batch(shard, queries), None, task.top_k)
         candidates = index_lists(candidates, shard)
         task.output.put_new(path, checksummed_parquet(candidates))

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.shard import Shard
 from retrieval.search.candidates import top_candidates
+from retrieval.search.shard_rows import equal_runs
 from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
-from retrieval.search.topk_accumulator import equal_runs
 from retrieval.storage.checksum import checksummed_parquet
 from retrieval.store.reader import embedding_column, read_vectors
 from retrieval.vectors.scoring import keys_to_scores, split_range

@@ -43,7 +43,7 @@ from retrieval.storage.checksum import checksummed_parquet, read_checksummed_par
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store, read_vectors
-from retrieval.vectors.int8_matmul import choose_search_product
+from retrieval.vectors.matmul import choose_search_product
 from retrieval.vectors.scoring import Float64, block
 
 _BLOCK_BYTES = 1 << 26  # upper limit for the queries and candidates of a block
@@ -323,14 +323,9 @@ class _ShardSearch:
 
     @cached_property
     def _searcher(self) -> ShardSearcher:
-        """Read the shard and choose the matrix product by the expected multiplications."""
-        task, shard = self._task, self._task.open_shard(self._number)
-        lists = max(1, int(task.manifest.counts["nlist"]))
-        queries_per_list = task.queries.rows * (_mean_lists(task, lists) / lists)
-        product = choose_search_product(
-            task.device, queries_per_list, len(shard.rows), shard.index.d, shard.index.nlist
-        )
-        return ShardSearcher(shard, product, task.cache_bytes)
+        task = self._task
+        product = choose_search_product(task.device)
+        return ShardSearcher(task.open_shard(self._number), product, task.cache_bytes)
 
     def search_block(self, queries: pa.Table, number: int) -> tuple[pa.Table, ReadCounts]:
         """Return the candidates of the shard for a block, and what its queries read."""
@@ -366,14 +361,6 @@ class _ShardSearch:
         searcher = self._searcher
         batch = self._task.query_batch(searcher.shard, queries, min_keys)
         return index_lists(searcher.search(batch, local, self._task.top_k), searcher.shard)
-
-
-def _mean_lists(task: SearchTask, nlist: int) -> float:
-    """Return the mean number of lists that a query of the first block reads."""
-    if task.reads_all_lists or math.isinf(task.gap):
-        return float(min(task.nprobe, nlist))
-    counts = (read_probed_lists(task, 0) >= 0).sum(1)
-    return float(counts.mean()) if len(counts) else 1.0
 
 
 def _filter_queries(table: pa.Table, column: str, rows: NDArray[np.int64]) -> pa.Table:

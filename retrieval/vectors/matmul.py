@@ -1,7 +1,7 @@
 """Fast matrix products of vectors with rigorous error bounds; they only propose candidates.
 
 The choice of product affects speed alone: whatever a bound cannot exclude is decided in float64
-(`topk.py`, `search/ivf_search.py`).
+(`pair_collector.py`, `topk.py`).
 
 Sources of the bounds: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., eq. 3.5:
 |fl(x.y) - x.y| <= gamma_d |x||y| with gamma_d = d u / (1 - d u) for any order of summation. Sums
@@ -74,19 +74,12 @@ class PreparedVectors:
     norms: Float64  # (n,) lengths, relative to the centre if there is one
     matrix: Any  # (n, d), possibly padded with further rows
     squares: Any  # (n,) squared lengths of rows for l2, else None
-    scales: Any = None  # (n,) float32 step of each row of integers; None for other products
-    rounding_loss: Float64 | None = None  # (n,) length of what rounding to integers removed
     centred: bool = False  # whether a centre was subtracted, which rounds each number
 
     @cached_property
     def longest(self) -> float:
         """Return the length of the longest vector."""
         return float(self.norms.max(initial=0.0))
-
-    @cached_property
-    def largest_loss(self) -> float:
-        """Return the largest rounding loss of a vector."""
-        return 0.0 if self.rounding_loss is None else float(self.rounding_loss.max(initial=0.0))
 
 
 class Product(Protocol):
@@ -532,6 +525,15 @@ def choose_product(device: str, work: float) -> Product:
     if device == "cuda":
         return HalfPrecisionProduct("cuda")
     return HalfPrecisionProduct("cpu") if work > _MIN_TORCH_WORK and has_bf16() else FLOAT32_PRODUCT
+
+
+def choose_search_product(device: str) -> Product:
+    """Return the product of a search on `device`: "cpu" or "cuda".
+
+    On a CPU a search spends a quarter of its time in float32 products, so that a coarser product,
+    whose pairs are compared again, does not pay.
+    """
+    return HalfPrecisionProduct("cuda") if device == "cuda" else FLOAT32_PRODUCT
 
 
 @functools.cache

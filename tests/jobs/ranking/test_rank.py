@@ -19,7 +19,6 @@ from retrieval.search import fill_matches, shard_search
 from retrieval.search.query_expansion import expand_queries
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
-from retrieval.vectors.int8_matmul import Int8Product, has_exact_int8
 from retrieval.vectors.matmul import FLOAT32_PRODUCT, HalfPrecisionProduct
 from tests.jobs.in_process import index_in_process, rank_in_process
 from tests.retrieval.sample_vectors import METRICS, exact_keys, metrics, seeds
@@ -117,11 +116,7 @@ def check_verified(path):
     assert (verdict.state, verdict.problems) == ("finished", ())
 
 
-PRODUCTS = [
-    FLOAT32_PRODUCT,
-    HalfPrecisionProduct("cpu"),
-    *([Int8Product()] if has_exact_int8() else []),
-]
+PRODUCTS = [FLOAT32_PRODUCT, HalfPrecisionProduct("cpu")]
 
 # --- equality with brute force ------------------------------------------------------------------
 

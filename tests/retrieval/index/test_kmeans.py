@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retrieval.core.schemas import Metric
 from retrieval.index import kmeans
 from retrieval.index.kmeans import ITERATIONS, assignment_metric, distances_to_centroids
-from retrieval.vectors import scoring, topk
+from retrieval.vectors import pair_collector, scoring, topk
 from retrieval.vectors.matmul import HalfPrecisionProduct
 from retrieval.vectors.scoring import block
 from retrieval.vectors.topk import nearest_centroids
@@ -91,9 +91,8 @@ def test_centroids_do_not_depend_on_block_sizes_or_product(case, metric, seed, s
     pairs, product = sizes
     with (
         mock.patch.object(scoring, "_SCORED_PAIRS", pairs),
-        mock.patch.multiple(
-            topk, _PRODUCT_ELEMENTS=product, _NEAREST_ELEMENTS=product, _MIN_QUERIES=1
-        ),
+        mock.patch.multiple(pair_collector, _PRODUCT_ELEMENTS=product, _BLOCK_ROWS=16),
+        mock.patch.object(topk, "_BLOCK_QUERIES", product),
         mock.patch.object(kmeans, "choose_product", return_value=HalfPrecisionProduct("cpu")),
     ):
         result = train_centroids(case.rows, nlist, metric, seed=seed)

@@ -18,13 +18,12 @@ from retrieval.index.build_shard import append_codes
 from retrieval.index.faiss_io import make_empty_index
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.shard import Shard
-from retrieval.search import ivf_search, topk_accumulator
+from retrieval.search import ivf_search, shard_rows
 from retrieval.search.candidates import top_candidates
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
-from retrieval.search.topk_accumulator import MAX_UNDECIDED
 from retrieval.vectors import matmul
-from retrieval.vectors.int8_matmul import Int8Product, has_exact_int8
 from retrieval.vectors.matmul import FLOAT32_PRODUCT, HalfPrecisionProduct
+from retrieval.vectors.pair_collector import MAX_PENDING
 from retrieval.vectors.scoring import block, compute_squared_norms, score_pairs
 from retrieval.vectors.topk import nearest_centroids, top_k
 from tests.retrieval.index.training_cases import train_centroids
@@ -76,7 +75,6 @@ def make_shard(
 PRODUCTS = [
     FLOAT32_PRODUCT,
     HalfPrecisionProduct("cpu"),
-    *([Int8Product()] if has_exact_int8() else []),
     *([HalfPrecisionProduct("cuda")] if torch.cuda.is_available() else []),
 ]
 
@@ -124,7 +122,7 @@ def check_against_brute_force(
     parts = [
         ShardSearcher(
             make_shard(case.rows, rows, ids, centroids, metric, deleted), product,
-            max_undecided=undecided,
+            max_pending=undecided,
         ).search(
             QueryBatch(
                 block(case.queries, metric), query_numbers, [min_keys, None][generator.integers(2)],
@@ -152,7 +150,7 @@ def check_against_brute_force(
 
 top_ks = st.integers(1, 12) | st.integers(13, 45)  # also more than all rows
 list_counts = st.integers(1, 8)
-undecided_pairs = st.sampled_from([0, 1, 5, 30, 200, MAX_UNDECIDED])
+undecided_pairs = st.sampled_from([0, 1, 5, 30, 200, MAX_PENDING])
 
 
 @quick
@@ -189,7 +187,7 @@ def test_outlier_or_offset_leaves_few_pairs_to_score(metric, outlier, product, m
         counted.append(len(q))
         return score_pairs(queries, block_of_rows, q, x)
 
-    monkeypatch.setattr(topk_accumulator, "score_pairs", count_pairs)
+    monkeypatch.setattr(shard_rows, "score_pairs", count_pairs)
     centroids = rows[100:110] if metric == "l2" else np.eye(10, 16, dtype=np.float32)
     shard = make_shard(rows, np.arange(2000), image_ids(2000), centroids, metric)
     batch = QueryBatch(block(values, metric), np.arange(30))
@@ -256,8 +254,8 @@ def test_matches_do_not_depend_on_query_blocks_or_undecided_limit(metric, shape)
     for k in (5, 120, 300):
         expected, result = brute_force(keys, np.arange(300), k)
         query, rank = np.nonzero(result >= 0)
-        for blocks, undecided in (([7], MAX_UNDECIDED), ([7], 50), ([3, 4], 700), ([1] * 7, 50)):
-            searcher, parts = ShardSearcher(shard, max_undecided=undecided), []
+        for blocks, undecided in (([7], MAX_PENDING), ([7], 50), ([3, 4], 700), ([1] * 7, 50)):
+            searcher, parts = ShardSearcher(shard, max_pending=undecided), []
             for positions in np.split(np.arange(7), np.cumsum(blocks)[:-1]):
                 pairs = np.nonzero(excluded[positions])
                 batch = QueryBatch(block(queries[positions], metric), positions, None, pairs)

@@ -85,7 +85,7 @@ def _double(number: int) -> int:
 def test_code_is_compiled_once(tmp_path):
     """A second process loads it."""
     code = (
-        "from retrieval.search import pair_kernels as k; f = k.collect;"
+        "from retrieval.vectors import pair_kernels as k; f = k.collect;"
         "print(sum(f.stats.cache_hits.values()), sum(f.stats.cache_misses.values()))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

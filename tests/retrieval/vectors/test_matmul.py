@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from retrieval.core.schemas import Metric
 from retrieval.vectors import matmul
-from retrieval.vectors.int8_matmul import Int8Keys, Int8Product, has_exact_int8
 from retrieval.vectors.matmul import (
     FLOAT32_PRODUCT,
     FLOAT32_ROUNDOFF,
@@ -26,17 +25,13 @@ from retrieval.vectors.scoring import VectorBlock, block, float16_to_float32
 from retrieval.vectors.topk import nearest_centroids, top_k, top_k_positions
 from tests.retrieval.sample_vectors import METRICS, Case, cases, exact_keys, metrics, quick
 
-KINDS = ["fp32", "bf16", "int8", "cuda"]
+KINDS = ["fp32", "bf16", "cuda"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def make_product(kind: str) -> Product:
     if kind == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU on this machine")
-    if kind == "int8":
-        if not has_exact_int8():
-            pytest.skip("no exact int8 product on this machine")
-        return Int8Product()
     return (
         FLOAT32_PRODUCT
         if kind == "fp32"
@@ -47,8 +42,7 @@ def make_product(kind: str) -> Product:
 def float32_keys(
     product: Product, queries: PreparedVectors, rows: PreparedVectors
 ) -> NDArray[np.float32]:
-    keys = product.keys(queries, rows)
-    return keys.keys() if isinstance(keys, Int8Keys) else np.asarray(torch.as_tensor(keys).cpu())
+    return np.asarray(torch.as_tensor(product.keys(queries, rows)).cpu())
 
 
 def fits_float32(case: Case) -> bool:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from retrieval.core.schemas import Metric, Vectors
-from retrieval.vectors import matmul, scoring, topk
+from retrieval.vectors import matmul, pair_collector, scoring, topk
 from retrieval.vectors.matmul import FLOAT32_PRODUCT
+from retrieval.vectors.pair_collector import PairCollector, prepare_rows
 from retrieval.vectors.scoring import VectorBlock, block, compute_squared_norms, score_pairs
 from retrieval.vectors.topk import TopK, nearest_centroids, top_k
 from tests.retrieval.sample_vectors import (
@@ -46,30 +47,30 @@ def assert_same(result: TopK, keys: NDArray[np.float64], positions: NDArray[np.i
 
 
 def assert_top_k_equals_brute_force(
-    case: Case, metric: Metric, k: int, seed: int, product: int
+    case: Case, metric: Metric, k: int, seed: int, product: int, block_rows: int
 ) -> None:
     """Assert that top_k equals brute force, with ties ordered by random numbers."""
     ties = np.random.default_rng(seed).permutation(len(case.rows))
     expected = brute_force(exact_keys(case.queries, case.rows, metric), ties, k)
-    with mock.patch.object(topk, "_PRODUCT_ELEMENTS", product):
+    with mock.patch.multiple(pair_collector, _PRODUCT_ELEMENTS=product, _BLOCK_ROWS=block_rows):
         best = top_k(block(case.queries, metric), block(case.rows, metric), k, ties)
     assert_same(best, *expected)
 
 
-product_elements = st.sampled_from([1, 30, 1 << 23])
+product_sizes = (st.sampled_from([1, 700, 1 << 23]), st.sampled_from([16, 32, 1 << 10]))
 
 
 @quick
-@given(cases(), metrics, st.integers(1, 45), seeds, product_elements)
-def test_top_k_equals_brute_force(case, metric, k, seed, product):
-    assert_top_k_equals_brute_force(case, metric, k, seed, product)
+@given(cases(), metrics, st.integers(1, 45), seeds, *product_sizes)
+def test_top_k_equals_brute_force(case, metric, k, seed, product, block_rows):
+    assert_top_k_equals_brute_force(case, metric, k, seed, product, block_rows)
 
 
 @pytest.mark.nightly
 @nightly
-@given(cases(), metrics, st.integers(1, 45), seeds, product_elements)
-def test_top_k_equals_brute_force_many_times(case, metric, k, seed, product):
-    assert_top_k_equals_brute_force(case, metric, k, seed, product)
+@given(cases(), metrics, st.integers(1, 45), seeds, *product_sizes)
+def test_top_k_equals_brute_force_many_times(case, metric, k, seed, product, block_rows):
+    assert_top_k_equals_brute_force(case, metric, k, seed, product, block_rows)
 
 
 def assert_pushes_equal_brute_force(
@@ -354,12 +355,15 @@ def test_bound_excludes_nearly_all_other_pairs(metric):
     generator = np.random.default_rng(0)
     rows = block(generator.normal(size=(5000, 128)).astype(np.float32), metric)
     queries = rows.take(slice(0, 20))
-    prepared = topk._PreparedRows(rows)
-    without_threshold, _ = topk._survivors(queries, prepared, np.full(20, -np.inf), 10)
     kth = top_k(queries, rows, 10).keys[:, -1]
-    with_threshold, _ = topk._survivors(queries, prepared, kth, 10)
-    for survivors in (without_threshold, with_threshold):  # the requested 10, and few more
-        assert 20 * 10 <= len(survivors) <= 20 * 12
+    for known_keys in (None, kth):
+        collector = PairCollector(queries, 10, 5000, no_decision, known_keys=known_keys)
+        collector.multiply(prepare_rows(rows), 0, np.arange(20))
+        assert 20 * 10 <= collector.raise_thresholds() <= 20 * 12  # the requested 10, and few more
+
+
+def no_decision(query, numbers):
+    raise AssertionError("no buffer is full")
 
 
 # --- nearest centroids, invalid vectors -----------------------------------------------------------

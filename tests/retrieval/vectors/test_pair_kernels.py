@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.index.kmeans import assignment_metric
-from retrieval.search import pair_kernels
 from retrieval.search.candidates import top_candidates
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
+from retrieval.vectors import pair_kernels
 from retrieval.vectors.scoring import block
 from retrieval.vectors.topk import top_k
 from tests.retrieval.index.training_cases import train_centroids
@@ -23,7 +23,7 @@ QUERIES = 5
 
 
 class Buffers:
-    """Buffers of `QUERIES` queries, as `TopKAccumulator` keeps them."""
+    """Buffers of `QUERIES` queries, as `PairCollector` keeps them."""
 
     def __init__(self, capacity: int, thresholds: np.ndarray) -> None:
         self.thresholds = thresholds.copy()
@@ -31,7 +31,7 @@ class Buffers:
         self.highs = np.empty((QUERIES, capacity), np.float32)
         self.numbers = np.empty((QUERIES, capacity), np.int32)
         self.counts = np.zeros(QUERIES, np.int64)
-        self.scratch = np.empty(capacity, np.float32)
+        self.scratch = np.empty(max(capacity, 128), np.float32)
 
     def arguments(self) -> tuple[np.ndarray, ...]:
         return (
@@ -64,25 +64,27 @@ def test_each_pair_that_may_be_among_the_k_best_is_kept_once(seed, count, k, cap
     for number in range(lists):
         part = slice(number * count, (number + 1) * count)
         absent[skipped[number], part] = True
+        searching = np.flatnonzero(~skipped[number])
         if single:
-            q, x = (axis.ravel() for axis in np.indices((QUERIES, count)))
+            q, x = (axis.ravel() for axis in np.indices((len(searching), count)))
+            q = searching[q]
             rejected = np.empty(len(q), np.bool_)
             reported = pair_kernels.add_pairs(
                 q, x + part.start, cheap[q, x + part.start].astype(np.float64),
-                slack[q, x + part.start], skipped[number], starts, excluded_rows, k,
+                slack[q, x + part.start], starts, excluded_rows, k,
                 *buffers.arguments(), rejected,
             )  # fmt: skip
             absent[q[rejected], x[rejected] + part.start] = True
         else:
             padded = np.full((QUERIES, count + -count % 16), np.nan, np.float32)
             padded[:, :count] = cheap[:, part]
-            rejected = np.empty(QUERIES, np.bool_)
+            rejected = np.empty(len(searching), np.bool_)
             reported = pair_kernels.collect(
-                padded.reshape(QUERIES, -1, 16), np.arange(QUERIES), part.start, count,
-                np.empty(0, np.float32), lengths[part], lengths[part].max(), errors,
-                skipped[number], starts, excluded_rows, k, *buffers.arguments(), rejected,
+                padded[searching], searching, part.start, count, np.empty(0, np.float32),
+                lengths[part], lengths[part].max(), errors, starts, excluded_rows, k,
+                *buffers.arguments(), rejected,
             )  # fmt: skip
-            absent[rejected, part] = True
+            absent[searching[rejected], part] = True
         assert reported == rejected.sum()
     assert pair_kernels.raise_thresholds(k, *buffers.arguments()) == buffers.counts.sum()
     eligible = ~excluded
@@ -160,7 +162,7 @@ def test_many_lists_equal_brute_force(metric, dtype, k, undecided):
             if nprobe:
                 measure = assignment_metric(metric)
                 probes = top_k(block(queries, measure), block(centroids, measure), nprobe).positions
-            table = ShardSearcher(shard, max_undecided=undecided).search(batch, probes, k)
+            table = ShardSearcher(shard, max_pending=undecided).search(batch, probes, k)
             merged, ranks = top_candidates([table], k)
             query, rank = np.nonzero(result >= 0)
             assert merged["query"].to_pylist() == query.tolist()
