@@ -223,16 +223,25 @@ def without_retry_delays():
 
 
 class FaultLoopTests:
-    """Tests of the fault loops of a scenario, on disk and in a bucket.
+    """Tests of the fault loops of some scenarios, on disk and in a bucket.
 
-    A subclass sets the counts, and its module has the fixture `scenario` of module scope.
-    `make test` takes a sample of the points, a multiple of the number of faults; `make nightly`
-    takes all of them.
+    A subclass sets the counts and the names of the scenarios; its module has a fixture `scenario`
+    of module scope, whose parameter is one of the names. `make test` takes a sample of the points,
+    a multiple of the number of faults, in a bucket for the last scenario only; `make nightly`
+    takes all points of all scenarios.
     """
 
+    SCENARIOS: tuple[str, ...] = ()
     LOCAL_SAMPLE, S3_SAMPLE = 9, 3
     LOCAL_MIN_POINTS: int  # of the nightly tests
     S3_MIN_POINTS: int
+
+    def pytest_generate_tests(self, metafunc):
+        """Run each test for all scenarios, or for the last one."""
+        if self.SCENARIOS:
+            only_last = metafunc.function.__name__ == "test_sampled_faults_in_a_bucket"
+            names = self.SCENARIOS[-1:] if only_last else self.SCENARIOS
+            metafunc.parametrize("scenario", names, indirect=True, scope="module")
 
     @pytest.fixture(scope="class")
     def local_loop(self, scenario, tmp_path_factory):

@@ -9,10 +9,8 @@ from tests.file_tree import read_tree
 from tests.jobs.in_process import without_ray
 from tests.jobs.initial_states import INITIAL_STATES
 
-SCENARIOS = ("changed_source", "recovered_source", "compact")
 
-
-@pytest.fixture(scope="module", params=SCENARIOS)
+@pytest.fixture(scope="module")
 def scenario(request, tmp_path_factory):
     """Return a finished store and a run that changes it."""
     with without_ray():
@@ -24,4 +22,5 @@ def scenario(request, tmp_path_factory):
 
 
 class TestStoreUpdateFaults(FaultLoopTests):
+    SCENARIOS = ("changed_source", "recovered_source", "compact")
     LOCAL_MIN_POINTS, S3_MIN_POINTS = 300, 100

@@ -13,8 +13,6 @@ from tests.file_tree import read_tree
 from tests.jobs.embedding.test_store_sync import Source, make_picture
 from tests.jobs.in_process import run_embed, without_ray
 
-SCENARIOS = ("new", "two levels", "changed store")
-
 
 def build(store, output):
     options = {"index_factory": "IVF3,SQfp16", "rows_per_shard": 2}
@@ -31,7 +29,7 @@ def update_store(source, store):
     run_embed(source.root, store)
 
 
-@pytest.fixture(scope="module", params=SCENARIOS)
+@pytest.fixture(scope="module")
 def scenario(request, tmp_path_factory):
     """Return the existing files of an index and a run that builds or updates it."""
     root = tmp_path_factory.mktemp("index")
@@ -53,4 +51,5 @@ def scenario(request, tmp_path_factory):
 
 
 class TestIndexFaults(FaultLoopTests):
+    SCENARIOS = ("new", "two levels", "changed store")
     LOCAL_MIN_POINTS, S3_MIN_POINTS = 200, 60

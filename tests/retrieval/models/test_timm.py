@@ -74,8 +74,18 @@ def resolve(backbone: str, **changes: object) -> Bundle:
     return resolve_bundle(backbone=backbone, **{**defaults, **changes})
 
 
+LARGE_FAMILIES = ("timm:swin_tiny_patch4_window7_224", "timm:xcit_nano_12_p16_224")
+"""Slow networks for the nightly tests; test_mambaout has channels last too, and test_vit tokens."""
+
+
 class TestTimm(BackboneTests):
-    @pytest.fixture(scope="class", params=FAMILIES)
+    @pytest.fixture(
+        scope="class",
+        params=[
+            pytest.param(name, marks=[pytest.mark.nightly] if name in LARGE_FAMILIES else [])
+            for name in FAMILIES
+        ],
+    )
     def case(self, request):
         return (request.param, *FAMILIES[request.param][:2])
 
