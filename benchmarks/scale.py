@@ -106,6 +106,7 @@ def _index(parts: int, vectors: float) -> list[Stage]:
     run_rows = rows_per_run(plan, MEMORY, IMAGES)
     runs = -(-IMAGES // run_rows)
     assign = 2.0 * DIMENSION * run_rows * plan.nlist / ASSIGN_RATE
+    moved = 2.4 * vectors  # runs are read, shards written
     recall_sample = SAMPLE_SIZE * plan.rows_per_shard / COMPARE_RATE
     slices = plan.sample_rows // 8192
     return [
@@ -114,7 +115,8 @@ def _index(parts: int, vectors: float) -> list[Stage]:
               DIMENSION * 2.0, slices + 1),
         Stage("index, recall sample", read_pass, cores, NODES, vectors, 0),
         Stage("index, assign rows", -(-runs // cores) * assign, cores, NODES, 2.2 * vectors, runs),
-        Stage("index, shards", recall_sample, shards, shards / CORES, 2.4 * vectors, 3 * shards),
+        Stage("index, shards", max(recall_sample, moved / NETWORK_RATE / (shards / CORES)), shards,
+              shards / CORES, moved, 3 * shards),
     ]  # fmt: skip
 
 

@@ -152,6 +152,18 @@ def test_matches_are_independent_of_shards_blocks_and_products(
 
 
 @every_metric
+def test_list_that_is_split_between_shards_is_searched_in_each(stores, tmp_path, metric):
+    """Half of the memory holds 256 vectors of 240 bytes, and all 400 are in one list."""
+    index = make_index(
+        stores, tmp_path / "index", metric, index_factory="IVF1,SQfp16", rows_per_shard=None,
+        max_index_memory=2 * 256 * 240,
+    )  # fmt: skip
+    assert len(list((index / "shards").glob("*.faiss"))) == 2
+    rank_in_process(index, stores / "queries", tmp_path / "m", nprobe=1, top_k=K)
+    assert read_matches(tmp_path / "m") == brute_force_matches(metric)
+
+
+@every_metric
 def test_recall_one_equals_brute_force(stores, tmp_path, metric):
     index = make_index(stores, tmp_path / "index", metric)
     manifest = rank_in_process(index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K)

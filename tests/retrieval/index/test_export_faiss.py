@@ -66,8 +66,8 @@ def search_shards(index: FinishedIndex, nprobe: int, k: int) -> list[list[tuple[
     Of each shard those of the `nprobe` closest lists of the index are searched that it holds.
     """
     results = [[] for _ in range(len(sample_queries()))]
-    quantizer = faiss.read_index(index.folder.uri(TRAINED)).quantizer
-    distances, lists = quantizer.search(sample_queries(), nprobe)
+    trained = faiss.read_index(index.folder.uri(TRAINED))
+    distances, lists = trained.quantizer.search(sample_queries(), nprobe)
     for number in range(int(index.manifest.counts["shards"])):
         shard = faiss.read_index(index.folder.uri(shard_path(number)))
         shard.nprobe = nprobe
