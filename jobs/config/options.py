@@ -183,7 +183,11 @@ OPTIONS = _by_name(
            "Also write one line per query to this .csv or .parquet file."),
     # model
     Option("backbone", str, "resnet50", "content",
-           "Torchvision classification model, timm:NAME, or scratch, the small network of train."),
+           "Torchvision classification model, timm:NAME, onnx:FILE, python:MODULE:FACTORY (your "
+           "own), or scratch, the small network of train."),
+    Option("python_path", "path", None, "run",
+           "Folder that contains the module of --backbone python:..., searched after all installed "
+           "packages.", access="read"),
     Option("backbones", str, None, "content",
            "Comma-separated backbones to list or compare; all: every torchvision model, and "
            "scratch with --weights."),
@@ -202,6 +206,15 @@ OPTIONS = _by_name(
            "crop: scale the shorter side and cut out the centre; squash: scale both sides; pad: "
            "scale the longer side and fill; default: that of the weights, crop for torchvision.",
            choices=("crop", "squash", "pad")),
+    Option("mean", str, None, "content",
+           "Mean of the network's input per channel, R,G,B from 0 to 1; default: that of the "
+           "weights."),
+    Option("std", str, None, "content",
+           "Standard deviation of the network's input per channel, R,G,B; default: that of the "
+           "weights."),
+    Option("interpolation", str, None, "content",
+           "Filter that resizes images; default: that of the weights.",
+           choices=("bilinear", "bicubic")),
     Option("embedding_dtype", str, AUTO, "content",
            "Number type of stored vectors; auto: float16 for images, unchanged for precomputed "
            "vectors (float64 and integers become float32).", choices=(AUTO, "float16", "float32")),
