@@ -60,7 +60,7 @@ def _measure(arguments: argparse.Namespace, root: str, cache: str) -> dict[str, 
         items, source.transform, max_pixels=10**9, cache=cache, threads=2
     ) as decoded:
         photos = decoded.split(by="image", share=0.1, seed=0)
-        body = build_trainable_backbone(arguments.backbone, source, "avg", pretrained=False)
+        body = build_trainable_backbone(source, "avg", pretrained=False)
         dimension = body.extractor(torch.zeros(2, 3, *photos.plain.pixels.shape[2:])).shape[1]
         objective = make_objective("cross-entropy", dimension, len(photos.training.names), 0)
         trainer = loop.Trainer(body, objective, photos, recipe, ProcessGroup())

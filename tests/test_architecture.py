@@ -104,7 +104,7 @@ def test_generated_pages_are_up_to_date(path):
 
 
 def test_links_and_paths_in_documents_exist():
-    pages = ("outputs", "python", "running", "scale")
+    pages = ("backbones", "outputs", "python", "running", "scale")
     for page in ("README.md", "ARCHITECTURE.md", *(f"docs/{name}.md" for name in pages)):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.cluster.resources import open_cluster
+from jobs.config.options import OPTIONS
 from jobs.config.settings import EmbedSettings, PredictSettings, content_settings, derive_settings
 from jobs.embedding.embed import embed
 from jobs.runtime.check_output import check_output
@@ -47,7 +48,10 @@ def start(settings: PredictSettings) -> Result:
     )
     with open_cluster(settings) as cluster:
         embed(
-            derive_settings(settings, EmbedSettings, output=folder.child(_STORE).uri()), cluster,
+            derive_settings(
+                settings, EmbedSettings, output=folder.child(_STORE).uri(),
+                backbone=settings.backbone or OPTIONS["backbone"].default,
+            ), cluster,
             reuse_if_same=True, invalidate=lambda: transaction.remove_results(folder),
         )  # fmt: skip
     store = open_store(folder.child(_STORE))

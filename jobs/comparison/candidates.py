@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 
 from jobs.config.options import parse_comma_list
 from jobs.config.settings import CompareSettings
 from retrieval.core.errors import InputError, UsageError
 from retrieval.models import registry
-from retrieval.models.bundle import Bundle, read_bundle
+from retrieval.models.bundle import ONNX, Bundle, read_bundle
 from retrieval.models.pooling import ALL_POOLINGS
-from retrieval.models.resolve import RANDOM, resolve_all_poolings
+from retrieval.models.resolve import RANDOM, check_runnable, resolve_all_poolings
 from retrieval.storage.local import Folder, open_folder
 
 ALL = "all"
 _SUFFIXES = (".safetensors", ".pth")
+_FILE_CHARACTERS = re.compile(r"[^\w.-]")
+"""Characters of a name that are replaced in the name of its store and of its results."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def list_candidates(settings: CompareSettings) -> list[Candidate]:
     if not settings.backbones and not bundles:
         raise UsageError("--backbones names no network to compare; write a,b,c or all")
     names = _backbone_names(settings) if settings.backbones is not None else []
-    candidates = [Candidate(name, name.replace(":", "-")) for name in names]
+    candidates = [Candidate(name, _FILE_CHARACTERS.sub("-", name)) for name in names]
     return candidates + [
         Candidate(path.encode("utf-8", "backslashreplace").decode(), f"bundle-{number}", path)
         for number, path in enumerate(bundles)
@@ -65,7 +68,7 @@ def build_bundle(settings: CompareSettings, candidate: Candidate) -> tuple[Bundl
             )
     return resolve_all_poolings(
         candidate.name, weights, image_size=settings.image_size, resize=settings.resize,
-        seed=settings.seed,
+        seed=settings.seed, python_path=settings.python_path,
     )  # fmt: skip
 
 
@@ -76,7 +79,7 @@ def _read_trained_bundle(path: str) -> tuple[Bundle, dict[str, int]]:
     pooling is not varied, since the bundle was trained with it.
     """
     bundle = read_bundle(open_folder(path))
-    registry.find_provider(bundle.backbone)
+    check_runnable(bundle)
     if bundle.pooling == ALL_POOLINGS:
         raise UsageError(f"--bundle {path} is of a comparison; name its backbone in --backbones")
     if bundle.projection is None:
@@ -90,7 +93,9 @@ def _backbone_names(settings: CompareSettings) -> list[str]:
         raise UsageError("--backbones names no network to compare; write a,b,c or all")
     if names != [ALL]:
         for name in names:
-            registry.find_provider(name, flag="--backbones")
+            registry.add_named_model(name, settings.python_path)
+            if not name.startswith(ONNX):
+                registry.find_provider(name, flag="--backbones")
         return names
     all_names = sorted(registry.list_backbones())
     if settings.weights is None:

@@ -34,6 +34,8 @@ def start(settings: CompareSettings) -> Result:
     for option in ("output", "bundle", "labels"):
         if getattr(settings, option) is not None:
             raise UsageError(f"--{option} needs --data, the labelled images to compare on")
+    for name in parse_comma_list(settings.backbones):
+        registry.add_named_model(name, settings.python_path)
     cards = [registry.describe_backbone(name, flag="--backbones") for name in _names(settings)]
     values = {"backbones": [dataclasses.asdict(card) for card in cards]}
     return Result(

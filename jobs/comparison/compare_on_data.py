@@ -33,6 +33,7 @@ from retrieval.core.errors import (
     TooManyFailures,
     UsageError,
 )
+from retrieval.models.registry import own_code
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.finished_output import RUN, read_if_exists
@@ -73,6 +74,8 @@ def compare(settings: CompareSettings) -> Result:
             "data": open_folder(str(settings.data)).uri(), "images_listed": dataset.digest,
             "backbones": [network.name for network in candidates if network.bundle is None],
         }  # fmt: skip
+        if sources := _own_sources(candidates):
+            job["own_sources"] = sources
         transaction.claim_output(folder, "comparison", job, overwrite=settings.overwrite)
         if not finished_output.is_finished(folder):
             _delete_other_stores(folder, candidates)
@@ -90,6 +93,12 @@ def compare(settings: CompareSettings) -> Result:
     manifest = finished_output.read_manifest(folder, kind="comparison")
     shorten = settings.backbones == ALL
     return format_comparison(settings.output, folder, manifest, dataset, shorten=shorten)
+
+
+def _own_sources(candidates: list[Candidate]) -> dict[str, str]:
+    """Return the SHA-256 of the source of each own model, whose name does not change with it."""
+    codes = {network.name: own_code(network.name) for network in candidates if not network.bundle}
+    return {name: code.sha256 for name, code in codes.items() if code is not None}
 
 
 def _embed_settings(settings: CompareSettings, output: str) -> EmbedSettings:

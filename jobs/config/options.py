@@ -190,7 +190,10 @@ OPTIONS = _by_name(
            "Also write one line per query to this .csv or .parquet file."),
     # model
     Option("backbone", str, "resnet50", "content",
-           "Torchvision model, timm:NAME or scratch (the small network of train)."),
+           "Torchvision model, timm:NAME, onnx:FILE, python:MODULE:FACTORY (your own) or scratch."),
+    Option("python_path", "path", None, "run",
+           "Folder with the module of --backbone python:... (searched after installed packages).",
+           access="read"),
     Option("backbones", str, None, "content",
            "Comma-separated backbones to list or compare; all: every torchvision model, and "
            "scratch with --weights."),
@@ -210,6 +213,13 @@ OPTIONS = _by_name(
            "squash scales both sides, pad scales the longer side and fills; default: that of the "
            "weights, crop for torchvision.",
            choices=("crop", "squash", "pad")),
+    Option("mean", str, None, "content",
+           "Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights."),
+    Option("std", str, None, "content",
+           "Standard deviation of the input per channel, R,G,B; default: that of the weights."),
+    Option("interpolation", str, None, "content",
+           "Filter that resizes images; default: that of the weights.",
+           choices=("bilinear", "bicubic")),
     Option("embedding_dtype", str, AUTO, "content",
            "Number type of stored vectors; auto: float16 for images, unchanged for precomputed "
            "vectors (float64 and integers become float32).", choices=(AUTO, "float16", "float32")),
@@ -348,8 +358,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "embedding_dtype", "chunk_rows", "compact", "title", "max_queries",
     ),
     "Model": (
-        "backbone", "backbones", "weights", "bundle", "pooling", "normalize", "image_size",
-        "resize", "pca", "engine", "precision", "device", "batch_size",
+        "backbone", "python_path", "backbones", "weights", "bundle", "pooling", "normalize",
+        "image_size", "resize", "mean", "std", "interpolation", "pca", "engine", "precision",
+        "device", "batch_size",
     ),
     "Training": (
         "objective", "unfreeze", "epochs", "patience", "learning_rate", "backbone_lr_scale",

@@ -17,6 +17,7 @@ from jobs.config.options import REQUIRED, option_field
 if TYPE_CHECKING:  # not loaded for --help
     from retrieval.core.schemas import Metric, Pooling, Resize
     from retrieval.evaluation.results import IntervalUnit
+    from retrieval.models.transforms import Interpolation
     from retrieval.training.schedule import Schedule
     from retrieval.training.split import SplitBy
 
@@ -32,6 +33,10 @@ class ModelOptions:
     normalize: bool = option_field("normalize")
     image_size: int | None = option_field("image_size")
     resize: Resize | None = option_field("resize")
+    mean: str | None = option_field("mean")
+    std: str | None = option_field("std")
+    interpolation: Interpolation | None = option_field("interpolation")
+    python_path: str | None = option_field("python_path")
     pca: int | None = option_field("pca")
     seed: int = option_field("seed")
 
@@ -59,8 +64,21 @@ class ComparedModelOptions:
     bundle: str | None = option_field(
         "bundle", help="Comma-separated trained bundles to compare as well."
     )
+    python_path: str | None = option_field("python_path")
     image_size: int | None = option_field("image_size")
     resize: Resize | None = option_field("resize")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnCodeOptions:
+    """The user's own model, where a bundle defines everything else."""
+
+    backbone: str | None = option_field(
+        "backbone", default=None, affects="run",
+        help="python:MODULE:FACTORY, if the images were embedded with it: its code is never taken "
+        "from an output.",
+    )  # fmt: skip
+    python_path: str | None = option_field("python_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +148,7 @@ class TrainingOptions:
         help="State dict (.safetensors or .pth; path or URI), or random; default: random for "
         "scratch, else published.",
     )
+    python_path: str | None = option_field("python_path")
     pooling: Pooling = option_field("pooling", default="gem")
     image_size: int | None = option_field("image_size")
     resize: Resize | None = option_field(
@@ -227,7 +246,7 @@ class IndexSettings(OutputOptions, IndexingOptions, RetriableListingOptions, Vec
 
 @dataclass(frozen=True, kw_only=True)
 class RankSettings(
-    OutputOptions, SearchOptions, EngineOptions, ReadingOptions, VectorSourceOptions
+    OutputOptions, SearchOptions, OwnCodeOptions, EngineOptions, ReadingOptions, VectorSourceOptions
 ):
     """Settings of `lookalike rank`."""
 
@@ -340,7 +359,7 @@ class TrainSettings(RayOptions, TrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(OutputOptions, EngineOptions, ReadingOptions):
+class PredictSettings(OutputOptions, OwnCodeOptions, EngineOptions, ReadingOptions):
     """Settings of `lookalike predict`."""
 
     input: str = option_field("input")

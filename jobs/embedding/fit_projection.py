@@ -131,10 +131,9 @@ def _block_worker(settings: EmbedSettings, threads: int) -> MakeWork:
 
     def make(shared: tuple[PreparedModel, list[dict[str, Any]]]) -> Work:
         from retrieval.embedding.embed_batch import DecodeSettings, embed_items
-        from retrieval.models.embedder import Embedder
 
         prepared, items = shared
-        embedder = Embedder(prepared.bundle, prepared.plan, prepared.ir)
+        embedder = prepared.load_embedder()
         decoding = DecodeSettings(max_pixels, "float32", threads)
 
         def work(first: int, attempt: Attempt) -> dict[str, Any]:

@@ -24,7 +24,9 @@ from retrieval.storage.local import Folder
 
 if TYPE_CHECKING:  # torch comes with these
     from retrieval.models.bundle import Bundle
+    from retrieval.models.embedder import Embedder
     from retrieval.models.openvino import IR, ConversionFailed
+    from retrieval.models.own_model import OwnModel
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class PreparedModel:
     bundle: Bundle
     plan: EnginePlan
     ir: IR | None = None  # the network in OpenVINO's format, if that is the engine
+    own_model: OwnModel | None = None  # in workers: the user's own model, if they run its code
     unit = "images"
 
     @property
@@ -64,10 +67,23 @@ class PreparedModel:
         return dataclasses.replace(self, ir=ir)
 
     def for_workers(self) -> PreparedModel:
-        """Return a copy without the weights if the IR contains them, to save memory of workers."""
+        """Return a copy with what workers need: the weights unless the IR contains them."""
         if self.ir is None:
-            return self
+            from retrieval.models.registry import find_own_model
+
+            own_model = find_own_model(self.bundle.backbone)
+            return self if own_model is None else dataclasses.replace(self, own_model=own_model)
         return dataclasses.replace(self, bundle=dataclasses.replace(self.bundle, weights=b""))
+
+    def load_embedder(self) -> Embedder:
+        """Load the network in a worker."""
+        from retrieval.models.embedder import Embedder
+
+        if self.own_model is not None:
+            from retrieval.models.registry import add_model
+
+            add_model(self.own_model)
+        return Embedder(self.bundle, self.plan, self.ir)
 
     def make_chunk_function(
         self, folder: Folder, settings: EmbedSettings, threads: int
@@ -75,9 +91,8 @@ class PreparedModel:
         """Return the function that embeds a chunk; called once in each worker."""
         from retrieval.embedding.embed_batch import DecodeSettings
         from retrieval.embedding.embed_chunk import embed_chunk
-        from retrieval.models.embedder import Embedder
 
-        embedder = Embedder(self.bundle, self.plan, self.ir)
+        embedder = self.load_embedder()
         decoding = DecodeSettings(settings.max_pixels, settings.embedding_dtype, threads)
         return lambda chunk, attempt: embed_chunk(chunk, folder, embedder, decoding, attempt)
 
@@ -111,11 +126,12 @@ def prepare_model(
     def resolve() -> tuple[Bundle, IR | ConversionFailed | None]:
         with cluster.profile.step(CONVERT):
             resolved = bundle or load_bundle(settings)
-            plan = plan_engine(**requested, gpus=requested["device"] == "cuda")
+            options = _engine_options(requested, resolved)
+            plan = plan_engine(**options, gpus=options["device"] == "cuda")
             return resolved, _convert(resolved, plan) if plan.engine == OPENVINO else None
 
     resolved, ir = cluster.connect_while(resolve)
-    plan = plan_engine(**requested, gpus=cluster.gpus > 0)
+    plan = plan_engine(**_engine_options(requested, resolved), gpus=cluster.gpus > 0)
     if plan.engine != OPENVINO:
         if requested["engine"] is None and plan.device == "cpu":
             print_message("OpenVINO is not installed: torch runs the network, more slowly")
@@ -123,6 +139,17 @@ def prepare_model(
     if isinstance(ir, Exception):
         return PreparedModel(resolved, _fall_back_to_torch(settings, plan, resolved, ir))
     return PreparedModel(resolved, plan, ir)
+
+
+def _engine_options(requested: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
+    """Return the engine options for a bundle: an ONNX network is run by OpenVINO only."""
+    if not bundle.is_onnx:
+        return requested
+    if requested["engine"] == TORCH or requested["device"] == "cuda":
+        raise UsageError(
+            f"{bundle.backbone} is run by OpenVINO on CPUs; omit --engine torch and --device cuda"
+        )
+    return {**requested, "engine": OPENVINO}
 
 
 def resolve_embedding_dtype(embedding_dtype: str) -> str:
@@ -145,11 +172,44 @@ def load_bundle(settings: Any) -> Bundle:
     return bundle
 
 
+def read_index_bundle(settings: Any, index: Folder) -> Bundle:
+    """Read the bundle of an index to embed queries with it.
+
+    Raises:
+        UsageError: If it is a model of the user's own that --backbone does not name, or --backbone
+            names another one.
+        Mismatch: If the source of the user's model is not that of the bundle.
+    """
+    from retrieval.models.bundle import read_bundle
+    from retrieval.models.registry import add_named_model
+    from retrieval.models.resolve import check_runnable, is_same_backbone
+
+    bundle = read_bundle(index)
+    if settings.backbone is not None:
+        if not is_same_backbone(settings.backbone, bundle.backbone):
+            raise UsageError(
+                f"--backbone {settings.backbone} contradicts --index {settings.index}, which has "
+                f"{bundle.backbone}; omit it, or name that"
+            )
+        add_named_model(settings.backbone, settings.python_path)
+    check_runnable(bundle)
+    return bundle
+
+
 def _refuse_contradictions(settings: Any, bundle: Bundle) -> None:
     """Raise UsageError if a model option differs from the value in the bundle of `--bundle`."""
+    from retrieval.models.resolve import is_same_backbone
+    from retrieval.models.transforms import override_transform
+
+    transform = override_transform(bundle.transform, mean=settings.mean, std=settings.std)
+    is_same = is_same_backbone(settings.backbone, bundle.backbone)
     bundle_values = {
-        "backbone": bundle.backbone, "pooling": bundle.pooling, "normalize": bundle.normalize,
+        "backbone": settings.backbone if is_same else bundle.backbone,
+        "pooling": bundle.pooling, "normalize": bundle.normalize,
         "image_size": bundle.transform.image_size, "resize": bundle.transform.resize,
+        "interpolation": bundle.transform.interpolation,
+        "mean": settings.mean if transform.mean == bundle.transform.mean else bundle.transform.mean,
+        "std": settings.std if transform.std == bundle.transform.std else bundle.transform.std,
     }  # fmt: skip
     for name, stored in bundle_values.items():
         value, option = getattr(settings, name), OPTIONS[name]
@@ -193,13 +253,12 @@ def _fall_back_to_torch(
     settings: Any, plan: EnginePlan, bundle: Bundle, reason: Exception
 ) -> EnginePlan:
     """Return the plan with torch as engine; raise UsageError if OpenVINO is required."""
-    if settings.engine is not None or plan.precision != "fp32":
+    if settings.engine is not None or plan.precision != "fp32" or bundle.is_onnx:
         raise _conversion_error(bundle, reason)
     print_message(f"OpenVINO cannot convert {bundle.backbone} ({reason}): torch runs it instead")
     return dataclasses.replace(plan, engine=TORCH)
 
 
 def _conversion_error(bundle: Bundle, reason: Exception) -> UsageError:
-    return UsageError(
-        f"--engine openvino cannot convert {bundle.backbone} ({reason}); use --engine torch"
-    )
+    remedy = "change --batch-size, or export it again" if bundle.is_onnx else "use --engine torch"
+    return UsageError(f"--engine openvino cannot convert {bundle.backbone} ({reason}); {remedy}")

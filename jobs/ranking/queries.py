@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jobs.cluster.resources import Cluster
-from jobs.config.options import AUTO
+from jobs.config.options import AUTO, OPTIONS
 from jobs.config.settings import EmbedSettings, RankSettings, derive_settings
 from jobs.embedding.embed import embed, is_output_path
 from jobs.embedding.precomputed_vectors import (
@@ -16,7 +16,7 @@ from jobs.embedding.precomputed_vectors import (
     is_vector_source,
     open_precomputed_vectors,
 )
-from jobs.embedding.prepare_model import PreparedModel, prepare_model
+from jobs.embedding.prepare_model import PreparedModel, prepare_model, read_index_bundle
 from retrieval.core.errors import Mismatch, UsageError
 from retrieval.sources.vectors import contains_vectors
 from retrieval.storage import finished_output
@@ -83,8 +83,6 @@ def prepare_queries(
     settings: RankSettings, cluster: Cluster, output: Folder, index: Folder
 ) -> PreparedModel | PrecomputedVectors:
     """Return the prepared model of the index for query images, or the opened vector files."""
-    from retrieval.models.bundle import read_bundle
-
     bundle = finished_output.read_settings(index)["bundle"]
     if is_vector_source(settings.queries, settings) or (
         bundle is None and contains_vectors(settings.queries)
@@ -99,7 +97,7 @@ def prepare_queries(
             f"--queries {settings.queries} holds images, and the index {settings.index} imported "
             "vectors without a model; import query vectors from the same source (.npy, Parquet)"
         )
-    return prepare_model(settings, cluster, output, bundle=read_bundle(index))
+    return prepare_model(settings, cluster, output, bundle=read_index_bundle(settings, index))
 
 
 def embed_queries(
@@ -119,6 +117,7 @@ def embed_queries(
     dtype = AUTO if isinstance(prepared, PrecomputedVectors) else index_dtype
     embedding = derive_settings(
         settings, EmbedSettings, input=settings.queries, output=output, embedding_dtype=dtype,
+        backbone=OPTIONS["backbone"].default,
     )  # fmt: skip
     embed(
         embedding, cluster, prepared=prepared, split="queries",

@@ -16,7 +16,8 @@ from retrieval.core import errors
 from retrieval.core.errors import LookalikeError, Stalled, UsageError
 from retrieval.core.schemas import WORK_FOLDER, Pooling
 from retrieval.models.bundle import serialize_state
-from retrieval.models.registry import WeightSource
+from retrieval.models.own_model import OwnModel
+from retrieval.models.registry import WeightSource, add_model
 from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.local import Folder
 from retrieval.training.checkpoint import read_checkpoint, write_checkpoint
@@ -34,14 +35,14 @@ _MAX_RESTARTS = 3
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The backbone, weights, objective and recipe of a training."""
+    """The backbone with its weights, the objective and the recipe of a training."""
 
-    backbone: str
     source: WeightSource
     pooling: Pooling
     pretrained: bool
     objective: str
     recipe: TrainingRecipe
+    own_model: OwnModel | None = None  # that `source` names, for other processes
 
     def digest(self) -> str:
         """Return the hex SHA-256 of the initial parameters."""
@@ -93,10 +94,11 @@ def train_here(
     Continues from the checkpoint in the output, and writes one per epoch.
     """
     processes = ProcessGroup()
+    if setup.own_model is not None:
+        add_model(setup.own_model)
     backbone = build_trainable_backbone(
-        setup.backbone, setup.source, setup.pooling, pretrained=setup.pretrained,
-        device=device,
-    )  # fmt: skip
+        setup.source, setup.pooling, pretrained=setup.pretrained, device=device
+    )
     recipe = setup.recipe
     dimension = _measure_dimension(backbone.extractor, setup.source.transform.image_size)
     classes = len(photos.training.names)

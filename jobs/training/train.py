@@ -67,7 +67,7 @@ def _training_setup(settings: TrainSettings) -> TrainingSetup:
         weights = RANDOM
     source = resolve_source(
         settings.backbone, weights, image_size=settings.image_size, resize=settings.resize,
-        seed=settings.seed,
+        seed=settings.seed, python_path=settings.python_path,
     )  # fmt: skip
     recipe = TrainingRecipe(
         epochs=settings.epochs, batch=settings.batch_size, learning_rate=settings.learning_rate,
@@ -76,8 +76,9 @@ def _training_setup(settings: TrainSettings) -> TrainingSetup:
         augmentations=_parse_augmentations(settings.augment), seed=settings.seed,
     )  # fmt: skip
     return TrainingSetup(
-        settings.backbone, source, settings.pooling, weights != RANDOM, settings.objective, recipe
-    )
+        source, settings.pooling, weights != RANDOM, settings.objective, recipe,
+        registry.find_own_model(source.backbone),
+    )  # fmt: skip
 
 
 def _parse_augmentations(text: str) -> tuple[str, ...]:

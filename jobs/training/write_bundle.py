@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -74,8 +74,8 @@ def write_trained(
     ):
         # with another number of threads the last bits differ: do not mix files of two runs
         folder.delete(path)
-    source = WeightSource(progress.best, setup.source.transform)
-    bundle.write_bundle(folder, make_bundle(setup.backbone, source, setup.pooling, normalize=True))
+    source = replace(setup.source, state=progress.best)
+    bundle.write_bundle(folder, make_bundle(source, setup.pooling, normalize=True))
     rows = [asdict(epoch) for epoch in progress.history]
     history = pa.Table.from_pylist(rows, HISTORY.schema)
     folder.put_new(_HISTORY, checksummed_parquet(history))
@@ -101,9 +101,7 @@ def _fit_and_predict(
 
     The predictions are None if the validation photos have other classes.
     """
-    backbone = build_trainable_backbone(
-        setup.backbone, source, setup.pooling, pretrained=True, device=device
-    )
+    backbone = build_trainable_backbone(source, setup.pooling, pretrained=True, device=device)
     plain, seed = photos.plain, setup.recipe.seed
     embeddings = embed_photos(backbone, plain)
     classifier = fit_classifier(embeddings, plain.classes, plain.names, seed)

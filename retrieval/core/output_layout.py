@@ -15,7 +15,7 @@ REPORT_MARK, REPORT_FOLDERS = "report.json", ("_files", "_pictures")
 these folders."""
 
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
-_MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors")
+_MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors", r"model/weights\.onnx")
 _REPORT = (
     r"report\.html",
     r"report_files/(report\.json|facets\.(js|json)|pages/\d{5,}\.html|chunks/\d{5,}\.(js|json))",

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from retrieval.core.records import Transform
 from retrieval.images.header_limits import check_header
+from retrieval.images.heic import INSTALL, can_decode_heic, is_heic, open_heic
 from retrieval.images.intensity_levels import (
     find_levels,
     is_deep,
@@ -29,7 +30,6 @@ from retrieval.images.intensity_levels import (
     split_into_bands,
 )
 from retrieval.images.repair import JPEG_END, add_end_mark, drop_large_texts, strip_leading_bytes
-from retrieval.images.unsupported import CONVERT_HEIC, is_heic
 
 Image.init()  # registers the formats beyond the first few
 FORMATS = tuple(name for name in (
@@ -86,9 +86,9 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
         try:
             return _decode_oriented(data, max_pixels)
         except UnidentifiedImageError:
+            if is_heic(data):
+                return _decode_heic(data, max_pixels)
             repaired = strip_leading_bytes(data)
-            if repaired is None and is_heic(data):
-                raise UnidentifiedImageError(f"this is a HEIC image; {CONVERT_HEIC}") from None
             if repaired is None:
                 raise
         except ValueError:
@@ -115,6 +115,16 @@ def _decode_oriented(data: bytes, max_pixels: int) -> Pixels:
         if pixels is None:
             pixels = _to_rgb_pixels(rescale_deep_colours(image, raw_mode, partial(_read_as, data)))
     return _orient(pixels, orientation)
+
+
+def _decode_heic(data: bytes, max_pixels: int) -> Pixels:
+    """Decode a HEIC image; raise UnidentifiedImageError if pillow-heif is not installed."""
+    if not can_decode_heic():
+        raise UnidentifiedImageError(f"this is a HEIC image; {INSTALL}")
+    with open_heic(data, max_pixels) as image:
+        check_header(image, data, max_pixels)
+        image.load()
+        return _to_rgb_pixels(image)
 
 
 @cache

@@ -1,16 +1,17 @@
 """Model bundles: everything that turns image bytes into a vector, stored with a digest.
 
 `model/bundle.json` names backbone, pooling, normalisation and transform and the checksums of
-`model/weights.safetensors` and, where there is one, `model/projection.safetensors`. Nothing is
-unpickled. The digest of a bundle is the SHA-256 of its bundle.json; vectors are comparable only if
-their bundles have the same digest.
+`model/weights.safetensors` (of an ONNX network `model/weights.onnx`) and, where there is one,
+`model/projection.safetensors`. Nothing is unpickled, and no code is stored: of a user's own model a
+bundle records the name, version and digest of the code. The digest of a bundle is the SHA-256 of
+its bundle.json; vectors are comparable only if their bundles have the same digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import save as save_safetensors
 from retrieval.core.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.core.records import Transform
 from retrieval.core.schemas import FORMAT_VERSION, Pooling
+from retrieval.models.own_model import ModelCode
 from retrieval.models.pca import Projection
 from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.local import Folder
@@ -28,6 +30,9 @@ from retrieval.storage.local import Folder
 State = dict[str, torch.Tensor]
 
 BUNDLE, WEIGHTS, PROJECTION = "bundle.json", "weights.safetensors", "projection.safetensors"
+ONNX, ONNX_WEIGHTS = "onnx:", "weights.onnx"
+"""Prefix of the backbone `onnx:FILE`, of which a bundle records the file name only."""
+
 MODEL = "model"
 
 
@@ -40,13 +45,19 @@ class Bundle:
     normalize: bool
     transform: Transform
     dimension: int  # of the vectors, after the projection
-    weights: bytes  # safetensors, without the classifier
+    weights: bytes  # safetensors, without the classifier; or an ONNX file
     projection_bytes: bytes | None = None  # safetensors
+    code: ModelCode | None = None  # of an own model, whose code the bundle does not hold
+
+    @property
+    def is_onnx(self) -> bool:
+        """Return whether the network is that of an ONNX file, which only OpenVINO runs."""
+        return self.backbone.startswith(ONNX)
 
     @property
     def files(self) -> dict[str, bytes]:
         """Return the files, by name, whose checksums bundle.json records."""
-        files = {WEIGHTS: self.weights}
+        files = {ONNX_WEIGHTS if self.is_onnx else WEIGHTS: self.weights}
         if self.projection_bytes is not None:
             files[PROJECTION] = self.projection_bytes
         return files
@@ -54,19 +65,18 @@ class Bundle:
     @cached_property
     def json(self) -> bytes:
         """Return the bytes of bundle.json."""
-        return checksummed_json(
-            {
-                "format": FORMAT_VERSION,
-                "backbone": self.backbone,
-                "pooling": self.pooling,
-                "normalize": self.normalize,
-                "transform": self.transform.to_json(),
-                "dimension": self.dimension,
-                "files": {
-                    name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()
-                },
-            }
-        )
+        values: dict[str, Any] = {
+            "format": FORMAT_VERSION,
+            "backbone": self.backbone,
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "transform": self.transform.to_json(),
+            "dimension": self.dimension,
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()},
+        }
+        if self.code is not None:
+            values["code"] = asdict(self.code)
+        return checksummed_json(values)
 
     @property
     def digest(self) -> str:
@@ -128,7 +138,7 @@ def read_bundle(location: Folder) -> Bundle:
     """
     try:
         folder = location if location.exists(BUNDLE) else location.child(MODEL)
-        data, weights = folder.read(BUNDLE), folder.read(WEIGHTS)
+        data = folder.read(BUNDLE)
     except (FileNotFoundError, NotADirectoryError):
         raise _bundle_missing(location, WEIGHTS) from None
     values = parse_checksummed_json(data)
@@ -139,12 +149,13 @@ def read_bundle(location: Folder) -> Bundle:
             f"{folder.uri(BUNDLE)} has format {values['format']}, but this version reads format "
             f"{FORMAT_VERSION}; write the bundle again, or use the version that wrote it"
         )
-    files = {WEIGHTS: weights}
-    if PROJECTION in values["files"]:
+    weights_file = ONNX_WEIGHTS if values["backbone"].startswith(ONNX) else WEIGHTS
+    files: dict[str, bytes] = {}
+    for name in (weights_file, *({PROJECTION} & values["files"].keys())):
         try:
-            files[PROJECTION] = folder.read(PROJECTION)
+            files[name] = folder.read(name)
         except FileNotFoundError:
-            raise _bundle_missing(location, PROJECTION) from None
+            raise _bundle_missing(location, name) from None
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != values["files"][name]:
             raise Damaged(f"{folder.uri(name)} was altered; copy the bundle again")
@@ -154,8 +165,9 @@ def read_bundle(location: Folder) -> Bundle:
         values["normalize"],
         Transform.from_json(values["transform"]),
         values["dimension"],
-        weights,
+        files[weights_file],
         files.get(PROJECTION),
+        ModelCode(**values["code"]) if "code" in values else None,
     )
 
 

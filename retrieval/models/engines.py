@@ -140,8 +140,10 @@ def build_network(bundle: Bundle) -> NormalisedNetwork:
     """
     from retrieval.models.registry import (
         build_extractor,  # imports torchvision, which OpenVINO workers do not need
+        check_code,
     )
 
+    check_code(bundle.backbone, bundle.code)
     body: nn.Module = build_extractor(bundle.backbone, bundle.state(), bundle.pooling)
     with contextlib.suppress(Exception):  # a network that cannot be traced again runs unfused
         body = fuse(body)
@@ -159,6 +161,11 @@ def convert_bundle(bundle: Bundle, plan: EnginePlan) -> IR:
 
     Raises `ConversionFailed`.
     """
+    if bundle.is_onnx:
+        from retrieval.models.openvino_onnx import convert_onnx
+
+        shape = batch_shape(bundle, plan)
+        return convert_onnx(bundle.weights, bundle.backbone, bundle.transform, shape)
     return convert_network(build_network(bundle), batch_shape(bundle, plan))
 
 

@@ -17,9 +17,9 @@ from retrieval.core.errors import UsageError
 from retrieval.core.schemas import Pooling
 from retrieval.models.pooling import POOLINGS, apply_pooling
 from retrieval.models.providers.base import State
+from retrieval.models.transforms import DEFAULT_IMAGE_SIZE
 
 CLASSIFIERS = ("fc", "classifier", "heads", "head")
-DEFAULT_IMAGE_SIZE = 224
 
 
 def find_classifier(model: nn.Module, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Conversion of torch modules to OpenVINO; the only module that imports openvino.
+"""Conversion of torch modules to OpenVINO; with `openvino_onnx.py` all that imports openvino.
 
 The driver converts a network once and passes the intermediate representation (IR) to all workers,
 so that these neither trace nor convert.
@@ -20,7 +20,7 @@ from torch import nn
 
 Shape = tuple[int, int, int, int]
 
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 """Accepted difference from torch, relative to the largest component of a vector; correct
 conversions differ by about 1e-6, wrong ones by far more."""
 
@@ -76,15 +76,20 @@ def convert_network(network: nn.Module, shape: Shape) -> IR:
         batch = np.broadcast_to(noise, shape).copy()
         vectors = np.asarray(compile_ir(ir, "fp32", 1).infer([batch])[0])
     except Exception as error:
-        # the text after "Summary: " names the unsupported operation
-        reason = " ".join(str(error).split()).rsplit("Summary: ", 1)[-1]
-        raise ConversionFailed(f"{type(error).__name__}: {reason[:200]}") from error
+        raise ConversionFailed(failure_reason(error)) from error
     with torch.inference_mode():
         expected = network(torch.from_numpy(noise[None])).numpy()
     difference = np.abs(vectors - expected).max() / max(np.abs(expected).max(), 1e-30)
-    if not difference <= _TOLERANCE:
+    if not difference <= TOLERANCE:
         raise ConversionFailed(f"its vectors differ from torch by {difference:.1g}")
     return ir
+
+
+def failure_reason(error: Exception) -> str:
+    """Return class and first 200 characters of an error of OpenVINO or torch."""
+    # the text after "Summary: " names the unsupported operation
+    reason = " ".join(str(error).split()).rsplit("Summary: ", 1)[-1]
+    return f"{type(error).__name__}: {reason[:200]}"
 
 
 def _convert(network: nn.Module, shape: Shape) -> IR:
@@ -95,6 +100,13 @@ def _convert(network: nn.Module, shape: Shape) -> IR:
         example = torch.zeros(shape, dtype=torch.uint8)
         exported = torch.export.export(network, (example,))
         model = openvino.convert_model(exported)
+    return save_ir(model)
+
+
+def save_ir(model: Any) -> IR:
+    """Return the IR of an OpenVINO model, with parameters of 32 bits."""
+    import openvino
+
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder, "network.xml")
         openvino.save_model(model, graph, compress_to_fp16=False)

@@ -2,21 +2,22 @@
 
 A name with a prefix (`timm:resnet50`) belongs to the provider of that prefix, any other name except
 `scratch` to torchvision. Providers (`providers/`) build a network, fetch its weights and remove its
-classifier; this module holds what all providers share.
+classifier; this module holds what all providers share. Models of the user's own are available only
+after `add_model`, which is called for the user's options alone and never for a name in an output.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-from retrieval.core.errors import UsageError
+from retrieval.core.errors import Mismatch, UsageError
 from retrieval.core.records import Transform
-from retrieval.core.schemas import Pooling, Resize
-from retrieval.models.providers.base import BackboneCard, BackboneProvider, State
+from retrieval.core.schemas import Pooling
+from retrieval.models.bundle import ONNX
+from retrieval.models.own_model import MEMORY, PYTHON, ModelCode, OwnModel, named_model
+from retrieval.models.providers.base import BackboneCard, BackboneProvider, State, WeightSource
+from retrieval.models.providers.own import OwnModelProvider
 from retrieval.models.providers.scratch import SCRATCH, ScratchProvider
 from retrieval.models.providers.timm import TIMM, TimmProvider
 from retrieval.models.providers.torchvision import TorchvisionProvider
@@ -26,27 +27,26 @@ __all__ = [
     "BackboneCard",
     "State",
     "WeightSource",
+    "add_model",
+    "add_named_model",
     "build_extractor",
     "build_network",
+    "check_code",
     "default_transform",
     "describe_backbone",
     "fetch_pretrained",
+    "find_own_model",
     "find_provider",
     "fit_state",
     "list_backbones",
+    "name_for_size",
+    "own_code",
     "provider_of",
+    "remove_model",
 ]
 
-_TORCHVISION, _SCRATCH = TorchvisionProvider(), ScratchProvider()
-_PREFIXED: dict[str, BackboneProvider] = {TIMM: TimmProvider()}
-
-
-@dataclass(frozen=True)
-class WeightSource:
-    """The parameters of a backbone and the transform that they were trained with."""
-
-    state: State
-    transform: Transform
+_TORCHVISION, _SCRATCH, _OWN = TorchvisionProvider(), ScratchProvider(), OwnModelProvider()
+_PREFIXED: dict[str, BackboneProvider] = {TIMM: TimmProvider(), PYTHON: _OWN, MEMORY: _OWN}
 
 
 def list_backbones() -> list[str]:
@@ -64,6 +64,11 @@ def provider_of(name: str) -> BackboneProvider:
 
 def find_provider(name: str, *, flag: str = "--backbone") -> BackboneProvider:
     """Return the provider of a backbone; raise UsageError with similar names if there is none."""
+    if name.startswith(ONNX):
+        raise UsageError(
+            f"{flag} {name}: embed, run and compare --data take an ONNX file; it has no network of "
+            "torch, which training needs"
+        )
     provider = provider_of(name)
     if not provider.has_name(name):
         from difflib import get_close_matches
@@ -74,29 +79,71 @@ def find_provider(name: str, *, flag: str = "--backbone") -> BackboneProvider:
     return provider
 
 
+def add_model(model: OwnModel) -> None:
+    """Make an own model available in this process under its name."""
+    _OWN.add(model)
+
+
+def remove_model(name: str) -> None:
+    """Make an own model unavailable again; do nothing if it is not available."""
+    _OWN.remove(name)
+
+
+def add_named_model(name: str, python_path: str | None) -> None:
+    """Make the model of `--backbone python:…` available; do nothing for other backbones.
+
+    Raises UsageError if the name or the folder is invalid; the code is run later.
+    """
+    model = named_model(name, python_path)
+    if model is not None:
+        add_model(model)
+
+
+def find_own_model(name: str) -> OwnModel | None:
+    """Return the own model that was added under a name, to be sent to workers; else None."""
+    return _OWN.find(name)
+
+
+def own_code(name: str) -> ModelCode | None:
+    """Return the identity of the code of an own model, None for other backbones."""
+    return _OWN.code(name) if provider_of(name) is _OWN else None
+
+
+def check_code(name: str, recorded: ModelCode | None) -> None:
+    """Raise Mismatch if the code that a bundle records is not that of the added own model.
+
+    Raises UsageError if the user has not added it. Does nothing for other backbones.
+    """
+    if provider_of(name) is not _OWN:
+        return
+    _OWN.has_name(name)
+    if recorded is None:
+        raise Mismatch(f"the bundle of {name} records no source; embed the images again")
+    _OWN.check_code(name, recorded)
+
+
 def build_network(name: str, *, num_classes: int | None = None) -> nn.Module:
     """Build a network with random parameters and its classifier."""
     return find_provider(name).network(name, num_classes=num_classes, state={})
 
 
-def fetch_pretrained(name: str, *, image_size: int | None, resize: Resize | None) -> WeightSource:
+def fetch_pretrained(name: str, *, image_size: int | None) -> WeightSource:
     """Fetch a backbone's pretrained weights, with their transform; downloads them once.
 
-    `image_size` and `resize` override those of the transform. Raises InputError where the download
-    fails, UsageError where the backbone has no pretrained weights.
+    `image_size` overrides that of the transform. Raises InputError where the download fails,
+    UsageError where the backbone has no pretrained weights.
     """
-    provider = find_provider(name)
-    state = provider.fetch(name)
-    return WeightSource(state, _resized(provider.pretrained_transform(name, image_size), resize))
+    return find_provider(name).pretrained(name, image_size)
 
 
-def default_transform(name: str, *, image_size: int | None, resize: Resize | None) -> Transform:
+def default_transform(name: str, *, image_size: int | None) -> Transform:
     """Return the transform for weights from a file, which come without one."""
-    return _resized(find_provider(name).default_transform(name, image_size), resize)
+    return find_provider(name).default_transform(name, image_size)
 
 
-def _resized(transform: Transform, resize: Resize | None) -> Transform:
-    return transform if resize is None else dataclasses.replace(transform, resize=resize)
+def name_for_size(name: str, image_size: int | None) -> str:
+    """Return the name of the network that reads images of a size; None means its own size."""
+    return find_provider(name).name_for_size(name, image_size)
 
 
 def fit_state(state: State, name: str) -> State:
@@ -106,14 +153,18 @@ def fit_state(state: State, name: str) -> State:
     counters are accepted. Raises UsageError that names the missing, unknown or misshapen keys.
     """
     provider = find_provider(name)
-    loaded = _unwrapped(state)
-    model = provider.skeleton(name, loaded)
+    unwrapped = _unwrapped(state)
+    model = provider.skeleton(name, unwrapped)
     classifier_prefixes = provider.classifier_prefixes(model, name)
     expected = {
         key: v for key, v in model.state_dict().items() if not key.startswith(classifier_prefixes)
     }
+    # the network's own keys may begin like those of a wrapper
+    loaded = state if expected.keys() <= state.keys() else unwrapped
     loaded = {
-        key: value for key, value in loaded.items() if not key.startswith(classifier_prefixes)
+        key: value
+        for key, value in provider.adapt_state(loaded, model).items()
+        if not key.startswith(classifier_prefixes)
     }
     missing = sorted(
         k for k in expected if k not in loaded and not k.endswith("num_batches_tracked")

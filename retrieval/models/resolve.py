@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
-from retrieval.core.errors import InputError, UsageError
+from retrieval.core.errors import InputError, LookalikeError, UsageError
 from retrieval.core.schemas import Pooling, Resize
 from retrieval.models import registry
-from retrieval.models.bundle import Bundle, load_weights, read_bundle, serialize_state
+from retrieval.models.bundle import ONNX, Bundle, load_weights, read_bundle, serialize_state
+from retrieval.models.engine_plan import openvino_installed
+from retrieval.models.onnx_file import read_onnx
+from retrieval.models.openvino import ConversionFailed
 from retrieval.models.pooling import ALL_POOLINGS, POOLINGS
+from retrieval.models.transforms import Interpolation, override_transform, standard_transform
 from retrieval.storage.input_files import read_uri
 from retrieval.storage.local import open_folder
 
@@ -27,35 +32,121 @@ def resolve_bundle(
     image_size: int | None,
     resize: Resize | None,
     seed: int,
+    mean: str | None = None,
+    std: str | None = None,
+    interpolation: Interpolation | None = None,
+    python_path: str | None = None,
 ) -> Bundle:
     """Build the bundle that the model options describe; the driver does this once.
 
     Raises UsageError for invalid or contradictory options, InputError where weights or bundle
-    cannot be read or fetched.
+    cannot be read or fetched, Mismatch if the code of an own model is not that of `bundle`.
     """
+    overrides: dict[str, Any] = {"mean": mean, "std": std, "interpolation": interpolation}
     if bundle is not None:
         if weights is not None:
             raise UsageError("--weights and --bundle are mutually exclusive")
+        registry.add_named_model(backbone, python_path)
         stored = read_bundle(open_folder(bundle))
-        registry.find_provider(stored.backbone)  # fails here rather than in every worker
+        check_runnable(stored)  # fails here rather than in every worker
         return stored
-    source = resolve_source(backbone, weights, image_size=image_size, resize=resize, seed=seed)
-    return make_bundle(backbone, source, pooling, normalize)
+    if backbone.startswith(ONNX):
+        if weights is not None or pooling != "avg":
+            raise UsageError(
+                f"--backbone {backbone} holds its weights and returns vectors; omit --weights and "
+                "--pooling"
+            )
+        return _make_onnx_bundle(
+            backbone, image_size, {"resize": resize, **overrides}, normalize=normalize
+        )
+    source = resolve_source(
+        backbone, weights, image_size=image_size, resize=resize, seed=seed, python_path=python_path
+    )
+    transform = override_transform(source.transform, **overrides)
+    return make_bundle(dataclasses.replace(source, transform=transform), pooling, normalize)
+
+
+def _make_onnx_bundle(
+    backbone: str, image_size: int | None, overrides: dict[str, Any], *, normalize: bool
+) -> Bundle:
+    """Build the bundle of `onnx:FILE`, whose transform comes from options."""
+    from retrieval.models.openvino_onnx import (
+        convert_onnx,
+        describe_input,
+        measure_onnx_dimension,
+    )
+
+    _require_openvino(backbone)
+    path = backbone.removeprefix(ONNX)
+    data, name = read_onnx(path), ONNX + path.rpartition("/")[2]
+    side = image_size or describe_input(data, name).image_size
+    transform = override_transform(standard_transform(side), **overrides)
+    side = transform.image_size
+    try:
+        ir = convert_onnx(data, name, transform, (1, 3, side, side))
+    except ConversionFailed as error:
+        raise UsageError(
+            f"--backbone {backbone} cannot be run by OpenVINO on images of {side} pixels "
+            f"({error}); change --image-size, or export it again"
+        ) from error
+    dimension = measure_onnx_dimension(ir)
+    return Bundle(name, "avg", normalize, transform, dimension, data)
+
+
+def _require_openvino(backbone: str) -> None:
+    if not openvino_installed():
+        raise UsageError(f"--backbone {backbone} needs OpenVINO; pip install openvino")
+
+
+def is_same_backbone(requested: str, stored: str) -> bool:
+    """Return whether the name of an option is that in a bundle.
+
+    A bundle has the file name of an ONNX file, and the arguments of a network after a `?`.
+    """
+    if requested.startswith(ONNX):
+        return stored == ONNX + requested.removeprefix(ONNX).rpartition("/")[2]
+    return requested in (stored, stored.partition("?")[0])
+
+
+def check_runnable(bundle: Bundle) -> None:
+    """Raise UsageError if the network of a bundle cannot be built here, Mismatch if it differs.
+
+    The code of an own model must have been named by the user, and be that of the bundle.
+    """
+    if bundle.is_onnx:
+        _require_openvino(bundle.backbone)
+        return
+    registry.find_provider(bundle.backbone)
+    registry.check_code(bundle.backbone, bundle.code)
 
 
 def resolve_source(
-    backbone: str, weights: str | None, *, image_size: int | None, resize: Resize | None, seed: int
+    backbone: str,
+    weights: str | None,
+    *,
+    image_size: int | None,
+    resize: Resize | None,
+    seed: int,
+    python_path: str | None = None,
 ) -> registry.WeightSource:
     """Return parameters with their transform: pretrained ones, those of a file, or random ones."""
-    registry.find_provider(backbone)
+    registry.add_named_model(backbone, python_path)
     if weights is None:
-        return registry.fetch_pretrained(backbone, image_size=image_size, resize=resize)
-    transform = registry.default_transform(backbone, image_size=image_size, resize=resize)
-    return registry.WeightSource(_load_state(backbone, weights, seed), transform)
+        source = registry.fetch_pretrained(backbone, image_size=image_size)
+    else:
+        name = registry.name_for_size(backbone, image_size)
+        transform = registry.default_transform(name, image_size=image_size)
+        source = registry.WeightSource(name, _load_state(name, weights, seed), transform)
+    transform = override_transform(source.transform, resize=resize)
+    return dataclasses.replace(source, transform=transform)
 
 
 def _load_state(backbone: str, weights: str, seed: int) -> registry.State:
     if weights == RANDOM:
+        if registry.find_own_model(backbone) is not None:
+            raise UsageError(
+                f"--weights random: {backbone} sets its own parameters; omit --weights"
+            )
         torch.manual_seed(seed)
         return dict(registry.build_network(backbone).state_dict())
     try:
@@ -66,17 +157,25 @@ def _load_state(backbone: str, weights: str, seed: int) -> registry.State:
     return load_weights(data, weights)
 
 
-def make_bundle(
-    backbone: str, source: registry.WeightSource, pooling: Pooling, normalize: bool
-) -> Bundle:
+def make_bundle(source: registry.WeightSource, pooling: Pooling, normalize: bool) -> Bundle:
     """Build a bundle from parameters; its dimension is measured by embedding one blank image."""
-    state = registry.fit_state(source.state, backbone)
-    dimension = _measure_dimension(backbone, state, pooling, source.transform.image_size)
-    return Bundle(backbone, pooling, normalize, source.transform, dimension, serialize_state(state))
+    name = source.backbone
+    state = registry.fit_state(source.state, name)
+    dimension = _measure_dimension(name, state, pooling, source.transform.image_size)
+    return Bundle(
+        name, pooling, normalize, source.transform, dimension, serialize_state(state),
+        code=registry.own_code(name),
+    )  # fmt: skip
 
 
 def resolve_all_poolings(
-    backbone: str, weights: str | None, *, image_size: int | None, resize: Resize | None, seed: int
+    backbone: str,
+    weights: str | None,
+    *,
+    image_size: int | None,
+    resize: Resize | None,
+    seed: int,
+    python_path: str | None = None,
 ) -> tuple[Bundle, dict[str, int]]:
     """Build a bundle whose vectors are those of all poolings, concatenated and not normalised.
 
@@ -86,12 +185,14 @@ def resolve_all_poolings(
     """
     bundle = resolve_bundle(
         backbone=backbone, weights=weights, bundle=None, pooling="avg", normalize=False,
-        image_size=image_size, resize=resize, seed=seed,
+        image_size=image_size, resize=resize, seed=seed, python_path=python_path,
     )  # fmt: skip
     avg_dimension = bundle.dimension
+    if bundle.is_onnx:
+        return bundle, {"avg": avg_dimension}
     try:
         total = _measure_dimension(
-            backbone, bundle.state(), ALL_POOLINGS, bundle.transform.image_size
+            bundle.backbone, bundle.state(), ALL_POOLINGS, bundle.transform.image_size
         )
     except UsageError:
         return bundle, {"avg": avg_dimension}
@@ -111,3 +212,8 @@ def _measure_dimension(backbone: str, state: registry.State, pooling: Pooling, s
         raise UsageError(
             f"--backbone {backbone} does not take images of {side} pixels; change --image-size"
         ) from error
+    except LookalikeError:
+        raise
+    except Exception as error:  # raised by the code of an own model
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UsageError(f"--backbone {backbone} fails on a blank image ({reason})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,7 +63,7 @@ def open_source(
         if not suffix.endswith(CONTAINER_SUFFIXES):
             raise InputError(f"{root} matches files that are neither .tar nor Parquet files")
     else:
-        raise InputError(f"{root} does not exist; specify {_SUPPORTED_INPUTS}")
+        raise InputError(_describe_missing(root))
     if not suffix:
         return FolderSource(root, fs_options)
     if suffix.endswith((*TAR, *COMPRESSED)):
@@ -119,3 +120,12 @@ def _open_parquet_source(
     if not any(is_text(field.type) for field in schema):
         raise InputError(f"{root} has no column of images or paths; specify {_SUPPORTED_INPUTS}")
     return ListSource(root, image_column, id_column, options)
+
+
+def _describe_missing(root: str) -> str:
+    if root.startswith("hf://") and os.environ.get("HF_HUB_OFFLINE"):
+        return (
+            f"{root} is read from the hub, and HF_HUB_OFFLINE is set; unset it, or download the "
+            "files with `hf download` and specify their folder"
+        )
+    return f"{root} does not exist; specify {_SUPPORTED_INPUTS}"

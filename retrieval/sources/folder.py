@@ -8,7 +8,7 @@ from typing import Any
 
 from retrieval.core.errors import InputError
 from retrieval.core.records import Item
-from retrieval.images.unsupported import CONVERT_HEIC, HEIC
+from retrieval.images.heic import INSTALL, SUFFIXES
 from retrieval.sources.base import Source
 from retrieval.sources.image_names import is_image, parent_folder_name
 from retrieval.sources.walk import SkippedFiles, walk_files
@@ -41,10 +41,10 @@ class FolderSource(Source):
     def empty_error(self) -> InputError:
         """Return the error of a folder without images; it counts HEIC files if there are some."""
         count = sum(
-            file.name.lower().endswith(HEIC) for file in walk_files(self.root, self.options)
+            file.name.lower().endswith(SUFFIXES) for file in walk_files(self.root, self.options)
         )
         if not count:
             return super().empty_error()
         return InputError(
-            f"{self.root} holds {count} HEIC files and no images that are read; {CONVERT_HEIC}"
+            f"{self.root} holds {count} HEIC files and no images that are read; {INSTALL}"
         )

@@ -17,9 +17,8 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True)
 class TrainableBackbone:
-    """A backbone in training: name, initial parameters, and the extractor built from them."""
+    """A backbone in training: its initial parameters, and the extractor built from them."""
 
-    backbone: str
     state: registry.State
     extractor: nn.Module
     transform: Transform
@@ -57,7 +56,6 @@ class TrainableBackbone:
 
 
 def build_trainable_backbone(
-    backbone: str,
     source: registry.WeightSource,
     pooling: Pooling,
     *,
@@ -65,12 +63,12 @@ def build_trainable_backbone(
     device: str = "cpu",
 ) -> TrainableBackbone:
     """Build a trainable backbone from parameters, on a device; no layer is frozen."""
-    state = registry.fit_state(source.state, backbone)
-    extractor = registry.build_extractor(backbone, dict(state), pooling)
+    state = registry.fit_state(source.state, source.backbone)
+    extractor = registry.build_extractor(source.backbone, dict(state), pooling)
     extractor = extractor.to(memory_format=torch.channels_last).to(device)
     for parameter in extractor.parameters():
         parameter.requires_grad_(True)
-    return TrainableBackbone(backbone, state, extractor, source.transform, pretrained)
+    return TrainableBackbone(state, extractor, source.transform, pretrained)
 
 
 def normalise_pixels(images: Tensor, transform: Transform) -> Tensor:

@@ -172,7 +172,7 @@ def image_ids(count: int) -> list[str]:
 
 def tiny_bundle(dimension: int) -> Bundle:
     """Return a complete bundle with a placeholder network that cannot embed."""
-    transform = default_transform(SCRATCH, image_size=None, resize="crop")
+    transform = default_transform(SCRATCH, image_size=None)
     state = {"features.0.0.weight": torch.zeros(1)}
     return Bundle(SCRATCH, "avg", False, transform, dimension, serialize_state(state))
 

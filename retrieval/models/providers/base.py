@@ -13,8 +13,15 @@ from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling
 
 State = dict[str, Tensor]
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of ImageNet per channel (R, G, B), for values from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """The parameters of a backbone and the transform that they were trained with."""
+
+    backbone: str  # name of the network, with the arguments of its input size, if it has any
+    state: State
+    transform: Transform
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,20 @@ class BackboneProvider(ABC):
     def similar_names(self, name: str) -> list[str]:  # noqa: ARG002
         """Return the names among which suggestions for a mistyped name are searched."""
         return self.names()
+
+    def name_for_size(self, name: str, image_size: int | None) -> str:  # noqa: ARG002
+        """Return the name of the network for images of a size; by default it reads any size."""
+        return name
+
+    def pretrained(self, name: str, image_size: int | None) -> WeightSource:
+        """Fetch the pretrained parameters of a backbone with their transform."""
+        name = self.name_for_size(name, image_size)
+        state = self.fetch(name)
+        return WeightSource(name, state, self.pretrained_transform(name, image_size))
+
+    def adapt_state(self, state: State, model: nn.Module) -> State:  # noqa: ARG002
+        """Return parameters of an older layout, or another input size, in the layout of `model`."""
+        return state
 
     @abstractmethod
     def network(self, name: str, *, num_classes: int | None, state: State) -> nn.Module:

@@ -8,8 +8,9 @@ from retrieval.core.errors import UsageError
 from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling
 from retrieval.models.feature_extractor import find_classifier, trace_extractor
-from retrieval.models.providers.base import IMAGENET, BackboneCard, BackboneProvider, State
+from retrieval.models.providers.base import BackboneCard, BackboneProvider, State
 from retrieval.models.scratch_cnn import IMAGE_SIZE, WIDTHS, ScratchCNN
+from retrieval.models.transforms import IMAGENET
 
 SCRATCH = "scratch"
 

@@ -1,17 +1,25 @@
-"""Provider of timm's image models, named `timm:NAME` or `timm:NAME.TAG`.
+"""Provider of timm's image models: `timm:NAME`, `timm:NAME.TAG`, or one of a hub or a folder.
 
 timm's models have an interface for this: `forward_features` returns the last features,
 `forward_head(…, pre_logits=True)` the input of the classifier, and the configuration of each name
 holds the transform, the classifier's layers and the location of the weights. Only whether channels
 come first or last must be inferred from the shape.
+
+A bundle names the network as `timm:NAME?ARGUMENT=VALUE&…`, with the arguments of `create_model`
+that differ from its defaults: the input size of a transformer, and the dimension (`num_classes`) of
+a tower whose last layer is not a classifier but the projection into the space of images and texts.
+Models of a hub are named by their architecture, so that workers and later runs need no hub.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import re
+import sys
+from collections.abc import Mapping
 from math import floor
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from torch import Tensor, nn
 
@@ -23,13 +31,25 @@ from retrieval.models.providers.base import (
     BackboneCard,
     BackboneProvider,
     State,
+    WeightSource,
     weights_unavailable,
 )
+from retrieval.models.providers.timm_hub import check_hub_once, is_hub_name, open_hub_model
+from retrieval.models.transforms import describe_transform
 
 TIMM = "timm:"
 _RESIZE: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}
 """Our resize mode for each crop mode of timm."""
-_HUB_TIMEOUT = 5.0  # seconds to wait for a response of the hub
+
+_TOWER = re.compile("clip|pe_core")
+_TOWER_DIMENSIONS = (384, 512, 640, 768, 1024, 1152, 1280)
+"""In names of CLIP-like image towers `num_classes` is the dimension of the projection, one of
+these; with weights that were fine-tuned for classification it is the number of classes."""
+
+_REFUSED_ARGUMENTS = re.compile(
+    "pretrained.*|checkpoint_path|cache_dir|scriptable|exportable|no_jit|features_only|device|dtype"
+)
+"""Arguments of `create_model` that load files, or that shape something other than the network."""
 
 
 class TimmProvider(BackboneProvider):
@@ -42,38 +62,123 @@ class TimmProvider(BackboneProvider):
         return self.similar_names(f"{TIMM}NAME")
 
     def has_name(self, name: str) -> bool:
-        """Return whether timm has the model and, if the name has a tag, weights with that tag."""
-        return name in self.similar_names(name)
+        """Return whether timm has the model and, if the name has a tag, weights with that tag.
+
+        A name of a hub or a folder is accepted; whether it exists is known when it is read.
+        """
+        if is_hub_name(name.removeprefix(TIMM)):
+            return bool(_library(name))
+        base, _ = split_name(name)
+        return base in self.similar_names(base)
 
     def similar_names(self, name: str) -> list[str]:
         """Return all names, with tags if `name` has a tag, else without."""
         return [TIMM + model for model in _library(name).list_models(include_tags="." in name)]
 
+    def name_for_size(self, name: str, image_size: int | None) -> str:
+        """Return a name with the arguments of its projection, and of its input size if needed."""
+        if is_hub_name(name.removeprefix(TIMM)):
+            raise UsageError(f"--backbone {name} brings its own weights; omit --weights")
+        base, arguments = split_name(name)
+        configuration = _pretrained_config(base)
+        if _is_tower(base, configuration.num_classes, configuration.tag):
+            arguments.setdefault("num_classes", configuration.num_classes)
+        own_size = arguments.get("img_size", configuration.input_size[-1])
+        if image_size in (None, own_size) or not configuration.fixed_input_size:
+            return join_name(base, arguments)
+        resized = join_name(base, {**arguments, "img_size": image_size})
+        try:
+            self.skeleton(resized, {})
+        except TypeError:  # its size is not an argument; whether it fits is measured later
+            return join_name(base, arguments)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"--backbone {name} does not take images of {image_size} pixels; change "
+                "--image-size"
+            ) from error
+        return resized
+
+    def pretrained(self, name: str, image_size: int | None) -> WeightSource:
+        """Fetch the parameters of a name, or read those of a hub or a folder."""
+        if not is_hub_name(name.removeprefix(TIMM)):
+            return super().pretrained(name, image_size)
+        model = open_hub_model(name.removeprefix(TIMM))
+        network = self._name_of_hub_model(name, model)
+        transform = _transform(name, _configuration(name, model.configuration), image_size)
+        return WeightSource(self.name_for_size(network, image_size), model.state(), transform)
+
+    def _name_of_hub_model(self, name: str, model: Any) -> str:
+        """Return the name of the network of a model of a hub or a folder."""
+        network = TIMM + model.architecture
+        if not self.has_name(network):
+            raise UsageError(
+                f"--backbone {name} is a {model.architecture}, which timm "
+                f"{_library(name).__version__} does not have; install a newer timm"
+            )
+        arguments = {key: value for key, value in model.arguments.items() if value is not None}
+        classes, tag = model.configuration["num_classes"], model.configuration.get("tag")
+        if _is_tower(network, classes, tag):
+            arguments["num_classes"] = classes
+        else:
+            arguments.pop("num_classes", None)
+        return join_name(network, arguments)
+
+    def adapt_state(self, state: State, model: nn.Module) -> State:
+        """Return parameters in the layout and for the input size of `model`, as timm does.
+
+        Parameters that still do not fit are returned unchanged.
+        """
+        classifier = tuple(layer + "." for layer in _classifier_layers(model))
+        expected = {
+            key: value.shape
+            for key, value in model.state_dict().items()
+            if not key.startswith(classifier) and not key.endswith("num_batches_tracked")
+        }
+
+        def fits(candidate: State) -> bool:
+            return all(k in candidate and candidate[k].shape == v for k, v in expected.items())
+
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        if convert is None or fits(state):
+            return state
+        try:
+            converted: State = dict(convert(dict(state), model))
+        except Exception:  # noqa: BLE001 - written for its own checkpoints only
+            return state
+        return converted if fits(converted) else state
+
     def network(self, name: str, *, num_classes: int | None, state: State) -> nn.Module:  # noqa: ARG002
         """Build a network; its input size is part of the name, so `state` is not needed.
 
-        Raises UsageError where its classifier cannot be removed.
+        Raises UsageError where its classifier cannot be removed, or the name is of a hub.
         """
-        arguments = {} if num_classes is None else {"num_classes": num_classes}
-        model: nn.Module = _library(name).create_model(name.removeprefix(TIMM), **arguments)
+        base, arguments = split_name(name)
+        if is_hub_name(base.removeprefix(TIMM)):
+            raise UsageError(f"--backbone {name} has no network before it is fetched")
+        if num_classes is not None:
+            arguments.setdefault("num_classes", num_classes)
+        model: nn.Module = _library(name).create_model(base.removeprefix(TIMM), **arguments)
         if not all(hasattr(model, part) for part in ("forward_head", "get_classifier")):
             raise UsageError(f"--backbone {name} has no classifier that can be removed")
         return model
 
-    def classifier_prefixes(self, model: nn.Module, name: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the prefixes of the classifier's layers, auxiliary classifiers included."""
+    def classifier_prefixes(self, model: nn.Module, name: str) -> tuple[str, ...]:
+        """Return the prefixes of the classifier's layers; a projection is not a classifier."""
+        if _has_projection(name):
+            return ()
         return tuple(layer + "." for layer in _classifier_layers(model))
 
     def fetch(self, name: str) -> State:
         """Download the weights of a name from timm's hub, once, in the layout of timm's model."""
         timm = _library(name)
-        if not _pretrained_config(name).has_weights:
+        base, arguments = split_name(name)
+        if not _pretrained_config(base).has_weights:
             raise UsageError(
                 f"--backbone {name} has no weights of its own; name a file with --weights"
             )
-        with _check_hub_once() as reachable:
+        with check_hub_once() as reachable:
             try:
-                model = timm.create_model(name.removeprefix(TIMM), pretrained=True)
+                model = timm.create_model(base.removeprefix(TIMM), pretrained=True, **arguments)
             except Exception as error:  # the hub's client raises various exceptions
                 raise weights_unavailable(
                     name, error if reachable else "no answer from its hub"
@@ -82,19 +187,7 @@ class TimmProvider(BackboneProvider):
 
     def pretrained_transform(self, name: str, image_size: int | None) -> Transform:
         """Return the transform that timm's configuration of the name describes."""
-        configuration = _pretrained_config(name)
-        height, width = configuration.input_size[1:]
-        if height != width:
-            raise UsageError(
-                f"--backbone {name} reads images of {width} x {height} pixels, not squares"
-            )
-        size = image_size or width
-        shorter = floor(size / configuration.crop_pct)
-        resize = _RESIZE[configuration.crop_mode]
-        if resize == "squash" and shorter != size:
-            resize = "squash-crop"
-        mean, std = tuple(configuration.mean), tuple(configuration.std)
-        return Transform(resize, shorter, size, configuration.interpolation, mean, std)
+        return _transform(name, _pretrained_config(split_name(name)[0]), image_size)
 
     def default_transform(self, name: str, image_size: int | None) -> Transform:
         """Return the pretrained transform: in timm it is part of the model's configuration."""
@@ -108,8 +201,9 @@ class TimmProvider(BackboneProvider):
         belong to another version of timm.
         """
         model = self.network(name, num_classes=None, state=state)
-        for layer in _classifier_layers(model):
-            model.set_submodule(layer, nn.Identity())
+        if not _has_projection(name):
+            for layer in _classifier_layers(model):
+                model.set_submodule(layer, nn.Identity())
         try:
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
@@ -121,10 +215,99 @@ class TimmProvider(BackboneProvider):
 
     def describe(self, name: str) -> BackboneCard:
         """Return the card of a model; timm's package has no accuracies."""
-        parameters = sum(value.numel() for value in self.skeleton(name, {}).parameters())
-        size = self.pretrained_transform(name, None).image_size
-        dimension = self.measure_dimension(name, size)
+        network = name
+        if is_hub_name(name.removeprefix(TIMM)):
+            model = open_hub_model(name.removeprefix(TIMM), with_weights=False)
+            network = self._name_of_hub_model(name, model)
+            configuration = _configuration(name, model.configuration)
+        else:
+            configuration = _pretrained_config(split_name(name)[0])
+        network = self.name_for_size(network, None)
+        parameters = sum(value.numel() for value in self.skeleton(network, {}).parameters())
+        size = _transform(name, configuration, None).image_size
+        dimension = self.measure_dimension(network, size)
         return BackboneCard(name, parameters, dimension, size, None, None, None)
+
+
+def split_name(name: str) -> tuple[str, dict[str, Any]]:
+    """Return a name without its arguments, and the arguments of `timm.create_model`.
+
+    Raises UsageError for arguments that are not JSON values, or that do not shape the network: a
+    bundle of unknown origin must not be able to load files.
+    """
+    base, _, query = name.partition("?")
+    arguments: dict[str, Any] = {}
+    for key, text in parse_qsl(query, keep_blank_values=True):
+        try:
+            arguments[key] = json.loads(text)
+        except ValueError:
+            raise UsageError(f"--backbone {name}: {key}={text} is not a JSON value") from None
+    _check_arguments(name, arguments)
+    return base, arguments
+
+
+def join_name(base: str, arguments: Mapping[str, Any]) -> str:
+    """Return the name of a network with arguments; the reverse of `split_name`.
+
+    Raises UsageError for arguments that `split_name` refuses.
+    """
+    _check_arguments(base, arguments)
+    if not arguments:
+        return base
+    return f"{base}?{urlencode({key: json.dumps(arguments[key]) for key in sorted(arguments)})}"
+
+
+def _check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    for key, value in arguments.items():
+        is_plain = isinstance(value, int | float | str) or (
+            isinstance(value, list) and all(isinstance(part, int | float) for part in value)
+        )
+        if not key.isidentifier() or _REFUSED_ARGUMENTS.fullmatch(key) or not is_plain:
+            raise UsageError(f"--backbone {name}: the argument {key} of its network is not allowed")
+
+
+def _is_tower(name: str, classes: object, tag: object) -> bool:
+    """Return whether the last layer of a network is a projection instead of a classifier."""
+    return classes in _TOWER_DIMENSIONS and bool(_TOWER.search(f"{name}.{tag}"))
+
+
+def _has_projection(name: str) -> bool:
+    return "num_classes" in split_name(name)[1]
+
+
+def _configuration(name: str, values: Mapping[str, Any]) -> Any:
+    """Return the configuration of a config.json as timm's own type; unknown fields are dropped."""
+    import dataclasses
+
+    from timm.models import PretrainedCfg
+
+    known = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    configuration = PretrainedCfg(**{k: v for k, v in values.items() if k in known})
+    size, share = configuration.input_size, configuration.crop_pct
+    if (
+        not isinstance(size, list | tuple) or len(size) != 3
+        or not all(isinstance(value, int) for value in size)
+        or not isinstance(share, int | float) or not 0.1 <= share <= 1
+        or configuration.crop_mode not in _RESIZE
+    ):  # fmt: skip
+        raise UsageError(f"--backbone {name}: its config.json describes no transform of timm")
+    return configuration
+
+
+def _transform(name: str, configuration: Any, image_size: int | None) -> Transform:
+    height, width = configuration.input_size[1:]
+    if height != width:
+        raise UsageError(
+            f"--backbone {name} reads images of {width} x {height} pixels, not squares"
+        )
+    size = image_size or width
+    shorter = floor(size / configuration.crop_pct)
+    resize = _RESIZE[configuration.crop_mode]
+    if resize == "squash" and shorter != size:
+        resize = "squash-crop"
+    mean, std = tuple(configuration.mean), tuple(configuration.std)
+    transform = Transform(resize, shorter, size, configuration.interpolation, mean, std)
+    return describe_transform(transform, f"--backbone {name}")
 
 
 class TimmExtractor(nn.Module):
@@ -135,15 +318,19 @@ class TimmExtractor(nn.Module):
         self.body: Any = model
         self.name = name
         self.pooling = pooling
+        self.has_projection = _has_projection(name)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed a batch; avg is the input of the classifier, others pool the feature map."""
+        """Embed a batch; avg is the input of the classifier, or the output of the projection.
+
+        Other poolings pool the feature map.
+        """
         features = self.body.forward_features(images)
         return apply_pooling(self.pooling, lambda pooling: self._vectors(features, pooling))
 
     def _vectors(self, features: Tensor | list[Tensor], pooling: str) -> Tensor:
         if pooling == "avg":
-            vectors: Tensor = self.body.forward_head(features, pre_logits=True)
+            vectors: Tensor = self.body.forward_head(features, pre_logits=not self.has_projection)
             return vectors
         return POOLINGS[pooling](self._map(features))
 
@@ -199,27 +386,3 @@ def _classifier_layers(model: Any) -> list[str]:
         if name and not any(f"{layer}.".startswith(f"{name}.") for layer in layers):
             layers.append(name)
     return layers
-
-
-@contextmanager
-def _check_hub_once() -> Iterator[bool]:
-    """Yield whether the hub is reachable; while it is not, its client only uses cached files.
-
-    Without this check the client would retry for a minute.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    was_offline = constants.HF_HUB_OFFLINE
-    try:
-        response = (
-            None if was_offline else get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
-        )
-        reachable = response is not None and response.status_code < 500
-    except Exception:  # noqa: BLE001 - its client raises various exceptions
-        reachable = False
-    constants.HF_HUB_OFFLINE = not reachable
-    try:
-        yield reachable
-    finally:
-        constants.HF_HUB_OFFLINE = was_offline

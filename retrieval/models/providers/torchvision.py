@@ -16,15 +16,15 @@ from torchvision import models
 
 from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling
-from retrieval.models.feature_extractor import DEFAULT_IMAGE_SIZE, find_classifier, trace_extractor
+from retrieval.models.feature_extractor import find_classifier, trace_extractor
 from retrieval.models.providers.base import (
-    IMAGENET,
     BackboneCard,
     BackboneProvider,
     State,
     weights_unavailable,
 )
 from retrieval.models.providers.torchvision_dimensions import DIMENSIONS
+from retrieval.models.transforms import DEFAULT_IMAGE_SIZE, standard_transform
 
 _POSITIONS = "encoder.pos_embedding"
 """Parameter of a vision transformer whose shape determines the input size."""
@@ -71,8 +71,7 @@ class TorchvisionProvider(BackboneProvider):
 
     def default_transform(self, name: str, image_size: int | None) -> Transform:  # noqa: ARG002
         """Return torchvision's usual preset: resize to 256/224 of the size, centre crop."""
-        size = image_size or DEFAULT_IMAGE_SIZE
-        return Transform("crop", round(size * 256 / 224), size, "bilinear", *IMAGENET)
+        return standard_transform(image_size)
 
     def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
         """Build the extractor by tracing the network up to its last spatial features."""

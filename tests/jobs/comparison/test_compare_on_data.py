@@ -26,6 +26,8 @@ from tests.conftest import draw_photos
 from tests.file_tree import read_tree
 from tests.jobs.in_process import embed_in_process, without_ray
 from tests.retrieval.evaluation.test_leave_one_out import brute_force_measures
+from tests.retrieval.models.onnx_writer import small_network
+from tests.retrieval.models.test_own_model import SOURCE
 from tests.retrieval.storage.faults import FailAt, Killed, inject_faults, record_operations
 
 QUICK_SETTINGS = {"weights": "random", "image_size": 32, "engine": "torch", "chunk_rows": 8}
@@ -260,6 +262,21 @@ def test_all_selects_backbones_with_weights(photos, tmp_path):
     without_weights = candidates.list_candidates(CompareSettings(data="x", backbones="all"))
     assert "scratch" not in [c.name for c in without_weights]
     assert "resnet50" in [c.name for c in without_weights]
+
+
+def test_own_modules_and_onnx_files_are_compared(photos, tmp_path):
+    (tmp_path / "own_compared.py").write_text(SOURCE)
+    weight = np.random.default_rng(0).standard_normal((5, 3, 4, 4)).astype(np.float32)
+    (tmp_path / "net.onnx").write_bytes(small_network(weight))
+    names = ["python:own_compared:make", f"onnx:{tmp_path / 'net.onnx'}"]
+    result = run_compare(
+        photos, tmp_path / "out", backbones=",".join(names), python_path=str(tmp_path),
+        weights=None, engine=None,
+    )  # fmt: skip
+    assert result.values["notes"] == []
+    assert {row["backbone"] for row in result.values["combinations"]} == set(names)
+    job = json.loads((tmp_path / "out/job.json").read_text())["settings"]
+    assert list(job["own_sources"]) == names[:1]
 
 
 def test_bundle_keeps_its_pooling_and_projection(photos, tmp_path):

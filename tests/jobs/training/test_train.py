@@ -22,6 +22,7 @@ from retrieval.storage.verify import verify
 from tests.conftest import draw_photos
 from tests.file_tree import read_tree
 from tests.jobs.in_process import without_ray
+from tests.retrieval.models.test_own_model import SOURCE
 from tests.retrieval.storage.faults import Killed
 
 FILES = {
@@ -302,6 +303,27 @@ def test_frozen_layers_of_each_backbone_are_unchanged(tmp_path, backbone, unfree
     ]
     assert bool(changed_parameters) == (unfreeze != "none")
     assert result.values["epochs"] == 1
+
+
+def test_own_module_is_trained_and_predicts(tmp_path):
+    """The bundle holds the trained parameters; `predict` needs the code to be named again."""
+    (tmp_path / "own_trained.py").write_text(SOURCE)
+    named = {"backbone": "python:own_trained:make", "python_path": str(tmp_path)}
+    photos = draw_photos(tmp_path / "photos", 8, classes=2)
+    start(photos, tmp_path / "bundle", epochs=1, pooling="avg", **named)
+    bundle = read_bundle(open_folder(str(tmp_path / "bundle")))
+    assert (bundle.backbone, bundle.code.name) == (named["backbone"], "make")
+    before = registry.build_network(named["backbone"]).state_dict()
+    assert not torch.equal(bundle.state()["model.weight"], before["model.weight"])
+    registry.remove_model(named["backbone"])
+    predicting = {"input": str(photos), "bundle": str(tmp_path / "bundle"), "engine": "torch"}
+    with without_ray():
+        with pytest.raises(UsageError, match="name it with --backbone python:own_trained:make"):
+            predict.start(PredictSettings(output=str(tmp_path / "unnamed"), **predicting))
+        result = predict.start(
+            PredictSettings(output=str(tmp_path / "classes"), **predicting, **named)
+        )
+    assert result.values["images"] == 8
 
 
 def test_cache_is_kept(trained, tmp_path):

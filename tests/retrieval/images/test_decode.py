@@ -450,7 +450,8 @@ def test_bytes_before_jpeg_are_skipped(prefix):
     assert (pixels_of(prefix + data[:-2]) == pixels_of(data)).all()
 
 
-def test_heic_is_refused_with_remedy():
+def test_heic_is_refused_with_remedy(monkeypatch):
+    monkeypatch.setattr(module, "can_decode_heic", lambda: False)
     with pytest.raises(UnidentifiedImageError, match=r"HEIC image; .* pillow-heif"):
         pixels_of(b"\0\0\0\x18ftypheic" + bytes(99))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import time
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from retrieval.models.registry import (
     fit_state,
 )
 from retrieval.models.resolve import RANDOM, resolve_bundle
+from retrieval.models.transforms import override_transform
 from retrieval.storage.local import open_folder
 from tests.conftest import draw_photos
 from tests.retrieval.models.test_registry import BackboneTests, embed, random_images, random_network
@@ -253,12 +255,13 @@ def test_backbone_without_pretrained_weights_raises_usage_error():
         ("timm:resnet_50", "timm:resnet50"),
         ("timm:inception_resnetv2", "timm:inception_resnet_v2"),
         ("timm:resnet50.a4_in1k", r"timm:resnet50\."),
-        ("timm:hf-hub:timm/resnet50", "timm:"),
+        ("timm:resnet50.a4_in1k?img_size=224", r"timm:resnet50\."),
     ],
 )
 def test_unknown_name_suggests_similar_names(unknown, suggestion):
     with pytest.raises(
-        UsageError, match=f"--backbone {unknown} is not known; did you mean .*{suggestion}"
+        UsageError,
+        match=f"--backbone {re.escape(unknown)} is not known; did you mean .*{suggestion}",
     ):
         find_provider(unknown)
 
@@ -306,7 +309,7 @@ TRANSFORMS = [
 
 @pytest.mark.parametrize(("name", "requested", "expected"), TRANSFORMS)
 def test_default_transform_equals_timm_configuration(name, requested, expected):
-    transform = default_transform(name, image_size=requested, resize=None)
+    transform = default_transform(name, image_size=requested)
     configuration = timm.get_pretrained_cfg(name.removeprefix("timm:"))
     assert (transform.resize, transform.resize_size, transform.image_size) == expected
     assert transform.interpolation == configuration.interpolation
@@ -314,7 +317,9 @@ def test_default_transform_equals_timm_configuration(name, requested, expected):
 
 
 def test_explicit_options_override_timm_configuration():
-    transform = default_transform("timm:tf_efficientnetv2_b3", image_size=112, resize="pad")
+    transform = override_transform(
+        default_transform("timm:tf_efficientnetv2_b3", image_size=112), resize="pad"
+    )
     assert (transform.resize, transform.image_size) == ("pad", 112)
 
 
@@ -324,7 +329,7 @@ def test_pixels_of_synthetic_photos_equal_timm(tmp_path, name, requested, expect
     assert_equal_pixels(
         photos,
         timm_transform(name, requested),
-        default_transform(name, image_size=requested, resize=None),
+        default_transform(name, image_size=requested),
     )
 
 
@@ -334,7 +339,7 @@ def test_pixels_of_real_photos_equal_timm(data, name, requested, expected):
     assert_equal_pixels(
         photos,
         timm_transform(name, requested),
-        default_transform(name, image_size=requested, resize=None),
+        default_transform(name, image_size=requested),
     )
 
 
@@ -361,7 +366,7 @@ def test_non_square_input_size_raises_usage_error(monkeypatch):
     )
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: non_square)
     with pytest.raises(UsageError, match="160 x 96 pixels, not squares"):
-        default_transform("timm:test_resnet", image_size=None, resize=None)
+        default_transform("timm:test_resnet", image_size=None)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from retrieval.core.errors import InputError
+from retrieval.sources import image_names
 from retrieval.sources.folder import FolderSource
 from retrieval.sources.image_names import SUFFIXES, is_image, parent_folder_name
 from retrieval.sources.item_reader import ItemReader
@@ -465,7 +466,8 @@ def test_local_folders_are_listed_lazily(local, monkeypatch):
     assert len(list(items)) == 49
 
 
-def test_check_refuses_heic_folder_with_remedy(tmp_path):
+def test_check_refuses_heic_folder_with_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_names, "can_decode_heic", lambda: False)
     for number in range(3):
         (tmp_path / f"{number}.HEIC").write_bytes(b"")
     source = FolderSource(str(tmp_path))

@@ -13,7 +13,7 @@ from retrieval.training.dataset import select_training_images
 from retrieval.training.photos import PhotoSplit, PhotoSubset
 
 IMAGE_SIZE = 32
-TRANSFORM = registry.default_transform("scratch", image_size=IMAGE_SIZE, resize="crop")
+TRANSFORM = registry.default_transform("scratch", image_size=IMAGE_SIZE)
 CLASSES = ("disc", "square", "triangle")
 STRIPES = ("horizontal", "vertical", "plain")
 

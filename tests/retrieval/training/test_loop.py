@@ -48,10 +48,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         state = dict(registry.build_network("scratch").state_dict())
-    source = registry.WeightSource(state, TRANSFORM)
-    backbone = build_trainable_backbone(
-        "scratch", source, "avg", pretrained=pretrained, device=device
-    )
+    source = registry.WeightSource("scratch", state, TRANSFORM)
+    backbone = build_trainable_backbone(source, "avg", pretrained=pretrained, device=device)
     objective_module = make_objective(objective, 192, 3, recipe.seed)
     epochs: list[TrainingProgress] = []
     final = loop.train(
@@ -94,7 +92,7 @@ def test_every_objective_converges(name):
 
 
 def test_bundle_of_best_epoch_reproduces_validation_measures(trained):
-    bundle = make_bundle("scratch", registry.WeightSource(trained.best, TRANSFORM), "avg", True)
+    bundle = make_bundle(registry.WeightSource("scratch", trained.best, TRANSFORM), "avg", True)
     subset = PHOTOS.validation
     plan = EnginePlan("torch", "fp32", "cpu", len(subset))
     vectors = Embedder(bundle, plan).embed(list(subset.take(torch.arange(len(subset)))))

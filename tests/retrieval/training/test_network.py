@@ -12,9 +12,9 @@ from retrieval.training.network import build_trainable_backbone
 def make_backbone(name, *, pretrained=True):
     torch.manual_seed(0)
     state = registry.build_network(name).state_dict()
-    transform = registry.default_transform(name, image_size=None, resize=None)
+    transform = registry.default_transform(name, image_size=None)
     return build_trainable_backbone(
-        name, registry.WeightSource(state, transform), "avg", pretrained=pretrained
+        registry.WeightSource(name, state, transform), "avg", pretrained=pretrained
     )
 
 
