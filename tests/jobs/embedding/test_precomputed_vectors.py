@@ -110,7 +110,7 @@ def in_process(monkeypatch):
     """Run all stages in this process."""
     from retrieval.index.workers import InProcessWorkers
 
-    monkeypatch.setattr(index, "RayWorkers", lambda cluster: InProcessWorkers())
+    monkeypatch.setattr(index, "training_workers", lambda cluster: InProcessWorkers())
     with without_ray():
         yield
 
