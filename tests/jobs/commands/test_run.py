@@ -96,6 +96,17 @@ def test_run_json_has_metadata_of_each_stage(settings, root):
         assert stage_metadata["bytes"] == sum(files["size"].to_pylist())
 
 
+def test_run_json_has_a_profile_of_the_command(settings, root):
+    steps = json.loads((root / "out/run.json").read_bytes())["profile"]
+    names = [step["step"] for step in steps]
+    assert names[0] == "imports and checks"
+    stages = ("embed gallery", "index", "embed queries", "rank", "evaluate and report")
+    assert [name for name in names if name in stages] == [*stages]
+    assert names.count("first chunk is written") == 2
+    assert [step["began"] for step in steps] == sorted(step["began"] for step in steps)
+    assert all(0 <= step["began"] <= step["ended"] for step in steps)
+
+
 def check_that_a_new_run_writes_the_same_files(settings):
     output = Path(settings.output)
     expected = read_tree(output)
