@@ -386,10 +386,9 @@ def _list_below_root(system: Any, path: str) -> _RemoteFolder:
 
 def _list_remote_folder(system: Any, path: str) -> _RemoteFolder:
     """List the files and folders of a remote folder that are not hidden."""
-    folders: dict[str, Any]
-    files: dict[str, Any]
-    listing = system.walk(path, maxdepth=1, detail=True, on_error="raise")
-    _, folders, files = next(listing, (path, {}, {}))
+    walk = system.walk(path, maxdepth=1, detail=True, on_error="raise")
+    listed: tuple[str, dict[str, Any], dict[str, Any]] = next(walk, (path, {}, {}))
+    _, folders, files = listed
     root_entry = files.pop("", None)
     skipped = SkippedFiles()
     for kind, names in ((HIDDEN_FOLDERS, folders), (HIDDEN_FILES, files)):
