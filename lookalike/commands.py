@@ -12,7 +12,7 @@ from lookalike.input_types import Ids, Images, ImagesOrVectors, Labels, Path, Ve
 from lookalike.result import Result
 from lookalike.run_command import run_command
 
-# ruff: noqa: A002 - names of options, and lists of their choices
+# ruff: noqa: A002 - names of options
 
 
 def run(

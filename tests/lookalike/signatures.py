@@ -28,7 +28,7 @@ from lookalike.input_types import Ids, Images, ImagesOrVectors, Labels, Path, Ve
 from lookalike.result import Result
 from lookalike.run_command import run_command
 
-# ruff: noqa: A002, E501 - names of options, and lists of their choices
+# ruff: noqa: A002 - names of options
 '''
 
 _FROM_MEMORY = """
@@ -40,6 +40,8 @@ _RAISES = """
     Raises:
         LookalikeError: As the command line reports it; `exit_code` is its exit code.
 """
+
+_LINE_LENGTH = 100
 
 _PLAIN_TYPES = {int: "int", float: "float", str: "str", bool: "bool", "path": "Path"}
 _PARSED_TYPES = {"size": "int | str", "recall": "float | str"}
@@ -77,9 +79,13 @@ def _default(field: Any) -> str | None:
 
 def _argument(verb: str, field: Any) -> str:
     default = _default(field)
-    return f"    {field.name}: {_type(verb, field.metadata['option'])}" + (
+    line = f"    {field.name}: {_type(verb, field.metadata['option'])}" + (
         "," if default is None else f" = {default},"
     )
+    if len(line) <= _LINE_LENGTH:
+        return line
+    head, choices, tail = re.split(r"(?<=Literal\[)|(?=\])", line)  # as ruff breaks it
+    return f"{head}\n        {choices}\n    {tail}"
 
 
 def _type(verb: str, option: Option) -> str:
