@@ -33,6 +33,7 @@ from retrieval.core.errors import (
     TooManyFailures,
     UsageError,
 )
+from retrieval.models.bundle import Bundle
 from retrieval.models.registry import own_code
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
@@ -144,6 +145,19 @@ def _compare_all(
     return rows, notes
 
 
+def _count_parameters(bundle: Bundle) -> int:
+    """Return the number of parameters of a network without its classifier."""
+    if bundle.is_onnx:
+        from retrieval.models.openvino_onnx import count_onnx_parameters
+
+        return count_onnx_parameters(bundle.weights, bundle.backbone)
+    return sum(
+        value.numel()
+        for key, value in bundle.state().items()
+        if not key.endswith(_BATCH_NORM_BUFFERS)
+    )
+
+
 def _compare_one(context: ComparisonContext, candidate: Candidate) -> dict[str, Any]:
     """Embed and measure one network, unless an earlier run has; return its rows and notes."""
     settings, cluster, folder = context.settings, context.cluster, context.folder
@@ -163,10 +177,7 @@ def _compare_one(context: ComparisonContext, candidate: Candidate) -> dict[str, 
     store = open_store(store_folder)
     network_values = {
         "backbone": candidate.name, "images_per_second": _images_per_second(store_folder),
-        "parameters": sum(
-            value.numel() for key, value in bundle.state().items()
-            if not key.endswith(_BATCH_NORM_BUFFERS)
-        ),
+        "parameters": _count_parameters(bundle),
         "weight_bytes": len(bundle.weights),
     }  # fmt: skip
     measure_combinations = _measure_task(

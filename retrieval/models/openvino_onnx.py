@@ -92,6 +92,16 @@ def measure_onnx_dimension(ir: IR) -> int:
     return int(request.get_compiled_model().output().shape[1])
 
 
+def count_onnx_parameters(data: bytes, name: str) -> int:
+    """Return the number of constants of an ONNX network that are not whole numbers."""
+    constants = [node for node in _read(data, name).get_ops() if not node.get_input_size()]
+    values = [node.output(0) for node in constants if node.get_type_name() == "Constant"]
+    return sum(
+        int(np.prod(tuple(value.get_shape()))) for value in values
+        if value.get_element_type().is_real()
+    )  # fmt: skip
+
+
 def _convert(data: bytes, name: str, transform: Transform, shape: Shape) -> IR:
     openvino_core()  # before anything else imports openvino
     import openvino

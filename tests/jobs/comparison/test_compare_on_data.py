@@ -273,8 +273,11 @@ def test_own_modules_and_onnx_files_are_compared(photos, tmp_path):
         photos, tmp_path / "out", backbones=",".join(names), python_path=str(tmp_path),
         weights=None, engine=None,
     )  # fmt: skip
-    assert result.values["notes"] == []
-    assert {row["backbone"] for row in result.values["combinations"]} == set(names)
+    assert f"{names[0]} has no feature map: only pooling avg is compared" in result.values["notes"]
+    rows = result.values["combinations"]
+    # weights of the convolutions, of the bias, and a scale
+    expected = {names[0]: 8 * 3 * 4 * 4 + 8 + 1, names[1]: weight.size}
+    assert {row["backbone"]: row["parameters"] for row in rows} == expected
     job = json.loads((tmp_path / "out/job.json").read_text())["settings"]
     assert list(job["own_sources"]) == names[:1]
 
