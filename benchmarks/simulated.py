@@ -219,7 +219,9 @@ class Team:
         if self._fault_occurs():
             return ""
         result = self._work(number, attempt)
-        return "" if self._fault_occurs() else json.dumps({"result": result, "peak": 0})
+        return (
+            "" if self._fault_occurs() else json.dumps({"result": result, "peak": 0, "ready": 0.0})
+        )
 
     def _fault_occurs(self) -> bool:
         return self._draws.randrange(FAULT_EVERY) == 0
