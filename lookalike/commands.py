@@ -52,6 +52,10 @@ def run(
     normalize: bool = True,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    interpolation: Literal["bilinear", "bicubic"] | None = None,
+    python_path: Path | None = None,
     pca: int | None = None,
     seed: int = 0,
     embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
@@ -72,8 +76,8 @@ def run(
         output: Folder or URI to write to; created if absent.
         queries: Images to search for, in the same forms as gallery.
         top_k: Number of matches per query.
-        recall: Share of the exact top-k that must be found, 0 to 1, or exact; a lower measured
-            recall ends with exit code 5.
+        recall: Share of the exact top-k to find, 0 to 1, or exact; a lower measured recall ends
+            with exit code 5.
         nprobe: Inverted lists searched per query; the recall is then measured but not required;
             default: chosen for each query, as many as recall needs.
         filter: SQL condition on gallery images: "label = 'cat' and width > 200".
@@ -88,44 +92,48 @@ def run(
         temp_dir: Local folder on each node for the shard being processed; default: the node's
             temporary folder.
         metric: Similarity of vectors: cosine, inner product (ip) or Euclidean distance (l2).
-        max_index_memory: Memory that one task may use for a shard and a block of queries.
+        max_index_memory: Memory of one task for a shard and a block of queries.
         rows_per_shard: Vectors per index shard; default: planned from max_index_memory.
-        index_factory: FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a
-            planned n.
-        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
-            of an image's parent folder.
+        index_factory: Kind of the index as FAISS writes it: IVFn,Flat or IVFn,SQfp16 (the
+            vectors), IVFn,SQ8 or IVFn,PQmx4fs (lossy codes, rescored by the stored vectors; n is
+            the number of lists); default: the vectors.
+        labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
+            the parent folder's name.
         id_column: Column of a list or Parquet file with the image ids; default: image_id (or id),
             else the path or position.
         chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
         limit: Use only the first N images; default: all.
         max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
-        image_column: Column of a list or Parquet file with the paths or bytes of the images;
-            default: recognised by its name.
+        image_column: Column of image paths or bytes (in a list or Parquet file); default:
+            recognised by its name.
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
-        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        device: Where the network runs; default: cuda if there is a GPU, else cpu.
         batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
-        backbone: Torchvision classification model, timm:NAME, or scratch, the small network of
-            train.
+        backbone: Torchvision model, timm:NAME, onnx:FILE or scratch (the small network of train;
+            or your own, python:MODULE:FACTORY).
         weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
-            weights of the backbone.
+            weights.
         bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
         pooling: How the feature map is pooled into one vector.
         normalize: Scale vectors to unit length before storing them.
-        image_size: Width and height of the network's input in pixels; default: that of the
-            weights.
-        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
-            pad: scale the longer side and fill; default: that of the weights, crop for
-            torchvision.
-        pca: Project vectors to this many dimensions by a PCA fitted on a sample of the gallery;
-            default: no projection.
+        image_size: Side of the square input in pixels; default: that of the weights.
+        resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
+            squash scales both sides, pad scales the longer side and fills; default: that of the
+            weights, crop for torchvision.
+        mean: Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights.
+        std: Standard deviation of the input per channel, R,G,B; default: that of the weights.
+        interpolation: Filter that resizes images; default: that of the weights.
+        python_path: Folder with the module of backbone python:... (searched after installed
+            packages).
+        pca: Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.
         seed: Seed of all random choices.
         embedding_dtype: Number type of stored vectors; auto: float16.
         all_measures: Print every measure (docs/measures.md); json always contains all of them.
-        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
-            available at the start.
+        workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
+            the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
@@ -162,6 +170,10 @@ def embed(
     normalize: bool = True,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    interpolation: Literal["bilinear", "bicubic"] | None = None,
+    python_path: Path | None = None,
     pca: int | None = None,
     seed: int = 0,
     workers: int | None = None,
@@ -180,42 +192,44 @@ def embed(
         output: Folder or URI to write to; created if absent.
         input: Images: a folder, a list file (.txt, .csv, .parquet), .tar archives or Parquet
             files; or precomputed vectors (Parquet, .npy).
-        embedding_column: Parquet column with precomputed vectors; default: embedding, or the only
-            column of vectors.
-        ids: File with the ids of the vectors of a .npy file: .txt, .npy, .csv or .parquet;
+        embedding_column: Parquet column of vectors; default: embedding, or the only one.
+        ids: File with the ids of the vectors in a .npy file (.txt, .npy, .csv or .parquet);
             default: row numbers.
-        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
-            of an image's parent folder.
+        labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
+            the parent folder's name.
         id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
             id), else the path or position.
         chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
         limit: Use only the first N images; default: all.
         max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
-        image_column: Column of a list or Parquet file with the paths or bytes of the images;
-            default: recognised by its name.
+        image_column: Column of image paths or bytes (in a list or Parquet file); default:
+            recognised by its name.
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
-        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        device: Where the network runs; default: cuda if there is a GPU, else cpu.
         batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
-        backbone: Torchvision classification model, timm:NAME, or scratch, the small network of
-            train.
+        backbone: Torchvision model, timm:NAME, onnx:FILE or scratch (the small network of train;
+            or your own, python:MODULE:FACTORY).
         weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
-            weights of the backbone.
+            weights.
         bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
         pooling: How the feature map is pooled into one vector.
         normalize: Scale vectors to unit length before storing them.
-        image_size: Width and height of the network's input in pixels; default: that of the
-            weights.
-        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
-            pad: scale the longer side and fill; default: that of the weights, crop for
-            torchvision.
-        pca: Project vectors to this many dimensions by a PCA fitted on a sample of the gallery;
-            default: no projection.
+        image_size: Side of the square input in pixels; default: that of the weights.
+        resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
+            squash scales both sides, pad scales the longer side and fills; default: that of the
+            weights, crop for torchvision.
+        mean: Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights.
+        std: Standard deviation of the input per channel, R,G,B; default: that of the weights.
+        interpolation: Filter that resizes images; default: that of the weights.
+        python_path: Folder with the module of backbone python:... (searched after installed
+            packages).
+        pca: Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.
         seed: Seed of all random choices.
-        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
-            available at the start.
+        workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
+            the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
@@ -263,12 +277,11 @@ def index(
     Args:
         output: Folder or URI to write to; created if absent.
         embeddings: Store written by embed, or precomputed vectors (Parquet, .npy).
-        embedding_column: Parquet column with precomputed vectors; default: embedding, or the only
-            column of vectors.
-        ids: File with the ids of the vectors of a .npy file: .txt, .npy, .csv or .parquet;
+        embedding_column: Parquet column of vectors; default: embedding, or the only one.
+        ids: File with the ids of the vectors in a .npy file (.txt, .npy, .csv or .parquet);
             default: row numbers.
-        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
-            of an image's parent folder.
+        labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
+            the parent folder's name.
         id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
             id), else the path or position.
         chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
@@ -276,14 +289,15 @@ def index(
         max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         metric: Similarity of vectors: cosine, inner product (ip) or Euclidean distance (l2).
-        max_index_memory: Memory that one task may use for a shard and a block of queries.
+        max_index_memory: Memory of one task for a shard and a block of queries.
         rows_per_shard: Vectors per index shard; default: planned from max_index_memory.
-        index_factory: FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a
-            planned n.
+        index_factory: Kind of the index as FAISS writes it: IVFn,Flat or IVFn,SQfp16 (the
+            vectors), IVFn,SQ8 or IVFn,PQmx4fs (lossy codes, rescored by the stored vectors; n is
+            the number of lists); default: the vectors.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
             temporary folder.
-        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
-            available at the start.
+        workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
+            the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
@@ -318,6 +332,8 @@ def rank(
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
+    backbone: str | None = None,
+    python_path: Path | None = None,
     top_k: int = 10,
     recall: float | str = 0.95,
     nprobe: int | None = None,
@@ -332,7 +348,6 @@ def rank(
     gpus_per_worker: float = 1.0,
     overwrite: bool = False,
     unique_pairs: bool = False,
-    embeddings: Path | None = None,
     seed: int = 0,
 ) -> Result:
     """Find the most similar gallery images of each query.
@@ -345,28 +360,31 @@ def rank(
         index: Index written by index.
         queries: Images to search for, in the same forms as embed input; or a store, or
             precomputed vectors (Parquet, .npy).
-        embedding_column: Parquet column with precomputed vectors; default: embedding, or the only
-            column of vectors.
-        ids: File with the ids of the vectors of a .npy file: .txt, .npy, .csv or .parquet;
+        embedding_column: Parquet column of vectors; default: embedding, or the only one.
+        ids: File with the ids of the vectors in a .npy file (.txt, .npy, .csv or .parquet);
             default: row numbers.
-        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
-            of an image's parent folder.
+        labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
+            the parent folder's name.
         id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
             id), else the path or position.
         chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
         limit: Use only the first N images; default: all.
         max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
-        image_column: Column of a list or Parquet file with the paths or bytes of the images;
-            default: recognised by its name.
+        image_column: Column of image paths or bytes (in a list or Parquet file); default:
+            recognised by its name.
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
-        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        device: Where the network runs; default: cuda if there is a GPU, else cpu.
         batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
+        backbone: python:MODULE:FACTORY, if the images were embedded with it: its code is never
+            taken from an output.
+        python_path: Folder with the module of backbone python:... (searched after installed
+            packages).
         top_k: Number of matches per query.
-        recall: Share of the exact top-k that must be found, 0 to 1, or exact; a lower measured
-            recall ends with exit code 5.
+        recall: Share of the exact top-k to find, 0 to 1, or exact; a lower measured recall ends
+            with exit code 5.
         nprobe: Inverted lists searched per query; the recall is then measured but not required;
             default: chosen for each query, as many as recall needs.
         filter: SQL condition on gallery images: "label = 'cat' and width > 200".
@@ -380,15 +398,14 @@ def rank(
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
             temporary folder.
-        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
-            available at the start.
+        workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
+            the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
         overwrite: Replace an output that was made with other settings.
-        unique_pairs: For a store searched against itself: also write each pair once, closest
-            first, to pairs.parquet.
-        embeddings: Current path of the indexed store; default: its path at indexing time.
+        unique_pairs: Also write each pair of duplicates once, closest first; with min_score also
+            the groups of duplicates in the gallery, or the leaks if queries is another set.
         seed: Seed of all random choices.
 
     Raises:
@@ -418,20 +435,20 @@ def evaluate(
 
     Args:
         matches: Matches written by rank.
-        labels: CSV or Parquet file with image_id, label and optionally split; default: the labels
-            in the matches.
+        labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
+            those in the matches.
         qrels: TREC file of relevant images (query_id 0 image_id grade), used instead of labels.
         junk_grade: Grade in qrels that marks images to ignore, as if they were not ranked.
         intervals_over: What the 95 % intervals generalise to: other queries of these classes, or
             other classes (for a backbone that was not trained on them).
-        cutoffs: Cutoffs K,K,... for P@K, R@K, mAP@K, AP@K, nDCG@K and Success@K.
+        cutoffs: Cutoffs K,K,... (of P@K, R@K, mAP@K, AP@K, nDCG@K and Success@K).
         all_measures: Print every measure (docs/measures.md); json always contains all of them.
         compare: Other matches of the same queries: report the paired difference and the queries
             that changed most.
         exact_matches: The same ranking made with recall exact: split the loss of quality between
             backbone and index.
-        fail_below: Lower bounds MEASURE=BOUND,..., for example map=0.6,top1=0.8 or AP=0.6; a
-            measure below its bound ends with exit code 5.
+        fail_below: Lower bounds MEASURE=BOUND,... (such as map=0.6,top1=0.8 or AP=0.6); a measure
+            below its bound ends with exit code 5.
         per_query: Also write one line per query to this .csv or .parquet file.
 
     Raises:
@@ -465,14 +482,14 @@ def report(
     Args:
         matches: Matches written by rank.
         output: HTML page to write, for example report.html.
-        labels: CSV or Parquet file with image_id, label and optionally split; default: the labels
-            in the matches.
+        labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
+            those in the matches.
         qrels: TREC file of relevant images (query_id 0 image_id grade), used instead of labels.
         junk_grade: Grade in qrels that marks images to ignore, as if they were not ranked.
         intervals_over: What the 95 % intervals generalise to: other queries of these classes, or
             other classes (for a backbone that was not trained on them).
-        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
-            available at the start.
+        workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
+            the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
@@ -481,7 +498,7 @@ def report(
         compare: With png: other matches of the same queries, drawn beside these as the earlier
             ranking.
         title: Heading of the page.
-        max_queries: Maximum number of queries in the report, failed ones first; run and rank
+        max_queries: Maximum number of queries in the report (failed ones first); run and rank
             format html: 1000.
         seed: Seed of all random choices.
 
@@ -497,6 +514,7 @@ def train(
     output: Path,
     backbone: str = "scratch",
     weights: Path | None = None,
+    python_path: Path | None = None,
     pooling: Literal["avg", "max", "gem"] = "gem",
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] = "pad",
@@ -532,26 +550,28 @@ def train(
     Args:
         data: Labelled images: one subfolder per class, or any input with labels.
         output: Folder or URI to write to; created if absent.
-        backbone: Torchvision classification model, timm:NAME, or scratch, the small network of
-            train.
+        backbone: Torchvision model, timm:NAME, onnx:FILE or scratch (the small network of train;
+            or your own, python:MODULE:FACTORY).
         weights: State dict (.safetensors or .pth; path or URI), or random; default: random for
-            scratch, else the published weights.
+            scratch, else published.
+        python_path: Folder with the module of backbone python:... (searched after installed
+            packages).
         pooling: How the feature map is pooled into one vector.
-        image_size: Width and height of the network's input in pixels; default: that of the
-            weights.
-        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
-            pad: scale the longer side and fill, so that nothing is cut off.
+        image_size: Side of the square input in pixels; default: that of the weights.
+        resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
+            squash scales both sides, pad scales the longer side and fills, which cuts nothing
+            off.
         unfreeze: Layers of a pretrained backbone that are trained: none, all or last:N.
         objective: Training loss; all but cross-entropy need lookalike[metric].
         epochs: Maximum number of passes over the training images.
         patience: Stop after this many epochs without improvement; default: never.
-        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        device: Where the network runs; default: cuda if there is a GPU, else cpu.
         batch_size: Images per training step.
         learning_rate: Peak learning rate of AdamW.
         backbone_lr_scale: Learning rate of a pretrained backbone, relative to learning_rate.
         schedule: Learning-rate schedule; cosine: decay to zero; plateau: multiply by 0.85 after
             two epochs without improvement.
-        augment: Comma-separated random augmentations of the training images, or none.
+        augment: Random augmentations (of the training images; comma-separated, or none).
         exclude_classes: Comma-separated classes that are not used at all; default: none.
         validation_fraction: Share of the images, or classes (split_by), held out to choose the
             best epoch.
@@ -562,8 +582,8 @@ def train(
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
         overwrite: Replace an output that was made with other settings.
-        labels: CSV or Parquet file with image_id and label; default: the name of an image's
-            parent folder.
+        labels: Labels in a CSV or Parquet file (image_id, label); default: the parent folder's
+            name.
         max_pixels: Largest width x height, read from the header; larger images are left out and
             reported.
         seed: Seed of all random choices.
@@ -591,6 +611,8 @@ def predict(
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
+    backbone: str | None = None,
+    python_path: Path | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
@@ -606,23 +628,27 @@ def predict(
         input: Images: a folder, a list file (.txt, .csv, .parquet), .tar archives or Parquet
             files; or precomputed vectors (Parquet, .npy).
         bundle: Bundle written by train, with its classes.
-        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
-            of an image's parent folder.
+        labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
+            the parent folder's name.
         id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
             id), else the path or position.
         chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
         limit: Use only the first N images; default: all.
         max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
-        image_column: Column of a list or Parquet file with the paths or bytes of the images;
-            default: recognised by its name.
+        image_column: Column of image paths or bytes (in a list or Parquet file); default:
+            recognised by its name.
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
-        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        device: Where the network runs; default: cuda if there is a GPU, else cpu.
         batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
-        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
-            available at the start.
+        backbone: python:MODULE:FACTORY, if the images were embedded with it: its code is never
+            taken from an output.
+        python_path: Folder with the module of backbone python:... (searched after installed
+            packages).
+        workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
+            the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
@@ -650,6 +676,7 @@ def compare(
     backbones: str | None = None,
     weights: Path | None = None,
     bundle: Path | None = None,
+    python_path: Path | None = None,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
     workers: int | None = None,
@@ -667,11 +694,11 @@ def compare(
     in a temporary folder without an output.
 
     Args:
-        image_column: Column of a list or Parquet file with the paths or bytes of the images;
-            default: recognised by its name.
+        image_column: Column of image paths or bytes (in a list or Parquet file); default:
+            recognised by its name.
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
-        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
-            of an image's parent folder.
+        labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
+            the parent folder's name.
         id_column: Column of a list, Parquet or ids file with the image ids; default: image_id (or
             id), else the path or position.
         chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
@@ -679,27 +706,29 @@ def compare(
         max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
-        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        device: Where the network runs; default: cuda if there is a GPU, else cpu.
         batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
         backbones: Comma-separated backbones to list or compare; all: every torchvision model, and
             scratch with weights.
-        weights: Folder with NAME.safetensors or NAME.pth per backbone (NAME without timm:), or
-            random; default: the published weights of each backbone.
+        weights: Folder of state dicts (NAME.safetensors or NAME.pth, NAME without timm:), or
+            random; default: the published weights.
         bundle: Comma-separated trained bundles to compare as well.
-        image_size: Width and height of the network's input in pixels; default: that of the
-            weights.
-        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
-            pad: scale the longer side and fill; default: that of the weights, crop for
-            torchvision.
-        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
-            available at the start.
+        python_path: Folder with the module of backbone python:... (searched after installed
+            packages).
+        image_size: Side of the square input in pixels; default: that of the weights.
+        resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
+            squash scales both sides, pad scales the longer side and fills; default: that of the
+            weights, crop for torchvision.
+        workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
+            the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
-        data: Labelled images, in the same forms as embed input; default: only list the backbones.
+        data: Labelled images (in the same forms as embed input); default: only list the
+            backbones.
         output: Folder or URI to write to; created if absent.
-        pca: Also measure vectors projected to this many dimensions by a PCA fitted on the
-            compared images themselves.
+        pca: Measure vectors of this many dimensions as well (by a PCA fitted on the compared
+            images themselves).
         seed: Seed of all random choices.
         overwrite: Replace an output that was made with other settings; stores that fit are kept.
 
@@ -761,6 +790,10 @@ def plan(
     normalize: bool = True,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    interpolation: Literal["bilinear", "bicubic"] | None = None,
+    python_path: Path | None = None,
     pca: int | None = None,
     seed: int = 0,
     embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
@@ -782,8 +815,8 @@ def plan(
         gallery: Images to search in: a folder, a list file (.txt, .csv, .parquet), .tar archives
             or Parquet files; a path or URI.
         top_k: Number of matches per query.
-        recall: Share of the exact top-k that must be found, 0 to 1, or exact; a lower measured
-            recall ends with exit code 5.
+        recall: Share of the exact top-k to find, 0 to 1, or exact; a lower measured recall ends
+            with exit code 5.
         nprobe: Inverted lists searched per query; the recall is then measured but not required;
             default: chosen for each query, as many as recall needs.
         filter: SQL condition on gallery images: "label = 'cat' and width > 200".
@@ -798,52 +831,55 @@ def plan(
         temp_dir: Local folder on each node for the shard being processed; default: the node's
             temporary folder.
         metric: Similarity of vectors: cosine, inner product (ip) or Euclidean distance (l2).
-        max_index_memory: Memory that one task may use for a shard and a block of queries.
+        max_index_memory: Memory of one task for a shard and a block of queries.
         rows_per_shard: Vectors per index shard; default: planned from max_index_memory.
-        index_factory: FAISS index_factory string of an IVF index; default: IVFn,SQfp16 with a
-            planned n.
-        labels: CSV or Parquet file with image_id, label and optionally split; default: the name
-            of an image's parent folder.
+        index_factory: Kind of the index as FAISS writes it: IVFn,Flat or IVFn,SQfp16 (the
+            vectors), IVFn,SQ8 or IVFn,PQmx4fs (lossy codes, rescored by the stored vectors; n is
+            the number of lists); default: the vectors.
+        labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
+            the parent folder's name.
         id_column: Column of a list or Parquet file with the image ids; default: image_id (or id),
             else the path or position.
         chunk_rows: Images per part file; default: 256 to 4096, by the number of images.
         limit: Use only the first N images; default: all.
         max_error_rate: Share of images that may fail, 0 to 1; more failures end with exit code 4.
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
-        image_column: Column of a list or Parquet file with the paths or bytes of the images;
-            default: recognised by its name.
+        image_column: Column of image paths or bytes (in a list or Parquet file); default:
+            recognised by its name.
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
-        device: Where the network runs; default: cuda if the cluster has a GPU, else cpu.
+        device: Where the network runs; default: cuda if there is a GPU, else cpu.
         batch_size: Images per forward pass; default: 2 on CPUs, 256 on GPUs.
-        backbone: Torchvision classification model, timm:NAME, or scratch, the small network of
-            train.
+        backbone: Torchvision model, timm:NAME, onnx:FILE or scratch (the small network of train;
+            or your own, python:MODULE:FACTORY).
         weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
-            weights of the backbone.
+            weights.
         bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
         pooling: How the feature map is pooled into one vector.
         normalize: Scale vectors to unit length before storing them.
-        image_size: Width and height of the network's input in pixels; default: that of the
-            weights.
-        resize: crop: scale the shorter side and cut out the centre; squash: scale both sides;
-            pad: scale the longer side and fill; default: that of the weights, crop for
-            torchvision.
-        pca: Project vectors to this many dimensions by a PCA fitted on a sample of the gallery;
-            default: no projection.
+        image_size: Side of the square input in pixels; default: that of the weights.
+        resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
+            squash scales both sides, pad scales the longer side and fills; default: that of the
+            weights, crop for torchvision.
+        mean: Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights.
+        std: Standard deviation of the input per channel, R,G,B; default: that of the weights.
+        interpolation: Filter that resizes images; default: that of the weights.
+        python_path: Folder with the module of backbone python:... (searched after installed
+            packages).
+        pca: Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.
         seed: Seed of all random choices.
         embedding_dtype: Number type of stored vectors; auto: float16.
         all_measures: Print every measure (docs/measures.md); json always contains all of them.
-        workers: Number of workers, on an autoscaling cluster the maximum; default: the CPUs
-            available at the start.
+        workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
+            the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
         queries: Images to search for, in the same forms as gallery.
         output: Folder or URI that the job will write to; the measurement writes there too, and
             removes what it wrote.
-        cluster: Cluster to estimate for, for example 20x(16cpu,1gpu)+4x(32cpu); default: the one
-            measured on.
+        cluster: Cluster, such as 20x(16cpu,1gpu)+4x(32cpu); default: the current one.
         sample: Number of images embedded to measure the speed.
 
     Raises:

@@ -27,8 +27,6 @@ from retrieval.storage.local import open_folder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lookalike.input_types import Path
-
 
 @dataclass
 class Index:
@@ -69,7 +67,6 @@ class Index:
         nprobe: int | None = None,
         gap: float | None = None,
         query_ids: Sequence[str] | None = None,
-        embeddings: Path | None = None,
     ) -> Matches:
         """Return the `k` most similar gallery images of each query, exact unless lists are limited.
 
@@ -81,7 +78,6 @@ class Index:
             gap: Largest difference to the score of the closest centroid at which a list is read
                 (docs/tables.md, recall); default: no limit.
             query_ids: One id per query; default: the paths, or the positions "0", "1", …
-            embeddings: Store of the vectors, for an index with lossy codes, if it was moved.
 
         Raises:
             UsageError: If an argument is of a wrong type or value.
@@ -104,8 +100,7 @@ class Index:
             ids = [str(query_id) for query_id in query_ids]
         if len(ids) != len(vectors) or len(set(ids)) != len(ids):
             raise UsageError(f"query_ids has {len(ids)} ids; pass {len(vectors)} different ones")
-        location = None if embeddings is None else os.fspath(embeddings)
-        candidates = self.shards.search(vectors, min(k, max(1, len(self))), probing, location)
+        candidates = self.shards.search(vectors, min(k, max(1, len(self))), probing)
         rows = pa.table({
             "row": np.arange(len(vectors)), "image_id": pa.array(ids, pa.string()),
             "path": pa.array(paths, pa.string()),

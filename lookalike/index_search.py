@@ -12,22 +12,21 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from retrieval.core.errors import UsageError
 from retrieval.core.schemas import Metric, Vectors
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.probing import Probing, choose_lists
-from retrieval.index.shard import open_shard, shard_path
+from retrieval.index.sample_neighbors import iterate_stored_blocks
+from retrieval.index.shard import Shard, open_shard, read_lists_of_shard, shard_path
 from retrieval.index.train import TRAINED
 from retrieval.search.candidates import top_candidates
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher, candidates_table
-from retrieval.search.rescore import open_vector_store
+from retrieval.search.shard_search import index_lists, local_lists
 from retrieval.storage import finished_output
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
-from retrieval.store.reader import read_vectors
 from retrieval.vectors.scoring import VectorBlock, block
 from retrieval.vectors.topk import top_k
 
@@ -50,28 +49,24 @@ class ShardIndex:
         metric: Metric = self.manifest.counts["metric"]
         return metric
 
-    def search(
-        self, vectors: Vectors, k: int, probing: Probing | None, embeddings: str | None = None
-    ) -> pa.Table:
+    def search(self, vectors: Vectors, k: int, probing: Probing | None) -> pa.Table:
         """Return the `k` best rows of the index for each of (q, d) vectors as a table CANDIDATES.
 
         Args:
             vectors: The queries, float16 or float32; the column `query` holds their positions.
             k: Number of rows per query.
             probing: The lists that a query reads; None for all lists.
-            embeddings: Path of the store of the vectors, for an index with lossy codes, if it is
-                not where it was when the index was built.
 
-        Raises UsageError for `probing` of an index with lossy codes, which is searched by its
-        store, and as `open_vector_store` does.
+        Raises UsageError for `probing` of an index with lossy codes, whose stored vectors are all
+        compared.
         """
         if self.manifest.counts["codes"] is None:
             if probing is not None:
                 raise UsageError(
                     f"{self.folder.uri()} has lossy codes, so that a search here compares all "
-                    "vectors of its store; omit nprobe and gap, or use rank"
+                    "vectors; omit nprobe and gap, or use rank"
                 )
-            parts = self._search_store(block(vectors, self.metric), k, embeddings)
+            parts = self._search_stored_vectors(block(vectors, self.metric), k)
         else:
             parts = self._search_shards(block(vectors, self.metric), k, probing)
         return top_candidates(parts, k)[0]
@@ -91,7 +86,11 @@ class ShardIndex:
             searcher = self._searchers.get(number) or self._open(number)
             if size <= self.memory:
                 self._searchers[number] = searcher
-            yield searcher.search(batch, lists, k)
+            local = None
+            if lists is not None:
+                shard_lists = read_lists_of_shard(self.folder, self.manifest, number)
+                local = local_lists(lists, shard_lists)
+            yield index_lists(searcher.search(batch, local, k), searcher.shard)
 
     @cached_property
     def _centroids(self) -> VectorBlock:
@@ -100,24 +99,23 @@ class ShardIndex:
         return block(read_centroids(trained), assignment_metric(self.metric))
 
     def _open(self, number: int) -> ShardSearcher:
-        codes = self.manifest.counts["codes"]
-        return ShardSearcher(
-            open_shard(self.folder, self.manifest, number, self.metric, codes),
-            cache_bytes=self.memory,
-        )
+        return ShardSearcher(self._read_shard(number), cache_bytes=self.memory)
 
-    def _search_store(
-        self, queries: VectorBlock, k: int, embeddings: str | None
-    ) -> Iterator[pa.Table]:
-        """Yield the candidates of each part of the store that the index was built from."""
-        store = open_vector_store(self.folder, self.manifest, embeddings)
-        rows = np.arange(len(queries))
-        for table in store.blocks():
-            if len(table) == 0:
-                continue
-            order = pc.sort_indices(table["image_id"]).to_numpy()
-            ties = np.empty(len(table), np.int64)
-            ties[order] = np.arange(len(table))
-            best = top_k(queries, block(read_vectors(table), self.metric), k, ties)
-            no_lists = np.full(best.positions.shape, -1, np.int32)
-            yield candidates_table(table, best.keys, best.positions, no_lists, rows)
+    def _read_shard(self, number: int) -> Shard:
+        codes = self.manifest.counts["codes"]
+        return open_shard(self.folder, self.manifest, number, self.metric, codes)
+
+    def _search_stored_vectors(self, queries: VectorBlock, k: int) -> Iterator[pa.Table]:
+        """Yield the candidates of each shard from the vectors that are stored beside its codes."""
+        query_rows = np.arange(len(queries))
+        for number in range(int(self.manifest.counts["shards"])):
+            shard = self._read_shard(number)
+            for rows, vectors, lists in iterate_stored_blocks(shard):
+                positions = np.searchsorted(shard.rows, rows)
+                ties = shard.image_id_ranks[positions]
+                best = top_k(queries, block(vectors, self.metric), k, ties)
+                is_filled = best.positions >= 0
+                cells = np.where(is_filled, positions[best.positions], -1)
+                yield candidates_table(
+                    shard.metadata, best.keys, cells, lists[best.positions], query_rows
+                )

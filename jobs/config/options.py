@@ -190,7 +190,8 @@ OPTIONS = _by_name(
            "Also write one line per query to this .csv or .parquet file."),
     # model
     Option("backbone", str, "resnet50", "content",
-           "Torchvision model, timm:NAME, onnx:FILE, python:MODULE:FACTORY (your own) or scratch."),
+           "Torchvision model, timm:NAME, onnx:FILE or scratch (the small network of train; or "
+           "your own, python:MODULE:FACTORY)."),
     Option("python_path", "path", None, "run",
            "Folder with the module of --backbone python:... (searched after installed packages).",
            access="read"),
@@ -262,8 +263,8 @@ OPTIONS = _by_name(
            "Vectors per index shard; default: planned from --max-index-memory.", low=1),
     Option("index_factory", "factory", None, "content",
            "Kind of the index as FAISS writes it: IVFn,Flat or IVFn,SQfp16 (the vectors), IVFn,SQ8 "
-           "or IVFn,PQmx4fs (lossy codes, rescored by the stored vectors); default: the vectors, "
-           "with a planned n."),
+           "or IVFn,PQmx4fs (lossy codes, rescored by the stored vectors; n is the number of "
+           "lists); default: the vectors."),
     Option("temp_dir", "path", None, "run",
            "Local folder on each node for the shard being processed; default: the node's "
            "temporary folder."),

@@ -44,7 +44,7 @@ _RAISES = """
 _LINE_LENGTH = 100
 
 _PLAIN_TYPES = {int: "int", float: "float", str: "str", bool: "bool", "path": "Path"}
-_PARSED_TYPES = {"size": "int | str", "recall": "float | str"}
+_PARSED_TYPES = {"size": "int | str", "recall": "float | str", "factory": "str"}
 
 
 def commands_module() -> str:
