@@ -71,11 +71,14 @@ def measure(rows: int, dimension: int, scratch: str) -> dict[str, Any]:
     context = ShardBuildContext(folder, store, "cosine", trained.faiss, store.dtype, scratch)
 
     def assign(runs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-        return np.sum([write_run(context, generation, run) for run in runs], axis=0)
+        counts: NDArray[np.int64] = np.sum(
+            [write_run(context, generation, run) for run in runs], axis=0
+        )
+        return counts
 
-    (planned,) = plan_shards(folder, generation, plan, 1 << 40, 0, assign)
+    (planned_shard,) = plan_shards(folder, generation, plan, 1 << 40, 0, assign)
     build_measured_shard(
-        context, make_recall_samples(vectors, sample_rows, store.rows, store.dtype), planned
+        context, make_recall_samples(vectors, sample_rows, store.rows, store.dtype), planned_shard
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - initial_bytes
     planned = rows * plan.bytes_per_vector

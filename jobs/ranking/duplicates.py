@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import Any, BinaryIO
@@ -20,7 +21,12 @@ from jobs.indexing.index import read_table
 from jobs.ranking.match_constraints import is_index_store
 from retrieval.core.errors import Damaged, UsageError
 from retrieval.storage import finished_output, transaction
-from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
+from retrieval.storage.checksum import (
+    checksummed_json,
+    fill_file_checksum,
+    parse_checksummed_json,
+    stream_checksummed_parquet,
+)
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store
@@ -120,8 +126,6 @@ def format_duplicates(manifest: Manifest, top_k: int) -> tuple[str, ...]:
 
 
 def _put_table(folder: Folder, path: str, write: Callable[[BinaryIO], int]) -> None:
-    from retrieval.storage.checksum import fill_file_checksum
-
     def write_local(local: str) -> None:
         with open(local, "wb") as file:
             write(file)
@@ -138,14 +142,20 @@ def _write_groups(folder: Folder, full_lists: int, stores: RankedStores) -> None
     with tempfile.TemporaryDirectory() as temp_dir:
         paths = {name: Path(temp_dir, name) for name in (GROUPS, _KEEP, _REMOVE)}
         counts = write_groups(
-            _read_batches(folder, PAIRS), _read_images(stores), _read_sizes(stores.queries),
+            stream_checksummed_parquet(folder, PAIRS),
+            _read_images(stores),
+            _read_sizes(stores.queries),
             GroupFiles(paths[GROUPS], paths[_KEEP], paths[_REMOVE]),
-        )  # fmt: skip
+        )
         for name, local in paths.items():
-            folder.put_new_file(name, lambda target, local=local: copyfile(local, target))
+            folder.put_new_file(name, partial(_copy, local))
     files = {path: folder.sha256(path) for path in (_KEEP, _REMOVE)}
     values = {**asdict(counts), "full_lists": full_lists, "files": files}
     transaction.put_if_absent(folder, _GROUP_COUNTS, checksummed_json(values))
+
+
+def _copy(source: Path, target: str) -> None:
+    copyfile(source, target)
 
 
 def _write_leak_counts(folder: Folder, full_lists: int) -> None:
@@ -155,7 +165,7 @@ def _write_leak_counts(folder: Folder, full_lists: int) -> None:
 
     with folder.open(LEAKS) as file:
         pairs = pq.read_metadata(file).num_rows
-    queries, images = count_leaked_images(_read_batches(folder, LEAKS))
+    queries, images = count_leaked_images(stream_checksummed_parquet(folder, LEAKS))
     values = {
         "leaks": pairs,
         "leaked_queries": queries,
@@ -171,21 +181,6 @@ def _count_full_lists(folder: Folder, matches: Tables) -> int:
 
     top_k = finished_output.read_settings(folder)["top_k"]
     return sum(pc.sum(pc.equal(part["rank"], top_k)).as_py() or 0 for part in matches())
-
-
-def _read_batches(folder: Folder, path: str) -> Iterator[pa.RecordBatch]:
-    """Iterate over the rows of a checksummed Parquet file, which may be larger than memory.
-
-    Raises Damaged if it was altered.
-    """
-    import pyarrow.parquet as pq
-
-    from retrieval.storage.checksum import has_valid_checksum
-
-    with folder.open(path) as file:
-        if not has_valid_checksum(file):
-            raise Damaged(f"{folder.uri(path)} was altered; remove it and run again")
-        yield from pq.ParquetFile(file).iter_batches(_BATCH)
 
 
 def _read_images(stores: RankedStores) -> Iterator[pa.RecordBatch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jobs.evaluation.evaluate_matches import Evaluation
@@ -76,6 +77,14 @@ def _conditions(settings: dict[str, Any]) -> list[tuple[str, str]]:
     return conditions
 
 
+def _leaks(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how many images both sets contain, as (name, value), if that was counted."""
+    if "leaks" not in counts:
+        return []
+    images = f"{counts['leaked_queries']} queries and {counts['leaked_images']} gallery images"
+    return [("leaks", f"{counts['leaks']} pairs of {images}, in leaks.parquet")]
+
+
 def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
     """Return the origin of the matches as (name, value): gallery, queries, network, settings."""
     counts, settings = manifest.counts, finished_output.read_settings(folder)
@@ -86,6 +95,7 @@ def _facts(folder: Folder, manifest: Manifest) -> tuple[tuple[str, str], ...]:
         ("matches per query", _format_top_k(settings["top_k"])),
         ("index", settings["index"]),
         *_conditions(settings),
+        *_leaks(counts),
     ]
     index = open_folder(settings["index"])
     try:

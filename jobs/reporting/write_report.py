@@ -20,6 +20,7 @@ from jobs.config.options import MAX_PIXELS
 from jobs.config.settings import RelevanceOptions
 from jobs.evaluation.evaluate_matches import Evaluation
 from jobs.evaluation.ground_truth import open_ground_truth, stream_tables
+from jobs.ranking.duplicates import GROUPS, read_duplicate_counts
 from jobs.reporting.page_summary import build_page
 from jobs.runtime.progress import print_message, progress
 from retrieval.core.errors import LookalikeError, UsageError
@@ -28,10 +29,13 @@ from retrieval.evaluation.ground_truth import GroundTruth
 from retrieval.report import contact_sheet, page_slices, templates
 from retrieval.report.chart import Chart
 from retrieval.report.facets import facets_script
+from retrieval.report.groups import NO_GROUPS, ShownGroups, select_groups
 from retrieval.report.names import PER_PAGE, PER_SLICE, PER_THUMBNAILS, ReportFiles, page_count
 from retrieval.report.page import Page
 from retrieval.report.rows import SHOWN_MATCHES, ShownQueries, select_queries
+from retrieval.sources.container_paths import reading_order
 from retrieval.storage import finished_output
+from retrieval.storage.checksum import stream_checksummed_parquet
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder, open_folder
 
@@ -86,24 +90,37 @@ def write_report(cluster: Cluster, source: ReportSource, target: Folder, name: s
         source.folder, source.manifest, source.evaluation, source.charts, title=source.title,
         shown=shown, queries=query_count + len(failed),
     )  # fmt: skip
-    names, paths = ReportFiles(name), _image_paths(source, shown)
-    if contact_sheet.fits_one_file(shown):
-        target.put(
-            name, contact_sheet.render(page, shown, _thumbnails(cluster, target, names, paths))
-        )
+    names, groups = ReportFiles(name), _read_groups(source)
+    paths = _image_paths(source, shown, groups)
+    if contact_sheet.fits_one_file(shown, groups):
+        thumbnails = _thumbnails(cluster, target, names, paths)
+        target.put(name, contact_sheet.render(page, shown, thumbnails, groups))
         page_slices.remove_files(target, names)
     else:
-        target.put(name, _write_folder(cluster, source, target, names, page, shown, paths))
+        target.put(name, _write_folder(cluster, source, target, names, page, shown, groups, paths))
 
 
-def _image_paths(source: ReportSource, shown: ShownQueries) -> list[str]:
-    """Return the paths of the images to show; none if the index holds imported vectors."""
+def _read_groups(source: ReportSource) -> ShownGroups:
+    """Return the groups of duplicates to show; none if the matches have no groups."""
+    groups = read_duplicate_counts(source.folder).get("groups", 0)
+    if groups == 0:
+        return NO_GROUPS
+    return select_groups(stream_checksummed_parquet(source.folder, GROUPS), groups)
+
+
+def _image_paths(source: ReportSource, shown: ShownQueries, groups: ShownGroups) -> list[str]:
+    """Return the distinct paths of all images to show, in efficient reading order.
+
+    There are none if the index holds imported vectors.
+    """
     try:
         index = open_folder(finished_output.read_settings(source.folder)["index"])
         holds_images = finished_output.read_settings(index)["bundle"] is not None
     except (OSError, KeyError, LookalikeError):  # the index was moved or removed
         holds_images = True
-    return shown.paths() if holds_images else []
+    if not holds_images:
+        return []
+    return sorted(dict.fromkeys([*shown.paths(), *groups.paths()]), key=reading_order)
 
 
 def _thumbnails(
@@ -125,6 +142,7 @@ def _write_folder(
     names: ReportFiles,
     page: Page,
     shown: ShownQueries,
+    groups: ShownGroups,
     paths: list[str],
 ) -> bytes:
     """Write all files but the first page; return the first page, which must be written last."""
@@ -137,8 +155,10 @@ def _write_folder(
     missing_by_slice = _map_thumbnail_slices(
         cluster, page_slices.write_thumbnails, target, names, paths
     )
-    shown = shown.with_pictures(
-        paths, [number for missing in missing_by_slice for number in missing]
+    missing = {number for numbers in missing_by_slice for number in numbers}
+    shown = shown.with_pictures(paths, missing)
+    groups = groups.with_pictures(
+        {path: number for number, path in enumerate(paths) if number not in missing}
     )
     frame = contact_sheet.PageFrame(source.title, names, page_count(len(shown)))
     pages = (
@@ -158,7 +178,7 @@ def _write_folder(
     ):
         pass
     page_slices.write_facets(target, names, facets)
-    return contact_sheet.render_first_page(page, shown, names)
+    return contact_sheet.render_first_page(page, shown, names, groups)
 
 
 def _origin_digests(
@@ -167,7 +187,7 @@ def _origin_digests(
     files = {
         record.path: record.sha256
         for record in source.manifest.files.values()
-        if record.path.startswith(("matches/", "failures/"))
+        if record.path.startswith(("matches/", "failures/")) or record.path == GROUPS
     }
     pictures = _digest(
         files, source.max_queries, SHOWN_MATCHES, templates.read_text("thumbnails.py")

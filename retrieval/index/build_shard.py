@@ -325,7 +325,7 @@ class _Filler:
 
     def _write_vectors(self, values: Vectors, positions: NDArray[np.int64]) -> None:
         """Write vectors at their positions in list order; they ascend by one within a list."""
-        values = np.ascontiguousarray(values)
+        stored = np.ascontiguousarray(values)
         breaks = np.flatnonzero(np.diff(positions) != 1) + 1
         for part in np.split(np.arange(len(positions)), breaks):
             if len(part):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval.report.facets import chunk_script, facets_script
+from retrieval.report.groups import NO_GROUPS, ShownGroups
 from retrieval.report.names import PER_CHUNK, PER_PAGE, ReportFiles, page_count
 from retrieval.report.page import HEADLINE, MARGIN_MEANING, RECALL_MEANING, SCORE_MEANINGS, Page
 from retrieval.report.rows import ShownQueries
@@ -24,27 +25,36 @@ MAX_SINGLE_FILE_IMAGES = 3000
 """Most pictures of a single-file report (about 15 MB, which opens at once and fits an e-mail)."""
 
 
-def fits_one_file(shown: ShownQueries) -> bool:
+def fits_one_file(shown: ShownQueries, groups: ShownGroups = NO_GROUPS) -> bool:
     """Return whether the report is a single file, without a folder beside it."""
-    return len(shown.queries) + len(shown.matches) <= MAX_SINGLE_FILE_IMAGES
+    images = len(shown.queries) + len(shown.matches) + len(groups.paths())
+    return images <= MAX_SINGLE_FILE_IMAGES
 
 
-def render(page: Page, shown: ShownQueries, thumbnails: Mapping[str, bytes]) -> bytes:
+def render(
+    page: Page,
+    shown: ShownQueries,
+    thumbnails: Mapping[str, bytes],
+    groups: ShownGroups = NO_GROUPS,
+) -> bytes:
     """Return the report as one HTML file with its checksum; equal input gives equal bytes.
 
     `thumbnails` are JPEGs by path; an image without one is shown as a tile "not readable".
     """
-    numbers, pictures = _pictures(shown, thumbnails)
+    numbers, pictures = _pictures(shown, groups, thumbnails)
     missing_numbers = [position for position, number in enumerate(numbers.values()) if number < 0]
     shown = shown.with_pictures(numbers, missing_numbers)
-    return _sheet(page, shown, render_queries(shown.rows(), inside=True), None, pictures)
+    queries = render_queries(shown.rows(), inside=True)
+    return _sheet(page, shown, queries, None, pictures, groups.with_pictures(numbers))
 
 
-def render_first_page(page: Page, shown: ShownQueries, names: ReportFiles) -> bytes:
-    """Return the first page of a report with a folder; `shown` has picture numbers."""
+def render_first_page(
+    page: Page, shown: ShownQueries, names: ReportFiles, groups: ShownGroups = NO_GROUPS
+) -> bytes:
+    """Return the first page of a report with a folder; queries and groups have picture numbers."""
     fragments = render_queries(shown.cut(0, min(PER_PAGE, len(shown))).rows(), inside=False)
     queries = [insert_thumbnail_link(fragment, _thumbnails(names)) for fragment in fragments]
-    return _sheet(page, shown, queries, names, [])
+    return _sheet(page, shown, queries, names, [], groups)
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ def _sheet(
     queries: list[str],
     names: ReportFiles | None,
     pictures: list[str],
+    groups: ShownGroups,
 ) -> bytes:
     pages = page_count(len(shown)) if names else 1
     failed = len(shown) - page.counts["failed"]  # position of the first failed query
@@ -124,6 +135,8 @@ def _sheet(
         has_classes=any(shown.queries["label"].unique().to_pylist()),
         failures=f"#q{failed}" if on_first_page else f"{failed_page}#q{failed}",
         queries=queries,
+        groups=groups,
+        group_pictures=names and _thumbnails(names),
         pages=pages,
         links=links(names, 1, pages),
         facets=None if names else facets_script(shown, None),
@@ -140,12 +153,13 @@ def _thumbnails(names: ReportFiles, *, from_further: bool = False) -> str:
 
 
 def _pictures(
-    shown: ShownQueries, thumbnails: Mapping[str, bytes]
+    shown: ShownQueries, groups: ShownGroups, thumbnails: Mapping[str, bytes]
 ) -> tuple[dict[str, int], list[str]]:
     """Return picture numbers by path (-1: missing), and distinct pictures in base64."""
     number_of: dict[bytes, int] = {}
     numbers: dict[str, int] = {}
-    for path in [*shown.queries["path"].to_pylist(), *shown.matches["path"].to_pylist()]:
+    columns = (shown.queries["path"].to_pylist(), shown.matches["path"].to_pylist())
+    for path in (*columns[0], *columns[1], *groups.paths()):
         if path not in numbers:
             data = thumbnails.get(path)
             numbers[path] = -1 if data is None else number_of.setdefault(data, len(number_of))

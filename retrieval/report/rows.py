@@ -114,14 +114,29 @@ def select_queries(
     metric: Metric,
     limit: int,
 ) -> tuple[ShownQueries, int]:
-    """Select at most `limit` queries to show: all failed ones, then others by name.
+    """Select at most `limit` queries to show, by name, those without matches last.
 
-    `parts` returns a new iterator over tables of MATCHES at each call; each query is in one table.
-    Returns the selection, and the number of queries with matches, shown or not.
+    Queries that could not be read are selected first, then those with matches, then those that no
+    gallery image may match (stage `rank`), which may be most of them.
+
+    Args:
+        parts: Returns a new iterator over tables of MATCHES at each call; each query is in one
+            table.
+        failures: Table FAILURES of the queries.
+        ground_truth: Grades the matches; None if there are no labels.
+        metric: The metric of the scores.
+        limit: The largest number of queries.
+
+    Returns:
+        The selection, and the number of queries with matches, shown or not.
     """
-    failed = failures.select(["image_id", "path", "label", "error", "message"])
-    failed = failed.sort_by("image_id").slice(0, limit)
+    failures = failures.sort_by("image_id")
+    is_unmatched = pc.equal(failures["stage"], "rank")
+    failed = failures.filter(pc.invert(is_unmatched)).slice(0, limit)
     last, query_count = _last_shown(parts, limit - len(failed))
+    unmatched = failures.filter(is_unmatched)
+    unmatched = unmatched.slice(0, max(0, limit - len(failed) - query_count))
+    failed = pa.concat_tables([failed, unmatched]).sort_by("image_id")
     query_tables, match_tables, starts = [], [], [np.zeros(1, np.int64)]
     for part in parts() if last is not None else ():
         shown = part.filter(

@@ -23,7 +23,11 @@
   const inPage = [...list.children];  // the first queries by name; in a single-file report, all
 
   // --- selection
-  const plain = { tab: "matches", show: "all", class: "", sort: "name", page: "1" };
+  const panelOf = (tab) => byId(tab.id.replace("tab-", ""));
+  const firstTab = panelOf(tabs[0]).id;  // a link without a tab is one to matches
+  const plain = {
+    tab: firstTab === "matches" ? firstTab : "", show: "all", class: "", sort: "name", page: "1",
+  };
   function link(changes) {
     const wanted = { ...chosen, page: "1", ...changes };
     const changed = Object.entries(wanted).filter(([key, value]) => String(value) !== plain[key]);
@@ -82,7 +86,6 @@
   }
 
   // --- tabs
-  const panelOf = (tab) => byId(tab.id.replace("tab-", ""));
   byId("tabs").setAttribute("role", "tablist");
   for (const tab of tabs) {
     tab.setAttribute("role", "tab");
@@ -91,7 +94,9 @@
     panelOf(tab).setAttribute("aria-labelledby", tab.id);
   }
   function showTab() {
-    const open = tabs.find((tab) => panelOf(tab).id === chosen.tab) ?? tabs[0];
+    const wanted = chosen.tab || (location.hash.includes("=") ? "matches" : firstTab);
+    const open = tabs.find((tab) => panelOf(tab).id === wanted) ?? tabs[0];
+    chosen.tab = panelOf(open).id;
     for (const tab of tabs) {
       tab.href = link({ page: chosen.page, tab: panelOf(tab).id });
       tab.setAttribute("aria-selected", String(tab === open));

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,6 +139,19 @@ def read_checksummed_parquet(
     data = folder.read(path)
     verify_checksum(data, folder.uri(path), remedy)
     return pq.read_table(io.BytesIO(data), columns=columns)
+
+
+def stream_checksummed_parquet(
+    folder: Folder, path: str, remedy: str = _REMEDY
+) -> Iterator[pa.RecordBatch]:
+    """Iterate over the rows of a checksummed Parquet file, which may be larger than memory.
+
+    Raises Damaged, before the first row, if it was altered.
+    """
+    with folder.open(path) as file:
+        if not has_valid_checksum(file):
+            raise Damaged(f"{folder.uri(path)} was altered; {remedy}")
+        yield from pq.ParquetFile(file).iter_batches()
 
 
 def checksummed_parquet(

@@ -423,6 +423,23 @@ def test_groups_are_added_to_finished_matches_and_survive_other_formats(stores, 
         (tmp_path / "n" / name).write_bytes((tmp_path / "m" / name).read_bytes())
 
 
+def test_report_shows_groups_and_leaks(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index")
+    options = {"recall": 1.0, "top_k": 3, "min_score": 0.9999, "unique_pairs": True,
+               "format": "html"}  # fmt: skip
+    manifest = rank_in_process(
+        index, stores / "gallery", tmp_path / "m", exclude_self=True, **options
+    )
+    page = (tmp_path / "m/report.html").read_text()
+    assert page.count('<article class="group"') == manifest.counts["groups"] > 20
+    assert page.count("remove</span>") == manifest.counts["removed_images"]
+    rank_in_process(index, stores / "queries", tmp_path / "n", **options)
+    page = (tmp_path / "n/report.html").read_text()
+    assert '<article class="group"' not in page
+    leaks = pq.read_metadata(tmp_path / "n/leaks.parquet").num_rows
+    assert f"<bdi>{leaks} pairs of 20 queries and " in page
+
+
 def test_full_lists_are_counted(stores, tmp_path):
     """With --top-k 1 each image with a duplicate has a full list."""
     index = make_index(stores, tmp_path / "index")

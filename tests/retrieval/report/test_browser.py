@@ -21,6 +21,7 @@ from retrieval.evaluation.results import ClassResult
 from retrieval.report import page_slices
 from retrieval.report.contact_sheet import PageFrame, render, render_first_page
 from retrieval.report.facets import facets_script
+from retrieval.report.groups import GroupImage, GroupRow, ShownGroups
 from retrieval.report.names import ReportFiles, page_count
 from retrieval.storage.local import open_folder
 from tests.retrieval.report.sample_pages import (
@@ -425,6 +426,45 @@ def test_tabs_are_selected_by_click_key_and_url(clean_browser, single_file_url):
     wait_for(clean_browser, "document.activeElement.id === 'queries'")
     assert selected_tab(clean_browser) == ["Matches", "matches"]
     open_page(clean_browser, single_file_url + "#tab=nonsense")
+    assert selected_tab(clean_browser) == ["Matches", "matches"]
+
+
+def test_groups_of_duplicates_are_the_first_tab(clean_browser, tmp_path):
+    names = [HOSTILE[0], LONG_NAME, "cat/3.jpg", *(f"{number}.jpg" for number in range(9))]
+    images = tuple(
+        GroupImage(name, f"/photos/{name}", name == names[0], "later image_id", 0.5)
+        for name in names
+    )
+    groups = ShownGroups((GroupRow(1, images, len(images)),), 1)
+    path = tmp_path / "report.html"
+    path.write_bytes(
+        render(
+            full_page(SINGLE_FILE_QUERIES), shown_queries(SINGLE_FILE_QUERIES), THUMBNAILS, groups
+        )
+    )
+    for width in (390, 1280):
+        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+        clean_browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        open_page(clean_browser, path.as_uri())
+        assert selected_tab(clean_browser) == ["Duplicates", "groups"]
+        scroll_width, bottom = clean_browser.execute_script(
+            "return [document.documentElement.scrollWidth,"
+            " document.querySelector('.group .picture').getBoundingClientRect().bottom]"
+        )
+        assert scroll_width <= width
+        assert bottom < 844
+    for link, tab, panel in (("#tab-matches", "Matches", "matches"),
+                             ("#tab-groups", "Duplicates", "groups"),
+                             (".why", "Matches", "matches")):  # fmt: skip
+        run_script(clean_browser, f"document.querySelector('{link}').click()")
+        wait_for(clean_browser, f"document.getElementById('{panel}').checkVisibility()")
+        assert selected_tab(clean_browser) == [tab, panel]
+    click_filter(clean_browser, "wrong")  # filters stay on the tab of the matches
+    assert selected_tab(clean_browser) == ["Matches", "matches"]
+    assert visible_queries(clean_browser) == expected_queries(SINGLE_FILE_QUERIES, "wrong")
+    open_page(clean_browser, clean_browser.execute_script("return location.href"))
+    assert selected_tab(clean_browser) == ["Matches", "matches"]
+    click_filter(clean_browser, "all")
     assert selected_tab(clean_browser) == ["Matches", "matches"]
 
 

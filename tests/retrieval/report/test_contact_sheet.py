@@ -9,8 +9,10 @@ import json
 import re
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
+from retrieval.core.schemas import GROUPS
 from retrieval.evaluation.results import ClassResult, MeasureResult
 from retrieval.evaluation.thresholds import Threshold
 from retrieval.report.chart import Chart
@@ -23,6 +25,7 @@ from retrieval.report.contact_sheet import (
     render_first_page,
     render_further_pages,
 )
+from retrieval.report.groups import SHOWN_GROUP_IMAGES, SHOWN_GROUPS, select_groups
 from retrieval.report.names import PER_CHUNK, PER_PAGE, ReportFiles
 from retrieval.report.page import MARGIN_MEANING, SCORE_MEANINGS
 from retrieval.report.templates import format_number, format_share
@@ -79,7 +82,7 @@ def test_summary_contents():
     assert parsed_page().texts("title") == ["Cats & dogs"]
     assert parsed_page().texts("p", **{"class": "overview"}) == [
         "5 of 1,234 queries, most similar images first; the figures cover all Top-1 0.500 "
-        "mAP 0.667 1 failed, see why"
+        "mAP 0.667 1 without matches, see why"
     ]
     cards = parsed_page().texts("div", **{"class": "card"})
     assert cards[0] == f"Top-1 0.500 95 % interval 0.250 to 0.750 {MEASURES[0].meaning}"
@@ -101,7 +104,7 @@ def test_matches_come_before_figures_and_method():
     assert not {"table", "dl", "figure"} & set(tags[:first_article])
     tabs = [(keys["href"], text) for keys, text in parsed_page().find_all("a")[1:5]]
     assert tabs == [("#q4", "see\N{NO-BREAK SPACE}why"), ("#matches", "Matches"),
-                    ("#figures", "Figures"), ("#method", "Data and method")]  # fmt: skip
+                    ("#figures", "Figures"), ("#method", "Method")]  # fmt: skip
 
 
 def test_confidence_interval_is_drawn():
@@ -359,6 +362,81 @@ def parse_script(script):
     content = script[script.index("{") if "facets" in script[:24] else script.index("[") :]
     return json.loads(content.replace("{ facets:", '{ "facets":').rstrip(");\n"
                       if content.startswith("[") else ";\n"))  # fmt: skip
+
+
+# --- groups of duplicates -------------------------------------------------------------------------
+
+
+def make_group_batch(*groups):
+    """Return a record batch of GROUPS from lists of image ids, the kept one first."""
+    rows = [
+        {"group": number, "image_id": image_id, "path": f"/photos/{image_id}",
+         "keep": position == 0, "reason": "later image_id" if position else "most pixels",
+         "score": None if position == 0 else 0.95}
+        for number, ids in enumerate(groups, 1) for position, image_id in enumerate(ids)
+    ]  # fmt: skip
+    return pa.RecordBatch.from_pylist(rows, schema=GROUPS.schema)
+
+
+def test_groups_come_first_with_the_kept_image_first():
+    batch = make_group_batch(["cat/3.jpg", "b.jpg"], ["c.jpg", "d.jpg"])
+    groups = select_groups([batch.slice(0, 3), batch.slice(3)], 7)
+    rendered = ParsedPage(render(PAGE, SHOWN, THUMBNAILS, groups))
+    ids = [keys["id"] for tag, keys, _ in rendered.elements if tag == "section"]
+    assert ids == ["groups", "matches", "figures", "method"]
+    articles = rendered.texts("article", **{"class": "group"})
+    assert articles == [
+        "Group 1 2 images keep most pixels 3.jpg/photos/cat/3.jpg "
+        "not readable remove score 0.9500 later image_id b.jpg/photos/b.jpg",
+        "Group 2 2 images not readable keep most pixels c.jpg/photos/c.jpg "
+        "not readable remove score 0.9500 later image_id d.jpg/photos/d.jpg",
+    ]
+    (overview,) = rendered.texts("p", **{"class": "overview"})
+    assert overview.startswith("7 groups of duplicates 5 of 1,234 queries, ")
+    assert "Top-1" not in overview
+    (note,) = rendered.texts("p", **{"class": "small note"})
+    assert note.startswith("7 groups of duplicates, the largest first; the first 2 are shown, ")
+    assert len(rendered.find_all("image")) == 2  # the thumbnail of a match is not embedded again
+
+
+def test_many_and_large_groups_are_cut():
+    names = [f"{number:03}.jpg" for number in range(SHOWN_GROUP_IMAGES + 5)]
+    batch = make_group_batch(names, *[names[:2]] * (SHOWN_GROUPS + 3))
+    parts = [batch.slice(first, 7) for first in range(0, len(batch), 7)]
+    groups = select_groups(parts, SHOWN_GROUPS + 4)
+    assert groups == select_groups([batch], SHOWN_GROUPS + 4)
+    assert len(groups.rows) == SHOWN_GROUPS
+    assert [len(row.images) for row in groups.rows] == [
+        SHOWN_GROUP_IMAGES, *[2] * (SHOWN_GROUPS - 1)
+    ]  # fmt: skip
+    rendered = ParsedPage(render(PAGE, SHOWN, {}, groups))
+    assert f"25 images, of which {SHOWN_GROUP_IMAGES} are shown" in rendered.texts(
+        "span", **{"class": "small"}
+    )
+    assert not fits_one_file(
+        shown_queries([make_query("x", *[True] * 9)] * (MAX_SINGLE_FILE_IMAGES // 10)), groups
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE[:-1], ids=range(len(HOSTILE) - 1))
+def test_hostile_name_is_escaped_in_groups(text):
+    def elements(name):
+        groups = select_groups([make_group_batch([name, "b.jpg"])], 1)
+        rendered = ParsedPage(render(PAGE, SHOWN, {}, groups))
+        return [(tag, set(keys)) for tag, keys, _ in rendered.elements], rendered
+
+    (actual, rendered), (expected, _) = elements(text), elements("harmless")
+    assert actual == expected
+    assert rendered.find_all("div", **{"class": "tip"})[0][1].endswith(f"/photos/{text}")
+
+
+def test_first_page_of_folder_links_thumbnails_of_groups():
+    groups = select_groups([make_group_batch(["a.jpg", "b.jpg"])], 1)
+    groups = groups.with_pictures({"/photos/a.jpg": 12})
+    data = render_first_page(make_page(MANY_QUERIES), SHOWN_IN_FOLDER, NAMES, groups)
+    (article,) = re.findall(r'<article class="group".*?</article>', data.decode(), re.DOTALL)
+    assert article.count("<img ") == 1
+    assert 'src="my%20report_files/thumbnails/0000/012.jpg"' in article
 
 
 # --- a folder -------------------------------------------------------------------------------------

@@ -116,6 +116,23 @@ def test_limit_keeps_failed_queries_then_first_by_name():
     assert not len(select_queries(list, failures_table(), None, "cosine", 5)[0])
 
 
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(1, ["x"]), (3, ["a", "b", "x"]), (5, ["a", "b", "c", "m", "x"]),
+     (9, ["a", "b", "c", "m", "n", "x"])],
+)  # fmt: skip
+def test_queries_without_a_match_fill_the_remaining_places(limit, expected):
+    """With --min-score most queries may have no match; they do not displace those that have one."""
+    rows = [matches_table(random_matches(np.random.default_rng(0), "abc", 3, "cosine"))]
+    failures = failures_table("n", "x", "m")
+    stages = ["read" if name == "x" else "rank" for name in failures["image_id"].to_pylist()]
+    position = FAILURES.schema.get_field_index("stage")
+    failures = failures.set_column(position, "stage", pa.array(stages))
+    shown, count = select_queries(lambda: rows, failures, None, "cosine", limit)
+    assert shown.queries["query_id"].to_pylist() == expected
+    assert count == 3
+
+
 def test_thumbnails_are_numbered_and_missing_ones_are_null():
     rows = [matches_table(random_matches(np.random.default_rng(1), ["b", "a"][::-1], 9, "cosine"))]
     shown, _ = select_queries(lambda: rows, failures_table("x"), None, "cosine", 9)
