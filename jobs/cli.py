@@ -76,7 +76,7 @@ def _parse_value(_: click.Context, parameter: click.Parameter, value: str | None
         raise click.BadParameter(str(error)) from error
 
 
-def _complete_path(_: click.Context, __: click.Parameter, start: str) -> list[CompletionItem]:
+def _complete_path(_: click.Context, __: click.Parameter, start: str) -> list[CompletionItem[Any]]:
     """Let the shell complete a path."""
     return [CompletionItem(start, type="file")]
 
