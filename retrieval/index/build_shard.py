@@ -329,8 +329,8 @@ class _Filler:
         breaks = np.flatnonzero(np.diff(positions) != 1) + 1
         for part in np.split(np.arange(len(positions)), breaks):
             if len(part):
-                self._vectors.seek(int(positions[part[0]]) * values[0].nbytes)
-                self._vectors.write(values[part].tobytes())
+                self._vectors.seek(int(positions[part[0]]) * stored[0].nbytes)
+                self._vectors.write(stored[part].tobytes())
 
     def _measure(
         self, values: Vectors, lists: NDArray[np.int64], positions: NDArray[np.int64]
