@@ -34,7 +34,7 @@ def write_matches(cluster: Cluster, task: Any) -> int:
 
 def write_eligible_counts(cluster: Cluster, task: Any) -> None:
     """Write the number of possible matches per label, if options restrict them."""
-    from retrieval.index.label_counts import build_labels_table
+    from retrieval.index.finalize import build_labels_table
     from retrieval.index.shard import LABELS
     from retrieval.search.match_counts import count_eligible_rows
 

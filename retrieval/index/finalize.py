@@ -5,18 +5,18 @@ The manifest is removed before any file that it names is replaced, and written l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from retrieval.core.records import Neighbours, ShardResult
-from retrieval.core.schemas import DELETED, Metric
+from retrieval.core.schemas import DELETED, GALLERY_LABELS, Metric
 from retrieval.index import recall_curve
 from retrieval.index.drift import load_initial_spread, measure_drift, merge_spreads
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.kmeans import assignment_metric
-from retrieval.index.label_counts import build_labels_table
 from retrieval.index.plan import probes_all_lists
 from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH
 from retrieval.index.sample_neighbors import (
@@ -114,3 +114,13 @@ def _neighbours_without_self(
             [best, read_neighbours(folder, path(sample, number))], k
         )
     return recall_curve.drop_self(best, sample.rows)
+
+
+def build_labels_table(counts: Iterable[dict[str, int]]) -> pa.Table:
+    """Return the sum of the label counts of several shards: table GALLERY_LABELS, by label."""
+    total: Counter[str] = Counter()
+    for shard_counts in counts:
+        total.update(shard_counts)
+    names = sorted(total, key=str.encode)
+    columns = [pa.array(names, pa.string()), pa.array([total[name] for name in names], pa.int64())]
+    return pa.table(columns, schema=GALLERY_LABELS.schema)
