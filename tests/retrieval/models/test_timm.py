@@ -369,12 +369,12 @@ def test_non_square_input_size_raises_usage_error(monkeypatch):
         default_transform("timm:test_resnet", image_size=None)
 
 
-@pytest.mark.parametrize(
-    "name", ["timm:deit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224"]
-)
-def test_fixed_size_network_raises_for_other_image_size(name):
-    with pytest.raises(UsageError, match=f"--backbone {name} does not take images of 96 pixels"):
-        resolve(name, image_size=96)
+def test_parameters_that_cannot_be_interpolated_are_refused_at_another_size(tmp_path):
+    """An MLP over the positions has one weight per pair of positions."""
+    path = tmp_path / "mixer.safetensors"
+    save_file(dict(build_network("timm:mixer_s32_224").state_dict()), path)
+    with pytest.raises(UsageError, match=r"do not fit .*mixer_s32_224\?img_size=160: of another"):
+        resolve("timm:mixer_s32_224", weights=str(path), image_size=160)
 
 
 def test_real_efficientnet_weights_are_loaded(data: Path):
