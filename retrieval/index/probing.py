@@ -140,7 +140,8 @@ def _select_in_float32(queries: VectorBlock, rows: PreparedRows, gap: float, lis
     select_lists(
         keys, len(rows), squares, key_offsets(left), FLOAT32_PRODUCT.key_error(left, right),
         nonzero_lengths(queries.norms), queries.metric == "l2", gap, lists, counts,
-        np.empty(keys.shape[1], np.float32), np.empty(limit), *np.empty((2, limit), np.int64),
+        np.empty(keys.shape[1], np.float32), np.empty(limit), np.empty(limit, np.int64),
+        np.empty(limit, np.int64),
     )  # fmt: skip
     return counts
 

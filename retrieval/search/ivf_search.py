@@ -10,7 +10,7 @@ searched. So the candidates do not depend on the product, the blocks or the orde
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -134,10 +134,14 @@ class ShardSearcher:
         """Return the rows of the lists first <= number < last for the product, from the cache."""
         prepared = self._cache.get((first, last))
         if prepared is None:
-            prepared = prepare_rows(self._rows.block(first, last), self._centre, self._product)
+            rows = self._rows.block(first, last)
+            prepared = prepare_rows(rows, self._centre, self._product)
             self._free_bytes -= prepared.prepared.matrix.nbytes
-            if self._free_bytes >= 0:
-                self._cache[first, last] = prepared
+            if last - first > 1:  # the stored vectors of a single list are not copied
+                self._free_bytes -= rows.values.nbytes
+            if self._free_bytes >= 0:  # without the float32 copies that a block keeps
+                rows = VectorBlock(rows.metric, rows.values, rows.squared_norms)
+                self._cache[first, last] = replace(prepared, rows=rows)
         return prepared
 
 

@@ -60,8 +60,7 @@ class PreparedRows:
         """Return whether products of all rows stay within float32."""
         return bool(fits_float32(self.prepared).all())
 
-    @cached_property
-    def in_float32(self) -> PreparedVectors:
+    def to_float32(self) -> PreparedVectors:
         """Return the rows prepared for a product in float32."""
         return FLOAT32_PRODUCT.prepare(self.rows, self.centre)
 
@@ -270,7 +269,7 @@ class PairCollector:
             self._add_in_float64(rows.rows, first_number, positions)
             return
         q = positions[q]
-        keys, slack = self._compare_in_float32(rows.in_float32, q, x)
+        keys, slack = self._compare_in_float32(rows.to_float32(), q, x)
         keep = np.flatnonzero(keys + slack >= self._thresholds[q])
         undecided = np.count_nonzero((keys - slack)[keep] < self._thresholds[q[keep]])
         if too_many_undecided(undecided, pairs):

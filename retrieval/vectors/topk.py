@@ -84,8 +84,10 @@ class TopK:
         starts, changed = np.append(first, len(query)), query[first]
         best = self.keys[changed], self.ties[changed], self.positions[changed]
         size = self.k + int(np.diff(starts).max())
-        memory = np.empty(size), *(np.empty(size, np.int64) for _ in range(3))
-        has_equal_keys = merge_pairs(starts, keys, ties, positions, *best, *memory)
+        all_ties, all_positions, order = (np.empty(size, np.int64) for _ in range(3))
+        has_equal_keys = merge_pairs(
+            starts, keys, ties, positions, *best, np.empty(size), all_ties, all_positions, order
+        )
         if has_equal_keys and not self._has_ties:
             self._has_ties = True
             self.ties = self._ties_of(self.positions)

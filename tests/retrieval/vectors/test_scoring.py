@@ -124,6 +124,31 @@ def test_equal_rows_are_selected_by_their_tie_breaker(metric, dtype):
 
 
 @every_metric
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("k", [1, 10, 150, 700])
+def test_more_equal_rows_than_a_buffer_holds_equal_brute_force(metric, dtype, k):
+    """Rows hold copies, near copies, zero vectors, outliers and subnormal numbers."""
+    generator = np.random.default_rng(k)
+    rows = generator.normal(size=(600, 24))
+    rows[100:320] = rows[100]
+    rows[320:400] = rows[100] * (1 + 1e-7 * generator.normal(size=(80, 24)))
+    rows[400:500] = 0
+    rows[500:503] *= 1e4 if dtype == "float16" else 1e17
+    rows[503:506] *= 1e-7 if dtype == "float16" else 1e-42
+    limit = float(np.finfo(dtype).max)
+    values = np.clip(rows, -limit, limit).astype(dtype)[generator.permutation(600)]
+    queries = np.concatenate([values[:40], rows[[100, 350, 450, 501, 504]].astype(dtype)])
+    ties = generator.permutation(600)
+    expected = brute_force(exact_keys(queries, values, metric), ties, k)
+    left, right = block(queries, metric), block(values, metric)
+    assert_same(top_k(left, right, k, ties), *expected)
+    _, positions = brute_force(exact_keys(queries, values, metric), np.arange(600), min(k, 600))
+    result = topk.top_k_positions(left, right, min(k, 600))
+    np.testing.assert_array_equal(np.sort(result, axis=1), np.sort(positions, axis=1))
+    assert nearest_centroids(left, right).tolist() == positions[:, 0].tolist()
+
+
+@every_metric
 @pytest.mark.parametrize("step", [300, 40, 7, 1])
 def test_near_ties_are_ordered_in_float64(metric, step):
     generator = np.random.default_rng(5)
