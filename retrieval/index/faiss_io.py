@@ -55,9 +55,10 @@ def make_index_of_lists(trained: Any, first: int, last: int) -> Any:
     It is numbered from 0 and encodes as the trained index does.
     """
     is_l2 = trained.metric_type == faiss.METRIC_L2
-    quantizer = (faiss.IndexFlatL2 if is_l2 else faiss.IndexFlatIP)(trained.d)
+    quantizer: Any = (faiss.IndexFlatL2 if is_l2 else faiss.IndexFlatIP)(trained.d)
     quantizer.add(read_centroids(trained)[first:last])
     size, metric = (quantizer, trained.d, last - first), trained.metric_type
+    index: Any
     if isinstance(trained, faiss.IndexIVFScalarQuantizer):
         index = faiss.IndexIVFScalarQuantizer(*size, trained.sq.qtype, metric, trained.by_residual)
         index.sq = trained.sq
