@@ -204,7 +204,7 @@ def _is_exhaustive(
     def count(number: int) -> int:
         return count_filtered_rows(index_folder, index, row_filter, number)
 
-    rows = sum(tasks.run_tasks(cluster, count, range(counts["shards"])))
+    rows: int = sum(tasks.run_tasks(cluster, count, range(counts["shards"])))
     return rows <= max(PROBE_ALL_ROWS, settings.top_k)
 
 

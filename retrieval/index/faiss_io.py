@@ -23,7 +23,7 @@ def make_empty_index(
     `code_sample` (n, d) trains lossy codes, of unit length for cosine; None for lossless ones.
     """
     faiss_metric = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
-    index = faiss.index_factory(centroids.shape[1], plan.factory, faiss_metric)
+    index: Any = faiss.index_factory(centroids.shape[1], plan.factory, faiss_metric)
     index.by_residual = False  # otherwise the codes are residuals
     index.quantizer.add(centroids)
     if isinstance(index, faiss.IndexIVFPQFastScan):

@@ -63,7 +63,7 @@ def fill_packed_lists(
     index: Any, codes: Codes, rows: Int64, lists: NDArray[np.integer[Any]]
 ) -> None:
     """Add all codes of an index, (n, code size), to its empty packed lists, in row order."""
-    inverted = faiss.downcast_InvertedLists(index.invlists)
+    inverted: Any = faiss.downcast_InvertedLists(index.invlists)
     order = np.argsort(lists, kind="stable")
     ends = np.cumsum(np.bincount(lists, minlength=index.nlist))
     for number, members in enumerate(np.split(order, ends[:-1])):

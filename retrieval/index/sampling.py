@@ -92,7 +92,7 @@ def rows_in_hash_order(store: Store, count: int, seed: int, purpose: Purpose) ->
     """
     rows, hashes = np.empty(0, np.int64), np.empty(0, np.uint64)
     for chunk in store.chunks:
-        table = store.chunk_rows(chunk)
+        table = store.chunk_rows(chunk, ["row", "image_id"])
         rows = np.concatenate([rows, table["row"].to_numpy().astype(np.int64)])
         image_ids = table["image_id"].to_pylist()
         hashes = np.concatenate([hashes, hash_image_ids(image_ids, seed, purpose)])

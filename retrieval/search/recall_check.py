@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from retrieval.search.shard_search import (
     candidates_path,
     read_exact_candidates,
     read_intermediate,
+    read_probed_lists,
 )
 from retrieval.storage import finished_output
 from retrieval.store.reader import read_vectors
@@ -45,18 +46,16 @@ def certify(task: SearchTask, target: float, seed: int) -> tuple[Certificate, Pr
     if len(task.sampled_queries) == 0 or (task.codes and task.reads_all_lists):
         certificate = Certificate(task.nprobe, nlist, target, 1.0, 1.0, 1.0, 0, 1, gap=gap)
         return certificate, task.probing
-    required, is_found = _required_by_sample(task)
-    queries, sampled = task.queries.rows, len(required.nprobe)
+    values = _sampled_recalls(task)
+    queries, sampled = task.queries.rows, len(values)
 
-    def recall_lower_bound(values: Values) -> float:
-        low, _ = sampled_interval(values, queries, looks=len(task.looks), seed=seed)
-        return low + _gain_of_exact(values, queries)
+    def recall_interval(recalls: Values) -> tuple[float, float]:
+        return sampled_interval(recalls, queries, looks=len(task.looks), seed=seed)
 
-    list_recalls = required.recall(task.probing)
-    values = list_recalls
-    if is_found is not None:
-        values = recall_curve.found_fraction(is_found, required.is_neighbour)
-    low, high = sampled_interval(values, queries, looks=len(task.looks), seed=seed)
+    def recall_lower_bound(recalls: Values) -> float:
+        return recall_interval(recalls)[0] + _gain_of_exact(recalls, queries)
+
+    low, high = recall_interval(values)
     gain, mean = _gain_of_exact(values, queries), float(values.mean())
     certificate = Certificate(
         task.nprobe, nlist, target, delivered_recall(mean, sampled, queries),
@@ -65,7 +64,9 @@ def certify(task: SearchTask, target: float, seed: int) -> tuple[Certificate, Pr
     )  # fmt: skip
     if certificate.low >= target:
         return certificate, task.probing
-    goal = target if task.codes else target * float(list_recalls.mean() / max(mean, _MIN_RECALL))
+    required, goal = _required_by_sample(task), target
+    if task.codes is None:
+        goal *= float(required.recall(task.probing).mean() / max(mean, _MIN_RECALL))
     sufficient = recall_curve.smallest_sufficient_probing(
         required, lambda recalls: recall_lower_bound(recalls) >= goal
     )
@@ -84,32 +85,53 @@ def _gain_of_exact(recalls: Values, queries: int) -> float:
     return float((1 - recalls).sum()) / queries
 
 
-def _required_by_sample(task: SearchTask) -> tuple[RequiredProbing, NDArray[np.bool_] | None]:
-    """Return what finding the exact neighbours of the sampled queries requires.
+def _sampled_recalls(task: SearchTask) -> Values:
+    """Return the recall of the search for each sampled query, (s,).
 
-    For lossy codes also which of the neighbours are among the candidates, (s, k).
+    A search of vectors finds a neighbour if and only if it reads its list; with lossy codes the
+    neighbour must also be among the candidates.
     """
+    recalls = []
+    for number, queries, neighbours in _sampled_blocks(task):
+        rows = queries["row"].to_numpy()
+        if task.codes:
+            block_rows = task.stored_queries(number)["row"].to_numpy()
+            lists = read_probed_lists(task, number)[np.searchsorted(block_rows, rows)]
+            is_found = _is_among(neighbours.lists, lists)
+        else:
+            paths = [candidates_path(task.probing, shard, number) for shard in task.shards]
+            parts = (read_intermediate(task.output, path) for path in paths)
+            is_found = _is_among(neighbours.rows, _merge_neighbours(task, rows, parts).rows)
+        recalls.append(recall_curve.found_fraction(is_found, neighbours.rows >= 0))
+    return np.concatenate(recalls)
+
+
+def _required_by_sample(task: SearchTask) -> RequiredProbing:
+    """Return what finding the exact neighbours of the sampled queries requires."""
     index = deserialize_index(
         finished_output.read_verified(task.index, task.manifest.files[TRAINED])
     )
     measure = assignment_metric(task.metric)
     centroids = block(read_centroids(index), measure)
-    required, is_found = [], []
+    return RequiredProbing.concatenate(
+        [
+            recall_curve.required_probing(
+                block(read_vectors(queries), measure), centroids, neighbours
+            )
+            for _, queries, neighbours in _sampled_blocks(task)
+        ]
+    )
+
+
+def _sampled_blocks(task: SearchTask) -> Iterator[tuple[int, pa.Table, Neighbours]]:
+    """Yield the number, the sampled queries and their exact neighbours of each block with some."""
     for number in range(len(task.query_chunks)):
         if not task.exact_outputs(0, [number]):
             continue
         queries = task.query_block(number)
         queries = queries.filter(pc.is_in(queries["row"], pa.array(task.sampled_queries)))
-        rows = queries["row"].to_numpy()
-        neighbours = _merge_neighbours(task, rows, read_exact_candidates(task, number))
-        vectors = block(read_vectors(queries), measure)
-        required.append(recall_curve.required_probing(vectors, centroids, neighbours))
-        if task.codes is None:
-            paths = [candidates_path(task.probing, shard, number) for shard in task.shards]
-            parts = (read_intermediate(task.output, path) for path in paths)
-            is_found.append(_is_among(neighbours.rows, _merge_neighbours(task, rows, parts).rows))
-    merged = RequiredProbing.concatenate(required)
-    return merged, np.concatenate(is_found) if is_found else None
+        exact = read_exact_candidates(task, number)
+        yield number, queries, _merge_neighbours(task, queries["row"].to_numpy(), exact)
 
 
 def _merge_neighbours(

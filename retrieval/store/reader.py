@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -120,13 +120,13 @@ class Store:
                 begin, end = np.searchsorted(table["row"].to_numpy(), [first, last])
                 yield table.slice(int(begin), int(end - begin))
 
-    def chunk_rows(self, chunk: Chunk) -> pa.Table:
+    def chunk_rows(self, chunk: Chunk, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the live rows of a chunk, including those that retries recovered.
 
-        Raises Damaged if a part was altered.
+        `columns` include `row`; None means all. Raises Damaged if a part was altered.
         """
         retries = self._chunk_files.part_retries(chunk)
-        parts = [self._read(part_path(replace(chunk, retry=number))) for number in retries]
+        parts = [self._read(part_path(replace(chunk, retry=number)), columns) for number in retries]
         table = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("row")
         return self._live_rows(table, chunk)
 
@@ -188,8 +188,8 @@ class Store:
     def _bytes(self, path: str) -> bytes:
         return finished_output.read_verified(self.folder, self.manifest.files[path])
 
-    def _read(self, path: str) -> pa.Table:
-        return pq.read_table(io.BytesIO(self._bytes(path)))
+    def _read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        return pq.read_table(io.BytesIO(self._bytes(path)), columns=columns)
 
 
 def open_store(folder: Folder) -> Store:

@@ -192,7 +192,7 @@ def check_sufficient(
         return low + (1 - recalls).sum() / 25 >= target
 
     assert meets_target(sufficient) or sufficient.reads_all(9)
-    required, _ = _required_by_sample(task)
+    required = _required_by_sample(task)
     smaller = [gap for gap in gap_grid(required, [task.top_k]) if gap < sufficient.gap]
     if smaller and sufficient.gap != task.gap:
         assert not meets_target(required.limited(smaller[-1]))
