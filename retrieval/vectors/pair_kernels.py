@@ -96,7 +96,7 @@ def _raise_threshold(
 @compiled_part
 def _first_position(q: int, number: int, starts: Int64, excluded: Int64) -> int:
     """Return the position of the first excluded row of a query that is not below `number`."""
-    first, last = starts[q], starts[q + 1]
+    first, last = int(starts[q]), int(starts[q + 1])
     while first < last:
         middle = (first + last) // 2
         if excluded[middle] < number:

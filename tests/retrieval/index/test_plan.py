@@ -39,7 +39,7 @@ def plan(rows: int, memory: int = 4 * GIB, **changes: object) -> IndexPlan:
         (1_000_000, 512, "float16", 4 * GIB, "IVF10416,SQfp16", 1, False),
         (1_000_000, 512, "float16", GIB, "IVF10416,SQfp16", 3, False),  # 432,960 rows fit
         (1_000_000, 512, "float32", GIB, "IVF10416,Flat", 5, False),  # 237,124 rows fit
-        (1_000_000, 2048, "float16", GIB, "IVF7781,SQfp16", 9, False),  # 124,507 rows fit
+        (1_000_000, 2048, "float16", GIB, "IVF10416,SQfp16", 9, False),  # 124,507 rows fit
         (100_000_000, 512, "float16", 16 * GIB, "IVF65536,SQfp16", 15, False),
         (1_000_000_000, 256, "float16", 64 * GIB, "IVF65536,SQfp16", 22, False),
     ],
@@ -80,10 +80,10 @@ def test_shards_are_nearly_equal():
 @pytest.mark.parametrize(
     ("dimension", "dtype", "memory", "factory"),
     [
-        (2048, "float32", 256 << 20, "IVF3705,SQ8"),  # 15,962 of the vectors fit
-        (2048, "float32", 264 << 20, "IVF1028,Flat"),  # 16,460
-        (2048, "float16", 64 << 20, "IVF926,SQ8"),
-        (4096, "float32", 4 << 20, "IVF30,SQ8"),
+        (2048, "float32", 256 << 20, "IVF8192,SQ8"),  # 15,962 of the vectors fit
+        (2048, "float32", 264 << 20, "IVF8448,Flat"),  # 16,460
+        (2048, "float16", 64 << 20, "IVF2048,SQ8"),
+        (4096, "float32", 4 << 20, "IVF64,SQ8"),
     ],
 )
 def test_insufficient_memory_for_vectors_selects_sq8_codes(dimension, dtype, memory, factory):
@@ -91,7 +91,7 @@ def test_insufficient_memory_for_vectors_selects_sq8_codes(dimension, dtype, mem
     assert result.factory == factory
     assert result.codes == (None if "SQ8" in factory else dtype)
     assert not result.probe_all
-    assert ("from the store" in result.reasons[0]) == ("SQ8" in factory)
+    assert ("by the stored vectors" in result.reasons[0]) == ("SQ8" in factory)
 
 
 @pytest.mark.parametrize(
@@ -156,11 +156,16 @@ def test_insufficient_memory_error_names_the_minimum(dimension, dtype, minimum):
 def test_rows_per_shard_overrides_the_memory_limit():
     result = plan(1000, rows_per_shard=300, memory=1)
     assert result.rows_per_shard == 300
-    assert "4 shards of 300 rows: asked for" in result.reasons
+    assert "4 shards of whole lists, about 300 rows each: asked for" in result.reasons
 
 
 def test_plan_reasons_contain_the_numbers():
     reasons = "\n".join(plan(1_000_000, memory=GIB, metric="l2").reasons)
-    for number in ("10416 lists", "666624 rows train", "3 shards of 333334 rows", "1240 each"):
+    for number in (
+        "10416 lists",
+        "666624 rows train",
+        "3 shards of whole lists, about 333334 rows each",
+        "1240 each",
+    ):
         assert number in reasons
     assert "nearest centroid" in reasons
