@@ -290,7 +290,8 @@ class PairCollector:
         if len(q) == 0:
             return
         rejected = np.empty(len(q), np.bool_)
-        q, numbers, slack = (np.ascontiguousarray(values) for values in (q, numbers, slack))
+        q, numbers = np.ascontiguousarray(q), np.ascontiguousarray(numbers)
+        slack = np.ascontiguousarray(slack)
         if self._kernels.add_pairs(
             q, numbers, keys.astype(np.float64), slack, self._excluded_starts, self._excluded[1],
             self._k, *self._buffers, rejected,
