@@ -103,7 +103,7 @@ def _first_position(q: int, number: int, starts: Int64, excluded: Int64) -> int:
             first = middle + 1
         else:
             last = middle
-    return first
+    return int(first)
 
 
 @compiled_part
