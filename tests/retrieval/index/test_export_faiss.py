@@ -16,6 +16,7 @@ from retrieval.index import export_faiss
 from retrieval.index.export_faiss import check_export_path, export_index
 from retrieval.index.shard import read_shard_record, shard_path
 from retrieval.index.train import TRAINED
+from retrieval.search.shard_search import local_lists
 from retrieval.storage.local import open_folder
 from tests.retrieval.sample_vectors import METRICS, FinishedIndex, IndexBuilder, make_store
 
@@ -67,13 +68,15 @@ def search_shards(index: FinishedIndex, nprobe: int, k: int) -> list[list[tuple[
     """
     results = [[] for _ in range(len(sample_queries()))]
     trained = faiss.read_index(index.folder.uri(TRAINED))
-    distances, lists = trained.quantizer.search(sample_queries(), nprobe)
+    _, lists = trained.quantizer.search(sample_queries(), nprobe)
     for number in range(int(index.manifest.counts["shards"])):
         shard = faiss.read_index(index.folder.uri(shard_path(number)))
-        shard.nprobe = nprobe
-        local = lists - read_shard_record(index.folder, number).lists.first_list
-        local = np.where((local >= 0) & (local < shard.nlist), local, -1)
-        found = live_rows(*shard.search_preassigned(sample_queries(), ROWS, local, distances))
+        local = local_lists(lists, read_shard_record(index.folder, number).lists)
+        shard.nprobe = local.shape[1]  # at most the lists of the shard, to which FAISS limits it
+        if shard.nprobe == 0:
+            continue
+        no_distances = np.zeros(local.shape, np.float32)  # codes are no residuals
+        found = live_rows(*shard.search_preassigned(sample_queries(), ROWS, local, no_distances))
         for merged, shard_results in zip(results, found, strict=True):
             merged.extend(shard_results)
     sign = 1 if index.metric == "l2" else -1
