@@ -23,37 +23,36 @@ from lookalike.package_names import claim_packages
 
 claim_packages()  # before anything of these packages is imported
 
-from lookalike.commands import (  # noqa: E402
-    compare,
-    demo,
-    embed,
-    evaluate,
-    index,
-    plan,
-    predict,
-    rank,
-    report,
-    run,
-    train,
-    verify,
-)
-from lookalike.result import Result  # noqa: E402
-from retrieval.core.errors import (  # noqa: E402
-    BelowBound,
-    Damaged,
-    InputError,
-    LookalikeError,
-    Mismatch,
-    Stalled,
-    StorageFailure,
-    TooManyFailures,
-    UsageError,
-)
-
 if TYPE_CHECKING:
+    from lookalike.commands import (
+        compare,
+        demo,
+        embed,
+        evaluate,
+        index,
+        plan,
+        predict,
+        rank,
+        report,
+        run,
+        train,
+        verify,
+    )
     from lookalike.index_reader import Index, open_index
     from lookalike.match_reader import Matches, open_matches
+    from lookalike.result import Result
     from lookalike.store_reader import Store, open_store
+    from retrieval.core.errors import (
+        BelowBound,
+        Damaged,
+        InputError,
+        LookalikeError,
+        Mismatch,
+        Stalled,
+        StorageFailure,
+        TooManyFailures,
+        UsageError,
+    )
     from retrieval.samples import write_samples
 
 __all__ = [
@@ -88,23 +87,34 @@ __all__ = [
     "write_samples",
 ]
 
-_LAZY = {
-    "Index": "lookalike.index_reader",
-    "open_index": "lookalike.index_reader",
-    "Matches": "lookalike.match_reader",
-    "open_matches": "lookalike.match_reader",
-    "Store": "lookalike.store_reader",
-    "open_store": "lookalike.store_reader",
-    "write_samples": "retrieval.samples",
-}
-"""Names whose modules load numpy, pyarrow, faiss or torch, which takes seconds."""
+_MODULES = {
+    "lookalike.commands": (
+        "compare", "demo", "embed", "evaluate", "index", "plan", "predict", "rank", "report", "run",
+        "train", "verify",
+    ),
+    "lookalike.index_reader": ("Index", "open_index"),
+    "lookalike.match_reader": ("Matches", "open_matches"),
+    "lookalike.result": ("Result",),
+    "lookalike.store_reader": ("Store", "open_store"),
+    "retrieval.core.errors": (
+        "BelowBound", "Damaged", "InputError", "LookalikeError", "Mismatch", "Stalled",
+        "StorageFailure", "TooManyFailures", "UsageError",
+    ),
+    "retrieval.samples": ("write_samples",),
+}  # fmt: skip
+"""Names by the module that is imported when they are first used.
+
+Some load numpy, pyarrow, faiss or torch, which takes seconds; and `python -m lookalike` imports
+this module before it cleans the search path, where a user's module may shadow one of ours.
+"""
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name of `_LAZY` when it is first used."""
-    if name not in _LAZY:
+    """Import a name of `_MODULES` when it is first used."""
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

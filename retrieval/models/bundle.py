@@ -21,13 +21,16 @@ from safetensors.torch import save as save_safetensors
 
 from retrieval.core.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.core.records import Transform
-from retrieval.core.schemas import FORMAT_VERSION, Pooling
+from retrieval.core.schemas import Pooling
 from retrieval.models.own_model import ModelCode
 from retrieval.models.pca import Projection
 from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.local import Folder
 
 State = dict[str, torch.Tensor]
+
+BUNDLE_FORMAT = 1
+"""Version of bundle.json; a bundle of another version cannot be read."""
 
 BUNDLE, WEIGHTS, PROJECTION = "bundle.json", "weights.safetensors", "projection.safetensors"
 ONNX, ONNX_WEIGHTS = "onnx:", "weights.onnx"
@@ -66,7 +69,7 @@ class Bundle:
     def json(self) -> bytes:
         """Return the bytes of bundle.json."""
         values: dict[str, Any] = {
-            "format": FORMAT_VERSION,
+            "format": BUNDLE_FORMAT,
             "backbone": self.backbone,
             "pooling": self.pooling,
             "normalize": self.normalize,
@@ -144,10 +147,10 @@ def read_bundle(location: Folder) -> Bundle:
     values = parse_checksummed_json(data)
     if values is None:
         raise Damaged(f"{folder.uri(BUNDLE)} was altered; copy the bundle again")
-    if values["format"] != FORMAT_VERSION:
+    if values["format"] != BUNDLE_FORMAT:
         raise Mismatch(
             f"{folder.uri(BUNDLE)} has format {values['format']}, but this version reads format "
-            f"{FORMAT_VERSION}; write the bundle again, or use the version that wrote it"
+            f"{BUNDLE_FORMAT}; write the bundle again, or use the version that wrote it"
         )
     weights_file = ONNX_WEIGHTS if values["backbone"].startswith(ONNX) else WEIGHTS
     files: dict[str, bytes] = {}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -157,15 +157,21 @@ class SearchTask:
             block_queries += count
         return blocks
 
-    def stored_queries(self, number: int) -> pa.Table:
-        """Return the queries of a block as they are in their store."""
-        return pa.concat_tables(
-            [self.queries.chunk_rows(chunk) for chunk in self.query_chunks[number]]
-        )
+    def stored_queries(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the queries of a block as they are in their store; None means all columns."""
+        chunks = self.query_chunks[number]
+        return pa.concat_tables([self.queries.chunk_rows(chunk, columns) for chunk in chunks])
 
     def query_block(self, number: int) -> pa.Table:
-        """Return the queries of a block with the vectors to search by, expanded if `expanded`."""
-        table = self.stored_queries(number)
+        """Return the queries of a block with the vectors to search by, expanded if `expanded`.
+
+        The columns are `row`, `embedding` and `exclude_by`: every shard reads every block, and
+        names and paths would take most of that time.
+        """
+        columns = dict.fromkeys(
+            ["row", "embedding", *([self.exclude_by] if self.exclude_by else [])]
+        )
+        table = self.stored_queries(number, list(columns))
         if self.expanded is None:
             return table
         column = table.column_names.index("embedding")

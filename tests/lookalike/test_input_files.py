@@ -34,7 +34,7 @@ def read_vectors(arguments, name):
     )  # fmt: skip
     items = list(source.items())
     with ItemReader() as reader:
-        vectors = np.array([reader.vector(item.path) for item in items])
+        vectors = np.array([reader.vectors(item.path, 1).tolist()[0] for item in items])
     return [item.image_id for item in items], vectors
 
 

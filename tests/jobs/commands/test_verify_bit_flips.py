@@ -59,7 +59,7 @@ def check_flips(outputs, count, record_property):
         path.write_bytes(original)
         assert "damaged" in states, path
     kinds = {path.suffix for _, path in files}
-    assert kinds == {".json", ".parquet", ".faiss", ".safetensors"}
+    assert kinds == {".json", ".parquet", ".faiss", ".vectors", ".safetensors"}
     record_property("flips", count)
     print(f"{count} flips in {len(files)} files")  # noqa: T201 - read with -rP
 

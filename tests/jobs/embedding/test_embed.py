@@ -17,6 +17,7 @@ from jobs.embedding import embed, fit_projection, prepare_model
 from jobs.indexing import index
 from jobs.ranking import rank
 from jobs.runtime import versions
+from jobs.runtime.profile import Profile
 from retrieval.core.errors import Mismatch, UsageError
 from retrieval.models.bundle import read_bundle
 from retrieval.models.engine_plan import BATCH_CPU
@@ -174,6 +175,7 @@ def test_missing_gpu_is_refused(settings):
 def test_workers_receive_parameters_once(settings):
     class FakeCluster:
         gpus = 0
+        profile = Profile()
 
         def connect_while(self, action):
             return action()

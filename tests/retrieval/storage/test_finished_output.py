@@ -52,8 +52,8 @@ def test_read_manifest_refuses_other_kind_or_format(folder, monkeypatch):
     make_finished_output(folder, "store")
     with pytest.raises(Mismatch, match="is of kind store; specify one of kind index"):
         finished_output.read_manifest(folder, kind="index")
-    monkeypatch.setattr(finished_output, "FORMAT_VERSION", 2)
-    with pytest.raises(Mismatch, match="has format 1, this version reads 2"):
+    monkeypatch.setattr(finished_output, "FORMAT_VERSION", 3)
+    with pytest.raises(Mismatch, match="has format 2, this version reads 3"):
         finished_output.read_manifest(folder)
 
 
