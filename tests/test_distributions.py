@@ -50,7 +50,7 @@ def test_wheel_has_all_files_of_the_packages_and_no_others(distributions):
         scripts = wheel.read(metadata.replace("METADATA", "entry_points.txt")).decode()
     files = {str(path.relative_to(ROOT)) for package in PACKAGES
              for path in (ROOT / package).rglob("*")
-             if path.is_file() and path.suffix != ".pyc"}  # fmt: skip
+             if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
     assert {name for name in names if ".dist-info/" not in name} == files
     assert {"lookalike/py.typed", "retrieval/report/style.css"} <= files
     assert "lookalike = lookalike.__main__:main" in scripts

@@ -45,7 +45,7 @@ def state_of_process():
     )  # fmt: skip
 
 
-def test_every_command_beside_a_ray_of_the_user(local_ray, photos, tmp_path, monkeypatch, capsys):
+def test_stages_beside_a_ray_of_the_user(local_ray, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     gallery, new = photos("gallery", 12), photos("new", 3, seed=1)
     before = state_of_process()
@@ -78,6 +78,17 @@ def test_every_command_beside_a_ray_of_the_user(local_ray, photos, tmp_path, mon
     assert (tmp_path / "report.html").exists()
     verified = lookalike.verify(matches)
     assert verified.state == "finished"
+    assert capsys.readouterr().out == ""
+    assert state_of_process() == before
+
+
+@pytest.mark.nightly
+def test_other_commands_beside_a_ray_of_the_user(local_ray, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gallery, new = photos("gallery", 12), photos("new", 3, seed=1)
+    before = state_of_process()
+    images = [Image.open(path) for path in sorted(new.rglob("*.jpg"))]
+    paths = sorted(map(str, new.rglob("*.jpg")))
     ran = lookalike.run(gallery=gallery, queries=paths, output="run", top_k=2, **SMALL_MODEL)
     assert ran.matches().to_arrow()["query_id"].to_pylist()[::2] == paths
     assert (len(ran.store()), len(ran.store("queries")), len(ran.index())) == (12, 3, 12)

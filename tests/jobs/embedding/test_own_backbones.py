@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from tests.commands import run_command
 from tests.retrieval.models.onnx_writer import small_network
@@ -52,6 +53,7 @@ def test_own_module_is_run_by_workers_and_named_in_each_command(photos, tmp_path
     assert "use the same source, or embed the images again" in changed.error
 
 
+@pytest.mark.nightly
 def test_onnx_file_is_run_by_openvino(photos, tmp_path):
     weight = np.random.default_rng(0).standard_normal((5, 3, 4, 4)).astype(np.float32)
     (tmp_path / "net.onnx").write_bytes(small_network(weight))

@@ -100,7 +100,7 @@ lists_of_pairs = st.sets(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(lists_of_images, lists_of_pairs, st.randoms(use_true_random=False))
 def test_groups_equal_brute_force_for_any_order_and_division(
     tmp_path_factory, qualities, links, random
@@ -229,6 +229,7 @@ print(counts.groups, counts.grouped_images, counts.removed_images, peak() - befo
 """
 
 
+@pytest.mark.nightly
 def test_million_pairs_stay_within_bounded_memory(tmp_path):
     completed = subprocess.run(
         [sys.executable, "-c", MILLION_PAIRS, str(tmp_path)],

@@ -8,7 +8,7 @@ import pytest
 
 from retrieval.core.errors import Damaged, InputError, Mismatch
 from retrieval.core.output_layout import OUTPUT_LAYOUTS
-from retrieval.core.schemas import MATCHES
+from retrieval.core.schemas import FORMAT_VERSION, MATCHES
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.local import LocalFolder
@@ -52,8 +52,10 @@ def test_read_manifest_refuses_other_kind_or_format(folder, monkeypatch):
     make_finished_output(folder, "store")
     with pytest.raises(Mismatch, match="is of kind store; specify one of kind index"):
         finished_output.read_manifest(folder, kind="index")
-    monkeypatch.setattr(finished_output, "FORMAT_VERSION", 3)
-    with pytest.raises(Mismatch, match="has format 2, this version reads 3"):
+    monkeypatch.setattr(finished_output, "FORMAT_VERSION", FORMAT_VERSION + 1)
+    with pytest.raises(
+        Mismatch, match=f"has format {FORMAT_VERSION}, this version reads {FORMAT_VERSION + 1}"
+    ):
         finished_output.read_manifest(folder)
 
 

@@ -8,6 +8,7 @@ import fsspec
 import pytest
 
 from retrieval.core.errors import UsageError
+from retrieval.core.schemas import FORMAT_VERSION
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.ignored_files import hidden_part, is_hidden, is_system_name
 from retrieval.storage.local import LocalFolder, open_folder
@@ -158,7 +159,7 @@ def test_check_output_claim_writes_nothing(folder):
     assert not list(folder.entries())
     make_finished_output(folder, "store")
     transaction.check_output_claim(folder, "store")
-    with pytest.raises(Exception, match="kind store and format 1, not index"):
+    with pytest.raises(Exception, match=f"kind store and format {FORMAT_VERSION}, not index"):
         transaction.check_output_claim(folder, "index")
     transaction.check_output_claim(folder, "index", overwrite=True)
     folder.put("photo.jpg", b"x")

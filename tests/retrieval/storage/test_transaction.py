@@ -8,7 +8,7 @@ import pytest
 
 from retrieval.core.errors import Damaged, Mismatch, StorageFailure, UsageError
 from retrieval.core.records import FileRecord
-from retrieval.core.schemas import MATCHES
+from retrieval.core.schemas import FORMAT_VERSION, MATCHES
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
 from retrieval.storage.local import LocalFolder, open_folder
@@ -76,11 +76,13 @@ def test_claim_with_other_settings_reports_only_differences(folder):
 
 
 def test_claim_with_other_kind_or_format_is_refused(folder):
+    current, other = FORMAT_VERSION, FORMAT_VERSION + 1
     make_unfinished_output(folder, "store")
-    with pytest.raises(Mismatch, match=r"kind store and format 1, not index and 1"):
+    with pytest.raises(Mismatch, match=f"kind store and format {current}, not index and {current}"):
         transaction.claim_output(folder, "index", {})
-    folder.put("job.json", checksummed_json({"format": 2, "kind": "store", "settings": {}}))
-    with pytest.raises(Mismatch, match=r"kind store and format 2, not store and 1"):
+    job = checksummed_json({"format": other, "kind": "store", "settings": {}})
+    folder.put("job.json", job)
+    with pytest.raises(Mismatch, match=f"kind store and format {other}, not store and {current}"):
         transaction.claim_output(folder, "store", {})
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from retrieval.core.errors import InputError
-from retrieval.core.schemas import FILES
+from retrieval.core.schemas import FILES, FORMAT_VERSION
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.checksum import (
     CHECKSUM_PLACEHOLDER,
@@ -225,7 +225,9 @@ def replacement_contents(path, other):
     shapes = (1, {"x": {}}, [["x"]])
     for key in ("kind", "format", "settings", "files", "counts", "files_sha256", "chunks"):
         for shape in shapes:
-            yield checksummed_json({"format": 1, "kind": "store", "settings": {}, key: shape})
+            yield checksummed_json(
+                {"format": FORMAT_VERSION, "kind": "store", "settings": {}, key: shape}
+            )
     yield checksummed_parquet(pa.table({}))
     yield checksummed_parquet(pa.table({"path": ["x"], "more": [1]}))
     yield checksummed_parquet(FILES.schema.empty_table())
@@ -313,7 +315,12 @@ def test_valid_manifest_with_empty_inventory_is_damaged(folder):
     manifest = finished_output.read_manifest(folder)
     inventory = checksummed_parquet(FILES.schema.empty_table())
     folder.put("files.parquet", inventory)
-    values = {"format": 1, "kind": "matches", "counts": {}, "job_sha256": manifest.job_sha256}
+    values = {
+        "format": FORMAT_VERSION,
+        "kind": "matches",
+        "counts": {},
+        "job_sha256": manifest.job_sha256,
+    }
     from hashlib import sha256
 
     values["files_sha256"] = sha256(inventory).hexdigest()
