@@ -45,6 +45,7 @@ def state_of_process():
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_stages_beside_a_ray_of_the_user(local_ray, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     gallery, new = photos("gallery", 12), photos("new", 3, seed=1)
