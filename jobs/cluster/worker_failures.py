@@ -212,15 +212,20 @@ def _throttled_note(failure_log: Any, number: int) -> Callable[[str | None], Non
     return note
 
 
+def failure_log_of(cluster: Cluster) -> Any:
+    """Return the handle of the failure log of the run, started if necessary."""
+    if cluster.failure_log is None:
+        cluster.failure_log = start_failure_log(cluster.quarantined_images)
+    return cluster.failure_log
+
+
 def failure_log_for_step(cluster: Cluster) -> Any:
     """Return the handle of the failure log of the run, reset for the next step."""
     import ray
 
-    if cluster.failure_log is None:
-        cluster.failure_log = start_failure_log(cluster.quarantined_images)
-    else:
-        ray.get(cluster.failure_log.start.remote(frozenset(cluster.quarantined_images)))
-    return cluster.failure_log
+    failure_log = failure_log_of(cluster)
+    ray.get(failure_log.start.remote(frozenset(cluster.quarantined_images)))
+    return failure_log
 
 
 def start_failure_log(quarantined_images: Iterable[str]) -> Any:

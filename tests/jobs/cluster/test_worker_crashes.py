@@ -119,6 +119,7 @@ def test_single_crash_quarantines_nothing_and_other_files_are_identical(crashed)
 def test_later_stages_skip_the_quarantined_image(crashed):
     results = list(stream(crashed.cluster, report_attempt, [1], None, "cpu"))
     assert results == [{"n": 1, "images": [str(crashed.killing_image)]}]
+    crashed.cluster.release_pool()
 
 
 @pytest.mark.nightly  # 10 deaths
