@@ -1,7 +1,7 @@
 """Attempts at each work item, and quarantine of images that crash their worker.
 
-Ray silently retries an item forever when its worker dies. So workers report to an actor, the
-`FailureLog`, when they begin an item, which image they are about to read, and when they finish. An
+The item of a worker that died is given to another. Workers report to an actor, the `FailureLog`,
+when they begin an item, which image they are about to read, and when they finish. An
 item that begins again without having ended counts as a worker death. From the second attempt on
 images are processed one at a time, and an image at which two workers died is quarantined: it is
 recorded in the ledger without being read. The log is in memory only: a killed run leaves no counts,
