@@ -62,6 +62,7 @@ class Worker:
             make, self._item_name = ray.get(step[0])
             self._work, self._step = make(ray.get(step[1])), step
             self._ready = time.time()
+        assert self._work is not None
         attempt = begin_item(self._failure_log, item, self._item_name(item))
         result = self._work(item, attempt)
         self._failure_log.end.remote(item)
