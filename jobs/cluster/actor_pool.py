@@ -104,8 +104,9 @@ def pool_for(cluster: Cluster, gpus: float) -> ActorPool:
     if pool is not None and pool.gpus != gpus:
         pool.release()
         pool = None
-    cluster.pool = pool or ActorPool(failure_log, gpus)
-    return cluster.pool
+    if pool is None:
+        pool = cluster.pool = ActorPool(failure_log, gpus)
+    return pool
 
 
 def start_first_worker(cluster: Cluster, device: str, modules: tuple[str, ...]) -> None:
