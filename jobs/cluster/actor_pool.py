@@ -76,9 +76,14 @@ class ActorPool:
         import ray
 
         self._failure_log, self.gpus = failure_log, gpus
-        # a restarted actor gets no items until it runs, since it may find no resources
+        # Tasks are not retried: a restarted actor gets no items until it runs, since it may find no
+        # resources. Actors are spread over the nodes, half of which would stay idle otherwise.
         self._actor = ray.remote(
-            num_cpus=ACTOR_CPUS, num_gpus=gpus or None, max_restarts=-1, max_task_retries=0
+            num_cpus=ACTOR_CPUS,
+            num_gpus=gpus or None,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
         )(Worker)
         self._actors: list[Any] = []
 
