@@ -21,7 +21,7 @@ from benchmarks.results import (
 from retrieval.planning import costs
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_RECORD = {"gpu", "import_vectors", "search", "startup"}  # not measured since the code that they measure changed
+WITHOUT_RECORD = {"gpu", "import_vectors", "search", "startup"}  # not measured since they changed
 
 
 @pytest.mark.parametrize("benchmark", benchmarks(), ids=lambda benchmark: benchmark.name)
