@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -146,15 +148,19 @@ def test_threads_and_event_loops(output):
 
 def when_child_runs(action):
     """Call `action` with the child process of a command as soon as it runs, on a thread."""
+    # psutil reads all processes, which may take longer than the command
+    listed = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children")
 
     def wait():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            for child in psutil.Process().children():
-                if "lookalike.child_process" in " ".join(child.cmdline()):
-                    children.append(child)
-                    action(child)
-                    return
+            for pid in listed.read_text().split():
+                with suppress(psutil.NoSuchProcess):
+                    child = psutil.Process(int(pid))
+                    if "lookalike.child_process" in " ".join(child.cmdline()):
+                        children.append(child)
+                        action(child)
+                        return
             time.sleep(0.02)
 
     children = []
