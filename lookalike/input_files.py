@@ -77,8 +77,8 @@ class _Target:
 
     def refuse(self, value: Any) -> UsageError:
         """Return the error of a value that the option does not take."""
-        found = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-        return UsageError(f"{self.flag}: this {found} is no input; pass {_EXPECTED[self.kind]}")
+        type_name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        return UsageError(f"{self.flag}: this {type_name} is no input; pass {_EXPECTED[self.kind]}")
 
     def put(self, name: str, write: Callable[[BinaryIO], Any]) -> str:
         """Write a file unless there is one of the same content; return its path or URI."""

@@ -117,8 +117,8 @@ def test_links_and_paths_in_documents_exist():
 def test_no_other_folder_becomes_a_package():
     from setuptools import find_packages
 
-    found = find_packages(ROOT, include=[f"{name}*" for name in PACKAGES])
-    assert {name.split(".")[0] for name in found} == {*PACKAGES}
+    packages = find_packages(ROOT, include=[f"{name}*" for name in PACKAGES])
+    assert {name.split(".")[0] for name in packages} == {*PACKAGES}
 
 
 def test_no_local_paths_are_committed():

@@ -188,17 +188,17 @@ def link_components(
     root is the smallest number of its component, so the result does not depend on the order.
     """
     for position in range(len(first)):
-        one, other = first[position], second[position]
-        while parents[one] != one:
-            parents[one] = parents[parents[one]]
-            one = parents[one]
-        while parents[other] != other:
-            parents[other] = parents[parents[other]]
-            other = parents[other]
-        if one < other:
-            parents[other] = one
+        first_root, second_root = first[position], second[position]
+        while parents[first_root] != first_root:
+            parents[first_root] = parents[parents[first_root]]
+            first_root = parents[first_root]
+        while parents[second_root] != second_root:
+            parents[second_root] = parents[parents[second_root]]
+            second_root = parents[second_root]
+        if first_root < second_root:
+            parents[second_root] = first_root
         else:
-            parents[one] = other
+            parents[first_root] = second_root
 
 
 @compiled("void(int64[::1])")

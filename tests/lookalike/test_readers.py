@@ -156,16 +156,16 @@ def test_search_is_exact(vector_index, dtype):
     queries = np.concatenate([vectors[3:4], np.random.default_rng(1).normal(size=(20, 12))])
     queries = queries.astype(dtype)
     index = lookalike.open_index(root / "index")
-    found = index.search(queries, k=7).to_arrow()
+    result = index.search(queries, k=7).to_arrow()
     rows, scores = expected_neighbours(vectors, queries, metric, 7)
-    assert found["query_id"].to_pylist() == sorted(str(n) for n in range(21) for _ in range(7))
-    order = np.array([int(query) for query in found["query_id"].to_pylist()[::7]])
+    assert result["query_id"].to_pylist() == sorted(str(n) for n in range(21) for _ in range(7))
+    order = np.array([int(query) for query in result["query_id"].to_pylist()[::7]])
     names = [f"a{row:05d}.jpg" for row in rows[order].ravel()]
-    assert found["image_id"].to_pylist() == names
-    np.testing.assert_allclose(found["score"].to_numpy(), scores[order].ravel(), atol=1e-9)
+    assert result["image_id"].to_pylist() == names
+    np.testing.assert_allclose(result["score"].to_numpy(), scores[order].ravel(), atol=1e-9)
     assert index.search(queries[0], k=1).to_arrow()["image_id"].to_pylist() == names[:1]
     unlimited = lookalike.open_index(root / "index", memory=1).search(queries, k=7)
-    assert unlimited.to_arrow().equals(found)
+    assert unlimited.to_arrow().equals(result)
 
 
 def test_search_of_some_lists_finds_what_rank_finds(vector_index):
@@ -176,9 +176,9 @@ def test_search_of_some_lists_finds_what_rank_finds(vector_index):
     sampled = lookalike.open_matches(matches)
     index = lookalike.open_index(root / "index")
     ids = [f"a{row:05d}.jpg" for row in range(900)]
-    found = index.search(vectors, k=5, nprobe=2, query_ids=ids).to_pandas()
+    result = index.search(vectors, k=5, nprobe=2, query_ids=ids).to_pandas()
     expected = sampled.to_pandas()
-    merged = expected.merge(found, on=["query_id", "rank"], suffixes=("", "_here"))
+    merged = expected.merge(result, on=["query_id", "rank"], suffixes=("", "_here"))
     assert len(merged) == len(expected) == 4500
     # rank searches its sample of 250 queries exhaustively
     different = merged[merged["image_id"] != merged["image_id_here"]]["query_id"].nunique()
@@ -218,13 +218,13 @@ def test_index_with_lossy_codes_is_searched_by_its_stored_vectors(tmp_path):
     write_store(tmp_path / "store", vectors)
     index_in_process(tmp_path / "store", tmp_path / "index", index_factory="IVF4,SQ8", metric="l2")
     index = lookalike.open_index(tmp_path / "index")
-    found = index.search(vectors[:5] + 0.01, k=4).to_arrow()
+    result = index.search(vectors[:5] + 0.01, k=4).to_arrow()
     rows, _ = expected_neighbours(vectors, vectors[:5] + np.float32(0.01), "l2", 4)
-    assert found["image_id"].to_pylist() == [f"a{row:05d}.jpg" for row in rows.ravel()]
+    assert result["image_id"].to_pylist() == [f"a{row:05d}.jpg" for row in rows.ravel()]
     with pytest.raises(lookalike.UsageError, match="has lossy codes"):
         index.search(vectors, nprobe=1)
     (tmp_path / "store").rename(tmp_path / "moved")
-    assert index.search(vectors[:5] + 0.01, k=4).to_arrow().equals(found)
+    assert index.search(vectors[:5] + 0.01, k=4).to_arrow().equals(result)
 
 
 def test_images_are_embedded_as_by_rank(photo_outputs):
@@ -232,11 +232,11 @@ def test_images_are_embedded_as_by_rank(photo_outputs):
     ranked = lookalike.open_matches(photo_outputs / "matches").to_arrow()
     paths = ranked["query_path"].unique().to_pylist()
     ids = ranked["query_id"].unique().to_pylist()
-    found = index.search(paths, k=5, query_ids=ids)
+    result = index.search(paths, k=5, query_ids=ids)
     columns = ["query_id", "rank", "image_id", "query_path", "path"]
-    assert found.to_arrow().select(columns).equals(ranked.select(columns))
+    assert result.to_arrow().select(columns).equals(ranked.select(columns))
     np.testing.assert_allclose(
-        found.to_arrow()["score"].to_numpy(), ranked["score"].to_numpy(), atol=1e-3
+        result.to_arrow()["score"].to_numpy(), ranked["score"].to_numpy(), atol=1e-3
     )
     images = [Image.open(path) for path in paths]
     in_memory = index.search(images, k=5)
@@ -274,6 +274,6 @@ def test_faiss_index_has_all_rows(vector_index):
     if metric == "l2":
         np.testing.assert_array_equal(rows, expected)
     names = images["image_id"].to_pylist()
-    found = index.search(queries, k=1).to_arrow()
+    result = index.search(queries, k=1).to_arrow()
     if metric == "l2":
-        assert found["image_id"].to_pylist() == [names[row] for row in rows[:, 0]]
+        assert result["image_id"].to_pylist() == [names[row] for row in rows[:, 0]]

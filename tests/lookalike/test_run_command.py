@@ -59,15 +59,15 @@ def test_stages_beside_a_ray_of_the_user(local_ray, photos, tmp_path, monkeypatc
     index = lookalike.index(embeddings=store, output="index")
     images = [Image.open(path) for path in sorted(new.rglob("*.jpg"))]
     matches = lookalike.rank(index=index, queries=images, output="matches", top_k=3)
-    found = matches.matches().to_arrow()
-    assert found["query_id"].to_pylist()[::3] == ["000000.png", "000001.png", "000002.png"]
+    ranked = matches.matches().to_arrow()
+    assert ranked["query_id"].to_pylist()[::3] == ["000000.png", "000001.png", "000002.png"]
     assert matches._repr_html_().count("<img") == 12
     paths = sorted(map(str, new.rglob("*.jpg")))
     searched = index.index().search(paths, k=3).to_arrow()
-    assert searched["image_id"].to_pylist() == found["image_id"].to_pylist()
+    assert searched["image_id"].to_pylist() == ranked["image_id"].to_pylist()
 
     labels = pd.DataFrame({
-        "image_id": [*found["query_id"].to_pylist()[::3], *store.store().to_pandas()["image_id"]],
+        "image_id": [*ranked["query_id"].to_pylist()[::3], *store.store().to_pandas()["image_id"]],
         "label": ["class0", "class1", "class2", *store.store().to_pandas()["label"]],
     })  # fmt: skip
     measured = lookalike.evaluate(matches=matches, labels=labels)
@@ -191,11 +191,11 @@ def test_command_ends_with_its_caller(tmp_path):
                               stderr=subprocess.DEVNULL)  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while not (found := psutil.Process(caller.pid).children()):
+        while not (children := psutil.Process(caller.pid).children()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
         caller.kill()
         caller.wait()
-    _, alive = psutil.wait_procs(found, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []

@@ -76,8 +76,10 @@ def search_shards(index: FinishedIndex, nprobe: int, k: int) -> list[list[tuple[
         if shard.nprobe == 0:
             continue
         no_distances = np.zeros(local.shape, np.float32)  # codes are no residuals
-        found = live_rows(*shard.search_preassigned(sample_queries(), ROWS, local, no_distances))
-        for merged, shard_results in zip(results, found, strict=True):
+        neighbours = live_rows(
+            *shard.search_preassigned(sample_queries(), ROWS, local, no_distances)
+        )
+        for merged, shard_results in zip(results, neighbours, strict=True):
             merged.extend(shard_results)
     sign = 1 if index.metric == "l2" else -1
     return [sorted(merged, key=lambda x: (sign * x[1], x[0]))[:k] for merged in results]

@@ -206,15 +206,15 @@ def images(rows):
                             pa.array(rows % 5 + 1, pa.int32())], schema=IMAGES)
 
 def pairs(links):  # groups of five images, each a chain
-    one = links // 4 * 5 + links % 4
-    ids = {"image_id": names(one), "other_id": names(one + 1)}
+    rows = links // 4 * 5 + links % 4
+    ids = {"image_id": names(rows), "other_id": names(rows + 1)}
     table = pa.table(ids)
     swap = [min(a, b) != a for a, b in zip(*(c.to_pylist() for c in table.columns))]
     a, b = ids["image_id"], ids["other_id"]
     first = pa.array([y if s else x for x, y, s in zip(a.to_pylist(), b.to_pylist(), swap)])
     second = pa.array([x if s else y for x, y, s in zip(a.to_pylist(), b.to_pylist(), swap)])
-    columns = {"image_id": first, "other_id": second, "score": pa.array(np.full(len(one), 0.99))}
-    columns |= {name: pa.nulls(len(one), pa.string()) for name in PAIRS.schema.names[3:]}
+    columns = {"image_id": first, "other_id": second, "score": pa.array(np.full(len(rows), 0.99))}
+    columns |= {name: pa.nulls(len(rows), pa.string()) for name in PAIRS.schema.names[3:]}
     return pa.record_batch(list(columns.values()), schema=PAIRS.schema)
 
 folder = Path(sys.argv[1])
