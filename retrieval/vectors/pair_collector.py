@@ -159,9 +159,9 @@ class PairCollector:
 
         Row 0 has the number `first_number`. Products that are not float32 need all rows in a part.
         """
-        parts = [part for part in parts if part[0].stop > part[0].start and len(part[1])]
         if not (rows.fit_float32 and self._all_fit_float32):
             parts = [self._add_large(rows, first_number, part) for part in parts]
+        parts = [part for part in parts if part[0].stop > part[0].start and len(part[1])]
         if self._product is FLOAT32_PRODUCT:
             for group in _group_parts(parts, rows.prepared.matrix.shape[1]):
                 self._add_in_float32(rows, first_number, group)
