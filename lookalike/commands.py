@@ -26,6 +26,8 @@ def run(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
+    calibration: Path | None = None,
+    min_probability: float | None = None,
     expand_queries: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
@@ -84,6 +86,9 @@ def run(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
+        calibration: File of evaluate calibrate, made with the same network and metric: matches
+            get a probability of being right.
+        min_probability: Lowest probability of a match, by calibration; default: no limit.
         expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
             (ALPHA is 3 by default), and search again; scores are then those of the expanded
             queries.
@@ -340,6 +345,8 @@ def rank(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
+    calibration: Path | None = None,
+    min_probability: float | None = None,
     expand_queries: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
@@ -391,6 +398,9 @@ def rank(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
+        calibration: File of evaluate calibrate, made with the same network and metric: matches
+            get a probability of being right.
+        min_probability: Lowest probability of a match, by calibration; default: no limit.
         expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
             (ALPHA is 3 by default), and search again; scores are then those of the expanded
             queries.
@@ -427,6 +437,7 @@ def evaluate(
     exact_matches: Path | None = None,
     fail_below: str | None = None,
     per_query: Path | None = None,
+    calibrate: Path | None = None,
 ) -> Result:
     """Measure the quality of matches against labels.
 
@@ -450,6 +461,8 @@ def evaluate(
         fail_below: Lower bounds MEASURE=BOUND,... (such as map=0.6,top1=0.8 or AP=0.6); a measure
             below its bound ends with exit code 5.
         per_query: Also write one line per query to this .csv or .parquet file.
+        calibrate: Also learn how likely matches are right, from their scores and these labels,
+            and write it to this .json file, for calibration.
 
     Raises:
         LookalikeError: As the command line reports it; `exit_code` is its exit code.
@@ -764,6 +777,8 @@ def plan(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
+    calibration: Path | None = None,
+    min_probability: float | None = None,
     expand_queries: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
@@ -823,6 +838,9 @@ def plan(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
+        calibration: File of evaluate calibrate, made with the same network and metric: matches
+            get a probability of being right.
+        min_probability: Lowest probability of a match, by calibration; default: no limit.
         expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
             (ALPHA is 3 by default), and search again; scores are then those of the expanded
             queries.

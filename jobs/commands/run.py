@@ -25,6 +25,7 @@ from jobs.evaluation.evaluate_matches import Evaluation, evaluate_by_labels
 from jobs.evaluation.format_results import evaluation_json, format_measures
 from jobs.indexing import index
 from jobs.ranking import rank
+from jobs.ranking.match_constraints import read_requested_calibration
 from jobs.reporting.write_report import build_report_source, write_report
 from jobs.runtime.check_output import check_output
 from jobs.runtime.progress import print_message
@@ -115,7 +116,9 @@ def run(settings: RunSettings) -> RunOutcome:
 
 def _job_content(settings: RunSettings, prepared: PreparedModel) -> dict[str, Any]:
     """Return all settings and inputs that shape the outputs, for job.json."""
-    inputs = {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
+    calibration = read_requested_calibration(settings)
+    inputs: dict[str, Any] = {"calibration": calibration.digest if calibration else None}
+    inputs |= {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
     plan = asdict(prepared.plan)
     return {**content_settings(settings), **plan, "bundle": prepared.bundle.digest, **inputs}
 

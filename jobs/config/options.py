@@ -175,6 +175,9 @@ OPTIONS = _by_name(
            "What the 95 % intervals generalise to: other queries of these classes, or other "
            "classes (for a backbone that was not trained on them).",
            choices=("queries", "classes")),
+    Option("calibrate", "path", None, "run",
+           "Also learn how likely matches are right, from their scores and these labels, and write "
+           "it to this .json file, for --calibration."),
     Option("all_measures", bool, False, "run",
            "Print every measure (docs/measures.md); --json always contains all of them."),
     Option("compare", "path", None, "content",
@@ -285,6 +288,11 @@ OPTIONS = _by_name(
            "else images with the same bytes."),
     Option("min_score", float, None, "content",
            "Lowest score of a match; for l2 the largest distance; default: no limit."),
+    Option("calibration", "path", None, "content",
+           "File of evaluate --calibrate, made with the same network and metric: matches get a "
+           "probability of being right."),
+    Option("min_probability", float, None, "content",
+           "Lowest probability of a match, by --calibration; default: no limit.", low=0, high=1),
     Option("expand_queries", str, None, "content",
            "N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA (ALPHA is 3 "
            "by default), and search again; scores are then those of the expanded queries."),
@@ -372,11 +380,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "measure_recall",
     ),
     "Search": (
-        "top_k", "recall", "nprobe", "filter", "exclude_self", "min_score", "expand_queries",
+        "top_k", "recall", "nprobe", "filter", "exclude_self", "min_score", "calibration",
+        "min_probability", "expand_queries",
     ),
     "Evaluation": (
         "qrels", "junk_grade", "cutoffs", "intervals_over", "all_measures", "compare",
-        "exact_matches", "fail_below",
+        "exact_matches", "fail_below", "calibrate",
     ),
     "Cluster": ("workers", "gpus_per_worker", "ray_address", "cluster", "sample"),
     "General": ("seed", "json", "debug"),

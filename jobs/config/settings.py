@@ -193,6 +193,8 @@ class SearchOptions:
     filter: str | None = option_field("filter")
     exclude_self: bool = option_field("exclude_self")
     min_score: float | None = option_field("min_score")
+    calibration: str | None = option_field("calibration")
+    min_probability: float | None = option_field("min_probability")
     expand_queries: str | None = option_field("expand_queries")
     format: str | None = option_field("format")
     temp_dir: str | None = option_field("temp_dir")
@@ -312,6 +314,7 @@ class EvaluateSettings(CommonOptions, RelevanceOptions):
     exact_matches: str | None = option_field("exact_matches")
     fail_below: str | None = option_field("fail_below")
     per_query: str | None = option_field("per_query")
+    calibrate: str | None = option_field("calibrate")
 
 
 @dataclass(frozen=True, kw_only=True)

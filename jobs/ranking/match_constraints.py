@@ -7,24 +7,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.config.options import Expansion, parse_query_expansion
-from jobs.config.settings import RankSettings
+from jobs.config.settings import RankSettings, SearchOptions
 from retrieval.core.errors import UsageError
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store
 
 if TYPE_CHECKING:
+    from retrieval.evaluation.calibration import Calibration
     from retrieval.search.filters import Filter
 
 
 @dataclass(frozen=True)
 class MatchConstraints:
-    """Which gallery images may match which query, and how queries are expanded."""
+    """Which gallery images may match which query, how queries are expanded, and probabilities."""
 
     row_filter: Filter | None  # the condition of --filter
     exclude_by: str | None  # the column that --exclude-self compares
     min_key: float  # key of --min-score (higher is closer); -inf without it
     expansion: Expansion | None
+    calibration: Calibration | None = None  # gives each match a probability
+    min_probability: float | None = None  # less likely matches are left out
 
 
 def read_match_constraints(
@@ -59,8 +62,31 @@ def read_match_constraints(
     if settings.min_score is not None:
         min_key = float(scores_to_keys(np.array([settings.min_score]), metric)[0])
     return MatchConstraints(
-        row_filter, SAME_BYTES if settings.exclude_self else None, min_key, expansion
-    )
+        row_filter, SAME_BYTES if settings.exclude_self else None, min_key, expansion,
+        read_requested_calibration(settings), settings.min_probability,
+    )  # fmt: skip
+
+
+def read_requested_calibration(settings: SearchOptions) -> Calibration | None:
+    """Return the calibration of --calibration; None without it.
+
+    Raises UsageError if --min-probability is given without it, or --min-score with it, and as
+    `read_calibration` does.
+    """
+    if settings.calibration is None:
+        if settings.min_probability is not None:
+            raise UsageError(
+                "--min-probability needs --calibration, a file that evaluate --calibrate writes"
+            )
+        return None
+    if settings.min_score is not None:
+        raise UsageError(
+            "--calibration and --min-score are mutually exclusive, since a probability depends on "
+            "all matches; use --min-probability"
+        )
+    from retrieval.evaluation.calibration import read_calibration
+
+    return read_calibration(settings.calibration)
 
 
 def _expansion(settings: RankSettings) -> Expansion | None:

@@ -52,7 +52,7 @@ def search_queries(
         task = _expand_queries(cluster, task, constraints.expansion)
     task, certificate = _search_until_certified(settings, cluster, task)
     _fill_incomplete(cluster, task)
-    matched = write_matches(cluster, task)
+    matched = write_matches(cluster, task, constraints)
     write_eligible_counts(cluster, task)
     return dataclasses.replace(certificate, extrapolated=extrapolated), queries.rows - matched
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the layout on disk; outputs of another version are rejected."""
 
 Metric = Literal["cosine", "ip", "l2"]
@@ -178,6 +178,11 @@ MATCHES = Table(
         Column("path", pa.string(), "path or URI of the gallery image"),
         Column("query_label", pa.string(), "class of the query; null where unknown"),
         Column("label", pa.string(), "class of the gallery image; null where unknown"),
+        Column(
+            "probability",
+            pa.float64(),
+            "how likely the match is right, 0 to 1, by --calibration; null without it",
+        ),
     ),
 )
 
