@@ -223,7 +223,8 @@ def label_leads(keys: Float64, queries: Int64, labels: Int64, temperature: float
     group = _label_groups(query, labels)
     of_label = np.bincount(group, weights)[group]
     others = np.maximum(np.bincount(query, weights)[query] - of_label, 0.0) + beyond
-    return temperature * np.log(np.maximum(of_label, _SMALLEST_SHARE) / others)
+    leads: Float64 = temperature * np.log(np.maximum(of_label, _SMALLEST_SHARE) / others)
+    return leads
 
 
 def best_keys(keys: Float64, queries: Int64, labels: Int64) -> Float64:
