@@ -203,7 +203,15 @@ OPTIONS = _by_name(
            "weights."),
     Option("bundle", "path", None, "content",
            "Bundle to use instead of a backbone: written by train, or taken from a store."),
-    Option("pooling", str, "avg", "content", "How the feature map is pooled into one vector.",
+    Option("recipe", str, "default", "content",
+           "Defaults of --resize, --pooling and --pca: default (squash, gem, 256; the best on "
+           "photos), original (squash, max, 500; the student project's) or plain (the weights' "
+           "own, avg, none; that of published figures); of a --bundle only --pca, if train wrote "
+           "it.",
+           choices=("default", "original", "plain")),
+    Option("pooling", str, None, "content",
+           "How the feature map is pooled into one vector; default: that of --recipe; avg, the "
+           "network's own output, where it ends in no map of rectified features.",
            choices=("avg", "max", "gem")),
     Option("normalize", bool, True, "content", "Scale vectors to unit length before storing them."),
     Option("image_size", int, None, "content",
@@ -211,8 +219,8 @@ OPTIONS = _by_name(
            low=16, high=4096),
     Option("resize", str, None, "content",
            "How an image becomes square: crop scales the shorter side and cuts out the centre, "
-           "squash scales both sides, pad scales the longer side and fills; default: that of the "
-           "weights, crop for torchvision.",
+           "squash scales both sides, pad scales the longer side and fills; default: that of "
+           "--recipe.",
            choices=("crop", "squash", "pad")),
     Option("mean", str, None, "content",
            "Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights."),
@@ -225,8 +233,13 @@ OPTIONS = _by_name(
            "Number type of stored vectors; auto: float16 for images, unchanged for precomputed "
            "vectors (float64 and integers become float32).", choices=(AUTO, "float16", "float32")),
     Option("pca", int, None, "content",
-           "Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.",
-           low=1),
+           "Dimensions after a PCA (fitted on a sample of the gallery), or 0 for none; default: "
+           "that of --recipe; it needs 1.2 images per dimension.",
+           low=0),
+    Option("augment_inference", str, None, "content",
+           "Images whose vectors are averaged: flip adds the mirror image and doubles the time of "
+           "the network; default: none.",
+           choices=("none", "flip")),
     # inference
     Option("engine", str, None, "content",
            "Library that runs the network; default: openvino on CPUs, torch on GPUs.",
@@ -359,9 +372,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "embedding_dtype", "chunk_rows", "compact", "title", "max_queries",
     ),
     "Model": (
-        "backbone", "python_path", "backbones", "weights", "bundle", "pooling", "normalize",
-        "image_size", "resize", "mean", "std", "interpolation", "pca", "engine", "precision",
-        "device", "batch_size",
+        "backbone", "python_path", "backbones", "weights", "bundle", "recipe", "pooling",
+        "normalize", "image_size", "resize", "mean", "std", "interpolation", "pca",
+        "augment_inference", "engine", "precision", "device", "batch_size",
     ),
     "Training": (
         "objective", "unfreeze", "epochs", "patience", "learning_rate", "backbone_lr_scale",

@@ -19,6 +19,7 @@ Metric = Literal["cosine", "ip", "l2"]
 Pooling = Literal["avg", "max", "gem", "each"]
 """`each` concatenates all others; only `compare` uses it, and --pooling does not accept it."""
 Resize = Literal["crop", "squash", "pad", "squash-crop"]
+Augmentation = Literal["none", "flip"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 """(n, d) stored vectors."""
 Paths = Any

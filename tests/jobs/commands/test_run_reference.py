@@ -73,7 +73,7 @@ def check_run(data, images, root, expected, *, backbone, **options):
     outcome = run.run(
         RunSettings(
             gallery=str(images / "gallery"), queries=str(images / "queries"),
-            labels=str(data / "images" / "labels.csv"), output=str(root / "out"),
+            labels=str(data / "images" / "labels.csv"), output=str(root / "out"), recipe="plain",
             backbone=backbone, weights=str(weights), top_k=1372, rows_per_shard=500, **options,
         )
     )  # fmt: skip
