@@ -1,4 +1,4 @@
-"""Measure how much each method of re-ranking improves the default recipe, and fusion of networks.
+"""Measure how much each method of re-ranking improves the ranking of the default recipe.
 
 python -m benchmarks.reranking [--data DIR] [--networks NAME,...] [--cache DIR] [--step 1]
 
@@ -6,10 +6,11 @@ DIR holds `images/` (gallery, queries, labels.csv) and `weights/`; default: LOOK
 are chosen on the gallery alone: every `step`-th photo is ranked against all others (leave-one-out).
 The queries confirm them once. Vectors are squashed photos, gem pooling, PCA 256. Measures are mean
 average precision over complete rankings and the share of right first matches; gains are paired by
-query, with 95 % intervals, and `pooled` is the mean over the networks of each query.
+query, with 95 % intervals, and `pooled` is the mean over the networks of each query. Nothing
+depends on the load of the machine but the seconds.
 
-SuperGlobal (Shao et al. 2023, arXiv 2308.06954) is measured here only, with the parameters of its
-authors; its maximum over vectors suits features without signs, which those after a PCA are not.
+SuperGlobal (Shao et al. 2023, arXiv 2308.06954) is measured here only, with its authors'
+parameters.
 """
 
 from __future__ import annotations
@@ -33,28 +34,29 @@ from retrieval.evaluation.relevance import SCORED_MATCHES, RankingRelevance
 from retrieval.evaluation.results import measure_rankings
 from retrieval.models.embedder import finish_vectors
 from retrieval.models.pca import StreamingMoments
-from retrieval.search.query_expansion import expand_queries
-from retrieval.search.reranking.rerank_block import METHODS, pairwise_cosines
+from retrieval.search.reranking.rerank_block import METHODS
 from retrieval.vectors.float_conversions import to_float32
 from retrieval.vectors.normalize import normalize_rows
-from retrieval.vectors.scoring import Float32, Float64, Int64
+from retrieval.vectors.scoring import Float64, Int64
 
 _DIMENSIONS, _POOLING = 256, "gem"
-_COUNTS = 100, 200, 400  # re-ranked matches
-_COUNT, _EXPANDED, _ALPHA = 200, 5, 3.0  # defaults of --rerank
+_COUNTS = 100, 200  # re-ranked matches
+_EXPANDED, _ALPHA = 5, 3.0  # matches that expand a query, and the power of their weights
 _MEASURES = "map", "top1"
-_AUGMENTED, _BETA = 9, 0.15  # of SuperGlobal
+_NEIGHBOURS, _BETA = 9, 0.15  # of SuperGlobal: K and beta
 
-Order = Callable[[Float32, Float32], Int64]
-"""From a query, (d,), and the gallery, (n, d), to all positions, best first."""
+Ranking = Callable[["Photographs", int, Int64], Int64]
+"""From all photos, the position of a query and those of the gallery to the latter, best first."""
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """Unit vectors of the photos of both sides by one network, (n, d) and (q, d)."""
+class Photographs:
+    """The photos of both sides, gallery first: unit vectors (n, d), their cosines, and labels."""
 
-    gallery: Float32
-    queries: Float32
+    vectors: Float64
+    cosines: Float64
+    labels: Any
+    gallery: int  # number of photos of the gallery
 
 
 def main() -> None:
@@ -70,36 +72,22 @@ def main() -> None:
     data, cache = Path(arguments.data), Path(arguments.cache)
     gallery, queries = (read_photos(data, split) for split in ("gallery", "queries"))
     networks = {
-        name: embed(data, name, cache, gallery, queries) for name in arguments.networks.split(",")
+        name: _embed(data, name, cache, gallery, queries) for name in arguments.networks.split(",")
     }
     started = time.perf_counter()
-    others = range(0, len(gallery.paths), arguments.step)
-    write_result(
-        "reranking",
-        gallery=_compare(
-            {
-                name: {
-                    method: _leave_one_out(vectors.gallery, gallery, others, order)
-                    for method, order in methods().items()
-                }
-                for name, vectors in networks.items()
-            }
-        ),
-        queries=_compare(
-            {
-                name: {
-                    method: _rank_queries(vectors, gallery, queries, order)
-                    for method, order in methods().items()
-                }
-                for name, vectors in networks.items()
-            }
-        ),
-        seconds=round(time.perf_counter() - started),
-    )
+    sides = {
+        "gallery": range(0, len(gallery.paths), arguments.step),
+        "queries": range(len(gallery.paths), len(gallery.paths) + len(queries.paths)),
+    }
+    results = {
+        side: _compare({name: _measure_methods(photos, asked) for name, photos in networks.items()})
+        for side, asked in sides.items()
+    }
+    write_result("reranking", **results, seconds=round(time.perf_counter() - started))
 
 
-def embed(data: Path, backbone: str, cache: Path, gallery: Photos, queries: Photos) -> Vectors:
-    """Return the vectors of both sides, projected by a PCA fitted on the gallery."""
+def _embed(data: Path, backbone: str, cache: Path, gallery: Photos, queries: Photos) -> Photographs:
+    """Embed the photos of both sides; the PCA is fitted on the gallery."""
     raw, asked = (
         embed_photos(data, backbone, View("squash"), side.paths, cache)[_POOLING]
         for side in (gallery, queries)
@@ -107,109 +95,103 @@ def embed(data: Path, backbone: str, cache: Path, gallery: Photos, queries: Phot
     moments = StreamingMoments(raw.shape[1])
     moments.add(to_float32(normalize_rows(raw)))
     projection = moments.fit(_DIMENSIONS)
-    return Vectors(
-        *(finish_vectors(side, normalize=True, projection=projection) for side in (raw, asked))
+    vectors = normalize_rows(
+        np.vstack([finish_vectors(r, normalize=True, projection=projection) for r in (raw, asked)])
     )
+    labels = np.array(gallery.labels.to_pylist() + queries.labels.to_pylist())
+    return Photographs(vectors, vectors @ vectors.T, labels, len(raw))
 
 
-def methods() -> dict[str, Order]:
+def _methods() -> dict[str, Ranking]:
     """Return the measured methods by name."""
-    measured: dict[str, Order] = {"none": rank_by_cosine, f"expand:{_EXPANDED}": rank_expanded}
-    for method, similarities in {**METHODS, "superglobal": superglobal_similarities}.items():
-        for count in _COUNTS if method in METHODS else (_COUNT,):
-            measured[f"{method}:{count}"] = _reranker(similarities, count, rank_by_cosine)
+    methods: dict[str, Ranking] = {
+        "none": _rank_by_cosine,
+        f"expand:{_EXPANDED}": lambda photos, query, gallery: _best_first(
+            _expanded_cosines(photos, query, gallery)[gallery], gallery
+        ),
+        f"superglobal:{_COUNTS[-1]}": _rank_by_superglobal,
+    }
     for method in METHODS:
-        measured[f"expand:{_EXPANDED} {method}:{_COUNT}"] = _reranker(
-            METHODS[method], _COUNT, rank_expanded
-        )
+        for count in _COUNTS:
+            methods[f"{method}:{count}"] = _reranking(method, count, expand=False)
+        methods[f"expand:{_EXPANDED}, {method}:{count}"] = _reranking(method, count, expand=True)
+    return methods
+
+
+def _best_first(scores: Float64, positions: Int64) -> Int64:
+    order: Int64 = positions[np.argsort(-scores, kind="stable")]
+    return order
+
+
+def _rank_by_cosine(photos: Photographs, query: int, gallery: Int64) -> Int64:
+    return _best_first(photos.cosines[query, gallery], gallery)
+
+
+def _expanded_cosines(photos: Photographs, query: int, gallery: Int64) -> Float64:
+    """Return the cosines of the query, expanded by its first matches, to all photos."""
+    best = _rank_by_cosine(photos, query, gallery)[:_EXPANDED]
+    weights = np.maximum(photos.cosines[query, best], 0.0) ** _ALPHA
+    members, weights = np.append(best, query), np.append(weights, 1.0)
+    square = weights @ photos.cosines[np.ix_(members, members)] @ weights
+    cosines: Float64 = weights @ photos.cosines[members] / np.sqrt(square)
+    return cosines
+
+
+def _reranking(method: Any, count: int, *, expand: bool) -> Ranking:
+    """Return a ranking whose first `count` matches are ordered anew by a method of --rerank."""
+
+    def rank(photos: Photographs, query: int, gallery: Int64) -> Int64:
+        to_query = photos.cosines[query]
+        if expand:
+            to_query = _expanded_cosines(photos, query, gallery)
+        order = _best_first(to_query[gallery], gallery)
+        first = order[:count]
+        cosines = np.empty((len(first) + 1, len(first) + 1))
+        cosines[0, 0], cosines[0, 1:], cosines[1:, 0] = 1.0, to_query[first], to_query[first]
+        cosines[1:, 1:] = photos.cosines[np.ix_(first, first)]
+        return np.concatenate([_best_first(METHODS[method](cosines), first), order[count:]])
+
+    return rank
+
+
+def _rank_by_superglobal(photos: Photographs, query: int, gallery: Int64) -> Int64:
+    """Rank by the scores (S1 + S2) / 2 of the paper, as in the authors' program."""
+    order = _rank_by_cosine(photos, query, gallery)
+    first = order[: _COUNTS[-1]]
+    vectors, cosines = photos.vectors[first], photos.cosines[np.ix_(first, first)]
+    closest = np.argsort(-cosines, axis=1, kind="stable")[:, : _NEIGHBOURS + 1]
+    weights = _BETA * np.take_along_axis(cosines, closest, axis=1)
+    weights[:, 0] = 1.0
+    refined = (weights[:, :, None] * vectors[closest]).sum(1) / weights.sum(1, keepdims=True)
+    to_query = refined @ photos.vectors[query]
+    best = np.argsort(-to_query, kind="stable")[: _NEIGHBOURS + 1]
+    scores = (to_query + refined @ refined[best].max(axis=0)) / 2
+    return np.concatenate([_best_first(scores, first), order[len(first) :]])
+
+
+def _measure_methods(photos: Photographs, queries: range) -> dict[str, Values]:
+    """Return the measures of the queries, (q, 2), by method; a query is not its own match."""
+    gallery = np.arange(photos.gallery)
+    measured = {}
+    for name, rank in _methods().items():
+        right = [
+            photos.labels[rank(photos, query, gallery[gallery != query])] == photos.labels[query]
+            for query in queries
+        ]
+        measured[name] = _measure(right)
     return measured
 
 
-def rank_by_cosine(query: Float32, gallery: Float32) -> Int64:
-    """Rank by cosine alone."""
-    order: Int64 = np.argsort(-(normalize_rows(gallery) @ normalize_rows(query[None])[0]),
-                              kind="stable")  # fmt: skip
-    return order
-
-
-def rank_expanded(query: Float32, gallery: Float32) -> Int64:
-    """Rank by alpha query expansion."""
-    return rank_by_cosine(_expand(query, gallery), gallery)
-
-
-def _expand(query: Float32, gallery: Float32) -> Float32:
-    best = rank_by_cosine(query, gallery)[:_EXPANDED]
-    scores = pairwise_cosines(query, gallery[best])[:1, 1:]
-    present = np.ones(scores.shape, np.bool_)
-    return expand_queries(query[None], gallery[best][None], scores, present, _ALPHA, "cosine")[0]
-
-
-def _reranker(similarities: Callable[..., Float64], count: int, rank: Order) -> Order:
-    """Return a ranking whose first `count` matches are ordered anew by their similarities."""
-
-    def order(query: Float32, gallery: Float32) -> Int64:
-        positions = rank(query, gallery)
-        searched = _expand(query, gallery) if rank is rank_expanded else query
-        first = gallery[positions[:count]]
-        if similarities is superglobal_similarities:
-            values = similarities(searched, first)
-        else:
-            values = similarities(pairwise_cosines(searched, first))
-        new = positions[:count][np.argsort(-values, kind="stable")]
-        return np.concatenate([new, positions[count:]])
-
-    return order
-
-
-def superglobal_similarities(query: Float32, candidates: Float32) -> Float64:
-    """Return the scores (S1 + S2) / 2 of section 3.3 of the paper, (n,)."""
-    unit = normalize_rows(candidates)
-    cosines = unit @ unit.T
-    closest = np.argsort(-cosines, axis=1, kind="stable")[:, : _AUGMENTED + 1]
-    weights = _BETA * np.take_along_axis(cosines, closest, axis=1)
-    weights[:, 0] = 1.0
-    refined = (weights[:, :, None] * unit[closest]).sum(1) / weights.sum(1, keepdims=True)
-    to_query = refined @ normalize_rows(query[None])[0]
-    best = np.argsort(-to_query, kind="stable")[: _AUGMENTED + 1]
-    scores: Float64 = (to_query + refined @ refined[best].max(axis=0)) / 2
-    return scores
-
-
-def _leave_one_out(vectors: Float32, photos: Photos, positions: range, order: Order) -> Values:
-    """Return the measures of some photos ranked against all others, (q, 2)."""
-
-    def rank(position: int) -> Int64:
-        others = np.delete(np.arange(len(vectors)), position)
-        ranking: Int64 = others[order(vectors[position], vectors[others])]
-        return ranking
-
-    labels = np.array(photos.labels.to_pylist())
-    return _measure(np.stack([labels[rank(p)] == labels[p] for p in positions]))
-
-
-def _rank_queries(vectors: Vectors, gallery: Photos, queries: Photos, order: Order) -> Values:
-    """Return the measures of the queries ranked against the gallery, (q, 2)."""
-    labels = np.array(gallery.labels.to_pylist())
-    return _measure(
-        np.stack(
-            [
-                labels[order(query, vectors.gallery)] == label
-                for query, label in zip(vectors.queries, queries.labels.to_pylist(), strict=True)
-            ]
-        )
-    )
-
-
-def _measure(right: Any) -> Values:
+def _measure(right: list[Any]) -> Values:
     """Return the average precision and whether the first match is right, (q, 2), of rankings."""
 
     def parts() -> Iterator[RankingRelevance]:
-        names = pa.array([str(number) for number in range(len(right))])
-        yield RankingRelevance(
-            names, names, right.astype(np.int16),
-            np.full(len(right), right.shape[1], np.int64), np.ones(1, np.int16),
-            right.sum(1)[:, None].astype(np.int64), SCORED_MATCHES.empty_table(), 0, 0,
-        )  # fmt: skip
+        for number, row in enumerate(right):
+            names = pa.array([str(number)])
+            yield RankingRelevance(
+                names, names, row.astype(np.int16)[None], np.array([len(row)]),
+                np.ones(1, np.int16), np.array([[row.sum()]]), SCORED_MATCHES.empty_table(), 0, 0,
+            )  # fmt: skip
 
     results = measure_rankings(parts(), _MEASURES)
     return np.column_stack([results.values(name) for name in _MEASURES])
@@ -219,7 +201,7 @@ def _compare(measured: dict[str, dict[str, Values]]) -> dict[str, Any]:
     """Return the measures of each method and its gains over no re-ranking, also pooled."""
     together = {
         method: np.mean([values[method] for values in measured.values()], axis=0)
-        for method in next(iter(measured.values()))
+        for method in _methods()
     }
     return {
         network: {method: _summary(values["none"], values[method]) for method in values}

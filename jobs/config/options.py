@@ -104,6 +104,7 @@ def parse_cluster(text: str) -> list[tuple[int, int, int]]:
 _EXPANSION_ALPHA = 3.0  # the value of the paper cited in retrieval/search/query_expansion.py
 _RERANKED = {"expand": 5, "k-reciprocal": 200, "augment": 200}  # methods, and their default counts
 _MAX_RERANKED = 1000  # all pairs of the first matches are compared
+_MAX_EXPANDED = 1 << 20  # the largest --top-k
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,13 @@ def parse_reranking(text: str) -> Reranking:
     name = match[1] if match else ""
     if not match or name not in _RERANKED or (match[3] and name != "expand"):
         raise ValueError(
-            f"{text!r} is no re-ranking; write k-reciprocal, augment or expand, with a number of "
-            "matches k-reciprocal:200, expand:5 or expand:5,3 (matches, alpha)"
+            f"{text!r} is no re-ranking; write k-reciprocal, augment or expand, also with the "
+            "number of matches, as k-reciprocal:200 or expand:5,3 (matches, alpha)"
         )
     count = int(match[2] or _RERANKED[name])
-    highest = math.inf if name == "expand" else _MAX_RERANKED
+    highest = _MAX_EXPANDED if name == "expand" else _MAX_RERANKED
     if not 1 <= count <= highest:
-        raise ValueError(f"{text!r} uses {count} matches; write 1 to {_MAX_RERANKED}")
+        raise ValueError(f"{text!r} uses {count} matches; write 1 to {highest}")
     alpha = float(match[3] or _EXPANSION_ALPHA) if name == "expand" else None
     return Reranking(name, count, alpha)
 

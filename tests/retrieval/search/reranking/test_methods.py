@@ -163,6 +163,11 @@ def test_reranking_is_parsed(text, expected):
     assert parse_reranking(text) == expected
 
 
+@every_method
+def test_each_method_has_a_default_count(method):
+    assert parse_reranking(method) == Reranking(method, 200)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "10", "other", "expand:", "expand:0", "expand:-1", "expand:5,", "expand:5,-1",
