@@ -44,7 +44,7 @@ from retrieval.storage.local import Folder, open_folder, split_file_url
 
 _MAX_CUTOFFS = 20
 _COMPARED_SETTINGS = ("queries", "queries_sha256", "top_k", "filter", "exclude_self", "min_score",
-                 "expand_queries", "rerank", "calibration", "min_probability")  # fmt: skip
+                 "rerank", "calibration", "min_probability")  # fmt: skip
 _LOSS_MEASURES = ("top1", "map")
 
 

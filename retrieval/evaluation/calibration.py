@@ -63,7 +63,7 @@ class Scoring:
     """What gives the scores and leads of matches their meaning; a calibration is valid for it only.
 
     `bundle` is the digest of the network's bundle, None for imported vectors. The other fields are
-    settings of the ranking; `filter`, `expand_queries` and `rerank` are None without.
+    settings of the ranking; `filter` and `rerank` are None without.
     """
 
     bundle: str | None
@@ -71,7 +71,6 @@ class Scoring:
     metric: Metric
     top_k: int
     filter: str | None
-    expand_queries: Any
     rerank: Any
 
 
@@ -390,7 +389,7 @@ def read_scoring(job: Mapping[str, Any], index_job: Mapping[str, Any], dimension
     `job` and `index_job` are the settings of the matches and of their index, `dimension` that of
     the vectors.
     """
-    names = ("filter", "expand_queries", "rerank")
+    names = ("filter", "rerank")
     return Scoring(
         index_job["bundle"], dimension, index_job["metric"], job["top_k"],
         *(job.get(name) for name in names),

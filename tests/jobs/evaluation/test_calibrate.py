@@ -133,8 +133,8 @@ def test_calibration_of_another_network_or_ranking_is_refused(root, tmp_path):
     assert refused.value.exit_code == 6
     with pytest.raises(Mismatch, match="was made with top_k 10, not 5"):
         rank(root, "m", calibration=calibration, top_k=5)
-    with pytest.raises(Mismatch, match="was made with expand_queries None"):
-        rank(root, "m", calibration=calibration, expand_queries="3")
+    with pytest.raises(Mismatch, match="was made with rerank None"):
+        rank(root, "m", calibration=calibration, rerank="expand:3")
     assert not (root / "m").exists()
 
 

@@ -20,7 +20,7 @@ from retrieval.evaluation.calibration import (
 from retrieval.evaluation.reliability import expected_calibration_error, measure_reliability
 from tests.retrieval.evaluation.tables import matches
 
-SCORING = Scoring("digest", 8, "cosine", 5, None, None, None)
+SCORING = Scoring("digest", 8, "cosine", 5, None, None)
 K = 5
 
 
