@@ -40,6 +40,8 @@ def run(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -107,6 +109,11 @@ def run(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -158,6 +165,8 @@ def embed(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -205,6 +214,11 @@ def embed(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -327,6 +341,8 @@ def rank(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -373,6 +389,11 @@ def rank(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -606,6 +627,8 @@ def predict(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -638,6 +661,11 @@ def predict(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -663,6 +691,8 @@ def predict(
 def compare(
     *,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     labels: Labels | None = None,
     id_column: str | None = None,
@@ -696,6 +726,11 @@ def compare(
     Args:
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
             the parent folder's name.
@@ -778,6 +813,8 @@ def plan(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -846,6 +883,11 @@ def plan(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
