@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lookalike.input_types import Ids, Images, ImagesOrVectors, Labels, Path, Vectors
+from lookalike.input_types import Backbone, Ids, Images, ImagesOrVectors, Labels, Path, Vectors
 from lookalike.result import Result
 from lookalike.run_command import run_command
 
@@ -47,7 +47,7 @@ def run(
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
     pooling: Literal["avg", "max", "gem"] = "avg",
@@ -172,7 +172,7 @@ def embed(
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
     pooling: Literal["avg", "max", "gem"] = "avg",
@@ -348,7 +348,7 @@ def rank(
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str | None = None,
+    backbone: Backbone | None = None,
     python_path: Path | None = None,
     top_k: int = 10,
     recall: float | str = 0.95,
@@ -533,7 +533,7 @@ def train(
     *,
     data: Images,
     output: Path,
-    backbone: str = "scratch",
+    backbone: Backbone = "scratch",
     weights: Path | None = None,
     python_path: Path | None = None,
     pooling: Literal["avg", "max", "gem"] = "gem",
@@ -634,7 +634,7 @@ def predict(
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str | None = None,
+    backbone: Backbone | None = None,
     python_path: Path | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
@@ -820,7 +820,7 @@ def plan(
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
     pooling: Literal["avg", "max", "gem"] = "avg",

@@ -154,7 +154,7 @@ def _write_table(target: _Target, table: pa.Table, arguments: Mapping[str, Any])
         elif target.kind == "Images":
             raise UsageError(
                 f"{target.flag}: the column {vectors} holds vectors, and this command takes images;"
-                " use index and rank"
+                " use index and rank, or name it with box_columns if it holds boxes"
             )
         elif "embedding_column" in arguments:
             described["embedding_column"] = vectors

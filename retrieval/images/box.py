@@ -108,5 +108,7 @@ def split_box(path: str) -> tuple[str, Box | None]:
         return path, None
     relative = match[1] is not None
     scale = _PER_PERCENT if relative else 1
-    values = (math.floor(float(text) * scale + 0.5) for text in match.groups()[1:])
-    return path[:start], Box(*values, relative=relative)
+    left, top, width, height = (
+        math.floor(float(text) * scale + 0.5) for text in match.groups()[1:]
+    )
+    return path[:start], Box(left, top, width, height, relative)

@@ -45,7 +45,7 @@ class BoxColumns:
         """Raise UsageError if a file lacks a column, InputError if one does not hold numbers."""
         for name in self.names:
             require_column(root, "--box-columns", name, schema.names)
-            kind = schema.field(name).type
+            kind = schema.field(schema.names.index(name)).type
             if len(self.names) > 1 and not _is_number_or_text(kind):
                 raise InputError(
                     f"the column {name} of {root} holds {kind}, not numbers; specify four columns "
