@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lookalike.input_types import Ids, Images, ImagesOrVectors, Labels, Path, Vectors
+from lookalike.input_types import Backbone, Ids, Images, ImagesOrVectors, Labels, Path, Vectors
 from lookalike.result import Result
 from lookalike.run_command import run_command
 
@@ -42,12 +42,14 @@ def run(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
     recipe: Literal["default", "original", "plain"] = "default",
@@ -114,6 +116,11 @@ def run(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -172,12 +179,14 @@ def embed(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
     recipe: Literal["default", "original", "plain"] = "default",
@@ -221,6 +230,11 @@ def embed(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -350,12 +364,14 @@ def rank(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str | None = None,
+    backbone: Backbone | None = None,
     python_path: Path | None = None,
     top_k: int = 10,
     recall: float | str = 0.95,
@@ -398,6 +414,11 @@ def rank(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -543,7 +564,7 @@ def train(
     *,
     data: Images,
     output: Path,
-    backbone: str = "scratch",
+    backbone: Backbone = "scratch",
     weights: Path | None = None,
     python_path: Path | None = None,
     recipe: Literal["default", "original", "plain"] = "default",
@@ -641,12 +662,14 @@ def predict(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str | None = None,
+    backbone: Backbone | None = None,
     python_path: Path | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
@@ -673,6 +696,11 @@ def predict(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -698,6 +726,8 @@ def predict(
 def compare(
     *,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     labels: Labels | None = None,
     id_column: str | None = None,
@@ -733,6 +763,11 @@ def compare(
     Args:
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
             the parent folder's name.
@@ -821,12 +856,14 @@ def plan(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
     recipe: Literal["default", "original", "plain"] = "default",
@@ -894,6 +931,11 @@ def plan(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.

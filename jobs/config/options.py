@@ -174,6 +174,12 @@ OPTIONS = _by_name(
     Option("id_column", str, None, "content",
            "Column of a list, Parquet or --ids file with the image ids; default: image_id (or id), "
            "else the path or position."),
+    Option("box_columns", str, None, "content",
+           "Columns of a list or Parquet file with a box per row, such as x,y,width,height (or one "
+           "column of lists of them): each row is that part of its image, which is upright."),
+    Option("box_units", str, "pixels", "content",
+           "Unit of --box-columns: pixels, or relative to the image's width and height (0 to 1, as "
+           "MegaDetector writes them).", choices=("pixels", "relative")),
     Option("embedding_column", str, None, "content",
            "Parquet column of vectors; default: embedding, or the only one."),
     Option("ids", "path", None, "content",
@@ -391,8 +397,8 @@ OPTIONS = _by_name(
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input": (
         "gallery", "queries", "input", "embeddings", "index", "matches", "data", "labels",
-        "image_column", "id_column", "embedding_column", "ids", "limit", "max_pixels",
-        "max_error_rate", "retry_failed",
+        "image_column", "id_column", "box_columns", "box_units", "embedding_column", "ids", "limit",
+        "max_pixels", "max_error_rate", "retry_failed",
     ),
     "Output": (
         "output", "overwrite", "format", "unique_pairs", "per_query", "export_faiss",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.config.options import Reranking, parse_reranking
 from jobs.config.settings import RankSettings, SearchOptions
 from retrieval.core.errors import UsageError
+from retrieval.storage import finished_output
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store
@@ -119,19 +120,25 @@ def is_index_store(queries: Store, index: Manifest) -> bool:
     return bool(queries.manifest.sha256 == index.counts["embeddings_sha256"])
 
 
+def _has_crops(store: Store) -> bool:
+    """Return whether a store was made with a box per row."""
+    return finished_output.read_settings(store.folder).get("box_columns") is not None
+
+
 def select_exclusion_column(
     constraints: MatchConstraints, queries: Store, index: Manifest
 ) -> MatchConstraints:
     """Return the constraints with `exclude_by` set for these queries, if --exclude-self is given.
 
-    Rows are compared if the queries are the store of the index, else checksums of the images.
-    Raises UsageError if the queries have no checksums.
+    Rows are compared if the queries are the store of the index, else checksums of the images. In a
+    store of crops checksums are compared too: those of one photo exclude one another. Raises
+    UsageError if the queries have no checksums.
     """
     from retrieval.search.exclusions import SAME_ROW
 
     if constraints.exclude_by is None:
         return constraints
-    if is_index_store(queries, index):
+    if is_index_store(queries, index) and not _has_crops(queries):
         return dataclasses.replace(constraints, exclude_by=SAME_ROW)
     first = next(iter(queries.blocks()), None)
     if first is not None and len(first) and first["sha256"].null_count == len(first):

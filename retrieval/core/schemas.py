@@ -53,12 +53,26 @@ class Table:
 
 
 _ROW = Column("row", pa.int64(), "position in the listings, from 0; never changes, may have holes")
-_ID = Column("image_id", pa.string(), "path below the root, '/'-separated; unique in a store")
-_PATH = Column("path", pa.string(), "absolute path or URI that opens the image (or vector) again")
-_WIDTH = Column("width", pa.int32(), "pixels, after EXIF orientation; null for an imported vector")
-_HEIGHT = Column("height", pa.int32(), "pixels, after EXIF orientation; null where width is")
+_ID = Column(
+    "image_id",
+    pa.string(),
+    "path below the root, '/'-separated; of a crop with its box at the end; unique in a store",
+)
+_PATH = Column(
+    "path",
+    pa.string(),
+    "absolute path or URI that opens the image (or vector) again; of a crop with its box at the "
+    "end",
+)
+_WIDTH = Column(
+    "width", pa.int32(), "pixels of the upright image or crop; null for an imported vector"
+)
+_HEIGHT = Column("height", pa.int32(), "pixels of the upright image or crop; null where width is")
 _SHA256 = Column(
-    "sha256", pa.string(), "SHA-256 of the bytes of the image, or of the vector in its file; hex"
+    "sha256",
+    pa.string(),
+    "SHA-256 of the bytes of the image file, which its crops share, or of the vector in its file; "
+    "hex",
 )
 _LABEL = Column("label", pa.string(), "class of the image; null where unknown")
 _ROWS = Column("rows", pa.int64(), "rows of a Parquet file; null for other files")
