@@ -26,7 +26,7 @@ def run(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
-    expand_queries: str | None = None,
+    rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
@@ -86,9 +86,9 @@ def run(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
-        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
-            (ALPHA is 3 by default), and search again; scores are then those of the expanded
-            queries.
+        rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
+            augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
+            3) adds them to the query and searches again; scores then differ from similarities.
         format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
@@ -358,7 +358,7 @@ def rank(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
-    expand_queries: str | None = None,
+    rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
     workers: int | None = None,
@@ -409,9 +409,9 @@ def rank(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
-        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
-            (ALPHA is 3 by default), and search again; scores are then those of the expanded
-            queries.
+        rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
+            augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
+            3) adds them to the query and searches again; scores then differ from similarities.
         format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
@@ -792,7 +792,7 @@ def plan(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
-    expand_queries: str | None = None,
+    rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
@@ -853,9 +853,9 @@ def plan(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
-        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
-            (ALPHA is 3 by default), and search again; scores are then those of the expanded
-            queries.
+        rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
+            augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
+            3) adds them to the query and searches again; scores then differ from similarities.
         format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's

@@ -102,23 +102,41 @@ def parse_cluster(text: str) -> list[tuple[int, int, int]]:
 
 
 _EXPANSION_ALPHA = 3.0  # the value of the paper cited in retrieval/search/query_expansion.py
+_RERANKED = {"expand": 5, "k-reciprocal": 200, "augment": 200}  # methods, and their default counts
+_MAX_RERANKED = 1000  # all pairs of the first matches are compared
+_MAX_EXPANDED = 1 << 20  # the largest --top-k
 
 
 @dataclass(frozen=True)
-class Expansion:
-    """Value of --expand-queries: add the `count` best matches, weighted by score ** alpha."""
+class Reranking:
+    """Value of --rerank: the method, and the number of first matches that it uses.
 
+    `expand` adds them to the query, weighted by score ** alpha, and searches again; the other
+    methods order them anew.
+    """
+
+    method: str
     count: int  # at least 1
-    alpha: float = _EXPANSION_ALPHA  # at least 0, which weights all matches equally
+    alpha: float | None = None  # at least 0, which weights all matches equally; of `expand` alone
 
 
-def parse_query_expansion(text: str) -> Expansion:
-    """Parse `10`, or `10,2.5` with an alpha; raise ValueError for anything else."""
-    match = re.fullmatch(r"([0-9]+)(?:,([0-9]+(?:\.[0-9]+)?))?", text.strip())
-    alpha = _EXPANSION_ALPHA if not match or match[2] is None else float(match[2])
-    if not match or not int(match[1]) or not math.isfinite(alpha):
-        raise ValueError(f"{text!r} is not an expansion; write 10 or 10,3 (neighbours, alpha)")
-    return Expansion(int(match[1]), alpha)
+def parse_reranking(text: str) -> Reranking:
+    """Parse METHOD, METHOD:N or expand:N,ALPHA; raise ValueError for anything else."""
+    match = re.fullmatch(
+        r"([a-z-]+)(?::([0-9]{1,7})(?:,([0-9]{1,3}(?:\.[0-9]+)?))?)?", text.strip()
+    )
+    name = match[1] if match else ""
+    if not match or name not in _RERANKED or (match[3] and name != "expand"):
+        raise ValueError(
+            f"{text!r} is no re-ranking; write k-reciprocal, augment or expand, also with the "
+            "number of matches, as k-reciprocal:200 or expand:5,3 (matches, alpha)"
+        )
+    count = int(match[2] or _RERANKED[name])
+    highest = _MAX_EXPANDED if name == "expand" else _MAX_RERANKED
+    if not 1 <= count <= highest:
+        raise ValueError(f"{text!r} uses {count} matches; write 1 to {highest}")
+    alpha = float(match[3] or _EXPANSION_ALPHA) if name == "expand" else None
+    return Reranking(name, count, alpha)
 
 
 def parse_comma_list(text: str | None) -> list[str]:
@@ -298,9 +316,10 @@ OPTIONS = _by_name(
            "else images with the same bytes."),
     Option("min_score", float, None, "content",
            "Lowest score of a match; for l2 the largest distance; default: no limit."),
-    Option("expand_queries", str, None, "content",
-           "N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA (ALPHA is 3 "
-           "by default), and search again; scores are then those of the expanded queries."),
+    Option("rerank", str, None, "content",
+           "Method that improves the ranking from the first N matches: k-reciprocal[:N] or "
+           "augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5, "
+           "3) adds them to the query and searches again; scores then differ from similarities."),
     Option("unique_pairs", bool, False, "run",
            "Also write each pair of duplicates once, closest first; with --min-score also the "
            "groups of duplicates in the gallery, or the leaks if --queries is another set."),
@@ -385,7 +404,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "measure_recall",
     ),
     "Search": (
-        "top_k", "recall", "nprobe", "filter", "exclude_self", "min_score", "expand_queries",
+        "top_k", "recall", "nprobe", "filter", "exclude_self", "min_score", "rerank",
     ),
     "Evaluation": (
         "qrels", "junk_grade", "cutoffs", "intervals_over", "all_measures", "compare",

@@ -198,7 +198,7 @@ class SearchOptions:
     filter: str | None = option_field("filter")
     exclude_self: bool = option_field("exclude_self")
     min_score: float | None = option_field("min_score")
-    expand_queries: str | None = option_field("expand_queries")
+    rerank: str | None = option_field("rerank")
     format: str | None = option_field("format")
     temp_dir: str | None = option_field("temp_dir")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.cluster.actor_pool import start_first_worker
 from jobs.cluster.resources import Cluster
 from jobs.config.options import AUTO, OPTIONS
 from jobs.config.settings import EmbedSettings, EngineOptions, ModelOptions
@@ -28,6 +29,10 @@ if TYPE_CHECKING:  # torch comes with these
     from retrieval.models.embedder import Embedder
     from retrieval.models.openvino import IR, ConversionFailed
     from retrieval.models.own_model import OwnModel
+
+
+_WORKER_MODULES = ("retrieval.embedding.embed_chunk", "retrieval.models.embedder")
+"""Modules that workers of images need; they load torch and OpenVINO."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,12 @@ def prepare_model(
             plan = plan_engine(**options, gpus=options["device"] == "cuda")
             return resolved, _convert(resolved, plan) if plan.engine == OPENVINO else None
 
-    resolved, ir = cluster.connect_while(resolve)
+    def start_worker() -> None:
+        """Start one worker, which every step needs, while the network is converted."""
+        device = plan_engine(**requested, gpus=cluster.gpus > 0).device
+        start_first_worker(cluster, device, _WORKER_MODULES)
+
+    resolved, ir = cluster.connect_while(resolve, start_worker)
     plan = plan_engine(**_engine_options(requested, resolved), gpus=cluster.gpus > 0)
     if plan.engine != OPENVINO:
         if requested["engine"] is None and plan.device == "cpu":

@@ -90,7 +90,7 @@ def _expanded_map(root):
     """Return the mAP of the same queries expanded by their five best matches."""
     settings = RankSettings(
         index=str(root / "out/index"), queries=str(root / "out/queries"),
-        output=str(root / "expanded"), top_k=1372, expand_queries="5", workers=1,
+        output=str(root / "expanded"), top_k=1372, rerank="expand:5", workers=1,
     )  # fmt: skip
     with open_cluster(settings) as cluster:
         manifest = rank.rank(settings, cluster)
