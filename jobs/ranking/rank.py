@@ -116,7 +116,9 @@ def rank(
             folder, index_folder, index, queries,
             select_exclusion_column(constraints, queries, index),
         )  # fmt: skip
-        kind = "unitless" if makes_new_order(constraints.reranking) else index.counts["metric"]
+        kind: ScoreKind = index.counts["metric"]
+        if makes_new_order(constraints.reranking):
+            kind = "unitless"
         manifest = _finish(
             cluster,
             folder,

@@ -255,6 +255,7 @@ def _expand_queries(cluster: Cluster, task: Any, expansion: Reranking) -> Any:
     from retrieval.search import neighbor_vectors
     from retrieval.search.shard_search import expanded_queries_path
 
+    assert expansion.alpha is not None  # the method is expand
     blocks, shards = len(task.query_chunks), len(task.shards)
     first = dataclasses.replace(
         task, output=task.output.child(FIRST), top_k=expansion.count, looks=()
@@ -270,7 +271,7 @@ def _expand_queries(cluster: Cluster, task: Any, expansion: Reranking) -> Any:
     return dataclasses.replace(task, expanded=task.output)
 
 
-def _make_expand_step(task: Any, first: Any, alpha: float | None) -> Callable[[Any, int], int]:
+def _make_expand_step(task: Any, first: Any, alpha: float) -> Callable[[Any, int], int]:
     def expand_block(_: Any, number: int) -> int:
         import pyarrow as pa
 
