@@ -19,7 +19,7 @@ from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.shard import Shard
 from retrieval.search.candidates import top_candidates
 from retrieval.search.shard_rows import equal_runs
-from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
+from retrieval.search.shard_search import SearchTask, read_block_candidates, read_intermediate
 from retrieval.storage.checksum import checksummed_parquet
 from retrieval.store.reader import embedding_column, read_vectors
 from retrieval.vectors.scoring import keys_to_scores, split_range
@@ -40,10 +40,8 @@ def neighbor_vectors_path(shard: int, number: int) -> str:
 def choose_neighbors(task: SearchTask, number: int) -> int:
     """Write the best candidates of all shards for a block; return the block's number."""
     if not task.output.exists(chosen_neighbors_path(number)):
-        paths = (candidates_path(task.probing, shard, number) for shard in task.shards)
-        parts = (read_intermediate(task.output, path) for path in paths)
-        table, ranks = top_candidates(parts, task.top_k)
-        table = table.append_column("place", pa.array(ranks))
+        best, ranks = top_candidates(read_block_candidates(task, number), task.top_k)
+        table = best.pairs.append_column("place", pa.array(ranks))
         task.output.put_new(chosen_neighbors_path(number), checksummed_parquet(table))
     return number
 
