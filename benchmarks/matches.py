@@ -27,7 +27,7 @@ def write_matches(path: Path, queries: int, top_k: int, images: list[str] | None
     folder = open_folder(str(path))
     settings = {"index": str(path / "no-index"), "index_sha256": "", "queries": str(path / "none"),
                 "queries_sha256": "", "top_k": top_k, "filter": None, "exclude_self": False,
-                "min_score": None, "expand_queries": None, "nprobe": None}  # fmt: skip
+                "min_score": None, "rerank": None, "nprobe": None}  # fmt: skip
     transaction.claim_output(folder, "matches", settings)
     names = pa.array([f"class{n % CLASSES:03d}" for n in range(CLASSES)])
     for number, first in enumerate(range(0, queries, _BLOCK)):
@@ -68,6 +68,7 @@ def _part(
     columns = [
         query_id, rank.astype(np.int32), image_id, score, path("queries", query, query_id),
         path("gallery", image, image_id), names.take(query % CLASSES), names.take(class_number),
+        pa.nulls(len(rank), pa.float64()),
     ]  # fmt: skip
     return pa.table(columns, schema=MATCHES.schema)
 

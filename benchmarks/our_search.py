@@ -189,7 +189,7 @@ class _Worker:
             probed = choose_lists(block(queries, "ip"), self._centroids, probing)
         own_queries = np.array_split(queries, setup.workers)[self._worker]
         searchers = [ShardSearcher(shard, product) for shard in self._shards]
-        seconds, best = float("inf"), EMPTY
+        seconds, parts = float("inf"), [EMPTY]
         for _ in range(2):
             if not setup.prepared:
                 searchers = [ShardSearcher(shard, product) for shard in self._shards]
@@ -197,9 +197,11 @@ class _Worker:
             started = time.perf_counter()
             if probing is not None:  # this worker chooses the lists of these queries
                 choose_lists(block(own_queries, "ip"), self._centroids, probing)
-            best, _ = top_candidates(self._candidates(searchers, probed), setup.k)
+            parts = self._candidates(searchers, probed)
             seconds = min(seconds, time.perf_counter() - started)
-        return seconds, best.pairs, best.images(), 2.0 * queries.size * rows / self._shares
+        pairs = pa.concat_tables([part.pairs for part in parts])
+        images = pa.concat_tables([part.images() for part in parts])
+        return seconds, pairs, images, 2.0 * queries.size * rows / self._shares
 
     def _candidates(
         self, searchers: list[ShardSearcher], probed: NDArray[np.int64] | None

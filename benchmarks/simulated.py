@@ -169,12 +169,12 @@ class Team:
         self._failure_log, self._draws = FailureLog(), random.Random(0)
 
     def stream(
-        self, cluster: Cluster, make: actor_pool.MakeWork, items: list[int], shared: Any, *_: Any
+        self, _cluster: Cluster, make: actor_pool.MakeWork, items: list[int], shared: Any, *_: Any
     ) -> Iterator[dict[str, Any]]:
-        """Yield the results, through the same reader and stall detector as those of Ray."""
+        """Yield the results, through the same stall detector as those of Ray."""
         self._meter.begin(self._step, self._bucket)
         self._work, self._items = make(shared), items
-        yield from watch_for_stalls(actor_pool.read_results(cluster, self), self)
+        yield from watch_for_stalls(self._results(), self)
         del self._work, self._items
         self._failure_log = FailureLog()  # the log ends with the pool
         self._meter.begin("finish", self._bucket)
@@ -189,8 +189,8 @@ class Team:
     def describe_wait(self) -> str:
         return "simulated workers wait for each other"
 
-    def iter_batches(self, **_: Any) -> Iterator[dict[str, list[str]]]:
-        """Yield the results of one round at a time, like blocks of Ray Data."""
+    def _results(self) -> Iterator[dict[str, Any]]:
+        """Yield the results of one round after another."""
         pending = deque(self._items)
         while pending:
             batch = [pending.popleft() for _ in range(min(self.workers, len(pending)))]
@@ -209,7 +209,8 @@ class Team:
             pending.extend(lost)
             delivered = [number for number in finished if number not in lost]
             delivered += [number for number in delivered if self._fault_occurs()]
-            yield {"answer": [results[number] for number in delivered]}
+            for number in delivered:
+                yield json.loads(results[number])
             self._done += len(finished)
             if 0 <= self._kill_after <= self._done:
                 raise KeyboardInterrupt
@@ -219,9 +220,7 @@ class Team:
         if self._fault_occurs():
             return ""
         result = self._work(number, attempt)
-        return (
-            "" if self._fault_occurs() else json.dumps({"result": result, "peak": 0, "ready": 0.0})
-        )
+        return "" if self._fault_occurs() else json.dumps(result)
 
     def _fault_occurs(self) -> bool:
         return self._draws.randrange(FAULT_EVERY) == 0

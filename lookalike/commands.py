@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lookalike.input_types import Ids, Images, ImagesOrVectors, Labels, Path, Vectors
+from lookalike.input_types import Backbone, Ids, Images, ImagesOrVectors, Labels, Path, Vectors
 from lookalike.result import Result
 from lookalike.run_command import run_command
 
@@ -26,7 +26,9 @@ def run(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
-    expand_queries: str | None = None,
+    calibration: Path | None = None,
+    min_probability: float | None = None,
+    rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
@@ -40,15 +42,18 @@ def run(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
-    pooling: Literal["avg", "max", "gem"] = "avg",
+    recipe: Literal["default", "original", "plain"] = "default",
+    pooling: Literal["avg", "max", "gem"] | None = None,
     normalize: bool = True,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
@@ -57,6 +62,7 @@ def run(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     python_path: Path | None = None,
     pca: int | None = None,
+    augment_inference: Literal["none", "flip"] | None = None,
     seed: int = 0,
     embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
     all_measures: bool = False,
@@ -84,9 +90,12 @@ def run(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
-        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
-            (ALPHA is 3 by default), and search again; scores are then those of the expanded
-            queries.
+        calibration: File of evaluate calibrate, made with the same network and metric: matches
+            get a probability of being right.
+        min_probability: Lowest probability of a match, by calibration; default: no limit.
+        rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
+            augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
+            3) adds them to the query and searches again; scores then differ from similarities.
         format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
@@ -107,6 +116,11 @@ def run(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -117,18 +131,25 @@ def run(
         weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
             weights.
         bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
-        pooling: How the feature map is pooled into one vector.
+        recipe: Defaults of resize, pooling and pca: default (squash, gem, 256; the best on
+            photos), original (squash, max, 500; the student project's) or plain (the weights'
+            own, avg, none; that of published figures); of a bundle only pca, if train wrote it.
+        pooling: How the feature map is pooled into one vector; default: that of recipe; avg, the
+            network's own output, where it ends in no map of rectified features.
         normalize: Scale vectors to unit length before storing them.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills; default: that of the
-            weights, crop for torchvision.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
         mean: Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights.
         std: Standard deviation of the input per channel, R,G,B; default: that of the weights.
         interpolation: Filter that resizes images; default: that of the weights.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
-        pca: Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.
+        pca: Dimensions after a PCA (fitted on a sample of the gallery), or 0 for none; default:
+            that of recipe; it needs 1.2 images per dimension.
+        augment_inference: Images whose vectors are averaged: flip adds the mirror image and
+            doubles the time of the network; default: none.
         seed: Seed of all random choices.
         embedding_dtype: Number type of stored vectors; auto: float16.
         all_measures: Print every measure (docs/measures.md); json always contains all of them.
@@ -158,15 +179,18 @@ def embed(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
-    pooling: Literal["avg", "max", "gem"] = "avg",
+    recipe: Literal["default", "original", "plain"] = "default",
+    pooling: Literal["avg", "max", "gem"] | None = None,
     normalize: bool = True,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
@@ -175,6 +199,7 @@ def embed(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     python_path: Path | None = None,
     pca: int | None = None,
+    augment_inference: Literal["none", "flip"] | None = None,
     seed: int = 0,
     workers: int | None = None,
     ray_address: str | None = None,
@@ -205,6 +230,11 @@ def embed(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -215,18 +245,25 @@ def embed(
         weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
             weights.
         bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
-        pooling: How the feature map is pooled into one vector.
+        recipe: Defaults of resize, pooling and pca: default (squash, gem, 256; the best on
+            photos), original (squash, max, 500; the student project's) or plain (the weights'
+            own, avg, none; that of published figures); of a bundle only pca, if train wrote it.
+        pooling: How the feature map is pooled into one vector; default: that of recipe; avg, the
+            network's own output, where it ends in no map of rectified features.
         normalize: Scale vectors to unit length before storing them.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills; default: that of the
-            weights, crop for torchvision.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
         mean: Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights.
         std: Standard deviation of the input per channel, R,G,B; default: that of the weights.
         interpolation: Filter that resizes images; default: that of the weights.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
-        pca: Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.
+        pca: Dimensions after a PCA (fitted on a sample of the gallery), or 0 for none; default:
+            that of recipe; it needs 1.2 images per dimension.
+        augment_inference: Images whose vectors are averaged: flip adds the mirror image and
+            doubles the time of the network; default: none.
         seed: Seed of all random choices.
         workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
             the start.
@@ -327,12 +364,14 @@ def rank(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str | None = None,
+    backbone: Backbone | None = None,
     python_path: Path | None = None,
     top_k: int = 10,
     recall: float | str = 0.95,
@@ -340,7 +379,9 @@ def rank(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
-    expand_queries: str | None = None,
+    calibration: Path | None = None,
+    min_probability: float | None = None,
+    rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
     workers: int | None = None,
@@ -373,6 +414,11 @@ def rank(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -391,9 +437,12 @@ def rank(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
-        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
-            (ALPHA is 3 by default), and search again; scores are then those of the expanded
-            queries.
+        calibration: File of evaluate calibrate, made with the same network and metric: matches
+            get a probability of being right.
+        min_probability: Lowest probability of a match, by calibration; default: no limit.
+        rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
+            augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
+            3) adds them to the query and searches again; scores then differ from similarities.
         format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
@@ -427,6 +476,7 @@ def evaluate(
     exact_matches: Path | None = None,
     fail_below: str | None = None,
     per_query: Path | None = None,
+    calibrate: Path | None = None,
 ) -> Result:
     """Measure the quality of matches against labels.
 
@@ -450,6 +500,8 @@ def evaluate(
         fail_below: Lower bounds MEASURE=BOUND,... (such as map=0.6,top1=0.8 or AP=0.6); a measure
             below its bound ends with exit code 5.
         per_query: Also write one line per query to this .csv or .parquet file.
+        calibrate: Also learn how likely matches are right, from their scores and these labels,
+            and write it to this .json file, for calibration.
 
     Raises:
         LookalikeError: As the command line reports it; `exit_code` is its exit code.
@@ -512,12 +564,13 @@ def train(
     *,
     data: Images,
     output: Path,
-    backbone: str = "scratch",
+    backbone: Backbone = "scratch",
     weights: Path | None = None,
     python_path: Path | None = None,
-    pooling: Literal["avg", "max", "gem"] = "gem",
+    recipe: Literal["default", "original", "plain"] = "default",
+    pooling: Literal["avg", "max", "gem"] | None = None,
     image_size: int | None = None,
-    resize: Literal["crop", "squash", "pad"] = "pad",
+    resize: Literal["crop", "squash", "pad"] | None = None,
     unfreeze: str = "all",
     objective: Literal[
         "cross-entropy", "arcface", "supcon", "proxy-anchor", "triplet"
@@ -556,11 +609,14 @@ def train(
             scratch, else published.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
-        pooling: How the feature map is pooled into one vector.
+        recipe: Defaults of resize and pooling: default (squash, gem), original (squash, max) or
+            plain (the weights' own, avg).
+        pooling: How the feature map is pooled into one vector; default: that of recipe; avg, the
+            network's own output, where it ends in no map of rectified features.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills, which cuts nothing
-            off.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
         unfreeze: Layers of a pretrained backbone that are trained: none, all or last:N.
         objective: Training loss; all but cross-entropy need lookalike[metric].
         epochs: Maximum number of passes over the training images.
@@ -606,12 +662,14 @@ def predict(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str | None = None,
+    backbone: Backbone | None = None,
     python_path: Path | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
@@ -638,6 +696,11 @@ def predict(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -663,6 +726,8 @@ def predict(
 def compare(
     *,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     labels: Labels | None = None,
     id_column: str | None = None,
@@ -677,14 +742,16 @@ def compare(
     weights: Path | None = None,
     bundle: Path | None = None,
     python_path: Path | None = None,
+    recipe: Literal["default", "original", "plain"] = "default",
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
+    augment_inference: Literal["none", "flip"] | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
     data: Images | None = None,
     output: Path | None = None,
-    pca: int = 256,
+    pca: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Result:
@@ -696,6 +763,11 @@ def compare(
     Args:
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
             the parent folder's name.
@@ -715,10 +787,14 @@ def compare(
         bundle: Comma-separated trained bundles to compare as well.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
+        recipe: Defaults of resize and pca: default (squash, 256), original (squash, 500) or plain
+            (the weights' own, none); every pooling is compared.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills; default: that of the
-            weights, crop for torchvision.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
+        augment_inference: Images whose vectors are averaged: flip adds the mirror image and
+            doubles the time of the network; default: none.
         workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
             the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
@@ -728,7 +804,7 @@ def compare(
             backbones.
         output: Folder or URI to write to; created if absent.
         pca: Measure vectors of this many dimensions as well (by a PCA fitted on the compared
-            images themselves).
+            images themselves), or 0 for none; default: that of recipe.
         seed: Seed of all random choices.
         overwrite: Replace an output that was made with other settings; stores that fit are kept.
 
@@ -764,7 +840,9 @@ def plan(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
-    expand_queries: str | None = None,
+    calibration: Path | None = None,
+    min_probability: float | None = None,
+    rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
@@ -778,15 +856,18 @@ def plan(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
-    pooling: Literal["avg", "max", "gem"] = "avg",
+    recipe: Literal["default", "original", "plain"] = "default",
+    pooling: Literal["avg", "max", "gem"] | None = None,
     normalize: bool = True,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
@@ -795,6 +876,7 @@ def plan(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     python_path: Path | None = None,
     pca: int | None = None,
+    augment_inference: Literal["none", "flip"] | None = None,
     seed: int = 0,
     embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
     all_measures: bool = False,
@@ -823,9 +905,12 @@ def plan(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
-        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
-            (ALPHA is 3 by default), and search again; scores are then those of the expanded
-            queries.
+        calibration: File of evaluate calibrate, made with the same network and metric: matches
+            get a probability of being right.
+        min_probability: Lowest probability of a match, by calibration; default: no limit.
+        rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
+            augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
+            3) adds them to the query and searches again; scores then differ from similarities.
         format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
@@ -846,6 +931,11 @@ def plan(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -856,18 +946,25 @@ def plan(
         weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
             weights.
         bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
-        pooling: How the feature map is pooled into one vector.
+        recipe: Defaults of resize, pooling and pca: default (squash, gem, 256; the best on
+            photos), original (squash, max, 500; the student project's) or plain (the weights'
+            own, avg, none; that of published figures); of a bundle only pca, if train wrote it.
+        pooling: How the feature map is pooled into one vector; default: that of recipe; avg, the
+            network's own output, where it ends in no map of rectified features.
         normalize: Scale vectors to unit length before storing them.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills; default: that of the
-            weights, crop for torchvision.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
         mean: Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights.
         std: Standard deviation of the input per channel, R,G,B; default: that of the weights.
         interpolation: Filter that resizes images; default: that of the weights.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
-        pca: Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.
+        pca: Dimensions after a PCA (fitted on a sample of the gallery), or 0 for none; default:
+            that of recipe; it needs 1.2 images per dimension.
+        augment_inference: Images whose vectors are averaged: flip adds the mirror image and
+            doubles the time of the network; default: none.
         seed: Seed of all random choices.
         embedding_dtype: Number type of stored vectors; auto: float16.
         all_measures: Print every measure (docs/measures.md); json always contains all of them.

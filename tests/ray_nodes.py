@@ -27,7 +27,7 @@ from tests.retrieval.storage.s3 import free_ports
 
 RAY = str(Path(sys.executable).with_name("ray"))
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 
 FAST_FAILURE_DETECTION = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -204,12 +204,17 @@ class RayNodes:
         (self.pause_folder / name).unlink(missing_ok=True)
 
     def wait_until_paused(self, name, command, seconds=TIMEOUT):
-        """Wait until a process of a node is paused; fail if the command ends before."""
+        """Wait until a process of a node is paused, and resume the other nodes.
+
+        Fails if the command ends before.
+        """
         marker = self.pause_folder / f"{name}.paused"
         wait_until(
             lambda: marker.exists() or command.poll() is not None, f"{name} to be paused", seconds
         )
         assert marker.exists(), "the command ended before"
+        for other in {*WORKER_NODES} - {name}:
+            self.resume(other)
 
     def close(self):
         """Kill all nodes and remove their sockets."""

@@ -1,76 +1,130 @@
 """A pool of Ray actors that process work items and are watched for stalls and crashes.
 
-The actors run plain functions of the library. Work items (chunk numbers) and results are small, and
-both are streamed through Ray Data. With a `DriverProcess` the functions run in this process.
+The actors run plain functions of the library. The driver sends each idle actor the next work item,
+such as a chunk number, and receives a small result. Actors stay for the next steps of a command, so
+that these start at once. With a `DriverProcess` the functions run in this process.
 """
 
 from __future__ import annotations
 
-import json
-import logging
+import importlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.cluster.driver_process import DriverProcess
 from jobs.cluster.resources import Cluster
 from jobs.cluster.stall_detector import PoolActivity, watch_for_stalls
-from jobs.cluster.worker_failures import begin_item, failure_log_for_step
+from jobs.cluster.worker_failures import begin_item, failure_log_for_step, failure_log_of
 from jobs.runtime.profile import FIRST_RESULT, FIRST_WORKER
 from jobs.runtime.run_metadata import peak_memory
-from retrieval.core import errors
-from retrieval.core.errors import LookalikeError
 from retrieval.embedding.attempt import FIRST_ATTEMPT, Attempt
 
 ACTOR_CPUS = 0.5
-"""CPUs reserved per worker, though it uses a whole one: Ray's own reading tasks reserve a whole CPU
-and would wait forever if actors had reserved them all. It also lets the other nodes take over the
+"""CPUs reserved per worker, though it uses a whole one, so that the other nodes can take over the
 workers of a lost node."""
 
-_MAX_BLOCKS = 4096  # of Ray Data, over which the work items are spread
-
+_RETRY_SECONDS = 0.5  # before an actor that could not be restarted is waited for again
 
 Work = Callable[[int, Attempt], dict[str, Any]]
 MakeWork = Callable[[Any], Work]
 NameItem = Callable[[int], str]
 
 
-class _Worker:
-    """A Ray Data actor: prepares its work function once, then processes items one after another.
+class Worker:
+    """A Ray actor that serves the steps of a command one after another.
 
-    A LookalikeError is returned as a result, since Ray Data keeps only the text of exceptions.
+    It prepares the work function of a step when the first item of the step arrives.
     """
 
-    def __init__(self, make: MakeWork, shared: Any, failure_log: Any, item_name: NameItem) -> None:
+    def __init__(self, failure_log: Any) -> None:
+        self._failure_log = failure_log
+        self._step: Any = None
+        self._work: Work | None = None
+        self._ready = 0.0
+
+    def is_ready(self) -> bool:
+        """Return True, once the actor runs."""
+        return True
+
+    def import_modules(self, names: tuple[str, ...]) -> None:
+        """Import modules before the first item needs them."""
+        for name in names:
+            importlib.import_module(name)
+
+    def process(self, step: tuple[Any, Any], item: int) -> dict[str, Any]:
+        """Process an item of a step, given by references to (make, item_name) and `shared`."""
         import ray
 
-        self._failure_log, self._item_name = failure_log, item_name
-        try:
-            self._work = make(ray.get(shared))
-        except LookalikeError as error:
-            self._work = _raise_for_each_item(error)
-        self._ready = time.time()
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"answer": [json.dumps(self._answer(item)) for item in batch["item"].tolist()]}
-
-    def _answer(self, item: int) -> dict[str, Any]:
-        try:
-            attempt = begin_item(self._failure_log, item, self._item_name(item))
-            result = self._work(item, attempt)
-        except LookalikeError as error:
-            return {"error": type(error).__name__, "message": str(error)}
+        if self._work is None or self._step != step:
+            self._work = None  # free the memory of the last step first
+            make, self._item_name = ray.get(step[0])
+            self._work, self._step = make(ray.get(step[1])), step
+            self._ready = time.time()
+        assert self._work is not None
+        attempt = begin_item(self._failure_log, item, self._item_name(item))
+        result = self._work(item, attempt)
         self._failure_log.end.remote(item)
         return {"result": result, "peak": peak_memory(), "ready": self._ready}
 
 
-def _raise_for_each_item(error: LookalikeError) -> Work:
-    """Return a work function that raises the error of the preparation."""
+class ActorPool:
+    """The worker actors of a command; they stay for its next steps until they are released."""
 
-    def work(_: int, __: Attempt) -> dict[str, Any]:
-        raise error
+    def __init__(self, failure_log: Any, gpus: float) -> None:
+        import ray
 
-    return work
+        self._failure_log, self.gpus = failure_log, gpus
+        # Tasks are not retried: a restarted actor gets no items until it runs, since it may find no
+        # resources. Actors are spread over the nodes, half of which would stay idle otherwise.
+        self._actor = ray.remote(
+            num_cpus=ACTOR_CPUS,
+            num_gpus=gpus or None,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+        )(Worker)
+        self._actors: list[Any] = []
+
+    def actors(self, count: int) -> list[Any]:
+        """Return all actors, at least `count`; start those that are missing.
+
+        Some may not run, for instance those of a lost node.
+        """
+        while len(self._actors) < count:
+            self._actors.append(self._actor.remote(self._failure_log))
+        return [*self._actors]
+
+    def release(self) -> None:
+        """End all actors, so that others may use their resources."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+
+def pool_for(cluster: Cluster, gpus: float) -> ActorPool:
+    """Return the pool of a cluster whose actors have `gpus` GPUs each."""
+    failure_log = failure_log_of(cluster)
+    pool: ActorPool | None = cluster.pool
+    if pool is not None and pool.gpus != gpus:
+        pool.release()
+        pool = None
+    if pool is None:
+        pool = cluster.pool = ActorPool(failure_log, gpus)
+    return pool
+
+
+def start_first_worker(cluster: Cluster, device: str, modules: tuple[str, ...]) -> None:
+    """Start one actor of the pool that `stream` will use, and import modules in it.
+
+    Raises Stalled if no node can run it, before an autoscaler starts a node for it.
+    """
+    gpus = cluster.gpu_share if device == "cuda" else 0
+    cluster.require(ACTOR_CPUS, gpus)
+    pool_for(cluster, gpus).actors(1)[0].import_modules.remote(modules)
 
 
 def stream(
@@ -81,7 +135,7 @@ def stream(
     device: str,
     item_name: NameItem = "item {}".format,
 ) -> Iterator[dict[str, Any]]:
-    """Process items on a pool of actors through Ray Data; yield the results in any order.
+    """Process items on the pool of actors; yield the results in any order.
 
     Args:
         cluster: The cluster to run on.
@@ -102,46 +156,72 @@ def stream(
         yield from cluster.map(lambda item: work(item, FIRST_ATTEMPT), items)
         return
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
 
     gpus = cluster.gpu_share if device == "cuda" else 0
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     cluster.require(ACTOR_CPUS, gpus)
     max_size = len(items)
     if gpus and not cluster.may_grow:  # an actor that gets no GPU would wait forever
         max_size = min(max_size, int(cluster.gpus / gpus))
     size = max(1, min(cluster.requested_workers or cluster.cpus, max_size))
     failure_log = failure_log_for_step(cluster)
-    dataset = ray.data.from_items(
-        [{"item": item} for item in items], override_num_blocks=min(len(items), _MAX_BLOCKS)
-    ).map_batches(
-        _Worker,
-        fn_constructor_args=(make, ray.put(shared), failure_log, item_name),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=size),
-        num_cpus=ACTOR_CPUS,
-        num_gpus=gpus or None,
-    )
+    actors = pool_for(cluster, gpus).actors(size)
+    step = (ray.put((make, item_name)), ray.put(shared))
     workers = f"{size} workers of {ACTOR_CPUS:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
     activity = PoolActivity(cluster, failure_log, item_name, len(items), workers)
-    yield from watch_for_stalls(read_results(cluster, dataset), activity)
+    answers = watch_for_stalls(_process_items(actors, step, items), activity)
+    for number, answer in enumerate(answers):
+        cluster.peak = max(cluster.peak, answer["peak"])
+        if number == 0:
+            cluster.profile.add_at(FIRST_WORKER, answer["ready"])
+            cluster.profile.add(FIRST_RESULT, cluster.profile.now())
+        yield answer["result"]
 
 
-def read_results(cluster: Cluster, dataset: Any) -> Iterator[Any]:
-    """Yield the results of a Ray dataset as they arrive; raise the first error among them.
+def _process_items(
+    actors: list[Any], step: tuple[Any, Any], items: list[int]
+) -> Iterator[dict[str, Any]]:
+    """Send items to idle actors, one at a time each, and yield their answers as they arrive.
 
-    The profile of the cluster gets the times of the first of them.
+    The item of an actor that died goes to the next idle one, and so does an item whose answer was
+    lost with its node. The actor is restarted by Ray and gets items again once it runs.
     """
-    is_first = True
-    for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
-        for answer in map(json.loads, batch["answer"]):
-            if "error" in answer:
-                raise getattr(errors, answer["error"])(answer["message"])
-            cluster.peak = max(cluster.peak, answer["peak"])
-            if is_first:
-                cluster.profile.add_at(FIRST_WORKER, answer["ready"])
-                cluster.profile.add(FIRST_RESULT, cluster.profile.now())
-                is_first = False
-            yield answer["result"]
+    import ray
+    from ray import exceptions
+
+    deaths = (
+        exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.NodeDiedError,
+        exceptions.OutOfMemoryError, exceptions.ObjectLostError,
+    )  # fmt: skip
+    pending, left = deque(items), len(items)
+    idle: list[Any] = []
+    starting = {_wait_until_ready(actor): actor for actor in actors}
+    running: dict[Any, tuple[Any, int]] = {}
+    while left:
+        while pending and idle:
+            actor, item = idle.pop(), pending.popleft()
+            running[actor.process.remote(step, item)] = actor, item
+        ((reference,), _) = ray.wait([*running, *starting], num_returns=1)
+        if reference in running:
+            actor, item = running.pop(reference)
+            try:
+                answer = ray.get(reference)
+            except deaths:
+                pending.appendleft(item)
+                starting[_wait_until_ready(actor)] = actor
+            else:
+                idle.append(actor)
+                left -= 1
+                yield answer
+        else:
+            actor = starting.pop(reference)
+            try:
+                ray.get(reference)
+                idle.append(actor)
+            except deaths:  # it died again before it ran
+                time.sleep(_RETRY_SECONDS)
+                starting[_wait_until_ready(actor)] = actor
+
+
+def _wait_until_ready(actor: Any) -> Any:
+    """Return a reference whose value exists once an actor runs, possibly after a restart."""
+    return actor.is_ready.options(max_task_retries=-1).remote()

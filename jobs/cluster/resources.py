@@ -44,6 +44,8 @@ class Cluster:
         """Quarantined images: each crashed its worker twice in this run, in any step."""
         self.failure_log: Any = None
         """Handle of the actor that counts attempts (`worker_failures.py`), once it is started."""
+        self.pool: Any = None
+        """The actors that stay for the next steps (`actor_pool.py`), once some are started."""
         self.busy_workers = 0
         """Number of busy workers at the last check."""
         self.peak = 0
@@ -148,8 +150,12 @@ class Cluster:
             self._paths_checked = True
             check_shared_paths(self._shared_paths)
 
-    def connect_while(self, action: Callable[[], Value]) -> Value:
+    def connect_while(
+        self, action: Callable[[], Value], when_connected: Callable[[], None] = lambda: None
+    ) -> Value:
         """Connect to the cluster while another thread runs `action`; return its result.
+
+        `when_connected` is called after the connection, possibly before the end of `action`.
 
         Starting Ray mostly waits for its processes, while importing torch uses the CPU, so that
         doing both at once takes less time.
@@ -157,9 +163,13 @@ class Cluster:
         with ThreadPoolExecutor(1) as executor:
             future = executor.submit(action)
             self.connect()
-            import ray.data  # noqa: F401 - takes half a second; the pool needs it
-
+            when_connected()
             return future.result()
+
+    def release_pool(self) -> None:
+        """End the actors that stay for the next steps, so that tasks may use their resources."""
+        if self.pool is not None:
+            self.pool.release()
 
     def close(self) -> None:
         """Disconnect from the cluster; end it if it was started here."""
@@ -167,6 +177,7 @@ class Cluster:
             return
         import ray
 
+        self.release_pool()
         if self.failure_log is not None:
             ray.kill(self.failure_log)
             self.failure_log = None

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from jobs.cluster.connection import is_connected
 from jobs.cluster.resources import Cluster
 from jobs.cluster.worker_failures import AttemptSummary, RunningItem, WorkerDeath
 from jobs.runtime.progress import print_message
@@ -241,9 +242,9 @@ def send_heartbeat() -> None:
     if now - _last_heartbeat[0] < _HEARTBEAT_INTERVAL:
         return
     _last_heartbeat[0] = now
-    import ray
+    if is_connected():
+        import ray
 
-    if ray.is_initialized():
         actor: Any = ray.remote(num_cpus=0)(HeartbeatCounter)
         actor.options(name=_HEARTBEAT_ACTOR, get_if_exists=True).remote().beat.remote()
 

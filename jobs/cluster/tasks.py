@@ -28,6 +28,7 @@ def run_tasks(
     if isinstance(cluster, DriverProcess):
         yield from cluster.map(function, items)
         return
+    cluster.release_pool()
     cluster.require(_CPUS, cluster.gpu_share if gpu else 0)
     yield from watch_for_stalls(_tasks(cluster, function, items, gpu), TaskActivity(cluster, _CPUS))
 

@@ -1,7 +1,7 @@
 """Attempts at each work item, and quarantine of images that crash their worker.
 
-Ray silently retries an item forever when its worker dies. So workers report to an actor, the
-`FailureLog`, when they begin an item, which image they are about to read, and when they finish. An
+The item of a worker that died is given to another. Workers report to an actor, the `FailureLog`,
+when they begin an item, which image they are about to read, and when they finish. An
 item that begins again without having ended counts as a worker death. From the second attempt on
 images are processed one at a time, and an image at which two workers died is quarantined: it is
 recorded in the ledger without being read. The log is in memory only: a killed run leaves no counts,
@@ -212,15 +212,20 @@ def _throttled_note(failure_log: Any, number: int) -> Callable[[str | None], Non
     return note
 
 
+def failure_log_of(cluster: Cluster) -> Any:
+    """Return the handle of the failure log of the run, started if necessary."""
+    if cluster.failure_log is None:
+        cluster.failure_log = start_failure_log(cluster.quarantined_images)
+    return cluster.failure_log
+
+
 def failure_log_for_step(cluster: Cluster) -> Any:
     """Return the handle of the failure log of the run, reset for the next step."""
     import ray
 
-    if cluster.failure_log is None:
-        cluster.failure_log = start_failure_log(cluster.quarantined_images)
-    else:
-        ray.get(cluster.failure_log.start.remote(frozenset(cluster.quarantined_images)))
-    return cluster.failure_log
+    failure_log = failure_log_of(cluster)
+    ray.get(failure_log.start.remote(frozenset(cluster.quarantined_images)))
+    return failure_log
 
 
 def start_failure_log(quarantined_images: Iterable[str]) -> Any:

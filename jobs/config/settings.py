@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.config.options import REQUIRED, option_field
 
 if TYPE_CHECKING:  # not loaded for --help
-    from retrieval.core.schemas import Metric, Pooling, Resize
+    from retrieval.core.schemas import Augmentation, Metric, Pooling, Resize
     from retrieval.evaluation.results import IntervalUnit
+    from retrieval.images.box import BoxUnits
     from retrieval.models.transforms import Interpolation
     from retrieval.training.schedule import Schedule
     from retrieval.training.split import SplitBy
@@ -29,7 +30,8 @@ class ModelOptions:
     backbone: str = option_field("backbone")
     weights: str | None = option_field("weights")
     bundle: str | None = option_field("bundle")
-    pooling: Pooling = option_field("pooling")
+    recipe: str = option_field("recipe")
+    pooling: Pooling | None = option_field("pooling")
     normalize: bool = option_field("normalize")
     image_size: int | None = option_field("image_size")
     resize: Resize | None = option_field("resize")
@@ -38,6 +40,7 @@ class ModelOptions:
     interpolation: Interpolation | None = option_field("interpolation")
     python_path: str | None = option_field("python_path")
     pca: int | None = option_field("pca")
+    augment_inference: Augmentation | None = option_field("augment_inference")
     seed: int = option_field("seed")
 
 
@@ -65,8 +68,14 @@ class ComparedModelOptions:
         "bundle", help="Comma-separated trained bundles to compare as well."
     )
     python_path: str | None = option_field("python_path")
+    recipe: str = option_field(
+        "recipe",
+        help="Defaults of --resize and --pca: default (squash, 256), original (squash, 500) or "
+        "plain (the weights' own, none); every pooling is compared.",
+    )
     image_size: int | None = option_field("image_size")
     resize: Resize | None = option_field("resize")
+    augment_inference: Augmentation | None = option_field("augment_inference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +110,11 @@ class RetriableListingOptions(ListingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """How images are found in tables and which are too large to decode."""
+    """How images and crops are found in tables and which are too large to decode."""
 
     image_column: str | None = option_field("image_column")
+    box_columns: str | None = option_field("box_columns")
+    box_units: BoxUnits = option_field("box_units")
     max_pixels: int = option_field("max_pixels")
 
 
@@ -136,11 +147,7 @@ class RelevanceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Network, loss, schedule and validation split of a training.
-
-    The defaults of pooling and resize gave the best mAP on held-out photos (benchmarks/README.md);
-    with the resize of the weights, crop, mAP was 0.08 lower.
-    """
+    """Network, loss, schedule and validation split of a training."""
 
     backbone: str = option_field("backbone", default="scratch")
     weights: str | None = option_field(
@@ -149,13 +156,14 @@ class TrainingOptions:
         "scratch, else published.",
     )
     python_path: str | None = option_field("python_path")
-    pooling: Pooling = option_field("pooling", default="gem")
+    recipe: str = option_field(
+        "recipe",
+        help="Defaults of --resize and --pooling: default (squash, gem), original (squash, max) or "
+        "plain (the weights' own, avg).",
+    )
+    pooling: Pooling | None = option_field("pooling")
     image_size: int | None = option_field("image_size")
-    resize: Resize | None = option_field(
-        "resize", default="pad",
-        help="How an image becomes square: crop scales the shorter side and cuts out the centre, "
-        "squash scales both sides, pad scales the longer side and fills, which cuts nothing off.",
-    )  # fmt: skip
+    resize: Resize | None = option_field("resize")
     unfreeze: str = option_field("unfreeze")
     objective: str = option_field("objective")
     epochs: int = option_field("epochs")
@@ -193,7 +201,9 @@ class SearchOptions:
     filter: str | None = option_field("filter")
     exclude_self: bool = option_field("exclude_self")
     min_score: float | None = option_field("min_score")
-    expand_queries: str | None = option_field("expand_queries")
+    calibration: str | None = option_field("calibration")
+    min_probability: float | None = option_field("min_probability")
+    rerank: str | None = option_field("rerank")
     format: str | None = option_field("format")
     temp_dir: str | None = option_field("temp_dir")
 
@@ -312,6 +322,7 @@ class EvaluateSettings(CommonOptions, RelevanceOptions):
     exact_matches: str | None = option_field("exact_matches")
     fail_below: str | None = option_field("fail_below")
     per_query: str | None = option_field("per_query")
+    calibrate: str | None = option_field("calibrate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,10 +392,10 @@ class CompareSettings(
     )  # fmt: skip
     output: str | None = option_field("output", default=None)
     pca: int | None = option_field(
-        "pca", default=256,
+        "pca",
         help="Measure vectors of this many dimensions as well (by a PCA fitted on the compared "
-        "images themselves).",
-    )  # fmt: skip
+        "images themselves), or 0 for none; default: that of --recipe.",
+    )
     seed: int = option_field("seed")
     overwrite: bool = option_field(
         "overwrite",

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.cluster.actor_pool import start_first_worker
 from jobs.cluster.resources import Cluster
 from jobs.config.options import AUTO, OPTIONS
 from jobs.config.settings import EmbedSettings, EngineOptions, ModelOptions
+from jobs.embedding.recipe import applied_recipe
 from jobs.runtime.profile import CONVERT
 from jobs.runtime.progress import print_message
 from retrieval.core.errors import LookalikeError, UsageError
@@ -27,6 +29,10 @@ if TYPE_CHECKING:  # torch comes with these
     from retrieval.models.embedder import Embedder
     from retrieval.models.openvino import IR, ConversionFailed
     from retrieval.models.own_model import OwnModel
+
+
+_WORKER_MODULES = ("retrieval.embedding.embed_chunk", "retrieval.models.embedder")
+"""Modules that workers of images need; they load torch and OpenVINO."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,12 @@ def prepare_model(
             plan = plan_engine(**options, gpus=options["device"] == "cuda")
             return resolved, _convert(resolved, plan) if plan.engine == OPENVINO else None
 
-    resolved, ir = cluster.connect_while(resolve)
+    def start_worker() -> None:
+        """Start one worker, which every step needs, while the network is converted."""
+        device = plan_engine(**requested, gpus=cluster.gpus > 0).device
+        start_first_worker(cluster, device, _WORKER_MODULES)
+
+    resolved, ir = cluster.connect_while(resolve, start_worker)
     plan = plan_engine(**_engine_options(requested, resolved), gpus=cluster.gpus > 0)
     if plan.engine != OPENVINO:
         if requested["engine"] is None and plan.device == "cpu":
@@ -165,8 +176,9 @@ def load_bundle(settings: Any) -> Bundle:
     """
     from retrieval.models.resolve import resolve_bundle
 
-    names = {field.name for field in dataclasses.fields(ModelOptions)} - {"pca"}
-    bundle = resolve_bundle(**{name: getattr(settings, name) for name in names})
+    names = {field.name for field in dataclasses.fields(ModelOptions)} - {"pca", "recipe"}
+    options = {name: getattr(settings, name) for name in names}
+    bundle = resolve_bundle(**options, recipe=applied_recipe(settings))
     if settings.bundle is not None:
         _refuse_contradictions(settings, bundle)
     return bundle
@@ -208,6 +220,7 @@ def _refuse_contradictions(settings: Any, bundle: Bundle) -> None:
         "pooling": bundle.pooling, "normalize": bundle.normalize,
         "image_size": bundle.transform.image_size, "resize": bundle.transform.resize,
         "interpolation": bundle.transform.interpolation,
+        "augment_inference": bundle.augment_inference,
         "mean": settings.mean if transform.mean == bundle.transform.mean else bundle.transform.mean,
         "std": settings.std if transform.std == bundle.transform.std else bundle.transform.std,
     }  # fmt: skip

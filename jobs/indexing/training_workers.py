@@ -82,6 +82,7 @@ class RayWorkers:
         """
         import ray
 
+        self._cluster.release_pool()
         self._cluster.require(1)
 
         def call(*item: Any) -> tuple[Any, Any]:

@@ -26,8 +26,10 @@ SCORE_MEANINGS = {
     "ip": "The dot product of query and match, on no fixed scale: compare it within one query "
     "only. Larger is closer.",
     "l2": "The squared distance between query and match: 0 is the same point. Smaller is closer.",
+    "unitless": "A number that orders the matches of a query, here after a re-ranking: compare it "
+    "within one query only. Larger is closer.",
 }
-"""Explanations of the score, by metric."""
+"""Explanations of the score, by kind of score."""
 
 RECALL_MEANING = "The share of the truly closest images that the search finds; at 1 it misses none."
 
@@ -41,7 +43,11 @@ MARGIN_MEANING = (
 
 @dataclass(frozen=True)
 class MatchCell:
-    """One match of a query; `picture` is the number of its thumbnail, None where it has none."""
+    """One match of a query.
+
+    `picture` is the number of its thumbnail, None where it has none; `probability` is None without
+    --calibration.
+    """
 
     rank: int
     image_id: str
@@ -50,6 +56,7 @@ class MatchCell:
     label: str | None
     grade: int
     picture: int | None
+    probability: float | None = None
 
     @property
     def name(self) -> str:

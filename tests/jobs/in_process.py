@@ -59,7 +59,7 @@ def without_ray():
         patch.setattr(tasks, "run_tasks", _run_tasks)
         patch.setattr(indexing, "training_workers", lambda cluster: InProcessWorkers())
         patch.setattr(Cluster, "connect", lambda self: None)
-        patch.setattr(Cluster, "connect_while", lambda self, action: action())
+        patch.setattr(Cluster, "connect_while", lambda self, action, _: action())
         patch.setattr(Cluster, "_resource", lambda self, name: {"CPU": 2}.get(name, 0))
         yield
 

@@ -26,15 +26,15 @@ class FailingWork:
     marker: Path  # written at the single crash, or when a slow image is decoded
 
     def __call__(self, shared):
-        from retrieval.embedding import embed_batch
+        from retrieval.sources import photo_reader
 
-        decode = embed_batch.decode
+        decode_full = photo_reader.decode_full
 
-        def decode_marked(data, *transform, **options):
+        def decode_marked(data, **options):
             self._obey_mark(data)
-            return decode(data, *transform, **options)
+            return decode_full(data, **options)
 
-        embed_batch.decode = decode_marked
+        photo_reader.decode_full = decode_marked
         return self.make_work(shared)
 
     def _obey_mark(self, data):

@@ -59,7 +59,7 @@ def test_pending_workers_scale_up_the_cluster(scaling_cluster, photos, tmp_path)
         *SMALL_MODEL_OPTIONS,
     ]
     arguments += ["--chunk-rows", 1, "--ray-address", scaling_cluster.address]
-    result = RunningCommand("embed", *arguments, env=scaling_cluster.environment).wait(120)
+    result = RunningCommand("embed", *arguments, env=scaling_cluster.environment).wait(300)
     assert result.exit_code == 8
     assert "no node of the cluster has that" in result.error
     result = RunningCommand(

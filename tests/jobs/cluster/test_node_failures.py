@@ -26,7 +26,7 @@ from tests.sample_stores import write_store
 
 pytestmark = pytest.mark.nightly
 
-TIMEOUT = 120
+TIMEOUT = 300
 STALL_TIMEOUT = 420  # above the 300 s after which a stall is detected
 
 
@@ -129,7 +129,7 @@ def test_killed_actor(cluster, reference, tmp_path):
     command = submit_command(cluster, reference.arguments("embed", tmp_path / "out"))
     cluster.wait_until_paused("node1", command, TIMEOUT)
     with timed("an actor killed"):
-        (actor,) = cluster.find_processes("node1", "MapWorker")
+        (actor,) = cluster.find_processes("node1", "ray::Worker")
         actor.kill()
         cluster.resume("node1")
         result = command.wait(TIMEOUT)

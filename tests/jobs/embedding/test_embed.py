@@ -177,7 +177,7 @@ def test_workers_receive_parameters_once(settings):
         gpus = 0
         profile = Profile()
 
-        def connect_while(self, action):
+        def connect_while(self, action, _):
             return action()
 
     prepared = prepare_model.prepare_model(settings, FakeCluster(), open_folder(settings.output))
