@@ -31,7 +31,7 @@ from retrieval.index.plan import SAMPLE_ROWS_PER_LIST
 from retrieval.index.probing import Probing, choose_lists
 from retrieval.index.shard import Shard
 from retrieval.index.workers import Workers
-from retrieval.search.candidates import kth_best_keys, top_candidates
+from retrieval.search.candidates import EMPTY, Candidates, kth_best_keys, top_candidates
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
 from retrieval.search.shard_search import local_lists
 from retrieval.vectors.matmul import choose_search_product
@@ -105,11 +105,12 @@ class OurIndex:
         """Search all queries in the lists of `probing`, or in all; the better of two runs."""
         answers = self._run(_search, probing)
         started = time.perf_counter()
-        table, ranks = top_candidates([table for _, table, _ in answers], self.setup.k)
-        seconds = time.perf_counter() - started + max(seconds for seconds, _, _ in answers)
+        parts = [Candidates(pairs, images.combine_chunks) for _, pairs, images, _ in answers]
+        best, ranks = top_candidates(parts, self.setup.k)
+        seconds = time.perf_counter() - started + max(seconds for seconds, *_ in answers)
         rows = np.full((self.setup.queries, self.setup.k), -1)
-        rows[table["query"].to_numpy(), ranks] = table["row"].to_numpy()
-        return Searched(seconds, rows, sum(operations for _, _, operations in answers))
+        rows[best.pairs["query"].to_numpy(), ranks] = best.pairs["row"].to_numpy()
+        return Searched(seconds, rows, sum(operations for *_, operations in answers))
 
     def _run(self, function: Any, *arguments: Any) -> list[Any]:
         futures = [pool.submit(function, *arguments) for pool in self._pools]
@@ -145,7 +146,7 @@ def _add_seconds() -> float:
     return _worker[0].add_seconds
 
 
-def _search(probing: Probing | None) -> tuple[float, pa.Table, float]:
+def _search(probing: Probing | None) -> tuple[float, pa.Table, pa.Table, float]:
     return _worker[0].search(probing)
 
 
@@ -174,10 +175,11 @@ class _Worker:
         self._queries = np.load(f"{setup.place}/queries.npy")[: setup.queries]
         self._centroids = block(setup.centroids, "ip")
 
-    def search(self, probing: Probing | None) -> tuple[float, pa.Table, float]:
+    def search(self, probing: Probing | None) -> tuple[float, pa.Table, pa.Table, float]:
         """Search at the same time as the other workers; the better of two runs.
 
-        Returns seconds, the table of candidates and the operations of a search of all pairs.
+        Returns seconds, pairs and images of the candidates, and the operations of a search of all
+        pairs.
         """
         setup, queries = self._setup, self._queries
         rows = sum(len(shard.rows) for shard in self._shards)
@@ -187,7 +189,7 @@ class _Worker:
             probed = choose_lists(block(queries, "ip"), self._centroids, probing)
         own_queries = np.array_split(queries, setup.workers)[self._worker]
         searchers = [ShardSearcher(shard, product) for shard in self._shards]
-        best, table = float("inf"), None
+        seconds, parts = float("inf"), [EMPTY]
         for _ in range(2):
             if not setup.prepared:
                 searchers = [ShardSearcher(shard, product) for shard in self._shards]
@@ -195,24 +197,25 @@ class _Worker:
             started = time.perf_counter()
             if probing is not None:  # this worker chooses the lists of these queries
                 choose_lists(block(own_queries, "ip"), self._centroids, probing)
-            table = pa.concat_tables(self._candidates(searchers, probed))
-            best = min(best, time.perf_counter() - started)
-        assert table is not None
-        return best, table, 2.0 * queries.size * rows / self._shares
+            parts = self._candidates(searchers, probed)
+            seconds = min(seconds, time.perf_counter() - started)
+        pairs = pa.concat_tables([part.pairs for part in parts])
+        images = pa.concat_tables([part.images() for part in parts])
+        return seconds, pairs, images, 2.0 * queries.size * rows / self._shares
 
     def _candidates(
         self, searchers: list[ShardSearcher], probed: NDArray[np.int64] | None
-    ) -> list[pa.Table]:
+    ) -> list[Candidates]:
         """Return the candidates of each shard for the blocks of queries of this worker."""
         first_block = self._worker if self._shares > 1 else 0
-        answers = []
+        answers: list[Candidates] = []
         for first in range(0, len(self._queries), _BATCH)[first_block :: self._shares]:
             part = self._queries[first : first + _BATCH]
             numbers = np.arange(first, first + len(part))
             lists = None if probed is None else probed[first : first + _BATCH]
-            tables: list[pa.Table] = []
+            parts: list[Candidates] = []
             for searcher in searchers:
-                known = kth_best_keys(tables, self._setup.k, numbers)
+                known = kth_best_keys([part.pairs for part in parts], self._setup.k, numbers)
                 shard = searcher.shard
                 readers, local = np.arange(len(part)), None
                 if lists is not None:
@@ -221,8 +224,8 @@ class _Worker:
                     readers = np.flatnonzero((local >= 0).any(1))
                     local = local[readers]
                 batch = QueryBatch(block(part[readers], "ip"), numbers[readers], known[readers])
-                tables.append(searcher.search(batch, local, self._setup.k))
-            answers += tables
+                parts.append(searcher.search(batch, local, self._setup.k))
+            answers += parts
         return answers
 
 

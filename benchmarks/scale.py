@@ -128,8 +128,8 @@ def _rank(vectors: float) -> list[Stage]:
     answers = pairs / SCAN_RATE + SAMPLE_SIZE * plan.rows_per_shard / COMPARE_RATE
     candidate_bytes = float(QUERIES * TOP_K * min(shards, NPROBE) * 28)
     return [
-        Stage("rank, lists of queries", lists, blocks, blocks / CORES, QUERIES * NPROBE * 4.0,
-              blocks),
+        Stage("rank, lists of queries", lists, blocks, blocks / CORES,
+              QUERIES * (NPROBE * 4.0 + DIMENSION * 2.0), blocks),
         Stage("rank, shards", answers, shards, shards / CORES, 1.2 * vectors + candidate_bytes,
               2 * shards * blocks),
         Stage("rank, merge", shards * 0.05, blocks, blocks / CORES, candidate_bytes, blocks),

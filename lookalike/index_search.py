@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
 
 from retrieval.core.errors import UsageError
 from retrieval.core.schemas import Metric, Vectors
@@ -21,8 +20,8 @@ from retrieval.index.probing import Probing, choose_lists
 from retrieval.index.sample_neighbors import iterate_stored_blocks
 from retrieval.index.shard import Shard, open_shard, read_lists_of_shard, shard_path
 from retrieval.index.train import TRAINED
-from retrieval.search.candidates import top_candidates
-from retrieval.search.ivf_search import QueryBatch, ShardSearcher, candidates_table
+from retrieval.search.candidates import Candidates, make_candidates, top_candidates
+from retrieval.search.ivf_search import QueryBatch, ShardSearcher
 from retrieval.search.shard_search import index_lists, local_lists
 from retrieval.storage import finished_output
 from retrieval.storage.finished_output import Manifest
@@ -49,8 +48,8 @@ class ShardIndex:
         metric: Metric = self.manifest.counts["metric"]
         return metric
 
-    def search(self, vectors: Vectors, k: int, probing: Probing | None) -> pa.Table:
-        """Return the `k` best rows of the index for each of (q, d) vectors as a table CANDIDATES.
+    def search(self, vectors: Vectors, k: int, probing: Probing | None) -> Candidates:
+        """Return the `k` best rows of the index for each of (q, d) vectors.
 
         Args:
             vectors: The queries, float16 or float32; the column `query` holds their positions.
@@ -73,7 +72,7 @@ class ShardIndex:
 
     def _search_shards(
         self, queries: VectorBlock, k: int, probing: Probing | None
-    ) -> Iterator[pa.Table]:
+    ) -> Iterator[Candidates]:
         """Yield the candidates of each shard, from the lists that the queries read."""
         lists = None
         if probing is not None and not probing.reads_all(int(self.manifest.counts["nlist"])):
@@ -90,7 +89,8 @@ class ShardIndex:
             if lists is not None:
                 shard_lists = read_lists_of_shard(self.folder, self.manifest, number)
                 local = local_lists(lists, shard_lists)
-            yield index_lists(searcher.search(batch, local, k), searcher.shard)
+            candidates = searcher.search(batch, local, k)
+            yield index_lists(candidates, searcher.shard).with_images()
 
     @cached_property
     def _centroids(self) -> VectorBlock:
@@ -105,7 +105,7 @@ class ShardIndex:
         codes = self.manifest.counts["codes"]
         return open_shard(self.folder, self.manifest, number, self.metric, codes)
 
-    def _search_stored_vectors(self, queries: VectorBlock, k: int) -> Iterator[pa.Table]:
+    def _search_stored_vectors(self, queries: VectorBlock, k: int) -> Iterator[Candidates]:
         """Yield the candidates of each shard from the vectors that are stored beside its codes."""
         query_rows = np.arange(len(queries))
         for number in range(int(self.manifest.counts["shards"])):
@@ -116,6 +116,6 @@ class ShardIndex:
                 best = top_k(queries, block(vectors, self.metric), k, ties)
                 is_filled = best.positions >= 0
                 cells = np.where(is_filled, positions[best.positions], -1)
-                yield candidates_table(
+                yield make_candidates(
                     shard.metadata, best.keys, cells, lists[best.positions], query_rows
-                )
+                ).with_images()

@@ -111,13 +111,13 @@ def _count_read(cluster: Cluster, task: Any) -> dict[str, Any]:
     def count_shard(number: int) -> Any:
         from retrieval.search.propose import proposal_task
         from retrieval.search.read_counts import add_blocks, read_counts
-        from retrieval.search.shard_search import candidates_path
+        from retrieval.search.shard_search import candidates_paths
 
-        output = task.output if task.codes else proposal_task(task).output
-        blocks = range(len(task.query_chunks))
+        searched = task if task.codes else proposal_task(task)
         return add_blocks(
-            read_counts(output, candidates_path(task.probing, number, block_number))
-            for block_number in blocks
+            read_counts(searched.output, path)
+            for block_number in range(len(task.query_chunks))
+            for path in candidates_paths(searched, number, block_number)
         )
 
     total = add_shards(list(tasks.run_tasks(cluster, count_shard, task.shards)))
@@ -241,6 +241,7 @@ def _search_shards(cluster: Cluster, task: Any, title: str) -> None:
         blocks = len(task.query_chunks)
         _run_tasks(cluster, "lists", shard_search.write_probed_lists, task, blocks, "blocks")
     workers = int(cluster.gpus / cluster.gpu_share) if task.device == "cuda" else cluster.workers
+    shard_search.claim_parts(task, workers)
     shares, shards = shard_search.shares_per_shard(task, workers), len(task.shards)
 
     def step(task: Any, number: int) -> int:

@@ -394,12 +394,19 @@ CANDIDATES_SCHEMA = pa.schema(
         ("key", pa.float64()),  # the score, negated for l2: higher is closer
         ("row", pa.int64()),
         ("list", pa.int32()),  # inverted list that contains the row
+    ]
+)
+"""Pairs of a query and a gallery row that may match; on disk only until they are ranked."""
+
+CANDIDATE_IMAGES_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
         ("image_id", pa.string()),
         ("path", pa.string()),
         ("label", pa.string()),
     ]
 )
-"""Candidates of one shard for a block of queries; on disk only until they are ranked."""
+"""The images of the rows of candidates, each once; read where scores tie, and at the merge."""
 
 
 WORK_FOLDER = "work/"

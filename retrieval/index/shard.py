@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from retrieval.core.errors import Damaged
 from retrieval.core.records import FileRecord, Spread
 from retrieval.core.schemas import Metric
-from retrieval.index.generations import ShardLists
+from retrieval.index.generations import MAX_GENERATIONS, ShardLists, generation_shards_path
 from retrieval.index.quantized_codes import decode_list
 from retrieval.storage import finished_output
 from retrieval.storage.checksum import (
@@ -101,6 +101,18 @@ def read_lists_of_shard(folder: Folder, manifest: Manifest, number: int) -> Shar
     record = manifest.files[shard_record_path(number)]
     values = parse_checksummed_json(finished_output.read_verified(folder, record))
     return ShardLists(**(values or {})["lists"])
+
+
+def read_lists_of_shards(folder: Folder, manifest: Manifest) -> list[ShardLists]:
+    """Return the lists of all shards of a finished index; raises Damaged as `open_shard` does."""
+    shards: list[ShardLists] = []
+    for number in range(MAX_GENERATIONS):
+        record = manifest.files.get(generation_shards_path(number))
+        if record is None:
+            break
+        values = parse_checksummed_json(finished_output.read_verified(folder, record))
+        shards += [ShardLists(**lists) for lists in (values or {})["shards"]]
+    return shards
 
 
 @dataclass(frozen=True)

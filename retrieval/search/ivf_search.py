@@ -16,11 +16,10 @@ from functools import cached_property
 from itertools import groupby, pairwise
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval.core.schemas import CANDIDATES_SCHEMA
 from retrieval.index.shard import Shard
+from retrieval.search.candidates import Candidates, make_candidates
 from retrieval.search.exclusions import ExcludedPairs
 from retrieval.search.shard_rows import ShardRows, equal_runs
 from retrieval.vectors.matmul import FLOAT32_PRODUCT, Product, choose_centre
@@ -79,8 +78,8 @@ class ShardSearcher:
             product.cache_bytes if product.name == "cuda" else min(product.cache_bytes, cache_bytes)
         )
 
-    def search(self, batch: QueryBatch, probes: Int64 | None, k: int) -> pa.Table:
-        """Return the k best candidates of the shard for each query: table CANDIDATES, unordered.
+    def search(self, batch: QueryBatch, probes: Int64 | None, k: int) -> Candidates:
+        """Return the k best candidates of the shard for each query, unordered.
 
         `probes` (q, width) are the lists each query reads, closest first and padded with -1; None
         means all lists. Rows that are surely below a query's `known_min_keys` may be left out.
@@ -99,7 +98,7 @@ class ShardSearcher:
         collector.decide_pending()
         positions = np.where(best.keys >= batch.min_key, best.positions, -1)
         lists = self._rows.list_of_position[positions]
-        return candidates_table(self.shard.metadata, best.keys, positions, lists, batch.rows)
+        return make_candidates(self.shard.metadata, best.keys, positions, lists, batch.rows)
 
     def _collector(self, batch: QueryBatch, best: TopK) -> PairCollector:
         """Return a collector of pairs, which are scored and merged into `best`."""
@@ -203,28 +202,3 @@ def _group_by_list(probes: Int64, selected: NDArray[np.bool_]) -> Iterator[tuple
     query, lists = query[order], lists[order]
     for number, run in equal_runs(lists):
         yield number, query[run]
-
-
-def candidates_table(
-    metadata: pa.Table,
-    keys: Float64,
-    positions: Int64,
-    lists: NDArray[np.integer],
-    query_rows: Int64,
-) -> pa.Table:
-    """Return the rows at `positions` of a shard as a table CANDIDATES; position -1 is skipped.
-
-    `keys`, `positions` and `lists` are (q, k); `query_rows` (q,) are the rows of the queries.
-    """
-    query, rank = np.nonzero(positions >= 0)
-    rows = metadata.select(["row", "image_id", "path", "label"]).take(positions[query, rank])
-    columns = {
-        "query": query_rows[query],
-        "key": keys[query, rank],
-        "row": rows["row"],
-        "list": lists[query, rank],
-        "image_id": rows["image_id"],
-        "path": rows["path"],
-        "label": rows["label"],
-    }
-    return pa.table(columns).cast(CANDIDATES_SCHEMA)

@@ -10,22 +10,22 @@ import pyarrow.compute as pc
 
 from retrieval.core.errors import Damaged
 from retrieval.core.schemas import FAILURES, MATCHES, Metric
-from retrieval.search.candidates import repeated_match, top_candidates
+from retrieval.search.candidates import Candidates, repeated_match, top_candidates
 from retrieval.vectors.scoring import keys_to_scores
 
 NO_MATCH = "no gallery image may be a match, by the options of the ranking"
 
 
 def rank_candidates(
-    parts: Iterable[pa.Table], k: int, queries: pa.Table, metric: Metric
+    parts: Iterable[Candidates], k: int, queries: pa.Table, metric: Metric
 ) -> pa.Table:
     """Return the k best matches of each query of a block as a table MATCHES.
 
-    `parts` are tables CANDIDATES, whose column `query` is the row of the query store; `queries` are
-    the block's rows of that store, ordered by row. Raise Damaged if an image occurs twice for a
-    query.
+    The column `query` of `parts` is the row of the query store; `queries` are the block's rows of
+    that store, ordered by row. Raise Damaged if an image occurs twice for a query.
     """
-    best, ranks = top_candidates(parts, k)
+    candidates, ranks = top_candidates(parts, k)
+    best = candidates.table()
     positions = np.searchsorted(queries["row"].to_numpy(), best["query"].to_numpy())
     query_rows = queries.take(positions)
     columns = {

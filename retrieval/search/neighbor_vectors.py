@@ -42,8 +42,8 @@ def neighbor_vectors_path(shard: int, number: int) -> str:
 def choose_neighbors(task: SearchTask, number: int) -> int:
     """Write the best candidates of all shards for a block; return the block's number."""
     if not task.output.exists(chosen_neighbors_path(number)):
-        table, ranks = top_candidates(read_final_candidates(task, number), task.top_k)
-        table = table.append_column("place", pa.array(ranks))
+        best, ranks = top_candidates(read_final_candidates(task, number), task.top_k)
+        table = best.pairs.append_column("place", pa.array(ranks))
         task.output.put_new(chosen_neighbors_path(number), checksummed_parquet(table))
     return number
 

@@ -1,7 +1,7 @@
 """Propose candidates by lossy codes: a search of decoded vectors for more matches than are needed.
 
     work/proposals/…                            the files of that search (`shard_search.py`)
-    work/proposed/PROBING/SHARD-BLOCK.parquet   those of its candidates in a shard that are among
+    work/proposed/PROBING/SHARD-BLOCK           those of its candidates in a shard that are among
                                                 the best of all shards
 
 Only the latter are scored by the vectors (`rescore.py`), so the result does not depend on how the
@@ -13,15 +13,16 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.core.schemas import WORK_FOLDER
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.probing import Probing
 from retrieval.index.quantized_codes import CANDIDATES_PER_MATCH
-from retrieval.search.candidates import top_candidates
-from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
-from retrieval.storage.checksum import checksummed_parquet
+from retrieval.search.candidates import Candidates, top_candidates
+from retrieval.search.candidates_file import read_candidates, write_candidates
+from retrieval.search.shard_search import SearchTask, candidates_paths, read_block_candidates
 
 PROPOSALS = WORK_FOLDER + "proposals"
 """Folder of the search that proposes candidates."""
@@ -37,7 +38,7 @@ def proposal_task(task: SearchTask) -> SearchTask:
 
 def proposed_path(probing: Probing, shard: int, number: int) -> str:
     """Return the path of the candidates of a shard for a block that are scored exactly."""
-    return f"{WORK_FOLDER}proposed/{probing.name}/{shard:05d}-{number:05d}.parquet"
+    return f"{WORK_FOLDER}proposed/{probing.name}/{shard:05d}-{number:05d}"
 
 
 def merge_proposals(task: SearchTask, number: int) -> int:
@@ -46,11 +47,13 @@ def merge_proposals(task: SearchTask, number: int) -> int:
     if task.output.exists(paths[-1]):  # written last
         return number
     proposing = proposal_task(task)
-    sources = [candidates_path(task.probing, shard, number) for shard in task.shards]
-    parts = (read_intermediate(proposing.output, source) for source in sources)
-    best, _ = top_candidates(parts, proposing.top_k)
-    for source, path in zip(sources, paths, strict=True):
-        rows = read_intermediate(proposing.output, source, ["row"])["row"].unique()
-        in_shard = best.filter(pc.is_in(best["row"], rows))
-        task.output.put_new(path, checksummed_parquet(in_shard))
+    best, _ = top_candidates(read_block_candidates(proposing, number), proposing.top_k)
+    for shard, path in zip(task.shards, paths, strict=True):
+        parts = [
+            read_candidates(proposing.output, source)
+            for source in candidates_paths(proposing, shard, number)
+        ]
+        images = pa.concat_tables([part.read_images() for part in parts])
+        in_shard = best.pairs.filter(pc.is_in(best.pairs["row"], images["row"].combine_chunks()))
+        write_candidates(task.output, path, Candidates(in_shard, images.combine_chunks))
     return number

@@ -18,12 +18,11 @@ from retrieval.index.probing import Probing
 from retrieval.index.recall_curve import RequiredProbing
 from retrieval.index.recall_interval import Values, delivered_recall, sampled_interval
 from retrieval.index.train import TRAINED
-from retrieval.search.candidates import top_candidates
+from retrieval.search.candidates import Candidates, top_candidates
 from retrieval.search.shard_search import (
     SearchTask,
-    candidates_path,
+    read_block_candidates,
     read_exact_candidates,
-    read_intermediate,
     read_probed_lists,
 )
 from retrieval.storage import finished_output
@@ -95,12 +94,11 @@ def _sampled_recalls(task: SearchTask) -> Values:
     for number, queries, neighbours in _sampled_blocks(task):
         rows = queries["row"].to_numpy()
         if task.codes:
-            block_rows = task.stored_queries(number)["row"].to_numpy()
+            block_rows = task.stored_queries(number, ["row"])["row"].to_numpy()
             lists = read_probed_lists(task, number)[np.searchsorted(block_rows, rows)]
             is_found = _is_among(neighbours.lists, lists)
         else:
-            paths = [candidates_path(task.probing, shard, number) for shard in task.shards]
-            parts = (read_intermediate(task.output, path) for path in paths)
+            parts = read_block_candidates(task, number)
             is_found = _is_among(neighbours.rows, _merge_neighbours(task, rows, parts).rows)
         recalls.append(recall_curve.found_fraction(is_found, neighbours.rows >= 0))
     return np.concatenate(recalls)
@@ -135,10 +133,11 @@ def _sampled_blocks(task: SearchTask) -> Iterator[tuple[int, pa.Table, Neighbour
 
 
 def _merge_neighbours(
-    task: SearchTask, rows: NDArray[np.int64], parts: Iterable[pa.Table]
+    task: SearchTask, rows: NDArray[np.int64], parts: Iterable[Candidates]
 ) -> Neighbours:
     """Return the best candidates of the queries `rows` of a block, merged as the ranking does."""
-    table, rank = top_candidates(parts, task.top_k)
+    best, rank = top_candidates(parts, task.top_k)
+    table = best.pairs
     keep = np.isin(table["query"].to_numpy(), rows)
     positions = np.searchsorted(rows, table["query"].to_numpy()[keep])
     shape = (len(rows), task.top_k)

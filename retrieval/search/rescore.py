@@ -6,6 +6,7 @@ proposals, and the exact nearest neighbours of the sampled queries.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +20,11 @@ from numpy.typing import NDArray
 from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.sample_neighbors import iterate_stored_blocks
 from retrieval.index.shard import Shard
-from retrieval.search.candidates import top_candidates
+from retrieval.search.candidates import Candidates, make_candidates, top_candidates
+from retrieval.search.candidates_file import read_candidates, write_candidates
 from retrieval.search.exclusions import is_excluded, max_excluded_per_query
-from retrieval.search.ivf_search import candidates_table
 from retrieval.search.propose import proposed_path
-from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
-from retrieval.storage.checksum import checksummed_parquet
+from retrieval.search.shard_search import ExactOutput, SearchTask, candidates_path
 from retrieval.store.reader import read_vectors
 from retrieval.vectors.scoring import block, score_pairs, scores_to_keys
 from retrieval.vectors.topk import TopK
@@ -44,7 +44,7 @@ def rescore_shard(task: SearchTask, number: int) -> int:
     blocks = range(len(task.query_chunks))
     missing = [n for n in blocks if candidates_path(task.probing, number, n) not in existing]
     missing_exact = [
-        output for output in task.exact_outputs(number, blocks) if output[0] not in existing
+        output for output in task.exact_outputs(number, blocks) if output.path not in existing
     ]
     if not missing and not missing_exact:
         return len(blocks)
@@ -66,7 +66,7 @@ def rescore_shard(task: SearchTask, number: int) -> int:
             task.heartbeat()
             candidates = _score_block(task, number, block_number, proposed)
             path = candidates_path(task.probing, number, block_number)
-            task.output.put_new(path, checksummed_parquet(candidates))
+            write_candidates(task.output, path, candidates)
     sampled.write()
     return len(blocks)
 
@@ -75,8 +75,8 @@ def _proposed_rows(task: SearchTask, number: int, blocks: Sequence[int]) -> NDAr
     """Return the rows of a shard that are proposed for some blocks, each once, ascending."""
     rows = np.empty(0, np.int64)
     for block_number in blocks:
-        path = proposed_path(task.probing, number, block_number)
-        rows = np.union1d(rows, read_intermediate(task.output, path, ["row"])["row"].to_numpy())
+        proposed = read_candidates(task.output, proposed_path(task.probing, number, block_number))
+        rows = np.union1d(rows, proposed.pairs["row"].to_numpy())
     return rows
 
 
@@ -95,11 +95,10 @@ class _ProposedVectors:
 
 def _score_block(
     task: SearchTask, number: int, block_number: int, proposed_vectors: _ProposedVectors
-) -> pa.Table:
-    """Return the `top_k` best scored proposals of each query of a block as a table CANDIDATES."""
-    proposed = read_intermediate(
-        task.output, proposed_path(task.probing, number, block_number)
-    ).sort_by([("query", "ascending"), ("row", "ascending")])
+) -> Candidates:
+    """Return the `top_k` best scored proposals of each query of a block."""
+    proposals = read_candidates(task.output, proposed_path(task.probing, number, block_number))
+    proposed = proposals.pairs.sort_by([("query", "ascending"), ("row", "ascending")])
     query_table = task.query_block(block_number)
     vectors = read_vectors(query_table)
     stored = proposed_vectors.vectors
@@ -114,7 +113,7 @@ def _score_block(
         keys[part] = scores_to_keys(score_pairs(left, right, q, x), task.metric)
     table = proposed.set_column(proposed.column_names.index("key"), "key", pa.array(keys))
     table = table.filter(pc.greater_equal(table["key"], task.min_key))
-    return top_candidates([table], task.top_k)[0]
+    return top_candidates([dataclasses.replace(proposals, pairs=table)], task.top_k)[0]
 
 
 def _map_vector_file(shard: Shard, vector_file: Any, proposed_rows: NDArray[np.int64]) -> Vectors:
@@ -129,15 +128,13 @@ def _map_vector_file(shard: Shard, vector_file: Any, proposed_rows: NDArray[np.i
 class _SampledQueries:
     """Finds the exact nearest rows of a shard for the sampled queries of some blocks."""
 
-    def __init__(
-        self, task: SearchTask, shard: Shard, outputs: Sequence[tuple[str, int, int]]
-    ) -> None:
+    def __init__(self, task: SearchTask, shard: Shard, outputs: Sequence[ExactOutput]) -> None:
         self._task, self._shard = task, shard
         self._rows: dict[str, NDArray[np.int64]] = {}
         tables = []
-        for path, look, number in outputs:
-            queries, self._rows[path] = task.query_block(number), task.sampled_rows(look, number)
-            tables.append(queries.filter(pc.is_in(queries["row"], pa.array(self._rows[path]))))
+        for output in outputs:
+            queries, self._rows[output.path] = task.query_block(output.block), output.queries
+            tables.append(queries.filter(pc.is_in(queries["row"], pa.array(output.queries))))
         if outputs:
             self._batch = task.query_batch(self._shard, pa.concat_tables(tables))
             extra = max_excluded_per_query(self._batch.excluded)
@@ -163,8 +160,7 @@ class _SampledQueries:
             positions = np.where(dropped, -1, positions)
         lists = np.append(self._shard.lists, -1)[positions]  # -1 where there is no row
         lists = np.where(lists < 0, -1, lists + self._shard.first_list)
-        table = candidates_table(self._shard.metadata, best.keys, positions, lists, batch.rows)
-        table, _ = top_candidates([table], self._task.top_k)
+        every = make_candidates(self._shard.metadata, best.keys, positions, lists, batch.rows)
+        nearest, _ = top_candidates([every], self._task.top_k)
         for path, rows in self._rows.items():
-            candidates = table.filter(pc.is_in(table["query"], pa.array(rows, pa.int64())))
-            self._task.output.put_new(path, checksummed_parquet(candidates))
+            write_candidates(self._task.output, path, nearest.filter_queries(rows))

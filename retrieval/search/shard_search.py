@@ -1,12 +1,15 @@
 """Search one shard of the index for all query blocks and write the candidates it finds.
 
-    work/lists/PROBING/BLOCK.parquet             the lists that each query of a block reads
-    work/candidates/PROBING/SHARD-BLOCK.parquet  the candidates of a shard for a block
-    work/exact/LOOK/SHARD-BLOCK.parquet          exact candidates of queries that a look samples
+    work/parts.json                            in how many parts a shard searches a block
+    work/lists/PROBING/BLOCK                   queries of a block, by shard, and the lists they read
+    work/candidates/PROBING/SHARD-BLOCK-PART   candidates of a shard for a part of its queries
+    work/exact/LOOK/SHARD-BLOCK-PART           exact candidates of queries that a look samples
 
-PROBING names the choice of lists (`index/probing.py`). A shard holds some lists only: it is
-searched for the queries that read one of them, and not opened for a block without any. Existing
-files are kept, so a killed run continues. A shard skips rows that are surely below the
+PROBING names the choice of lists (`index/probing.py`). A shard holds some lists only: it reads and
+searches the queries that read one of them (`probed_queries.py`), and is not opened for a block
+without any. Where workers are more than shards and blocks, the queries of a shard and block are cut
+into parts; the number is written before any search, so that a resumed run has the same parts.
+Existing files are kept, so a killed run continues. A shard skips rows that are surely below the
 k-th best key of the shards already searched: a file may depend on those, the merged result does
 not.
 """
@@ -25,21 +28,45 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval.core.records import Chunk
-from retrieval.core.schemas import CANDIDATES_SCHEMA, WORK_FOLDER, Metric
+from retrieval.core.schemas import WORK_FOLDER, Metric
 from retrieval.index.faiss_io import deserialize_index, read_centroids
 from retrieval.index.generations import ShardLists
 from retrieval.index.kmeans import assignment_metric
 from retrieval.index.probing import Probing, choose_lists
 from retrieval.index.runs import do_nothing
-from retrieval.index.shard import Shard, open_shard, read_lists_of_shard, shard_path
+from retrieval.index.shard import (
+    Shard,
+    open_shard,
+    read_lists_of_shard,
+    read_lists_of_shards,
+    shard_path,
+)
 from retrieval.index.train import TRAINED
-from retrieval.search.candidates import kth_best_keys
+from retrieval.search.candidates import EMPTY, Candidates, kth_best_keys
+from retrieval.search.candidates_file import (
+    make_limits,
+    read_candidates,
+    read_limits,
+    write_candidates,
+)
 from retrieval.search.exclusions import excluded_pairs
 from retrieval.search.filters import Filter, matching_rows
 from retrieval.search.ivf_search import QueryBatch, ShardSearcher
-from retrieval.search.read_counts import ReadCounts, count_read
+from retrieval.search.probed_queries import (
+    ProbedQueries,
+    read_all_lists,
+    read_counts_of_lists,
+    read_probed_queries,
+    read_queries_by_row,
+    write_probed_queries,
+)
+from retrieval.search.read_counts import ReadCounts
 from retrieval.storage import finished_output
-from retrieval.storage.checksum import checksummed_parquet, read_checksummed_parquet
+from retrieval.storage.checksum import (
+    checksummed_json,
+    read_checksummed_json,
+    read_checksummed_parquet,
+)
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store, read_vectors
@@ -51,7 +78,19 @@ _SHARES = (
     8  # of the memory: half for the shard, an eighth each for a query block and for cached lists
 )
 _CANDIDATE_BYTES = 200  # memory for one candidate while it is collected
-_KNOWN_SHARDS = 4  # searched shards whose candidates set lower limits of the keys
+_KNOWN_SHARDS = 8  # searched shards whose candidates set lower limits of the keys
+_PART_QUERIES = 128  # smallest part of the queries of a block
+_PARTS = f"{WORK_FOLDER}parts.json"
+
+
+@dataclass(frozen=True)
+class ExactOutput:
+    """A file of exact candidates, of one shard, for sampled queries of a block."""
+
+    path: str
+    block: int
+    part: int
+    queries: NDArray[np.int64]  # their rows in the query store, ascending
 
 
 @dataclass(frozen=True)
@@ -100,19 +139,30 @@ class SearchTask:
         """Return the rows, ascending, of the queries that are also searched exactly, (s,) int64."""
         return np.sort(np.concatenate([np.empty(0, np.int64), *self.looks[: self.look + 1]]))
 
-    def exact_outputs(self, shard: int, blocks: Iterable[int]) -> list[tuple[str, int, int]]:
-        """Return (path, look, block) of each file of exact candidates of a shard up to `look`.
+    @cached_property
+    def parts(self) -> int:
+        """Return in how many parts the queries of a block are searched (`claim_parts`)."""
+        try:
+            return int(read_checksummed_json(self.output, _PARTS)["parts"])
+        except FileNotFoundError:
+            return 1
 
-        Blocks without a sampled query have none.
+    def exact_outputs(self, shard: int, blocks: Iterable[int]) -> list[ExactOutput]:
+        """Return the files of exact candidates of a shard for some blocks, of all looks so far.
+
+        Parts of a block without a sampled query have none.
         """
-        return [
-            (exact_path(look, shard, number), look, number)
+        outputs = [
+            ExactOutput(exact_path(look, shard, number, part), number, part, rows)
             for number in blocks
             for look in range(min(self.look + 1, len(self.looks)))
-            if len(self.sampled_rows(look, number))
+            for part, rows in enumerate(
+                np.array_split(self._sampled_rows(look, number), self.parts)
+            )
         ]
+        return [output for output in outputs if len(output.queries)]
 
-    def sampled_rows(self, look: int, number: int) -> NDArray[np.int64]:
+    def _sampled_rows(self, look: int, number: int) -> NDArray[np.int64]:
         """Return the rows, ascending, of the queries of a block that a look adds to the sample."""
         chunks = self.query_chunks[number]
         first, last = chunks[0].base + chunks[0].first, chunks[-1].base + chunks[-1].last
@@ -165,8 +215,7 @@ class SearchTask:
     def query_block(self, number: int) -> pa.Table:
         """Return the queries of a block with the vectors to search by, expanded if `expanded`.
 
-        The columns are `row`, `embedding` and `exclude_by`: every shard reads every block, and
-        names and paths would take most of that time.
+        The columns are `row`, `embedding` and `exclude_by`.
         """
         columns = dict.fromkeys(
             ["row", "embedding", *([self.exclude_by] if self.exclude_by else [])]
@@ -185,7 +234,10 @@ class SearchTask:
 
         `min_keys` (q,) are lower limits of the k-th best keys, where other shards have set them.
         """
-        queries = block(read_vectors(table), self.metric)
+        norms = None
+        if "squared_norm" in table.column_names:  # of queries that were written for the shard
+            norms = table["squared_norm"].to_numpy()
+        queries = block(read_vectors(table), self.metric, norms)
         excluded = excluded_pairs(shard.metadata, table, self.exclude_by)
         return QueryBatch(queries, table["row"].to_numpy(), min_keys, excluded, self.min_key)
 
@@ -196,21 +248,33 @@ def queries_per_block(dimension: int, top_k: int, memory: int) -> int:
     return max(1, available // (4 * dimension + _CANDIDATE_BYTES * top_k))
 
 
-def candidates_path(probing: Probing, shard: int, number: int) -> str:
-    """Return the path of the candidates of a shard for a block."""
-    return f"{WORK_FOLDER}candidates/{probing.name}/{shard:05d}-{number:05d}.parquet"
+def candidates_path(probing: Probing, shard: int, number: int, part: int = 0) -> str:
+    """Return the path of the candidates of a shard for a part of a block."""
+    return f"{WORK_FOLDER}candidates/{probing.name}/{shard:05d}-{number:05d}-{part:05d}"
 
 
-def exact_path(look: int, shard: int, number: int) -> str:
-    """Return the path of a shard's exact candidates for the queries of a block that a look adds."""
-    return f"{WORK_FOLDER}exact/{look}/{shard:05d}-{number:05d}.parquet"
+def candidates_paths(task: SearchTask, shard: int, number: int) -> list[str]:
+    """Return the paths of the candidates of a shard for all parts of a block."""
+    return [candidates_path(task.probing, shard, number, part) for part in range(task.parts)]
 
 
-def read_exact_candidates(task: SearchTask, number: int) -> Iterator[pa.Table]:
+def read_block_candidates(task: SearchTask, number: int) -> Iterator[Candidates]:
+    """Yield the candidates of each shard and part for a block."""
+    for shard in task.shards:
+        for path in candidates_paths(task, shard, number):
+            yield read_candidates(task.output, path)
+
+
+def exact_path(look: int, shard: int, number: int, part: int = 0) -> str:
+    """Return the path of a shard's exact candidates for queries of a block that a look adds."""
+    return f"{WORK_FOLDER}exact/{look}/{shard:05d}-{number:05d}-{part:05d}"
+
+
+def read_exact_candidates(task: SearchTask, number: int) -> Iterator[Candidates]:
     """Yield the exact candidates of each shard for the sampled queries of a block."""
     for shard in task.shards:
-        for path, _, _ in task.exact_outputs(shard, [number]):
-            yield read_intermediate(task.output, path)
+        for output in task.exact_outputs(shard, [number]):
+            yield read_candidates(task.output, output.path)
 
 
 def expanded_queries_path(number: int) -> str:
@@ -219,82 +283,75 @@ def expanded_queries_path(number: int) -> str:
 
 
 def probed_lists_path(probing: Probing, number: int) -> str:
-    """Return the path of the lists that the queries of a block read."""
-    return f"{WORK_FOLDER}lists/{probing.name}/{number:05d}.parquet"
+    """Return the path of the queries of a block, by shard, and the lists that they read."""
+    return f"{WORK_FOLDER}lists/{probing.name}/{number:05d}"
 
 
 def write_probed_lists(task: SearchTask, number: int) -> int:
-    """Write the lists that each query of a block reads; return the block's number."""
+    """Write the queries of a block, by shard, and their lists; return the block's number."""
     path = probed_lists_path(task.probing, number)
     if not task.output.exists(path):
         measure = assignment_metric(task.metric)
         trained = deserialize_index(
             finished_output.read_verified(task.index, task.manifest.files[TRAINED])
         )
-        queries = block(read_vectors(task.query_block(number)), measure)
+        table = task.query_block(number)
+        queries = block(read_vectors(table), measure)
+        table = table.append_column("squared_norm", pa.array(queries.squared_norms))
         lists = choose_lists(queries, block(read_centroids(trained), measure), task.probing)
-        counts = np.count_nonzero(lists >= 0, axis=1)
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        values = pa.array(lists[lists >= 0].astype(np.int32))
-        table = pa.table({"lists": pa.ListArray.from_arrays(pa.array(offsets), values)})
-        task.output.put_new(path, checksummed_parquet(table))
+        shards = read_lists_of_shards(task.index, task.manifest)
+        write_probed_queries(task.output, path, table, lists, shards)
     return number
 
 
 def read_probed_lists(task: SearchTask, number: int) -> NDArray[np.int64]:
     """Return the lists that the queries of a block read, (q, width), padded with -1 at the end."""
-    table = read_intermediate(task.output, probed_lists_path(task.probing, number))
-    column = table["lists"].combine_chunks()
-    counts = np.diff(column.offsets.to_numpy())
-    lists = np.full((len(counts), int(counts.max(initial=0))), -1, np.int64)
-    lists[np.arange(lists.shape[1]) < counts[:, None]] = column.values.to_numpy()
-    return lists
+    return read_all_lists(task.output, probed_lists_path(task.probing, number))
+
+
+def claim_parts(task: SearchTask, workers: int) -> None:
+    """Write in how many parts the queries of a block are searched, unless it is written already.
+
+    There are more than one where shards and blocks are fewer than `workers`.
+    """
+    units = max(1, len(task.shards) * len(task.query_chunks))
+    queries = -(-task.queries.rows // max(1, len(task.query_chunks)))
+    parts = max(1, min(workers // units, queries // _PART_QUERIES))
+    task.output.put_new(_PARTS, checksummed_json({"parts": parts}))
 
 
 def shares_per_shard(task: SearchTask, workers: int) -> int:
     """Return how many tasks search each shard: more than 1 where shards are fewer than workers.
 
-    Each task reads the shard and searches it for some of the blocks. The tasks of a shard together
-    use no more than the memory of one task; vectors count twice, as in one task.
+    Each task reads the shard and searches it for some parts of the blocks. The tasks of a shard
+    together use no more than the memory of one task; vectors count twice, as in one task.
     """
     sizes = [task.manifest.files[shard_path(number)].size for number in task.shards]
     fitting = task.memory // max(1, 2 * max(sizes, default=1))
-    return max(1, min(len(task.query_chunks), workers // max(1, len(sizes)), fitting))
+    units = len(task.query_chunks) * task.parts
+    return max(1, min(units, workers // max(1, len(sizes)), fitting))
 
 
 def search_shard(task: SearchTask, number: int, share: int = 0, shares: int = 1) -> int:
-    """Search a shard for every `shares`-th block from `share` on; write missing candidates.
+    """Search a shard for every `shares`-th part of a block from `share` on.
 
-    Return the number of all blocks.
+    Write missing candidates and return the number of all blocks.
     """
     existing = {
         entry.path for entry in task.output.entries(f"{WORK_FOLDER}candidates/{task.probing.name}")
     }
     existing |= {entry.path for entry in task.output.entries(f"{WORK_FOLDER}exact")}
-    search = _ShardSearch(task, number, existing)
-    for block_number in range(share, len(task.query_chunks), shares):
-        path = candidates_path(task.probing, number, block_number)
-        missing_exact = [
-            output
-            for output in task.exact_outputs(number, [block_number])
-            if output[0] not in existing
-        ]
-        if path in existing and not missing_exact:
-            continue
-        task.heartbeat()
-        queries = task.query_block(block_number)
-        if path not in existing:
-            candidates, read = search.search_block(queries, block_number)
-            task.output.put_new(path, checksummed_parquet(candidates, read.to_metadata()))
-        for exact_file, look, _ in missing_exact:
-            sampled = _filter_queries(queries, "row", task.sampled_rows(look, block_number))
-            known = [read_intermediate(task.output, path, ["query", "key"])]
-            known += _known_candidates(task, number, block_number, existing)
-            parts = [_filter_queries(part, "query", sampled["row"].to_numpy()) for part in known]
-            min_keys = kth_best_keys(parts, task.top_k, sampled["row"].to_numpy())
-            candidates = search.search_lists(sampled, None, min_keys)
-            task.output.put_new(exact_file, checksummed_parquet(candidates))
-    return len(task.query_chunks)
+    search, blocks = _ShardSearch(task, number, existing), range(len(task.query_chunks))
+    parts = [(block_number, part) for block_number in blocks for part in range(task.parts)]
+    for block_number, part in parts[share::shares]:
+        if candidates_path(task.probing, number, block_number, part) not in existing:
+            task.heartbeat()
+            search.search_part(block_number, part)
+        for output in task.exact_outputs(number, [block_number]):
+            if output.part == part and output.path not in existing:
+                task.heartbeat()
+                search.search_exactly(output)
+    return len(blocks)
 
 
 def local_lists(lists: NDArray[np.int64], shard_lists: ShardLists) -> NDArray[np.int64]:
@@ -310,11 +367,13 @@ def local_lists(lists: NDArray[np.int64], shard_lists: ShardLists) -> NDArray[np
     return np.take_along_axis(local, order[:, :width], 1)
 
 
-def index_lists(candidates: pa.Table, shard: Shard) -> pa.Table:
+def index_lists(candidates: Candidates, shard: Shard) -> Candidates:
     """Return the candidates of a shard with their lists as numbered in the index."""
-    position = candidates.column_names.index("list")
-    lists = pc.add(candidates["list"], pa.scalar(shard.first_list, pa.int32()))
-    return candidates.set_column(position, candidates.schema.field(position), lists)
+    pairs = candidates.pairs
+    position = pairs.column_names.index("list")
+    lists = pc.add(pairs["list"], pa.scalar(shard.first_list, pa.int32()))
+    pairs = pairs.set_column(position, pairs.schema.field(position), lists)
+    return dataclasses.replace(candidates, pairs=pairs)
 
 
 class _ShardSearch:
@@ -333,58 +392,79 @@ class _ShardSearch:
         product = choose_search_product(task.device)
         return ShardSearcher(task.open_shard(self._number), product, task.cache_bytes)
 
-    def search_block(self, queries: pa.Table, number: int) -> tuple[pa.Table, ReadCounts]:
-        """Return the candidates of the shard for a block, and what its queries read."""
-        task, nlist = self._task, int(self._task.manifest.counts["nlist"])
-        lists = local = None
-        positions = np.arange(len(queries))
-        if not task.reads_all_lists:
-            lists = read_probed_lists(task, number)
-            local = local_lists(lists, self._lists)
-            positions = np.flatnonzero((local >= 0).any(1))
-            local = local[positions]
-        if self._lists.rows == 0 or len(positions) == 0:
-            return CANDIDATES_SCHEMA.empty_table(), count_read(None, nlist, lists, len(queries))
-        known = _known_candidates(task, self._number, number, self._existing)
-        min_keys = kth_best_keys(known, task.top_k, queries["row"].to_numpy())
-        if len(positions) < len(queries):
-            queries = queries.take(pa.array(positions))
-        candidates = self.search_lists(queries, local, min_keys[positions])
-        sizes = self._searcher.shard.list_sizes
-        rows = len(positions) * sizes.sum() if local is None else np.append(sizes, 0)[local].sum()
-        count = len(positions) if lists is None else len(lists)
-        return candidates, count_read(int(rows), nlist, lists, count)
+    def search_part(self, number: int, part: int) -> None:
+        """Write the candidates of the shard for a part of a block, and what its queries read."""
+        queries, read = self._read_queries(number, part)
+        rows, candidates = queries.table["row"].to_numpy(), EMPTY
+        limits = self._read_limits(number, rows)
+        if self._lists.rows and len(rows):
+            local = None
+            if not self._task.reads_all_lists:
+                local = np.where(queries.lists < 0, -1, queries.lists - self._lists.first_list)
+            candidates = self._search_lists(queries.table, local, limits)
+            kth_keys = kth_best_keys([candidates.pairs], self._task.top_k, rows)
+            limits = np.maximum(limits, kth_keys)
+            sizes = self._searcher.shard.list_sizes
+            count = len(rows) * sizes.sum() if local is None else np.append(sizes, 0)[local].sum()
+            read = dataclasses.replace(read, rows=int(count))
+        path = candidates_path(self._task.probing, self._number, number, part)
+        write_candidates(self._task.output, path, candidates, make_limits(rows, limits), read)
+        self._existing.add(path)
 
-    def search_lists(
+    def search_exactly(self, output: ExactOutput) -> None:
+        """Write the candidates of the shard among all lists for sampled queries."""
+        task, candidates = self._task, EMPTY
+        if self._lists.rows:
+            if task.reads_all_lists:
+                table = task.query_block(output.block)
+                table = table.filter(pc.is_in(table["row"], pa.array(output.queries)))
+            else:
+                path = probed_lists_path(task.probing, output.block)
+                table = read_queries_by_row(task.output, path, output.queries).table
+            limits = self._read_limits(output.block, table["row"].to_numpy())
+            candidates = self._search_lists(table, None, limits)
+        write_candidates(task.output, output.path, candidates)
+
+    def _read_queries(self, number: int, part: int) -> tuple[ProbedQueries, ReadCounts]:
+        """Return a part of the queries of a block that read the shard, and counts of the block.
+
+        The first part counts, and the others count nothing.
+        """
+        task = self._task
+        if task.reads_all_lists:
+            table, nlist = task.query_block(number), int(task.manifest.counts["nlist"])
+            count = len(table)
+            first, last = part * count // task.parts, (part + 1) * count // task.parts
+            no_lists = np.empty((last - first, 0), np.int64)
+            queries = ProbedQueries(table.slice(first, last - first), no_lists)
+            read = ReadCounts(count, count * nlist, nlist, 0)
+        else:
+            path = probed_lists_path(task.probing, number)
+            queries = read_probed_queries(task.output, path, self._number, part, task.parts)
+            read = ReadCounts(*read_counts_of_lists(task.output, path), 0)
+        return queries, read if part == 0 else ReadCounts(0, 0, 0, 0)
+
+    def _read_limits(self, number: int, rows: NDArray[np.int64]) -> Float64:
+        """Return lower limits of the k-th best keys of queries with ascending rows, (q,).
+
+        They are those of this shard and of the nearest ones that were searched for the block.
+        """
+        task = self._task
+        by_distance = sorted(task.shards, key=lambda shard: abs(shard - self._number))
+        paths = [path for shard in by_distance for path in candidates_paths(task, shard, number)]
+        known = [path for path in paths if path in self._existing]
+        return read_limits(task.output, known[: _KNOWN_SHARDS * task.parts], rows)
+
+    def _search_lists(
         self, queries: pa.Table, local: NDArray[np.int64] | None, min_keys: Float64
-    ) -> pa.Table:
+    ) -> Candidates:
         """Return the candidates of some queries in their lists, (q, width), or in all.
 
         `min_keys` (q,) are lower limits of the k-th best keys.
         """
-        if self._lists.rows == 0:
-            return CANDIDATES_SCHEMA.empty_table()
         searcher = self._searcher
         batch = self._task.query_batch(searcher.shard, queries, min_keys)
         return index_lists(searcher.search(batch, local, self._task.top_k), searcher.shard)
-
-
-def _filter_queries(table: pa.Table, column: str, rows: NDArray[np.int64]) -> pa.Table:
-    """Return the rows of a table that belong to queries with some `rows` in the query store."""
-    return table.filter(pc.is_in(table[column], pa.array(rows)))
-
-
-def _known_candidates(
-    task: SearchTask, shard: int, number: int, existing: set[str]
-) -> list[pa.Table]:
-    """Return the candidates that up to `_KNOWN_SHARDS` other shards have for a block."""
-    paths = [
-        candidates_path(task.probing, other_shard, number)
-        for other_shard in task.shards
-        if other_shard != shard
-    ]
-    paths = [path for path in paths if path in existing][:_KNOWN_SHARDS]
-    return [read_intermediate(task.output, path, ["query", "key"]) for path in paths]
 
 
 def read_intermediate(output: Folder, path: str, columns: list[str] | None = None) -> pa.Table:

@@ -1,6 +1,6 @@
 """Re-rank the first candidates of a block of queries, from the vectors that were fetched for them.
 
-    work/reranked/BLOCK.parquet   the candidates of a block's queries, with their keys after it
+    work/reranked/BLOCK   the candidates of a block's queries, with their keys after it
 
 A re-ranked candidate has the key 1 + s, where s from 0 to 1 is its similarity by the method. Keys
 of the others are cosines, at most 1, so these keep their order after the re-ranked ones.
@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval.core.schemas import WORK_FOLDER, Vectors
-from retrieval.search.candidates import top_candidates
+from retrieval.search.candidates import Candidates, top_candidates
+from retrieval.search.candidates_file import read_candidates, write_candidates
 from retrieval.search.fill_matches import read_final_candidates
 from retrieval.search.neighbor_vectors import iterate_neighborhoods
 from retrieval.search.reranking.augmentation import augmented_similarities
 from retrieval.search.reranking.k_reciprocal import k_reciprocal_similarities
-from retrieval.search.shard_search import SearchTask, read_intermediate
-from retrieval.storage.checksum import checksummed_parquet
+from retrieval.search.shard_search import SearchTask
 from retrieval.vectors.scoring import Float64, block, score_pairs
 
 RerankMethod = Literal["k-reciprocal", "augment"]
@@ -36,12 +36,12 @@ similarities of the candidates to the query, from 0 to 1."""
 
 def reranked_path(number: int) -> str:
     """Return the path of the re-ranked candidates of a block."""
-    return f"{WORK_FOLDER}reranked/{number:05d}.parquet"
+    return f"{WORK_FOLDER}reranked/{number:05d}"
 
 
-def read_reranked_candidates(task: SearchTask, number: int) -> Iterator[pa.Table]:
-    """Yield the re-ranked candidates of a block, one table."""
-    yield read_intermediate(task.output, reranked_path(number))
+def read_reranked_candidates(task: SearchTask, number: int) -> Iterator[Candidates]:
+    """Yield the re-ranked candidates of a block."""
+    yield read_candidates(task.output, reranked_path(number))
 
 
 def rerank_block(task: SearchTask, count: int, method: RerankMethod, number: int) -> int:
@@ -51,7 +51,7 @@ def rerank_block(task: SearchTask, count: int, method: RerankMethod, number: int
     """
     if task.output.exists(reranked_path(number)):
         return number
-    table, ranks = top_candidates(read_final_candidates(task, number), task.top_k)
+    best, ranks = top_candidates(read_final_candidates(task, number), task.top_k)
     first = dataclasses.replace(task, top_k=count)
     keys = [np.empty(0)]
     for queries, vectors, _, present in iterate_neighborhoods(first, number):
@@ -60,11 +60,12 @@ def rerank_block(task: SearchTask, count: int, method: RerankMethod, number: int
             1 + METHODS[method](pairwise_cosines(query, candidates[is_present]))
             for query, candidates, is_present in zip(queries, vectors, present, strict=True)
         ]
+    table = best.pairs
     new_keys = table["key"].to_numpy().copy()
     new_keys[ranks < count] = np.concatenate(keys)
     column = table.column_names.index("key")
     table = table.set_column(column, "key", pa.array(new_keys))
-    task.output.put_new(reranked_path(number), checksummed_parquet(table))
+    write_candidates(task.output, reranked_path(number), dataclasses.replace(best, pairs=table))
     return number
 
 

@@ -54,7 +54,8 @@ def search_index(index, nprobe):
         lists = read_lists_of_shard(folder, manifest, number)
         queries = QueryBatch(block(query_vectors, "cosine"), np.arange(len(query_vectors)))
         parts.append(ShardSearcher(shard).search(queries, local_lists(probes, lists), 5))
-    matches, _ = top_candidates(parts, 5)
+    best, _ = top_candidates(parts, 5)
+    matches = best.table()
     return list(zip(*(matches[c].to_pylist() for c in ("query", "image_id", "key")), strict=True))
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.cluster.resources import Cluster
 from jobs.config.settings import RankSettings
 from jobs.ranking.output_formats import parse_formats
 from jobs.ranking.rank import summary
@@ -126,10 +127,10 @@ PRODUCTS = [FLOAT32_PRODUCT, HalfPrecisionProduct("cpu")]
 @given(
     metric=metrics, shard=st.sampled_from([25, 70, 130, 400]),
     block_bytes=st.sampled_from([1, 10**6]), product=st.sampled_from(PRODUCTS),
-    nprobe=st.sampled_from([1, 3, 12]), seed=seeds,
+    nprobe=st.sampled_from([1, 3, 12]), workers=st.sampled_from([1, 60]), seed=seeds,
 )  # fmt: skip
-def test_matches_are_independent_of_shards_blocks_and_products(
-    stores, tmp_path_factory, metric, shard, block_bytes, product, nprobe, seed
+def test_matches_are_independent_of_shards_blocks_workers_and_products(
+    stores, tmp_path_factory, metric, shard, block_bytes, product, nprobe, workers, seed
 ):
     """Shards are searched in random order, since a search uses the keys of earlier shards."""
     root = tmp_path_factory.mktemp("rank")
@@ -139,6 +140,8 @@ def test_matches_are_independent_of_shards_blocks_and_products(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_search, "_BLOCK_BYTES", block_bytes)
         patch.setattr(shard_search, "choose_search_product", lambda *_: product)
+        patch.setattr(shard_search, "_PART_QUERIES", 1)
+        patch.setattr(Cluster, "workers", property(lambda _: workers))
         generator = np.random.default_rng(seed)
         patch.setattr(
             "tests.jobs.in_process._run_tasks",

@@ -133,11 +133,12 @@ def check_against_brute_force(
         for rows in np.array_split(np.arange(count), cuts)
         for product in [PRODUCTS[generator.integers(len(PRODUCTS))]]
     ]  # fmt: skip
-    assert all(part.schema.equals(CANDIDATES_SCHEMA) for part in parts)
+    assert all(part.pairs.schema.equals(CANDIDATES_SCHEMA) for part in parts)
 
     query, rank = np.nonzero(result >= 0)
     rows = result[query, rank]
-    merged, ranks = top_candidates(parts, k)
+    best, ranks = top_candidates(parts, k)
+    merged = best.table()
     assert merged["query"].to_pylist() == query_numbers[query].tolist()
     assert merged["row"].to_pylist() == rows.tolist()
     assert merged["key"].to_pylist() == expected[query, rank].tolist()  # to the last bit
@@ -193,7 +194,8 @@ def test_outlier_or_offset_leaves_few_pairs_to_score(metric, outlier, product, m
     batch = QueryBatch(block(values, metric), np.arange(30))
     table = ShardSearcher(shard, product).search(batch, None, 10)
     keys, positions = brute_force(exact_keys(values, rows, metric), np.arange(2000), 10)
-    merged, _ = top_candidates([table], 10)
+    best, _ = top_candidates([table], 10)
+    merged = best.table()
     assert merged["row"].to_pylist() == positions.ravel().tolist()
     assert merged["key"].to_pylist() == keys.ravel().tolist()
     assert sum(counted) < 30 * 10 * 8
@@ -260,7 +262,8 @@ def test_matches_do_not_depend_on_query_blocks_or_undecided_limit(metric, shape)
                 pairs = np.nonzero(excluded[positions])
                 batch = QueryBatch(block(queries[positions], metric), positions, None, pairs)
                 parts.append(searcher.search(batch, None, k))
-            merged, _ = top_candidates(parts, k)
+            best, _ = top_candidates(parts, k)
+            merged = best.table()
             assert merged["query"].to_pylist() == query.tolist()
             assert merged["row"].to_pylist() == result[query, rank].tolist()
             assert merged["key"].to_pylist() == expected[query, rank].tolist()
@@ -277,7 +280,8 @@ def test_equal_scores_are_ordered_by_the_bytes_of_image_id(metric, dtype):
     result = ShardSearcher(shard).search(
         QueryBatch(block(rows[:1], metric), query_numbers), probes, 4
     )
-    merged, _ = top_candidates([result], 4)
+    best, _ = top_candidates([result], 4)
+    merged = best.table()
     assert merged["image_id"].to_pylist() == ["Z.jpg", "a b.jpg", "z.jpg", "é.jpg"]
 
 
@@ -295,7 +299,8 @@ def test_negative_zero_ties_with_zero():
         )
         for positions in ([0, 1], [2, 3])
     ]
-    merged, _ = top_candidates(parts, 4)
+    best, _ = top_candidates(parts, 4)
+    merged = best.table()
     assert merged["image_id"].to_pylist() == ["a", "b", "c", "d"]
 
 
@@ -324,7 +329,8 @@ def test_shard_read_from_disk_has_the_same_candidates(tmp_path, metric):
         ShardSearcher(s).search(batch, np.tile(np.arange(s.index.nlist), (7, 1)), 9)
         for s in index.shards
     ]
-    merged, _ = top_candidates(parts, 9)
+    best, _ = top_candidates(parts, 9)
+    merged = best.table()
     _, result = brute_force(exact_keys(vectors[:7], vectors, metric), np.arange(90), 9)
     assert merged["row"].to_pylist() == result.ravel().tolist()
     ids = image_ids(90)

@@ -11,33 +11,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.core.errors import Damaged
-from retrieval.core.schemas import CANDIDATES_SCHEMA, MATCHES
-from retrieval.search.candidates import first_repeated_pair, top_candidates
+from retrieval.core.schemas import CANDIDATE_IMAGES_SCHEMA, CANDIDATES_SCHEMA, MATCHES
+from retrieval.search.candidates import Candidates, first_repeated_pair, top_candidates
 from retrieval.search.merge import rank_candidates
 from tests.retrieval.sample_vectors import image_ids, quick, seeds
 
-Candidate = tuple[int, float, str]  # query, key, image_id
+Row = tuple[int, float, str]  # query, key, image_id
 
 
-def candidates(rows: list[Candidate]) -> pa.Table:
-    """Return a table of candidates; row, path and label are derived from the id."""
-    columns = {
+def candidates(rows: list[Row]) -> Candidates:
+    """Return candidates; row, path and label are derived from the id."""
+    pairs = {
         "query": [query for query, _, _ in rows],
         "key": [key for _, key, _ in rows],
-        "row": [crc32(name.encode()) for _, _, name in rows],
+        "row": [row_of(name) for _, _, name in rows],
         "list": [0] * len(rows),
-        "image_id": [name for _, _, name in rows],
-        "path": [f"/gallery/{name}" for _, _, name in rows],
-        "label": [name[:1] or None for _, _, name in rows],
     }
-    return pa.table(
-        [pa.array(columns[field.name], field.type) for field in CANDIDATES_SCHEMA],
-        schema=CANDIDATES_SCHEMA,
+    names = sorted({name for _, _, name in rows})
+    images = {
+        "row": [row_of(name) for name in names],
+        "image_id": names,
+        "path": [f"/gallery/{name}" for name in names],
+        "label": [name[:1] or None for name in names],
+    }
+    return Candidates(
+        pa.table(pairs, schema=CANDIDATES_SCHEMA),
+        lambda: pa.table(images, schema=CANDIDATE_IMAGES_SCHEMA),
     )
 
 
+def row_of(name: str) -> int:
+    return crc32(name.encode())
+
+
 @st.composite
-def cut_candidates(draw: st.DrawFn) -> tuple[list[Candidate], list[list[Candidate]]]:
+def cut_candidates(draw: st.DrawFn) -> tuple[list[Row], list[list[Row]]]:
     """Draw candidates with many equal keys, and the same candidates shuffled and cut into parts."""
     ids = image_ids(draw(st.integers(1, 12)))
     keys = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 1e-300, 0.5, np.nextafter(0.5, 1)])
@@ -61,7 +69,8 @@ def test_top_candidates_are_ordered_by_score_then_bytes_of_image_id(cut, k):
         best = [candidate for candidate in order if candidate[0] == query][:k]
         expected += best
         ranks += range(len(best))
-    table, rank = top_candidates([candidates(part) for part in parts], k)
+    best, rank = top_candidates([candidates(part) for part in parts], k)
+    table = best.table()
     result = zip(*(table[name].to_pylist() for name in ("query", "key", "image_id")), strict=True)
     assert list(result) == expected
     assert rank.tolist() == ranks
@@ -73,17 +82,37 @@ def test_top_candidates_are_ordered_by_score_then_bytes_of_image_id(cut, k):
 def test_result_does_not_depend_on_parts_or_their_order(cut, k, seed):
     rows, parts = cut
     shuffled = np.random.default_rng(seed).permutation(len(parts))
-    table, rank = top_candidates([candidates(parts[position]) for position in shuffled], k)
-    whole, whole_rank = top_candidates([candidates(rows)], k)
+    merged, rank = top_candidates([candidates(parts[position]) for position in shuffled], k)
+    best, whole_rank = top_candidates([candidates(rows)], k)
+    table, whole = merged.table(), best.table()
     assert table.drop_columns("key").equals(whole.drop_columns("key"))
     np.testing.assert_array_equal(table["key"], whole["key"])  # -0.0 equals 0.0
     assert rank.tolist() == whole_rank.tolist()
 
 
+def test_images_are_read_only_where_scores_tie():
+    """Ties may span more parts than are merged at once."""
+
+    def fail():
+        raise AssertionError("images were read")
+
+    parts = [
+        Candidates(candidates([(0, float(number), f"{number:02}")]).pairs, fail)
+        for number in range(40)
+    ]
+    best, _ = top_candidates(parts, 3)
+    assert best.pairs["key"].to_pylist() == [39.0, 38.0, 37.0]
+    with pytest.raises(AssertionError, match="images were read"):
+        best.table()
+    tied = [candidates([(0, 1.0, f"{39 - number:02}")]) for number in range(40)]
+    best, _ = top_candidates(tied, 3)
+    assert best.table()["image_id"].to_pylist() == ["00", "01", "02"]
+
+
 def test_no_candidates_merge_to_an_empty_table():
-    table, rank = top_candidates([], 3)
-    assert table.schema.equals(CANDIDATES_SCHEMA)
-    assert len(table) == len(rank) == 0
+    best, rank = top_candidates([], 3)
+    assert best.pairs.schema.equals(CANDIDATES_SCHEMA)
+    assert len(best.table()) == len(rank) == 0
 
 
 # --- matches --------------------------------------------------------------------------------------
@@ -144,8 +173,9 @@ def test_repeated_row_of_a_query_is_an_error(key):
 
 
 def test_rows_with_equal_image_ids_are_an_error():
-    result = candidates([(3, 1.0, "p"), (3, 0.5, "s")])
-    result = result.set_column(result.column_names.index("image_id"), "image_id", [["p", "p"]])
+    parts = candidates([(3, 1.0, "p"), (3, 0.5, "s")])
+    images = parts.images().set_column(1, "image_id", [["p", "p"]])
+    result = Candidates(parts.pairs, lambda: images)
     with pytest.raises(Damaged, match="more than one row with the image_id p, found for b"):
         rank_candidates([result], 4, QUERIES, "cosine")
 

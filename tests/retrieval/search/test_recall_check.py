@@ -20,24 +20,28 @@ from retrieval.index.recall_curve import gap_grid
 from retrieval.index.recall_interval import sampled_interval
 from retrieval.index.sampling import draw_sample, rows_in_hash_order
 from retrieval.index.shard import shard_path
-from retrieval.search import shard_search
+from retrieval.search import probed_queries, shard_search
 from retrieval.search.candidates import top_candidates
+from retrieval.search.candidates_file import read_candidates, read_limits
 from retrieval.search.merge import rank_candidates
+from retrieval.search.probed_queries import read_probed_queries
 from retrieval.search.read_counts import ReadCounts, add_blocks, add_shards, read_counts
 from retrieval.search.recall_check import _required_by_sample, certify
 from retrieval.search.shard_search import (
     SearchTask,
     candidates_path,
+    claim_parts,
     exact_path,
+    probed_lists_path,
+    read_block_candidates,
     read_exact_candidates,
-    read_intermediate,
     read_probed_lists,
     search_shard,
     shares_per_shard,
     write_probed_lists,
 )
 from retrieval.storage.local import open_folder
-from retrieval.store.reader import Store
+from retrieval.store.reader import Store, read_vectors
 from tests.retrieval.sample_vectors import (
     METRICS,
     FinishedIndex,
@@ -106,13 +110,9 @@ def run_search(task: SearchTask) -> None:
 
 def merged_matches(task: SearchTask) -> pa.Table:
     """Return the matches of all queries, merged as `jobs/ranking/write_matches.py` does."""
-    shards, tables = range(int(task.manifest.counts["shards"])), []
+    tables = []
     for number in range(len(task.query_chunks)):
-        parts = [
-            read_intermediate(task.output, candidates_path(task.probing, shard, number))
-            for shard in shards
-        ]
-        queries_table = task.stored_queries(number)
+        queries_table, parts = task.stored_queries(number), read_block_candidates(task, number)
         tables.append(rank_candidates(parts, task.top_k, queries_table, task.metric))
     return pa.concat_tables(tables)
 
@@ -310,7 +310,8 @@ def test_exact_candidates_contain_only_sampled_queries(tmp_path):
     _, vectors, query_rows = read_contents(task.queries)
     for number in range(len(task.query_chunks)):
         parts = list(read_exact_candidates(task, number))
-        merged, _ = top_candidates(parts, task.top_k)
+        best, _ = top_candidates(parts, task.top_k)
+        merged = best.pairs
         in_block = np.isin(query_rows, task.sampled_queries) & (query_rows // 20 == number)
         assert merged["query"].unique().to_pylist() == query_rows[in_block].tolist()
         _, exact = brute_force(exact_keys(vectors[in_block], gallery, "l2"), rows, task.top_k)
@@ -323,7 +324,7 @@ def test_first_look_searches_its_own_sample_alone(tmp_path):
     exact = [entry.path for entry in task.output.entries("work/exact")]
     assert exact
     assert all(path.startswith("work/exact/0/") for path in exact)
-    tables = [read_intermediate(task.output, path) for path in exact]
+    tables = [read_candidates(task.output, path).pairs for path in exact]
     queries = np.unique(np.concatenate([table["query"].to_numpy() for table in tables]))
     np.testing.assert_array_equal(queries, np.sort(task.looks[0]))
 
@@ -335,13 +336,15 @@ def test_exact_search_leaves_out_rows_below_the_matches_of_the_search(tmp_path, 
     free, _ = make_task(tmp_path / "free", metric, nprobe=8)
     run_search(task)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_search, "kth_best_keys", lambda _, k, rows: np.full(len(rows), -np.inf))
+        patch.setattr(
+            shard_search, "read_limits", lambda _, paths, rows: np.full(len(rows), -np.inf)
+        )
         run_search(free)
     merged, counts = [], []
     for searched in (task, free):
         parts = [part for number in range(3) for part in read_exact_candidates(searched, number)]
-        merged.append(top_candidates(parts, task.top_k)[0])
-        counts.append(sum(map(len, parts)))
+        merged.append(top_candidates(parts, task.top_k)[0].table())
+        counts.append(sum(len(part.pairs) for part in parts))
     assert merged[0].equals(merged[1])
     assert len(merged[0]) <= counts[0] < counts[1]
 
@@ -392,7 +395,7 @@ def test_missing_file_is_recomputed_with_the_same_matches(tmp_path):
     run_search(task)
     expected, exact = merged_matches(task), task.output.read(exact_path(1, 2, 0))
     paths = [candidates_path(task.probing, shard, 2) for shard in task.shards]
-    rows = {path: len(read_intermediate(task.output, path)) for path in paths}
+    rows = {path: len(read_candidates(task.output, path).pairs) for path in paths}
     missing = max(rows, key=rows.__getitem__), exact_path(1, 2, 0)
     assert rows[missing[0]] > 0
     for path in missing:
@@ -400,18 +403,62 @@ def test_missing_file_is_recomputed_with_the_same_matches(tmp_path):
     run_search(task)
     assert merged_matches(task).equals(expected)
     assert task.output.read(missing[1]) == exact
-    assert len(read_intermediate(task.output, missing[0])) <= rows[missing[0]]
+    assert len(read_candidates(task.output, missing[0]).pairs) <= rows[missing[0]]
 
 
-@pytest.mark.parametrize("path", [candidates_path(Probing(2), 1, 1), exact_path(0, 0, 2)])
+@pytest.mark.parametrize(
+    "path",
+    [candidates_path(Probing(2), 1, 1), exact_path(0, 0, 2), probed_lists_path(Probing(2), 1)],
+)
 def test_corrupted_file_is_detected(tmp_path, path):
+    """Each byte is in a section that some step reads, or at the end that every step reads."""
     task, _ = make_task(tmp_path, "cosine")
     run_search(task)
-    data = bytearray(task.output.read(path))
-    data[len(data) // 2] ^= 1
-    task.output.put(path, bytes(data))
+    data = task.output.read(path)
+
+    def read_all_sections() -> None:
+        if path == probed_lists_path(Probing(2), 1):
+            read_probed_lists(task, 1)
+            for shard in task.shards:
+                read_probed_queries(task.output, path, shard)
+        else:
+            read_candidates(task.output, path).table()
+            read_limits(task.output, [path], np.array([0]))
+
+    read_all_sections()
+    for position in [*range(0, len(data), 97), *range(len(data) - 8, len(data))]:
+        altered = bytearray(data)
+        altered[position] ^= 1
+        task.output.put(path, bytes(altered))
+        with pytest.raises(Damaged, match="was altered; remove it"):
+            read_all_sections()
+    task.output.put(path, data[:5])
     with pytest.raises(Damaged, match="was altered; remove it"):
-        read_intermediate(task.output, path)
+        read_all_sections()
+
+
+@every_metric
+def test_each_shard_reads_its_queries_alone(tmp_path, metric, monkeypatch):
+    """The parts of a shard are its queries in order, with their vectors and their lists in it."""
+    monkeypatch.setattr(probed_queries, "PIECE_BYTES", 24)  # two vectors
+    task, index = make_task(tmp_path, metric, nprobe=3)
+    _, vectors, rows = read_contents(task.queries)
+    for number in range(3):
+        write_probed_lists(task, number)
+        path, lists = probed_lists_path(task.probing, number), read_probed_lists(task, number)
+        block_rows = task.stored_queries(number)["row"].to_numpy()
+        for shard in task.shards:
+            first = index.shards[shard].first_list
+            is_local = (lists >= first) & (lists < first + index.shards[shard].index.nlist)
+            parts = [read_probed_queries(task.output, path, shard, part, 2) for part in range(2)]
+            read = np.concatenate([part.table["row"].to_numpy() for part in parts])
+            np.testing.assert_array_equal(read, block_rows[is_local.any(1)])
+            for part in parts:
+                expected = vectors[np.searchsorted(rows, part.table["row"].to_numpy())]
+                np.testing.assert_array_equal(read_vectors(part.table), expected)
+                for row, own in zip(part.table["row"].to_pylist(), part.lists, strict=True):
+                    (position,) = np.flatnonzero(block_rows == row)
+                    assert own[own >= 0].tolist() == lists[position][is_local[position]].tolist()
 
 
 def test_tasks_sharing_a_shard_have_the_same_candidates(tmp_path: Path) -> None:
@@ -425,6 +472,33 @@ def test_tasks_sharing_a_shard_have_the_same_candidates(tmp_path: Path) -> None:
             search_shard(shared, number, share, 3)
     assert merged_matches(shared) == merged_matches(alone)
     assert certify(shared, 0.5, 0)[0] == certify(alone, 0.5, 0)[0]
+
+
+@pytest.mark.parametrize("nprobe", [2, 9])
+def test_parts_of_blocks_have_the_same_candidates(tmp_path: Path, monkeypatch, nprobe) -> None:
+    """With more workers than shards and blocks; a resumed run with fewer keeps the parts."""
+    monkeypatch.setattr(shard_search, "_PART_QUERIES", 2)
+    whole, _ = make_task(tmp_path / "whole", "ip", nprobe=nprobe)
+    cut, _ = make_task(tmp_path / "cut", "ip", nprobe=nprobe)
+    run_search(whole)
+    claim_parts(cut, 27)
+    claim_parts(cut, 1)
+    assert (whole.parts, cut.parts, shares_per_shard(cut, 99)) == (1, 3, 9)
+    for number in range(len(cut.query_chunks)):
+        write_probed_lists(cut, number)
+    for share in (3, 0, 1, 2):
+        for number in cut.shards:
+            search_shard(cut, number, share, 4)
+    assert merged_matches(cut) == merged_matches(whole)
+    assert certify(cut, 0.5, 0)[0] == certify(whole, 0.5, 0)[0]
+    exact = [
+        pa.concat_tables([
+            top_candidates(read_exact_candidates(task, number), task.top_k)[0].table()
+            for number in range(3)
+        ])
+        for task in (whole, cut)
+    ]  # fmt: skip
+    assert exact[0].equals(exact[1])
 
 
 def test_tasks_sharing_a_shard_stay_within_the_memory_limit(tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ def test_many_lists_equal_brute_force(metric, dtype, k, undecided):
                 measure = assignment_metric(metric)
                 probes = top_k(block(queries, measure), block(centroids, measure), nprobe).positions
             table = ShardSearcher(shard, max_pending=undecided).search(batch, probes, k)
-            merged, ranks = top_candidates([table], k)
+            best, ranks = top_candidates([table], k)
+            merged = best.table()
             query, rank = np.nonzero(result >= 0)
             assert merged["query"].to_pylist() == query.tolist()
             assert merged["row"].to_pylist() == result[query, rank].tolist()
