@@ -27,7 +27,7 @@ def write_matches(path: Path, queries: int, top_k: int, images: list[str] | None
     folder = open_folder(str(path))
     settings = {"index": str(path / "no-index"), "index_sha256": "", "queries": str(path / "none"),
                 "queries_sha256": "", "top_k": top_k, "filter": None, "exclude_self": False,
-                "min_score": None, "expand_queries": None, "nprobe": None}  # fmt: skip
+                "min_score": None, "rerank": None, "nprobe": None}  # fmt: skip
     transaction.claim_output(folder, "matches", settings)
     names = pa.array([f"class{n % CLASSES:03d}" for n in range(CLASSES)])
     for number, first in enumerate(range(0, queries, _BLOCK)):

@@ -26,7 +26,7 @@ def run(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
-    expand_queries: str | None = None,
+    rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
@@ -48,7 +48,8 @@ def run(
     backbone: str = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
-    pooling: Literal["avg", "max", "gem"] = "avg",
+    recipe: Literal["default", "original", "plain"] = "default",
+    pooling: Literal["avg", "max", "gem"] | None = None,
     normalize: bool = True,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
@@ -57,6 +58,7 @@ def run(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     python_path: Path | None = None,
     pca: int | None = None,
+    augment_inference: Literal["none", "flip"] | None = None,
     seed: int = 0,
     embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
     all_measures: bool = False,
@@ -85,9 +87,9 @@ def run(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
-        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
-            (ALPHA is 3 by default), and search again; scores are then those of the expanded
-            queries.
+        rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
+            augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
+            3) adds them to the query and searches again; scores then differ from similarities.
         format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
@@ -118,18 +120,25 @@ def run(
         weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
             weights.
         bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
-        pooling: How the feature map is pooled into one vector.
+        recipe: Defaults of resize, pooling and pca: default (squash, gem, 256; the best on
+            photos), original (squash, max, 500; the student project's) or plain (the weights'
+            own, avg, none; that of published figures); of a bundle only pca, if train wrote it.
+        pooling: How the feature map is pooled into one vector; default: that of recipe; avg, the
+            network's own output, where it ends in no map of rectified features.
         normalize: Scale vectors to unit length before storing them.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills; default: that of the
-            weights, crop for torchvision.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
         mean: Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights.
         std: Standard deviation of the input per channel, R,G,B; default: that of the weights.
         interpolation: Filter that resizes images; default: that of the weights.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
-        pca: Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.
+        pca: Dimensions after a PCA (fitted on a sample of the gallery), or 0 for none; default:
+            that of recipe; it needs 1.2 images per dimension.
+        augment_inference: Images whose vectors are averaged: flip adds the mirror image and
+            doubles the time of the network; default: none.
         seed: Seed of all random choices.
         embedding_dtype: Number type of stored vectors; auto: float16.
         all_measures: Print every measure (docs/measures.md); json always contains all of them.
@@ -170,7 +179,8 @@ def embed(
     backbone: str = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
-    pooling: Literal["avg", "max", "gem"] = "avg",
+    recipe: Literal["default", "original", "plain"] = "default",
+    pooling: Literal["avg", "max", "gem"] | None = None,
     normalize: bool = True,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
@@ -179,6 +189,7 @@ def embed(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     python_path: Path | None = None,
     pca: int | None = None,
+    augment_inference: Literal["none", "flip"] | None = None,
     seed: int = 0,
     workers: int | None = None,
     ray_address: str | None = None,
@@ -220,18 +231,25 @@ def embed(
         weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
             weights.
         bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
-        pooling: How the feature map is pooled into one vector.
+        recipe: Defaults of resize, pooling and pca: default (squash, gem, 256; the best on
+            photos), original (squash, max, 500; the student project's) or plain (the weights'
+            own, avg, none; that of published figures); of a bundle only pca, if train wrote it.
+        pooling: How the feature map is pooled into one vector; default: that of recipe; avg, the
+            network's own output, where it ends in no map of rectified features.
         normalize: Scale vectors to unit length before storing them.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills; default: that of the
-            weights, crop for torchvision.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
         mean: Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights.
         std: Standard deviation of the input per channel, R,G,B; default: that of the weights.
         interpolation: Filter that resizes images; default: that of the weights.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
-        pca: Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.
+        pca: Dimensions after a PCA (fitted on a sample of the gallery), or 0 for none; default:
+            that of recipe; it needs 1.2 images per dimension.
+        augment_inference: Images whose vectors are averaged: flip adds the mirror image and
+            doubles the time of the network; default: none.
         seed: Seed of all random choices.
         workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
             the start.
@@ -352,7 +370,7 @@ def rank(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
-    expand_queries: str | None = None,
+    rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
     workers: int | None = None,
@@ -404,9 +422,9 @@ def rank(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
-        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
-            (ALPHA is 3 by default), and search again; scores are then those of the expanded
-            queries.
+        rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
+            augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
+            3) adds them to the query and searches again; scores then differ from similarities.
         format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
@@ -535,9 +553,10 @@ def train(
     backbone: str = "scratch",
     weights: Path | None = None,
     python_path: Path | None = None,
-    pooling: Literal["avg", "max", "gem"] = "gem",
+    recipe: Literal["default", "original", "plain"] = "default",
+    pooling: Literal["avg", "max", "gem"] | None = None,
     image_size: int | None = None,
-    resize: Literal["crop", "squash", "pad"] = "pad",
+    resize: Literal["crop", "squash", "pad"] | None = None,
     unfreeze: str = "all",
     objective: Literal[
         "cross-entropy", "arcface", "supcon", "proxy-anchor", "triplet"
@@ -577,11 +596,14 @@ def train(
             scratch, else published.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
-        pooling: How the feature map is pooled into one vector.
+        recipe: Defaults of resize and pooling: default (squash, gem), original (squash, max) or
+            plain (the weights' own, avg).
+        pooling: How the feature map is pooled into one vector; default: that of recipe; avg, the
+            network's own output, where it ends in no map of rectified features.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills, which cuts nothing
-            off.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
         unfreeze: Layers of a pretrained backbone that are trained: none, all or last:N.
         objective: Training loss; all but cross-entropy need lookalike[metric].
         epochs: Maximum number of passes over the training images.
@@ -705,15 +727,17 @@ def compare(
     weights: Path | None = None,
     bundle: Path | None = None,
     python_path: Path | None = None,
+    recipe: Literal["default", "original", "plain"] = "default",
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
+    augment_inference: Literal["none", "flip"] | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
     decoding: Literal["auto", "fused", "separate"] = "auto",
     data: Images | None = None,
     output: Path | None = None,
-    pca: int = 256,
+    pca: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Result:
@@ -744,10 +768,14 @@ def compare(
         bundle: Comma-separated trained bundles to compare as well.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
+        recipe: Defaults of resize and pca: default (squash, 256), original (squash, 500) or plain
+            (the weights' own, none); every pooling is compared.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills; default: that of the
-            weights, crop for torchvision.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
+        augment_inference: Images whose vectors are averaged: flip adds the mirror image and
+            doubles the time of the network; default: none.
         workers: Number of workers (the maximum on an autoscaling cluster); default: the CPUs at
             the start.
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
@@ -760,7 +788,7 @@ def compare(
             backbones.
         output: Folder or URI to write to; created if absent.
         pca: Measure vectors of this many dimensions as well (by a PCA fitted on the compared
-            images themselves).
+            images themselves), or 0 for none; default: that of recipe.
         seed: Seed of all random choices.
         overwrite: Replace an output that was made with other settings; stores that fit are kept.
 
@@ -796,7 +824,7 @@ def plan(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
-    expand_queries: str | None = None,
+    rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
@@ -818,7 +846,8 @@ def plan(
     backbone: str = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
-    pooling: Literal["avg", "max", "gem"] = "avg",
+    recipe: Literal["default", "original", "plain"] = "default",
+    pooling: Literal["avg", "max", "gem"] | None = None,
     normalize: bool = True,
     image_size: int | None = None,
     resize: Literal["crop", "squash", "pad"] | None = None,
@@ -827,6 +856,7 @@ def plan(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     python_path: Path | None = None,
     pca: int | None = None,
+    augment_inference: Literal["none", "flip"] | None = None,
     seed: int = 0,
     embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
     all_measures: bool = False,
@@ -856,9 +886,9 @@ def plan(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
-        expand_queries: N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA
-            (ALPHA is 3 by default), and search again; scores are then those of the expanded
-            queries.
+        rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
+            augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
+            3) adds them to the query and searches again; scores then differ from similarities.
         format: Also write the matches in these formats, comma-separated: jsonl, csv, trec,
             submission, html, png.
         temp_dir: Local folder on each node for the shard being processed; default: the node's
@@ -889,18 +919,25 @@ def plan(
         weights: State dict (.safetensors or .pth; path or URI), or random; default: the published
             weights.
         bundle: Bundle to use instead of a backbone: written by train, or taken from a store.
-        pooling: How the feature map is pooled into one vector.
+        recipe: Defaults of resize, pooling and pca: default (squash, gem, 256; the best on
+            photos), original (squash, max, 500; the student project's) or plain (the weights'
+            own, avg, none; that of published figures); of a bundle only pca, if train wrote it.
+        pooling: How the feature map is pooled into one vector; default: that of recipe; avg, the
+            network's own output, where it ends in no map of rectified features.
         normalize: Scale vectors to unit length before storing them.
         image_size: Side of the square input in pixels; default: that of the weights.
         resize: How an image becomes square: crop scales the shorter side and cuts out the centre,
-            squash scales both sides, pad scales the longer side and fills; default: that of the
-            weights, crop for torchvision.
+            squash scales both sides, pad scales the longer side and fills; default: that of
+            recipe.
         mean: Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights.
         std: Standard deviation of the input per channel, R,G,B; default: that of the weights.
         interpolation: Filter that resizes images; default: that of the weights.
         python_path: Folder with the module of backbone python:... (searched after installed
             packages).
-        pca: Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.
+        pca: Dimensions after a PCA (fitted on a sample of the gallery), or 0 for none; default:
+            that of recipe; it needs 1.2 images per dimension.
+        augment_inference: Images whose vectors are averaged: flip adds the mirror image and
+            doubles the time of the network; default: none.
         seed: Seed of all random choices.
         embedding_dtype: Number type of stored vectors; auto: float16.
         all_measures: Print every measure (docs/measures.md); json always contains all of them.

@@ -36,7 +36,8 @@ class Matches:
     Attributes:
         location: Path or URI of the output; None for matches of a search in memory.
         queries: Number of queries, those without matches included.
-        metric: cosine, ip or l2; a score of l2 is a squared distance, where lower is closer.
+        metric: cosine, ip, l2 (a score is then a squared distance, where lower is closer), or
+            unitless after a re-ranking: scores only order the matches of a query.
         parts: Returns the tables of the matches; each query is in one of them.
         pictures: JPEG thumbnails of images in memory, by their path in the table.
     """

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks import recipes_table as recipes
 from benchmarks import results, scale
 from jobs.cli import command_line
 from jobs.config.help import VerbCommand
@@ -114,6 +115,7 @@ PAGES = {
         "docs/measures.md", {"measures": measures_section, "coverage": coverage_section}
     ),
     "docs/tables.md": with_sections("docs/tables.md", {"tables": tables_section}),
+    "docs/backbones.md": with_sections("docs/backbones.md", {"recipes": recipes.table}),
     "docs/scale.md": with_sections("docs/scale.md", {"scale": scale.table}),
     "benchmarks/README.md": with_sections(
         "benchmarks/README.md",

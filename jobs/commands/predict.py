@@ -51,6 +51,7 @@ def start(settings: PredictSettings) -> Result:
             derive_settings(
                 settings, EmbedSettings, output=folder.child(_STORE).uri(),
                 backbone=settings.backbone or OPTIONS["backbone"].default,
+                pca=0,  # the classifier reads the vectors of the network
             ), cluster,
             reuse_if_same=True, invalidate=lambda: transaction.remove_results(folder),
         )  # fmt: skip

@@ -21,6 +21,7 @@ from jobs.config.settings import (
 from jobs.embedding import embed
 from jobs.embedding.listing import open_input, read_labels_file
 from jobs.embedding.prepare_model import PreparedModel, prepare_model
+from jobs.embedding.recipe import explain_other_bundle, projection_left_out, recipe_job_fields
 from jobs.evaluation.evaluate_matches import Evaluation, evaluate_by_labels
 from jobs.evaluation.format_results import evaluation_json, format_measures
 from jobs.indexing import index
@@ -82,10 +83,11 @@ def run(settings: RunSettings) -> RunOutcome:
         prepared = prepare_model(settings, cluster, folder)
         dtype = prepared.resolve_dtype(settings.embedding_dtype)
         settings = replace(settings, embedding_dtype=dtype)
-        transaction.claim_output(
-            folder, "run", _job_content(settings, prepared), overwrite=settings.overwrite,
-            reuse_if_same=True,
-        )  # fmt: skip
+        with explain_other_bundle(settings, folder.child("gallery/model"), prepared.bundle):
+            transaction.claim_output(
+                folder, "run", _job_content(settings, prepared), overwrite=settings.overwrite,
+                reuse_if_same=True,
+            )  # fmt: skip
         context = _RunContext(settings, cluster, folder)
         prepared = _embed_gallery(context, prepared)
         _index_gallery(context)
@@ -106,22 +108,29 @@ def run(settings: RunSettings) -> RunOutcome:
                 folder, settings, stages=read_stage_metadata(folder, _STAGES),
                 profile=cluster.profile.to_json(),
             )  # fmt: skip
+    projection = projection_left_out(folder.child("gallery"))
     measure_lines = reasons
     if evaluation is not None:
         measure_lines = format_measures(evaluation, all_measures=settings.all_measures)
+    measure_lines = (*projection[1], *measure_lines)
     summary = _summary(settings.output, matches, evaluation, measure_lines)
+    summary = replace(summary, values={**summary.values, **projection[0]})
     return RunOutcome(folder, matches, evaluation, summary)
 
 
 def _job_content(settings: RunSettings, prepared: PreparedModel) -> dict[str, Any]:
     """Return all settings and inputs that shape the outputs, for job.json."""
     inputs = {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
+    content = {**content_settings(settings), **recipe_job_fields(settings)}
+    del content["recipe"]  # its parts are recorded
+    if content["augment_inference"] is None:
+        del content["augment_inference"]
     plan = asdict(prepared.plan)
-    return {**content_settings(settings), **plan, "bundle": prepared.bundle.digest, **inputs}
+    return {**content, **plan, "bundle": prepared.bundle.digest, **inputs}
 
 
 def _embed_gallery(context: _RunContext, prepared: PreparedModel) -> PreparedModel:
-    """Embed the gallery; return the model for the queries, with the projection fitted by --pca."""
+    """Embed the gallery; return the model for the queries, with the projection of the gallery."""
     settings = context.settings
     gallery = derive_settings(
         settings, EmbedSettings, input=settings.gallery, output=context.uri("gallery")
@@ -130,11 +139,12 @@ def _embed_gallery(context: _RunContext, prepared: PreparedModel) -> PreparedMod
         gallery, context.cluster, prepared=prepared, split="gallery", stage="embed gallery",
         invalidate=context.invalidate, reuse_if_same=True,
     )  # fmt: skip
-    if not settings.pca:
+    store = context.folder.child("gallery")
+    if not finished_output.read_settings(store).get("pca"):
         return prepared
     from retrieval.models.bundle import read_bundle
 
-    return replace(prepared, bundle=read_bundle(context.folder.child("gallery")))
+    return replace(prepared, bundle=read_bundle(store))
 
 
 def _index_gallery(context: _RunContext) -> Manifest:
@@ -150,7 +160,7 @@ def _embed_queries(context: _RunContext, prepared: PreparedModel) -> Manifest:
     """Embed the queries with the model of the gallery."""
     settings = derive_settings(
         context.settings, EmbedSettings, input=context.settings.queries,
-        output=context.uri("queries"), pca=None,
+        output=context.uri("queries"), pca=0,  # the model has that of the gallery
     )  # fmt: skip
     return embed.embed(
         settings, context.cluster, prepared=prepared, split="queries", stage="embed queries",

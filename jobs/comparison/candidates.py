@@ -12,6 +12,7 @@ from retrieval.core.errors import InputError, UsageError
 from retrieval.models import registry
 from retrieval.models.bundle import ONNX, Bundle, read_bundle
 from retrieval.models.pooling import ALL_POOLINGS
+from retrieval.models.recipes import RECIPES
 from retrieval.models.resolve import RANDOM, check_runnable, resolve_all_poolings
 from retrieval.storage.local import Folder, open_folder
 
@@ -69,6 +70,7 @@ def build_bundle(settings: CompareSettings, candidate: Candidate) -> tuple[Bundl
     return resolve_all_poolings(
         candidate.name, weights, image_size=settings.image_size, resize=settings.resize,
         seed=settings.seed, python_path=settings.python_path,
+        augment_inference=settings.augment_inference, recipe=RECIPES[settings.recipe],
     )  # fmt: skip
 
 

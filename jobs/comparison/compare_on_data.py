@@ -6,6 +6,7 @@ network, written when it is finished), OUT/compare.parquet and OUT/compare.html.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from retrieval.core.errors import (
     UsageError,
 )
 from retrieval.models.bundle import Bundle
+from retrieval.models.recipes import RECIPES
 from retrieval.models.registry import own_code
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
@@ -67,6 +69,8 @@ def compare(settings: CompareSettings) -> Result:
     if settings.output is None:
         raise UsageError("--data needs --output, a folder for stores, table and page")
     check_output(settings, "comparison")
+    if settings.pca is None:
+        settings = dataclasses.replace(settings, pca=RECIPES[settings.recipe].pca)
     candidates = list_candidates(settings)
     with open_cluster(settings) as cluster:
         dataset = list_labelled_images(_embed_settings(settings, ""))
@@ -105,7 +109,7 @@ def _own_sources(candidates: list[Candidate]) -> dict[str, str]:
 def _embed_settings(settings: CompareSettings, output: str) -> EmbedSettings:
     return derive_settings(
         settings, EmbedSettings, input=settings.data, output=output, embedding_dtype="float32",
-        bundle=None, weights=None, pca=None,
+        bundle=None, weights=None, pca=0,
     )  # fmt: skip
 
 
@@ -216,7 +220,7 @@ def _measure_task(
 
     `widths` are the dimensions of the poolings, `projected` that after the projection of a bundle.
     """
-    pca, seed = settings.pca, settings.seed
+    pca, seed = settings.pca or None, settings.seed
 
     def measure_one(pooling: str) -> list[dict[str, Any]]:
         from retrieval.evaluation.combinations import Trial, measure_combinations

@@ -102,23 +102,41 @@ def parse_cluster(text: str) -> list[tuple[int, int, int]]:
 
 
 _EXPANSION_ALPHA = 3.0  # the value of the paper cited in retrieval/search/query_expansion.py
+_RERANKED = {"expand": 5, "k-reciprocal": 200, "augment": 200}  # methods, and their default counts
+_MAX_RERANKED = 1000  # all pairs of the first matches are compared
+_MAX_EXPANDED = 1 << 20  # the largest --top-k
 
 
 @dataclass(frozen=True)
-class Expansion:
-    """Value of --expand-queries: add the `count` best matches, weighted by score ** alpha."""
+class Reranking:
+    """Value of --rerank: the method, and the number of first matches that it uses.
 
+    `expand` adds them to the query, weighted by score ** alpha, and searches again; the other
+    methods order them anew.
+    """
+
+    method: str
     count: int  # at least 1
-    alpha: float = _EXPANSION_ALPHA  # at least 0, which weights all matches equally
+    alpha: float | None = None  # at least 0, which weights all matches equally; of `expand` alone
 
 
-def parse_query_expansion(text: str) -> Expansion:
-    """Parse `10`, or `10,2.5` with an alpha; raise ValueError for anything else."""
-    match = re.fullmatch(r"([0-9]+)(?:,([0-9]+(?:\.[0-9]+)?))?", text.strip())
-    alpha = _EXPANSION_ALPHA if not match or match[2] is None else float(match[2])
-    if not match or not int(match[1]) or not math.isfinite(alpha):
-        raise ValueError(f"{text!r} is not an expansion; write 10 or 10,3 (neighbours, alpha)")
-    return Expansion(int(match[1]), alpha)
+def parse_reranking(text: str) -> Reranking:
+    """Parse METHOD, METHOD:N or expand:N,ALPHA; raise ValueError for anything else."""
+    match = re.fullmatch(
+        r"([a-z-]+)(?::([0-9]{1,7})(?:,([0-9]{1,3}(?:\.[0-9]+)?))?)?", text.strip()
+    )
+    name = match[1] if match else ""
+    if not match or name not in _RERANKED or (match[3] and name != "expand"):
+        raise ValueError(
+            f"{text!r} is no re-ranking; write k-reciprocal, augment or expand, also with the "
+            "number of matches, as k-reciprocal:200 or expand:5,3 (matches, alpha)"
+        )
+    count = int(match[2] or _RERANKED[name])
+    highest = _MAX_EXPANDED if name == "expand" else _MAX_RERANKED
+    if not 1 <= count <= highest:
+        raise ValueError(f"{text!r} uses {count} matches; write 1 to {highest}")
+    alpha = float(match[3] or _EXPANSION_ALPHA) if name == "expand" else None
+    return Reranking(name, count, alpha)
 
 
 def parse_comma_list(text: str | None) -> list[str]:
@@ -203,7 +221,15 @@ OPTIONS = _by_name(
            "weights."),
     Option("bundle", "path", None, "content",
            "Bundle to use instead of a backbone: written by train, or taken from a store."),
-    Option("pooling", str, "avg", "content", "How the feature map is pooled into one vector.",
+    Option("recipe", str, "default", "content",
+           "Defaults of --resize, --pooling and --pca: default (squash, gem, 256; the best on "
+           "photos), original (squash, max, 500; the student project's) or plain (the weights' "
+           "own, avg, none; that of published figures); of a --bundle only --pca, if train wrote "
+           "it.",
+           choices=("default", "original", "plain")),
+    Option("pooling", str, None, "content",
+           "How the feature map is pooled into one vector; default: that of --recipe; avg, the "
+           "network's own output, where it ends in no map of rectified features.",
            choices=("avg", "max", "gem")),
     Option("normalize", bool, True, "content", "Scale vectors to unit length before storing them."),
     Option("image_size", int, None, "content",
@@ -211,8 +237,8 @@ OPTIONS = _by_name(
            low=16, high=4096),
     Option("resize", str, None, "content",
            "How an image becomes square: crop scales the shorter side and cuts out the centre, "
-           "squash scales both sides, pad scales the longer side and fills; default: that of the "
-           "weights, crop for torchvision.",
+           "squash scales both sides, pad scales the longer side and fills; default: that of "
+           "--recipe.",
            choices=("crop", "squash", "pad")),
     Option("mean", str, None, "content",
            "Mean of the input per channel, R,G,B from 0 to 1; default: that of the weights."),
@@ -225,8 +251,13 @@ OPTIONS = _by_name(
            "Number type of stored vectors; auto: float16 for images, unchanged for precomputed "
            "vectors (float64 and integers become float32).", choices=(AUTO, "float16", "float32")),
     Option("pca", int, None, "content",
-           "Dimensions after a PCA (fitted on a sample of the gallery); default: no projection.",
-           low=1),
+           "Dimensions after a PCA (fitted on a sample of the gallery), or 0 for none; default: "
+           "that of --recipe; it needs 1.2 images per dimension.",
+           low=0),
+    Option("augment_inference", str, None, "content",
+           "Images whose vectors are averaged: flip adds the mirror image and doubles the time of "
+           "the network; default: none.",
+           choices=("none", "flip")),
     # inference
     Option("engine", str, None, "content",
            "Library that runs the network; default: openvino on CPUs, torch on GPUs.",
@@ -285,9 +316,10 @@ OPTIONS = _by_name(
            "else images with the same bytes."),
     Option("min_score", float, None, "content",
            "Lowest score of a match; for l2 the largest distance; default: no limit."),
-    Option("expand_queries", str, None, "content",
-           "N[,ALPHA]: add its N best matches to each query, weighted by score^ALPHA (ALPHA is 3 "
-           "by default), and search again; scores are then those of the expanded queries."),
+    Option("rerank", str, None, "content",
+           "Method that improves the ranking from the first N matches: k-reciprocal[:N] or "
+           "augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5, "
+           "3) adds them to the query and searches again; scores then differ from similarities."),
     Option("unique_pairs", bool, False, "run",
            "Also write each pair of duplicates once, closest first; with --min-score also the "
            "groups of duplicates in the gallery, or the leaks if --queries is another set."),
@@ -363,9 +395,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "embedding_dtype", "chunk_rows", "compact", "title", "max_queries",
     ),
     "Model": (
-        "backbone", "python_path", "backbones", "weights", "bundle", "pooling", "normalize",
-        "image_size", "resize", "mean", "std", "interpolation", "pca", "engine", "precision",
-        "device", "batch_size",
+        "backbone", "python_path", "backbones", "weights", "bundle", "recipe", "pooling",
+        "normalize", "image_size", "resize", "mean", "std", "interpolation", "pca",
+        "augment_inference", "engine", "precision", "device", "batch_size",
     ),
     "Training": (
         "objective", "unfreeze", "epochs", "patience", "learning_rate", "backbone_lr_scale",
@@ -376,7 +408,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "measure_recall",
     ),
     "Search": (
-        "top_k", "recall", "nprobe", "filter", "exclude_self", "min_score", "expand_queries",
+        "top_k", "recall", "nprobe", "filter", "exclude_self", "min_score", "rerank",
     ),
     "Evaluation": (
         "qrels", "junk_grade", "cutoffs", "intervals_over", "all_measures", "compare",

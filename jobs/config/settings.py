@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.config.options import REQUIRED, option_field
 
 if TYPE_CHECKING:  # not loaded for --help
-    from retrieval.core.schemas import Metric, Pooling, Resize
+    from retrieval.core.schemas import Augmentation, Metric, Pooling, Resize
     from retrieval.evaluation.results import IntervalUnit
     from retrieval.models.transforms import Interpolation
     from retrieval.training.schedule import Schedule
@@ -29,7 +29,8 @@ class ModelOptions:
     backbone: str = option_field("backbone")
     weights: str | None = option_field("weights")
     bundle: str | None = option_field("bundle")
-    pooling: Pooling = option_field("pooling")
+    recipe: str = option_field("recipe")
+    pooling: Pooling | None = option_field("pooling")
     normalize: bool = option_field("normalize")
     image_size: int | None = option_field("image_size")
     resize: Resize | None = option_field("resize")
@@ -38,6 +39,7 @@ class ModelOptions:
     interpolation: Interpolation | None = option_field("interpolation")
     python_path: str | None = option_field("python_path")
     pca: int | None = option_field("pca")
+    augment_inference: Augmentation | None = option_field("augment_inference")
     seed: int = option_field("seed")
 
 
@@ -65,8 +67,14 @@ class ComparedModelOptions:
         "bundle", help="Comma-separated trained bundles to compare as well."
     )
     python_path: str | None = option_field("python_path")
+    recipe: str = option_field(
+        "recipe",
+        help="Defaults of --resize and --pca: default (squash, 256), original (squash, 500) or "
+        "plain (the weights' own, none); every pooling is compared.",
+    )
     image_size: int | None = option_field("image_size")
     resize: Resize | None = option_field("resize")
+    augment_inference: Augmentation | None = option_field("augment_inference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +144,7 @@ class RelevanceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Network, loss, schedule and validation split of a training.
-
-    The defaults of pooling and resize gave the best mAP on held-out photos (benchmarks/README.md);
-    with the resize of the weights, crop, mAP was 0.08 lower.
-    """
+    """Network, loss, schedule and validation split of a training."""
 
     backbone: str = option_field("backbone", default="scratch")
     weights: str | None = option_field(
@@ -149,13 +153,14 @@ class TrainingOptions:
         "scratch, else published.",
     )
     python_path: str | None = option_field("python_path")
-    pooling: Pooling = option_field("pooling", default="gem")
+    recipe: str = option_field(
+        "recipe",
+        help="Defaults of --resize and --pooling: default (squash, gem), original (squash, max) or "
+        "plain (the weights' own, avg).",
+    )
+    pooling: Pooling | None = option_field("pooling")
     image_size: int | None = option_field("image_size")
-    resize: Resize | None = option_field(
-        "resize", default="pad",
-        help="How an image becomes square: crop scales the shorter side and cuts out the centre, "
-        "squash scales both sides, pad scales the longer side and fills, which cuts nothing off.",
-    )  # fmt: skip
+    resize: Resize | None = option_field("resize")
     unfreeze: str = option_field("unfreeze")
     objective: str = option_field("objective")
     epochs: int = option_field("epochs")
@@ -193,7 +198,7 @@ class SearchOptions:
     filter: str | None = option_field("filter")
     exclude_self: bool = option_field("exclude_self")
     min_score: float | None = option_field("min_score")
-    expand_queries: str | None = option_field("expand_queries")
+    rerank: str | None = option_field("rerank")
     format: str | None = option_field("format")
     temp_dir: str | None = option_field("temp_dir")
 
@@ -382,10 +387,10 @@ class CompareSettings(
     )  # fmt: skip
     output: str | None = option_field("output", default=None)
     pca: int | None = option_field(
-        "pca", default=256,
+        "pca",
         help="Measure vectors of this many dimensions as well (by a PCA fitted on the compared "
-        "images themselves).",
-    )  # fmt: skip
+        "images themselves), or 0 for none; default: that of --recipe.",
+    )
     seed: int = option_field("seed")
     overwrite: bool = option_field(
         "overwrite",

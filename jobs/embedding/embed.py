@@ -16,7 +16,7 @@ from typing import Any
 from jobs.cluster.driver_process import choose_process
 from jobs.cluster.resources import Cluster, open_cluster
 from jobs.config.settings import EmbedSettings, ModelOptions, VectorSourceOptions, content_settings
-from jobs.embedding.fit_projection import fit_projection, projection_job_fields
+from jobs.embedding.fit_projection import fit_projection
 from jobs.embedding.listing import list_source, open_input
 from jobs.embedding.precomputed_vectors import (
     DEFAULT_CHUNK_ROWS,
@@ -26,7 +26,13 @@ from jobs.embedding.precomputed_vectors import (
     open_precomputed_vectors,
     vector_job_settings,
 )
-from jobs.embedding.prepare_model import PreparedModel, prepare_model
+from jobs.embedding.prepare_model import PreparedModel, prepare_model, read_begun_settings
+from jobs.embedding.recipe import (
+    NO_PROJECTION,
+    choose_projection,
+    explain_other_bundle,
+    projection_left_out,
+)
 from jobs.embedding.store_sync import StoreSync
 from jobs.runtime.check_output import check_output
 from jobs.runtime.progress import print_message
@@ -95,13 +101,20 @@ def embed(
         prepared = prepared or prepare_model(settings, cluster, folder)
         dtype = prepared.resolve_dtype(settings.embedding_dtype)
         settings = dataclasses.replace(settings, embedding_dtype=dtype)
-        if settings.pca and isinstance(prepared, PreparedModel):
-            bundle = fit_projection(settings, cluster, folder, prepared, listing.path)
-            prepared = dataclasses.replace(prepared, bundle=bundle)
-        transaction.claim_output(
-            folder, "store", _job_settings(settings, prepared), overwrite=settings.overwrite,
-            reuse_if_same=reuse_if_same,
-        )  # fmt: skip
+        projection = NO_PROJECTION
+        if isinstance(prepared, PreparedModel):
+            begun = None if settings.overwrite else read_begun_settings(folder)
+            projection = choose_projection(settings, prepared.bundle, listing.rows, begun)
+            if projection.dimensions:
+                bundle = fit_projection(
+                    settings, cluster, folder, prepared, listing.path, projection
+                )
+                prepared = dataclasses.replace(prepared, bundle=bundle)
+        job = {**_job_settings(settings, prepared), **projection.job_fields(settings.seed)}
+        with explain_other_bundle(settings, folder.child("model"), prepared.bundle):
+            transaction.claim_output(
+                folder, "store", job, overwrite=settings.overwrite, reuse_if_same=reuse_if_same
+            )
         if prepared.bundle is not None and not finished_output.is_finished(folder):
             from retrieval.models.bundle import write_bundle
 
@@ -151,7 +164,6 @@ def _job_settings(
         **content,
         **source,
         **prepared.job_fields(),
-        **projection_job_fields(settings),
         "bundle": prepared.bundle.digest,
     }
 
@@ -167,7 +179,9 @@ def _summarize(settings: EmbedSettings, result: EmbedResult) -> Result:
     if result.other_files:
         lines.append(f"{result.other_files} other files in {settings.input} are not read")
     values = {"output": settings.output, **counts, "others": result.other_files}
-    return add_rounding(Result(values, tuple(lines)), open_folder(settings.output))
+    store = open_folder(settings.output)
+    reason, reason_lines = projection_left_out(store)
+    return add_rounding(Result({**values, **reason}, (*lines, *reason_lines)), store)
 
 
 def is_output_path(path: str) -> bool:

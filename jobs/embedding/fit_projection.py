@@ -1,4 +1,4 @@
-"""Fit the PCA projection of `--pca` on a seeded sample of the gallery, before its first chunk.
+"""Fit the PCA projection of a store on a seeded sample of the gallery, before its first chunk.
 
 The workers embed the sample; the driver accumulates its moments in the order of the rows, so that
 the projection does not depend on which worker was faster.
@@ -19,6 +19,7 @@ from jobs.cluster.actor_pool import MakeWork, Work, stream
 from jobs.cluster.resources import Cluster
 from jobs.config.settings import EmbedSettings
 from jobs.embedding.prepare_model import PreparedModel, read_begun_settings
+from jobs.embedding.recipe import ProjectionChoice
 from jobs.runtime.progress import progress
 from retrieval.core.errors import LookalikeError, UsageError
 from retrieval.embedding.attempt import Attempt
@@ -42,8 +43,9 @@ def fit_projection(
     folder: Folder,
     prepared: PreparedModel,
     listing: Path,
+    choice: ProjectionChoice,
 ) -> Bundle:
-    """Return the model's bundle with a projection to `settings.pca` dimensions.
+    """Return the model's bundle with a projection to `choice.dimensions` dimensions.
 
     If the output is a store with the same settings, its projection is read from its bundle. If it
     has other settings, the bundle is returned unchanged, since the caller rejects that output.
@@ -54,23 +56,18 @@ def fit_projection(
     bundle = prepared.bundle
     if bundle.projection is not None:
         raise UsageError(
-            f"--pca {settings.pca}: the bundle has a projection already; omit --pca, or specify "
-            "a bundle without one"
+            f"--pca {choice.dimensions}: the bundle has a projection already; omit --pca, or "
+            "specify a bundle without one"
         )
     begun = None if settings.overwrite else read_begun_settings(folder)
     if begun is not None:
-        if any(begun.get(k) != v for k, v in projection_job_fields(settings).items()):
+        if any(begun.get(k) != v for k, v in choice.job_fields(settings.seed).items()):
             return bundle
         stored = _read_stored_bundle(folder)
         if stored is not None:
             same_model = stored.without_projection().digest == bundle.digest
             return stored if same_model else bundle
-    return bundle.with_projection(_fit(settings, cluster, prepared, listing))
-
-
-def projection_job_fields(settings: EmbedSettings) -> dict[str, Any]:
-    """Return the fields of job.json for the projection; empty without `--pca`."""
-    return {"pca": settings.pca, "pca_seed": settings.seed} if settings.pca else {}
+    return bundle.with_projection(_fit(settings, cluster, prepared, listing, choice.dimensions))
 
 
 def _read_stored_bundle(folder: Folder) -> Bundle | None:
@@ -84,8 +81,9 @@ def _read_stored_bundle(folder: Folder) -> Bundle | None:
 
 
 def _fit(
-    settings: EmbedSettings, cluster: Cluster, prepared: PreparedModel, listing: Path
-) -> Projection:
+    settings: EmbedSettings, cluster: Cluster, prepared: PreparedModel, listing: Path,
+    dimensions: int,
+) -> Projection:  # fmt: skip
     """Embed the sample on the workers and fit the projection in the order of the rows."""
     from retrieval.models.pca import StreamingMoments
     from retrieval.vectors.normalize import normalize_rows
@@ -105,7 +103,7 @@ def _fit(
             moments.add(to_float32(normalize_rows(block)))
             count = min(_BLOCK, len(items) - first)
             bar.advance(count, count - len(block))
-    return moments.fit(int(settings.pca or 0))
+    return moments.fit(dimensions)
 
 
 def _in_order(

@@ -30,8 +30,8 @@ from retrieval.embedding.attempt import Attempt
 from retrieval.sources.vectors import VectorSource, is_npy, open_vectors
 from retrieval.storage.local import Folder
 
-_IMAGE_OPTIONS = ("image_column", "weights", "bundle", "image_size", "resize", "pca", "engine",
-                  "precision", "device", "batch_size")  # fmt: skip
+_IMAGE_OPTIONS = ("image_column", "weights", "bundle", "image_size", "resize", "pooling", "pca",
+                  "augment_inference", "engine", "precision", "device", "batch_size")  # fmt: skip
 """Options that apply to images only, of those whose default is None."""
 
 DEFAULT_CHUNK_ROWS = 4096

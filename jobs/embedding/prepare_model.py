@@ -14,6 +14,7 @@ from jobs.cluster.actor_pool import start_first_worker
 from jobs.cluster.resources import Cluster
 from jobs.config.options import AUTO, OPTIONS
 from jobs.config.settings import EmbedSettings, EngineOptions, ModelOptions
+from jobs.embedding.recipe import applied_recipe
 from jobs.runtime.profile import CONVERT
 from jobs.runtime.progress import print_message
 from retrieval.core.errors import LookalikeError, UsageError
@@ -186,8 +187,9 @@ def load_bundle(settings: Any) -> Bundle:
     """
     from retrieval.models.resolve import resolve_bundle
 
-    names = {field.name for field in dataclasses.fields(ModelOptions)} - {"pca"}
-    bundle = resolve_bundle(**{name: getattr(settings, name) for name in names})
+    names = {field.name for field in dataclasses.fields(ModelOptions)} - {"pca", "recipe"}
+    options = {name: getattr(settings, name) for name in names}
+    bundle = resolve_bundle(**options, recipe=applied_recipe(settings))
     if settings.bundle is not None:
         _refuse_contradictions(settings, bundle)
     return bundle
@@ -229,6 +231,7 @@ def _refuse_contradictions(settings: Any, bundle: Bundle) -> None:
         "pooling": bundle.pooling, "normalize": bundle.normalize,
         "image_size": bundle.transform.image_size, "resize": bundle.transform.resize,
         "interpolation": bundle.transform.interpolation,
+        "augment_inference": bundle.augment_inference,
         "mean": settings.mean if transform.mean == bundle.transform.mean else bundle.transform.mean,
         "std": settings.std if transform.std == bundle.transform.std else bundle.transform.std,
     }  # fmt: skip

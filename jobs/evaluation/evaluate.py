@@ -36,7 +36,7 @@ from retrieval.storage.local import Folder, open_folder, split_file_url
 
 _MAX_CUTOFFS = 20
 _COMPARED_SETTINGS = ("queries", "queries_sha256", "top_k", "filter", "exclude_self", "min_score",
-                 "expand_queries")  # fmt: skip
+                 "rerank")  # fmt: skip
 _LOSS_MEASURES = ("top1", "map")
 
 

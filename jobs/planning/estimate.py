@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from jobs.config.settings import PlanSettings
 from jobs.embedding.fit_projection import SAMPLE
 from jobs.embedding.listing import SourceListing
+from jobs.embedding.recipe import choose_projection
 from jobs.planning.probe import Probe
 from jobs.reporting.write_report import DEFAULT_SHOWN_QUERIES, LOCAL_IMAGE_LIMIT
 from jobs.runtime.run_metadata import peak_memory
@@ -29,7 +30,8 @@ def estimate_counts(
     """
     gallery, queries = listings["gallery"], listings.get("queries")
     rows = max(1, round(gallery.rows * (1 - probe.failing)))
-    dimension = settings.pca or probe.prepared.dimension
+    projection = choose_projection(settings, probe.prepared.bundle, gallery.rows, None)
+    dimension = projection.dimensions or probe.prepared.dimension
     plan = plan_index(
         Gallery(rows, dimension, settings.embedding_dtype, settings.metric),
         settings.max_index_memory, rows_per_shard=settings.rows_per_shard,
@@ -43,7 +45,7 @@ def estimate_counts(
         gallery.rows, query_count, dimension,
         (gallery.chunk_rows, queries.chunk_rows if queries else 1), plan,
         min(nprobe, plan.nlist), settings.top_k,
-        pca_sample=min(SAMPLE, gallery.rows) if settings.pca else 0,
+        pca_sample=min(SAMPLE, gallery.rows) if projection.dimensions else 0,
         thumbnails=expected_thumbnails(
             query_count or 0, DEFAULT_SHOWN_QUERIES, min(settings.top_k, SHOWN_MATCHES), rows
         ),

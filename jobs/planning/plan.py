@@ -109,7 +109,7 @@ def _open_probe(settings: PlanSettings, cluster: Cluster, temp_dir: Path) -> Ite
     output, name = open_folder(str(settings.output)), temporary_name()
     folder, existed = output.child(name), Path(output.uri()).exists()
     embedding = derive_settings(
-        settings, EmbedSettings, input=settings.gallery, output=folder.uri(), pca=None
+        settings, EmbedSettings, input=settings.gallery, output=folder.uri(), pca=0
     )
     try:
         started = time.monotonic()

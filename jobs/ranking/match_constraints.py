@@ -1,4 +1,4 @@
-"""Options that restrict which gallery images may match which query."""
+"""Options that restrict which gallery images may match which query, or change their order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.config.options import Expansion, parse_query_expansion
+from jobs.config.options import Reranking, parse_reranking
 from jobs.config.settings import RankSettings
 from retrieval.core.errors import UsageError
 from retrieval.storage.finished_output import Manifest
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MatchConstraints:
-    """Which gallery images may match which query, and how queries are expanded."""
+    """Which gallery images may match which query, and how matches are re-ranked."""
 
     row_filter: Filter | None  # the condition of --filter
     exclude_by: str | None  # the column that --exclude-self compares
     min_key: float  # key of --min-score (higher is closer); -inf without it
-    expansion: Expansion | None
+    reranking: Reranking | None
 
 
 def read_match_constraints(
@@ -47,29 +47,35 @@ def read_match_constraints(
         from retrieval.search.filters import parse_filter
 
         row_filter = parse_filter(settings.filter, _read_schema(index))
-    expansion = _expansion(settings)
-    if expansion is not None:
-        check_expansion(expansion.alpha, metric)
+    reranking = _reranking(settings)
+    if reranking is not None:
+        if reranking.alpha is not None:
+            check_expansion(reranking.alpha, metric)
+        elif metric != "cosine":
+            raise UsageError(
+                f"--rerank {reranking.method} compares cosines, and the index has the metric "
+                f"{metric}: build it with --metric cosine, or use --rerank expand"
+            )
         if settings.unique_pairs:
             raise UsageError(
-                "--unique-pairs and --expand-queries are mutually exclusive: the score of an "
-                "expanded query is not the score of a pair"
+                "--unique-pairs and --rerank are mutually exclusive: a re-ranked score is not the "
+                "score of a pair"
             )
     min_key = -np.inf
     if settings.min_score is not None:
         min_key = float(scores_to_keys(np.array([settings.min_score]), metric)[0])
     return MatchConstraints(
-        row_filter, SAME_BYTES if settings.exclude_self else None, min_key, expansion
+        row_filter, SAME_BYTES if settings.exclude_self else None, min_key, reranking
     )
 
 
-def _expansion(settings: RankSettings) -> Expansion | None:
-    if settings.expand_queries is None:
+def _reranking(settings: RankSettings) -> Reranking | None:
+    if settings.rerank is None:
         return None
     try:
-        return parse_query_expansion(settings.expand_queries)
+        return parse_reranking(settings.rerank)
     except ValueError as error:
-        raise UsageError(f"--expand-queries: {error}") from error
+        raise UsageError(f"--rerank: {error}") from error
 
 
 def _read_schema(index: Folder) -> Any:

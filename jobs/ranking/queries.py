@@ -117,7 +117,7 @@ def embed_queries(
     dtype = AUTO if isinstance(prepared, PrecomputedVectors) else index_dtype
     embedding = derive_settings(
         settings, EmbedSettings, input=settings.queries, output=output, embedding_dtype=dtype,
-        backbone=OPTIONS["backbone"].default,
+        backbone=OPTIONS["backbone"].default, pca=0,  # the model is that of the index
     )  # fmt: skip
     embed(
         embedding, cluster, prepared=prepared, split="queries",

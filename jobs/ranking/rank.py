@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from jobs.cluster.driver_process import choose_process, estimate_seconds
 from jobs.cluster.resources import Cluster, open_cluster
+from jobs.config.options import Reranking
 from jobs.config.settings import EngineOptions, RankSettings, VectorSourceOptions, content_settings
 from jobs.embedding.precomputed_vectors import PrecomputedVectors, add_rounding
 from jobs.embedding.prepare_model import PreparedModel
@@ -27,6 +28,7 @@ from jobs.ranking.match_constraints import (
 )
 from jobs.ranking.output_formats import ExtraFiles, format_extra_files, parse_formats
 from jobs.ranking.queries import QUERIES, embed_queries, open_query_store, prepare_queries
+from jobs.ranking.rerank import makes_new_order
 from jobs.ranking.search_passes import search_queries
 from jobs.ranking.write_matches import failures_path
 from jobs.runtime.check_output import check_output
@@ -34,7 +36,7 @@ from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch
 from retrieval.core.errors import BelowBound
 from retrieval.core.records import Certificate, FileRecord
-from retrieval.core.schemas import FAILURES
+from retrieval.core.schemas import FAILURES, ScoreKind
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.checksum import checksummed_json, checksummed_parquet, read_checksummed_json
 from retrieval.storage.finished_output import Manifest
@@ -45,6 +47,7 @@ _LOSSY_CODES_HINT = (
     "all lists were read, so the compressed codes cause the loss of recall: build an index with "
     "--index-factory IVFn,Flat (or IVFn,SQfp16 for float16 vectors), which is lossless"
 )
+_PAIR_PRODUCTS = 10
 CERTIFICATE = "certificate.json"
 _RECALL_FIELDS = ("target", "low", "high", "sample", "extrapolated")
 _CERTIFIED_FOLDERS = ("matches", "failures", "barred")
@@ -104,12 +107,22 @@ def rank(
 
     def search_and_finish() -> Manifest:
         certificate, unmatched = _read_certificate(folder) or search_queries(
-            settings, _choose_search_process(settings, cluster, index, queries), folder,
-            index_folder, index, queries,
+            settings,
+            _choose_search_process(settings, cluster, index, queries, constraints.reranking),
+            folder, index_folder, index, queries,
             select_exclusion_column(constraints, queries, index),
         )  # fmt: skip
+        kind = "unitless" if makes_new_order(constraints.reranking) else index.counts["metric"]
         manifest = _finish(
-            cluster, folder, index_folder, index, queries, certificate, unmatched, extra_files
+            cluster,
+            folder,
+            index_folder,
+            index,
+            queries,
+            certificate,
+            unmatched,
+            extra_files,
+            kind,
         )
         stopwatch.write(
             folder, settings, done=queries.rows, files=manifest.files.values(),
@@ -121,17 +134,27 @@ def rank(
 
 
 def _choose_search_process(
-    settings: RankSettings, cluster: Cluster, index: Manifest, queries: Store
+    settings: RankSettings,
+    cluster: Cluster,
+    index: Manifest,
+    queries: Store,
+    reranking: Reranking | None,
 ) -> Cluster:
     """Return the process or cluster that searches; its GPUs are used if --device cuda asks for it.
 
-    The estimate assumes that each query is compared with each row, twice with --expand-queries.
+    The estimate assumes that each query is compared with each row, twice with --rerank expand. All
+    pairs of re-ranked matches are scored in float64, in the time of `_PAIR_PRODUCTS` products each.
     """
     if settings.device == "cuda":
         return cluster
     rows = queries.rows + index.counts["rows"]
-    passes = 1 if settings.expand_queries is None else 2
-    products = float(queries.rows) * index.counts["rows"] * queries.dimension * passes
+    passes, pairs = 1, 0
+    if reranking is not None:
+        if makes_new_order(reranking):
+            pairs = _PAIR_PRODUCTS * reranking.count**2
+        else:
+            passes = 2
+    products = float(queries.rows) * (index.counts["rows"] * passes + pairs) * queries.dimension
     return choose_process(cluster, estimate_seconds(4 * rows * queries.dimension, products))
 
 
@@ -174,7 +197,7 @@ def _job(
     content = {k: v for k, v in content_settings(settings).items() if k not in names}
     return {
         **content,
-        "expand_queries": asdict(constraints.expansion) if constraints.expansion else None,
+        "rerank": asdict(constraints.reranking) if constraints.reranking else None,
         **(prepared.job_fields() if prepared else {}),
         "index": open_folder(settings.index).uri(),
         "index_sha256": index.sha256,
@@ -192,6 +215,7 @@ def _finish(
     certificate: Certificate,
     unmatched: int,
     extra_files: ExtraFiles,
+    score_kind: ScoreKind,
 ) -> Manifest:
     """Write failures, labels, certificate and extra files beside the matches, then the manifest."""
     from retrieval.index.shard import LABELS
@@ -210,7 +234,7 @@ def _finish(
         "failures": len(failed),
         "unmatched": unmatched,
         "gallery": index.counts["rows"],
-        "metric": index.counts["metric"],
+        "metric": score_kind,
         "certificate": asdict(certificate),
     }
     counts = extra_files.write(folder, counts, RankedStores(index_folder, index, queries), cluster)

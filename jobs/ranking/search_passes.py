@@ -14,10 +14,11 @@ import numpy as np
 from jobs.cluster import tasks
 from jobs.cluster.resources import Cluster
 from jobs.cluster.stall_detector import send_heartbeat
-from jobs.config.options import Expansion
+from jobs.config.options import Reranking
 from jobs.config.settings import RankSettings
 from jobs.indexing.index import read_table
 from jobs.ranking.match_constraints import MatchConstraints
+from jobs.ranking.rerank import makes_new_order, rerank_steps
 from jobs.ranking.write_matches import write_eligible_counts, write_matches
 from jobs.runtime.progress import print_message, progress
 from retrieval.core.records import Certificate
@@ -30,6 +31,8 @@ from retrieval.store.reader import Store
 
 FIRST = WORK_FOLDER + "first"
 """Folder of the first search, which finds the neighbors that expand the queries."""
+
+_VECTOR_SHARES = 8  # of the memory: one for the fetched vectors of a query block
 
 
 def search_queries(
@@ -45,14 +48,22 @@ def search_queries(
 
     Returns the certificate of the reached recall, and the number of queries without a match.
     """
+    top_k, reranking = settings.top_k, constraints.reranking
+    if makes_new_order(reranking):
+        settings = dataclasses.replace(settings, top_k=max(top_k, reranking.count))
     task, extrapolated = _make_task(
         settings, cluster, folder, index_folder, index, queries, constraints
     )
-    if constraints.expansion is not None:
-        task = _expand_queries(cluster, task, constraints.expansion)
+    if reranking is not None and reranking.method == "expand":
+        task = _expand_queries(cluster, task, reranking)
     task, certificate = _search_until_certified(settings, cluster, task)
     _fill_incomplete(cluster, task)
-    matched = write_matches(cluster, task)
+    if makes_new_order(reranking):
+        for title, step, step_task, count, unit in rerank_steps(task, reranking):
+            _run_tasks(cluster, title, step, step_task, count, unit)
+    matched = write_matches(
+        cluster, dataclasses.replace(task, top_k=top_k), makes_new_order(reranking)
+    )
     write_eligible_counts(cluster, task)
     return dataclasses.replace(certificate, extrapolated=extrapolated), queries.rows - matched
 
@@ -164,8 +175,8 @@ def _make_task(
         sampled = rows_in_hash_order(queries, sizes[-1], settings.seed, "certificate")
         looks = np.split(sampled, sizes[:-1])
     memory = finished_output.read_settings(index_folder)["max_index_memory"]
-    neighbors = constraints.expansion.count if constraints.expansion else 0
-    candidates = max(k, neighbors) * (1 if codes else CANDIDATES_PER_MATCH)
+    reranked = constraints.reranking.count if constraints.reranking else 0
+    candidates = max(k, reranked) * (1 if codes else CANDIDATES_PER_MATCH)
     task = SearchTask(
         index_folder, index, codes, metric, queries, folder, probing.nprobe, k, tuple(looks),
         gap=probing.gap,
@@ -173,7 +184,10 @@ def _make_task(
         device="cuda" if settings.device != "cpu" and cluster.gpus else "cpu",
         row_filter=constraints.row_filter, exclude_by=constraints.exclude_by,
         min_key=constraints.min_key,
-        queries_per_block=queries_per_block(queries.dimension, candidates, memory),
+        queries_per_block=min(
+            queries_per_block(queries.dimension, candidates, memory),
+            max(1, memory // (_VECTOR_SHARES * 4 * queries.dimension * max(1, reranked))),
+        ),
         memory=memory,
         temp_dir=settings.temp_dir,
     )  # fmt: skip
@@ -238,7 +252,7 @@ def _search_shards(cluster: Cluster, task: Any, title: str) -> None:
     _run_tasks(cluster, title, step, task, shards * shares, unit, gpu=True)
 
 
-def _expand_queries(cluster: Cluster, task: Any, expansion: Expansion) -> Any:
+def _expand_queries(cluster: Cluster, task: Any, expansion: Reranking) -> Any:
     """Search with the original queries, expand them, and return the task of the expanded ones."""
     from retrieval.search import neighbor_vectors
     from retrieval.search.shard_search import expanded_queries_path
@@ -258,7 +272,7 @@ def _expand_queries(cluster: Cluster, task: Any, expansion: Expansion) -> Any:
     return dataclasses.replace(task, expanded=task.output)
 
 
-def _make_expand_step(task: Any, first: Any, alpha: float) -> Callable[[Any, int], int]:
+def _make_expand_step(task: Any, first: Any, alpha: float | None) -> Callable[[Any, int], int]:
     def expand_block(_: Any, number: int) -> int:
         import pyarrow as pa
 

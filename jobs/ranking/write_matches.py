@@ -10,17 +10,20 @@ from retrieval.storage import transaction
 from retrieval.storage.checksum import checksummed_parquet
 
 
-def write_matches(cluster: Cluster, task: Any) -> int:
-    """Write the matches of all blocks; return the number of queries that have at least one."""
+def write_matches(cluster: Cluster, task: Any, reranked: bool) -> int:
+    """Write the matches of all blocks; return the number of queries that have at least one.
+
+    `reranked` states that they come from the files of a re-ranking.
+    """
 
     def merge_block(number: int) -> int:
         from retrieval.search.fill_matches import read_final_candidates
         from retrieval.search.merge import rank_candidates, unmatched_queries
+        from retrieval.search.reranking.rerank_block import read_reranked_candidates
 
         queries = task.stored_queries(number).drop_columns("embedding")
-        table = rank_candidates(
-            read_final_candidates(task, number), task.top_k, queries, task.metric
-        )
+        read = read_reranked_candidates if reranked else read_final_candidates
+        table = rank_candidates(read(task, number), task.top_k, queries, task.metric)
         transaction.put_if_absent(task.output, matches_path(number), checksummed_parquet(table))
         unmatched = unmatched_queries(queries, table)
         if len(unmatched):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jobs.config.options import MAX_PIXELS
-from retrieval.core.schemas import Metric
+from retrieval.core.schemas import ScoreKind
 from retrieval.evaluation.ground_truth import GroundTruth
 from retrieval.report.charts.contact_print import (
     MAX_MATCHES,
@@ -42,7 +42,7 @@ def draw_grids(
 
     Returns PNG files by name; if no image can be read, none, and calls `note` with the reason.
     """
-    metric: Metric = manifest.counts["metric"]
+    metric: ScoreKind = manifest.counts["metric"]
     count = len(outcomes.query_ids)
     sampled = outcomes.sample(
         SAMPLED_QUERIES if outcomes.has_grade.any() else SAMPLED_QUERIES + WORST_QUERIES, seed
@@ -92,7 +92,7 @@ def draw_before_after(
     queries, changed = most_changed_queries(*outcomes)
     if not queries:
         note("no picture before-after: the rankings have no query in common")
-    metrics: list[Metric] = [manifest.counts["metric"] for manifest in manifests]
+    metrics: list[ScoreKind] = [manifest.counts["metric"] for manifest in manifests]
     columns = [
         Ranking(name, metric, SIDE_BY_SIDE_MATCHES)
         for name, metric in zip(names, metrics, strict=True)
@@ -169,7 +169,7 @@ def _query(row: Match, photos: Photos) -> Photo:
 
 
 def _matches(
-    rows: Sequence[Match], photos: Photos, metric: Metric, limit: int
+    rows: Sequence[Match], photos: Photos, metric: ScoreKind, limit: int
 ) -> tuple[Photo, ...]:
     return tuple(
         Photo(

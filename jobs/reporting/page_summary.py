@@ -68,13 +68,18 @@ def _conditions(settings: dict[str, Any]) -> list[tuple[str, str]]:
         conditions.append(("excluded", "each query's own image"))
     if settings.get("min_score") is not None:
         conditions.append(("minimum score", f"{settings['min_score']:g}"))
-    if expansion := settings.get("expand_queries"):
-        conditions.append((
-            "queries expanded",
-            f"with the top {expansion['count']} matches, weighted by score to the power "
-            f"{expansion['alpha']:g}",
-        ))  # fmt: skip
+    if reranking := settings.get("rerank"):
+        conditions.append(_reranking(reranking))
     return conditions
+
+
+def _reranking(reranking: dict[str, Any]) -> tuple[str, str]:
+    """Return how the ranking was improved from the first matches, as (name, value)."""
+    method, count = reranking["method"], reranking["count"]
+    if reranking["alpha"] is None:
+        return "re-ranked", f"the top {count} matches, by {method}"
+    weight = f"weighted by score to the power {reranking['alpha']:g}"
+    return "queries expanded", f"with the top {count} matches, {weight}"
 
 
 def _leaks(counts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -21,7 +21,8 @@ from jobs.training.write_bundle import write_split, write_trained
 from retrieval.core.errors import UsageError
 from retrieval.evaluation.measures import find_measure
 from retrieval.models import registry
-from retrieval.models.resolve import RANDOM, resolve_source
+from retrieval.models.recipes import RECIPES
+from retrieval.models.resolve import RANDOM, choose_pooling, resolve_source
 from retrieval.sources.detect import open_source
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.local import Folder, open_folder
@@ -65,10 +66,12 @@ def _training_setup(settings: TrainSettings) -> TrainingSetup:
     weights = settings.weights
     if settings.backbone == registry.SCRATCH and weights is None:
         weights = RANDOM
+    defaults = RECIPES[settings.recipe]
     source = resolve_source(
         settings.backbone, weights, image_size=settings.image_size, resize=settings.resize,
-        seed=settings.seed, python_path=settings.python_path,
+        seed=settings.seed, python_path=settings.python_path, recipe=defaults,
     )  # fmt: skip
+    pooling = settings.pooling or choose_pooling(source, defaults)
     recipe = TrainingRecipe(
         epochs=settings.epochs, batch=settings.batch_size, learning_rate=settings.learning_rate,
         backbone_lr_scale=settings.backbone_lr_scale, schedule=settings.schedule,
@@ -76,7 +79,7 @@ def _training_setup(settings: TrainSettings) -> TrainingSetup:
         augmentations=_parse_augmentations(settings.augment), seed=settings.seed,
     )  # fmt: skip
     return TrainingSetup(
-        source, settings.pooling, weights != RANDOM, settings.objective, recipe,
+        source, pooling, weights != RANDOM, settings.objective, recipe,
         registry.find_own_model(source.backbone),
     )  # fmt: skip
 
@@ -113,8 +116,12 @@ def _job_content(
     settings: TrainSettings, setup: TrainingSetup, data: TrainingDataset
 ) -> dict[str, Any]:
     """Return all settings and inputs that shape the bundle, for job.json."""
+    content = content_settings(settings)
+    del content["recipe"]  # its parts are recorded
     return {
-        **content_settings(settings),
+        **content,
+        "pooling": setup.pooling,
+        "resize": setup.source.transform.resize,
         "augment": ",".join(setup.recipe.augmentations),
         "data": open_folder(settings.data).uri(),
         "image_size": setup.source.transform.image_size,

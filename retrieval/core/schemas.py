@@ -16,9 +16,13 @@ FORMAT_VERSION = 2
 """Version of the layout on disk; outputs of another version are rejected."""
 
 Metric = Literal["cosine", "ip", "l2"]
+ScoreKind = Literal["cosine", "ip", "l2", "unitless"]
+"""What the scores of matches are: those of a metric, or numbers that only order the matches of a
+query, higher is closer: of a re-ranking."""
 Pooling = Literal["avg", "max", "gem", "each"]
 """`each` concatenates all others; only `compare` uses it, and --pooling does not accept it."""
 Resize = Literal["crop", "squash", "pad", "squash-crop"]
+Augmentation = Literal["none", "flip"]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 """(n, d) stored vectors."""
 Paths = Any
@@ -172,7 +176,8 @@ MATCHES = Table(
         Column(
             "score",
             pa.float64(),
-            "cosine or inner product (higher is closer), or squared distance (lower is closer)",
+            "cosine or inner product (higher is closer), or squared distance (lower is closer); "
+            "after --rerank a number that orders the matches of a query (higher is closer)",
         ),
         Column("query_path", pa.string(), "path or URI of the query"),
         Column("path", pa.string(), "path or URI of the gallery image"),

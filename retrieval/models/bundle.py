@@ -21,7 +21,7 @@ from safetensors.torch import save as save_safetensors
 
 from retrieval.core.errors import Damaged, InputError, Mismatch, UsageError
 from retrieval.core.records import Transform
-from retrieval.core.schemas import Pooling
+from retrieval.core.schemas import Augmentation, Pooling
 from retrieval.models.own_model import ModelCode
 from retrieval.models.pca import Projection
 from retrieval.storage.checksum import checksummed_json, parse_checksummed_json
@@ -51,6 +51,7 @@ class Bundle:
     weights: bytes  # safetensors, without the classifier; or an ONNX file
     projection_bytes: bytes | None = None  # safetensors
     code: ModelCode | None = None  # of an own model, whose code the bundle does not hold
+    augment_inference: Augmentation = "none"  # flip: the mean of an image and its mirror image
 
     @property
     def is_onnx(self) -> bool:
@@ -79,6 +80,8 @@ class Bundle:
         }
         if self.code is not None:
             values["code"] = asdict(self.code)
+        if self.augment_inference != "none":
+            values["augment_inference"] = self.augment_inference
         return checksummed_json(values)
 
     @property
@@ -111,6 +114,10 @@ class Bundle:
                 f"dimension {self.dimension}; fit the projection on vectors of this bundle"
             )
         return replace(self, dimension=output_dimension, projection_bytes=projection.to_bytes())
+
+    def with_augmentation(self, augmentation: Augmentation | None) -> Bundle:
+        """Return a copy of the bundle that augments the images; None changes nothing."""
+        return replace(self, augment_inference=augmentation or self.augment_inference)
 
     def without_projection(self) -> Bundle:
         """Return the bundle without its projection; vectors have the backbone's dimension again."""
@@ -171,6 +178,7 @@ def read_bundle(location: Folder) -> Bundle:
         files[weights_file],
         files.get(PROJECTION),
         ModelCode(**values["code"]) if "code" in values else None,
+        values.get("augment_inference", "none"),
     )
 
 

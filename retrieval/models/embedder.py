@@ -33,15 +33,17 @@ class Embedder:
     def __init__(self, bundle: Bundle, plan: EnginePlan, ir: IR | None = None) -> None:
         self.bundle = bundle
         self.batch_size = plan.batch_size
-        self._engine = load_engine(bundle, plan, ir, threads=THREADS)
-        self.ahead = self._engine.ahead
+        self._mirrored = bundle.augment_inference == "flip"
+        passes = 2 if self._mirrored else 1
+        self._engine = load_engine(bundle, plan, ir, threads=THREADS, passes=passes)
+        self.ahead = self._engine.ahead // passes
         """Batches that may be in flight before the result of the first must be taken."""
 
     def embed(self, images: Sequence[ArrayLike]) -> Vectors:
         """Embed up to `batch_size` images, uint8 (3, side, side) each, as (n, d) float32.
 
-        Vectors are projected and normalised as the bundle specifies. A zero vector stays zero; the
-        caller must reject it.
+        Vectors are averaged over augmented images, projected and normalised as the bundle
+        specifies. A zero vector stays zero; the caller must reject it.
         """
         return self.submit(images)()
 
@@ -56,11 +58,19 @@ class Embedder:
         for row, image in enumerate(images):
             pixels[row] = image
         pixels[len(images) :] = 0
-        result = self._engine.submit(pixels)
+        results = [self._engine.submit(pixels)]
+        if self._mirrored:
+            mirrored = self._engine.next_buffer()
+            mirrored[:] = pixels[..., ::-1]
+            results.append(self._engine.submit(mirrored))
         bundle = self.bundle
-        return lambda: finish_vectors(
-            result()[: len(images)], normalize=bundle.normalize, projection=bundle.projection
-        )
+
+        def finish() -> Vectors:
+            vectors = [result()[: len(images)] for result in results]
+            mean = (vectors[0] + vectors[1]) / 2 if self._mirrored else vectors[0]
+            return finish_vectors(mean, normalize=bundle.normalize, projection=bundle.projection)
+
+        return finish
 
 
 def finish_vectors(vectors: Vectors, *, normalize: bool, projection: Projection | None) -> Vectors:

@@ -73,13 +73,15 @@ class TorchEngine:
     On a GPU a batch is copied, normalised and embedded there while the next one is decoded.
     """
 
-    def __init__(self, network: NormalisedNetwork, plan: EnginePlan, shape: Shape) -> None:
+    def __init__(
+        self, network: NormalisedNetwork, plan: EnginePlan, shape: Shape, passes: int = 1
+    ) -> None:
         self._device = torch.device(plan.device)
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[plan.precision]
         on_gpu = plan.device == "cuda"
         if on_gpu:
             _set_deterministic_gpu()
-        self.ahead = 1 if on_gpu else 0
+        self.ahead = 2 * passes - 1 if on_gpu else 0
         cast_network = network.cast_parameters(self._dtype).to(memory_format=torch.channels_last)
         self._network = cast_network.to(self._device)
         arrays = [torch.zeros(shape, dtype=torch.uint8) for _ in range(self.ahead + 1)]
@@ -187,15 +189,18 @@ def check_processor(plan: EnginePlan) -> None:
         raise UsageError(f"--precision bf16: the {plan.device} has no bf16 arithmetic; use fp32")
 
 
-def load_engine(bundle: Bundle, plan: EnginePlan, ir: IR | None = None, *, threads: int) -> Engine:
+def load_engine(
+    bundle: Bundle, plan: EnginePlan, ir: IR | None = None, *, threads: int, passes: int = 1
+) -> Engine:
     """Load the engine of a plan, ready to run.
 
     `ir` is the network converted for OpenVINO; without it the conversion happens here. `threads`
-    applies to the engine and to torch, which resizes images in the same process.
+    applies to the engine and to torch, which resizes images in the same process. `passes` is the
+    number of batches that are submitted for the same images.
     """
     check_processor(plan)
     torch.set_num_threads(threads)
     if plan.engine == OPENVINO:
         ir = ir or convert_bundle(bundle, plan)
         return OpenVINOEngine(ir, plan.precision, batch_shape(bundle, plan), threads=threads)
-    return TorchEngine(build_network(bundle), plan, batch_shape(bundle, plan))
+    return TorchEngine(build_network(bundle), plan, batch_shape(bundle, plan), passes)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from retrieval.core.errors import UsageError
 from retrieval.core.schemas import Pooling
 from retrieval.models.pooling import POOLINGS, apply_pooling
-from retrieval.models.providers.base import State
+from retrieval.models.providers.base import FeatureExtractor, State
 from retrieval.models.transforms import DEFAULT_IMAGE_SIZE
 
 CLASSIFIERS = ("fc", "classifier", "heads", "head")
@@ -30,7 +30,7 @@ def find_classifier(model: nn.Module, name: str) -> str:
     raise UsageError(f"--backbone {name} has no classifier that can be removed")
 
 
-class TracedExtractor(nn.Module):
+class TracedExtractor(FeatureExtractor):
     """A backbone without its classifier: (n, 3, h, w) normalised float32 -> (n, d) float32."""
 
     def __init__(self, body: nn.Module, pooling: Pooling, *, tokens: bool) -> None:
@@ -43,6 +43,13 @@ class TracedExtractor(nn.Module):
         """Embed a batch with the extractor's pooling."""
         features: Tensor = self.body(images)
         return apply_pooling(self.pooling, lambda pooling: self._pool(features, pooling))
+
+    def feature_map(self, images: Tensor) -> Tensor | None:
+        """Return the last feature map of a batch; None if the network ends in tokens."""
+        if self.tokens:
+            return None
+        features: Tensor = self.body(images)
+        return features
 
     def _pool(self, features: Tensor, pooling: str) -> Tensor:
         if self.tokens:

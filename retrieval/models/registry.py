@@ -16,7 +16,13 @@ from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling
 from retrieval.models.bundle import ONNX
 from retrieval.models.own_model import MEMORY, PYTHON, ModelCode, OwnModel, named_model
-from retrieval.models.providers.base import BackboneCard, BackboneProvider, State, WeightSource
+from retrieval.models.providers.base import (
+    BackboneCard,
+    BackboneProvider,
+    FeatureExtractor,
+    State,
+    WeightSource,
+)
 from retrieval.models.providers.own import OwnModelProvider
 from retrieval.models.providers.scratch import SCRATCH, ScratchProvider
 from retrieval.models.providers.timm import TIMM, TimmProvider
@@ -203,7 +209,7 @@ def _without_wrappers(key: str) -> str:
     return key.replace("_orig_mod.", "").removeprefix("module.")
 
 
-def build_extractor(name: str, state: State, pooling: Pooling) -> nn.Module:
+def build_extractor(name: str, state: State, pooling: Pooling) -> FeatureExtractor:
     """Build the feature extractor of a backbone from the parameters that `fit_state` returned."""
     return find_provider(name).extractor(name, state, pooling)
 

@@ -26,8 +26,10 @@ SCORE_MEANINGS = {
     "ip": "The dot product of query and match, on no fixed scale: compare it within one query "
     "only. Larger is closer.",
     "l2": "The squared distance between query and match: 0 is the same point. Smaller is closer.",
+    "unitless": "A number that orders the matches of a query, here after a re-ranking: compare it "
+    "within one query only. Larger is closer.",
 }
-"""Explanations of the score, by metric."""
+"""Explanations of the score, by kind of score."""
 
 RECALL_MEANING = "The share of the truly closest images that the search finds; at 1 it misses none."
 

@@ -1,9 +1,10 @@
-"""Fetch the vectors of each query's best candidates, by which queries are expanded.
+"""Fetch the vectors of each query's best candidates, by which rankings are improved.
 
     work/chosen/BLOCK.parquet          the best candidates of a block's queries
     work/vectors/SHARD-BLOCK.parquet   the vectors of those in a shard: row, embedding
 
-They are the neighbours that `query_expansion.py` adds to the queries.
+They are the neighbours that `query_expansion.py` adds to the queries, and the candidates that
+`reranking/` orders anew.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from retrieval.core.schemas import WORK_FOLDER, Vectors
 from retrieval.index.shard import Shard
 from retrieval.search.candidates import top_candidates
+from retrieval.search.fill_matches import read_final_candidates
 from retrieval.search.shard_rows import equal_runs
-from retrieval.search.shard_search import SearchTask, candidates_path, read_intermediate
+from retrieval.search.shard_search import SearchTask, read_intermediate
 from retrieval.storage.checksum import checksummed_parquet
 from retrieval.store.reader import embedding_column, read_vectors
 from retrieval.vectors.scoring import keys_to_scores, split_range
@@ -40,9 +42,7 @@ def neighbor_vectors_path(shard: int, number: int) -> str:
 def choose_neighbors(task: SearchTask, number: int) -> int:
     """Write the best candidates of all shards for a block; return the block's number."""
     if not task.output.exists(chosen_neighbors_path(number)):
-        paths = (candidates_path(task.probing, shard, number) for shard in task.shards)
-        parts = (read_intermediate(task.output, path) for path in paths)
-        table, ranks = top_candidates(parts, task.top_k)
+        table, ranks = top_candidates(read_final_candidates(task, number), task.top_k)
         table = table.append_column("place", pa.array(ranks))
         task.output.put_new(chosen_neighbors_path(number), checksummed_parquet(table))
     return number
@@ -55,11 +55,12 @@ def fetch_neighbor_vectors(task: SearchTask, number: int) -> int:
     if not missing:
         return len(blocks)
     shard = task.open_shard(number)
-    chosen_rows = {
-        b: _select_rows_of_shard(shard, read_intermediate(task.output, chosen_neighbors_path(b)))
-        for b in missing
-    }
-    for block_number, table in chosen_rows.items():
+    for block_number in missing:
+        task.heartbeat()
+        chosen = read_intermediate(
+            task.output, chosen_neighbors_path(block_number), ["row", "list"]
+        )
+        table = _select_rows_of_shard(shard, chosen)
         vectors = _vectors_from_lists(shard, table["row"].to_numpy(), table["list"].to_numpy())
         vectors_table = pa.table({"row": table["row"], "embedding": embedding_column(vectors)})
         task.output.put_new(

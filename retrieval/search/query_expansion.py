@@ -28,8 +28,8 @@ def check_expansion(alpha: float, metric: Metric) -> None:
     """
     if metric == "l2" and alpha > 0:
         raise UsageError(
-            f"--expand-queries with alpha {alpha:g} weights neighbours by similarity, which l2 "
-            "does not have: use alpha 0 (N,0), or --metric cosine or ip"
+            f"--rerank expand with alpha {alpha:g} weights neighbours by similarity, which l2 does "
+            "not have: use alpha 0 (expand:N,0), or --metric cosine or ip"
         )
 
 

@@ -37,6 +37,20 @@ class BackboneCard:
     imagenet_top5: float | None  # the same, for the five most likely classes
 
 
+class FeatureExtractor(nn.Module, ABC):
+    """A backbone without its classifier: (n, 3, h, w) normalised float32 -> (n, d) float32."""
+
+    pooling: Pooling
+
+    @abstractmethod
+    def feature_map(self, images: Tensor) -> Tensor | None:
+        """Return the features that are pooled, (n, c, h, w), of a batch of images.
+
+        None where pooling gives up what the network was trained for: it ends in tokens, in a
+        projection, or in vectors.
+        """
+
+
 class BackboneProvider(ABC):
     """The backbones of one library, by name."""
 
@@ -104,7 +118,7 @@ class BackboneProvider(ABC):
         """Return the transform for parameters that come without one."""
 
     @abstractmethod
-    def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
+    def extractor(self, name: str, state: State, pooling: Pooling) -> FeatureExtractor:
         """Build the module, in eval mode, from (n, 3, h, w) normalised float32 to (n, d) float32.
 
         `state` holds all parameters but those that only classify.

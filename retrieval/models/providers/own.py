@@ -11,7 +11,12 @@ from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling
 from retrieval.models.own_model import MEMORY, LoadedModel, ModelCode, OwnModel
 from retrieval.models.pooling import POOLINGS, apply_pooling
-from retrieval.models.providers.base import BackboneCard, BackboneProvider, State
+from retrieval.models.providers.base import (
+    BackboneCard,
+    BackboneProvider,
+    FeatureExtractor,
+    State,
+)
 from retrieval.models.transforms import scale_transform
 
 
@@ -98,7 +103,7 @@ class OwnModelProvider(BackboneProvider):
         """Return the same transform for other parameters of the module."""
         return self.pretrained_transform(name, image_size)
 
-    def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
+    def extractor(self, name: str, state: State, pooling: Pooling) -> FeatureExtractor:
         """Return a copy of the module with these parameters."""
         module = self.network(name, num_classes=None, state=state)
         module.load_state_dict(state)
@@ -119,7 +124,7 @@ class OwnModelProvider(BackboneProvider):
         return self._loaded[name]
 
 
-class OwnExtractor(nn.Module):
+class OwnExtractor(FeatureExtractor):
     """An own module: (n, 3, h, w) normalised float32 -> (n, d) float32."""
 
     def __init__(self, module: nn.Module, name: str, pooling: Pooling) -> None:
@@ -130,6 +135,15 @@ class OwnExtractor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed a batch; vectors are returned as they are, a feature map is pooled."""
+        features = self._features(images)
+        return apply_pooling(self.pooling, lambda pooling: self._pool(features, pooling))
+
+    def feature_map(self, images: Tensor) -> Tensor | None:
+        """Return the feature map of a batch; None if the module returns vectors."""
+        features = self._features(images)
+        return features if features.ndim == 4 else None
+
+    def _features(self, images: Tensor) -> Tensor:
         features = self.body(images)
         if not isinstance(features, Tensor) or features.ndim not in (2, 4):
             shape = tuple(features.shape) if isinstance(features, Tensor) else "no tensor"
@@ -137,7 +151,7 @@ class OwnExtractor(nn.Module):
                 f"--backbone {self.name} returns {shape}; return vectors (n, d) or a feature map "
                 "(n, c, h, w)"
             )
-        return apply_pooling(self.pooling, lambda pooling: self._pool(features, pooling))
+        return features
 
     def _pool(self, features: Tensor, pooling: str) -> Tensor:
         if features.ndim == 4:

@@ -8,7 +8,12 @@ from retrieval.core.errors import UsageError
 from retrieval.core.records import Transform
 from retrieval.core.schemas import Pooling
 from retrieval.models.feature_extractor import find_classifier, trace_extractor
-from retrieval.models.providers.base import BackboneCard, BackboneProvider, State
+from retrieval.models.providers.base import (
+    BackboneCard,
+    BackboneProvider,
+    FeatureExtractor,
+    State,
+)
 from retrieval.models.scratch_cnn import IMAGE_SIZE, WIDTHS, ScratchCNN
 from retrieval.models.transforms import IMAGENET
 
@@ -45,7 +50,7 @@ class ScratchProvider(BackboneProvider):
         size = image_size or IMAGE_SIZE
         return Transform("crop", size, size, "bilinear", *IMAGENET)
 
-    def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
+    def extractor(self, name: str, state: State, pooling: Pooling) -> FeatureExtractor:
         """Build the extractor by tracing the network."""
         return trace_extractor(self.skeleton(name, state).eval(), name, state, pooling)
 

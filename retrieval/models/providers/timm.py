@@ -30,6 +30,7 @@ from retrieval.models.pooling import POOLINGS, apply_pooling
 from retrieval.models.providers.base import (
     BackboneCard,
     BackboneProvider,
+    FeatureExtractor,
     State,
     WeightSource,
     weights_unavailable,
@@ -193,7 +194,7 @@ class TimmProvider(BackboneProvider):
         """Return the pretrained transform: in timm it is part of the model's configuration."""
         return self.pretrained_transform(name, image_size)
 
-    def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
+    def extractor(self, name: str, state: State, pooling: Pooling) -> FeatureExtractor:
         """Build the network with these parameters and without its classifier.
 
         It is not built on PyTorch's meta device, since some buffers that it computes itself (such
@@ -310,7 +311,7 @@ def _transform(name: str, configuration: Any, image_size: int | None) -> Transfo
     return describe_transform(transform, f"--backbone {name}")
 
 
-class TimmExtractor(nn.Module):
+class TimmExtractor(FeatureExtractor):
     """A model of timm up to its classifier: (n, 3, h, w) normalised float32 -> (n, d) float32."""
 
     def __init__(self, model: nn.Module, name: str, pooling: Pooling) -> None:
@@ -327,6 +328,13 @@ class TimmExtractor(nn.Module):
         """
         features = self.body.forward_features(images)
         return apply_pooling(self.pooling, lambda pooling: self._vectors(features, pooling))
+
+    def feature_map(self, images: Tensor) -> Tensor | None:
+        """Return the last feature map of a batch; None for tokens, and before a projection."""
+        features = self.body.forward_features(images)
+        if self.has_projection or not isinstance(features, Tensor) or features.ndim != 4:
+            return None
+        return self._map(features)
 
     def _vectors(self, features: Tensor | list[Tensor], pooling: str) -> Tensor:
         if pooling == "avg":

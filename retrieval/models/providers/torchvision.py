@@ -20,6 +20,7 @@ from retrieval.models.feature_extractor import find_classifier, trace_extractor
 from retrieval.models.providers.base import (
     BackboneCard,
     BackboneProvider,
+    FeatureExtractor,
     State,
     weights_unavailable,
 )
@@ -73,7 +74,7 @@ class TorchvisionProvider(BackboneProvider):
         """Return torchvision's usual preset: resize to 256/224 of the size, centre crop."""
         return standard_transform(image_size)
 
-    def extractor(self, name: str, state: State, pooling: Pooling) -> nn.Module:
+    def extractor(self, name: str, state: State, pooling: Pooling) -> FeatureExtractor:
         """Build the extractor by tracing the network up to its last spatial features."""
         return trace_extractor(self.skeleton(name, state).eval(), name, state, pooling)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from retrieval.core.schemas import Metric
+from retrieval.core.schemas import ScoreKind
 from retrieval.report.charts.canvas import LIGHT, TITLE, encode_png, matplotlib_style, render_pixels
 from retrieval.report.charts.text_fitting import fit_text
 
@@ -26,8 +26,9 @@ DISTANCES = {
     "cosine": "distance 1 − cosine, smaller is closer",
     "ip": "dot product, larger is closer",
     "l2": "Euclidean distance, smaller is closer",
+    "unitless": "score of the order of matches, larger is closer",
 }
-"""The meaning of the number below a match, by metric."""
+"""The meaning of the number below a match, by kind of score."""
 
 _DPI = 160  # a photo is 128 pixels wide, a dozen queries with ten matches some 3 MB
 _SIDE, _STEP, _GAP, _MARGIN = 0.8, 0.88, 0.26, 0.22  # inches: photo, step, between blocks, edge
@@ -55,7 +56,7 @@ class Ranking:
     """A block of columns: heading, metric of the scores, and most matches shown."""
 
     title: str
-    metric: Metric
+    metric: ScoreKind
     columns: int = MAX_MATCHES
 
 
@@ -173,10 +174,11 @@ def _paste(ground: NDArray[np.uint8], left: float, top: float, picture: bytes) -
     ground[y : y + high, x : x + wide] = small
 
 
-def format_distance(score: float, metric: Metric) -> str:
-    """Format the distance of a match: 1 − cosine, Euclidean distance, or for ip the score."""
+def format_distance(score: float, metric: ScoreKind) -> str:
+    """Format the distance of a match: 1 − cosine, Euclidean distance, or else the score."""
     value = {
-        "cosine": max(0.0, 1 - score), "ip": score, "l2": math.sqrt(max(0.0, score)),
+        "cosine": max(0.0, 1 - score), "l2": math.sqrt(max(0.0, score)), "ip": score,
+        "unitless": score,
     }[metric]  # fmt: skip
     text = f"{value:.3f}" if abs(value) < 10_000 else f"{value:.3g}"
     return text.replace("-", "−") if float(text) else "0.000"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.core.schemas import Metric
+from retrieval.core.schemas import ScoreKind
 from retrieval.report.charts.canvas import (
     SMALL,
     ChartDrawing,
@@ -28,13 +28,14 @@ _AXIS_LABELS = {
     "cosine": "cosine (larger is closer →)",
     "ip": "dot product (larger is closer →)",
     "l2": "(← smaller is closer) squared distance",
+    "unitless": "score of the order of matches (larger is closer →)",
 }
 _ORDER = ("unknown", "wrong", "right")  # drawing order
 _MIN_BINS, _MAX_BINS = 9, 51  # bins
 _WIDEST = 1e300  # beyond it, the width of a range overflows float64
 
 
-def draw_scores(groups: Mapping[str, Scores], metric: Metric) -> ChartDrawing | None:
+def draw_scores(groups: Mapping[str, Scores], metric: ScoreKind) -> ChartDrawing | None:
     """Return the chart of the score densities of `right`, `wrong` and `unknown` matches.
 
     Each group of (n,) scores is a histogram of area 1 over common bins, which compares shapes
@@ -91,7 +92,7 @@ def _density(scores: Scores, edges: Scores) -> Scores:
 
 def _draw(
     figure: Figure, theme: Theme, edges: Scores, bars: Mapping[str, Scores],
-    counts: Mapping[str, int], metric: Metric,
+    counts: Mapping[str, int], metric: ScoreKind,
 ) -> None:  # fmt: skip
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator

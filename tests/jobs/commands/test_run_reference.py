@@ -73,7 +73,7 @@ def check_run(data, images, root, expected, *, backbone, **options):
     outcome = run.run(
         RunSettings(
             gallery=str(images / "gallery"), queries=str(images / "queries"),
-            labels=str(data / "images" / "labels.csv"), output=str(root / "out"),
+            labels=str(data / "images" / "labels.csv"), output=str(root / "out"), recipe="plain",
             backbone=backbone, weights=str(weights), top_k=1372, rows_per_shard=500, **options,
         )
     )  # fmt: skip
@@ -90,7 +90,7 @@ def _expanded_map(root):
     """Return the mAP of the same queries expanded by their five best matches."""
     settings = RankSettings(
         index=str(root / "out/index"), queries=str(root / "out/queries"),
-        output=str(root / "expanded"), top_k=1372, expand_queries="5", workers=1,
+        output=str(root / "expanded"), top_k=1372, rerank="expand:5", workers=1,
     )  # fmt: skip
     with open_cluster(settings) as cluster:
         manifest = rank.rank(settings, cluster)

@@ -17,6 +17,7 @@ from retrieval.core.errors import Damaged, UsageError
 from retrieval.index import plan, recall_interval
 from retrieval.search import fill_matches, shard_search
 from retrieval.search.query_expansion import expand_queries
+from retrieval.search.reranking.rerank_block import METHODS, pairwise_cosines
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
 from retrieval.vectors.matmul import FLOAT32_PRODUCT, HalfPrecisionProduct
@@ -346,11 +347,9 @@ def test_unique_pairs_is_refused_without_a_meaning(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     with pytest.raises(UsageError, match="--unique-pairs needs --min-score for queries of another"):
         rank_in_process(index, stores / "queries", tmp_path / "m", unique_pairs=True)
-    with pytest.raises(
-        UsageError, match="--unique-pairs and --expand-queries are mutually exclusive"
-    ):
+    with pytest.raises(UsageError, match="--unique-pairs and --rerank are mutually exclusive"):
         rank_in_process(
-            index, stores / "gallery", tmp_path / "m", unique_pairs=True, expand_queries="3"
+            index, stores / "gallery", tmp_path / "m", unique_pairs=True, rerank="expand:3"
         )
 
 
@@ -490,7 +489,7 @@ def test_expanded_queries_are_searched_again(stores, tmp_path, metric, alpha, ki
     index = make_index(stores, tmp_path / "index", metric, index_factory=kind)
     rank_in_process(
         index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K,
-        expand_queries=f"4,{alpha:g}",
+        rerank=f"expand:4,{alpha:g}",
     )  # fmt: skip
     gallery, queries = draw_vectors()
     first = brute_force_matches(metric, k=4)
@@ -502,11 +501,75 @@ def test_expanded_queries_are_searched_again(stores, tmp_path, metric, alpha, ki
     assert read_matches(tmp_path / "m") == brute_force_matches(metric, queries=expanded)
 
 
-def test_invalid_expansion_is_refused(stores, tmp_path):
+def rerank_by_definition(method, count, k, excluded=None, min_key=-np.inf):
+    """Return the matches whose first `count` are ordered anew by a method, k of each query."""
+    gallery, queries = draw_vectors()
+    matches = brute_force_matches("cosine", k=ROWS, excluded=excluded, min_key=min_key)
+    results = []
+    for query in range(QUERIES):
+        own = [match for match in matches if match[0] == f"a{query:05d}.jpg"]
+        rows = [int(name[1:6]) for _, name, _ in own[:count]]
+        similarities = METHODS[method](pairwise_cosines(queries[query], gallery[rows]))
+        scores = [*(1 + similarities).tolist(), *(score for *_, score in own[count:])]
+        own = [(name, image, score) for (name, image, _), score in zip(own, scores, strict=True)]
+        results += sorted(own, key=lambda match: (-match[2], match[1]))[:k]
+    return results
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "k", "kind"),
+    [
+        ("k-reciprocal", 30, K, "IVF12,SQfp16"),  # candidates beyond the k matches
+        ("augment", 5, K, "IVF12,SQfp16"),  # matches beyond the re-ranked ones
+        pytest.param("augment", 30, K, "IVF12,SQ8", marks=pytest.mark.nightly),
+    ],
+)
+def test_first_matches_are_reranked(stores, tmp_path, method, count, k, kind):
+    index = make_index(stores, tmp_path / "index", index_factory=kind)
+    rank_in_process(
+        index, stores / "queries", tmp_path / "m", recall=1.0, top_k=k, rerank=f"{method}:{count}"
+    )
+    assert read_matches(tmp_path / "m") == rerank_by_definition(method, count, k)
+    check_verified(tmp_path / "m")
+
+
+def test_excluded_matches_and_low_scores_are_not_reranked(stores, tmp_path):
+    index = make_index(stores, tmp_path / "index")
+    rank_in_process(
+        index, stores / "queries", tmp_path / "m", recall=1.0, top_k=K, exclude_self=True,
+        min_score=0.5, rerank="augment:20", format="html",
+    )  # fmt: skip
+    page = (tmp_path / "m/report.html").read_text()
+    assert "the top 20 matches, by augment" in page
+    assert "here after a re-ranking" in page
+    excluded = np.arange(QUERIES)[:, None] == np.arange(ROWS) % 300
+    excluded &= np.arange(QUERIES)[:, None] < 20
+    expected = rerank_by_definition("augment", 20, K, excluded, 0.5)
+    assert read_matches(tmp_path / "m") == expected
+
+
+def test_reranked_matches_are_independent_of_shards_and_blocks(stores, tmp_path, monkeypatch):
+    files = []
+    for rows, block_bytes in ((130, 1), (ROWS, 1 << 26)):
+        monkeypatch.setattr(shard_search, "_BLOCK_BYTES", block_bytes)
+        index = make_index(stores, tmp_path / f"index{rows}", rows_per_shard=rows)
+        output = tmp_path / f"m{rows}"
+        rank_in_process(
+            index, stores / "queries", output, recall=1.0, top_k=K, rerank="k-reciprocal:25"
+        )
+        files.append(read_matches(output))
+    assert files[0] == files[1]
+
+
+def test_invalid_reranking_is_refused(stores, tmp_path):
     index = make_index(stores, tmp_path / "index", "l2")
-    for text, message in (("many", "is not an expansion"), ("3,2", "which l2 does not have")):
+    for text, message in (
+        ("many", "is no re-ranking"),
+        ("expand:3,2", "which l2 does not have"),
+        ("augment", "compares cosines, and the index has the metric l2"),
+    ):
         with pytest.raises(UsageError, match=message):
-            rank_in_process(index, stores / "queries", tmp_path / "m", expand_queries=text)
+            rank_in_process(index, stores / "queries", tmp_path / "m", rerank=text)
 
 
 # --- resuming after a kill ----------------------------------------------------------------------
@@ -515,9 +578,10 @@ def test_invalid_expansion_is_refused(stores, tmp_path):
 OPTIONS = {
     "filter": {"nprobe": 1, "filter": "width > 3", "format": "csv,submission"},
     "expand": {
-        "nprobe": 3, "expand_queries": "3", "exclude_self": True, "format": "jsonl,trec,html",
+        "nprobe": 3, "rerank": "expand:3", "exclude_self": True, "format": "jsonl,trec,html",
     },
     "wider": {"recall": 0.999, "min_score": 0.1},
+    "rerank": {"nprobe": 3, "rerank": "augment:9"},
 }  # fmt: skip
 
 
@@ -604,7 +668,7 @@ def test_report_names_the_match_constraints(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     rank_in_process(
         index, stores / "queries", tmp_path / "m", filter="label <> '<b>'", exclude_self=True,
-        min_score=0.25, expand_queries="3", format="html",
+        min_score=0.25, rerank="expand:3", format="html",
     )  # fmt: skip
     page = (tmp_path / "m/report.html").read_text()
     for expected_text in (

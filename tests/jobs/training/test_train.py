@@ -71,7 +71,7 @@ def test_bundle_is_a_verified_output(trained):
     bundle = read_bundle(open_folder(str(output)))
     assert (bundle.backbone, bundle.pooling, bundle.normalize) == ("scratch", "gem", True)
     assert (bundle.dimension, bundle.transform.image_size) == (192, 32)
-    assert bundle.transform.resize == "pad"
+    assert bundle.transform.resize == "squash"
     assert not any(key.startswith("classifier") for key in bundle.state())
     run = json.loads((output / "run.json").read_text())
     assert run["settings"]["epochs"] == 2

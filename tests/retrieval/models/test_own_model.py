@@ -143,7 +143,7 @@ def test_feature_map_is_pooled(new_registry, pooling, reduce):
         ("vectors", "gem", "returns vectors, not a map .* --pooling avg only"),
         ("tokens", "avg", r"returns \(1, 8, 64\); return vectors \(n, d\) or a feature map"),
         ("dictionary", "avg", "returns no tensor"),
-        ("fail", "avg", "fails on a blank image .KeyError: 'no such layer'"),
+        ("fail", "avg", "fails on an image .KeyError: 'no such layer'"),
     ],
 )
 def test_unsuitable_output_is_refused(new_registry, output, pooling, message):

@@ -1,4 +1,4 @@
-"""Tests of query expansion against the formula of its paper, and of --expand-queries."""
+"""Tests of query expansion against the formula of its paper."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.config.options import Expansion, parse_query_expansion
 from retrieval.core.errors import UsageError
 from retrieval.search.query_expansion import check_expansion, expand_queries
 from retrieval.vectors.scoring import block, score_pairs
@@ -139,28 +138,7 @@ def test_scaling_all_vectors_scales_the_result(scale):
 
 
 def test_alpha_with_l2_is_refused():
-    with pytest.raises(UsageError, match=r"^--expand-queries with alpha 3 .*: use alpha 0"):
+    with pytest.raises(UsageError, match=r"^--rerank expand with alpha 3 .*: use alpha 0"):
         expand_lists(X, [Y], [2.0], 3, "l2")
     for alpha, metric in ((0.0, "l2"), (3.0, "cosine"), (3.0, "ip")):
         check_expansion(alpha, metric)
-
-
-# --- the option -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "count", "alpha"),
-    [("10", 10, 3.0), (" 1 ", 1, 3.0), ("10,0", 10, 0.0), ("5,2.5", 5, 2.5), ("007,3", 7, 3.0)],
-)
-def test_expansion_is_parsed(text, count, alpha):
-    assert parse_query_expansion(text) == Expansion(count, alpha)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "0", "-1", "10,", ",3", "10,-1", "10,nan", "10,inf", "2.5", "10;3", "10,3,1", "ten",
-     "10,1e3", "٣", "10, 3", "10," + "9" * 400],
-)  # fmt: skip
-def test_invalid_expansions_are_refused(text):
-    with pytest.raises(ValueError, match="is not an expansion; write 10 or 10,3"):
-        parse_query_expansion(text)
