@@ -154,6 +154,7 @@ def _embed(source: str, output: str, backbone: str, plan: EnginePlan, workers: i
         EmbedSettings(
             input=source, output=output, backbone=backbone, weights="random", engine=plan.engine,
             precision=plan.precision, chunk_rows=CHUNK_ROWS, workers=workers,
+            recipe="plain",  # as the loops that it is compared with
         )
     )  # fmt: skip
 

@@ -101,7 +101,7 @@ def _embed_rate(backbone: str, arguments: argparse.Namespace, photos: str, outpu
     words: list[Any] = [
         "--input", photos, "--output", output, "--backbone", backbone, "--weights", "random",
         "--device", arguments.device, "--precision", arguments.precision,
-        "--chunk-rows", CHUNK_ROWS,
+        "--chunk-rows", CHUNK_ROWS, "--recipe", "plain",
     ]  # fmt: skip
     subprocess.run([LOOKALIKE, "embed", *map(str, words)], check=True, capture_output=True)
     parts = Path(output, "segments/00000/parts").glob("*.parquet")

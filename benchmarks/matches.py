@@ -68,6 +68,7 @@ def _part(
     columns = [
         query_id, rank.astype(np.int32), image_id, score, path("queries", query, query_id),
         path("gallery", image, image_id), names.take(query % CLASSES), names.take(class_number),
+        pa.nulls(len(rank), pa.float64()),
     ]  # fmt: skip
     return pa.table(columns, schema=MATCHES.schema)
 

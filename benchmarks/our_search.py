@@ -195,7 +195,7 @@ class _Worker:
             started = time.perf_counter()
             if probing is not None:  # this worker chooses the lists of these queries
                 choose_lists(block(own_queries, "ip"), self._centroids, probing)
-            table, _ = top_candidates(self._candidates(searchers, probed), setup.k)
+            table = pa.concat_tables(self._candidates(searchers, probed))
             best = min(best, time.perf_counter() - started)
         assert table is not None
         return best, table, 2.0 * queries.size * rows / self._shares

@@ -42,7 +42,7 @@ def main() -> None:
         source = photos_of(Path(scratch, "photos"), arguments.photos, arguments.images)
         words = ["--input", source, "--output", f"{scratch}/store",
                  "--backbone", arguments.backbone, "--weights", "random",
-                 "--chunk-rows", str(CHUNK_ROWS)]  # fmt: skip
+                 "--chunk-rows", str(CHUNK_ROWS), "--recipe", "plain"]  # fmt: skip
         job = subprocess.Popen([LOOKALIKE, "embed", *words], stderr=subprocess.DEVNULL)
         parts = Path(scratch, "store/segments/00000/parts")
         count = -(-arguments.images // CHUNK_ROWS)

@@ -36,7 +36,7 @@ from retrieval.models.embedder import finish_vectors
 from retrieval.models.pca import Projection, StreamingMoments
 from retrieval.vectors.float_conversions import to_float32, to_float64
 from retrieval.vectors.normalize import normalize_rows
-from retrieval.vectors.scoring import Float32, block
+from retrieval.vectors.scoring import Float32, Float64, block
 
 RESIZES: tuple[Resize, ...] = ("crop", "squash", "pad")
 POOLINGS = ("avg", "max", "gem")
@@ -77,7 +77,8 @@ class Network:
             embed_photos(self.data, self.backbone, view, side.paths, self.cache)[recipe.pooling]
             for view in views
         ]
-        return to_float32(sum(map(to_float64, parts)) / len(parts))
+        mean: Float64 = np.mean([to_float64(part) for part in parts], axis=0)
+        return to_float32(mean)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def _run(
     started = time.perf_counter()
     subprocess.run(
         [LOOKALIKE, "run", *words, "--backbone", arguments.backbone, "--weights", "random",
-         "--precision", plan.precision, "--top-k", str(_TOP_K)],
+         "--precision", plan.precision, "--top-k", str(_TOP_K), "--recipe", "plain"],
         check=True, capture_output=True,
     )  # fmt: skip
     seconds = time.perf_counter() - started

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         TooManyFailures,
         UsageError,
     )
+    from retrieval.models.own_model import Model
     from retrieval.samples import write_samples
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "LookalikeError",
     "Matches",
     "Mismatch",
+    "Model",
     "Result",
     "Stalled",
     "StorageFailure",
@@ -100,6 +102,7 @@ _MODULES = {
         "BelowBound", "Damaged", "InputError", "LookalikeError", "Mismatch", "Stalled",
         "StorageFailure", "TooManyFailures", "UsageError",
     ),
+    "retrieval.models.own_model": ("Model",),
     "retrieval.samples": ("write_samples",),
 }  # fmt: skip
 """Names by the module that is imported when they are first used.

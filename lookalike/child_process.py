@@ -1,9 +1,10 @@
 """Run one command in a child process; started by `lookalike/run_command.py`, its parent.
 
-The parent sends the verb and its settings as one line of JSON on stdin, and keeps stdin open. This
-process sends events back through a pipe, one JSON object per line: messages, the state of progress
-bars, and at the end a result or an error. If the parent ends, stdin is closed, and the command is
-terminated; finished work is kept.
+The parent sends the verb and its settings as one line of JSON on stdin, then the bytes of a model
+in its memory if the verb uses one (`model_transfer.py`), and keeps stdin open. This process sends
+events back through a pipe, one JSON object per line: messages, the state of progress bars, and at
+the end a result or an error. If the parent ends, stdin is closed, and the command is terminated;
+finished work is kept.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from jobs.cluster.submit import dashboard_address, submit
 from jobs.config.verbs import VERBS
 from jobs.runtime.progress import relay_progress
 from jobs.runtime.result import Result
+from lookalike.model_transfer import add_pickled_model
 from retrieval.core.errors import LookalikeError
 from retrieval.entry import import_own_packages
 
@@ -37,11 +39,14 @@ def main(descriptor: int) -> None:
     os.dup2(2, 1)  # Ray and its workers print to stdout, which belongs to the parent
     import_own_packages()
     request = json.loads(sys.stdin.buffer.readline())
+    model = sys.stdin.buffer.read(request["model_size"])
     channel = _Channel(descriptor)
     relay_progress(channel.send, bars=request["bars"])
     threading.Thread(target=_terminate_without_parent, daemon=True).start()
 
     def run() -> int:
+        if model:
+            add_pickled_model(model)
         result = _run(request["verb"], request["settings"])
         channel.send({"result": dataclasses.asdict(result)})
         return 0

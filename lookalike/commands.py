@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lookalike.input_types import Ids, Images, ImagesOrVectors, Labels, Path, Vectors
+from lookalike.input_types import Backbone, Ids, Images, ImagesOrVectors, Labels, Path, Vectors
 from lookalike.result import Result
 from lookalike.run_command import run_command
 
@@ -26,6 +26,8 @@ def run(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
+    calibration: Path | None = None,
+    min_probability: float | None = None,
     rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
@@ -40,12 +42,14 @@ def run(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
     recipe: Literal["default", "original", "plain"] = "default",
@@ -87,6 +91,9 @@ def run(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
+        calibration: File of evaluate calibrate, made with the same network and metric: matches
+            get a probability of being right.
+        min_probability: Lowest probability of a match, by calibration; default: no limit.
         rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
             augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
             3) adds them to the query and searches again; scores then differ from similarities.
@@ -110,6 +117,11 @@ def run(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -171,12 +183,14 @@ def embed(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
     recipe: Literal["default", "original", "plain"] = "default",
@@ -221,6 +235,11 @@ def embed(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -357,12 +376,14 @@ def rank(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str | None = None,
+    backbone: Backbone | None = None,
     python_path: Path | None = None,
     top_k: int = 10,
     recall: float | str = 0.95,
@@ -370,6 +391,8 @@ def rank(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
+    calibration: Path | None = None,
+    min_probability: float | None = None,
     rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
@@ -404,6 +427,11 @@ def rank(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -422,6 +450,9 @@ def rank(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
+        calibration: File of evaluate calibrate, made with the same network and metric: matches
+            get a probability of being right.
+        min_probability: Lowest probability of a match, by calibration; default: no limit.
         rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
             augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
             3) adds them to the query and searches again; scores then differ from similarities.
@@ -461,6 +492,7 @@ def evaluate(
     exact_matches: Path | None = None,
     fail_below: str | None = None,
     per_query: Path | None = None,
+    calibrate: Path | None = None,
 ) -> Result:
     """Measure the quality of matches against labels.
 
@@ -484,6 +516,8 @@ def evaluate(
         fail_below: Lower bounds MEASURE=BOUND,... (such as map=0.6,top1=0.8 or AP=0.6); a measure
             below its bound ends with exit code 5.
         per_query: Also write one line per query to this .csv or .parquet file.
+        calibrate: Also learn how likely matches are right, from their scores and these labels,
+            and write it to this .json file, for calibration.
 
     Raises:
         LookalikeError: As the command line reports it; `exit_code` is its exit code.
@@ -550,7 +584,7 @@ def train(
     *,
     data: Images,
     output: Path,
-    backbone: str = "scratch",
+    backbone: Backbone = "scratch",
     weights: Path | None = None,
     python_path: Path | None = None,
     recipe: Literal["default", "original", "plain"] = "default",
@@ -652,12 +686,14 @@ def predict(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str | None = None,
+    backbone: Backbone | None = None,
     python_path: Path | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
@@ -685,6 +721,11 @@ def predict(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.
@@ -713,6 +754,8 @@ def predict(
 def compare(
     *,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     labels: Labels | None = None,
     id_column: str | None = None,
@@ -749,6 +792,11 @@ def compare(
     Args:
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         labels: Labels in a CSV or Parquet file (image_id, label and optionally split); default:
             the parent folder's name.
@@ -824,6 +872,8 @@ def plan(
     filter: str | None = None,
     exclude_self: bool = False,
     min_score: float | None = None,
+    calibration: Path | None = None,
+    min_probability: float | None = None,
     rerank: str | None = None,
     format: str | None = None,
     temp_dir: Path | None = None,
@@ -838,12 +888,14 @@ def plan(
     max_error_rate: float = 0.01,
     retry_failed: bool = False,
     image_column: str | None = None,
+    box_columns: str | None = None,
+    box_units: Literal["pixels", "relative"] = "pixels",
     max_pixels: int = 178956970,
     engine: Literal["openvino", "torch"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     batch_size: int | None = None,
-    backbone: str = "resnet50",
+    backbone: Backbone = "resnet50",
     weights: Path | None = None,
     bundle: Path | None = None,
     recipe: Literal["default", "original", "plain"] = "default",
@@ -886,6 +938,9 @@ def plan(
         exclude_self: Exclude the query image itself: its own row when a store is searched against
             itself, else images with the same bytes.
         min_score: Lowest score of a match; for l2 the largest distance; default: no limit.
+        calibration: File of evaluate calibrate, made with the same network and metric: matches
+            get a probability of being right.
+        min_probability: Lowest probability of a match, by calibration; default: no limit.
         rerank: Method that improves the ranking from the first N matches: k-reciprocal[:N] or
             augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5,
             3) adds them to the query and searches again; scores then differ from similarities.
@@ -909,6 +964,11 @@ def plan(
         retry_failed: Try the images in the ledger again; a recovered image keeps its row.
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
+        box_columns: Columns of a list or Parquet file with a box per row, such as
+            x,y,width,height (or one column of lists of them): each row is that part of its image,
+            which is upright.
+        box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
+            1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
         engine: Library that runs the network; default: openvino on CPUs, torch on GPUs.
         precision: Arithmetic of the network; default: fp32 on CPUs, bf16 on GPUs.

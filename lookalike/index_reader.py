@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from lookalike.html_view import properties, read_pictures
 from lookalike.index_search import ShardIndex
+from lookalike.input_types import Backbone
 from lookalike.match_reader import Matches
 from retrieval.core.errors import Mismatch, UsageError
 from retrieval.core.schemas import SHARD_ROWS, Vectors
 from retrieval.index.probing import Probing
 from retrieval.index.shard import read_live_rows
+from retrieval.models.own_model import Model
 from retrieval.search.merge import rank_candidates
 from retrieval.storage import finished_output
 from retrieval.storage.local import open_folder
@@ -35,10 +37,14 @@ class Index:
     Attributes:
         shards: The opened index; shards are kept in memory up to its limit.
         settings: Settings that the index was built with.
+        backbone: The user's own model that its images were embedded with, if they were.
+        python_path: Folder with the module of that model.
     """
 
     shards: ShardIndex
     settings: dict[str, Any]
+    backbone: Backbone | None = None
+    python_path: str | None = None
 
     def __len__(self) -> int:
         """Return the number of gallery images."""
@@ -168,13 +174,21 @@ class Index:
         """Return the embedder of images; raise Mismatch if the index has no bundle."""
         from lookalike.query_vectors import ImageEmbedder
         from retrieval.models.bundle import read_bundle
+        from retrieval.models.registry import add_model, add_named_model
+        from retrieval.models.resolve import check_runnable
 
         if self.settings["bundle"] is None:
             raise Mismatch(
                 f"{self.__fspath__()} holds imported vectors without a model; pass vectors of the "
                 "same model"
             )
-        return ImageEmbedder(read_bundle(self.shards.folder), self.settings["embedding_dtype"])
+        bundle = read_bundle(self.shards.folder)
+        if isinstance(self.backbone, Model):
+            add_model(self.backbone)
+        elif self.backbone is not None:
+            add_named_model(self.backbone, self.python_path)
+        check_runnable(bundle)
+        return ImageEmbedder(bundle, self.settings["embedding_dtype"])
 
     def images(self) -> pa.Table:
         """Return the gallery images as an Arrow table: row, image_id, path, label and others."""
@@ -212,12 +226,17 @@ class Index:
         })  # fmt: skip
 
 
-def open_index(path: str | os.PathLike[str], *, memory: int | str | None = None) -> Index:
+def open_index(
+    path: str | os.PathLike[str], *, memory: int | str | None = None,
+    backbone: Backbone | None = None, python_path: str | os.PathLike[str] | None = None,
+) -> Index:  # fmt: skip
     """Open a finished index, written by `index` or in the folder index/ of `run`.
 
     Shards are verified by their checksums when they are read, and stay in memory if all of them
     together take at most `memory`, a number of bytes or a size such as "16G"; default: the
-    max_index_memory that the index was built with.
+    max_index_memory that the index was built with. If the images were embedded with a model of
+    your own, `backbone` names it (and `python_path` its folder) as for `rank`, or is its `Model`:
+    code is never taken from an output.
 
     Raises:
         InputError: If there is no finished index.
@@ -235,4 +254,5 @@ def open_index(path: str | os.PathLike[str], *, memory: int | str | None = None)
             limit = parse_size(str(memory))
         except ValueError as error:
             raise UsageError(f"memory: {error}") from error
-    return Index(ShardIndex(folder, manifest, limit), settings)
+    folder_of_module = None if python_path is None else os.fspath(python_path)
+    return Index(ShardIndex(folder, manifest, limit), settings, backbone, folder_of_module)

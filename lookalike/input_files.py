@@ -134,13 +134,16 @@ def _path_table(target: _Target, paths: Sequence[Any]) -> pa.Table:
 
 def _write_table(target: _Target, table: pa.Table, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Write a table as Parquet, relative paths made absolute; return its path and its columns."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from retrieval.sources.vectors import vector_column
 
     described: dict[str, Any] = {}
     if target.kind not in ("Labels", "Ids"):
-        vectors = arguments.get("embedding_column") or vector_column(table.schema)
+        boxes = {name.strip() for name in (arguments.get("box_columns") or "").split(",")}
+        others = pa.schema([field for field in table.schema if field.name not in boxes])
+        vectors = arguments.get("embedding_column") or vector_column(others)
         if vectors is None and target.kind == "Vectors":
             raise UsageError(
                 f"{target.flag}: the table has no column of vectors; name it with embedding_column "
@@ -151,7 +154,7 @@ def _write_table(target: _Target, table: pa.Table, arguments: Mapping[str, Any])
         elif target.kind == "Images":
             raise UsageError(
                 f"{target.flag}: the column {vectors} holds vectors, and this command takes images;"
-                " use index and rank"
+                " use index and rank, or name it with box_columns if it holds boxes"
             )
         elif "embedding_column" in arguments:
             described["embedding_column"] = vectors

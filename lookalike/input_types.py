@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from retrieval.models.own_model import Model
+
 
 class ArrowTable(Protocol):
     """Table that Arrow can read: of pyarrow, pandas (2.2 or later), polars, DuckDB or datasets."""
@@ -38,6 +40,9 @@ Labels: TypeAlias = "Path | ArrowTable"
 
 Ids: TypeAlias = "Path | Sequence[str]"
 """Ids of the rows of an array: a file, or one id per row."""
+
+Backbone: TypeAlias = "str | Model"
+"""Name of a network, or a torch module in memory as a `lookalike.Model`."""
 
 DataKind = Literal["Images", "Vectors", "ImagesOrVectors", "Labels", "Ids"]
 

@@ -31,7 +31,8 @@ _PREVIEW_QUERIES, _PREVIEW_MATCHES = 3, 6
 class Matches:
     """Matches of queries, in the order of query_id and rank.
 
-    The columns are query_id, rank, image_id, score, query_path, path, query_label and label.
+    The columns are query_id, rank, image_id, score, query_path, path, query_label, label and
+    probability.
 
     Attributes:
         location: Path or URI of the output; None for matches of a search in memory.

@@ -16,6 +16,7 @@ from jobs.runtime.progress import print_message
 from lookalike.html_view import restored_pillow_settings
 from retrieval.core.errors import InputError, LookalikeError
 from retrieval.core.schemas import Vectors
+from retrieval.images.box import split_box
 from retrieval.images.decode import decode
 from retrieval.models.bundle import Bundle
 from retrieval.models.embedder import Embedder
@@ -37,8 +38,9 @@ class ImageEmbedder:
     _embedders: list[Embedder] = field(default_factory=list, repr=False)
 
     def embed(self, images: Sequence[bytes], names: Sequence[str]) -> Vectors:
-        """Return the vectors of encoded images, (n, d); `names` are for messages.
+        """Return the vectors of encoded images, (n, d).
 
+        `names` are for messages; one that is the path of a crop selects its part of the image.
         Raises InputError if an image cannot be decoded, or has no direction.
         """
         embedder = self._embedder()
@@ -56,7 +58,8 @@ class ImageEmbedder:
 
     def _decode(self, data: bytes, name: str) -> torch.Tensor:
         try:
-            return decode(data, self.bundle.transform, max_pixels=MAX_PIXELS).pixels
+            transform, box = self.bundle.transform, split_box(name)[1]
+            return decode(data, transform, max_pixels=MAX_PIXELS, box=box).pixels
         except LookalikeError:
             raise
         except (MemoryError, Exception) as error:  # decoders raise anything at all

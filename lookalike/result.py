@@ -9,6 +9,7 @@ from retrieval.core.errors import UsageError
 
 if TYPE_CHECKING:
     from lookalike.index_reader import Index
+    from lookalike.input_types import Backbone
     from lookalike.match_reader import Matches
     from lookalike.store_reader import Store
 
@@ -54,11 +55,15 @@ class Result(Mapping[str, Any]):
 
         return open_matches(self._child(_MATCHES, "matches"))
 
-    def index(self) -> Index:
-        """Open the index of `run`, `index` or `demo`; raise UsageError for other commands."""
+    def index(self, *, backbone: Backbone | None = None, python_path: str | None = None) -> Index:
+        """Open the index of `run`, `index` or `demo`; raise UsageError for other commands.
+
+        The arguments are those of `open_index`, for a model of your own.
+        """
         from lookalike.index_reader import open_index
 
-        return open_index(self._child(_INDEXES, "index"))
+        path = self._child(_INDEXES, "index")
+        return open_index(path, backbone=backbone, python_path=python_path)
 
     def store(self, side: str = "gallery") -> Store:
         """Open the store of `embed`, or that of a `side` of `run` or `demo`: gallery or queries.

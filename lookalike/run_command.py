@@ -36,10 +36,12 @@ def run_command(verb: str, arguments: Mapping[str, Any]) -> Result:
     """
     from lookalike.arguments import make_settings
     from lookalike.input_files import written_inputs
+    from lookalike.model_transfer import extract_model, pickle_model
 
+    arguments, model = extract_model(arguments)
     with written_inputs(verb, arguments) as paths:
         settings = _use_connected_ray(make_settings(verb, paths))
-        event = _run_child(verb, dataclasses.asdict(settings))
+        event = _run_child(verb, dataclasses.asdict(settings), pickle_model(model))
     if "error" in event:
         raise _make_error(event)
     outcome = event["result"]
@@ -63,11 +65,14 @@ def _use_connected_ray(settings: Any) -> Any:
     return dataclasses.replace(settings, ray_address=address)
 
 
-def _run_child(verb: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Run a verb in a child process and return its last event: the result or the error."""
+def _run_child(verb: str, values: dict[str, Any], model: bytes) -> dict[str, Any]:
+    """Run a verb in a child process and return its last event: the result or the error.
+
+    `model` is a pickled model that the verb uses, or empty.
+    """
     from jobs.runtime.progress_bars import shows_bars
 
-    request = {"verb": verb, "settings": values, "bars": shows_bars()}
+    request = {"verb": verb, "settings": values, "bars": shows_bars(), "model_size": len(model)}
     read_end, write_end = os.pipe()
     try:
         # -P: modules of the current folder are not imported; a session of its own: Ctrl-C reaches
@@ -85,7 +90,7 @@ def _run_child(verb: str, values: dict[str, Any]) -> dict[str, Any]:
     try:
         with os.fdopen(read_end, encoding="utf-8", errors="surrogateescape") as events:
             with suppress(BrokenPipeError):  # it ended at once, which is reported below
-                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.write(json.dumps(request).encode() + b"\n" + model)
                 process.stdin.flush()
             last = _show_events(events)
         process.wait()

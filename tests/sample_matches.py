@@ -57,7 +57,8 @@ def write_matches(
         gallery_rows = pa.array(positions)
         table = pa.table(
             [query_ids, ranks, images.take(gallery_rows), scores, query_ids,
-             paths.take(gallery_rows), query_labels, labels.take(pa.array(positions % classes))],
+             paths.take(gallery_rows), query_labels, labels.take(pa.array(positions % classes)),
+             pa.nulls(len(ranks), pa.float64())],
             names=MATCHES.schema.names,
         ).cast(MATCHES.schema)  # fmt: skip
         transaction.put_if_absent(

@@ -7,7 +7,7 @@ report.html. A stage whose output is finished and unchanged is skipped.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cluster.resources import Cluster, open_cluster
 from jobs.config.settings import (
@@ -26,6 +26,7 @@ from jobs.evaluation.evaluate_matches import Evaluation, evaluate_by_labels
 from jobs.evaluation.format_results import evaluation_json, format_measures
 from jobs.indexing import index
 from jobs.ranking import rank
+from jobs.ranking.match_constraints import read_requested_calibration
 from jobs.reporting.write_report import build_report_source, write_report
 from jobs.runtime.check_output import check_output
 from jobs.runtime.progress import print_message
@@ -34,6 +35,9 @@ from jobs.runtime.run_metadata import Stopwatch, read_stage_metadata
 from retrieval.storage import finished_output, transaction
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder, open_folder
+
+if TYPE_CHECKING:
+    from retrieval.evaluation.calibration import Calibration
 
 REPORT = "report.html"
 _STAGES = ("gallery", "queries", "index", "matches")
@@ -78,15 +82,17 @@ def run(settings: RunSettings) -> RunOutcome:
     open_input(settings, settings.queries).check()
     if settings.labels is not None:
         read_labels_file(settings.labels, "gallery")
+    calibration = read_requested_calibration(settings)
     with open_cluster(settings) as cluster:
         folder = open_folder(settings.output)
         prepared = prepare_model(settings, cluster, folder)
+        _check_calibration(settings, prepared, calibration)
         dtype = prepared.resolve_dtype(settings.embedding_dtype)
         settings = replace(settings, embedding_dtype=dtype)
         with explain_other_bundle(settings, folder.child("gallery/model"), prepared.bundle):
             transaction.claim_output(
-                folder, "run", _job_content(settings, prepared), overwrite=settings.overwrite,
-                reuse_if_same=True,
+                folder, "run", _job_content(settings, prepared, calibration),
+                overwrite=settings.overwrite, reuse_if_same=True,
             )  # fmt: skip
         context = _RunContext(settings, cluster, folder)
         prepared = _embed_gallery(context, prepared)
@@ -118,9 +124,29 @@ def run(settings: RunSettings) -> RunOutcome:
     return RunOutcome(folder, matches, evaluation, summary)
 
 
-def _job_content(settings: RunSettings, prepared: PreparedModel) -> dict[str, Any]:
+def _check_calibration(
+    settings: RunSettings, prepared: PreparedModel, calibration: Calibration | None
+) -> None:
+    """Raise Mismatch before anything is embedded if --calibration is of another network or metric.
+
+    With --pca the bundle is known only when the gallery is embedded; `rank` then compares it.
+    """
+    if calibration is None or settings.calibration is None:
+        return
+    known: dict[str, Any] = {
+        name: getattr(settings, name) for name in ("metric", "top_k", "filter")
+    }
+    if settings.pca is None:
+        known["bundle"] = prepared.bundle.digest
+    calibration.check_scoring(replace(calibration.scoring, **known), settings.calibration)
+
+
+def _job_content(
+    settings: RunSettings, prepared: PreparedModel, calibration: Calibration | None
+) -> dict[str, Any]:
     """Return all settings and inputs that shape the outputs, for job.json."""
-    inputs = {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
+    inputs: dict[str, Any] = {"calibration": calibration.digest if calibration else None}
+    inputs |= {name: open_folder(getattr(settings, name)).uri() for name in ("gallery", "queries")}
     content = {**content_settings(settings), **recipe_job_fields(settings)}
     del content["recipe"]  # its parts are recorded
     if content["augment_inference"] is None:

@@ -66,11 +66,11 @@ def compare(settings: CompareSettings) -> Result:
     Raises InputError if none of the networks can be compared.
     """
     stopwatch = Stopwatch()
+    if settings.pca is None:
+        settings = dataclasses.replace(settings, pca=RECIPES[settings.recipe].pca)
     if settings.output is None:
         raise UsageError("--data needs --output, a folder for stores, table and page")
     check_output(settings, "comparison")
-    if settings.pca is None:
-        settings = dataclasses.replace(settings, pca=RECIPES[settings.recipe].pca)
     candidates = list_candidates(settings)
     with open_cluster(settings) as cluster:
         dataset = list_labelled_images(_embed_settings(settings, ""))

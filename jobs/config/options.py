@@ -174,6 +174,12 @@ OPTIONS = _by_name(
     Option("id_column", str, None, "content",
            "Column of a list, Parquet or --ids file with the image ids; default: image_id (or id), "
            "else the path or position."),
+    Option("box_columns", str, None, "content",
+           "Columns of a list or Parquet file with a box per row, such as x,y,width,height (or one "
+           "column of lists of them): each row is that part of its image, which is upright."),
+    Option("box_units", str, "pixels", "content",
+           "Unit of --box-columns: pixels, or relative to the image's width and height (0 to 1, as "
+           "MegaDetector writes them).", choices=("pixels", "relative")),
     Option("embedding_column", str, None, "content",
            "Parquet column of vectors; default: embedding, or the only one."),
     Option("ids", "path", None, "content",
@@ -193,6 +199,9 @@ OPTIONS = _by_name(
            "What the 95 % intervals generalise to: other queries of these classes, or other "
            "classes (for a backbone that was not trained on them).",
            choices=("queries", "classes")),
+    Option("calibrate", "path", None, "run",
+           "Also learn how likely matches are right, from their scores and these labels, and write "
+           "it to this .json file, for --calibration."),
     Option("all_measures", bool, False, "run",
            "Print every measure (docs/measures.md); --json always contains all of them."),
     Option("compare", "path", None, "content",
@@ -316,6 +325,11 @@ OPTIONS = _by_name(
            "else images with the same bytes."),
     Option("min_score", float, None, "content",
            "Lowest score of a match; for l2 the largest distance; default: no limit."),
+    Option("calibration", "path", None, "content",
+           "File of evaluate --calibrate, made with the same network and metric: matches get a "
+           "probability of being right."),
+    Option("min_probability", float, None, "content",
+           "Lowest probability of a match, by --calibration; default: no limit.", low=0, high=1),
     Option("rerank", str, None, "content",
            "Method that improves the ranking from the first N matches: k-reciprocal[:N] or "
            "augment[:N] (cosine only; N is 200 by default) order them anew, expand[:N[,ALPHA]] (5, "
@@ -387,8 +401,8 @@ OPTIONS = _by_name(
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input": (
         "gallery", "queries", "input", "embeddings", "index", "matches", "data", "labels",
-        "image_column", "id_column", "embedding_column", "ids", "limit", "max_pixels",
-        "max_error_rate", "retry_failed",
+        "image_column", "id_column", "box_columns", "box_units", "embedding_column", "ids", "limit",
+        "max_pixels", "max_error_rate", "retry_failed",
     ),
     "Output": (
         "output", "overwrite", "format", "unique_pairs", "per_query", "export_faiss",
@@ -408,11 +422,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "measure_recall",
     ),
     "Search": (
-        "top_k", "recall", "nprobe", "filter", "exclude_self", "min_score", "rerank",
+        "top_k", "recall", "nprobe", "filter", "exclude_self", "min_score", "rerank", "calibration",
+        "min_probability",
     ),
     "Evaluation": (
         "qrels", "junk_grade", "cutoffs", "intervals_over", "all_measures", "compare",
-        "exact_matches", "fail_below",
+        "exact_matches", "fail_below", "calibrate",
     ),
     "Cluster": ("workers", "gpus_per_worker", "decoding", "ray_address", "cluster", "sample"),
     "General": ("seed", "json", "debug"),

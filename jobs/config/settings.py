@@ -17,6 +17,7 @@ from jobs.config.options import REQUIRED, option_field
 if TYPE_CHECKING:  # not loaded for --help
     from retrieval.core.schemas import Augmentation, Metric, Pooling, Resize
     from retrieval.evaluation.results import IntervalUnit
+    from retrieval.images.box import BoxUnits
     from retrieval.models.transforms import Interpolation
     from retrieval.training.schedule import Schedule
     from retrieval.training.split import SplitBy
@@ -109,9 +110,11 @@ class RetriableListingOptions(ListingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """How images are found in tables and which are too large to decode."""
+    """How images and crops are found in tables and which are too large to decode."""
 
     image_column: str | None = option_field("image_column")
+    box_columns: str | None = option_field("box_columns")
+    box_units: BoxUnits = option_field("box_units")
     max_pixels: int = option_field("max_pixels")
 
 
@@ -198,6 +201,8 @@ class SearchOptions:
     filter: str | None = option_field("filter")
     exclude_self: bool = option_field("exclude_self")
     min_score: float | None = option_field("min_score")
+    calibration: str | None = option_field("calibration")
+    min_probability: float | None = option_field("min_probability")
     rerank: str | None = option_field("rerank")
     format: str | None = option_field("format")
     temp_dir: str | None = option_field("temp_dir")
@@ -318,6 +323,7 @@ class EvaluateSettings(CommonOptions, RelevanceOptions):
     exact_matches: str | None = option_field("exact_matches")
     fail_below: str | None = option_field("fail_below")
     per_query: str | None = option_field("per_query")
+    calibrate: str | None = option_field("calibrate")
 
 
 @dataclass(frozen=True, kw_only=True)

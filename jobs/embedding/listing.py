@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from jobs.config.options import parse_comma_list
 from jobs.config.settings import EmbedSettings, ReadingOptions
 from jobs.runtime.progress import print_message
 from retrieval.core.errors import AccessRefused, InputError
 from retrieval.listing.diff import read_items
 from retrieval.listing.listing import count_labelled_rows, read_labels, write_listing
 from retrieval.sources.base import Source
+from retrieval.sources.box_columns import BoxColumns
 from retrieval.sources.container_paths import container_of
 from retrieval.sources.detect import open_source
 from retrieval.sources.item_reader import ItemReader
@@ -43,7 +45,12 @@ class SourceListing:
 
 def open_input(settings: ReadingOptions, root: str) -> Source:
     """Open the source that `--input`, `--gallery` or `--queries` names."""
-    return open_source(root, image_column=settings.image_column, id_column=settings.id_column)
+    boxes = None
+    if settings.box_columns is not None:
+        boxes = BoxColumns(tuple(parse_comma_list(settings.box_columns)), settings.box_units)
+    return open_source(
+        root, image_column=settings.image_column, id_column=settings.id_column, boxes=boxes
+    )
 
 
 def list_source(

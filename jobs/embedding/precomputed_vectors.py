@@ -16,6 +16,7 @@ from jobs.config.options import AUTO
 from jobs.config.settings import (
     EmbedSettings,
     EngineOptions,
+    ImageOptions,
     ModelOptions,
     RetriableListingOptions,
     VectorSourceOptions,
@@ -30,8 +31,9 @@ from retrieval.embedding.attempt import Attempt
 from retrieval.sources.vectors import VectorSource, is_npy, open_vectors
 from retrieval.storage.local import Folder
 
-_IMAGE_OPTIONS = ("image_column", "weights", "bundle", "image_size", "resize", "pooling", "pca",
-                  "augment_inference", "engine", "precision", "device", "batch_size")  # fmt: skip
+_IMAGE_OPTIONS = ("image_column", "box_columns", "weights", "bundle", "image_size", "resize",
+                  "pooling", "pca", "augment_inference", "engine", "precision", "device",
+                  "batch_size")  # fmt: skip
 """Options that apply to images only, of those whose default is None."""
 
 DEFAULT_CHUNK_ROWS = 4096
@@ -137,7 +139,7 @@ def open_precomputed_vectors(
 def vector_job_settings(settings: EmbedSettings, vectors: PrecomputedVectors) -> dict[str, Any]:
     """Return the settings for the job.json of a store of vectors, without the image options."""
     for_images = {f.name for options in (ModelOptions, EngineOptions) for f in fields(options)}
-    for_images |= {"image_column", "max_pixels"}
+    for_images |= {field.name for field in fields(ImageOptions)}
     content = {k: v for k, v in content_settings(settings).items() if k not in for_images}
     return {
         **content,

@@ -10,6 +10,14 @@ import pyarrow.parquet as pq
 
 from jobs.config.options import parse_comma_list
 from jobs.config.settings import EvaluateSettings
+from jobs.evaluation.calibrate import (
+    calibrate,
+    check_calibration_file,
+    format_calibration,
+    format_open_set,
+    format_reliability,
+    open_set_json,
+)
 from jobs.evaluation.evaluate_matches import Evaluation, evaluate_matches, measure_matches
 from jobs.evaluation.format_results import (
     evaluation_json,
@@ -36,7 +44,7 @@ from retrieval.storage.local import Folder, open_folder, split_file_url
 
 _MAX_CUTOFFS = 20
 _COMPARED_SETTINGS = ("queries", "queries_sha256", "top_k", "filter", "exclude_self", "min_score",
-                 "rerank")  # fmt: skip
+                 "rerank", "calibration", "min_probability")  # fmt: skip
 _LOSS_MEASURES = ("top1", "map")
 
 
@@ -50,6 +58,7 @@ def start(settings: EvaluateSettings) -> Result:
         )
     if settings.per_query is not None:
         check_file("--per-query", settings.per_query)
+    check_calibration_file(settings.calibrate)
     folder = open_folder(settings.matches)
     manifest = finished_output.read_manifest(folder, kind="matches")
     ground_truth = open_ground_truth(folder, manifest, settings)
@@ -61,6 +70,8 @@ def start(settings: EvaluateSettings) -> Result:
     ]  # fmt: skip
     values = {**evaluation_json(evaluation), **tables_json(evaluation)}
     for section_values, section_lines in (
+        _certainty(evaluation),
+        _calibrate(settings, folder, manifest, ground_truth, evaluation.results),
         _compare(settings, evaluation.results, cutoffs),
         _split_loss(settings, folder, evaluation.results, ground_truth, cutoffs),
     ):
@@ -117,6 +128,35 @@ def _missed_bounds(evaluation: Evaluation, bounds: dict[str, float]) -> list[str
         for measure in evaluation.measures
         if measure.key in bounds and not measure.value >= bounds[measure.key]
     ]
+
+
+def _certainty(evaluation: Evaluation) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the reliability of probabilities and open-set measures, for --json and as lines."""
+    values: dict[str, Any] = open_set_json(evaluation.open_set)
+    text_lines: tuple[str, ...] = ()
+    if evaluation.reliability is not None:
+        values["reliability"] = evaluation.reliability.to_json()
+        text_lines += format_reliability(evaluation.reliability, "on these matches")
+    if evaluation.open_set is not None:
+        text_lines += format_open_set(evaluation.open_set)
+    return values, text_lines
+
+
+def _calibrate(
+    settings: EvaluateSettings, folder: Folder, manifest: Manifest, ground_truth: GroundTruth,
+    results: Results,
+) -> tuple[dict[str, Any], tuple[str, ...]]:  # fmt: skip
+    """Write the file of --calibrate; return its reliability for --json and text lines."""
+    if settings.calibrate is None:
+        return {}, ()
+    calibration = calibrate(
+        settings.calibrate, folder, manifest, ground_truth, results, settings.intervals_over
+    )
+    values = {
+        "calibration": settings.calibrate, "lead_weight": calibration.lead_weight,
+        "held_out": calibration.held_out.to_json(),
+    }  # fmt: skip
+    return values, format_calibration(calibration, settings.calibrate)
 
 
 def _compare(
@@ -181,7 +221,7 @@ def _split_loss(
     ann_settings = finished_output.read_settings(folder)
     exact_settings = finished_output.read_settings(exact)
     if different := [
-        name for name in _COMPARED_SETTINGS if ann_settings[name] != exact_settings[name]
+        name for name in _COMPARED_SETTINGS if ann_settings.get(name) != exact_settings.get(name)
     ]:
         raise Mismatch(
             f"--exact-matches {settings.exact_matches} differs from {settings.matches} in "

@@ -15,13 +15,16 @@ import pyarrow.compute as pc
 
 from jobs.config.settings import RelevanceOptions
 from jobs.evaluation.ground_truth import open_ground_truth, stream_tables
+from jobs.evaluation.labelled_matches import measure_unknown_queries, read_labelled_matches
 from retrieval.core.confidence import MIN_SAMPLE_SIZE
 from retrieval.core.errors import InputError, Mismatch
 from retrieval.evaluation import measures
 from retrieval.evaluation.ground_truth import GroundTruth
 from retrieval.evaluation.labels import Labels
+from retrieval.evaluation.open_set import OpenSetResult
 from retrieval.evaluation.qrels import Qrels
 from retrieval.evaluation.relevance import RankingRelevance, grade_rankings, grade_unanswered
+from retrieval.evaluation.reliability import Reliability, measure_reliability
 from retrieval.evaluation.results import (
     ClassResult,
     IntervalUnit,
@@ -49,6 +52,8 @@ class Evaluation:
     classes: tuple[ClassResult, ...]
     thresholds: tuple[Threshold, ...]
     notes: tuple[str, ...]
+    reliability: Reliability | None = None  # of the probabilities of the matches
+    open_set: OpenSetResult | None = None  # where some queries have no right match in the gallery
 
     @property
     def queries(self) -> int:
@@ -79,13 +84,37 @@ def evaluate_matches(
         Mismatch: If qrels have no query in common with the matches.
     """
     results = measure_matches(folder, manifest, ground_truth, cutoffs)
+    reliability, open_set = _measure_certainty(folder, manifest, ground_truth, results)
     return Evaluation(
         results,
         summarize(results, over),
         summarize_by_class(results),
         find_thresholds(results.scored, manifest.counts["metric"]),
         (*_notes(folder, manifest, ground_truth, results), *_interval_notes(results, over)),
-    )
+        reliability, open_set,
+    )  # fmt: skip
+
+
+def _measure_certainty(
+    folder: Folder, manifest: Manifest, ground_truth: GroundTruth, results: Results
+) -> tuple[Reliability | None, OpenSetResult | None]:
+    """Measure the probabilities of matches, and known against unknown queries, where there are any.
+
+    The matches are read a second time for it.
+    """
+    has_probability = finished_output.read_settings(folder).get("calibration") is not None
+    has_unknown = bool((results.queries["relevant"].to_numpy() == 0).any())
+    if not has_probability and not has_unknown:
+        return None, None
+    matches = read_labelled_matches(folder, manifest, ground_truth, results)
+    reliability = None
+    if has_probability and matches.graded.any():
+        graded = matches.graded
+        reliability = measure_reliability(
+            matches.probabilities[graded], matches.right[graded], matches.queries[graded],
+            matches.ranks[graded],
+        )  # fmt: skip
+    return reliability, measure_unknown_queries(matches, results)
 
 
 def evaluate_by_labels(

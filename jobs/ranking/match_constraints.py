@@ -7,24 +7,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.config.options import Reranking, parse_reranking
-from jobs.config.settings import RankSettings
+from jobs.config.settings import RankSettings, SearchOptions
 from retrieval.core.errors import UsageError
+from retrieval.storage import finished_output
 from retrieval.storage.finished_output import Manifest
 from retrieval.storage.local import Folder
 from retrieval.store.reader import Store
 
 if TYPE_CHECKING:
+    from retrieval.evaluation.calibration import Calibration
     from retrieval.search.filters import Filter
 
 
 @dataclass(frozen=True)
 class MatchConstraints:
-    """Which gallery images may match which query, and how matches are re-ranked."""
+    """Which gallery images may match which query, how matches are re-ranked, and probabilities."""
 
     row_filter: Filter | None  # the condition of --filter
     exclude_by: str | None  # the column that --exclude-self compares
     min_key: float  # key of --min-score (higher is closer); -inf without it
     reranking: Reranking | None
+    calibration: Calibration | None = None  # gives each match a probability
+    min_probability: float | None = None  # less likely matches are left out
 
 
 def read_match_constraints(
@@ -65,8 +69,31 @@ def read_match_constraints(
     if settings.min_score is not None:
         min_key = float(scores_to_keys(np.array([settings.min_score]), metric)[0])
     return MatchConstraints(
-        row_filter, SAME_BYTES if settings.exclude_self else None, min_key, reranking
-    )
+        row_filter, SAME_BYTES if settings.exclude_self else None, min_key, reranking,
+        read_requested_calibration(settings), settings.min_probability,
+    )  # fmt: skip
+
+
+def read_requested_calibration(settings: SearchOptions) -> Calibration | None:
+    """Return the calibration of --calibration; None without it.
+
+    Raises UsageError if --min-probability is given without it, or --min-score with it, and as
+    `read_calibration` does.
+    """
+    if settings.calibration is None:
+        if settings.min_probability is not None:
+            raise UsageError(
+                "--min-probability needs --calibration, a file that evaluate --calibrate writes"
+            )
+        return None
+    if settings.min_score is not None:
+        raise UsageError(
+            "--calibration and --min-score are mutually exclusive, since a probability depends on "
+            "all matches; use --min-probability"
+        )
+    from retrieval.evaluation.calibration import read_calibration
+
+    return read_calibration(settings.calibration)
 
 
 def _reranking(settings: RankSettings) -> Reranking | None:
@@ -93,19 +120,25 @@ def is_index_store(queries: Store, index: Manifest) -> bool:
     return bool(queries.manifest.sha256 == index.counts["embeddings_sha256"])
 
 
+def _has_crops(store: Store) -> bool:
+    """Return whether a store was made with a box per row."""
+    return finished_output.read_settings(store.folder).get("box_columns") is not None
+
+
 def select_exclusion_column(
     constraints: MatchConstraints, queries: Store, index: Manifest
 ) -> MatchConstraints:
     """Return the constraints with `exclude_by` set for these queries, if --exclude-self is given.
 
-    Rows are compared if the queries are the store of the index, else checksums of the images.
-    Raises UsageError if the queries have no checksums.
+    Rows are compared if the queries are the store of the index, else checksums of the images. In a
+    store of crops checksums are compared too: those of one photo exclude one another. Raises
+    UsageError if the queries have no checksums.
     """
     from retrieval.search.exclusions import SAME_ROW
 
     if constraints.exclude_by is None:
         return constraints
-    if is_index_store(queries, index):
+    if is_index_store(queries, index) and not _has_crops(queries):
         return dataclasses.replace(constraints, exclude_by=SAME_ROW)
     first = next(iter(queries.blocks()), None)
     if first is not None and len(first) and first["sha256"].null_count == len(first):

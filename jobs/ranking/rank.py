@@ -35,6 +35,7 @@ from jobs.runtime.check_output import check_output
 from jobs.runtime.result import Result
 from jobs.runtime.run_metadata import Stopwatch
 from retrieval.core.errors import BelowBound
+from retrieval.core.output_layout import CALIBRATION
 from retrieval.core.records import Certificate, FileRecord
 from retrieval.core.schemas import FAILURES, ScoreKind
 from retrieval.storage import finished_output, transaction
@@ -86,6 +87,7 @@ def rank(
     extra_files = ExtraFiles(formats, requested_files(settings, query_store, index))
     prepared = None if query_store else prepare_queries(settings, cluster, folder, index_folder)
     job = _job(settings, index, constraints, query_store, prepared)
+    _check_calibration(settings, constraints, job, index_folder, index)
     transaction.claim_output(
         folder, "matches", job, overwrite=settings.overwrite, reuse_if_same=reuse_if_same
     )
@@ -106,13 +108,17 @@ def rank(
         folder.delete(finished_output.MANIFEST)
 
     def search_and_finish() -> Manifest:
+        if constraints.calibration is not None:
+            transaction.put_if_absent(folder, CALIBRATION, constraints.calibration.to_json())
         certificate, unmatched = _read_certificate(folder) or search_queries(
             settings,
             _choose_search_process(settings, cluster, index, queries, constraints.reranking),
             folder, index_folder, index, queries,
             select_exclusion_column(constraints, queries, index),
         )  # fmt: skip
-        kind = "unitless" if makes_new_order(constraints.reranking) else index.counts["metric"]
+        kind: ScoreKind = index.counts["metric"]
+        if makes_new_order(constraints.reranking):
+            kind = "unitless"
         manifest = _finish(
             cluster,
             folder,
@@ -198,12 +204,29 @@ def _job(
     return {
         **content,
         "rerank": asdict(constraints.reranking) if constraints.reranking else None,
+        "calibration": constraints.calibration.digest if constraints.calibration else None,
         **(prepared.job_fields() if prepared else {}),
         "index": open_folder(settings.index).uri(),
         "index_sha256": index.sha256,
         "queries": open_folder(settings.queries).uri(),
         "queries_sha256": queries.manifest.sha256 if queries else None,
     }
+
+
+def _check_calibration(
+    settings: RankSettings,
+    constraints: MatchConstraints,
+    job: dict[str, Any],
+    index_folder: Folder,
+    index: Manifest,
+) -> None:
+    """Raise Mismatch if --calibration was made with another network, metric or scoring."""
+    from retrieval.evaluation.calibration import read_scoring
+
+    if constraints.calibration is not None and settings.calibration is not None:
+        index_job = finished_output.read_settings(index_folder)
+        scoring = read_scoring(job, index_job, index.counts["dimension"])
+        constraints.calibration.check_scoring(scoring, settings.calibration)
 
 
 def _finish(

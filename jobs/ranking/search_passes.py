@@ -61,9 +61,7 @@ def search_queries(
     if makes_new_order(reranking):
         for title, step, step_task, count, unit in rerank_steps(task, reranking):
             _run_tasks(cluster, title, step, step_task, count, unit)
-    matched = write_matches(
-        cluster, dataclasses.replace(task, top_k=top_k), makes_new_order(reranking)
-    )
+    matched = write_matches(cluster, dataclasses.replace(task, top_k=top_k), constraints)
     write_eligible_counts(cluster, task)
     return dataclasses.replace(certificate, extrapolated=extrapolated), queries.rows - matched
 
@@ -257,6 +255,7 @@ def _expand_queries(cluster: Cluster, task: Any, expansion: Reranking) -> Any:
     from retrieval.search import neighbor_vectors
     from retrieval.search.shard_search import expanded_queries_path
 
+    assert expansion.alpha is not None  # the method is expand
     blocks, shards = len(task.query_chunks), len(task.shards)
     first = dataclasses.replace(
         task, output=task.output.child(FIRST), top_k=expansion.count, looks=()
@@ -272,7 +271,7 @@ def _expand_queries(cluster: Cluster, task: Any, expansion: Reranking) -> Any:
     return dataclasses.replace(task, expanded=task.output)
 
 
-def _make_expand_step(task: Any, first: Any, alpha: float | None) -> Callable[[Any, int], int]:
+def _make_expand_step(task: Any, first: Any, alpha: float) -> Callable[[Any, int], int]:
     def expand_block(_: Any, number: int) -> int:
         import pyarrow as pa
 

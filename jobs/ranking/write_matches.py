@@ -6,17 +6,19 @@ from typing import Any
 
 from jobs.cluster import tasks
 from jobs.cluster.resources import Cluster
+from jobs.ranking.match_constraints import MatchConstraints
+from jobs.ranking.rerank import makes_new_order
 from retrieval.storage import transaction
 from retrieval.storage.checksum import checksummed_parquet
 
 
-def write_matches(cluster: Cluster, task: Any, reranked: bool) -> int:
-    """Write the matches of all blocks; return the number of queries that have at least one.
-
-    `reranked` states that they come from the files of a re-ranking.
-    """
+def write_matches(cluster: Cluster, task: Any, constraints: MatchConstraints) -> int:
+    """Write the matches of all blocks; return the number of queries that have at least one."""
+    calibration, min_probability = constraints.calibration, constraints.min_probability
+    reranked = makes_new_order(constraints.reranking)
 
     def merge_block(number: int) -> int:
+        from retrieval.evaluation.calibration import add_probabilities
         from retrieval.search.fill_matches import read_final_candidates
         from retrieval.search.merge import rank_candidates, unmatched_queries
         from retrieval.search.reranking.rerank_block import read_reranked_candidates
@@ -24,6 +26,8 @@ def write_matches(cluster: Cluster, task: Any, reranked: bool) -> int:
         queries = task.stored_queries(number).drop_columns("embedding")
         read = read_reranked_candidates if reranked else read_final_candidates
         table = rank_candidates(read(task, number), task.top_k, queries, task.metric)
+        if calibration is not None:
+            table = add_probabilities(table, calibration, min_probability)
         transaction.put_if_absent(task.output, matches_path(number), checksummed_parquet(table))
         unmatched = unmatched_queries(queries, table)
         if len(unmatched):

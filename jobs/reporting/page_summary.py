@@ -7,8 +7,11 @@ from typing import Any
 
 from jobs.evaluation.evaluate_matches import Evaluation
 from retrieval.core.errors import LookalikeError
+from retrieval.core.output_layout import CALIBRATION
 from retrieval.core.records import Certificate
+from retrieval.evaluation.calibration import parse_calibration
 from retrieval.report.chart import Chart
+from retrieval.report.charts.reliability import draw_reliability
 from retrieval.report.page import Page
 from retrieval.report.rows import SHOWN_MATCHES, ShownQueries
 from retrieval.storage import finished_output
@@ -39,8 +42,24 @@ def build_page(
         classes=evaluation.classes if evaluation else (),
         thresholds=evaluation.thresholds if evaluation else (),
         notes=evaluation.notes if evaluation else (),
-        charts=charts,
+        charts=(*charts, *_reliability_charts(folder, evaluation)),
     )
+
+
+def _reliability_charts(folder: Folder, evaluation: Evaluation | None) -> tuple[Chart, ...]:
+    """Return the chart of the reliability of probabilities; none for matches without them.
+
+    The curves are that of the calibration on its held-out folds, and that of these matches if they
+    have labels.
+    """
+    if not folder.exists(CALIBRATION):
+        return ()
+    calibration = parse_calibration(folder.read(CALIBRATION), folder.uri(CALIBRATION))
+    curves = {"held-out folds": calibration.held_out}
+    if evaluation and evaluation.reliability:
+        curves["these matches"] = evaluation.reliability
+    drawing = draw_reliability(curves)
+    return (drawing.chart(),) if drawing else ()
 
 
 def _query_images(queries: str) -> str:
@@ -68,6 +87,8 @@ def _conditions(settings: dict[str, Any]) -> list[tuple[str, str]]:
         conditions.append(("excluded", "each query's own image"))
     if settings.get("min_score") is not None:
         conditions.append(("minimum score", f"{settings['min_score']:g}"))
+    if settings.get("min_probability") is not None:
+        conditions.append(("minimum probability", f"{settings['min_probability']:g}"))
     if reranking := settings.get("rerank"):
         conditions.append(_reranking(reranking))
     return conditions

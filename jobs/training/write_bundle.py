@@ -19,7 +19,7 @@ from retrieval.models.resolve import make_bundle
 from retrieval.report.charts.confusion import PAIRS, draw_confusion_print
 from retrieval.report.charts.contact_print import SIDE_BY_SIDE_MATCHES
 from retrieval.report.charts.curves import draw_curves
-from retrieval.report.thumbnails import pixels_to_thumbnail
+from retrieval.report.thumbnails import make_thumbnail
 from retrieval.storage import transaction
 from retrieval.storage.checksum import checksummed_parquet
 from retrieval.storage.local import Folder
@@ -129,6 +129,6 @@ def _draw_confusion(pairs: pa.Table, predicted: ClassNumbers, photos: PhotoSplit
 def _thumbnails(subset: PhotoSubset, positions: NDArray[np.int64]) -> list[bytes]:
     """Return the photos at the first positions as JPEG thumbnails."""
     return [
-        pixels_to_thumbnail(pixels)
+        make_thumbnail(pixels)
         for pixels in subset.take(torch.from_numpy(positions[:SIDE_BY_SIDE_MATCHES]))
     ]

@@ -14,6 +14,9 @@ REPORT_MARK, REPORT_FOLDERS = "report.json", ("_files", "_pictures")
 """Marker file that `report` writes first into each folder beside its page, and the suffixes of
 these folders."""
 
+CALIBRATION = "calibration.json"
+"""Copy, in matches, of the file of --calibration that gave their probabilities."""
+
 _COMMON = (r"job\.json", r"manifest\.json", r"files\.parquet", r"run\.json")
 _MODEL = (r"model/bundle\.json", r"model/(weights|projection)\.safetensors", r"model/weights\.onnx")
 _REPORT = (
@@ -50,7 +53,7 @@ OUTPUT_LAYOUTS: dict[str, tuple[str, ...]] = {
     "matches": (
         *_COMMON,
         r"labels\.parquet",
-        r"certificate\.json",
+        r"(certificate|calibration)\.json",
         r"matches/part-\d{5}\.parquet",
         r"failures/\d{8}\.parquet",
         r"barred/\d{5}\.parquet",

@@ -16,7 +16,8 @@ class Item:
     """One image (or vector) of a source, before it is assigned a row.
 
     `path` opens it again: the path or URI of a file, or `tar://MEMBER::TAR` (as fsspec writes it),
-    or `parquet://COLUMN/ROW::FILE`, or for a vector `npy://ROW::FILE`. `place` is its position in
+    or `parquet://COLUMN/ROW::FILE`, or for a vector `npy://ROW::FILE`; that of a crop ends with its
+    box (`images/box.py`), and so does its image_id. `place` is its position in
     such a container: a byte offset in a tar, else a row number. An item with a `problem` is not
     read but recorded in the ledger. `more` holds the values of the source's metadata columns.
     """

@@ -25,6 +25,7 @@ from retrieval.embedding.embed_batch import (
     load_image,
 )
 from retrieval.sources.item_reader import ItemReader
+from retrieval.sources.photo_reader import PhotoReader
 
 MAX_IMAGES = 256
 """Largest number of images in a batch."""
@@ -47,7 +48,8 @@ def decode_batch(
     """Read and decode the items of a batch (rows of a listing), in one thread."""
     torch.set_num_threads(1)  # it resizes the images
     with ItemReader(decoding.options, decoding.hosts) as reader:
-        results = [load_image(item, transform, decoding, reader, attempt) for item in items]
+        photos = PhotoReader(reader)
+        results = [load_image(item, transform, decoding, photos, attempt) for item in items]
     attempt.note(None)
     images = [result for result in results if isinstance(result, DecodedImage)]
     return _encode(

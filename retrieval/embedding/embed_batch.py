@@ -7,7 +7,6 @@ the worker crashed, images are processed one at a time, so that the noted image 
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,9 +27,11 @@ from retrieval.embedding.outcome import (
     part_row,
     vector_problem,
 )
-from retrieval.images.decode import decode
+from retrieval.images.box import split_box
+from retrieval.images.decode import resize_decoded
 from retrieval.models.embedder import Embedder, Vectors
 from retrieval.sources.item_reader import ItemReader
+from retrieval.sources.photo_reader import PhotoReader
 from retrieval.storage.hosts import HostHealth
 
 
@@ -56,8 +57,8 @@ class DecodedImage:
     pixels: NDArray[np.uint8]  # (3, side, side)
     width: int  # of the original
     height: int
-    sha256: str  # of the bytes that were read
-    size: int  # number of these bytes
+    sha256: str  # of the bytes of the file, which crops of a photo share
+    size: int  # of these bytes
 
 
 DecodeResult = DecodedImage | Failure
@@ -80,9 +81,10 @@ def embed_items(
     """
     size, ahead = (1, 0) if attempt.one_at_a_time else (embedder.batch_size, embedder.ahead)
     with ItemReader(decoding.options, decoding.hosts) as reader:
+        photos = PhotoReader(reader)
 
         def load(item: dict[str, Any]) -> DecodeResult:
-            return load_image(item, embedder.bundle.transform, decoding, reader, attempt)
+            return load_image(item, embedder.bundle.transform, decoding, photos, attempt)
 
         threads = 0 if attempt.one_at_a_time else decoding.threads
         decoded = _decode_ahead(load, items, threads, 2 * size) if threads else map(load, items)
@@ -143,7 +145,7 @@ def load_image(
     item: dict[str, Any],
     transform: Transform,
     decoding: DecodeSettings,
-    reader: ItemReader,
+    photos: PhotoReader,
     attempt: Attempt,
 ) -> DecodeResult:
     """Read and decode one item; a permanent error becomes a failure.
@@ -153,22 +155,23 @@ def load_image(
     """
     if item.get("problem") is not None:
         return failure_record(item, "list", NotAnImage(item["problem"]))
-    if item["path"] in attempt.quarantined_images:
+    path = item["path"]
+    file, _ = split_box(path)  # all crops of a photo that crashes the worker are quarantined
+    if file in attempt.quarantined_images:
         return failure_record(item, "embed", WorkerDied())
-    attempt.note(item["path"])
+    attempt.note(file)
     stage = "read"
     try:
-        data = reader.read(item["path"], item.get("place"), item.get("size"))
+        photo = photos.read(path, item.get("place"), item.get("size"))
         stage = "decode"
-        decoded = decode(data, transform, max_pixels=decoding.max_pixels)
+        original = photo.decode(path, max_pixels=decoding.max_pixels)
+        decoded = resize_decoded(original, transform)
     except LookalikeError:
         raise
     except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all
         return failure_record(item, stage, error)
-    digest = hashlib.sha256(data).hexdigest()
-    return DecodedImage(
-        item, decoded.pixels.numpy(), decoded.width, decoded.height, digest, len(data)
-    )
+    pixels = decoded.pixels.numpy()
+    return DecodedImage(item, pixels, decoded.width, decoded.height, photo.sha256, len(photo.data))
 
 
 def _collect(

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch.nn import functional
 
 from retrieval.core.records import Transform
+from retrieval.images.box import Box
 from retrieval.images.header_limits import check_header
 from retrieval.images.heic import INSTALL, can_decode_heic, is_heic, open_heic
 from retrieval.images.intensity_levels import (
@@ -51,27 +52,38 @@ _RGB = 3
 
 @dataclass(frozen=True)
 class Decoded:
-    """Preprocessed pixels of an image, and its original size in pixels after EXIF orientation."""
+    """Preprocessed pixels of an image or crop, and its size in pixels, upright and not resized."""
 
     pixels: Pixels
     width: int
     height: int
 
 
-def decode(data: bytes, transform: Transform, *, max_pixels: int) -> Decoded:
+def decode(
+    data: bytes, transform: Transform, *, max_pixels: int, box: Box | None = None
+) -> Decoded:
     """Decode an image, apply its orientation, and resize it to uint8 (3, image_size, image_size).
 
     Args:
         data: The encoded bytes.
         transform: The preprocessing of the network.
-        max_pixels: Largest accepted width x height, as stated by the header.
+        max_pixels: Largest accepted width x height of the whole image, as stated by the header.
+        box: The part of the upright image to use; the whole image by default.
 
     Raises:
         PIL.Image.DecompressionBombError: If the image is larger, or too costly to decode.
+        ValueError: If the box contains no pixel of the image.
         Exception: Any error of a decoder on damaged data (OSError, ValueError, SyntaxError, …);
             callers record it in the ledger.
     """
     pixels = decode_full(data, max_pixels=max_pixels)
+    if box is not None:
+        pixels = crop_pixels(pixels, box)
+    return resize_decoded(pixels, transform)
+
+
+def resize_decoded(pixels: Pixels, transform: Transform) -> Decoded:
+    """Resize uint8 (3, H, W) pixels to (3, image_size, image_size); keep their size."""
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     return Decoded(apply_transform(pixels, transform), width, height)
 
@@ -96,6 +108,12 @@ def decode_full(data: bytes, *, max_pixels: int) -> Pixels:
             if repaired is None:
                 raise
         return _decode_oriented(repaired, max_pixels)
+
+
+def crop_pixels(pixels: Pixels, box: Box) -> Pixels:
+    """Return a copy of the pixels (3, H, W) in a box; raise ValueError if it contains none."""
+    left, top, right, bottom = box.edges(int(pixels.shape[-1]), int(pixels.shape[-2]))
+    return pixels[:, top:bottom, left:right].clone()  # a view would keep the photo in memory
 
 
 def _decode_oriented(data: bytes, max_pixels: int) -> Pixels:

@@ -49,10 +49,10 @@ def _select_row(
     selected_keys: Float64,
     selected: Int64,
 ) -> int:
-    """Write the lists within the gap of one query, and return how many, as `select_lists`."""
+    """Write the lists within the gap of one query, and return how many, as `select_lists` does."""
     best = np.float64(kth_lower_bound(keys, 1, scratch)) - offset
     low = at_most(_lowest_key(best - error, gap, norm, is_l2) + offset - error)
-    size, limit, is_undecided = 0, len(selected), False
+    size, surely_within, limit = 0, 0, len(selected)
     for start in range(0, len(keys), LANES):
         group = keys[start : start + LANES]
         if not reaches(group, low):
@@ -63,14 +63,14 @@ def _select_row(
             key = np.float64(group[lane]) - offset
             if _key_gap(key + error, best - error, norm, is_l2) > gap:
                 continue
-            if _key_gap(key - error, best + error, norm, is_l2) > gap:
-                is_undecided = True
-            elif size == limit:
-                return limit + 1
-            else:
+            if _key_gap(key - error, best + error, norm, is_l2) <= gap:
+                surely_within += 1
+                if surely_within > limit:
+                    return limit + 1
+            if size < limit:
                 selected_keys[size], selected[size] = key, start + lane
-                size += 1
-    return -1 if is_undecided else size
+            size += 1
+    return size if surely_within == size else -min(size, limit + 1)
 
 
 @compiled(
@@ -99,9 +99,10 @@ def select_lists(
     `LANES`; they are changed. `squares` (count,) are the squared lengths of the centroids for l2,
     else empty. Minus `offsets` (b,) the keys are those of scores, and off by at most `slack` (b,).
     `norms` (b,) are the lengths of the queries, 1 for a zero vector. `lists` (b, limit) and
-    `counts` (b,) are written; a count is -1 where the error bound leaves a list undecided, and
-    above `limit` where more lists lie within the gap, and no lists are written then. `scratch`
-    holds n numbers, the last three arrays `limit`.
+    `counts` (b,) are written. Where the error bound leaves a list undecided, the lists are those
+    that may lie within the gap, and the count is their negative number. Where there are more lists
+    than `limit`, the absolute count is limit + 1, and no lists are written. `scratch` holds n
+    numbers, the last three arrays `limit`.
     """
     for i in range(len(keys)):
         complete_keys(keys[i], squares, count)
@@ -110,6 +111,7 @@ def select_lists(
             selected,
         )  # fmt: skip
         counts[i] = size
+        size = abs(size)
         if size > lists.shape[1]:
             continue
         for j in range(size):

@@ -27,7 +27,7 @@ from retrieval.vectors.matmul import (
     key_offsets,
 )
 from retrieval.vectors.normalize import nonzero_lengths
-from retrieval.vectors.pair_collector import PreparedRows, prepare_rows
+from retrieval.vectors.pair_collector import PreparedRows, pad_rows, prepare_rows
 from retrieval.vectors.scoring import (
     Float64,
     Int64,
@@ -36,7 +36,7 @@ from retrieval.vectors.scoring import (
     scores_to_keys,
     split_range,
 )
-from retrieval.vectors.topk import top_k, top_k_positions
+from retrieval.vectors.topk import top_k_positions
 
 _PRODUCT_ELEMENTS = 1 << 20  # elements of one product: 4 MiB, which fits a core's caches
 _MIN_QUERIES = 256  # minimum queries per product: 64 MiB at 2^16 lists
@@ -92,11 +92,11 @@ def choose_lists(queries: VectorBlock, centroids: VectorBlock, probing: Probing)
     if math.isinf(probing.gap) or len(queries) == 0:
         return top_k_positions(queries, centroids, limit)
     rows = prepare_rows(centroids, choose_centre(centroids))
+    step = max(_MIN_QUERIES, _PRODUCT_ELEMENTS // len(centroids))
+    memory = np.empty((min(step, len(queries)), limit), np.int64)
     parts = [
-        _choose_within_gap(queries.take(part), rows, limit, probing.gap)
-        for part in split_range(
-            len(queries), max(_MIN_QUERIES, _PRODUCT_ELEMENTS // len(centroids))
-        )
+        _choose_within_gap(queries.take(part), rows, probing.gap, memory)
+        for part in split_range(len(queries), step)
     ]
     width = max(lists.shape[1] for lists in parts)
     return np.concatenate(
@@ -107,36 +107,48 @@ def choose_lists(queries: VectorBlock, centroids: VectorBlock, probing: Probing)
     )
 
 
-def _choose_within_gap(queries: VectorBlock, rows: PreparedRows, limit: int, gap: float) -> Int64:
+def _choose_within_gap(
+    queries: VectorBlock, rows: PreparedRows, gap: float, memory: Int64
+) -> Int64:
     """Return the lists of some queries within a finite gap, as `choose_lists` does.
 
-    Queries with a list that float32 leaves undecided are decided in float64.
+    Where float32 leaves a list undecided, float64 decides. `memory` holds (q, limit) numbers: most
+    queries read few lists, and writing all of fresh memory takes longer than the product.
     """
-    lists = np.full((len(queries), limit), -1, np.int64)
+    lists, limit = memory[: len(queries)], memory.shape[1]
     counts = _select_in_float32(queries, rows, gap, lists)
-    undecided = np.flatnonzero(counts < 0)
-    if len(undecided):
-        lists[undecided] = _select_in_float64(queries.take(undecided), rows.rows, limit, gap)
     exceeding = np.flatnonzero(counts > limit)
     if len(exceeding):
         lists[exceeding] = top_k_positions(queries.take(exceeding), rows.rows, limit)
-    return lists[:, : int(np.count_nonzero(lists >= 0, axis=1).max())]
+    unlisted = np.flatnonzero(counts < -limit)
+    if len(unlisted):
+        lists[unlisted] = top_k_positions(queries.take(unlisted), rows.rows, limit)
+        counts[unlisted] = -limit
+    width = min(limit, int(np.abs(counts).max()))
+    lists = np.where(np.arange(width) < np.abs(counts)[:, None], lists[:, :width], -1)
+    undecided = np.flatnonzero(counts < 0)
+    if len(undecided):
+        lists[undecided] = _decide_in_float64(
+            queries.take(undecided), rows.rows, gap, lists[undecided]
+        )
+    return lists
 
 
 def _select_in_float32(queries: VectorBlock, rows: PreparedRows, gap: float, lists: Int64) -> Int64:
     """Write the lists (q, limit) that each query reads, and return how many.
 
-    The number is -1 or above the limit where they are not written (`gap_kernel.select_lists`).
+    The number is negative where they are those that it may read, and its absolute value above the
+    limit where none are written (`gap_kernel.select_lists`).
     """
     from retrieval.index.gap_kernel import select_lists
 
-    counts = np.full(len(queries), -1)
+    limit = lists.shape[1]
+    counts = np.full(len(queries), -1 - limit)
     left, right = FLOAT32_PRODUCT.prepare(queries, rows.centre), rows.prepared
     if not (rows.fit_float32 and fits_float32(left).all()):
         return counts
-    keys = left.matrix @ right.matrix.T
+    keys = left.matrix @ pad_rows(right.matrix, 0, len(rows)).T
     squares = np.empty(0, np.float32) if right.squares is None else right.squares
-    limit = lists.shape[1]
     select_lists(
         keys, len(rows), squares, key_offsets(left), FLOAT32_PRODUCT.key_error(left, right),
         nonzero_lengths(queries.norms), queries.metric == "l2", gap, lists, counts,
@@ -146,10 +158,18 @@ def _select_in_float32(queries: VectorBlock, rows: PreparedRows, gap: float, lis
     return counts
 
 
-def _select_in_float64(
-    queries: VectorBlock, centroids: VectorBlock, limit: int, gap: float
+def _decide_in_float64(
+    queries: VectorBlock, centroids: VectorBlock, gap: float, lists: Int64
 ) -> Int64:
-    """Return the lists within the gap by float64 keys, (q, limit), padded with -1."""
-    order = top_k(queries, centroids, limit)
-    gaps = key_gaps(order.keys, order.keys[:, :1], queries.norms[:, None], queries.metric)
-    return np.where(gaps <= gap, order.positions, -1)
+    """Return which of the lists (q, n), padded with -1, are within the gap, closest first.
+
+    They include each query's closest list.
+    """
+    query, column = np.nonzero(lists >= 0)
+    scores = score_pairs(queries, centroids, query, lists[query, column])
+    keys = np.full(lists.shape, -np.inf)
+    keys[query, column] = scores_to_keys(scores, queries.metric)
+    order = np.lexsort((lists, -keys))
+    keys, lists = (np.take_along_axis(array, order, 1) for array in (keys, lists))
+    gaps = key_gaps(keys, keys[:, :1], queries.norms[:, None], queries.metric)
+    return np.where(gaps <= gap, lists, -1)

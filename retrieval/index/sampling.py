@@ -23,7 +23,7 @@ from retrieval.index.workers import InProcessWorkers, Workers
 from retrieval.store.reader import Store, read_vectors
 
 Hashes = NDArray[np.uint64]
-Purpose = Literal["training", "curve", "certificate", "compare", "report", "map"]
+Purpose = Literal["training", "curve", "certificate", "compare", "report", "map", "calibrate"]
 """What a sample is drawn for; samples for different purposes are independent of each other."""
 
 _ALL = 2.0**64

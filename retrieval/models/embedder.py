@@ -67,8 +67,10 @@ class Embedder:
 
         def finish() -> Vectors:
             vectors = [result()[: len(images)] for result in results]
-            mean = (vectors[0] + vectors[1]) / 2 if self._mirrored else vectors[0]
-            return finish_vectors(mean, normalize=bundle.normalize, projection=bundle.projection)
+            mean = sum(vectors[1:], vectors[0]) / len(vectors)
+            return finish_vectors(
+                to_float32(mean), normalize=bundle.normalize, projection=bundle.projection
+            )
 
         return finish
 

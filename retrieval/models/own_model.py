@@ -111,6 +111,18 @@ class Model:
         return LoadedModel(module, describe_transform(self.transform, f"Model {self.name}"), code)
 
 
+@dataclass(frozen=True, eq=False)
+class IdentifiedModel:
+    """A loaded `Model`, whose code was identified in another process, where its source is."""
+
+    backbone: str
+    loaded: LoadedModel
+
+    def load(self) -> LoadedModel:
+        """Return the model."""
+        return self.loaded
+
+
 @dataclass(frozen=True)
 class FactoryModel:
     """A model that a function of the user's own returns: `python:package.module:factory`.

@@ -43,7 +43,11 @@ MARGIN_MEANING = (
 
 @dataclass(frozen=True)
 class MatchCell:
-    """One match of a query; `picture` is the number of its thumbnail, None where it has none."""
+    """One match of a query.
+
+    `picture` is the number of its thumbnail, None where it has none; `probability` is None without
+    --calibration.
+    """
 
     rank: int
     image_id: str
@@ -52,6 +56,7 @@ class MatchCell:
     label: str | None
     grade: int
     picture: int | None
+    probability: float | None = None
 
     @property
     def name(self) -> str:

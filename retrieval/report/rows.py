@@ -32,7 +32,8 @@ _QUERY = pa.schema(
 )  # fmt: skip
 _MATCH = pa.schema(
     [("rank", pa.int32()), ("image_id", pa.string()), ("path", pa.string()),
-     ("score", pa.float64()), ("label", pa.string()), ("grade", pa.int16())]
+     ("score", pa.float64()), ("label", pa.string()), ("probability", pa.float64()),
+     ("grade", pa.int16())]
 )  # fmt: skip
 
 
@@ -64,15 +65,15 @@ class ShownQueries:
     def rows(self) -> list[QueryRow]:
         """Return the queries as objects; call it on a `cut`, since objects need much memory."""
         queries, matches = _pictured(self.queries), _pictured(self.matches)
-        names = ("rank", "image_id", "path", "score", "label", "grade", "picture")
+        names = ("rank", "image_id", "path", "score", "label", "grade", "picture", "probability")
         cells = [MatchCell(*values) for values in _tuples(matches, names)]
-        names = ("query_id", "path", "label", "state", "margin", "failure", "picture")
+        columns = ("query_id", "path", "label", "state", "margin", "failure", "picture")
         return [
             QueryRow(self.first + position, query_id, path, label, STATES[state], margin,
                      tuple(cells[self.starts[position] : self.starts[position + 1]]),
                      failure, picture)
             for position, (query_id, path, label, state, margin, failure, picture) in enumerate(
-                _tuples(queries, names))
+                _tuples(queries, columns))
         ]  # fmt: skip
 
     def paths(self) -> list[str]:

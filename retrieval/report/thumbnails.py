@@ -15,24 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from retrieval.core.errors import LookalikeError
-from retrieval.images.decode import decode_full
 from retrieval.sources.container_paths import reading_order
 from retrieval.sources.item_reader import ItemReader
+from retrieval.sources.photo_reader import PhotoReader
 
 QUALITY = 80
 """JPEG quality: below it edges ring visibly, above it files grow without a visible gain."""
 
 
-def make_thumbnail(data: bytes, *, side: int = 160, max_pixels: int) -> bytes:
-    """Return a JPEG of the whole image, oriented, with its longer side `side` pixels.
+def make_thumbnail(pixels: Tensor, *, side: int = 160) -> bytes:
+    """Return a JPEG of (3, h, w) uint8 pixels with its longer side `side` pixels.
 
-    Smaller images are enlarged, so that all have equal size. Raises what the decoders raise.
+    Smaller images are enlarged, so that all have equal size.
     """
-    return pixels_to_thumbnail(decode_full(data, max_pixels=max_pixels), side=side)
-
-
-def pixels_to_thumbnail(pixels: Tensor, *, side: int = 160) -> bytes:
-    """Return a JPEG of (3, h, w) uint8 pixels with its longer side `side` pixels."""
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     longer = max(height, width)
     size = (max(1, round(side * width / longer)), max(1, round(side * height / longer)))
@@ -47,7 +42,7 @@ def pixels_to_thumbnail(pixels: Tensor, *, side: int = 160) -> bytes:
 def read_thumbnails(
     paths: Iterable[str], *, max_pixels: int, side: int = 160, threads: int = 2
 ) -> dict[str, bytes]:
-    """Return the thumbnails of readable images by path, in the order of the paths' bytes.
+    """Return the thumbnails of readable images and crops by path, in the order of the paths' bytes.
 
     Unreadable images are left out. Raises StorageFailure on a temporary failure of disk or bucket,
     since a later run would read more images.
@@ -55,7 +50,8 @@ def read_thumbnails(
 
     def make(path: str) -> bytes | None:
         try:
-            return make_thumbnail(reader.read(path), side=side, max_pixels=max_pixels)
+            pixels = photos.read(path).decode(path, max_pixels=max_pixels)
+            return make_thumbnail(pixels, side=side)
         except LookalikeError:
             raise
         except (MemoryError, Exception):  # noqa: BLE001 - decoders raise anything on broken bytes
@@ -67,6 +63,7 @@ def read_thumbnails(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with ItemReader() as reader, ThreadPoolExecutor(threads, "thumbnail") as pool:
+            photos = PhotoReader(reader)
             jpegs = list(pool.map(make, names))
     by_path = dict(zip(names, jpegs, strict=True))
     return {name: data for name, data in sorted(by_path.items()) if data is not None}

@@ -17,8 +17,8 @@ def excluded_pairs(
 ) -> ExcludedPairs | None:
     """Return the pairs with equal values in the column `exclude_by`; null equals nothing.
 
-    Use SAME_ROW where a store is ranked against itself, SAME_BYTES for other queries. None where
-    `exclude_by` is None.
+    Use SAME_ROW where a store is ranked against itself, SAME_BYTES for other queries and for
+    crops, which have the checksum of their photo. None where `exclude_by` is None.
     """
     if exclude_by is None:
         return None

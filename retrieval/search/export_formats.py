@@ -84,7 +84,7 @@ def write_jsonl(finished: FinishedMatches, file: BinaryIO) -> None:
     shared = ("query_id", "query_path", "query_label")
     for rows in finished.queries():
         matches = [
-            {key: row[key] for key in ("rank", "image_id", "score", "path", "label")}
+            {key: row[key] for key in ("rank", "image_id", "score", "probability", "path", "label")}
             for row in rows
         ]
         file.write(_json({key: rows[0][key] for key in shared} | {"matches": matches}) + b"\n")

@@ -9,8 +9,11 @@ searched. So the candidates do not depend on the product, the blocks or the orde
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +35,7 @@ from retrieval.vectors.topk import TopK
 
 _FIRST_LISTS = 4  # maximum number of lists per query that set its threshold
 _FIRST_ROWS_PER_K = 2  # they hold about this many rows per match
-_EXHAUSTIVE_ROWS = 1 << 12  # rows of neighbouring lists that are multiplied at once
+_TILE_ROWS = 1 << 12  # rows of neighbouring lists that are prepared at once
 _SAMPLED_LISTS = 33  # from which the centre of a shard is estimated
 
 
@@ -117,18 +120,41 @@ class ShardSearcher:
         self, collector: PairCollector, probes: Int64, selected: NDArray[np.bool_]
     ) -> None:
         """Add the rows of the selected lists, (q, width), for the queries that read them."""
-        for number, positions in _group_by_list(probes, selected):
-            rows = self._prepare_lists(number, number + 1)
-            collector.multiply(rows, int(self._rows.starts[number]), positions)
+        starts = self._rows.starts
+        groups = groupby(_group_by_list(probes, selected), lambda item: self._tile_of(item[0]))
+        for (first, last), lists in groups:
+            origin = int(starts[first])
+            parts = [
+                (slice(int(starts[number]) - origin, int(starts[number + 1]) - origin), positions)
+                for number, positions in lists
+            ]
+            collector.multiply_parts(self._prepare_lists(first, last), origin, parts)
 
     def _add_all_lists(self, collector: PairCollector, queries: int) -> None:
         """Add the rows of all lists for all queries."""
-        starts, positions, first = self._rows.starts, np.arange(queries), 0
-        while first < len(starts) - 1:
-            last = int(np.searchsorted(starts, starts[first] + _EXHAUSTIVE_ROWS, side="right")) - 1
-            last = max(first + 1, last)
-            collector.multiply(self._prepare_lists(first, last), int(starts[first]), positions)
-            first = last
+        positions = np.arange(queries)
+        for first, last in pairwise(self._tiles):
+            rows = self._prepare_lists(first, last)
+            collector.multiply(rows, int(self._rows.starts[first]), positions)
+
+    @cached_property
+    def _tiles(self) -> list[int]:
+        """Return the first list of each tile, and the number of lists."""
+        starts, tiles = self._rows.starts, [0]
+        while tiles[-1] < len(starts) - 1:
+            last = int(np.searchsorted(starts, starts[tiles[-1]] + _TILE_ROWS, side="right")) - 1
+            tiles.append(max(tiles[-1] + 1, last))
+        return tiles
+
+    def _tile_of(self, number: int) -> tuple[int, int]:
+        """Return the first list that is prepared together with a list, and the one after the last.
+
+        Products that are not float32 multiply whole tiles, so a list is a tile there.
+        """
+        if self._product is not FLOAT32_PRODUCT:
+            return number, number + 1
+        tile = bisect.bisect_right(self._tiles, number) - 1
+        return self._tiles[tile], self._tiles[tile + 1]
 
     def _prepare_lists(self, first: int, last: int) -> PreparedRows:
         """Return the rows of the lists first <= number < last for the product, from the cache."""

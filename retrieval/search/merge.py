@@ -37,6 +37,7 @@ def rank_candidates(
         "path": best["path"],
         "query_label": query_rows["label"],
         "label": best["label"],
+        "probability": pa.nulls(len(best), pa.float64()),
     }
     table = pa.table(columns).cast(MATCHES.schema)
     if repeated := repeated_match(table):

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from retrieval.images.box import split_box
+
 TAR = (".tar",)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 PARQUET = (".parquet", ".pq")
@@ -82,7 +84,8 @@ ContainerPath = TarMember | ParquetRow | NpyRow
 
 
 def parse_container_path(path: str) -> ContainerPath | None:
-    """Parse the path of an image or vector inside a container; None for other paths."""
+    """Parse the path of an image, crop or vector inside a container; None for other paths."""
+    path, _ = split_box(path)
     if not path.startswith((_TAR, _PARQUET, _NPY)):
         return None
     member, separator, container = path.rpartition("::")

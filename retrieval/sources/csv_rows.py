@@ -26,7 +26,7 @@ _TYPES = (
 )  # fmt: skip
 """Types that may be inferred for a column of strings, narrowest first; else it remains text."""
 
-_NULL = pa.array(["", "NA", "N/A", "null", "NULL", "nan", "NaN", "None"])
+MISSING = ("", "NA", "N/A", "null", "NULL", "nan", "NaN", "None")
 """Spellings of a missing value in columns that are not text; in text only an empty one is null."""
 
 _LEADING_ZEROS, _MANY_DIGITS = r"^\s*[+-]?0[0-9]", r"^\s*[+-]?[0-9]{16,}\s*$"
@@ -168,7 +168,7 @@ def not_utf8_text(path: str) -> InputError:
 
 
 def _replace_null(array: Any) -> Any:
-    return pc.if_else(pc.is_in(array, _NULL), pa.scalar(None, pa.string()), array)
+    return pc.if_else(pc.is_in(array, pa.array(MISSING)), pa.scalar(None, pa.string()), array)
 
 
 def _converts_losslessly(kind: pa.DataType, array: Any) -> bool:

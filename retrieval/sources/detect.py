@@ -8,6 +8,7 @@ from typing import Any
 
 from retrieval.core.errors import InputError
 from retrieval.sources.base import Source
+from retrieval.sources.box_columns import BoxColumns
 from retrieval.sources.container_paths import COMPRESSED, CONTAINER_SUFFIXES, PARQUET, TAR
 from retrieval.sources.folder import FolderSource
 from retrieval.sources.image_names import is_image
@@ -39,6 +40,7 @@ def open_source(
     *,
     image_column: str | None = None,
     id_column: str | None = None,
+    boxes: BoxColumns | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Source:
     """Open the source at a path or URI.
@@ -47,6 +49,7 @@ def open_source(
         root: A folder, a file or a glob.
         image_column: Column with images or their paths, for lists and Parquet; else ignored.
         id_column: Column with image ids, for lists and Parquet; else ignored.
+        boxes: Columns with a box per row, for lists in tables and Parquet; else ignored.
         options: Arguments of the fsspec file system.
 
     Raises:
@@ -69,11 +72,11 @@ def open_source(
     if suffix.endswith((*TAR, *COMPRESSED)):
         return TarSource(root, fs_options)
     if suffix.endswith((*TEXT, *CSV)):
-        source = ListSource(root, image_column, id_column, fs_options)
+        source = ListSource(root, image_column, id_column, fs_options, boxes)
         source.check_columns()
         return source
     if suffix.endswith(PARQUET):
-        return _open_parquet_source(root, image_column, id_column, fs_options)
+        return _open_parquet_source(root, image_column, id_column, boxes, fs_options)
     raise InputError(
         f"{root} is neither a folder, a list nor a container; specify {_SUPPORTED_INPUTS}"
     )
@@ -96,7 +99,11 @@ def _container_suffix(root: str, options: Mapping[str, Any]) -> str:
 
 
 def _open_parquet_source(
-    root: str, image_column: str | None, id_column: str | None, options: Mapping[str, Any]
+    root: str,
+    image_column: str | None,
+    id_column: str | None,
+    boxes: BoxColumns | None,
+    options: Mapping[str, Any],
 ) -> Source:
     """Open Parquet as images, or as a list of paths, depending on the type of the image column.
 
@@ -109,17 +116,18 @@ def _open_parquet_source(
     require_column(first.path, "--image-column", image_column, schema.names)
     column = image_column or image_bytes_column(schema)
     if column is not None and holds_images(schema.field(column).type):
-        images = ParquetSource(root, image_column, id_column, options)
+        images = ParquetSource(root, image_column, id_column, options, boxes)
         images.check_columns()
         return images
-    require_column(first.path, "--id-column", id_column, schema.names)
     if any(holds_images(field.type) for field in schema) and image_column is None:
-        return ParquetSource(root, None, id_column, options)  # its error asks for the column
+        return ParquetSource(root, None, id_column, options, boxes)  # its error asks for the column
     if not is_file(root, options):
         raise InputError(f"{first.path} is a list of paths, and {root} names several; specify one")
     if not any(is_text(field.type) for field in schema):
         raise InputError(f"{root} has no column of images or paths; specify {_SUPPORTED_INPUTS}")
-    return ListSource(root, image_column, id_column, options)
+    source = ListSource(root, image_column, id_column, options, boxes)
+    source.check_columns()
+    return source
 
 
 def _describe_missing(root: str) -> str:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from retrieval.images.box import split_box
 from retrieval.sources import npy
 from retrieval.sources.container_paths import (
     ContainerPath,
@@ -60,8 +61,10 @@ class ItemReader:
     def read(self, path: str, place: int | None = None, size: int | None = None) -> bytes:
         """Return the bytes of an image; `place` and `size` are those of its listing, if known.
 
-        With both, a member of a tar is read without looking it up.
+        Of a crop they are the bytes of the whole image. With both, a member of a tar is read
+        without looking it up.
         """
+        path, _ = split_box(path)
         location = parse_container_path(path)
         if location is None:
             options = with_timeouts(path, self._options)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from retrieval.core.errors import InputError
 from retrieval.core.records import Item
 from retrieval.sources.base import Source
+from retrieval.sources.box_columns import BoxColumns, box_names, box_rows, cropped
 from retrieval.sources.container_paths import PARQUET, ParquetRow
 from retrieval.sources.metadata_columns import (
     common_type,
@@ -51,6 +52,7 @@ class ParquetSource(Source):
     image_column: str | None = None
     id_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    boxes: BoxColumns | None = None
     skipped_count: int = field(default=0, init=False, compare=False)
     skipped: SkippedFiles = field(
         default_factory=SkippedFiles, init=False, compare=False, repr=False
@@ -117,7 +119,10 @@ class ParquetSource(Source):
 
     def _metadata_columns(self, file: ListedFile, schema: pa.Schema) -> pa.Schema:
         content = self._content_column(file, schema)
-        return metadata_schema(schema, (content, self._id_column(file, schema)))
+        if self.boxes is not None:
+            self.boxes.check(file.path, schema)
+        exclude = (content, self._id_column(file, schema), *box_names(self.boxes))
+        return metadata_schema(schema, exclude)
 
     def _content_column(self, file: ListedFile, schema: pa.Schema) -> str:
         require_column(file.path, "--image-column", self.image_column, schema.names)
@@ -147,13 +152,15 @@ class ParquetSource(Source):
         label, _ = label_column(schema, file.path)
         names = class_names(schema, label)
         row = 0
-        small = {*columns.names} & {*schema.names} | {column for column in (name, label) if column}
+        used = {column for column in (name, label, *box_names(self.boxes)) if column}
+        small = {*columns.names} & {*schema.names} | used
         for batch in _batches(parquet, small):
             ids = text_values(batch, name, file.path)
             labels = [_named(text, names) for text in text_values(batch, label, file.path)]
             more_values = metadata_rows(batch, columns, file.path)
-            for image_id, label_text, more in zip(ids, labels, more_values, strict=True):
-                yield Item(
+            rows = zip(ids, labels, more_values, box_rows(self.boxes, batch), strict=True)
+            for image_id, label_text, more, box in rows:
+                item = Item(
                     image_id=image_id or f"{file.name}/{row}",
                     path=str(ParquetRow(content, row, file.path)),
                     size=None,
@@ -162,6 +169,7 @@ class ParquetSource(Source):
                     place=row,
                     more=more,
                 )
+                yield cropped(item, self.boxes, box, row)
                 row += 1
 
 

@@ -16,8 +16,10 @@ import pyarrow as pa
 
 from retrieval.core.errors import InputError
 from retrieval.core.records import Item
+from retrieval.images.box import split_box
 from retrieval.sources import csv_rows
 from retrieval.sources.base import Source
+from retrieval.sources.box_columns import BoxColumns, box_names, box_rows, cropped
 from retrieval.sources.container_paths import PARQUET
 from retrieval.sources.image_names import is_image, parent_folder_name
 from retrieval.sources.metadata_columns import (
@@ -69,6 +71,7 @@ class ListSource(Source):
     image_column: str | None = None
     id_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    boxes: BoxColumns | None = None
     skipped_count: int = field(default=0, init=False, compare=False)
     column_notes: tuple[str, ...] = field(default=(), init=False, compare=False)
 
@@ -115,7 +118,7 @@ class ListSource(Source):
         if self._is(CSV):
             names = csv_rows.column_names(self.root, self.options)
             text = {"image_id", "label", *PATH_COLUMNS}
-            options = (self.image_column, self.id_column)
+            options = (self.image_column, self.id_column, *box_names(self.boxes))
             inferred = [n for n in names if n.casefold() not in text and n not in options]
             return csv_rows.infer_schema(self.root, self.options, inferred)
         with opened_parquet(self.root, self.options) as parquet:
@@ -127,17 +130,22 @@ class ListSource(Source):
             return
         if self._is(CSV):
             names = csv_rows.column_names(self.root, self.options)
+            schema = pa.schema([(name, pa.string()) for name in names])
         else:
             with opened_parquet(self.root, self.options) as parquet:
-                names = parquet.schema_arrow.names
-        require_column(self.root, "--image-column", self.image_column, names)
-        require_column(self.root, "--id-column", self.id_column, names)
+                schema = parquet.schema_arrow
+        self._check_columns(schema)
+
+    def _check_columns(self, schema: pa.Schema) -> None:
+        require_column(self.root, "--image-column", self.image_column, schema.names)
+        require_column(self.root, "--id-column", self.id_column, schema.names)
+        if self.boxes is not None:
+            self.boxes.check(self.root, schema)
 
     def _columns(self, schema: pa.Schema) -> _Columns:
         names = schema.names
         refuse_duplicate_columns(self.root, names)
-        require_column(self.root, "--image-column", self.image_column, names)
-        require_column(self.root, "--id-column", self.id_column, names)
+        self._check_columns(schema)
         image_id = self.id_column or find_column(names, "image_id")
         label, note = label_column(schema, self.root)
         if self.image_column is not None and self.image_column == label:
@@ -145,13 +153,13 @@ class ListSource(Source):
         strings = [field.name for field in schema if is_text(field.type)]
         paths = (find_column(strings, name) for name in PATH_COLUMNS)
         preferred = [name for name in paths if name and name != image_id]
-        others = [name for name in strings if name not in (image_id, label)]
+        others = [name for name in strings if name not in (image_id, label, *box_names(self.boxes))]
         path = self.image_column or next(iter([*preferred, *others, *strings]), None)
         if path is None:
             raise InputError(f"{self.root} has no column of paths; specify it with --image-column")
         if self._is(CSV) and is_image(path):
             raise InputError(f"{self.root} begins with {path} and has no header; add one, as path")
-        more = metadata_schema(schema, (path, image_id, label))
+        more = metadata_schema(schema, (path, image_id, label, *box_names(self.boxes)))
         return _Columns(path, image_id, label, more, () if note is None else (note,))
 
     def _table_items(self) -> Iterator[Item]:
@@ -164,7 +172,9 @@ class ListSource(Source):
                 for name in (columns.path, columns.image_id, columns.label)
             )
             more_values = metadata_rows(batch, columns.more, self.root)
-            for path, listed_id, label, more in zip(paths, ids, labels, more_values, strict=True):
+            boxes = box_rows(self.boxes, batch)
+            rows = zip(paths, ids, labels, more_values, boxes, strict=True)
+            for path, listed_id, label, more, box in rows:
                 row += 1
                 if path is None:
                     name = listed_id or f"row {row} of the list"
@@ -174,10 +184,11 @@ class ListSource(Source):
                 image_id = listed_id or path
                 if not columns.label and not columns.notes:
                     label = parent_folder_name(image_id)  # noqa: PLW2901 - null in all rows
-                yield _item(base, path, image_id, label, more)
+                yield cropped(_item(base, path, image_id, label, more), self.boxes, box, row)
 
     def _batches(self, columns: _Columns) -> Iterator[pa.RecordBatch]:
-        used = [columns.path, columns.image_id, columns.label, *columns.more.names]
+        used = [columns.path, columns.image_id, columns.label, *columns.more.names,
+                *box_names(self.boxes)]  # fmt: skip
         names = sorted({name for name in used if name is not None})
         if self._is(CSV):
             yield from csv_rows.read_columns(self.root, self.options, names, columns.more)
@@ -195,6 +206,9 @@ def folder_of(root: str) -> str:
 
 def _item(base: str, entry: str, image_id: str, label: str | None, more: tuple[Any, ...]) -> Item:
     path = absolute(base, entry)
+    if split_box(path)[1] is not None:
+        problem = "its path ends as that of a crop; list boxes in columns, with --box-columns"
+        return Item(image_id, path, None, None, label, None, problem, more)
     if is_remote(path):
         return Item(image_id, path, None, None, label, more=more)
     try:

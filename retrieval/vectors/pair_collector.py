@@ -8,8 +8,8 @@ result does not depend on the product, the blocks or their order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -34,13 +34,18 @@ MAX_PENDING = 1 << 22
 ExcludedPairs = tuple[Int64, Int64]
 """Queries and numbers of rows, (e,) each, ordered by both, that are not matches."""
 
+Part = tuple[slice, Int64]
+"""A slice of prepared rows, and the positions, ascending, of the queries to compare with them."""
+
 _PENDING_PER_K = 4  # pending pairs of a query per match ...
 _MIN_PENDING = 64  # ... and at least
 _BLOCK_ROWS = 1 << 10  # rows of one product
-_PRODUCT_ELEMENTS = 1 << 18  # keys of one product: a MiB, which stays in a core's caches
+_PRODUCT_ELEMENTS = (
+    1 << 18  # keys of products that are made at once: a MiB, which stays in a core's caches
+)
 _COARSE_ELEMENTS = 1 << 22  # the same for products whose calls cost more than float32's
 _FLOAT64_QUERIES = 1 << 10  # queries whose pairs by float64 keys are held at once
-_ROW_MULTIPLE = 16  # `pair_kernels.LANES`: float32 rows are padded to a multiple
+_ROW_MULTIPLE = 16  # `pair_kernels.LANES`: keys of a query are padded to a multiple
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class PreparedRows:
     """Rows as a product reads them, (n, d); made by `prepare_rows`."""
 
     rows: VectorBlock
-    prepared: PreparedVectors  # rows of a float32 matrix are padded with zeros
+    prepared: PreparedVectors
     product: Product
     centre: Float32 | None
 
@@ -69,11 +74,18 @@ def prepare_rows(
     rows: VectorBlock, centre: Float32 | None = None, product: Product = FLOAT32_PRODUCT
 ) -> PreparedRows:
     """Convert rows for a product, for l2 after subtracting a (d,) centre."""
-    prepared = product.prepare(rows, centre)
-    padding = -len(rows) % _ROW_MULTIPLE
-    if product is FLOAT32_PRODUCT and padding:
-        prepared = replace(prepared, matrix=np.pad(prepared.matrix, ((0, padding), (0, 0))))
-    return PreparedRows(rows, prepared, product, centre)
+    return PreparedRows(rows, product.prepare(rows, centre), product, centre)
+
+
+def pad_rows(matrix: Float32, first: int, last: int) -> Float32:
+    """Return the rows first <= number < last and further ones: `pair_kernels.LANES` or a multiple.
+
+    Further rows are the next ones of the matrix, or zeros at its end.
+    """
+    padded_last = last + -(last - first) % _ROW_MULTIPLE
+    if padded_last <= len(matrix):
+        return matrix[first:padded_last]
+    return np.pad(matrix[first:last], ((0, padded_last - last), (0, 0)))
 
 
 def pending_per_query(k: int, rows: int) -> int:
@@ -140,19 +152,33 @@ class PairCollector:
 
         The first row has the number `first_number`.
         """
-        if len(rows) == 0 or len(positions) == 0:
-            return
+        self.multiply_parts(rows, first_number, [(slice(0, len(rows)), positions)])
+
+    def multiply_parts(self, rows: PreparedRows, first_number: int, parts: Iterable[Part]) -> None:
+        """Add the pairs of each part of the rows with its queries that may be needed.
+
+        Row 0 has the number `first_number`. Products that are not float32 need all rows in a part.
+        """
         if not (rows.fit_float32 and self._all_fit_float32):
-            safe = self._fit_float32[positions] & rows.fit_float32
-            self._add_in_float64(rows.rows, first_number, positions[~safe])
-            positions = positions[safe]
+            parts = [self._add_large(rows, first_number, part) for part in parts]
+        parts = [part for part in parts if part[0].stop > part[0].start and len(part[1])]
         if self._product is FLOAT32_PRODUCT:
-            for part in split_range(len(rows), _BLOCK_ROWS):
-                self._add_in_float32(rows, part, first_number + part.start, positions)
-        else:
-            step = max(1, _COARSE_ELEMENTS // len(rows))
-            for part in split_range(len(positions), step):
-                self._add_coarsely(rows, first_number, positions[part])
+            for group in _group_parts(parts, rows.prepared.matrix.shape[1]):
+                self._add_in_float32(rows, first_number, group)
+            return
+        step = max(1, _COARSE_ELEMENTS // max(1, len(rows)))
+        for _, positions in parts:
+            for selected in split_range(len(positions), step):
+                self._add_coarsely(rows, first_number, positions[selected])
+
+    def _add_large(self, rows: PreparedRows, first_number: int, part: Part) -> Part:
+        """Add the pairs that float32 cannot hold in float64; return the part with other queries."""
+        selected, positions = part
+        safe = self._fit_float32[positions] & fits_float32(rows.prepared)[selected].all()
+        self._add_in_float64(
+            rows.rows.take(selected), first_number + selected.start, positions[~safe]
+        )
+        return selected, positions[safe]
 
     def raise_thresholds(self) -> int:
         """Raise the thresholds to keys that k pairs surely reach, and drop the pairs below.
@@ -179,33 +205,40 @@ class PairCollector:
             every_query = np.arange(len(self._queries))
             self._decide_pairs(*self._take_pending(every_query if queries is None else queries))
 
-    def _add_in_float32(
-        self, rows: PreparedRows, part: slice, first_number: int, positions: Int64
-    ) -> None:
-        """Add pairs with a part of the rows by a float32 product."""
-        prepared, count = rows.prepared, part.stop - part.start
-        matrix = prepared.matrix[part.start : part.stop + -count % _ROW_MULTIPLE]
-        squares = _NO_SQUARES if prepared.squares is None else prepared.squares[part]
-        lengths = prepared.norms[part]
-        longest, (width, dimension) = float(lengths.max()), matrix.shape
-        overflowed = [_NO_QUERIES]
-        for block in split_range(len(positions), max(_ROW_MULTIPLE, _PRODUCT_ELEMENTS // width)):
-            selected = positions[block]
-            keys = self._reuse("keys", len(selected), width)
-            np.matmul(self._select(selected, dimension), matrix.T, out=keys)
-            is_full = np.empty(len(selected), np.bool_)
-            if self._kernels.collect(
-                keys, selected, first_number, count, squares, lengths, longest, self._error_terms,
-                self._excluded_starts, self._excluded[1], self._k, *self._buffers, is_full,
-            ):  # fmt: skip
-                overflowed.append(selected[is_full])
-        if len(overflowed) > 1:
-            self._add_in_float64(rows.rows.take(part), first_number, np.concatenate(overflowed))
+    def _add_in_float32(self, rows: PreparedRows, first_number: int, group: list[Part]) -> None:
+        """Add pairs of some parts of the rows by float32 products."""
+        prepared = rows.prepared
+        matrix, dimension = prepared.matrix, prepared.matrix.shape[1]
+        positions = np.concatenate([part[1] for part in group]) if len(group) > 1 else group[0][1]
+        queries = self._select(positions, dimension)
+        runs = np.array([(len(q), x.start, x.stop - x.start) for x, q in group], np.int64)
+        padded = runs[:, 2] + -runs[:, 2] % _ROW_MULTIPLE
+        keys = self._reuse("keys", int(runs[:, 0] @ padded), 1).ravel()
+        first = offset = 0
+        with np.errstate(over="ignore", invalid="ignore"):  # of the rows beside a part
+            for selected, of_part in group:
+                right = pad_rows(matrix, selected.start, selected.stop).T
+                last, width = first + len(of_part), right.shape[1]
+                products = keys[offset : offset + len(of_part) * width].reshape(-1, width)
+                np.matmul(queries[first:last], right, out=products)
+                first, offset = last, offset + products.size
+        is_full = np.empty(len(positions), np.bool_)
+        if self._kernels.collect(
+            keys, positions, runs, first_number,
+            _NO_SQUARES if prepared.squares is None else prepared.squares, prepared.norms,
+            self._error_terms, self._excluded_starts, self._excluded[1], self._k, *self._buffers,
+            is_full,
+        ):  # fmt: skip
+            first = 0
+            for selected, of_part in group:
+                full = of_part[is_full[first : first + len(of_part)]]
+                self._add_in_float64(rows.rows.take(selected), first_number + selected.start, full)
+                first += len(of_part)
 
     def _select(self, positions: Int64, dimension: int) -> Float32:
-        """Return the queries at ascending positions, a copy only where they are not contiguous."""
+        """Return the queries at some positions, a copy only where they are not contiguous."""
         matrix: Float32 = self._in_float32.matrix
-        if positions[-1] - positions[0] + 1 == len(positions):
+        if (np.diff(positions) == 1).all():
             return matrix[positions[0] : positions[-1] + 1]
         selected = self._reuse("queries", len(positions), dimension)
         return np.take(matrix, positions, axis=0, out=selected, mode="clip")
@@ -319,5 +352,33 @@ class PairCollector:
             self._thresholds[decided] = np.maximum(self._thresholds[decided], reached)
 
 
-_NO_QUERIES = np.empty(0, np.int64)
+def _group_parts(parts: Iterable[Part], dimension: int) -> Iterator[list[Part]]:
+    """Yield the parts, cut to products of limited size, in groups that are multiplied at once."""
+    group: list[Part] = []
+    elements = 0
+    for part, positions in parts:
+        for rows, selected in _cut_part(part, positions):
+            size = len(selected) * max(rows.stop - rows.start, dimension)
+            if group and elements + size > _PRODUCT_ELEMENTS:
+                yield group
+                group, elements = [], 0
+            group.append((rows, selected))
+            elements += size
+    if group:
+        yield group
+
+
+def _cut_part(part: slice, positions: Int64) -> Iterable[Part]:
+    """Return a part, cut where it has too many rows or keys for a product."""
+    count = part.stop - part.start
+    if count <= _BLOCK_ROWS and len(positions) * (count + _ROW_MULTIPLE) <= _PRODUCT_ELEMENTS:
+        return [(part, positions)]
+    pieces = []
+    for first in range(part.start, part.stop, _BLOCK_ROWS):
+        rows = slice(first, min(first + _BLOCK_ROWS, part.stop))
+        step = max(_ROW_MULTIPLE, _PRODUCT_ELEMENTS // (rows.stop - first + _ROW_MULTIPLE))
+        pieces += [(rows, positions[cut]) for cut in split_range(len(positions), step)]
+    return pieces
+
+
 _NO_SQUARES = np.empty(0, np.float32)

@@ -239,17 +239,16 @@ def _collect_query(
 
 
 @compiled(
-    "i8(f4[:, ::1], i8[::1], i8, i8, f4[::1], f8[::1], f8, f8[:, ::1], i8[::1], i8[::1], i8,"
+    "i8(f4[::1], i8[::1], i8[:, ::1], i8, f4[::1], f8[::1], f8[:, ::1], i8[::1], i8[::1], i8,"
     f" {_BUFFERS}, b1[::1])"
 )
 def collect(
     keys: Float32,
     positions: Int64,
+    runs: Int64,
     first_number: int,
-    count: int,
     squares: Float32,
     lengths: Float64,
-    longest: float,
     error_terms: Float64,
     excluded_starts: Int64,
     excluded: Int64,
@@ -262,27 +261,38 @@ def collect(
     scratch: Float32,
     overflowed: Mask,
 ) -> int:
-    """Add the pairs of a product that may be among the k best; return how many queries overflow.
+    """Add the pairs of some products that may be among the k best; return how many overflow.
 
-    `keys` (b, n) are the dot products of the queries at `positions` (b,) with `count` rows, padded
-    to a multiple of `LANES`; they are changed. The first row has the number `first_number`.
-    `squares` (count,) are the squared lengths of the rows for l2, which are subtracted, else empty.
-    `lengths` (count,) are those of the rows. A key is off by at most a + b |x| + c |x|^2, where
-    `error_terms` (q, 3) holds a, b and c of each query (`matmul.error_terms`). Rows at
+    Each product is one of `runs` (r, 3): the next so many of the `positions` (b,) of queries, the
+    first of n rows, and their count. `keys` hold the dot products one after the other, those of a
+    query with the n rows padded to a multiple of `LANES`; they are changed. Row 0 has the number
+    `first_number`. `squares` (n,) are the squared lengths of all rows for l2, which are subtracted,
+    else empty. `lengths` (n,) are those of all rows. A key is off by at most a + b |x| + c |x|^2,
+    where `error_terms` (q, 3) holds a, b and c of each query (`matmul.error_terms`). Rows at
     excluded[excluded_starts[q] : excluded_starts[q + 1]], ascending, are not matches of query q.
-    `scratch` holds at least n numbers, and those of a buffer. `overflowed` (b,) is written: such a
-    query has more pairs than fit, of which none were added.
+    `scratch` holds at least as many numbers as the longest product has rows, and those of a buffer.
+    `overflowed` (b,) is written: such a query has more pairs in its product than fit, of which none
+    were added.
     """
-    failures = 0
-    for i in range(len(positions)):
-        q = positions[i]
-        complete_keys(keys[i], squares, count)
-        added = _collect_query(
-            keys[i], q, first_number, count, lengths, longest, error_terms[q], excluded_starts,
-            excluded, k, thresholds, lows, highs, numbers, counts, scratch,
-        )  # fmt: skip
-        overflowed[i] = not added
-        failures += not added
+    failures = i = offset = 0
+    for r in range(len(runs)):
+        queries, first, count = runs[r, 0], runs[r, 1], runs[r, 2]
+        width = (count + LANES - 1) // LANES * LANES
+        run_squares, run_lengths = squares[first : first + count], lengths[first : first + count]
+        longest = 0.0
+        for x in range(count):
+            longest = max(longest, run_lengths[x])
+        for _ in range(queries):
+            q, run_keys = positions[i], keys[offset : offset + width]
+            complete_keys(run_keys, run_squares, count)
+            added = _collect_query(
+                run_keys, q, first_number + first, count, run_lengths, longest, error_terms[q],
+                excluded_starts, excluded, k, thresholds, lows, highs, numbers, counts, scratch,
+            )  # fmt: skip
+            overflowed[i] = not added
+            failures += not added
+            i += 1
+            offset += width
     return failures
 
 

@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from retrieval.vectors.matmul import FLOAT32_PRODUCT, Product, choose_centre
+from retrieval.vectors.matmul import FLOAT32_PRODUCT, Product, choose_centre, fits_float32
 from retrieval.vectors.pair_collector import (
     MAX_PENDING,
     PairCollector,
     PreparedRows,
+    pad_rows,
     pending_per_query,
     prepare_rows,
 )
@@ -30,6 +31,8 @@ from retrieval.vectors.scoring import (
 )
 
 _BLOCK_QUERIES = 1 << 12  # queries whose pairs are collected at once
+_PRODUCT_ELEMENTS = 1 << 18  # keys of a product of which only the largest counts: a MiB
+_MIN_QUERIES = 64  # minimum number of queries in it: 16 MiB at 2^16 rows
 _NO_TIE = np.iinfo(np.int64).max
 
 
@@ -183,4 +186,29 @@ def nearest_centroids(
     The result is that of `top_k` with k = 1. A query with a single centroid within the error bound
     of the best is decided by the product alone.
     """
-    return top_k_positions(queries, centroids, 1, product)[:, 0]
+    if product is not FLOAT32_PRODUCT:
+        return top_k_positions(queries, centroids, 1, product)[:, 0]
+    rows, nearest = prepare_rows(centroids, choose_centre(centroids)), np.full(len(queries), -1)
+    if rows.fit_float32:
+        for part in split_range(
+            len(queries), max(_MIN_QUERIES, _PRODUCT_ELEMENTS // max(1, len(rows)))
+        ):
+            _select_nearest(queries.take(part), rows, nearest[part])
+    undecided = np.flatnonzero(nearest < 0)
+    if len(undecided):
+        nearest[undecided] = top_k_positions(queries.take(undecided), centroids, 1)[:, 0]
+    return nearest
+
+
+def _select_nearest(queries: VectorBlock, rows: PreparedRows, nearest: Int64) -> None:
+    """Write the closest row of each query, (q,), where a float32 product leaves a single one."""
+    from retrieval.vectors.nearest_kernel import select_nearest
+    from retrieval.vectors.pair_kernels import LANES
+
+    left, right = FLOAT32_PRODUCT.prepare(queries, rows.centre), rows.prepared
+    if not fits_float32(left).all():
+        return
+    keys = left.matrix @ pad_rows(right.matrix, 0, len(rows)).T
+    squares = np.empty(0, np.float32) if right.squares is None else right.squares
+    slack = FLOAT32_PRODUCT.key_error(left, right)
+    select_nearest(keys, len(rows), squares, slack, np.empty(LANES, np.float32), nearest)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lookalike.input_types import Ids, Images, ImagesOrVectors, Labels, Path, Vectors
+from lookalike.input_types import Backbone, Ids, Images, ImagesOrVectors, Labels, Path, Vectors
 from lookalike.result import Result
 from lookalike.run_command import run_command
 
@@ -92,7 +92,7 @@ def _type(verb: str, option: Option) -> str:
     if option.choices:
         kind = "Literal[" + ", ".join(f'"{choice}"' for choice in option.choices) + "]"
     else:
-        data = data_kind(verb, option.name)
+        data = "Backbone" if option.name == "backbone" else data_kind(verb, option.name)
         kind = data or _PARSED_TYPES.get(option.type) or _PLAIN_TYPES[option.type]
     return f"{kind} | None" if option.default is None else kind
 

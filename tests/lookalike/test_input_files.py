@@ -12,6 +12,7 @@ from PIL import Image
 import lookalike
 from lookalike.input_files import written_inputs
 from retrieval.images.decode import decode_full
+from retrieval.sources.box_columns import BoxColumns
 from retrieval.sources.detect import open_source
 from retrieval.sources.item_reader import ItemReader
 from retrieval.sources.vectors import open_vectors
@@ -171,3 +172,13 @@ def test_other_data_is_refused(tmp_path, verb, option, data, message):
     with pytest.raises(lookalike.UsageError) as error:
         write(verb, tmp_path / "o", **{option: data, "embedding_column": None})
     assert str(error.value).startswith(f"--{option}: {message}")
+
+
+def test_boxes_in_a_column_of_lists_are_no_vectors(tmp_path):
+    frame = pd.DataFrame({"file": ["a.jpg", "a.jpg"], "bbox": [[0.1, 0.2, 0.3, 0.4], None]})
+    arguments = write(
+        "run", tmp_path / "out", gallery=frame, image_column="file", box_columns="bbox"
+    )
+    boxes = BoxColumns(("bbox",), "relative")
+    items = open_source(arguments["gallery"], image_column="file", boxes=boxes).items()
+    assert [item.image_id for item in items] == ["a.jpg#xywh=percent:10,20,30,40", "a.jpg"]

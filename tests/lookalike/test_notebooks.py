@@ -62,3 +62,5 @@ def test_own_vectors(tmp_path):
     assert texts[5] == "True"
     assert "item" in texts[6]
     assert (tmp_path / ".index.inputs" / "embeddings.parquet").exists()
+    assert outputs_of(cells[-2], "text/html").count("data:image/jpeg;base64,") == 3 * 4
+    assert texts[-1] == "True"

@@ -75,4 +75,5 @@ def _extend(neighbours: NDArray[np.bool_], narrow: NDArray[np.bool_]) -> NDArray
     wide_counts, narrow_counts = neighbours.astype(np.float32), narrow.astype(np.float32)
     shared = wide_counts @ narrow_counts.T
     is_added = neighbours & (3 * shared >= 2 * narrow_counts.sum(axis=1))
-    return neighbours | (is_added.astype(np.float32) @ narrow_counts > 0)
+    added: NDArray[np.bool_] = is_added.astype(np.float32) @ narrow_counts > 0
+    return neighbours | added

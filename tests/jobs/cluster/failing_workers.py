@@ -45,10 +45,10 @@ class FailingTask:
 
 def _obey_marks(marker):
     """Make this process obey the marks of the images that it decodes."""
-    from retrieval.embedding import embed_batch
-    from retrieval.images.decode import decode
+    from retrieval.images.decode import decode_full
+    from retrieval.sources import photo_reader
 
-    def decode_marked(data, *transform, **options):
+    def decode_marked(data, **options):
         killed_once = data.endswith(KILL_ONCE) and not marker.exists()
         if killed_once:
             marker.touch()
@@ -57,9 +57,9 @@ def _obey_marks(marker):
         if data.endswith(SLOW_DECODE):
             marker.touch()
             time.sleep(0.5)
-        return decode(data, *transform, **options)
+        return decode_full(data, **options)
 
-    embed_batch.decode = decode_marked
+    photo_reader.decode_full = decode_marked
 
 
 def inject_worker_faults(patch, marker):

@@ -21,8 +21,8 @@ UNPROJECTED = SimpleNamespace(projection=None, dimension=1280)
 NONE = ProjectionChoice(0)
 
 
-def choose(images=10_000, begun=None, bundle=UNPROJECTED, **options):
-    return choose_projection(EmbedSettings(input="i", output="o", **options), bundle, images, begun)
+def choose(images=10_000, begun=None, model=UNPROJECTED, **options):
+    return choose_projection(EmbedSettings(input="i", output="o", **options), model, images, begun)
 
 
 @pytest.mark.parametrize(
@@ -46,10 +46,10 @@ def test_dimensions_are_those_of_option_then_store_then_recipe(options, dimensio
 
 def test_reason_is_recorded_where_a_projection_is_left_out():
     assert choose(images=307).left_out == "fewer than 308 images to fit 256 dimensions on"
-    assert choose(bundle=SimpleNamespace(projection=None, dimension=256)) == NONE
+    assert choose(model=SimpleNamespace(projection=None, dimension=256)) == NONE
     recorded = ProjectionChoice(0, "reason").job_fields(seed=3)
     assert choose(begun=recorded) == ProjectionChoice(0, "reason")
-    assert choose(bundle=SimpleNamespace(projection=1, dimension=1280)) == NONE
+    assert choose(model=SimpleNamespace(projection=1, dimension=1280)) == NONE
 
 
 # --- stores ---

@@ -16,6 +16,7 @@ def matches(*rows):
         "path": [""] * len(rows),
         "query_label": [row[1] for row in rows],
         "label": [row[4] for row in rows],
+        "probability": [None] * len(rows),
     }
     return pa.table(columns, schema=MATCHES.schema)
 

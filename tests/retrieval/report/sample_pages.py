@@ -61,12 +61,12 @@ def shown_queries(queries):
         for row in queries
     ]
     match_rows = [
-        (cell.rank, cell.image_id, cell.path, cell.score, cell.label, cell.grade)
+        (cell.rank, cell.image_id, cell.path, cell.score, cell.label, cell.probability, cell.grade)
         for row in queries
         for cell in row.matches
     ]
     types = {"state": pa.int8(), "margin": pa.float64(), "rank": pa.int32(),
-             "score": pa.float64(), "grade": pa.int16()}  # fmt: skip
+             "score": pa.float64(), "probability": pa.float64(), "grade": pa.int16()}  # fmt: skip
 
     def table(names, rows):
         columns = zip(*rows, strict=True) if rows else [[] for _ in names]
@@ -77,7 +77,7 @@ def shown_queries(queries):
 
     return ShownQueries(
         table(("query_id", "path", "label", "failure", "state", "margin"), query_rows),
-        table(("rank", "image_id", "path", "score", "label", "grade"), match_rows),
+        table(("rank", "image_id", "path", "score", "label", "probability", "grade"), match_rows),
         np.concatenate([[0], np.cumsum([len(row.matches) for row in queries], dtype=np.int64)]),
     )
 

@@ -9,9 +9,11 @@ import pytest
 
 from retrieval.core.records import Certificate
 from retrieval.core.schemas import HISTORY, RECALL
+from retrieval.evaluation.reliability import measure_reliability
 from retrieval.report.charts.canvas import DARK, LIGHT, matplotlib_style
 from retrieval.report.charts.curves import _spread, draw_curves
 from retrieval.report.charts.recall import draw_recall
+from retrieval.report.charts.reliability import draw_reliability
 from retrieval.report.charts.scores import draw_scores
 from tests.retrieval.report.svg import open_png, parts, size, styles, texts
 
@@ -49,12 +51,20 @@ def history(epochs, **changes):
     return pa.table({**columns, **changes})
 
 
+def reliability(queries=40):
+    probabilities = RANDOM.random((queries, 5)).ravel()
+    right = RANDOM.random(5 * queries) < probabilities
+    ranks = np.tile(np.arange(1, 6), queries)
+    return measure_reliability(probabilities, right, np.repeat(np.arange(queries), 5), ranks)
+
+
 def make_drawings():
     scores = {"right": RANDOM.normal(0.8, 0.05, 300), "wrong": RANDOM.normal(0.6, 0.1, 500)}
     return [
         draw_recall(curve(), certificate(), 10),
         draw_scores(scores, "cosine"),
         draw_curves(history(20), 15),
+        draw_reliability({"held-out folds": reliability(), "these matches": reliability()}),
     ]
 
 
@@ -249,3 +259,11 @@ def test_overlapping_curve_labels_are_spread():
         assert list(np.argsort(positions, kind="stable")) == list(
             np.argsort(heights, kind="stable")
         )
+
+
+def test_reliability_states_its_figures_and_needs_matches():
+    curve = reliability()
+    drawing = draw_reliability({"held-out folds": curve})
+    assert f"calibration error {curve.calibration_error:.3f}" in drawing.alt
+    assert "200 matches of 40 queries" in drawing.alt
+    assert draw_reliability({}) is None

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from retrieval.core.errors import StorageFailure
+from retrieval.images.decode import decode_full
 from retrieval.report.thumbnails import make_thumbnail, read_thumbnails
 from retrieval.storage import folder, retry
 
@@ -38,6 +39,10 @@ def two_coloured(width, height):
     return Image.fromarray(pixels)
 
 
+def thumbnail_of(data, max_pixels=MAX_PIXELS, **options):
+    return make_thumbnail(decode_full(data, max_pixels=max_pixels), **options)
+
+
 def is_close(pixel, colour):
     return max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) < 40
 
@@ -54,7 +59,7 @@ def is_close(pixel, colour):
     ],
 )
 def test_longer_side_is_fixed_and_nothing_is_cropped(size, expected):
-    thumbnail = open_jpeg(make_thumbnail(encode(two_coloured(*size)), max_pixels=MAX_PIXELS))
+    thumbnail = open_jpeg(thumbnail_of(encode(two_coloured(*size))))
     assert thumbnail.size == expected
     if size[0] > 3:
         assert is_close(thumbnail.getpixel((2, thumbnail.height // 2)), (255, 0, 0))
@@ -64,9 +69,7 @@ def test_longer_side_is_fixed_and_nothing_is_cropped(size, expected):
 
 
 def test_custom_side_length():
-    assert open_jpeg(
-        make_thumbnail(encode(two_coloured(64, 32)), side=48, max_pixels=MAX_PIXELS)
-    ).size == (
+    assert open_jpeg(thumbnail_of(encode(two_coloured(64, 32)), side=48)).size == (
         48,
         24,
     )
@@ -81,9 +84,7 @@ def test_exif_orientation_is_applied(orientation, red_side):
     exif = Image.Exif()
     exif[0x0112] = orientation
     thumbnail = open_jpeg(
-        make_thumbnail(
-            encode(two_coloured(400, 200), "JPEG", exif=exif, quality=95), max_pixels=MAX_PIXELS
-        )
+        thumbnail_of(encode(two_coloured(400, 200), "JPEG", exif=exif, quality=95))
     )
     assert thumbnail.size == ((160, 80) if red_side in ("left", "right") else (80, 160))
     width, height = thumbnail.size
@@ -101,7 +102,7 @@ def test_exif_orientation_is_applied(orientation, red_side):
 def test_transparent_pixels_become_white():
     image = Image.new("RGBA", (100, 100), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (50, 0, 100, 100))
-    thumbnail = open_jpeg(make_thumbnail(encode(image), max_pixels=MAX_PIXELS))
+    thumbnail = open_jpeg(thumbnail_of(encode(image)))
     assert is_close(thumbnail.getpixel((20, 80)), (255, 255, 255))
     assert is_close(thumbnail.getpixel((140, 80)), (0, 0, 255))
 
@@ -110,7 +111,7 @@ def test_transparent_pixels_become_white():
 def test_every_mode_becomes_colour_jpeg(mode):
     image = Image.new(mode, (80, 60))
     file_format = "TIFF" if mode == "CMYK" else "PNG"
-    assert open_jpeg(make_thumbnail(encode(image, file_format), max_pixels=MAX_PIXELS)).size == (
+    assert open_jpeg(thumbnail_of(encode(image, file_format))).size == (
         160,
         120,
     )
@@ -119,16 +120,16 @@ def test_every_mode_becomes_colour_jpeg(mode):
 def test_decoder_errors_are_raised():
     for bound in (100, 9999):
         with pytest.raises(Image.DecompressionBombError, match=r"10000 pixels|100 x 100 pixels"):
-            make_thumbnail(encode(two_coloured(100, 100)), max_pixels=bound)
+            thumbnail_of(encode(two_coloured(100, 100)), max_pixels=bound)
     with pytest.raises(OSError, match="cannot identify"):
-        make_thumbnail(b"not an image", max_pixels=MAX_PIXELS)
+        thumbnail_of(b"not an image")
 
 
 def test_photo_thumbnail_is_below_9_kilobytes():
     generator = np.random.default_rng(0)
     grain = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
     photo = Image.fromarray(grain).resize((1600, 1200), Image.Resampling.BICUBIC)
-    assert 1000 < len(make_thumbnail(encode(photo, "JPEG"), max_pixels=MAX_PIXELS)) < 9000
+    assert 1000 < len(thumbnail_of(encode(photo, "JPEG"))) < 9000
 
 
 def test_unreadable_images_are_omitted(tmp_path):
@@ -179,7 +180,7 @@ def test_images_in_containers_have_thumbnails(tmp_path):
     assert list(thumbnails) == sorted(paths)
     for number in range(12):
         assert thumbnails[paths[number]] == thumbnails[paths[12 + number]]
-        assert thumbnails[paths[number]] == make_thumbnail(photos[number], max_pixels=MAX_PIXELS)
+        assert thumbnails[paths[number]] == thumbnail_of(photos[number])
 
 
 def test_storage_failure_is_not_an_unreadable_image(tmp_path, monkeypatch):
@@ -199,3 +200,16 @@ def test_threads_keep_warning_filters(tmp_path):
     before = list(warnings.filters)
     read_thumbnails(paths, max_pixels=MAX_PIXELS, threads=8)
     assert warnings.filters == before
+
+
+def test_crop_has_a_thumbnail_of_its_box(tmp_path):
+    path = tmp_path / "photo.png"
+    two_coloured(400, 200).save(path)
+    crops = [f"{path}#xywh=0,0,100,200", f"{path}#xywh=percent:75,0,25,50"]
+    outside = f"{path}#xywh=400,0,10,10"
+    thumbnails = read_thumbnails([*crops, outside, str(path)], max_pixels=MAX_PIXELS)
+    assert list(thumbnails) == sorted([*crops, str(path)])
+    left, right = (open_jpeg(thumbnails[crop]) for crop in crops)
+    assert (left.size, right.size) == ((80, 160), (160, 160))
+    assert is_close(left.getpixel((70, 80)), (255, 0, 0))
+    assert is_close(right.getpixel((10, 80)), (0, 0, 255))

@@ -59,6 +59,7 @@ def make_matches(matches, failures=(), metric="cosine", cut=2, **options):
                 "path": f"s3://gallery/{image}",
                 "query_label": query.partition("/")[0] if "/" in query else None,
                 "label": image.partition("/")[0] if "/" in image else None,
+                "probability": 0.25 if rank == 1 else None,
             }
             for query in queries
             for rank, (image, score) in enumerate(matches[query].items(), 1)
@@ -177,7 +178,7 @@ def expected_csv_rows():
     rows = [row | {"error": None, "message": None} for row in matches]
     for row in failures:
         failed = {"query_id": row["image_id"], "query_path": row["path"], "query_label": None}
-        empty = dict.fromkeys(("rank", "image_id", "score", "path", "label"))
+        empty = dict.fromkeys(("rank", "image_id", "score", "path", "label", "probability"))
         rows.append(failed | empty | {key: row[key] for key in ("error", "message")})
     return rows
 

@@ -80,9 +80,9 @@ def test_each_pair_that_may_be_among_the_k_best_is_kept_once(seed, count, k, cap
             padded[:, :count] = cheap[:, part]
             rejected = np.empty(len(searching), np.bool_)
             reported = pair_kernels.collect(
-                padded[searching], searching, part.start, count, np.empty(0, np.float32),
-                lengths[part], lengths[part].max(), errors, starts, excluded_rows, k,
-                *buffers.arguments(), rejected,
+                padded[searching].ravel(), searching, np.array([[len(searching), 0, count]]),
+                part.start, np.empty(0, np.float32), lengths[part], errors, starts, excluded_rows,
+                k, *buffers.arguments(), rejected,
             )  # fmt: skip
             absent[searching[rejected], part] = True
         assert reported == rejected.sum()

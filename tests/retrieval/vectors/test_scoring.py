@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from unittest import mock
 
@@ -13,9 +14,15 @@ from numpy.typing import NDArray
 
 from retrieval.core.schemas import Metric, Vectors
 from retrieval.vectors import matmul, pair_collector, scoring, topk
-from retrieval.vectors.matmul import FLOAT32_PRODUCT
+from retrieval.vectors.matmul import FLOAT32_PRODUCT, choose_centre
 from retrieval.vectors.pair_collector import PairCollector, prepare_rows
-from retrieval.vectors.scoring import VectorBlock, block, compute_squared_norms, score_pairs
+from retrieval.vectors.scoring import (
+    VectorBlock,
+    block,
+    compute_squared_norms,
+    score_pairs,
+    scores_to_keys,
+)
 from retrieval.vectors.topk import TopK, nearest_centroids, top_k
 from tests.retrieval.sample_vectors import (
     METRICS,
@@ -146,6 +153,35 @@ def test_more_equal_rows_than_a_buffer_holds_equal_brute_force(metric, dtype, k)
     result = topk.top_k_positions(left, right, min(k, 600))
     np.testing.assert_array_equal(np.sort(result, axis=1), np.sort(positions, axis=1))
     assert nearest_centroids(left, right).tolist() == positions[:, 0].tolist()
+
+
+@quick
+@given(cases(), metrics, st.integers(1, 12), seeds, st.sampled_from([1, 700, 1 << 18]))
+def test_parts_of_rows_equal_brute_force(case, metric, k, seed, elements):
+    """Queries are compared with some parts of the rows, as with inverted lists."""
+    generator = np.random.default_rng(seed)
+    queries, rows = block(case.queries, metric), block(case.rows, metric)
+    bounds = np.sort([0, *generator.integers(0, len(rows) + 1, 3), len(rows)])
+    reads = generator.random((len(queries), len(bounds) - 1)) < 0.6
+    keys = exact_keys(case.queries, case.rows, metric)
+    keys[~np.repeat(reads, np.diff(bounds), axis=1)] = -np.inf
+    best = TopK(queries, k)
+
+    def decide(query, numbers):
+        scored = scores_to_keys(score_pairs(queries, rows, query, numbers), metric)
+        best.merge(query, scored, numbers, numbers)
+        return best.kth_keys(query)
+
+    prepared = prepare_rows(rows, choose_centre(rows))
+    collector = PairCollector(queries, k, len(rows), decide, centre=prepared.centre)
+    parts = [
+        (slice(int(first), int(last)), np.flatnonzero(reads[:, number]))
+        for number, (first, last) in enumerate(itertools.pairwise(bounds))
+    ]
+    with mock.patch.object(pair_collector, "_PRODUCT_ELEMENTS", elements):
+        collector.multiply_parts(prepared, 0, parts)
+    collector.decide_pending()
+    assert_same(best, *brute_force(keys, np.arange(len(rows)), k))
 
 
 @every_metric
