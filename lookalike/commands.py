@@ -69,6 +69,7 @@ def run(
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
+    decoding: Literal["auto", "fused", "separate"] = "auto",
     overwrite: bool = False,
 ) -> Result:
     """Embed, index, rank, evaluate and report in one command.
@@ -158,6 +159,9 @@ def run(
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        decoding: Where images are decoded: by the workers that embed them (fused), or by tasks on
+            all nodes (separate); auto: separate if the workers use GPUs and there are nodes
+            without.
         overwrite: Replace the stages of an output that were made with other settings.
 
     Raises:
@@ -204,6 +208,7 @@ def embed(
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
+    decoding: Literal["auto", "fused", "separate"] = "auto",
     overwrite: bool = False,
     embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
     compact: bool = False,
@@ -270,6 +275,9 @@ def embed(
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        decoding: Where images are decoded: by the workers that embed them (fused), or by tasks on
+            all nodes (separate); auto: separate if the workers use GPUs and there are nodes
+            without.
         overwrite: Replace an output that was made with other settings.
         embedding_dtype: Number type of stored vectors; auto: float16 for images, unchanged for
             precomputed vectors (float64 and integers become float32).
@@ -301,6 +309,7 @@ def index(
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
+    decoding: Literal["auto", "fused", "separate"] = "auto",
     overwrite: bool = False,
     embedding_dtype: Literal["auto", "float16", "float32"] = "auto",
     export_faiss: Path | None = None,
@@ -338,6 +347,9 @@ def index(
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        decoding: Where images are decoded: by the workers that embed them (fused), or by tasks on
+            all nodes (separate); auto: separate if the workers use GPUs and there are nodes
+            without.
         overwrite: Replace an output that was made with other settings.
         embedding_dtype: Number type of stored vectors; auto: float16 for images, unchanged for
             precomputed vectors (float64 and integers become float32).
@@ -387,6 +399,7 @@ def rank(
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
+    decoding: Literal["auto", "fused", "separate"] = "auto",
     overwrite: bool = False,
     unique_pairs: bool = False,
     seed: int = 0,
@@ -452,6 +465,9 @@ def rank(
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        decoding: Where images are decoded: by the workers that embed them (fused), or by tasks on
+            all nodes (separate); auto: separate if the workers use GPUs and there are nodes
+            without.
         overwrite: Replace an output that was made with other settings.
         unique_pairs: Also write each pair of duplicates once, closest first; with min_score also
             the groups of duplicates in the gallery, or the leaks if queries is another set.
@@ -520,6 +536,7 @@ def report(
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
+    decoding: Literal["auto", "fused", "separate"] = "auto",
     format: str | None = None,
     compare: Path | None = None,
     title: str = "lookalike",
@@ -545,6 +562,9 @@ def report(
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        decoding: Where images are decoded: by the workers that embed them (fused), or by tasks on
+            all nodes (separate); auto: separate if the workers use GPUs and there are nodes
+            without.
         format: What to write, comma-separated: html, png (pictures, in NAME_pictures/); default:
             html.
         compare: With png: other matches of the same queries, drawn beside these as the earlier
@@ -590,6 +610,7 @@ def train(
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
+    decoding: Literal["auto", "fused", "separate"] = "auto",
     overwrite: bool = False,
     labels: Labels | None = None,
     max_pixels: int = 178956970,
@@ -637,6 +658,9 @@ def train(
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        decoding: Where images are decoded: by the workers that embed them (fused), or by tasks on
+            all nodes (separate); auto: separate if the workers use GPUs and there are nodes
+            without.
         overwrite: Replace an output that was made with other settings.
         labels: Labels in a CSV or Parquet file (image_id, label); default: the parent folder's
             name.
@@ -674,6 +698,7 @@ def predict(
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
+    decoding: Literal["auto", "fused", "separate"] = "auto",
     overwrite: bool = False,
 ) -> Result:
     """Classify images with a bundle written by train.
@@ -715,6 +740,9 @@ def predict(
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        decoding: Where images are decoded: by the workers that embed them (fused), or by tasks on
+            all nodes (separate); auto: separate if the workers use GPUs and there are nodes
+            without.
         overwrite: Replace an output that was made with other settings.
 
     Raises:
@@ -749,6 +777,7 @@ def compare(
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
+    decoding: Literal["auto", "fused", "separate"] = "auto",
     data: Images | None = None,
     output: Path | None = None,
     pca: int | None = None,
@@ -800,6 +829,9 @@ def compare(
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        decoding: Where images are decoded: by the workers that embed them (fused), or by tasks on
+            all nodes (separate); auto: separate if the workers use GPUs and there are nodes
+            without.
         data: Labelled images (in the same forms as embed input); default: only list the
             backbones.
         output: Folder or URI to write to; created if absent.
@@ -883,6 +915,7 @@ def plan(
     workers: int | None = None,
     ray_address: str | None = None,
     gpus_per_worker: float = 1.0,
+    decoding: Literal["auto", "fused", "separate"] = "auto",
     queries: Images | None = None,
     output: Path | None = None,
     cluster: str | None = None,
@@ -973,6 +1006,9 @@ def plan(
         ray_address: Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the
             command as a job; default: $RAY_ADDRESS, else this machine.
         gpus_per_worker: Share of a GPU per worker; 0.5 lets two workers use one GPU.
+        decoding: Where images are decoded: by the workers that embed them (fused), or by tasks on
+            all nodes (separate); auto: separate if the workers use GPUs and there are nodes
+            without.
         queries: Images to search for, in the same forms as gallery.
         output: Folder or URI that the job will write to; the measurement writes there too, and
             removes what it wrote.

@@ -51,6 +51,7 @@ class RayNodes:
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
     node_settings: dict[str, dict[str, str]] = field(default_factory=dict)  # by node name
+    node_arguments: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of `ray start`
     object_store_bytes: int = 100_000_000  # of each node
     links: NetworkLinks | None = None
     private_folder: Path | None = None  # mounted separately on each worker node; requires root
@@ -101,7 +102,7 @@ class RayNodes:
             RAY, "start", "--block", f"--node-ip-address={self._ip(number)}",
             "--disable-usage-stats", f"--temp-dir={self.sockets / str(number)}",
             f"--object-store-memory={self.object_store_bytes}", "--include-log-monitor=false",
-            *arguments,
+            *arguments, *self.node_arguments.get(name, ()),
         ]  # fmt: skip
         if self.links and number > 1:
             command = self.links.in_namespace(number, command)

@@ -11,7 +11,8 @@ import importlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
 from jobs.cluster.driver_process import DriverProcess
 from jobs.cluster.resources import Cluster
@@ -19,7 +20,7 @@ from jobs.cluster.stall_detector import PoolActivity, watch_for_stalls
 from jobs.cluster.worker_failures import begin_item, failure_log_for_step, failure_log_of
 from jobs.runtime.profile import FIRST_RESULT, FIRST_WORKER
 from jobs.runtime.run_metadata import peak_memory
-from retrieval.embedding.attempt import FIRST_ATTEMPT, Attempt
+from retrieval.embedding.attempt import FIRST_ATTEMPT
 
 ACTOR_CPUS = 0.5
 """CPUs reserved per worker, though it uses a whole one, so that the other nodes can take over the
@@ -27,9 +28,28 @@ workers of a lost node."""
 
 _RETRY_SECONDS = 0.5  # before an actor that could not be restarted is waited for again
 
-Work = Callable[[int, Attempt], dict[str, Any]]
+Work = Callable[..., dict[str, Any]]
+"""Called with the number of an item, its `Attempt`, and the blocks that belong to the item."""
+
 MakeWork = Callable[[Any], Work]
 NameItem = Callable[[int], str]
+ItemWithBlocks = tuple[int, list[Any]]
+"""The number of an item, and references to the blocks that its work needs."""
+
+_ITEMS_PER_ACTOR = 2  # if items have blocks: those of the next one arrive during the work
+
+
+class BlockSource(Protocol):
+    """Tasks that make the blocks of all items of a step, for instance decoded images."""
+
+    @property
+    def count(self) -> int:
+        """Return the number of tasks, which the failure log numbers after the items."""
+        ...
+
+    def items_with_blocks(self, failure_log: Any) -> Iterator[ItemWithBlocks]:
+        """Begin the tasks; yield each item once its blocks exist."""
+        ...
 
 
 class Worker:
@@ -53,7 +73,7 @@ class Worker:
         for name in names:
             importlib.import_module(name)
 
-    def process(self, step: tuple[Any, Any], item: int) -> dict[str, Any]:
+    def process(self, step: tuple[Any, Any], item: int, *blocks: Any) -> dict[str, Any]:
         """Process an item of a step, given by references to (make, item_name) and `shared`."""
         import ray
 
@@ -64,7 +84,7 @@ class Worker:
             self._ready = time.time()
         assert self._work is not None
         attempt = begin_item(self._failure_log, item, self._item_name(item))
-        result = self._work(item, attempt)
+        result = self._work(item, attempt, *blocks)
         self._failure_log.end.remote(item)
         return {"result": result, "peak": peak_memory(), "ready": self._ready}
 
@@ -134,6 +154,7 @@ def stream(
     shared: Any,
     device: str,
     item_name: NameItem = "item {}".format,
+    blocks: BlockSource | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Process items on the pool of actors; yield the results in any order.
 
@@ -146,6 +167,7 @@ def stream(
         shared: Any value; stored once per node, however many actors run there.
         device: cpu, or cuda, where each actor has a GPU or its share of one.
         item_name: Returns the name of an item in messages.
+        blocks: The tasks on any node that make the blocks of the items, if they need any.
 
     Raises:
         LookalikeError: As the work function does.
@@ -159,16 +181,18 @@ def stream(
 
     gpus = cluster.gpu_share if device == "cuda" else 0
     cluster.require(ACTOR_CPUS, gpus)
-    max_size = len(items)
-    if gpus and not cluster.may_grow:  # an actor that gets no GPU would wait forever
-        max_size = min(max_size, int(cluster.gpus / gpus))
-    size = max(1, min(cluster.requested_workers or cluster.cpus, max_size))
+    size = _pool_size(cluster, len(items), gpus, has_tasks=blocks is not None)
     failure_log = failure_log_for_step(cluster)
     actors = pool_for(cluster, gpus).actors(size)
     step = (ray.put((make, item_name)), ray.put(shared))
     workers = f"{size} workers of {ACTOR_CPUS:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    activity = PoolActivity(cluster, failure_log, item_name, len(items), workers)
-    answers = watch_for_stalls(_process_items(actors, step, items), activity)
+    count = len(items)
+    inputs: Iterator[ItemWithBlocks] = ((item, []) for item in items)
+    if blocks is not None:
+        count, inputs = count + blocks.count, blocks.items_with_blocks(failure_log)
+        actors *= _ITEMS_PER_ACTOR
+    activity = PoolActivity(cluster, failure_log, item_name, count, workers)
+    answers = watch_for_stalls(_process_items(actors, step, inputs, len(items)), activity)
     for number, answer in enumerate(answers):
         cluster.peak = max(cluster.peak, answer["peak"])
         if number == 0:
@@ -177,13 +201,24 @@ def stream(
         yield answer["result"]
 
 
-def _process_items(
-    actors: list[Any], step: tuple[Any, Any], items: list[int]
-) -> Iterator[dict[str, Any]]:
-    """Send items to idle actors, one at a time each, and yield their answers as they arrive.
+def _pool_size(cluster: Cluster, items: int, gpus: float, *, has_tasks: bool) -> int:
+    """Return the number of actors, of `gpus` GPUs each, for a number of items."""
+    size = min(cluster.requested_workers or cluster.cpus, items)
+    if gpus and not cluster.may_grow:  # an actor that gets no GPU would wait forever
+        size = min(size, int(cluster.gpus / gpus))
+    elif has_tasks and not gpus:  # half of the CPUs are for the tasks
+        size = min(size, cluster.cpus // 2)
+    return max(1, size)
 
-    The item of an actor that died goes to the next idle one, and so does an item whose answer was
-    lost with its node. The actor is restarted by Ray and gets items again once it runs.
+
+def _process_items(
+    actors: list[Any], step: tuple[Any, Any], inputs: Iterator[ItemWithBlocks], count: int
+) -> Iterator[dict[str, Any]]:
+    """Send `count` items to idle actors, and yield their answers as they arrive.
+
+    An actor has as many items at once as it occurs in `actors`. The item of an actor that died goes
+    to the next idle one, and so does an item whose answer was lost with its node. The actor is
+    restarted by Ray and gets items again once it runs.
     """
     import ray
     from ray import exceptions
@@ -192,25 +227,25 @@ def _process_items(
         exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.NodeDiedError,
         exceptions.OutOfMemoryError, exceptions.ObjectLostError,
     )  # fmt: skip
-    pending, left = deque(items), len(items)
-    idle: list[Any] = []
+    pending = deque(islice(inputs, 1))  # its blocks are made while the actors start
+    idle: deque[Any] = deque()
     starting = {_wait_until_ready(actor): actor for actor in actors}
-    running: dict[Any, tuple[Any, int]] = {}
-    while left:
-        while pending and idle:
-            actor, item = idle.pop(), pending.popleft()
-            running[actor.process.remote(step, item)] = actor, item
+    running: dict[Any, tuple[Any, ItemWithBlocks]] = {}
+    while count:
+        while idle and (pending := pending or deque(islice(inputs, 1))):
+            actor, (item, blocks) = idle.popleft(), pending.popleft()
+            running[actor.process.remote(step, item, *blocks)] = actor, (item, blocks)
         ((reference,), _) = ray.wait([*running, *starting], num_returns=1)
         if reference in running:
-            actor, item = running.pop(reference)
+            actor, item_with_blocks = running.pop(reference)
             try:
                 answer = ray.get(reference)
             except deaths:
-                pending.appendleft(item)
+                pending.appendleft(item_with_blocks)
                 starting[_wait_until_ready(actor)] = actor
             else:
                 idle.append(actor)
-                left -= 1
+                count -= 1
                 yield answer
         else:
             actor = starting.pop(reference)

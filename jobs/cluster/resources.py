@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.cluster import session
 from jobs.cluster.connection import connect, is_connected, limit_connection_retries, resolve_address
 from jobs.cluster.shared_paths import SharedPath, check_shared_paths, list_shared_paths
+from jobs.config.options import AUTO
 from jobs.runtime.profile import START_RAY, Profile
 from retrieval.core.errors import InputError, Stalled
 
@@ -31,6 +32,7 @@ class Cluster:
         workers: int | None,
         *,
         gpus_per_worker: float = 1.0,
+        decoding: str = AUTO,
         shared_paths: Sequence[SharedPath] = (),
     ) -> None:
         self._option, self._address = address, resolve_address(address)
@@ -38,6 +40,7 @@ class Cluster:
         self._shared_paths = shared_paths  # that all nodes must see
         self.requested_workers = workers
         self.gpu_share = gpus_per_worker
+        self._decoding = decoding
         self._connected = self._paths_checked = False
         self._connection_error: InputError | None = None
         self.quarantined_images: set[str] = set()
@@ -94,6 +97,18 @@ class Cluster:
             return 0
         ratios = [n.get("CPU", 0) / n["GPU"] for n in self._nodes() if n.get("GPU", 0)]
         return max(1, int(min(ratios, default=1) * self.gpu_share))
+
+    def decodes_separately(self, device: str) -> bool:
+        """Return whether tasks on any node decode the images of workers on `device`.
+
+        By default only if the workers use GPUs and there are nodes without a GPU, whose CPUs would
+        be idle otherwise.
+        """
+        if self._decoding != AUTO:
+            return self._decoding == "separate"
+        return device == "cuda" and any(
+            node.get("CPU", 0) >= 1 and not node.get("GPU", 0) for node in self._nodes()
+        )
 
     @property
     def may_grow(self) -> bool:
@@ -199,7 +214,7 @@ def open_cluster(settings: RayOptions) -> Iterator[Cluster]:
     """
     cluster = Cluster(
         settings.ray_address, settings.workers, gpus_per_worker=settings.gpus_per_worker,
-        shared_paths=list_shared_paths(settings),
+        decoding=settings.decoding, shared_paths=list_shared_paths(settings),
     )  # fmt: skip
     yield cluster
     cluster.close()

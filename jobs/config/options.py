@@ -374,6 +374,10 @@ OPTIONS = _by_name(
            "start.", low=1),
     Option("gpus_per_worker", float, 1.0, "run",
            "Share of a GPU per worker; 0.5 lets two workers use one GPU.", low=0.05, high=1),
+    Option("decoding", str, AUTO, "run",
+           "Where images are decoded: by the workers that embed them (fused), or by tasks on all "
+           "nodes (separate); auto: separate if the workers use GPUs and there are nodes without.",
+           choices=(AUTO, "fused", "separate")),
     Option("ray_address", str, None, "run",
            "Running Ray cluster: auto, host:port, or http://HEAD:8265 to submit the command as a "
            "job; default: $RAY_ADDRESS, else this machine."),
@@ -425,7 +429,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "qrels", "junk_grade", "cutoffs", "intervals_over", "all_measures", "compare",
         "exact_matches", "fail_below", "calibrate",
     ),
-    "Cluster": ("workers", "gpus_per_worker", "ray_address", "cluster", "sample"),
+    "Cluster": ("workers", "gpus_per_worker", "decoding", "ray_address", "cluster", "sample"),
     "General": ("seed", "json", "debug"),
 }  # fmt: skip
 """Names of the options by subject, in the order of the help."""

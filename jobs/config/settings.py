@@ -223,6 +223,7 @@ class RayOptions(CommonOptions):
     workers: int | None = option_field("workers")
     ray_address: str | None = option_field("ray_address")
     gpus_per_worker: float = option_field("gpus_per_worker")
+    decoding: str = option_field("decoding")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import actor_pool
 from jobs.cluster.actor_pool import MakeWork, Work
@@ -17,6 +17,9 @@ from jobs.runtime.progress import progress
 from retrieval.core.records import Chunk, ChunkResult, FileRecord, Rounding
 from retrieval.embedding.attempt import Attempt
 from retrieval.storage.local import Folder
+
+if TYPE_CHECKING:  # torch comes with it
+    from jobs.embedding.decode_stage import DecodeStage
 
 
 @dataclass(frozen=True)
@@ -40,20 +43,41 @@ def embed_chunks(
     cluster, prepared = context.cluster, context.prepared
     device = prepared.device
     make = _chunk_worker(context.folder, chunks, context.settings, cluster.threads_beside(device))
+    decoding = None
+    if isinstance(prepared, PreparedModel) and cluster.decodes_separately(device):
+        decoding = _decode_stage(context, prepared, chunks)
+        device = "cuda" if cluster.gpus else device  # `--device cpu` embeds on these nodes too
 
     def describe(number: int) -> str:
+        if decoding is not None and number >= len(chunks):
+            return decoding.batch_name(number - len(chunks))
         chunk = chunks[number]
         first, last = chunk.base + chunk.first, chunk.base + chunk.last - 1
         return f"chunk {chunk.number} (rows {first} to {last})"
 
     numbers = list(range(len(chunks)))
-    answers = actor_pool.stream(cluster, make, numbers, prepared.for_workers(), device, describe)
+    answers = actor_pool.stream(
+        cluster, make, numbers, prepared.for_workers(), device, describe, decoding
+    )
     with progress(stage, images, prepared.unit, cluster) as bar:
         for answer in answers:
             bar.advance(answer["rows"] + answer["failures"], answer["failures"])
             files = tuple(FileRecord(**record) for record in answer.pop("files"))
             rounding = Rounding(**answer.pop("rounding"))
             yield ChunkResult(**answer, files=files, rounding=rounding)
+
+
+def _decode_stage(
+    context: EmbedContext, prepared: PreparedModel, chunks: list[Chunk]
+) -> DecodeStage:
+    """Return the tasks that decode the images of the chunks."""
+    from jobs.embedding.decode_stage import DecodeStage
+    from retrieval.embedding.embed_batch import DecodeSettings
+
+    settings = context.settings
+    decoding = DecodeSettings(settings.max_pixels, settings.embedding_dtype)
+    transform = prepared.bundle.transform
+    return DecodeStage(context.folder, chunks, transform, decoding, context.cluster.cpus)
 
 
 def _chunk_worker(
@@ -64,8 +88,8 @@ def _chunk_worker(
     def make(prepared: PreparedModel | PrecomputedVectors) -> Work:
         embed_chunk = prepared.make_chunk_function(folder, settings, threads)
 
-        def work(number: int, attempt: Attempt) -> dict[str, Any]:
-            return dataclasses.asdict(embed_chunk(chunks[number], attempt))
+        def work(number: int, attempt: Attempt, *batches: Any) -> dict[str, Any]:
+            return dataclasses.asdict(embed_chunk(chunks[number], attempt, *batches))
 
         return work
 

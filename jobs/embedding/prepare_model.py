@@ -93,14 +93,25 @@ class PreparedModel:
 
     def make_chunk_function(
         self, folder: Folder, settings: EmbedSettings, threads: int
-    ) -> Callable[[Chunk, Attempt], ChunkResult]:
-        """Return the function that embeds a chunk; called once in each worker."""
+    ) -> Callable[..., ChunkResult]:
+        """Return the function that embeds a chunk; called once in each worker.
+
+        It takes the chunk, the attempt, and the decoded batches of the chunk if other processes
+        decode.
+        """
         from retrieval.embedding.embed_batch import DecodeSettings
-        from retrieval.embedding.embed_chunk import embed_chunk
+        from retrieval.embedding.embed_chunk import embed_chunk, embed_decoded_chunk
 
         embedder = self.load_embedder()
         decoding = DecodeSettings(settings.max_pixels, settings.embedding_dtype, threads)
-        return lambda chunk, attempt: embed_chunk(chunk, folder, embedder, decoding, attempt)
+
+        def embed(chunk: Chunk, attempt: Attempt, *batches: Any) -> ChunkResult:
+            if batches:
+                dtype = settings.embedding_dtype
+                return embed_decoded_chunk(chunk, folder, embedder, dtype, batches)
+            return embed_chunk(chunk, folder, embedder, decoding, attempt)
+
+        return embed
 
 
 def prepare_model(

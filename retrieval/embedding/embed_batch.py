@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from retrieval.core.errors import LookalikeError
+from retrieval.core.records import Transform
 from retrieval.embedding.attempt import FIRST_ATTEMPT, Attempt
 from retrieval.embedding.outcome import (
     EmbeddedBatch,
@@ -49,13 +50,19 @@ class DecodeSettings:
 
 
 @dataclass(frozen=True)
-class _Image:
-    item: dict[str, Any]
-    pixels: torch.Tensor
-    width: int
+class DecodedImage:
+    """The preprocessed pixels of an item, and what a part records of it."""
+
+    item: dict[str, Any]  # a row of the listing
+    pixels: NDArray[np.uint8]  # (3, side, side)
+    width: int  # of the original
     height: int
     sha256: str  # of the bytes of the file, which crops of a photo share
     size: int  # of these bytes
+
+
+DecodeResult = DecodedImage | Failure
+"""The result of reading and decoding one item."""
 
 
 class NotAnImage(Exception):
@@ -72,34 +79,41 @@ def embed_items(
 
     A vector does not depend on the batch it is in, so later attempts get the same vectors.
     """
-    in_flight: deque[tuple[list[_Image], list[Failure], Callable[[], Vectors]]] = deque()
     size, ahead = (1, 0) if attempt.one_at_a_time else (embedder.batch_size, embedder.ahead)
     with ItemReader(decoding.options, decoding.hosts) as reader:
         photos = PhotoReader(reader)
 
-        def load(item: dict[str, Any]) -> _Image | Failure:
-            return _load_image(item, embedder, decoding, photos, attempt)
+        def load(item: dict[str, Any]) -> DecodeResult:
+            return load_image(item, embedder.bundle.transform, decoding, photos, attempt)
 
         threads = 0 if attempt.one_at_a_time else decoding.threads
         decoded = _decode_ahead(load, items, threads, 2 * size) if threads else map(load, items)
-        for images, failures in _batches(decoded, size):
-            result = embedder.submit([image.pixels for image in images])
-            in_flight.append((images, failures, result))
-            if len(in_flight) > ahead:
-                yield _collect(*in_flight.popleft(), decoding.embedding_dtype)
-    while in_flight:
-        yield _collect(*in_flight.popleft(), decoding.embedding_dtype)
+        yield from embed_decoded(decoded, embedder, decoding.embedding_dtype, size, ahead)
     attempt.note(None)
 
 
+def embed_decoded(
+    decoded: Iterable[DecodeResult], embedder: Embedder, dtype: str, size: int, ahead: int
+) -> Iterator[EmbeddedBatch]:
+    """Embed decoded images in batches of `size`, with `ahead` batches in flight."""
+    in_flight: deque[tuple[list[DecodedImage], list[Failure], Callable[[], Vectors]]] = deque()
+    for images, failures in _batches(decoded, size):
+        result = embedder.submit([image.pixels for image in images])
+        in_flight.append((images, failures, result))
+        if len(in_flight) > ahead:
+            yield _collect(*in_flight.popleft(), dtype)
+    while in_flight:
+        yield _collect(*in_flight.popleft(), dtype)
+
+
 def _batches(
-    decoded: Iterable[_Image | Failure], size: int
-) -> Iterator[tuple[list[_Image], list[Failure]]]:
+    decoded: Iterable[DecodeResult], size: int
+) -> Iterator[tuple[list[DecodedImage], list[Failure]]]:
     """Yield full batches of images, each with the failures of the items read for it."""
-    images: list[_Image] = []
+    images: list[DecodedImage] = []
     failures: list[Failure] = []
     for result in decoded:
-        if isinstance(result, _Image):
+        if isinstance(result, DecodedImage):
             images.append(result)
         else:
             failures.append(result)
@@ -111,13 +125,13 @@ def _batches(
 
 
 def _decode_ahead(
-    load: Callable[[dict[str, Any]], _Image | Failure],
+    load: Callable[[dict[str, Any]], DecodeResult],
     items: list[dict[str, Any]],
     threads: int,
     limit: int,
-) -> Iterator[_Image | Failure]:
+) -> Iterator[DecodeResult]:
     """Decode items on threads, in order, at most `limit` ahead of the consumer."""
-    ahead: deque[Future[_Image | Failure]] = deque()
+    ahead: deque[Future[DecodeResult]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
             ahead.append(pool.submit(load, item))
@@ -127,13 +141,18 @@ def _decode_ahead(
             yield ahead.popleft().result()
 
 
-def _load_image(
+def load_image(
     item: dict[str, Any],
-    embedder: Embedder,
+    transform: Transform,
     decoding: DecodeSettings,
     photos: PhotoReader,
     attempt: Attempt,
-) -> _Image | Failure:
+) -> DecodeResult:
+    """Read and decode one item; a permanent error becomes a failure.
+
+    Raises:
+        LookalikeError: If the storage fails.
+    """
     if item.get("problem") is not None:
         return failure_record(item, "list", NotAnImage(item["problem"]))
     path = item["path"]
@@ -145,19 +164,18 @@ def _load_image(
     try:
         photo = photos.read(path, item.get("place"), item.get("size"))
         stage = "decode"
-        pixels = photo.decode(path, max_pixels=decoding.max_pixels)
-        decoded = resize_decoded(pixels, embedder.bundle.transform)
+        original = photo.decode(path, max_pixels=decoding.max_pixels)
+        decoded = resize_decoded(original, transform)
     except LookalikeError:
         raise
     except (MemoryError, Exception) as error:  # noqa: BLE001 - decoders raise anything at all
         return failure_record(item, stage, error)
-    return _Image(
-        item, decoded.pixels, decoded.width, decoded.height, photo.sha256, len(photo.data)
-    )
+    pixels = decoded.pixels.numpy()
+    return DecodedImage(item, pixels, decoded.width, decoded.height, photo.sha256, len(photo.data))
 
 
 def _collect(
-    images: list[_Image], failures: list[Failure], result: Callable[[], Vectors], dtype: str
+    images: list[DecodedImage], failures: list[Failure], result: Callable[[], Vectors], dtype: str
 ) -> EmbeddedBatch:
     size = sum(image.size for image in images)
     with np.errstate(over="ignore"):  # checked below
@@ -173,5 +191,5 @@ def _collect(
     return EmbeddedBatch(rows, vectors[usable], failures + unusable, size)
 
 
-def _row(image: _Image) -> dict[str, Any]:
+def _row(image: DecodedImage) -> dict[str, Any]:
     return part_row(image.item, image.sha256, image.width, image.height)

@@ -50,7 +50,7 @@ def write_chunk(
     finished = read_finished_chunk(folder, chunk)
     if finished is not None:
         return finished
-    lines = _read_lines(folder, chunk)
+    lines = read_lines(folder, chunk)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
     vectors: list[NDArray[Any]] = []
@@ -71,7 +71,7 @@ def write_chunk(
     return ChunkResult(chunk.number, len(rows), len(failures), records, size, seconds, rounding)
 
 
-def _read_lines(folder: Folder, chunk: Chunk) -> pa.Table:
+def read_lines(folder: Folder, chunk: Chunk) -> pa.Table:
     """Read the lines of the listing that this attempt must embed."""
     path = layout.listing_path(chunk.segment)
     lines = read_rows(folder, path, chunk.first, chunk.last)

@@ -5,11 +5,10 @@ An engine runs the network; `finish_vectors` then applies the projection and the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from retrieval.models.bundle import Bundle
 from retrieval.models.engine_plan import EnginePlan
@@ -40,7 +39,7 @@ class Embedder:
         self.ahead = self._engine.ahead // passes
         """Batches that may be in flight before the result of the first must be taken."""
 
-    def embed(self, images: list[torch.Tensor]) -> Vectors:
+    def embed(self, images: Sequence[ArrayLike]) -> Vectors:
         """Embed up to `batch_size` images, uint8 (3, side, side) each, as (n, d) float32.
 
         Vectors are averaged over augmented images, projected and normalised as the bundle
@@ -48,7 +47,7 @@ class Embedder:
         """
         return self.submit(images)()
 
-    def submit(self, images: list[torch.Tensor]) -> Callable[[], Vectors]:
+    def submit(self, images: Sequence[ArrayLike]) -> Callable[[], Vectors]:
         """Start embedding a batch; calling the result waits for its vectors.
 
         Results must be taken in the order in which batches were submitted.
@@ -57,7 +56,7 @@ class Embedder:
             return lambda: np.empty((0, self.bundle.dimension), np.float32)
         pixels = self._engine.next_buffer()
         for row, image in enumerate(images):
-            pixels[row] = image.numpy()
+            pixels[row] = image
         pixels[len(images) :] = 0
         results = [self._engine.submit(pixels)]
         if self._mirrored:

@@ -29,7 +29,7 @@ from retrieval.models.engine_plan import EnginePlan
 from retrieval.models.resolve import resolve_bundle
 
 
-def _stream(cluster, make_work, items, shared, device, item_name):
+def _stream(cluster, make_work, items, shared, device, item_name, blocks=None):
     work = make_work(shared)
     for item in items:
         yield json.loads(json.dumps(work(item, FIRST_ATTEMPT)))

@@ -8,12 +8,13 @@ such workers.
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from jobs.cluster.actor_pool import MakeWork
-from jobs.embedding import embed_chunks
+from jobs.embedding import decode_stage, embed_chunks
 
 KILL_ALWAYS, KILL_ONCE, SLOW_DECODE = b"<kills>", b"<kills once>", b"<slow>"
 
@@ -26,34 +27,48 @@ class FailingWork:
     marker: Path  # written at the single crash, or when a slow image is decoded
 
     def __call__(self, shared):
-        from retrieval.sources import photo_reader
-
-        decode_full = photo_reader.decode_full
-
-        def decode_marked(data, **options):
-            self._obey_mark(data)
-            return decode_full(data, **options)
-
-        photo_reader.decode_full = decode_marked
+        _obey_marks(self.marker)
         return self.make_work(shared)
 
-    def _obey_mark(self, data):
-        killed_once = data.endswith(KILL_ONCE) and not self.marker.exists()
+
+@dataclass(frozen=True)
+class FailingTask:
+    """Calls the function of a task in a worker that obeys the marks of the images it decodes."""
+
+    function: Callable
+    marker: Path
+
+    def __call__(self, *arguments):
+        _obey_marks(self.marker)
+        return self.function(*arguments)
+
+
+def _obey_marks(marker):
+    """Make this process obey the marks of the images that it decodes."""
+    from retrieval.images.decode import decode_full
+    from retrieval.sources import photo_reader
+
+    def decode_marked(data, **options):
+        killed_once = data.endswith(KILL_ONCE) and not marker.exists()
         if killed_once:
-            self.marker.touch()
+            marker.touch()
         if killed_once or data.endswith(KILL_ALWAYS):
             os.kill(os.getpid(), signal.SIGKILL)
         if data.endswith(SLOW_DECODE):
-            self.marker.touch()
+            marker.touch()
             time.sleep(0.5)
+        return decode_full(data, **options)
+
+    photo_reader.decode_full = decode_marked
 
 
 def inject_worker_faults(patch, marker):
-    """Patch the embed stage so that its workers obey marks."""
+    """Patch the embed stage so that its workers and the tasks that decode obey marks."""
     make_work = embed_chunks._chunk_worker
     patch.setattr(
         embed_chunks, "_chunk_worker", lambda *arguments: FailingWork(make_work(*arguments), marker)
     )
+    patch.setattr(decode_stage, "decode_task", FailingTask(decode_stage.decode_task, marker))
 
 
 def append_mark(path, mark):
