@@ -116,6 +116,10 @@ class ActorPool:
             self._actors.append(self._actor.remote(self._failure_log))
         return [*self._actors]
 
+    def has(self, actor: Any) -> bool:
+        """Return whether an actor was started and not released."""
+        return any(actor is member for member in self._actors)
+
     def release(self) -> None:
         """End all actors, so that others may use their resources."""
         import ray
@@ -183,7 +187,8 @@ def stream(
     cluster.require(ACTOR_CPUS, gpus)
     size = _pool_size(cluster, len(items), gpus, has_tasks=blocks is not None)
     failure_log = failure_log_for_step(cluster)
-    actors = pool_for(cluster, gpus).actors(size)
+    pool = pool_for(cluster, gpus)
+    actors = pool.actors(size)
     step = (ray.put((make, item_name)), ray.put(shared))
     workers = f"{size} workers of {ACTOR_CPUS:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
     count = len(items)
@@ -192,7 +197,7 @@ def stream(
         count, inputs = count + blocks.count, blocks.items_with_blocks(failure_log)
         actors *= _ITEMS_PER_ACTOR
     activity = PoolActivity(cluster, failure_log, item_name, count, workers)
-    answers = watch_for_stalls(_process_items(actors, step, inputs, len(items)), activity)
+    answers = watch_for_stalls(_process_items(pool, actors, step, inputs, len(items)), activity)
     for number, answer in enumerate(answers):
         cluster.peak = max(cluster.peak, answer["peak"])
         if number == 0:
@@ -212,13 +217,18 @@ def _pool_size(cluster: Cluster, items: int, gpus: float, *, has_tasks: bool) ->
 
 
 def _process_items(
-    actors: list[Any], step: tuple[Any, Any], inputs: Iterator[ItemWithBlocks], count: int
+    pool: ActorPool,
+    actors: list[Any],
+    step: tuple[Any, Any],
+    inputs: Iterator[ItemWithBlocks],
+    count: int,
 ) -> Iterator[dict[str, Any]]:
-    """Send `count` items to idle actors, and yield their answers as they arrive.
+    """Send `count` items to idle actors of a pool, and yield their answers as they arrive.
 
     An actor has as many items at once as it occurs in `actors`. The item of an actor that died goes
     to the next idle one, and so does an item whose answer was lost with its node. The actor is
-    restarted by Ray and gets items again once it runs.
+    restarted by Ray and gets items again once it runs. If the pool was released meanwhile, after an
+    error that this thread does not learn of, the items end.
     """
     import ray
     from ray import exceptions
@@ -241,6 +251,8 @@ def _process_items(
             try:
                 answer = ray.get(reference)
             except deaths:
+                if not pool.has(actor):
+                    return
                 pending.appendleft(item_with_blocks)
                 starting[_wait_until_ready(actor)] = actor
             else:
@@ -253,6 +265,8 @@ def _process_items(
                 ray.get(reference)
                 idle.append(actor)
             except deaths:  # it died again before it ran
+                if not pool.has(actor):
+                    return
                 time.sleep(_RETRY_SECONDS)
                 starting[_wait_until_ready(actor)] = actor
 

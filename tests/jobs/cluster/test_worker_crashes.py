@@ -130,23 +130,21 @@ def test_item_that_always_crashes_without_an_image_is_refused(local_ray):
 
 @pytest.fixture
 def release_file(local_ray, tmp_path):
-    """Return the path of a file that ends hanging workers.
-
-    Create it after the test, and wait for threads that the end of a job would end.
-    """
+    """Return the path of a file that ends hanging workers; create it after the test."""
     yield tmp_path / "let go"
     (tmp_path / "let go").touch()
-    for thread in threading.enumerate():
-        if thread.name == stall_detector.ANSWER_THREAD:
-            thread.join(60)
 
 
 @pytest.fixture
 def cluster(local_ray):
-    """Return a cluster whose worker ends with the test, even if an error still refers to it."""
+    """Return a cluster; its worker, and the threads that wait for it, end with the test."""
     cluster = Cluster(None, 1)
     yield cluster
     cluster.release_pool()
+    for thread in threading.enumerate():
+        if thread.name == stall_detector.ANSWER_THREAD:
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 @pytest.mark.nightly
