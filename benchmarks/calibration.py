@@ -18,13 +18,7 @@ from typing import Any
 
 import lookalike
 from benchmarks.output import write_result
-
-NETWORKS = {
-    "squeezenet1_0": "squeezenet1_0",
-    "mobilenet_v2": "mobilenet_v2",
-    "tf_efficientnet_lite0": "timm:tf_efficientnet_lite0",
-}
-"""The `--backbone` of each file of weights."""
+from benchmarks.recipe_vectors import BACKBONES, weights_file
 
 
 def main() -> None:
@@ -34,19 +28,21 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--folder", type=Path, default=Path("bench-output/calibration"))
     arguments = parser.parse_args()
-    networks = {name: _measure(arguments, name) for name in NETWORKS}
+    networks = {
+        backbone.removeprefix("timm:"): _measure(arguments, backbone) for backbone in BACKBONES
+    }
     write_result("calibration", top_k=arguments.top_k, networks=networks)
 
 
-def _measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+def _measure(arguments: argparse.Namespace, backbone: str) -> dict[str, Any]:
     """Return the figures of a network: closed set, and open set."""
-    images, folder = arguments.data / "images", arguments.folder / name
+    images, folder = arguments.data / "images", arguments.folder / backbone.removeprefix("timm:")
     folder.mkdir(parents=True, exist_ok=True)
     labels, store = str(images / "labels.csv"), str(folder / "gallery")
     lookalike.embed(
-        input=str(images / "gallery"), output=store, labels=labels, backbone=NETWORKS[name],
-        weights=str(arguments.data / "weights" / f"{name}.safetensors"), resize="squash",
-        pooling="gem", pca=256,
+        input=str(images / "gallery"), output=store, labels=labels, backbone=backbone,
+        weights=str(weights_file(arguments.data, backbone)), resize="squash", pooling="gem",
+        pca=256,
     )  # fmt: skip
     lookalike.embed(
         input=str(images / "queries"), output=str(folder / "queries"), labels=labels, bundle=store

@@ -12,8 +12,6 @@ depends on the load of the machine but the seconds.
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,17 +23,22 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.output import write_result
-from benchmarks.recipe_vectors import BACKBONES, Photos, View, embed_photos, read_photos
+from benchmarks.recipe_vectors import (
+    Photos,
+    View,
+    embed_photos,
+    finish,
+    fit_projection,
+    make_parser,
+    read_photos,
+)
 from retrieval.core.confidence import difference_intervals
 from retrieval.core.schemas import Resize
 from retrieval.evaluation.leave_one_out import class_numbers, eligible_queries, leave_one_out
 from retrieval.evaluation.measures import Values
 from retrieval.evaluation.relevance import SCORED_MATCHES, RankingRelevance
 from retrieval.evaluation.results import measure_rankings
-from retrieval.models.embedder import finish_vectors
-from retrieval.models.pca import Projection, StreamingMoments
 from retrieval.vectors.float_conversions import to_float32, to_float64
-from retrieval.vectors.normalize import normalize_rows
 from retrieval.vectors.scoring import Float32, Float64, block
 
 RESIZES: tuple[Resize, ...] = ("crop", "squash", "pad")
@@ -83,39 +86,26 @@ class Network:
 
 def main() -> None:
     """Measure all recipes of all networks and write the result."""
-    arguments = _parse_arguments()
-    data, cache = Path(arguments.data), Path(arguments.cache)
+    arguments = make_parser(__doc__).parse_args()
+    data, cache = arguments.data, arguments.cache
     gallery, queries = (read_photos(data, split) for split in ("gallery", "queries"))
-    networks = [
-        Network(data, name, cache, gallery, queries) for name in arguments.networks.split(",")
-    ]
+    networks = [Network(data, name, cache, gallery, queries) for name in arguments.networks]
     started = time.perf_counter()
     recipes = _recipes()
     chosen = {network.backbone: _leave_one_out(network, recipes) for network in networks}
-    asked = {
+    confirmed = {
         network.backbone: {
-            name: _rank_queries(network, recipes[name]) for name in recipes if _confirmed(name)
+            name: _rank_queries(network, recipes[name]) for name in recipes if _is_confirmed(name)
         }
         for network in networks
     }
     write_result(
         "recipes",
         gallery=_summarize(chosen),
-        queries=_summarize(asked),
+        queries=_summarize(confirmed),
         small_galleries=_measure_small_galleries(networks),
         seconds=round(time.perf_counter() - started),
     )
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--data", default=os.environ.get("LOOKALIKE_DATA"))
-    parser.add_argument("--networks", default=",".join(BACKBONES))
-    parser.add_argument("--cache", default="bench-output/recipes")
-    arguments = parser.parse_args()
-    if not arguments.data:
-        parser.error("--data is not given; specify a folder with images/ and weights/")
-    return arguments
 
 
 def _recipes() -> dict[str, Recipe]:
@@ -132,7 +122,7 @@ def _recipes() -> dict[str, Recipe]:
     return recipes
 
 
-def _confirmed(name: str) -> bool:
+def _is_confirmed(name: str) -> bool:
     """Return whether the queries confirm a recipe: the chosen one, its rivals and its additions."""
     return name.startswith(_DEFAULT) or name in (_ORIGINAL, _PLAIN)
 
@@ -144,7 +134,7 @@ def _leave_one_out(network: Network, recipes: dict[str, Recipe]) -> dict[str, Va
     precisions = {}
     for name, recipe in recipes.items():
         raw = network.vectors(recipe, photos)
-        vectors = _finish(raw, _fit(raw, recipe.dimensions))
+        vectors = finish(raw, fit_projection(raw, recipe.dimensions))
         ranked = leave_one_out(block(vectors, "cosine"), photos.ids, photos.labels, positions)
         precisions[name] = measure_rankings(ranked, ("map",)).values("map")
     return precisions
@@ -153,10 +143,10 @@ def _leave_one_out(network: Network, recipes: dict[str, Recipe]) -> dict[str, Va
 def _rank_queries(network: Network, recipe: Recipe) -> Values:
     """Return the (180, 1) average precisions of the queries ranked against the gallery."""
     raw = network.vectors(recipe, network.gallery)
-    projection = _fit(raw, recipe.dimensions)
-    queries = _finish(network.vectors(recipe, network.queries), projection)
+    projection = fit_projection(raw, recipe.dimensions)
+    queries = finish(network.vectors(recipe, network.queries), projection)
     return _average_precisions(
-        _finish(raw, projection), network.gallery.labels, queries, network.queries
+        finish(raw, projection), network.gallery.labels, queries, network.queries
     )
 
 
@@ -177,19 +167,6 @@ def _average_precisions(
         )  # fmt: skip
 
     return measure_rankings(parts(), ("map",)).values("map")
-
-
-def _fit(raw: Float32, dimensions: int) -> Projection | None:
-    """Fit the projection of `embed --pca` on all vectors; None for no dimensions."""
-    if not dimensions:
-        return None
-    moments = StreamingMoments(raw.shape[1])
-    moments.add(to_float32(normalize_rows(raw)))
-    return moments.fit(dimensions)
-
-
-def _finish(raw: Float32, projection: Projection | None) -> Float32:
-    return finish_vectors(raw, normalize=True, projection=projection)
 
 
 def _summarize(measured: dict[str, dict[str, Values]]) -> dict[str, Any]:
@@ -251,10 +228,10 @@ def _gain_in_small_galleries(network: Network, recipe: Recipe, size: int) -> tup
         sides = pa.array(rows), pa.array(others)
         queries = Photos((), photos.ids.take(sides[1]), photos.labels.take(sides[1]))
         for line, dimensions in enumerate((recipe.dimensions, 0)):
-            projection = _fit(raw[rows], dimensions)
+            projection = fit_projection(raw[rows], dimensions)
             sums[line, others] += _average_precisions(
-                _finish(raw[rows], projection), photos.labels.take(sides[0]),
-                _finish(raw[others], projection), queries,
+                finish(raw[rows], projection), photos.labels.take(sides[0]),
+                finish(raw[others], projection), queries,
             )[:, 0]  # fmt: skip
         queried[others] += 1
     means = sums[:, queried > 0] / queried[queried > 0]

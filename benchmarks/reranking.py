@@ -15,8 +15,6 @@ parameters.
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,15 +25,20 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.output import write_result
-from benchmarks.recipe_vectors import BACKBONES, Photos, View, embed_photos, read_photos
+from benchmarks.recipe_vectors import (
+    Photos,
+    View,
+    embed_photos,
+    finish,
+    fit_projection,
+    make_parser,
+    read_photos,
+)
 from retrieval.core.confidence import difference_intervals
 from retrieval.evaluation.measures import Values
 from retrieval.evaluation.relevance import SCORED_MATCHES, RankingRelevance
 from retrieval.evaluation.results import measure_rankings
-from retrieval.models.embedder import finish_vectors
-from retrieval.models.pca import StreamingMoments
 from retrieval.search.reranking.rerank_block import METHODS
-from retrieval.vectors.float_conversions import to_float32
 from retrieval.vectors.normalize import normalize_rows
 from retrieval.vectors.scoring import Float64, Int64
 
@@ -61,45 +64,34 @@ class Photographs:
 
 def main() -> None:
     """Measure all methods with all networks and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--data", default=os.environ.get("LOOKALIKE_DATA"))
-    parser.add_argument("--networks", default=",".join(BACKBONES))
-    parser.add_argument("--cache", default="bench-output/recipes")
+    parser = make_parser(__doc__)
     parser.add_argument("--step", type=int, default=1)
     arguments = parser.parse_args()
-    if not arguments.data:
-        parser.error("--data is not given; specify a folder with images/ and weights/")
-    data, cache = Path(arguments.data), Path(arguments.cache)
+    data, cache = arguments.data, arguments.cache
     gallery, queries = (read_photos(data, split) for split in ("gallery", "queries"))
-    networks = {
-        name: _embed(data, name, cache, gallery, queries) for name in arguments.networks.split(",")
-    }
+    networks = {name: _embed(data, name, cache, gallery, queries) for name in arguments.networks}
     started = time.perf_counter()
     sides = {
         "gallery": range(0, len(gallery.paths), arguments.step),
         "queries": range(len(gallery.paths), len(gallery.paths) + len(queries.paths)),
     }
     results = {
-        side: _compare({name: _measure_methods(photos, asked) for name, photos in networks.items()})
-        for side, asked in sides.items()
+        side: _compare({name: _measure_methods(photos, rows) for name, photos in networks.items()})
+        for side, rows in sides.items()
     }
     write_result("reranking", **results, seconds=round(time.perf_counter() - started))
 
 
 def _embed(data: Path, backbone: str, cache: Path, gallery: Photos, queries: Photos) -> Photographs:
     """Embed the photos of both sides; the PCA is fitted on the gallery."""
-    raw, asked = (
+    sides = [
         embed_photos(data, backbone, View("squash"), side.paths, cache)[_POOLING]
         for side in (gallery, queries)
-    )
-    moments = StreamingMoments(raw.shape[1])
-    moments.add(to_float32(normalize_rows(raw)))
-    projection = moments.fit(_DIMENSIONS)
-    vectors = normalize_rows(
-        np.vstack([finish_vectors(r, normalize=True, projection=projection) for r in (raw, asked)])
-    )
+    ]
+    projection = fit_projection(sides[0], _DIMENSIONS)
+    vectors = normalize_rows(np.vstack([finish(side, projection) for side in sides]))
     labels = np.array(gallery.labels.to_pylist() + queries.labels.to_pylist())
-    return Photographs(vectors, vectors @ vectors.T, labels, len(raw))
+    return Photographs(vectors, vectors @ vectors.T, labels, len(sides[0]))
 
 
 def _methods() -> dict[str, Ranking]:

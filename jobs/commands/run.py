@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster.resources import Cluster, open_cluster
+from jobs.config.options import Reranking
 from jobs.config.settings import (
     EmbedSettings,
     IndexSettings,
@@ -26,7 +27,7 @@ from jobs.evaluation.evaluate_matches import Evaluation, evaluate_by_labels
 from jobs.evaluation.format_results import evaluation_json, format_measures
 from jobs.indexing import index
 from jobs.ranking import rank
-from jobs.ranking.match_constraints import read_requested_calibration
+from jobs.ranking.match_constraints import read_requested_calibration, read_reranking
 from jobs.reporting.write_report import build_report_source, write_report
 from jobs.runtime.check_output import check_output
 from jobs.runtime.progress import print_message
@@ -82,11 +83,13 @@ def run(settings: RunSettings) -> RunOutcome:
     open_input(settings, settings.queries).check()
     if settings.labels is not None:
         read_labels_file(settings.labels, "gallery")
+    reranking = read_reranking(settings, settings.metric)
     calibration = read_requested_calibration(settings)
     with open_cluster(settings) as cluster:
         folder = open_folder(settings.output)
         prepared = prepare_model(settings, cluster, folder)
-        _check_calibration(settings, prepared, calibration)
+        if calibration is not None:
+            check_calibration(settings, prepared, reranking, calibration)
         dtype = prepared.resolve_dtype(settings.embedding_dtype)
         settings = replace(settings, embedding_dtype=dtype)
         with explain_other_bundle(settings, folder.child("gallery/model"), prepared.bundle):
@@ -124,21 +127,24 @@ def run(settings: RunSettings) -> RunOutcome:
     return RunOutcome(folder, matches, evaluation, summary)
 
 
-def _check_calibration(
-    settings: RunSettings, prepared: PreparedModel, calibration: Calibration | None
+def check_calibration(
+    settings: RunSettings,
+    prepared: PreparedModel,
+    reranking: Reranking | None,
+    calibration: Calibration,
 ) -> None:
-    """Raise Mismatch before anything is embedded if --calibration is of another network or metric.
+    """Raise Mismatch before anything is embedded if --calibration is of another network or scoring.
 
-    With --pca the bundle is known only when the gallery is embedded; `rank` then compares it.
+    If a projection is requested, by --pca or the recipe, the bundle is known only when the gallery
+    is embedded; `rank` then compares it.
     """
-    if calibration is None or settings.calibration is None:
-        return
     known: dict[str, Any] = {
         name: getattr(settings, name) for name in ("metric", "top_k", "filter")
     }
-    if settings.pca is None:
+    known["rerank"] = asdict(reranking) if reranking else None
+    if recipe_job_fields(settings)["pca"] is None:
         known["bundle"] = prepared.bundle.digest
-    calibration.check_scoring(replace(calibration.scoring, **known), settings.calibration)
+    calibration.check_scoring(replace(calibration.scoring, **known), str(settings.calibration))
 
 
 def _job_content(

@@ -47,10 +47,10 @@ NO_PROJECTION = ProjectionChoice(0)
 
 
 def applied_recipe(settings: ModelOptions) -> Recipe:
-    """Return the recipe of the model options.
+    """Return the recipe that applies to the model options.
 
-    A bundle brings its own settings, and one of a store its own vectors. Vectors of a network that
-    was trained are projected as those of any other.
+    A bundle has its own resize and pooling. Of the recipe only the projection applies to an output
+    of `train`, and nothing to another bundle, whose vectors stay comparable to those of its store.
     """
     recipe = RECIPES[settings.recipe]
     if settings.bundle is None:

@@ -15,6 +15,7 @@ from retrieval.storage.local import Folder
 from retrieval.store.reader import Store
 
 if TYPE_CHECKING:
+    from retrieval.core.schemas import Metric
     from retrieval.evaluation.calibration import Calibration
     from retrieval.search.filters import Filter
 
@@ -42,7 +43,6 @@ def read_match_constraints(
     import numpy as np
 
     from retrieval.search.exclusions import SAME_BYTES
-    from retrieval.search.query_expansion import check_expansion
     from retrieval.vectors.scoring import scores_to_keys
 
     metric = manifest.counts["metric"]
@@ -51,20 +51,12 @@ def read_match_constraints(
         from retrieval.search.filters import parse_filter
 
         row_filter = parse_filter(settings.filter, _read_schema(index))
-    reranking = _reranking(settings)
-    if reranking is not None:
-        if reranking.alpha is not None:
-            check_expansion(reranking.alpha, metric)
-        elif metric != "cosine":
-            raise UsageError(
-                f"--rerank {reranking.method} compares cosines, and the index has the metric "
-                f"{metric}: build it with --metric cosine, or use --rerank expand"
-            )
-        if settings.unique_pairs:
-            raise UsageError(
-                "--unique-pairs and --rerank are mutually exclusive: a re-ranked score is not the "
-                "score of a pair"
-            )
+    reranking = read_reranking(settings, metric)
+    if reranking is not None and settings.unique_pairs:
+        raise UsageError(
+            "--unique-pairs and --rerank are mutually exclusive: a re-ranked score is not the "
+            "score of a pair"
+        )
     min_key = -np.inf
     if settings.min_score is not None:
         min_key = float(scores_to_keys(np.array([settings.min_score]), metric)[0])
@@ -96,13 +88,27 @@ def read_requested_calibration(settings: SearchOptions) -> Calibration | None:
     return read_calibration(settings.calibration)
 
 
-def _reranking(settings: RankSettings) -> Reranking | None:
+def read_reranking(settings: SearchOptions, metric: Metric) -> Reranking | None:
+    """Return the re-ranking of --rerank; None without it.
+
+    Raises UsageError for an unknown method, and for one that does not suit the metric of the index.
+    """
     if settings.rerank is None:
         return None
     try:
-        return parse_reranking(settings.rerank)
+        reranking = parse_reranking(settings.rerank)
     except ValueError as error:
         raise UsageError(f"--rerank: {error}") from error
+    if reranking.alpha is not None:
+        from retrieval.search.query_expansion import check_expansion
+
+        check_expansion(reranking.alpha, metric)
+    elif metric != "cosine":
+        raise UsageError(
+            f"--rerank {reranking.method} compares cosines, and the index has the metric {metric}: "
+            "build it with --metric cosine, or use --rerank expand"
+        )
+    return reranking
 
 
 def _read_schema(index: Folder) -> Any:

@@ -82,7 +82,7 @@ class LabelledMatches:
         queries: (n,) int64, the position of each match's query in `query_ids`.
         ranks: (n,) int64, from 1 within a query.
         keys: (n,) float64, the scores, negated for l2: higher is closer.
-        labels: (n,) int64, equal for images of a query's matches with the same label.
+        labels: (n,) int64, at least 0; equal for a query's matches that have the same label.
         graded: (n,) bool, whether the match is right or wrong, not junk or unknown.
         right: (n,) bool.
         probabilities: (n,) float64, nan where the matches have none.
@@ -209,7 +209,7 @@ def label_leads(keys: Float64, queries: Int64, labels: Int64, temperature: float
     Args:
         keys: (n,) float64, higher is closer; those of a query are contiguous, best first.
         queries: (n,) int64, from 0, ascending or by first occurrence.
-        labels: (n,) int64, equal for matches of a query that have the same label.
+        labels: (n,) int64, at least 0; equal for matches of a query that have the same label.
         temperature: Above 0, in units of the keys.
     """
     if len(keys) == 0:
@@ -239,12 +239,16 @@ def best_keys(keys: Float64, queries: Int64, labels: Int64) -> Float64:
 
 def _label_groups(queries: Int64, labels: Int64) -> Int64:
     """Return a number for each pair of query and label, (n,) int64."""
-    groups: Int64 = np.unique(np.stack([queries, labels]), axis=1, return_inverse=True)[1].ravel()
+    pairs = queries.astype(np.int64) * (labels.max(initial=0) + 1) + labels
+    groups: Int64 = np.unique(pairs, return_inverse=True)[1]
     return groups
 
 
 def label_numbers(labels: pa.ChunkedArray) -> Int64:
-    """Return a number for each label; each image without label and each distractor has its own."""
+    """Return a number from 0 for each of n labels, (n,) int64.
+
+    Each image without a label and each distractor has a number of its own.
+    """
     coded = labels.combine_chunks().dictionary_encode()
     numbers = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     names = coded.dictionary.to_pylist()
@@ -322,7 +326,7 @@ class _Trial:
 def _trials(matches: LabelledMatches, folds: Int64) -> Iterator[_Trial]:
     graded = matches.graded
     right, is_first = matches.right[graded], matches.ranks[graded] == 1
-    for temperature, lead_weight, evidence in _candidates(matches):
+    for temperature, lead_weight, evidence in _evidence_choices(matches):
         probabilities = _cross_fit(evidence[graded], right, folds[graded])
         errors = np.square(probabilities - right)
         first_error = errors[is_first].sum() / max(1, is_first.sum())
@@ -332,7 +336,7 @@ def _trials(matches: LabelledMatches, folds: Int64) -> Iterator[_Trial]:
         )  # fmt: skip
 
 
-def _candidates(matches: LabelledMatches) -> Iterator[tuple[float, float, Float64]]:
+def _evidence_choices(matches: LabelledMatches) -> Iterator[tuple[float, float, Float64]]:
     """Yield each temperature and weight of the lead that is tried, with the evidence (n,)."""
     keys = best_keys(matches.keys, matches.queries, matches.labels)
     yield 1.0, 0.0, keys

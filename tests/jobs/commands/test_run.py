@@ -16,7 +16,7 @@ from jobs.config.settings import EmbedSettings, IndexSettings, RankSettings, Run
 from jobs.embedding import embed
 from jobs.indexing import index
 from jobs.ranking import rank
-from retrieval.core.errors import InputError, Mismatch, TooManyFailures
+from retrieval.core.errors import InputError, Mismatch, TooManyFailures, UsageError
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
 from tests.conftest import draw_photos
@@ -320,3 +320,11 @@ def test_index_of_an_unfinished_store_is_refused(settings, root, tmp_path):
     index_settings = IndexSettings(embeddings=str(root / "out/gallery"), output=str(tmp_path / "i"))
     with pytest.raises(InputError, match="is not finished"):
         index.build_index(index_settings, embed.Cluster("local", None))
+
+
+@pytest.mark.parametrize("options", [{"rerank": "nearest"}, {"rerank": "augment", "metric": "l2"}])
+def test_wrong_reranking_is_refused_before_anything_is_embedded(tmp_path, options):
+    photos, output = str(draw_photos(tmp_path / "photos", 1)), tmp_path / "out"
+    with pytest.raises(UsageError, match="--rerank"):
+        run.run(RunSettings(gallery=photos, queries=photos, output=str(output), **options))
+    assert not output.exists()

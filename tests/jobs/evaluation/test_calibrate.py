@@ -1,19 +1,22 @@
 """Test calibrations from `evaluate --calibrate` to `rank --calibration`, without Ray."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.config.settings import EvaluateSettings, ReportSettings
+from jobs.commands.run import check_calibration
+from jobs.config.options import parse_reranking
+from jobs.config.settings import EvaluateSettings, ReportSettings, RunSettings
 from jobs.evaluation.evaluate import start
 from jobs.reporting import report
 from retrieval.core.errors import InputError, Mismatch, UsageError
 from retrieval.evaluation.calibration import read_calibration
 from retrieval.storage.local import open_folder
 from retrieval.storage.verify import verify
-from tests.jobs.in_process import index_in_process, rank_in_process
+from tests.jobs.in_process import index_in_process, rank_in_process, small_model
 from tests.sample_stores import write_store
 
 ROWS, QUERIES, CLASSES, K = 210, 140, 7, 10
@@ -136,6 +139,17 @@ def test_calibration_of_another_network_or_ranking_is_refused(root, tmp_path):
     with pytest.raises(Mismatch, match="was made with rerank None"):
         rank(root, "m", calibration=calibration, rerank="expand:3")
     assert not (root / "m").exists()
+
+
+def test_run_compares_the_network_before_it_embeds_unless_a_projection_follows(root):
+    calibration = read_calibration(f"{root}/c.json")
+    settings = RunSettings(gallery="g", queries="q", output="o", top_k=K, calibration="c.json")
+    check_calibration(settings, small_model(), None, calibration)  # the default recipe projects
+    plain = dataclasses.replace(settings, recipe="plain")
+    with pytest.raises(Mismatch, match="was made with bundle"):
+        check_calibration(plain, small_model(), None, calibration)
+    with pytest.raises(Mismatch, match="was made with rerank None"):
+        check_calibration(settings, small_model(), parse_reranking("augment"), calibration)
 
 
 @pytest.mark.parametrize(
