@@ -154,25 +154,64 @@ def check_no_repeated_matches(matches: pa.Table, source: str) -> None:
 
 def _merge_best(parts: list[Candidates], k: int) -> tuple[Candidates, NDArray[np.int64]]:
     table = pa.concat_tables([part.pairs for part in parts])
-    query, key = table["query"].to_numpy(), table["key"].to_numpy()
-    readers, order = [part.read_images for part in parts], np.lexsort((-key, query))
-    images = None
-    if has_tied_keys(query[order], key[order]):
-        row = table["row"].to_numpy()
+    query, row = table["query"].to_numpy(), table["row"].to_numpy()
+    key, order = table["key"].to_numpy(), _order_by_query(query)
+    starts = np.append(np.flatnonzero(np.diff(query[order], prepend=-1)), len(order))
+    best, ranks, is_tied = _select_best(order, starts, key, row, k)
+    readers, images = [part.read_images for part in parts], None
+    if is_tied.any():
         images = _read_images_of(readers, np.unique(row))
-        name_ranks = np.empty(len(images), np.int64)
-        name_ranks[pc.sort_indices(images["image_id"]).to_numpy()] = np.arange(len(images))
-        ties = name_ranks[np.searchsorted(images["row"].to_numpy(), row)]
-        order = np.lexsort((ties, -key, query))
-    ordered = query[order]
-    ranks = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    keep = np.flatnonzero(ranks < k)
-    best = table.take(order[keep]).combine_chunks()
-    rows = np.unique(best["row"].to_numpy())
+        tied_pairs = order[np.repeat(is_tied, np.diff(starts))]
+        ties = np.zeros(len(row), np.int64)
+        ties[tied_pairs] = _image_id_ranks(images, row[tied_pairs])
+        best, ranks, _ = _select_best(order, starts, key, ties, k)
+    pairs = table.take(best).combine_chunks()
+    rows = np.unique(pairs["row"].to_numpy())
     if images is None:
-        return Candidates(best, partial(_read_images_of, readers, rows)), ranks[keep]
+        return Candidates(pairs, partial(_read_images_of, readers, rows)), ranks
     images = images.filter(pa.array(np.isin(images["row"].to_numpy(), rows)))
-    return Candidates(best, lambda: images), ranks[keep]
+    return Candidates(pairs, lambda: images), ranks
+
+
+def _order_by_query(query: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the stable order of pairs by query."""
+    numbers = query - query.min() if len(query) else query
+    narrow = numbers.astype(np.uint16) if numbers.max(initial=0) < 1 << 16 else numbers
+    return np.argsort(narrow, kind="stable")  # a radix sort of 16 bits
+
+
+def _select_best(
+    order: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    key: NDArray[np.float64],
+    ties: NDArray[np.int64],
+    k: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the k best pairs of each query, their ranks from 0, and which queries have equal keys.
+
+    The pairs of query i are order[starts[i] : starts[i + 1]]; of equal keys the smaller of `ties`
+    (p,) is better.
+    """
+    from retrieval.vectors.merge_kernel import select_best_pairs
+
+    sizes = np.diff(starts)
+    k = min(k, int(sizes.max(initial=0)))
+    best, counts = np.empty((len(sizes), k), np.int64), np.empty(len(sizes), np.int64)
+    is_tied = np.zeros(len(sizes), np.bool_)
+    if k:
+        select_best_pairs(order, starts, key, ties, k, best, counts, is_tied)
+    ranks = np.broadcast_to(np.arange(k), best.shape)
+    is_filled = ranks < counts[:, None]
+    return best[is_filled], ranks[is_filled], is_tied
+
+
+def _image_id_ranks(images: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the ranks of the image_ids of `rows` among each other; `images` ascend by row."""
+    distinct, inverse = np.unique(rows, return_inverse=True)
+    image_ids = images["image_id"].take(np.searchsorted(images["row"].to_numpy(), distinct))
+    ranks = np.empty(len(distinct), np.int64)
+    ranks[pc.sort_indices(image_ids).to_numpy()] = np.arange(len(distinct))
+    return ranks[inverse]
 
 
 def _read_images_of(readers: Sequence[ReadImages], rows: NDArray[np.int64]) -> pa.Table:
@@ -187,11 +226,6 @@ def _read_images_of(readers: Sequence[ReadImages], rows: NDArray[np.int64]) -> p
     table = pa.concat_tables(parts)
     _, first = np.unique(table["row"].to_numpy(), return_index=True)
     return table.take(pa.array(first)).combine_chunks()
-
-
-def has_tied_keys(query: NDArray[np.integer], key: NDArray[np.float64]) -> bool:
-    """Return whether two neighbouring candidates of a sorted list have the same query and key."""
-    return bool(((query[1:] == query[:-1]) & (key[1:] == key[:-1])).any())
 
 
 def kth_best_keys(

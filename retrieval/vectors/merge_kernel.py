@@ -1,4 +1,4 @@
-"""The compiled loop that merges scored pairs into the k best rows of each query.
+"""The compiled loops that select the k best rows of each query from scored pairs.
 
 Imported where it is needed (`compiled.py`).
 """
@@ -89,3 +89,43 @@ def merge_pairs(
             if j + 1 < size and all_keys[pair] == all_keys[order[j + 1]]:
                 tied = True
     return tied
+
+
+@compiled("void(i8[::1], i8[::1], f8[::1], i8[::1], i8, i8[:, ::1], i8[::1], b1[::1])")
+def select_best_pairs(
+    order: Int64,
+    starts: Int64,
+    keys: Float64,
+    ties: Int64,
+    k: int,
+    best: Int64,
+    counts: Int64,
+    is_tied: NDArray[np.bool_],
+) -> None:
+    """Write the k best pairs of each of n queries, closest first, and which have equal keys.
+
+    The pairs of query i are order[starts[i] : starts[i + 1]], positions in `keys` and `ties` (p,).
+    Row i of `best` (n, k) gets the positions of the counts[i] best ones. Equal keys count in
+    `is_tied` (n,) where they decide what is returned, or its order.
+    """
+    for i in range(len(counts)):
+        heap, size, next_key = best[i], 0, -np.inf  # next_key is the best key that is left out
+        for j in range(starts[i], starts[i + 1]):
+            pair = order[j]
+            if size < k:
+                heap[size] = pair
+                size += 1
+                if size == k:
+                    for root in range(k // 2 - 1, -1, -1):
+                        _sift_down(heap, root, k, keys, ties)
+            else:
+                if _is_farther(heap[0], pair, keys, ties):
+                    pair, heap[0] = heap[0], pair
+                    _sift_down(heap, 0, k, keys, ties)
+                next_key = max(next_key, keys[pair])
+        sort_closest_first(heap, size, keys, ties)
+        counts[i] = size
+        is_tied[i] = starts[i + 1] - starts[i] > k and keys[heap[k - 1]] == next_key
+        for j in range(size - 1):
+            if keys[heap[j]] == keys[heap[j + 1]]:
+                is_tied[i] = True
