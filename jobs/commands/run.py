@@ -129,14 +129,15 @@ def _check_calibration(
 ) -> None:
     """Raise Mismatch before anything is embedded if --calibration is of another network or metric.
 
-    With --pca the bundle is known only when the gallery is embedded; `rank` then compares it.
+    With a projection, by --pca or the recipe, the bundle is known only when the gallery is
+    embedded; `rank` then compares it.
     """
     if calibration is None or settings.calibration is None:
         return
     known: dict[str, Any] = {
         name: getattr(settings, name) for name in ("metric", "top_k", "filter")
     }
-    if settings.pca is None:
+    if recipe_job_fields(settings)["pca"] is None:
         known["bundle"] = prepared.bundle.digest
     calibration.check_scoring(replace(calibration.scoring, **known), settings.calibration)
 
