@@ -835,8 +835,8 @@ def compare(
         data: Labelled images (in the same forms as embed input); default: only list the
             backbones.
         output: Folder or URI to write to; created if absent.
-        pca: Measure vectors of this many dimensions as well (by a PCA fitted on the compared
-            images themselves), or 0 for none; default: that of recipe.
+        pca: Also measure vectors of N dimensions, or 0 (by a PCA fitted on the compared images);
+            default: that of recipe.
         seed: Seed of all random choices.
         overwrite: Replace an output that was made with other settings; stores that fit are kept.
 

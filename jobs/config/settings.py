@@ -394,8 +394,8 @@ class CompareSettings(
     output: str | None = option_field("output", default=None)
     pca: int | None = option_field(
         "pca",
-        help="Measure vectors of this many dimensions as well (by a PCA fitted on the compared "
-        "images themselves), or 0 for none; default: that of --recipe.",
+        help="Also measure vectors of N dimensions, or 0 (by a PCA fitted on the compared "
+        "images); default: that of --recipe.",
     )
     seed: int = option_field("seed")
     overwrite: bool = option_field(

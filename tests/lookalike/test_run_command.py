@@ -169,7 +169,12 @@ def when_child_runs(action):
 
 
 def test_interrupt_ends_the_command(output):
-    children = when_child_runs(lambda _: os.kill(os.getpid(), signal.SIGINT))
+    def interrupt(child):
+        child.suspend()  # so that it cannot end before the interrupt arrives
+        os.kill(os.getpid(), signal.SIGINT)
+        child.resume()
+
+    children = when_child_runs(interrupt)
     with pytest.raises(KeyboardInterrupt):
         lookalike.verify(output)
     assert not children[0].is_running()

@@ -141,8 +141,16 @@ def release_file(local_ray, tmp_path):
             thread.join(60)
 
 
+@pytest.fixture
+def cluster(local_ray):
+    """Return a cluster whose worker ends with the test, even if an error still refers to it."""
+    cluster = Cluster(None, 1)
+    yield cluster
+    cluster.release_pool()
+
+
 @pytest.mark.nightly
-def test_killed_failure_log_is_restarted(release_file, monkeypatch):
+def test_killed_failure_log_is_restarted(release_file, cluster, monkeypatch):
     import ray
 
     failure_logs, start_failure_log = [], worker_failures.start_failure_log
@@ -158,14 +166,14 @@ def test_killed_failure_log_is_restarted(release_file, monkeypatch):
         release_file.touch()
 
     monkeypatch.setattr(worker_failures, "start_failure_log", start_and_record)
-    results = stream(Cluster(None, 1), block_until_released, [1, 2], release_file, "cpu")
+    results = stream(cluster, block_until_released, [1, 2], release_file, "cpu")
     killer = threading.Timer(3, kill)  # when the failure log is open
     killer.start()
     assert sorted(result["item"] for result in results) == [1, 2]
     killer.join()
 
 
-def test_stalled_image_is_named(release_file, monkeypatch):
+def test_stalled_image_is_named(release_file, cluster, monkeypatch):
     """Ray may hold back the first result until the second exists."""
 
     def shorten_stall_time():  # when the worker has started
@@ -174,7 +182,7 @@ def test_stalled_image_is_named(release_file, monkeypatch):
         monkeypatch.setattr(stall_detector, "STALL_SECONDS", 2.0)
 
     threading.Thread(target=shorten_stall_time, daemon=True).start()
-    results = stream(Cluster(None, 1), hang_on_item_2, [1, 2], release_file, "cpu")
+    results = stream(cluster, hang_on_item_2, [1, 2], release_file, "cpu")
     message = r"item 2 has waited for /photos/x.jpg, .* for \d+ s"
     received = []
     with pytest.raises(Stalled, match=message) as stalled:
@@ -184,7 +192,7 @@ def test_stalled_image_is_named(release_file, monkeypatch):
     assert describe_error(stalled.value) == (str(stalled.value), 8)
 
 
-def test_stall_on_a_fully_booked_cluster_is_reported(release_file, monkeypatch):
+def test_stall_on_a_fully_booked_cluster_is_reported(release_file, cluster, monkeypatch):
     import ray
 
     @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
@@ -201,7 +209,7 @@ def test_stall_on_a_fully_booked_cluster_is_reported(release_file, monkeypatch):
     )
     try:
         with pytest.raises(Stalled, match=message):
-            next(stream(Cluster(None, 1), report_attempt, [1], None, "cpu"))
+            next(stream(cluster, report_attempt, [1], None, "cpu"))
     finally:
         ray.kill(actor)
 
