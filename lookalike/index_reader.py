@@ -104,6 +104,8 @@ class Index:
         vectors, ids, paths, pictures = self._vectors(queries)
         if query_ids is not None:
             ids = [str(query_id) for query_id in query_ids]
+        elif len(set(ids)) != len(ids):
+            raise UsageError("queries repeat a path; pass each path once, or query_ids")
         if len(ids) != len(vectors) or len(set(ids)) != len(ids):
             raise UsageError(f"query_ids has {len(ids)} ids; pass {len(vectors)} different ones")
         candidates = self.shards.search(vectors, min(k, max(1, len(self))), probing)
@@ -124,6 +126,8 @@ class Index:
                 return self._embed_files([os.fspath(path) for path in queries])
             if hasattr(queries[0], "getexif"):
                 return self._embed_images(queries)
+        if isinstance(queries, list | tuple) and not queries:
+            queries = np.empty((0, self.dimension), np.float32)
         vectors = np.atleast_2d(np.asarray(queries))
         if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
             raise UsageError(

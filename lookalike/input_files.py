@@ -77,6 +77,8 @@ class _Target:
 
     def refuse(self, value: Any) -> UsageError:
         """Return the error of a value that the option does not take."""
+        if isinstance(value, list | tuple) and not value:
+            return UsageError(f"{self.flag}: this list is empty; pass {_EXPECTED[self.kind]}")
         type_name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         return UsageError(f"{self.flag}: this {type_name} is no input; pass {_EXPECTED[self.kind]}")
 
@@ -94,7 +96,9 @@ def _write(target: _Target, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return _write_table(target, _to_arrow(value), arguments)
     if target.kind == "Ids":
         return {target.name: _write_ids(target, value)}
-    if isinstance(value, list | tuple) and value and target.kind != "Labels":
+    if isinstance(value, list | tuple) and not value:
+        raise target.refuse(value)
+    if isinstance(value, list | tuple) and target.kind != "Labels":
         if isinstance(value[0], str | os.PathLike) and target.kind != "Vectors":
             return _write_table(target, _path_table(target, value), arguments)
         if hasattr(value[0], "getexif") and target.kind != "Vectors":

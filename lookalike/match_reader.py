@@ -19,7 +19,7 @@ from lookalike.html_view import (
     read_pictures,
 )
 from lookalike.table_conversion import to_pandas, to_polars
-from retrieval.core.errors import InputError
+from retrieval.core.errors import InputError, UsageError
 from retrieval.core.schemas import MATCHES
 from retrieval.storage import finished_output
 from retrieval.storage.local import open_folder
@@ -82,8 +82,10 @@ class Matches:
 
         At most 500 pictures are shown, and a note states how many queries were left out.
 
-        Raises InputError if a query has no matches here.
+        Raises InputError if a query has no matches here, and UsageError for less than one match.
         """
+        if matches < 1:
+            raise UsageError(f"matches {matches}: write at least 1")
         if isinstance(query_ids, str):
             query_ids = [query_ids]
         if query_ids is None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from jobs.config.options import MAX_PIXELS
 from jobs.runtime.progress import print_message
 from lookalike.html_view import restored_pillow_settings
-from retrieval.core.errors import InputError, LookalikeError
+from retrieval.core.errors import InputError, LookalikeError, UsageError
 from retrieval.core.schemas import Vectors
 from retrieval.images.box import split_box
 from retrieval.images.decode import decode
@@ -27,6 +27,11 @@ from retrieval.sources.item_reader import ItemReader
 from retrieval.vectors.scoring import split_range
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_EQUAL_MODES = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
+"""Modes of PNG by those modes of Pillow whose transparency RGB would lose."""
+
+_MAX_GRAY = 65_535
+"""Largest value of a pixel of mode I;16."""
 
 
 @dataclass
@@ -96,10 +101,33 @@ def read_files(paths: Sequence[str]) -> Iterator[bytes]:
 
 
 def encode_png(image: Any) -> bytes:
-    """Return a Pillow image as PNG, which keeps its pixels, with its EXIF orientation applied."""
-    upright: Image.Image = ImageOps.exif_transpose(image)
-    if upright.mode not in _PNG_MODES:
-        upright = upright.convert("RGB")
+    """Return a Pillow image as PNG, which keeps its pixels, with its EXIF orientation applied.
+
+    Raises UsageError for an image that PNG cannot hold: without pixels, of floats, or of integers
+    of more than 16 bits.
+    """
     sink = io.BytesIO()
-    upright.save(sink, "PNG")
+    try:
+        upright: Image.Image = ImageOps.exif_transpose(image)
+        _to_png_mode(upright).save(sink, "PNG")
+    except (OSError, SystemError, ValueError) as error:
+        raise UsageError(
+            f"the Pillow image of mode {image.mode} and size {image.width} x {image.height} cannot "
+            f"be written as PNG ({error}); convert it to L, I;16 or RGB"
+        ) from error
     return sink.getvalue()
+
+
+def _to_png_mode(image: Image.Image) -> Image.Image:
+    """Return an image in a mode that PNG has; raise ValueError if pixels would be clipped."""
+    if image.mode in _PNG_MODES:
+        return image
+    if image.mode == "F":
+        raise ValueError("it has floats")
+    if image.mode.startswith("I"):
+        wide = image.convert("I")
+        low, high = wide.getextrema()
+        if low < 0 or high > _MAX_GRAY:
+            raise ValueError(f"its values are not from 0 to {_MAX_GRAY}")
+        return wide.convert("I;16")
+    return image.convert(_EQUAL_MODES.get(image.mode, "RGB"))

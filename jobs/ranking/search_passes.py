@@ -49,6 +49,10 @@ def search_queries(
     Returns the certificate of the reached recall, and the number of queries without a match.
     """
     top_k, reranking = settings.top_k, constraints.reranking
+    if top_k > (rows := index.counts["rows"]):
+        print_message(
+            f"--top-k {top_k} exceeds the size of the gallery: each query gets at most {rows}"
+        )
     if makes_new_order(reranking):
         settings = dataclasses.replace(settings, top_k=max(top_k, reranking.count))
     task, extrapolated = _make_task(
@@ -149,10 +153,6 @@ def _make_task(
 
     nlist, k = index.counts["nlist"], settings.top_k
     codes, metric = index.counts["codes"], index.counts["metric"]
-    if k > index.counts["rows"]:
-        print_message(
-            f"--top-k {k} exceeds the size of the gallery: each query gets {index.counts['rows']}"
-        )
     probing, lists, extrapolated = Probing(nlist), float(nlist), 0
     if settings.nprobe is not None:
         probing = Probing(min(settings.nprobe, nlist))

@@ -130,6 +130,27 @@ def test_images_keep_their_pixels(tmp_path):
     assert [path.name for path in (tmp_path / ".o.inputs/input").iterdir()] == ["000000.png"]
 
 
+def test_pixels_of_images_of_many_bits_are_kept(tmp_path):
+    values = np.array([[0, 300], [40_000, 65_535]], np.int32)
+    write("predict", tmp_path / "o", input=[Image.fromarray(values)])
+    with Image.open(tmp_path / ".o.inputs/input/000000.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), values)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(np.array([[0.5, 1000]], np.float32)),
+        Image.fromarray(np.array([[0, 70_000]], np.int32)),
+        Image.fromarray(np.array([[-1, 7]], np.int32)),
+        Image.new("RGB", (0, 4)),
+    ],
+)
+def test_images_that_png_cannot_hold_are_refused(tmp_path, image):
+    with pytest.raises(lookalike.UsageError, match=f"image of mode {image.mode} and size"):
+        write("predict", tmp_path / "o", input=[image])
+
+
 def test_same_data_is_the_same_file(tmp_path):
     frame = pd.DataFrame({"image_id": IDS, "embedding": list(VECTORS)})
 
@@ -158,7 +179,7 @@ def test_labels_and_temporary_files(tmp_path):
     [
         ("run", "gallery", VECTORS, "this numpy.ndarray is no input; pass a path, a list of paths"),
         ("run", "gallery", FRAMES["arrow"], "the column vector holds vectors, and this command"),
-        ("run", "gallery", [], "this list is no input"),
+        ("run", "gallery", [], "this list is empty; pass a path, a list of paths"),
         ("run", "queries", [1, 2], "this list is no input"),
         ("run", "queries", ["a.jpg", 3], "this int is no input"),
         ("index", "embeddings", pd.DataFrame({"a": [1]}), "the table has no column of vectors"),

@@ -51,6 +51,8 @@ def test_pictures_of_matches(photo_outputs):
     assert matches._repr_html_().count("<img") == 3 * 6
     with pytest.raises(lookalike.InputError, match=r"^'nothing' has no matches"):
         matches.show([query, "nothing"])
+    with pytest.raises(lookalike.UsageError, match="matches 0: write at least 1"):
+        matches.show(matches=0)
 
 
 def test_html_is_escaped_and_bounded(tmp_path):
@@ -211,6 +213,7 @@ def test_invalid_queries_are_refused(vector_index, tmp_path):
         index.search(vectors[:1], query_ids=["a", "b"])
     with pytest.raises(lookalike.InputError, match=r"nothing.jpg cannot be read"):
         index.search(str(tmp_path / "nothing.jpg"))
+    assert len(index.search([]).to_arrow()) == len(index.search(vectors[:0]).to_arrow()) == 0
 
 
 def test_index_with_lossy_codes_is_searched_by_its_stored_vectors(tmp_path):
@@ -238,6 +241,8 @@ def test_images_are_embedded_as_by_rank(photo_outputs):
     np.testing.assert_allclose(
         result.to_arrow()["score"].to_numpy(), ranked["score"].to_numpy(), atol=1e-3
     )
+    with pytest.raises(lookalike.UsageError, match="queries repeat a path"):
+        index.search([paths[0], paths[0]])
     images = [Image.open(path) for path in paths]
     in_memory = index.search(images, k=5)
     assert in_memory.to_pandas()["score"].min() > 0.9

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.cluster.resources import Cluster
-from jobs.config.settings import EmbedSettings
+from jobs.commands import run
+from jobs.config.settings import EmbedSettings, EvaluateSettings, RunSettings
 from jobs.embedding import embed
 from jobs.embedding.recipe import ProjectionChoice, choose_projection
+from jobs.evaluation import evaluate
 from retrieval.core.errors import Mismatch, UsageError
 from retrieval.models.bundle import read_bundle
 from retrieval.models.recipes import RECIPES, Recipe
@@ -101,6 +103,25 @@ def test_summary_states_that_a_projection_is_left_out(make):
     reason = "fewer than 6 images to fit 5 dimensions on"
     assert result.values["pca_left_out"] == reason
     assert f"no projection (--pca): {reason}" in result.lines
+
+
+@pytest.mark.usefixtures("small_recipe")
+def test_run_takes_a_calibration_of_its_own_projection(tmp_path):
+    photos = str(draw_photos(tmp_path / "photos", 12))
+    settings = RunSettings(
+        gallery=photos, queries=photos, output=str(tmp_path / "out"), exclude_self=True, top_k=5,
+        backbone="scratch", weights="random", image_size=32, workers=1,
+    )  # fmt: skip
+    calibration = str(tmp_path / "c.json")
+    with without_ray():
+        run.run(settings)
+        evaluate.start(
+            EvaluateSettings(matches=f"{settings.output}/matches", calibrate=calibration)
+        )
+        output = str(tmp_path / "calibrated")
+        result = run.run(dataclasses.replace(settings, output=output, calibration=calibration))
+    assert read_bundle(open_folder(f"{output}/index")).dimension == 5
+    assert result.matches.counts["queries"] == 12
 
 
 def test_store_of_another_recipe_is_refused_and_its_recipe_named(make):

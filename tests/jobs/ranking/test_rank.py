@@ -536,6 +536,18 @@ def test_first_matches_are_reranked(stores, tmp_path, method, count, k, kind):
     check_verified(tmp_path / "m")
 
 
+def test_message_on_a_small_gallery_states_top_k_alone(tmp_path, capsys):
+    write_store(tmp_path / "store", draw_vectors()[0][:9])
+    index_in_process(tmp_path / "store", tmp_path / "index")
+    for k, output in ((3, "few"), (20, "all")):
+        rank_in_process(
+            tmp_path / "index", tmp_path / "store", tmp_path / output, top_k=k,
+            rerank="k-reciprocal",
+        )  # fmt: skip
+    messages = [line for line in capsys.readouterr().err.splitlines() if "size of" in line]
+    assert messages == ["--top-k 20 exceeds the size of the gallery: each query gets at most 9"]
+
+
 def test_excluded_matches_and_low_scores_are_not_reranked(stores, tmp_path):
     index = make_index(stores, tmp_path / "index")
     rank_in_process(
