@@ -59,7 +59,8 @@ def test_tokens_and_signed_features_keep_their_own_output(name):
 )
 def test_own_model_keeps_its_transform_and_is_pooled_where_it_ends_in_a_rectifier(layers, pooling):
     torch.manual_seed(1)
-    model = Model(nn.Sequential(*layers), {"image_size": 16, "resize": "pad"}, name="net")
+    transform = {"image_size": 16, "resize": "pad"}
+    model = Model(nn.Sequential(*layers), transform, name="net", version="1")
     registry.add_model(model)
     try:
         bundle = resolve("model:net", weights=None, image_size=None)

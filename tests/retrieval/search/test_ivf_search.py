@@ -342,22 +342,16 @@ def test_empty_shard_has_no_candidates():
     shard = make_shard(rows, np.arange(0), ["a", "b", "c"], rows[:1], "ip")
     batch = QueryBatch(block(rows, "ip"), np.arange(3))
     result = ShardSearcher(shard).search(batch, np.zeros((3, 1), np.int64), 2)
-    assert result.schema.equals(CANDIDATES_SCHEMA)
-    assert len(result) == 0
+    assert result.pairs.schema.equals(CANDIDATES_SCHEMA)
+    assert len(result.pairs) == 0
 
 
 def test_empty_batch_has_no_candidates():
     rows = np.ones((3, 2), np.float32)
     shard = make_shard(rows, np.arange(3), ["a", "b", "c"], rows[:1], "ip")
     no_probes = np.empty((0, 1), np.int64)
-    assert (
-        len(
-            ShardSearcher(shard).search(
-                QueryBatch(block(rows[:0], "ip"), no_probes[:, 0]), no_probes, 2
-            )
-        )
-        == 0
-    )
+    batch = QueryBatch(block(rows[:0], "ip"), no_probes[:, 0])
+    assert len(ShardSearcher(shard).search(batch, no_probes, 2).pairs) == 0
 
 
 def test_stored_norms_are_used():
@@ -369,4 +363,4 @@ def test_stored_norms_are_used():
     shard = dataclasses.replace(shard, metadata=doubled)
     batch = QueryBatch(block(rows[:1], "cosine"), np.array([0]))
     result = ShardSearcher(shard).search(batch, np.array([[0]]), 2)
-    assert result["key"].to_pylist() == [0.5, 0.5]
+    assert result.pairs["key"].to_pylist() == [0.5, 0.5]
