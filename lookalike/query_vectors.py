@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ def _to_png_mode(image: Image.Image) -> Image.Image:
         raise ValueError("it has floats")
     if image.mode.startswith("I"):
         wide = image.convert("I")
-        low, high = wide.getextrema()
+        low, high = cast("tuple[int, int]", wide.getextrema())  # of its only band
         if low < 0 or high > _MAX_GRAY:
             raise ValueError(f"its values are not from 0 to {_MAX_GRAY}")
         return wide.convert("I;16")
