@@ -118,8 +118,8 @@ def run(
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
         box_columns: Columns of a list or Parquet file with a box per row, such as
-            x,y,width,height (or one column of lists of them): each row is that part of its image,
-            which is upright.
+            x,y,width,height (or one column of lists of them): each row is the part of its upright
+            image in the box.
         box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
             1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
@@ -236,8 +236,8 @@ def embed(
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
         box_columns: Columns of a list or Parquet file with a box per row, such as
-            x,y,width,height (or one column of lists of them): each row is that part of its image,
-            which is upright.
+            x,y,width,height (or one column of lists of them): each row is the part of its upright
+            image in the box.
         box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
             1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
@@ -428,8 +428,8 @@ def rank(
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
         box_columns: Columns of a list or Parquet file with a box per row, such as
-            x,y,width,height (or one column of lists of them): each row is that part of its image,
-            which is upright.
+            x,y,width,height (or one column of lists of them): each row is the part of its upright
+            image in the box.
         box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
             1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
@@ -516,8 +516,8 @@ def evaluate(
         fail_below: Lower bounds MEASURE=BOUND,... (such as map=0.6,top1=0.8 or AP=0.6); a measure
             below its bound ends with exit code 5.
         per_query: Also write one line per query to this .csv or .parquet file.
-        calibrate: Also learn how likely matches are right, from their scores and these labels,
-            and write it to this .json file, for calibration.
+        calibrate: Also learn how likely matches are right (from their scores and these labels; a
+            .json file for calibration).
 
     Raises:
         LookalikeError: As the command line reports it; `exit_code` is its exit code.
@@ -722,8 +722,8 @@ def predict(
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
         box_columns: Columns of a list or Parquet file with a box per row, such as
-            x,y,width,height (or one column of lists of them): each row is that part of its image,
-            which is upright.
+            x,y,width,height (or one column of lists of them): each row is the part of its upright
+            image in the box.
         box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
             1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
@@ -793,8 +793,8 @@ def compare(
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
         box_columns: Columns of a list or Parquet file with a box per row, such as
-            x,y,width,height (or one column of lists of them): each row is that part of its image,
-            which is upright.
+            x,y,width,height (or one column of lists of them): each row is the part of its upright
+            image in the box.
         box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
             1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.
@@ -965,8 +965,8 @@ def plan(
         image_column: Column of image paths or bytes (in a list or Parquet file); default:
             recognised by its name.
         box_columns: Columns of a list or Parquet file with a box per row, such as
-            x,y,width,height (or one column of lists of them): each row is that part of its image,
-            which is upright.
+            x,y,width,height (or one column of lists of them): each row is the part of its upright
+            image in the box.
         box_units: Unit of box_columns: pixels, or relative to the image's width and height (0 to
             1, as MegaDetector writes them).
         max_pixels: Largest width x height, read from the header; larger images go to the ledger.

@@ -176,7 +176,7 @@ OPTIONS = _by_name(
            "else the path or position."),
     Option("box_columns", str, None, "content",
            "Columns of a list or Parquet file with a box per row, such as x,y,width,height (or one "
-           "column of lists of them): each row is that part of its image, which is upright."),
+           "column of lists of them): each row is the part of its upright image in the box."),
     Option("box_units", str, "pixels", "content",
            "Unit of --box-columns: pixels, or relative to the image's width and height (0 to 1, as "
            "MegaDetector writes them).", choices=("pixels", "relative")),
@@ -200,8 +200,8 @@ OPTIONS = _by_name(
            "classes (for a backbone that was not trained on them).",
            choices=("queries", "classes")),
     Option("calibrate", "path", None, "run",
-           "Also learn how likely matches are right, from their scores and these labels, and write "
-           "it to this .json file, for --calibration."),
+           "Also learn how likely matches are right (from their scores and these labels; a .json "
+           "file for --calibration)."),
     Option("all_measures", bool, False, "run",
            "Print every measure (docs/measures.md); --json always contains all of them."),
     Option("compare", "path", None, "content",

@@ -23,16 +23,16 @@ VERBS: dict[str, Verb] = {
         settings.RunSettings, "jobs.commands.run",
         "Embed, index, rank, evaluate and report in one command.",
         ("lookalike run --gallery photos/ --queries new/ --output result",
-         "lookalike run --gallery photos/ --queries new/ --output result --top-k 50 --recall exact",
+         "lookalike run --gallery photos/ --queries new/ --output result --rerank k-reciprocal",
          "lookalike run --gallery s3://bucket/photos --queries new.csv --output s3://bucket/result"),
-        ("gallery", "queries", "output", "backbone", "weights", "labels", "top_k", "recall",
+        ("gallery", "queries", "output", "backbone", "weights", "labels", "top_k", "rerank",
          "filter", "workers"),
     ),
     "embed": Verb(
         settings.EmbedSettings, "jobs.embedding.embed", "Embed images into a store of vectors.",
         ("lookalike embed --input photos/ --output store",
          "lookalike embed --input photos/ --output store --backbone mobilenet_v2 --pca 256"),
-        ("input", "output", "backbone", "weights", "bundle", "pooling", "pca", "image_size",
+        ("input", "output", "backbone", "weights", "bundle", "recipe", "pca", "image_size",
          "labels", "workers"),
     ),
     "index": Verb(
@@ -59,7 +59,7 @@ VERBS: dict[str, Verb] = {
          "lookalike evaluate --matches matches --compare earlier --fail-below map=0.6",
          "lookalike evaluate --matches matches --calibrate calibration.json"),
         ("matches", "labels", "qrels", "cutoffs", "intervals_over", "compare", "exact_matches",
-         "fail_below", "per_query", "all_measures"),
+         "fail_below", "calibrate", "all_measures"),
     ),
     "report": Verb(
         settings.ReportSettings, "jobs.reporting.report",
