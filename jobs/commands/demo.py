@@ -23,6 +23,12 @@ TOP_K = 50
 EPOCHS = 16
 """Half of the default of `train`: enough for these drawings."""
 
+NEXT_STEP = (
+    "next: open the report in a browser; for your own photos: lookalike run --gallery PHOTOS "
+    "--queries NEW --output RESULT"
+)
+"""The last line of the summary."""
+
 
 def start(settings: DemoSettings) -> Result:
     """Draw the samples, train a bundle, run all stages, and return the summary."""
@@ -47,9 +53,11 @@ def start(settings: DemoSettings) -> Result:
     outcome = run.run(run_settings)
     assert outcome.evaluation is not None  # the samples have labels
     unseen, values = unseen_species(outcome.evaluation.results)
-    *lines, last_line = outcome.result.lines
+    *lines, report_line = outcome.result.lines
     return Result(
-        {**outcome.result.values, **values}, (*lines, unseen, last_line), outcome.result.exit_code
+        {**outcome.result.values, **values},
+        (*lines, unseen, report_line, NEXT_STEP),
+        outcome.result.exit_code,
     )
 
 
