@@ -28,6 +28,7 @@ def cluster(tmp_path_factory):
         yield cluster
 
 
+@pytest.mark.nightly  # two nodes, and a job that starts twice
 def test_submitted_command_survives_node_failure(cluster, photos, tmp_path):
     output, expected = tmp_path / "out", tmp_path / "whole"
     arguments = [

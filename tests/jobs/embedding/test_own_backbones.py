@@ -20,6 +20,7 @@ def rank(tmp_path, photos, name, *options):
     )  # fmt: skip
 
 
+@pytest.mark.nightly  # six commands, each with its Ray
 def test_own_module_is_run_by_workers_and_named_in_each_command(photos, tmp_path):
     folder = tmp_path / "code"
     folder.mkdir()
