@@ -169,16 +169,33 @@ def when_child_runs(action):
 
 
 def test_interrupt_ends_the_command(output):
-    def interrupt(child):
+    code = (
+        "import sys, lookalike\n"
+        "try: lookalike.verify(sys.argv[1])\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code, str(output)], stdout=subprocess.PIPE, text=True
+    )
+    children = wait_for_children(caller)
+    for child in children:
         child.suspend()  # so that it cannot end before the interrupt arrives
-        os.kill(os.getpid(), signal.SIGINT)
+    caller.send_signal(signal.SIGINT)
+    for child in children:
         child.resume()
-
-    children = when_child_runs(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        lookalike.verify(output)
-    assert not children[0].is_running()
+    printed, _ = caller.communicate(timeout=60)
+    assert printed == "interrupted\n"
+    assert psutil.wait_procs(children, timeout=60)[1] == []
     assert lookalike.verify(output).state == "finished"
+
+
+def wait_for_children(caller):
+    """Wait until a process has started the process of a command, and return its children."""
+    deadline = time.monotonic() + 60
+    while not (children := psutil.Process(caller.pid).children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return children
 
 
 def test_killed_command_is_an_error(output):
@@ -195,10 +212,7 @@ def test_command_ends_with_its_caller(tmp_path):
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment,
                               stderr=subprocess.DEVNULL)  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
-        while not (children := psutil.Process(caller.pid).children()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        children = wait_for_children(caller)
     finally:
         caller.kill()
         caller.wait()
