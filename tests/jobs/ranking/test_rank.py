@@ -510,12 +510,14 @@ def rerank_by_definition(method, count, k, excluded=None, min_key=-np.inf):
     matches = brute_force_matches("cosine", k=ROWS, excluded=excluded, min_key=min_key)
     results = []
     for query in range(QUERIES):
-        own = [match for match in matches if match[0] == f"a{query:05d}.jpg"]
-        rows = [int(name[1:6]) for _, name, _ in own[:count]]
+        by_cosine = [match for match in matches if match[0] == f"a{query:05d}.jpg"]
+        rows = [int(name[1:6]) for _, name, _ in by_cosine[:count]]
         similarities = METHODS[method](pairwise_cosines(queries[query], gallery[rows]))
-        scores = [*(1 + similarities).tolist(), *(score for *_, score in own[count:])]
-        own = [(name, image, score) for (name, image, _), score in zip(own, scores, strict=True)]
-        results += sorted(own, key=lambda match: (-match[2], match[1]))[:k]
+        scores = [*(1 + similarities).tolist(), *(score for *_, score in by_cosine[count:])]
+        rescored = [
+            (name, image, score) for (name, image, _), score in zip(by_cosine, scores, strict=True)
+        ]
+        results += sorted(rescored, key=lambda match: (-match[2], match[1]))[:k]
     return results
 
 

@@ -44,9 +44,9 @@ def plain_leads(keys, queries, labels, temperature):
     for query, label in zip(queries, labels, strict=True):
         rows = np.flatnonzero(queries == query)
         weights = {row: np.exp(keys[row] / temperature) for row in rows}
-        own = sum(weights[row] for row in rows if labels[row] == label)
+        same_label = sum(weights[row] for row in rows if labels[row] == label)
         others = sum(weights[row] for row in rows if labels[row] != label) + weights[rows[-1]]
-        leads.append(temperature * np.log(own / others))
+        leads.append(temperature * np.log(same_label / others))
     return leads
 
 
