@@ -100,10 +100,12 @@ def format_duplicates(manifest: Manifest, top_k: int) -> tuple[str, ...]:
     counts, files = manifest.counts, manifest.files
     lines: list[str] = []
     if PAIRS in files:
-        lines.append(f"{files[PAIRS].rows} pairs, closest first: {PAIRS}")
+        pairs = files[PAIRS].rows
+        lines.append(f"{pairs} {'pair' if pairs == 1 else 'pairs'}, closest first: {PAIRS}")
     if _GROUP_COUNTS in files:
         lines.append(
-            f"{counts['groups']} groups of {counts['grouped_images']} duplicates: {GROUPS}; "
+            f"{counts['groups']} {'group' if counts['groups'] == 1 else 'groups'} of "
+            f"{counts['grouped_images']} duplicates: {GROUPS}; "
             f"{counts['removed_images']} of them to remove: {_REMOVE}; all other images: {_KEEP}"
         )
     if _LEAK_COUNTS in files:

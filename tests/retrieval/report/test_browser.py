@@ -429,6 +429,24 @@ def test_tabs_are_selected_by_click_key_and_url(clean_browser, single_file_url):
     assert selected_tab(clean_browser) == ["Matches", "matches"]
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_captions_with_probabilities_fit_their_pictures(clean_browser, tmp_path, width):
+    row = make_query("cat", *[True] * 10)
+    row = replace(row, matches=tuple(replace(cell, probability=1.0) for cell in row.matches))
+    path = tmp_path / "report.html"
+    path.write_bytes(render(full_page([row]), shown_queries([row]), THUMBNAILS))
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    clean_browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    clean_browser.get(path.as_uri())
+    overflows, texts = clean_browser.execute_script(
+        "const all = [...document.querySelectorAll('.matches figcaption > :not(.tip)')];"
+        "return [all.map((part) => part.scrollWidth - part.clientWidth),"
+        " all.map((part) => part.innerText)]"
+    )
+    assert sum("100 % likely" in text for text in texts) == 10
+    assert max(overflows) == 0
+
+
 def test_groups_of_duplicates_are_the_first_tab(clean_browser, tmp_path):
     names = [HOSTILE[0], LONG_NAME, "cat/3.jpg", *(f"{number}.jpg" for number in range(9))]
     images = tuple(
