@@ -170,7 +170,9 @@ def when_child_runs(action):
 
 def test_interrupt_ends_the_command(output):
     code = (
-        "import sys, lookalike\n"
+        "import signal, sys, lookalike\n"
+        # a shell that starts the tests in the background lets them ignore interrupts
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try: lookalike.verify(sys.argv[1])\n"
         "except KeyboardInterrupt: print('interrupted')"
     )
