@@ -400,7 +400,8 @@ def test_groups_of_a_gallery_ranked_against_itself(stores, tmp_path, metric):
     assert (counts["removed_images"], counts["unlisted_paths"]) == (len(removed), 0)
     result = summary(str(tmp_path / "m"), manifest)
     assert result.values["groups"] == len(expected)
-    assert any(line.startswith(f"{len(expected)} groups of") for line in result.lines)
+    count = "1 group" if len(expected) == 1 else f"{len(expected)} groups"
+    assert any(line.startswith(f"{count} of") for line in result.lines)
     check_verified(tmp_path / "m")
 
 
